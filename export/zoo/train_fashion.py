@@ -1,0 +1,167 @@
+"""Train the shipped network: `python -m pfdiff.export.zoo.train_fashion --data DIR`.
+
+Loss: E |v_theta(x_t, t, label) - v|^2 on `linear:1000`, labels dropped with probability 0.1 so that the
+network also answers without one (classifier-free guidance, Ho & Salimans, arXiv 2207.12598). Times are
+drawn where the error matters: log(sigma_t / alpha_t) ~ N(-0.4, 1.6^2) four times in five (the log-normal
+idea of Karras et al., arXiv 2206.00364), uniform in t otherwise. The weights kept are an exponential
+moving average. The learning rate is flat, then falls linearly over the last 30 % of the steps, so a run
+may be lengthened from any checkpoint taken before the fall.
+
+Data: Fashion-MNIST (Zalando, MIT licence), either `fashion_mnist_train_uint8.npz` (`x` uint8
+[60000, 28, 28], `y` uint8 [60000]) or the four original `*-ubyte.gz` files, which
+https://github.com/zalandoresearch/fashion-mnist offers in `data/fashion`.
+
+A run stopped at any time goes on from its last checkpoint; random draws depend on (seed, step) alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gzip
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from .fashion import CLASSES, NO_LABEL, FashionUNet
+
+LABEL_DROPOUT = 0.1
+LEARNING_RATE = 1.5e-3
+DECAY_FRACTION = 0.3
+WARMUP_STEPS = 300
+EMA_RATE = 0.9995
+
+
+def load_fashion(folder: Path, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 [n, 28, 28] and labels uint8 [n]; split is "train" or "test"."""
+    packed = folder / f"fashion_mnist_{split}_uint8.npz"
+    if packed.exists():
+        with np.load(packed) as data:
+            return data["x"], data["y"]
+    stem = {"train": "train", "test": "t10k"}[split]
+    images, labels = folder / f"{stem}-images-idx3-ubyte.gz", folder / f"{stem}-labels-idx1-ubyte.gz"
+    if not images.exists() or not labels.exists():
+        raise FileNotFoundError(f"{folder} has neither {packed.name} nor {images.name} and {labels.name}")
+    pixels = np.frombuffer(gzip.decompress(images.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28)
+    return pixels, np.frombuffer(gzip.decompress(labels.read_bytes()), np.uint8, offset=8)
+
+
+def linear_schedule(length: int = 1000) -> tuple[Tensor, Tensor]:
+    """alpha_t, sigma_t float32 [length] of betas 1e-4..0.02 (Ho et al., arXiv 2006.11239)."""
+    alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, length, dtype=torch.float64), 0)
+    return alphas_cumprod.sqrt().float(), (1 - alphas_cumprod).sqrt().float()
+
+
+def draw_times(batch: int, log_ratio: Tensor, generator: torch.Generator) -> Tensor:
+    """int64 [batch]: log-normal noise levels mapped to the nearest time, one in five uniform."""
+    level = -0.4 + 1.6 * torch.randn(batch, generator=generator)
+    t = torch.searchsorted(log_ratio, level).clamp(max=len(log_ratio) - 1)
+    uniform = torch.randint(len(log_ratio), (batch,), generator=generator)
+    inside = (level > log_ratio[0]) & (level < log_ratio[-1])
+    return torch.where(inside & (torch.rand(batch, generator=generator) > 0.2), t, uniform)
+
+
+def commit() -> str:
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return answer.stdout.strip() or "unknown"
+
+
+def train(arguments: argparse.Namespace) -> None:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = arguments.out / "checkpoint.pt"
+    pixels, labels = load_fashion(arguments.data)
+    x_0_all = torch.from_numpy(pixels.copy())[:, None]
+    label_all = torch.from_numpy(labels.astype(np.int64))
+    alphas, sigmas = linear_schedule()
+    log_ratio = (sigmas / alphas).log()
+
+    torch.manual_seed(arguments.seed)
+    model = FashionUNet().to(memory_format=torch.channels_last)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_RATE)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    state = {"step": 0, "seconds": 0.0, "curve": [], "commit": commit()}
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
+        optimizer.load_state_dict(saved["optimizer"])
+        state = saved["state"]
+
+    running, since = [], time.perf_counter()
+    for step in range(state["step"], arguments.steps):
+        # One draw of data, labels, times and noise.
+        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)
+        index = torch.randint(len(x_0_all), (arguments.batch,), generator=generator)
+        x_0 = x_0_all[index].float() / 127.5 - 1
+        keep = torch.rand(arguments.batch, generator=generator) >= LABEL_DROPOUT
+        label = torch.where(keep, label_all[index], NO_LABEL)
+        t = draw_times(arguments.batch, log_ratio, generator)
+        eps = torch.randn(x_0.shape, generator=generator)
+        alpha_t, sigma_t = alphas[t, None, None, None], sigmas[t, None, None, None]
+
+        # One step of AdamW and of the moving average.
+        fall = (arguments.steps - step) / (DECAY_FRACTION * arguments.steps)
+        rate = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, fall)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        x_t = (alpha_t * x_0 + sigma_t * eps).contiguous(memory_format=torch.channels_last)
+        loss = functional.mse_loss(model(x_t, t, label), alpha_t * eps - sigma_t * x_0)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average.update_parameters(model)
+        running.append(loss.item())
+
+        if (step + 1) % 250 == 0 or step + 1 == arguments.steps:
+            now = time.perf_counter()
+            state = {**state, "step": step + 1, "seconds": state["seconds"] + now - since}
+            state["curve"] = [*state["curve"], [step + 1, round(float(np.mean(running)), 5)]]
+            running, since = [], now
+            print(json.dumps({"step": step + 1, "loss": state["curve"][-1][1], "seconds": round(state["seconds"])}), flush=True)
+            saved = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**saved, "state": state}, checkpoint.with_suffix(".partial"))
+            checkpoint.with_suffix(".partial").replace(checkpoint)
+
+    weights = {name: value.to(torch.float16).contiguous() for name, value in average.module.state_dict().items()}
+    save_file(weights, arguments.out / "fashion.safetensors")
+    record = {
+        "network": "FashionUNet",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "data": "Fashion-MNIST, 60,000 training pictures",
+        "classes": CLASSES,
+        "schedule": "linear:1000",
+        "prediction": "v",
+        "commit": state["commit"],
+        "date": datetime.date.today().isoformat(),
+        "steps": state["step"],
+        "batch": arguments.batch,
+        "seed": arguments.seed,
+        "learning_rate": LEARNING_RATE,
+        "ema_rate": EMA_RATE,
+        "label_dropout": LABEL_DROPOUT,
+        "seconds": round(state["seconds"]),
+        "hardware": f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
+        "loss_curve": state["curve"],
+    }
+    (arguments.out / "fashion.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train the shipped fashion network.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with Fashion-MNIST")
+    parser.add_argument("--out", type=Path, default=Path("fashion-run"), help="checkpoints and weights")
+    parser.add_argument("--steps", type=int, default=14_000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    train(parser.parse_args())
