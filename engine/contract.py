@@ -1,0 +1,281 @@
+"""What a network takes and what it predicts: the contract between the exporter, the engine and the backends.
+
+    out [batch, *shape] = network(x [batch, *shape], t [batch] or scalar, conditions [batch, *condition.shape]...)
+
+`x` and `out` have the dtype of `precision`; `t` is float32 or int64; a condition is of its own dtype. The contract
+is plain data (NumPy only) and stands in `engine.json`; `from_dict` refuses a field that does not fit by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import InputError
+
+PREDICTIONS = ("eps", "x0", "v", "flow", "edm")
+PRECISIONS = ("fp32", "fp16", "bf16")
+TIME_DTYPES = ("float32", "int64")
+CONDITION_DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "bool")
+RESERVED_NAMES = ("seeds", "noise", "nfe", "batch")  # words of `engine.sample` and of the ONNX graph
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One further input of a network, fed as [batch, *shape].
+
+    `default` fills every element when the caller gives nothing; without it the condition must be given.
+    `low` and `high` bound integers, both included; `labels` names the integers 0, 1, 2, ...
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+    default: int | float | None = None
+    low: int | None = None
+    high: int | None = None
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_name("condition", self.name)
+        where = f"condition '{self.name}'"
+        if self.name in RESERVED_NAMES:
+            raise InputError(f"{where}: the name is a word of engine.sample; rename the network's input")
+        _check_choice(f"{where}: dtype", self.dtype, CONDITION_DTYPES)
+        _check_shape(f"{where}: shape", self.shape)
+        for field in ("low", "high"):
+            bound = getattr(self, field)
+            if bound is not None and not (_is_integer(bound) and self.dtype.startswith("int")):
+                raise InputError(f"{where}: {field} {bound!r} with dtype {self.dtype}; bounds are integers of an int dtype")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise InputError(f"{where}: low {self.low} is above high {self.high}; swap them")
+        if not _is_strings(self.labels):
+            raise InputError(f"{where}: labels {self.labels!r}, expected a tuple of strings")
+        if self.default is not None:
+            if not (_is_number(self.default) or isinstance(self.default, bool)):
+                raise InputError(f"{where}: default {self.default!r}, expected one finite number or None")
+            if self.dtype.startswith("int") and self.default != int(self.default):
+                raise InputError(f"{where}: default {self.default!r} is no integer, but its dtype is {self.dtype}")
+            self._check_range(np.asarray(self.default))
+
+    def _check_range(self, values: NDArray[Any]) -> None:
+        low, high = self.low, self.high
+        if values.size and ((low is not None and values.min() < low) or (high is not None and values.max() > high)):
+            got = f"{values.min()}" if values.min() == values.max() else f"{values.min()}..{values.max()}"
+            span = f"{'' if low is None else low}..{'' if high is None else high}"
+            raise InputError(f"condition '{self.name}': got {got}, expected values in {span}")
+
+    def values(self, given: ArrayLike | str | Sequence[str] | None, batch: int) -> NDArray[Any]:
+        """The array [batch, *shape] to feed for what the caller gave.
+
+        `given` is one value for all samples (shape `shape`), one for each ([batch, *shape]), a label's name or a list
+        of names, or None for the default. float16 and bfloat16 come back as float32: the backend casts.
+        Raises InputError on a missing value, a wrong shape, an unknown label, a fraction for an integer, NaN.
+        """
+        dtype = np.dtype("float32" if self.dtype in ("float16", "bfloat16") else self.dtype)
+        if given is None:
+            if self.default is None:
+                raise InputError(f"condition '{self.name}' is missing; give {self.name}= a {self.dtype} value")
+            return np.full((batch, *self.shape), self.default, dtype=dtype)
+        values = np.asarray(self._from_labels(given))
+        if values.dtype.kind not in "biuf":
+            raise InputError(f"condition '{self.name}': got {values.dtype}, expected numbers of dtype {self.dtype}")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise InputError(f"condition '{self.name}': got NaN or infinity, expected finite numbers")
+        if dtype.kind == "i" and (values != np.trunc(values)).any():
+            raise InputError(f"condition '{self.name}': got fractions, expected integers ({self.dtype})")
+        if values.shape == self.shape:
+            values = np.broadcast_to(values, (batch, *self.shape))
+        elif values.shape == (1, *self.shape):
+            values = np.broadcast_to(values[0], (batch, *self.shape))
+        if values.shape != (batch, *self.shape):
+            raise InputError(
+                f"condition '{self.name}': got shape {list(values.shape)}, expected {list(self.shape)} for all samples "
+                f"or {[batch, *self.shape]}, one for each"
+            )
+        self._check_range(values)
+        return np.ascontiguousarray(values, dtype=dtype)
+
+    def _from_labels(self, given: Any) -> Any:
+        names = [given] if isinstance(given, str) else given
+        if not (isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names)):
+            return given
+        for name in names:
+            if name not in self.labels:
+                known = ", ".join(self.labels) or "none, this condition takes numbers"
+                raise InputError(f"condition '{self.name}': unknown label '{name}'; known labels: {known}")
+        numbers = [self.labels.index(name) for name in names]
+        return numbers[0] if isinstance(given, str) else numbers
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What `network.onnx` takes and predicts; shapes are per sample, without the batch.
+
+    `time_scale`: the network is fed `network_times * time_scale`, shaped [batch] (`time_rank` 1) or scalar (0).
+    `fixed_batch`: the only batch size the network accepts, None for any.
+    `learned_sigma`: the source has twice the channels and the exported graph keeps the first half, the mean.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    schedule: str
+    prediction: str
+    input: str = "x"
+    time: str = "t"
+    output: str = "out"
+    time_dtype: str = "float32"
+    time_scale: float = 1.0
+    time_rank: int = 1
+    conditions: tuple[Condition, ...] = ()
+    sigma_data: float = 0.5
+    data_range: tuple[float, float] = (-1.0, 1.0)
+    fixed_batch: int | None = None
+    precision: str = "fp32"
+    learned_sigma: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("name", "schedule"):
+            value = getattr(self, field)
+            if not (isinstance(value, str) and value.strip()):
+                raise InputError(f"contract: {field} {value!r}, expected a non-empty string")
+        _check_shape("contract: shape", self.shape)
+        if not self.shape:
+            raise InputError("contract: shape [] of a sample is empty; expected for instance [3, 64, 64]")
+        _check_choice("contract: prediction", self.prediction, PREDICTIONS)
+        _check_choice("contract: precision", self.precision, PRECISIONS)
+        _check_choice("contract: time_dtype", self.time_dtype, TIME_DTYPES)
+        if not (_is_integer(self.time_rank) and self.time_rank in (0, 1)):
+            raise InputError(f"contract: time_rank {self.time_rank!r}, expected 0 (one scalar) or 1 (one for each sample)")
+        for field in ("time_scale", "sigma_data"):
+            value = getattr(self, field)
+            if not (_is_number(value) and value > 0):
+                raise InputError(f"contract: {field} {value!r}, expected a number above 0")
+        span: Any = self.data_range
+        if not (isinstance(span, tuple) and len(span) == 2 and all(map(_is_number, span)) and span[0] < span[1]):
+            raise InputError(f"contract: data_range {span!r}, expected two numbers, the lower first")
+        if self.fixed_batch is not None and not (_is_integer(self.fixed_batch) and self.fixed_batch >= 1):
+            raise InputError(f"contract: fixed_batch {self.fixed_batch!r}, expected an integer of at least 1 or None")
+        if not isinstance(self.learned_sigma, bool):
+            raise InputError(f"contract: learned_sigma {self.learned_sigma!r}, expected true or false")
+        conditions: Any = self.conditions
+        if not (isinstance(conditions, tuple) and all(isinstance(one, Condition) for one in conditions)):
+            raise InputError(f"contract: conditions {conditions!r}, expected a tuple of Condition")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        for field in ("input", "time", "output"):
+            _check_name(f"contract: {field}", getattr(self, field))
+        names = [self.input, self.time, self.output, *(condition.name for condition in self.conditions)]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"contract: the name '{name}' is used twice among {', '.join(names)}; rename one")
+
+    def feed_times(self, network_times: ArrayLike) -> NDArray[Any]:
+        """The values [N] fed as time, of `time_dtype`: `network_times` (float64 [N]) times `time_scale`.
+
+        Raises InputError when the network takes integers and a time is a fraction.
+        """
+        times = np.asarray(network_times, dtype=np.float64) * self.time_scale
+        if self.time_dtype == "float32":
+            return times.astype(np.float32)
+        whole = np.rint(times)
+        wrong = np.flatnonzero(np.abs(times - whole) > 1e-6)
+        if wrong.size:
+            raise InputError(
+                f"time {times[wrong[0]]:g} is no integer, but this network takes int64 times; "
+                "use a discrete schedule and a grid of integer times"
+            )
+        return whole.astype(np.int64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, every field present; `from_dict` reads it back."""
+        plain = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        plain["conditions"] = [
+            {field.name: _plain(getattr(condition, field.name)) for field in fields(Condition)}
+            for condition in self.conditions
+        ]
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Contract:
+        """Read `to_dict` data. Raises InputError that names a missing, unknown or unfit field."""
+        values = _read_fields("contract", cls, plain)
+        conditions: Any = values.get("conditions", ())
+        if not isinstance(conditions, tuple):
+            raise InputError(f"contract: conditions {conditions!r}, expected a list")
+        values["conditions"] = tuple(Condition(**_read_fields("condition", Condition, one)) for one in conditions)
+        return cls(**values)
+
+
+def parse_condition(text: str) -> Condition:
+    """The condition that `name:dtype[:shape][:low..high]` means, as written on a command line.
+
+    For instance `label:int64:0..9`, `context:float32:77x768`. Raises InputError.
+    """
+    name, *rest = text.split(":")
+    usage = f"condition '{text}': expected name:dtype[:shape][:low..high], such as label:int64:0..9 or text:float32:77x768"
+    if not 1 <= len(rest) <= 3:
+        raise InputError(usage)
+    shape: tuple[int, ...] = ()
+    low = high = None
+    try:
+        for part in rest[1:]:
+            if ".." in part:
+                low, high = (int(bound) for bound in part.split(".."))
+            else:
+                shape = tuple(int(size) for size in part.split("x"))
+    except ValueError:
+        raise InputError(usage) from None
+    return Condition(name, rest[0], shape, low=low, high=high)
+
+
+# Field checks.
+def _read_fields(what: str, kind: type, plain: Any) -> dict[str, Any]:
+    if not isinstance(plain, Mapping):
+        raise InputError(f"{what}: got {type(plain).__name__}, expected an object with named fields")
+    known = {field.name for field in fields(kind)}
+    for name in plain:
+        if name not in known:
+            raise InputError(f"{what}: unknown field '{name}'; known fields: {', '.join(sorted(known))}")
+    required = ("name", "shape", "schedule", "prediction") if kind is Contract else ("name", "dtype")
+    for name in required:
+        if name not in plain:
+            raise InputError(f"{what}: the field '{name}' is missing")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(one, str) for one in cast("tuple[Any, ...]", value))
+
+
+def _check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{what} {value!r}, expected one of {', '.join(choices)}")
+
+
+def _check_name(what: str, value: Any) -> None:
+    if not (isinstance(value, str) and value.isidentifier()):
+        raise InputError(f"{what}: the name {value!r} is no identifier (letters, digits, underscores); rename it")
+
+
+def _check_shape(what: str, value: Any) -> None:
+    if not (isinstance(value, tuple) and all(_is_integer(size) and size >= 1 for size in cast("tuple[Any, ...]", value))):
+        raise InputError(f"{what} {value!r}, expected a tuple of integers of at least 1, such as (3, 64, 64)")
