@@ -1,0 +1,55 @@
+# make demo | test | bench | lint | gpu        each creates .venv when it is missing
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+TORCH := $(shell grep -o '^torch==[^ ]*' constraints.txt)
+
+# An NVIDIA GPU asks for the CUDA build of torch and for the GPU extras; anything else gets the CPU build, a tenth of the size.
+GPU := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
+EXTRAS := $(if $(GPU),[triton])
+
+.PHONY: demo test bench lint gpu clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	@$(BIN)/pfdiff demo
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest -q
+
+bench: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest -q bench
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+gpu: $(VENV)/.installed-dev
+	@$(if $(GPU),,echo "make gpu: no NVIDIA GPU found (nvidia-smi -L lists none)" >&2; exit 2)
+	@$(BIN)/python -m pytest -q -m gpu
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo.png
+
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pfdiff needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
+	@echo "installing $(TORCH) into $(VENV) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if [ -z "$(GPU)" ] && [ "$$(uname)" = Linux ]; then \
+	  $(PIP) install "$(TORCH)+cpu" 2>/dev/null || \
+	  $(PIP) install --extra-index-url https://download.pytorch.org/whl/cpu "$(TORCH)+cpu"; \
+	else $(PIP) install "$(TORCH)"; fi
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	@echo "installing pfdiff into $(VENV) ..."
+	@$(PIP) install -c constraints.txt -e ".$(EXTRAS)"
+	@mkdir -p $(VENV)/src && ln -sfn "$(CURDIR)" $(VENV)/src/pfdiff
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing what tests and checks need ..."
+	@$(PIP) install -c constraints.txt -e ".[dev]"
+	@touch $@
