@@ -1,0 +1,233 @@
+"""The command line. One function a command; each imports what it needs when it runs, so that --help is quick.
+
+Bad input ends with status 2 and one line on stderr; an interruption with 130. Results go to stdout, progress to
+stderr and only to a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .engine.errors import InputError, PfdiffError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+ClickException: Any = typer.BadParameter.__mro__[2]  # BadParameter < UsageError < ClickException, wherever Typer keeps them
+
+EngineArgument = Annotated[Path, typer.Argument(metavar="ENGINE", help="The engine directory that 'build' wrote.")]
+BackendOption = Annotated[str, typer.Option("--backend", help="auto, onnxruntime, openvino or torch.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: what the backend picks.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status: 0, 2 after bad input, 130 after an interruption."""
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        status = app(words, prog_name="pfdiff", standalone_mode=False)
+        if status == 130:
+            return _fail("interrupted", 130)
+        return status if isinstance(status, int) else 0
+    except ClickException as error:
+        return _fail(error.format_message())
+    except PfdiffError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename or 'the system'}: {error.strerror or error}; check the path, its rights and the disk")
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print("pfdiff:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print("pfdiff", version("pfdiff"))
+        raise typer.Exit
+
+
+@app.callback()
+def pfdiff(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Few-step diffusion samplers, compiled into small tables and run on your own network."""
+
+
+@app.command()
+def build(
+    network: Annotated[str, typer.Argument(help="An .onnx file, file.py:factory (returns an nn.Module), or 'fashion'.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The engine directory to write.")],
+    nfe: Annotated[str, typer.Option("--nfe", help="Network evaluations a sample, one or several: 5,8.")],
+    shape: Annotated[str | None, typer.Option("--shape", help="Of one sample, such as 3x64x64.")] = None,
+    schedule: Annotated[str | None, typer.Option("--schedule", help="linear:1000, cosine:300, vp, edm, flow, ...")] = None,
+    prediction: Annotated[str | None, typer.Option("--prediction", help="eps, x0, v, flow or edm.")] = None,
+    input_name: Annotated[str | None, typer.Option("--input", help="ONNX: the noisy sample's input.")] = None,
+    time_name: Annotated[str | None, typer.Option("--time", help="ONNX: the time's input.")] = None,
+    output_name: Annotated[str | None, typer.Option("--output", help="ONNX: the prediction's output.")] = None,
+    time_scale: Annotated[float, typer.Option("--time-scale", help="The network is fed time times this.")] = 1.0,
+    solver: Annotated[str, typer.Option("--solver", help="ddim, dpm++:2m, pfdiff:k=2,l=1, ...")] = "pfdiff:k=2,l=1",
+    grid: Annotated[str, typer.Option("--grid", help="uniform, quadratic, logsnr, ..., or all times.")] = "logsnr",
+    basis: Annotated[str | None, typer.Option("--basis", help="What the solver combines: eps, x0 or v.")] = None,
+    clip: Annotated[float | None, typer.Option("--clip", help="Clamp x0 to [-CLIP, CLIP].")] = None,
+    t_start: Annotated[float | None, typer.Option("--t-start", help="Where the grid starts.")] = None,
+    batch: Annotated[str, typer.Option("--batch", help="Batch sizes to prepare: 1,8.")] = "1",
+    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")] = "fp32",
+    backend: BackendOption = "auto",
+) -> None:
+    """Turn a network into an engine directory."""
+    from .cli_words import grid_from, integers_from, shape_from
+
+    evaluations, batches = integers_from("--nfe", nfe), integers_from("--batch", batch)
+    sample_shape, times = shape_from(shape) if shape else None, grid_from(grid)
+    with _stages() as progress:
+        progress("reading the network")
+        from . import Network
+        from . import build as build_engine
+
+        source = Network(
+            network,
+            shape=sample_shape,
+            schedule=schedule,
+            prediction=prediction,
+            input=input_name,
+            time=time_name,
+            output=output_name,
+            time_scale=time_scale,
+        )
+        build_engine(
+            source,
+            nfe=evaluations,
+            solver=solver,
+            grid=times,
+            basis=basis,
+            clip=clip,
+            t_start=t_start,
+            batch=batches,
+            precision=precision,
+            backend=backend,
+            out=out,
+            progress=progress,
+        )
+
+
+# Options that no command declares are the network's own conditions: --label 3.
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def sample(
+    context: typer.Context,
+    engine: EngineArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help=".png (one grid), .npy, .npz, or a folder of PNGs.")],
+    nfe: Annotated[int | None, typer.Option("--nfe", help="Evaluations; may be left out if the engine has one.")] = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")] = "0-15",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
+    from .cli_words import conditions_from, seeds_from
+    from .export import pictures
+
+    chosen, kind = seeds_from(seeds), pictures.kind_of(out)
+    from . import load
+
+    with load(engine, backend=backend, threads=threads) as loaded:
+        evaluations = _only_nfe(sorted(loaded.programs)) if nfe is None else nfe
+        conditions = conditions_from(context.args, loaded.contract, len(chosen))
+        draw = loaded.images if kind in ("grid", "folder") else loaded.sample
+        batch = max(loaded.batch)
+        parts = []
+        for start in _bar(range(0, len(chosen), batch), "sampling"):
+            part = slice(start, start + batch)
+            values = {name: value[part] for name, value in conditions.items()}
+            parts.append(draw(seeds=chosen[part], nfe=evaluations, **values))
+    import numpy as np
+
+    results = np.concatenate([np.asarray(part) for part in parts])
+    if kind in ("grid", "folder"):
+        pictures.write_images(out, results, chosen)
+    else:
+        pictures.write_samples(out, results, chosen, conditions)
+    print(f"{out}: {len(chosen)} {'sample' if len(chosen) == 1 else 'samples'}, {evaluations} evaluations each")
+
+
+@app.command()
+def info(
+    engine: EngineArgument,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say what an engine holds: network, programs, times, files."""
+    from . import cli_tables
+
+    cli_tables.print_info(engine, as_json=json)
+
+
+@app.command()
+def bench(
+    engine: EngineArgument,
+    nfe: Annotated[str | None, typer.Option("--nfe", help="Only these: 5,8.")] = None,
+    batch: Annotated[str | None, typer.Option("--batch", help="Only these batch sizes: 1,8.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Whole samples timed for each row.")] = 50,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Time whole samples and the bare network: p50, p90, p99, max, first call, floor, overhead."""
+    from . import cli_tables, load
+    from .cli_words import integers_from
+
+    evaluations = integers_from("--nfe", nfe) if nfe else None
+    batches = integers_from("--batch", batch) if batch else None
+    with load(engine, backend=backend, threads=threads) as loaded:
+        pairs = [(n, b) for n in evaluations or sorted(loaded.programs) for b in batches or sorted(loaded.batch)]
+        figures = [loaded.bench(n, b, rounds) for n, b in _bar(pairs, "timing")]
+    cli_tables.print_bench(figures, json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("demo.png"),
+) -> None:
+    """Sample the shipped network with DDIM and PFDiff, print time and error, write one picture."""
+    from .export import demo as shipped
+
+    with _stages() as progress:
+        report = shipped.run(out, progress)
+    shipped.print_report(report)
+
+
+def _only_nfe(held: list[int]) -> int:
+    if len(held) == 1:
+        return held[0]
+    raise InputError(f"--nfe is missing and this engine has several; choose one of {', '.join(map(str, held))}")
+
+
+def _bar(items: Sequence[Any], title: str) -> Iterator[Any]:
+    """The items, with a progress bar on stderr if that is a terminal and there are several."""
+    if len(items) < 2 or not sys.stderr.isatty():
+        return iter(items)
+    from rich.console import Console
+    from rich.progress import track
+
+    return iter(track(items, description=title, console=Console(stderr=True), transient=True))
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str], None]]:
+    """A function that shows the present stage beside a spinner, on stderr if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda stage: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda stage: status.update(stage)

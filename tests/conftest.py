@@ -1,0 +1,21 @@
+"""What all tests share: Triton's interpreter where there is no GPU, and the rule for tests that need one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+GPU = Path("/dev/nvidiactl").exists()
+
+if not GPU:  # Triton reads this when a kernel is decorated, so before the first import of pfdiff.kernels
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked gpu where there is none."""
+    if not GPU:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
