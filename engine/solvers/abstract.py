@@ -1,0 +1,44 @@
+"""What a solver is: options in a frozen dataclass, and a function from noise to sample.
+
+A solver never sees tensors. It is called once per compilation with symbolic vectors that know `+`, `-` and `*` by
+a number (trace.py), and asks `evaluate` for the network's answer, another such vector.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from ..schedule import Array, Schedule
+
+# A state or an answer of the network. Symbolic while tracing, so nothing but arithmetic may be asked of it.
+Vector = Any
+Evaluate = Callable[[Vector, float], Vector]
+
+
+class Solver(ABC):
+    """`intervals` says how many grid intervals N evaluations walk, `__call__` walks them.
+
+    parameterisation: the basis in which the solver's paper writes it (eps or x0), None where any basis serves;
+    then the basis is the user's choice and reaches the solver as an argument.
+    evaluations: network evaluations in one interval; integer grid times keep that distance.
+    """
+
+    parameterisation: ClassVar[str | None] = None
+    evaluations: int = 1
+
+    @abstractmethod
+    def intervals(self, nfe: int) -> int:
+        """Number of grid intervals for `nfe` evaluations. Raises InputError when nfe does not fit."""
+
+    @abstractmethod
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+        """The state at the grid's last point, from `noise`, the state at its first.
+
+        evaluate(x, t): the network's answer at state x and time t, in `basis`.
+        """
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The string that parses to this solver."""

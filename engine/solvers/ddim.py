@@ -1,0 +1,38 @@
+"""DDIM (Song et al., arXiv 2010.02502) without noise: the first-order step, in any basis.
+
+In eps it is x_t = alpha_t (x_s - sigma_s eps) / alpha_s + sigma_t eps; in other bases the same transfer with
+another quantity held constant over the step (basis.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from ..basis import transfer
+from ..schedule import Array, Schedule
+from .abstract import Evaluate, Solver, Vector
+
+
+def phi(d: Vector, x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
+    """x_t from x_s and a network answer d, which may have been found elsewhere."""
+    p, q = transfer(s, t, basis, schedule)
+    return p * x + q * d
+
+
+@final
+@dataclass(frozen=True)
+class Ddim(Solver):
+    """`ddim`"""
+
+    def intervals(self, nfe: int) -> int:
+        return nfe
+
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+        x = noise
+        for s, t in zip(grid[:-1], grid[1:], strict=True):
+            x = phi(evaluate(x, s), x, s, t, basis, schedule)
+        return x
+
+    def __str__(self) -> str:
+        return "ddim"

@@ -1,0 +1,160 @@
+"""DPM-Solver and DPM-Solver++ (Lu et al., arXiv 2206.00927 and 2211.01095).
+
+Both integrate x_t = P_t/P_s x_s - P_t int e^-g d(g) dg exactly in its linear part, with
+    eps form (DPM-Solver)     P = alpha, Q = sigma, g = +lambda, d = eps
+    x0 form  (DPM-Solver++)   P = sigma, Q = alpha, g = -lambda, d = x0
+so one formula serves both: with h = g_t - g_s, x_t = P_t/P_s x_s - Q_t (e^h - 1) d_s + higher orders.
+Single-step solvers evaluate p times inside an interval, at fractions r of it in lambda; multistep ones reuse old answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from ..basis import convert
+from ..errors import InputError
+from ..schedule import Array, Schedule
+from .abstract import Evaluate, Solver, Vector
+from .ddim import phi
+
+FORMS = {"dpm-solver": "eps", "dpm++": "x0"}
+
+
+def inner_times(s: float, t: float, order: int, schedule: Schedule) -> list[float]:
+    """The `order` evaluation times of a block from s to t: s and equal fractions in lambda; integers if discrete.
+
+    Raises InputError where alpha_s is 0: there is no finite lambda to divide.
+    """
+    lam_s, lam_t = float(schedule.lam(s)), float(schedule.lam(t))
+    if order > 1 and not math.isfinite(lam_s):
+        raise InputError(
+            f"a block of order {order} cannot start at time {s:g}, where alpha is 0; pass t_start below it"
+        )
+    times = [float(schedule.time_from_lambda(lam_s + j / order * (lam_t - lam_s))) for j in range(1, order)]
+    if schedule.discrete:
+        # Rounded, then kept strictly between s and t and apart from each other.
+        times = [min(max(round(u), t + order - j), s - j) for j, u in enumerate(times, 1)]
+        for j in range(1, len(times)):
+            times[j] = min(times[j], times[j - 1] - 1)
+    return [s, *times]
+
+
+def advance(outputs: Sequence[Vector], x: Vector, times: Sequence[float], u: float, order: int, form: str, schedule):
+    """The state at time u from x at times[0] and the answers so far, taken as found at `times`.
+
+    The stages and the end of a single-step block are one formula: with D = d_k - d_0 the last difference known
+    and rho/r_k the length to u over the length to its time, both in lambda, it subtracts Q_u rho/r_k w D where
+    w = (e^h - 1)/2 in the second-order solver and (e^h - 1)/h - 1 in the third-order one
+    (arXiv 2206.00927, algorithms 1 and 2; arXiv 2211.01095, appendix A for the x0 form).
+    """
+    x_u = phi(outputs[0], x, times[0], u, form, schedule)
+    if len(outputs) == 1:
+        return x_u
+    h = step(times[0], u, form, schedule)
+    weight = math.expm1(h) / 2 if order == 2 else math.expm1(h) / h - 1
+    ratio = h / step(times[0], times[len(outputs) - 1], form, schedule)
+    q_u = float(schedule.sigma(u) if form == "eps" else schedule.alpha(u))
+    return x_u - (q_u * ratio * weight) * (outputs[-1] - outputs[0])
+
+
+def step(s: float, t: float, form: str, schedule: Schedule) -> float:
+    """h = g_t - g_s: the length of the interval in lambda, negative in the x0 form."""
+    h = float(schedule.lam(t) - schedule.lam(s))
+    return h if form == "eps" else -h
+
+
+def block(evaluate: Evaluate, x: Vector, s: float, t: float, order: int, form: str, schedule: Schedule):
+    """(x_t, answers, eps): one block of `order` evaluations; eps is the last answer's, for `finish`."""
+    times = inner_times(s, t, order, schedule)
+    outputs: list[Vector] = []
+    y = x
+    for j, u in enumerate(times):
+        y = advance(outputs, x, times, u, order, form, schedule) if j else x
+        outputs.append(evaluate(y, u))
+    p, q = convert("eps", form, times[-1], schedule)
+    return advance(outputs, x, times, t, order, form, schedule), outputs, p * y + q * outputs[-1]
+
+
+def reuse(outputs: Sequence[Vector], x: Vector, s: float, t: float, form: str, schedule: Schedule) -> Vector:
+    """x_t from x_s by the answers of another block: no evaluation, fractions of this interval."""
+    times = inner_times(s, t, len(outputs), schedule)
+    return advance(outputs, x, times, t, len(outputs), form, schedule)
+
+
+def finish(eps: Vector, x: Vector, grid: Array, schedule: Schedule) -> Vector:
+    """Single-step blocks end at a trained time; what noise is left there goes with the last eps, at no cost."""
+    return phi(eps, x, grid[-2], grid[-1], "eps", schedule) if grid[-1] == schedule.clean else x
+
+
+@final
+@dataclass(frozen=True)
+class SingleStep(Solver):
+    """`dpm-solver:order=1|2|3` in eps, `dpm++:1s|2s|3s` in x0. Order 1 is DDIM."""
+
+    family: str
+    order: int
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3):
+            raise InputError(f"{self.family} has order 1, 2 or 3, got {self.order}")
+
+    @property
+    def parameterisation(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  # data, not a constant
+        return FORMS[self.family]
+
+    @property
+    def evaluations(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]  # data, not a constant
+        return self.order
+
+    def intervals(self, nfe: int) -> int:
+        return blocks(nfe, self.order, str(self))
+
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+        x, eps = noise, noise
+        last = len(grid) - 1 - (self.order > 1 and grid[-1] == schedule.clean)
+        for s, t in zip(grid[:last], grid[1 : last + 1], strict=True):
+            x, _, eps = block(evaluate, x, s, t, self.order, basis, schedule)
+        return finish(eps, x, grid, schedule) if self.order > 1 else x
+
+    def __str__(self) -> str:
+        return f"dpm-solver:order={self.order}" if self.family == "dpm-solver" else f"dpm++:{self.order}s"
+
+
+def blocks(nfe: int, order: int, name: str) -> int:
+    """nfe / order. Raises InputError unless whole."""
+    if nfe % order:
+        low, high = nfe // order * order, (nfe // order + 1) * order
+        near = f"{low} or {high}" if low else f"{high}"
+        raise InputError(f"{name} evaluates {order} times a block; NFE {nfe} is no multiple of {order}, use {near}")
+    return nfe // order
+
+
+@final
+@dataclass(frozen=True)
+class MultiStep(Solver):
+    """`dpm++:2m` (arXiv 2211.01095, algorithm 2): one evaluation a step, the slope from the answer before.
+
+    The first step and a step to the clean point are of first order, as in the authors' code.
+    """
+
+    parameterisation: ClassVar[str] = "x0"
+
+    def intervals(self, nfe: int) -> int:
+        return nfe
+
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+        x, before, h_before = noise, None, math.nan
+        for s, t in zip(grid[:-1], grid[1:], strict=True):
+            d = evaluate(x, s)
+            h = step(s, t, basis, schedule)
+            slope = d
+            if before is not None and math.isfinite(h):
+                slope = d + h / (2 * h_before) * (d - before)
+            x, before, h_before = phi(slope, x, s, t, basis, schedule), d, h
+        return x
+
+    def __str__(self) -> str:
+        return "dpm++:2m"
