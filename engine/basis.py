@@ -2,12 +2,14 @@
 
 Every quantity here is a combination of the clean sample and the noise. With x_t = alpha x_0 + sigma eps,
 
-    eps = (0, 1)   x0 = (1, 0)   v = (-sigma, alpha)   flow = (-1, 1)   F = ((1 - c_skip alpha) / c_out, -c_skip sigma / c_out)
+    eps = (0, 1)   x0 = (1, 0)   v = (-sigma, alpha)   flow = (-1, 1)
+    F = ((1 - c_skip alpha) / c_out, -c_skip sigma / c_out)
 
 are (coefficient of x_0, coefficient of eps). Given x_t and one of them, every other is p x_t + q d: two unknowns,
 two equations. The DDIM step is the same solve with the row (alpha_t, sigma_t) of another time.
 
-v: Salimans & Ho, arXiv 2202.00512. flow: Lipman et al., arXiv 2210.02747. F, c_*: Karras et al., arXiv 2206.00364, table 1.
+v: Salimans & Ho, arXiv 2202.00512. flow: Lipman et al., arXiv 2210.02747. F, c_*: Karras et al., arXiv 2206.00364,
+table 1.
 """
 
 from __future__ import annotations

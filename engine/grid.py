@@ -173,7 +173,7 @@ def _explicit(grid: Grid, schedule: Schedule, intervals: int, t_start: float | N
     if not np.all(np.diff(times) < 0):
         raise InputError("grid times must fall strictly: no two equal, none rising")
     schedule.alpha(times)  # inside the schedule, and integers where it is discrete
-    if not ends_clean and times[-1] < schedule.first or np.any(times[:-1] < schedule.first):
+    if (not ends_clean and times[-1] < schedule.first) or np.any(times[:-1] < schedule.first):
         raise InputError(f"grid times must be at least {schedule.first:g}; only the last may be {schedule.clean:g}")
     if schedule.discrete and gap > 1 and np.any(-np.diff(times[: intervals + 1]) < gap):
         raise InputError(f"this solver evaluates {gap} times an interval; grid times must be at least {gap} apart")

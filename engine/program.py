@@ -8,9 +8,9 @@
         s_j <- sum_i W_n[j, i] s_i + w_n[j] z               all j at once
     sample = s_0
 
-Conversions between what the network predicts and what the solver stores are folded into W and w in float64: the network's
-own output is combined, so v-networks keep their accuracy where alpha is small. The dense table stays beside it in the
-solver's basis, to be read, hashed and tested.
+Conversions between what the network predicts and what the solver stores are folded into W and w in float64: the
+network's own output is combined, so v-networks keep their accuracy where alpha is small. The dense table stays
+beside it in the solver's basis, to be read, hashed and tested.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ ARRAYS = {"times": 1, "network_times": 1, "c_in": 1, "table": 2, "init": 1, "p":
 class Program:
     """One sampler for one NFE; all arrays float64. N = nfe, B = buffers.
 
-    times [N]: the schedule's time of each evaluation. network_times [N]: what the network is fed, ln(sigma)/4 for `edm`.
-    c_in [N]: factor of the network's input. table [N+1, N+1]: rows y_0 ... y_N-1, sample; columns noise, d_0 ... d_N-1
-    in `basis`. init [B], p [N], q [N], W [N, B, B], w [N, B]: see the module.
+    times [N]: the schedule's time of each evaluation. network_times [N]: what the network is fed, ln(sigma)/4 for
+    `edm`. c_in [N]: factor of the network's input. table [N+1, N+1]: rows y_0 ... y_N-1, sample; columns noise,
+    d_0 ... d_N-1 in `basis`. init [B], p [N], q [N], W [N, B, B], w [N, B]: see the module.
     """
 
     solver: str
@@ -97,7 +97,7 @@ class Program:
 
     def _combine(self, states: Sequence[Any], out: Any, n: int, j: int) -> Any:
         total = float(self.w[n, j]) * out
-        for i in np.flatnonzero(self.W[n, j]):
+        for i in np.flatnonzero(self.W[n, j]).tolist():
             total = total + float(self.W[n, j, i]) * states[i]
         return total
 
@@ -130,7 +130,7 @@ class Program:
         return Program(**values)
 
 
-def compile(  # noqa: A001  # the public name is pfdiff.compile
+def compile(
     solver: str,
     schedule: str,
     nfe: int,
@@ -144,11 +144,12 @@ def compile(  # noqa: A001  # the public name is pfdiff.compile
 ) -> Program:
     """The program of a solver for one NFE.
 
-    solver, schedule: strings, see `pfdiff.engine.solvers` and `pfdiff.engine.schedule`. nfe: network evaluations, at least 1.
-    grid: a rule or the times, see `pfdiff.engine.grid`. basis: eps, x0 or v, what the solver stores; by default v on flow
-    schedules, otherwise eps. Solvers with a parameterisation of their own (DPM-Solver: eps, DPM-Solver++: x0) convert to
-    it, so basis then changes nothing but the table's columns. prediction: eps, x0, v, flow or edm, what the network
-    returns. clip: bound on |x0|, as data in [-1, 1] allows. t_start: first time. end: clean, first or a time. sigma_data: of `edm`.
+    solver, schedule: strings, see `pfdiff.engine.solvers` and `pfdiff.engine.schedule`. nfe: network evaluations, at
+    least 1. grid: a rule or the times, see `pfdiff.engine.grid`. basis: eps, x0 or v, what the solver stores; by
+    default v on flow schedules, otherwise eps. Solvers with a parameterisation of their own (DPM-Solver: eps,
+    DPM-Solver++: x0) convert to it, so basis then changes nothing but the table's columns. prediction: eps, x0, v,
+    flow or edm, what the network returns. clip: bound on |x0|, 1 for data in [-1, 1]. t_start: first time. end:
+    clean, first or a time. sigma_data: of `edm`.
     Raises InputError.
     """
     if isinstance(nfe, bool) or not isinstance(nfe, int | np.integer) or nfe < 1:

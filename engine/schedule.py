@@ -4,15 +4,15 @@ Notation: lambda_t = log(alpha_t / sigma_t), half the log signal-to-noise ratio 
 Times fall from `last` (most noise) to `first` (least noise that the network was trained on); `clean` is the
 time of the clean point, where alpha = 1 and sigma = 0, at which no network is evaluated.
 
-| string                          | meaning                                                         | source             |
-|---------------------------------|-----------------------------------------------------------------|--------------------|
-| `linear:1000`                   | discrete, betas 1e-4..0.02                                      | arXiv 2006.11239   |
-| `scaled_linear:1000`            | discrete, square roots of betas linear, 0.00085..0.012          | arXiv 2112.10752   |
-| `cosine:300`                    | discrete, squared cosine, s 0.008, betas clipped                | arXiv 2102.09672   |
-| `alphas:FILE`                   | discrete, the file's own cumulative products                    |                    |
-| `vp`                            | continuous, t in 0..1, betas 0.1..20                            | arXiv 2011.13456   |
-| `edm`                           | continuous, t = sigma in 0.002..80, alpha 1                     | arXiv 2206.00364   |
-| `flow:shift=3`                  | continuous, alpha = 1 - t, sigma = t                            | arXiv 2210.02747   |
+| string               | meaning                                                | source           |
+|----------------------|--------------------------------------------------------|------------------|
+| `linear:1000`        | discrete, betas 1e-4..0.02                             | arXiv 2006.11239 |
+| `scaled_linear:1000` | discrete, square roots of betas linear, 0.00085..0.012 | arXiv 2112.10752 |
+| `cosine:300`         | discrete, squared cosine, s 0.008, betas clipped       | arXiv 2102.09672 |
+| `alphas:FILE`        | discrete, the file's own cumulative products           |                  |
+| `vp`                 | continuous, t in 0..1, betas 0.1..20                   | arXiv 2011.13456 |
+| `edm`                | continuous, t = sigma in 0.002..80, alpha 1            | arXiv 2206.00364 |
+| `flow:shift=3`       | continuous, alpha = 1 - t, sigma = t                   | arXiv 2210.02747 |
 
 Parameters follow a question mark: `cosine:60?beta_max=0.999`, `vp?beta_max=25`, `edm?sigma_max=50`.
 """
@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]  # float64 throughout; NumPy types many results no narrower
 
 
 class Schedule(ABC):
@@ -42,18 +42,23 @@ class Schedule(ABC):
 
     @property
     @abstractmethod
+    def span(self) -> tuple[float, float, float]:
+        """(first, last, clean): see these."""
+
+    @property
     def first(self) -> float:
         """The least noisy time at which the network may be evaluated."""
+        return self.span[0]
 
     @property
-    @abstractmethod
     def last(self) -> float:
         """The noisiest time."""
+        return self.span[1]
 
     @property
-    @abstractmethod
     def clean(self) -> float:
         """The time of the clean point: -1 for discrete schedules, 0 otherwise."""
+        return self.span[2]
 
     @abstractmethod
     def alpha(self, t: ArrayLike) -> Array:
@@ -108,13 +113,13 @@ class Discrete(Schedule):
         values = np.asarray(self.alphas_cumprod, np.float64)
         if values.ndim != 1 or len(values) < 2 or not np.all(np.isfinite(values)):
             raise InputError("cumulative products must be a list of at least 2 finite numbers")
-        if not (np.all(np.diff(values) < 0) and 0 <= values[-1] and values[0] < 1):
+        if not (np.all(np.diff(values) < 0) and values[-1] >= 0 and values[0] < 1):
             raise InputError("cumulative products must fall strictly from below 1 to at least 0")
         object.__setattr__(self, "extended", np.append(values, 1.0))
 
-    first = property(lambda self: 0.0)
-    last = property(lambda self: float(len(self.extended) - 2))
-    clean = property(lambda self: -1.0)
+    @property
+    def span(self) -> tuple[float, float, float]:
+        return 0.0, float(len(self.extended) - 2), -1.0
 
     def index(self, t: ArrayLike) -> NDArray[np.int64]:
         times = self.check(t)
@@ -144,9 +149,9 @@ class Vp(Schedule):
     beta_max: float = 20.0
     t_min: float = 1e-3
 
-    first = property(lambda self: self.t_min)
-    last = property(lambda self: 1.0)
-    clean = property(lambda self: 0.0)
+    @property
+    def span(self) -> tuple[float, float, float]:
+        return self.t_min, 1.0, 0.0
 
     def log_alpha(self, t: ArrayLike) -> Array:
         times = self.check(t)
@@ -173,9 +178,9 @@ class Edm(Schedule):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 
-    first = property(lambda self: self.sigma_min)
-    last = property(lambda self: self.sigma_max)
-    clean = property(lambda self: 0.0)
+    @property
+    def span(self) -> tuple[float, float, float]:
+        return self.sigma_min, self.sigma_max, 0.0
 
     def alpha(self, t: ArrayLike) -> Array:
         return np.ones_like(self.check(t))
@@ -201,9 +206,9 @@ class Flow(Schedule):
     shift: float = 1.0
     t_min: float = 1e-3
 
-    first = property(lambda self: self.t_min)
-    last = property(lambda self: 1.0)
-    clean = property(lambda self: 0.0)
+    @property
+    def span(self) -> tuple[float, float, float]:
+        return self.t_min, 1.0, 0.0
 
     def alpha(self, t: ArrayLike) -> Array:
         return 1 - self.check(t)
@@ -231,12 +236,12 @@ class Flow(Schedule):
 
 def linear(length: int, beta_min: float = 1e-4, beta_max: float = 0.02) -> Discrete:
     """Betas linear in t (Ho et al., arXiv 2006.11239)."""
-    return Discrete(np.cumprod(1 - np.linspace(beta_min, beta_max, length)))
+    return Discrete(np.cumprod(1 - np.linspace(beta_min, beta_max, length, dtype=np.float64)))
 
 
 def scaled_linear(length: int, beta_min: float = 0.00085, beta_max: float = 0.012) -> Discrete:
     """Square roots of betas linear in t (Rombach et al., arXiv 2112.10752, their code)."""
-    return Discrete(np.cumprod(1 - np.linspace(beta_min**0.5, beta_max**0.5, length) ** 2))
+    return Discrete(np.cumprod(1 - np.linspace(beta_min**0.5, beta_max**0.5, length, dtype=np.float64) ** 2))
 
 
 def cosine(length: int, s: float = 0.008, beta_min: float = 1e-4, beta_max: float = 0.9999) -> Discrete:

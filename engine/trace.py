@@ -5,8 +5,8 @@ coefficients, float64 [N+1], and the trace is the table whose row n is the state
 sample in the last row. `lower` finds the fewest buffers that carry it:
 
 before d_n arrives, what the past must hand on is the part of rows y_n, y_n+1, ..., sample that is known by then (their
-columns noise ... d_n-1). The rank of that block is a lower bound on the number of buffers, and a basis made of y_n and of
-partial rows reaches it. DDIM has rank 1; PFDiff 2, anchor and springboard, and no answer is ever stored: when
+columns noise ... d_n-1). The rank of that block is a lower bound on the number of buffers, and a basis made of y_n
+and of partial rows reaches it. DDIM has rank 1; PFDiff 2, anchor and springboard, and no answer is ever stored: when
 it arrives, every row that will use it is at hand.
 """
 

@@ -38,7 +38,7 @@ def _dpm_plus(options: Options) -> Solver:
 def _pfdiff(options: Options) -> Solver:
     k = _integer(options.get("k", "2"), "k")
     try:
-        l = float(options.get("l", "1"))  # noqa: E741  # the paper's name
+        l = float(options.get("l", "1"))
     except ValueError:
         raise InputError(f"pfdiff takes a number for l, got {options['l']!r}") from None
     return PFDiff(k, l, options.get("base", "ddim"), options.get("use", "both"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from ..schedule import Array, Schedule
 
@@ -18,15 +18,17 @@ Evaluate = Callable[[Vector, float], Vector]
 
 
 class Solver(ABC):
-    """`intervals` says how many grid intervals N evaluations walk, `__call__` walks them.
+    """`intervals` says how many grid intervals N evaluations walk, `__call__` walks them."""
 
-    parameterisation: the basis in which the solver's paper writes it (eps or x0), None where any basis serves;
-    then the basis is the user's choice and reaches the solver as an argument.
-    evaluations: network evaluations in one interval; integer grid times keep that distance.
-    """
+    @property
+    @abstractmethod
+    def parameterisation(self) -> str | None:
+        """The basis in which the paper writes it (eps or x0); None where the user's choice serves."""
 
-    parameterisation: ClassVar[str | None] = None
-    evaluations: int = 1
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Network evaluations in one grid interval; integer grid times keep that distance."""
 
     @abstractmethod
     def intervals(self, nfe: int) -> int:

@@ -7,6 +7,7 @@ another quantity held constant over the step (basis.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import final
 
 from ..basis import transfer
@@ -25,12 +26,20 @@ def phi(d: Vector, x: Vector, s: float, t: float, basis: str, schedule: Schedule
 class Ddim(Solver):
     """`ddim`"""
 
+    @property
+    def parameterisation(self) -> None:
+        return None
+
+    @property
+    def evaluations(self) -> int:
+        return 1
+
     def intervals(self, nfe: int) -> int:
         return nfe
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
         x = noise
-        for s, t in zip(grid[:-1], grid[1:], strict=True):
+        for s, t in pairwise(grid):
             x = phi(evaluate(x, s), x, s, t, basis, schedule)
         return x
 

@@ -4,7 +4,8 @@ Both integrate x_t = P_t/P_s x_s - P_t int e^-g d(g) dg exactly in its linear pa
     eps form (DPM-Solver)     P = alpha, Q = sigma, g = +lambda, d = eps
     x0 form  (DPM-Solver++)   P = sigma, Q = alpha, g = -lambda, d = x0
 so one formula serves both: with h = g_t - g_s, x_t = P_t/P_s x_s - Q_t (e^h - 1) d_s + higher orders.
-Single-step solvers evaluate p times inside an interval, at fractions r of it in lambda; multistep ones reuse old answers.
+Single-step solvers evaluate p times inside an interval, at equal fractions of it in lambda; multistep ones reuse
+old answers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from itertools import pairwise
+from typing import final
 
 from ..basis import convert
 from ..errors import InputError
@@ -102,11 +104,11 @@ class SingleStep(Solver):
             raise InputError(f"{self.family} has order 1, 2 or 3, got {self.order}")
 
     @property
-    def parameterisation(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  # data, not a constant
+    def parameterisation(self) -> str:
         return FORMS[self.family]
 
     @property
-    def evaluations(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]  # data, not a constant
+    def evaluations(self) -> int:
         return self.order
 
     def intervals(self, nfe: int) -> int:
@@ -115,7 +117,7 @@ class SingleStep(Solver):
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
         x, eps = noise, noise
         last = len(grid) - 1 - (self.order > 1 and grid[-1] == schedule.clean)
-        for s, t in zip(grid[:last], grid[1 : last + 1], strict=True):
+        for s, t in pairwise(grid[: last + 1]):
             x, _, eps = block(evaluate, x, s, t, self.order, basis, schedule)
         return finish(eps, x, grid, schedule) if self.order > 1 else x
 
@@ -140,14 +142,20 @@ class MultiStep(Solver):
     The first step and a step to the clean point are of first order, as in the authors' code.
     """
 
-    parameterisation: ClassVar[str] = "x0"
+    @property
+    def parameterisation(self) -> str:
+        return "x0"
+
+    @property
+    def evaluations(self) -> int:
+        return 1
 
     def intervals(self, nfe: int) -> int:
         return nfe
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
         x, before, h_before = noise, None, math.nan
-        for s, t in zip(grid[:-1], grid[1:], strict=True):
+        for s, t in pairwise(grid):
             d = evaluate(x, s)
             h = step(s, t, basis, schedule)
             slope = d

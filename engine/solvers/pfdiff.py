@@ -10,9 +10,9 @@ that is kept, at anchor x_i:
 after one plain step over a single interval. Solvers of order p = 2, 3 keep the p answers of a block, jump to the
 springboard with them (no evaluation), and start the next block from there, without going back to the anchor.
 
-The ablations of the paper's section 4.4: `use=past` goes on from the springboard, which for eps and x0 is DDIM on the times
-{t_0, evaluations, t_M}; `use=future` keeps nothing: it spends a second evaluation at the anchor on the score for the
-springboard. The paper does not spell that out; this reading makes it an explicit midpoint step of 2 evaluations.
+The ablations of the paper's section 4.4: `use=past` goes on from the springboard, which for eps and x0 is DDIM on
+the times {t_0, evaluations, t_M}; `use=future` keeps nothing: it spends a second evaluation at the anchor on the
+score for the springboard. The paper does not spell that out; this reading makes it a midpoint step of 2 evaluations.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PFDiff(Solver):
     """`pfdiff:k=K,l=L[,base=...][,use=...]`, k in 1..3, 0 < l <= k; fractional l over ddim on continuous schedules."""
 
     k: int = 2
-    l: float = 1  # noqa: E741  # the paper's name
+    l: float = 1
     base: str = "ddim"
     use: str = "both"
 
@@ -64,11 +64,11 @@ class PFDiff(Solver):
         return BASES[self.base].evaluations
 
     @property
-    def parameterisation(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]  # data
+    def parameterisation(self) -> str | None:
         return BASES[self.base].parameterisation
 
     @property
-    def evaluations(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]  # data, not a constant
+    def evaluations(self) -> int:
         return self.order
 
     def intervals(self, nfe: int) -> int:
