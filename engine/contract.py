@@ -51,7 +51,9 @@ class Condition:
         for field in ("low", "high"):
             bound = getattr(self, field)
             if bound is not None and not (_is_integer(bound) and self.dtype.startswith("int")):
-                raise InputError(f"{where}: {field} {bound!r} with dtype {self.dtype}; bounds are integers of an int dtype")
+                raise InputError(
+                    f"{where}: {field} {bound!r} with dtype {self.dtype}; bounds are integers of an int dtype"
+                )
         if self.low is not None and self.high is not None and self.low > self.high:
             raise InputError(f"{where}: low {self.low} is above high {self.high}; swap them")
         if not _is_strings(self.labels):
@@ -151,7 +153,9 @@ class Contract:
         _check_choice("contract: precision", self.precision, PRECISIONS)
         _check_choice("contract: time_dtype", self.time_dtype, TIME_DTYPES)
         if not (_is_integer(self.time_rank) and self.time_rank in (0, 1)):
-            raise InputError(f"contract: time_rank {self.time_rank!r}, expected 0 (one scalar) or 1 (one for each sample)")
+            raise InputError(
+                f"contract: time_rank {self.time_rank!r}, expected 0 (one scalar) or 1 (one for each sample)"
+            )
         for field in ("time_scale", "sigma_data"):
             value = getattr(self, field)
             if not (_is_number(value) and value > 0):
@@ -219,7 +223,9 @@ def parse_condition(text: str) -> Condition:
     For instance `label:int64:0..9`, `context:float32:77x768`. Raises InputError.
     """
     name, *rest = text.split(":")
-    usage = f"condition '{text}': expected name:dtype[:shape][:low..high], such as label:int64:0..9 or text:float32:77x768"
+    usage = (
+        f"condition '{text}': expected name:dtype[:shape][:low..high], such as label:int64:0..9 or text:float32:77x768"
+    )
     if not 1 <= len(rest) <= 3:
         raise InputError(usage)
     shape: tuple[int, ...] = ()
@@ -277,5 +283,7 @@ def _check_name(what: str, value: Any) -> None:
 
 
 def _check_shape(what: str, value: Any) -> None:
-    if not (isinstance(value, tuple) and all(_is_integer(size) and size >= 1 for size in cast("tuple[Any, ...]", value))):
+    if not (
+        isinstance(value, tuple) and all(_is_integer(size) and size >= 1 for size in cast("tuple[Any, ...]", value))
+    ):
         raise InputError(f"{what} {value!r}, expected a tuple of integers of at least 1, such as (3, 64, 64)")

@@ -1,31 +1,175 @@
 """A user's network, whatever it came as, behind one contract.
 
-    Network(module | "file.py:factory" | "unet.onnx" | "fashion", shape=..., schedule=..., prediction=...)
+    Network(module)                 an nn.Module with forward(x [B, *shape], t [B], ...) -> prediction
+    Network("file.py:factory")      factory() returns such a module
+    Network("unet.onnx")            an ONNX file from anybody
+    Network("fashion")              a shipped network
+
+`network.write(folder)` makes network.onnx of it, compared with the source before it is accepted.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from ..engine.contract import Condition, Contract
+import numpy as np
+
+from ..engine.contract import PRECISIONS, PREDICTIONS, Condition, Contract
+from ..engine.errors import InputError
+from ..engine.schedule import parse_schedule
+from . import zoo
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from .check import Array, Case
+    from .onnx_source import OnnxSource
+
 Progress = Callable[[str], None]
+FORMAT = "pfdiff network 1"  # part of every digest: changes when the same source would be exported otherwise
+
+
+@final
+class ModuleSource:
+    """An nn.Module, how to call it, and the contract of the network.onnx made from it."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        code: bytes,
+        words: Mapping[str, Any],
+        *,
+        shape: tuple[int, ...] | None,
+        input: str | None,
+        time: str | None,
+        output: str | int | None,
+        conditions: Mapping[str, Condition | Tensor],
+        example: Mapping[str, Tensor],
+    ) -> None:
+        from .module_source import Call, read_conditions, read_signature
+
+        self.module: nn.Module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
+        self._code = code
+        extra = {name: one for name, one in example.items() if name not in ("x", "t", input, time)}
+        given = {**extra, **conditions}
+        parameters, _ = read_signature(self.module, input, time, tuple(conditions))
+        given = {name: one for name, one in given.items() if name not in parameters[:2]}
+        parameters, positional = read_signature(self.module, input, time, tuple(given))
+        x, t = (example.get(name, example.get(short)) for name, short in zip(parameters, ("x", "t"), strict=False))
+        if shape is None:
+            if x is None:
+                raise InputError(
+                    f"network '{words['name']}': the sample's shape is missing; give shape= (--shape 3x64x64)"
+                )
+            shape = tuple(x.shape[1:])
+        channels = shape[0] if words["learned_sigma"] else None
+        self.call = Call(parameters, positional, output, channels)
+        contract = Contract(
+            shape=shape,
+            conditions=read_conditions(self.module, parameters[2:], given),
+            time_rank=1 if t is None else min(t.ndim, 1),
+            **{**words, "time_dtype": "float32"},
+        )
+        asked = words["time_dtype"]
+        if asked is None and t is not None:
+            asked = "float32" if t.is_floating_point() else "int64"
+        self.contract = self._tried(contract, [asked] if asked else ["float32", "int64"])
+
+    def _tried(self, contract: Contract, time_dtypes: list[str]) -> Contract:
+        """The contract with the first time dtype that forward accepts, and label ranges from embedding tables."""
+        from .module_source import probe
+
+        failures: list[Exception] = []
+        for dtype in time_dtypes:
+            contract = replace(contract, time_dtype=dtype)
+            try:
+                found, tables = probe(self.module, self.call, contract)
+                break
+            except InputError:
+                raise
+            except Exception as error:  # whatever the user's forward raises
+                failures.append(error)
+        else:
+            line = str(failures[0]).strip().splitlines()[0][:200] if str(failures[0]).strip() else "no message"
+            shapes = [f"x {[2, *contract.shape]}", f"t {[2] if contract.time_rank else []} {' or '.join(time_dtypes)}"]
+            shapes += [f"{one.name} {[2, *one.shape]} {one.dtype}" for one in contract.conditions]
+            raise InputError(
+                f"network '{contract.name}': forward failed with {', '.join(shapes)} "
+                f"({type(failures[0]).__name__}: {line}); correct shape=, conditions= or time_dtype="
+            ) from failures[0]
+        if found != [2, *contract.shape]:
+            doubled = self.call.channels is None and found == [2, 2 * contract.shape[0], *contract.shape[1:]]
+            hint = "it also predicts a variance: give learned_sigma=True" if doubled else "correct shape= or output="
+            raise InputError(
+                f"network '{contract.name}': forward returns {found}, expected {[2, *contract.shape]} like x; {hint}"
+            )
+        ranged = (
+            replace(one, low=0, high=tables[one.name] - 1)
+            if one.name in tables and one.low is None and one.high is None
+            else one
+            for one in contract.conditions
+        )
+        return replace(contract, conditions=tuple(ranged))
+
+    def content(self) -> bytes:
+        from .module_source import content_digest
+
+        return content_digest(self.module, self._code + repr(self.call).encode())
+
+    def evaluate(self, case: Case, precision: str = "fp32") -> Array:
+        return self._evaluated(self.module, case, precision)
+
+    def _evaluated(self, module: nn.Module, case: Case, precision: str) -> Array:
+        import torch
+
+        from .module_source import Normalised
+        from .to_onnx import CONDITION_DTYPES, DTYPES, prepared
+
+        x = torch.from_numpy(case.x).to(DTYPES[precision])
+        conditions = (
+            torch.from_numpy(value).to(CONDITION_DTYPES[one.dtype])
+            for value, one in zip(case.conditions, self.contract.conditions, strict=True)
+        )
+        with prepared(module, DTYPES[precision]) as network, torch.no_grad():
+            out = Normalised(network, self.call)(x, torch.from_numpy(case.t), *conditions)
+        return out.float().numpy()
+
+    def write(self, path: Path, precision: str, *, external: bool | None) -> Contract:
+        from .check import compare
+        from .module_source import Normalised
+        from .to_onnx import DTYPES, export_module, prepared
+
+        contract = replace(self.contract, precision=precision)
+        with prepared(self.module, DTYPES[precision]) as network:
+            export_module(Normalised(network, self.call), contract, path, external=external)
+        plain = None if precision == "fp32" else lambda case: self.evaluate(case, precision)
+        compare(path, contract, self.evaluate, plain)
+        return contract
 
 
 @final
 class Network:
     """A score network and its contract.
 
-    `contract`  what the exported network takes and predicts
-    `digest`    sha256 hex of weights, code and contract, computed without exporting
-    """
+    shape        of one sample, without the batch; an ONNX file or `example` may say it
+    schedule     the noise schedule it was trained with, such as "cosine:300"
+    prediction   eps, x0, v, flow or edm (the raw F of EDM preconditioning)
+    conditions   further inputs by name: a Condition, or for a module an example tensor [B, ...]
+    input, time  names of the inputs for x and the time, where they cannot be guessed
+    output       name (ONNX, dict) or index (tuple) of the prediction among several outputs
+    time_scale   the network is fed schedule time * time_scale
+    time_dtype   float32 or int64; found by trying when None
+    learned_sigma  the output has twice the channels, of which the first half is the prediction
+    example      example tensors by parameter name, for shape, time and conditions of a module
 
-    contract: Contract
+    Raises InputError, one line, for everything that does not fit. `contract` is what network.onnx will take.
+    """
 
     def __init__(
         self,
@@ -37,7 +181,7 @@ class Network:
         conditions: Mapping[str, Condition | Tensor] | None = None,
         input: str | None = None,
         time: str | None = None,
-        output: str | None = None,
+        output: str | int | None = None,
         time_scale: float = 1.0,
         time_dtype: str | None = None,
         learned_sigma: bool = False,
@@ -45,17 +189,131 @@ class Network:
         data_range: tuple[float, float] = (-1.0, 1.0),
         name: str | None = None,
         example: Mapping[str, Tensor] | None = None,
-    ) -> None: ...
+    ) -> None:
+        conditions = dict(conditions or {})
+        text = str(source) if isinstance(source, (str, Path)) else None
+        if text in zoo.NAMES:
+            shipped = zoo.load(text)
+            source, name, shape = shipped.module, name or shipped.name, shape or shipped.shape
+            schedule, prediction = schedule or shipped.schedule, prediction or shipped.prediction
+            conditions = {one.name: one for one in shipped.conditions} | conditions
+        words = {
+            "name": name or (type(source).__name__ if text is None else Path(text.rpartition(":")[0] or text).stem),
+            "schedule": schedule,
+            "prediction": prediction,
+            "time_scale": time_scale,
+            "time_dtype": time_dtype,
+            "learned_sigma": learned_sigma,
+            "sigma_data": sigma_data,
+            "data_range": data_range,
+        }
+        shape = None if shape is None else tuple(shape)
+        _check_words(words, shape)
+        roles: dict[str, Any] = {"shape": shape, "input": input, "time": time, "output": output}
+        self._source = _open(source, words, roles, conditions, dict(example or {}))
 
     @property
-    def digest(self) -> str: ...
+    def contract(self) -> Contract:
+        """What network.onnx will take and predict, at precision fp32 (an ONNX file: its own precision)."""
+        return self._source.contract
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 hex of weights, code and contract; nothing is exported. Later changes of the module do not show."""
+        described = json.dumps(self.contract.to_dict(), sort_keys=True).encode()
+        return hashlib.sha256(b"|".join((FORMAT.encode(), described, self._source.content()))).hexdigest()
 
     def write(
         self, folder: Path, precision: str = "fp32", progress: Progress | None = None, *, external: bool | None = None
     ) -> Contract:
-        """Write network.onnx (+ network.onnx.data) into `folder`, compare it with the source; the contract of the file."""
-        ...
+        """Write network.onnx into the existing `folder` and compare it with the source; the contract of the file.
 
-    def evaluate(self, x: Tensor, t: Any, conditions: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The prediction [B, *shape] float32 of the source itself, for x [B, *shape] float32 and t a number or [B]."""
-        ...
+        `external` puts the weights into network.onnx.data (None: above 1 GiB). Raises InputError when the network
+        cannot be exported, differs from its source, or returns NaN; nothing is left behind then.
+        """
+        if precision not in PRECISIONS:
+            raise InputError(f"precision '{precision}', expected one of {', '.join(PRECISIONS)}")
+        path = Path(folder) / "network.onnx"
+        if progress:
+            progress(f"exporting {self.contract.name} to ONNX ({precision})")
+        try:
+            return self._source.write(path, precision, external=external)
+        except BaseException:
+            for one in (path, path.with_name("network.onnx.data")):
+                one.unlink(missing_ok=True)
+            raise
+
+    def evaluate(self, x: Tensor, t: Any, conditions: Mapping[str, Any] | None = None) -> Tensor:
+        """The prediction [B, *shape] float32 of the source itself, in float32.
+
+        x: [B, *shape] on any device. t: a number or [B], in the network's own time (`time_scale` applied).
+        conditions: by name, as `Condition.values` takes them. Raises InputError on a wrong shape or name.
+        """
+        import torch
+
+        from .check import Case
+
+        contract = self.contract
+        if tuple(x.shape[1:]) != contract.shape:
+            raise InputError(f"x is {list(x.shape)}, expected [batch, {', '.join(map(str, contract.shape))}]")
+        given = dict(conditions or {})
+        fed = tuple(_as_array(one.values(_as_array(given.pop(one.name, None)), len(x))) for one in contract.conditions)
+        if given:
+            known = ", ".join(one.name for one in contract.conditions) or "none"
+            raise InputError(f"unknown condition '{next(iter(given))}'; this network takes {known}")
+        times = np.asarray(_as_array(t), dtype=contract.time_dtype)
+        times = np.broadcast_to(times, (len(x),)).copy() if contract.time_rank else times.reshape(-1)[:1].reshape(())
+        case = Case(np.ascontiguousarray(_as_array(x.float())), times, fed)
+        return torch.from_numpy(self._source.evaluate(case)).to(x.device)
+
+
+def _as_array(value: Any) -> Any:
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+
+
+def _check_words(words: dict[str, Any], shape: tuple[int, ...] | None) -> None:
+    """Everything said of the network that needs no look at it, so that mistakes show before any work."""
+    name = words["name"]
+    if words["schedule"] is None:
+        raise InputError(f"network '{name}': the schedule is missing; give schedule= (--schedule linear:1000)")
+    if words["prediction"] is None:
+        raise InputError(
+            f"network '{name}': what it predicts is missing; give prediction= (--prediction {'|'.join(PREDICTIONS)})"
+        )
+    Contract(**{**words, "shape": (1,) if shape is None else shape, "time_dtype": words["time_dtype"] or "float32"})
+    parse_schedule(words["schedule"])
+
+
+def _open(
+    source: Any,
+    words: dict[str, Any],
+    roles: dict[str, Any],
+    conditions: dict[str, Condition | Tensor],
+    example: dict[str, Tensor],
+) -> ModuleSource | OnnxSource:
+    for name, one in conditions.items():
+        if isinstance(one, Condition) and one.name != name:
+            raise InputError(f"condition '{name}' is described as '{one.name}'; use one name")
+    if not isinstance(source, (str, Path)):
+        from torch import nn
+
+        if not isinstance(source, nn.Module):
+            raise InputError(f"network: got {type(source).__name__}, expected an nn.Module or {_FORMS}")
+        return ModuleSource(source, b"", words, **roles, conditions=conditions, example=example)
+    text = str(source)
+    if text.endswith(".onnx"):
+        from .onnx_source import OnnxSource
+
+        for name, one in conditions.items():
+            if not isinstance(one, Condition):
+                raise InputError(f"condition '{name}' of an ONNX file: got {type(one).__name__}, expected a Condition")
+        return OnnxSource(Path(text), words, **roles, conditions=conditions)  # type: ignore[arg-type]
+    if ".py:" in text:
+        from .module_source import load_factory
+
+        module, code = load_factory(text)
+        return ModuleSource(module, code, words, **roles, conditions=conditions, example=example)
+    raise InputError(f"network '{text}': not known; expected {_FORMS}")
+
+
+_FORMS = f"a path ending in .onnx, file.py:factory, or a shipped network ({', '.join(zoo.NAMES)})"

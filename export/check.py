@@ -1,0 +1,220 @@
+"""After an export: does network.onnx say what its source says?
+
+Both are evaluated on the same normal random inputs: at the schedule's first, middle and last time with one sample,
+and at all three at once with three samples, so that a frozen batch size or a frozen time shows.
+
+    float32    max |out - reference| <= 1e-4 max |reference|
+    fp16, bf16 rms(out - exact) <= 2 rms(plain - exact) + 4 eps rms(exact), where `exact` is the source in float32
+               and `plain` plain PyTorch at the precision: the graph may be twice as far off as PyTorch itself
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine.contract import Condition, Contract
+from ..engine.errors import InputError
+from ..engine.schedule import parse_schedule
+
+Array = NDArray[Any]
+Reference = Callable[["Case"], Array]
+
+FLOAT32_BOUND = 1e-4
+EPSILON = {"fp16": 2.0**-10, "bf16": 2.0**-7}
+LARGE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of inputs: x [B, *shape] float32, t and conditions of the contract's dtypes, in its order."""
+
+    x: Array
+    t: Array
+    conditions: tuple[Array, ...]
+
+    @property
+    def where(self) -> str:
+        return f"time {', '.join(f'{one:g}' for one in np.unique(self.t))}, batch {len(self.x)}"
+
+
+def probe_times(contract: Contract) -> Array:
+    """The schedule's first, middle and last time as the network is fed them, [3] of the contract's time dtype."""
+    schedule = parse_schedule(contract.schedule)
+    first, last = float(schedule.first), float(schedule.last)
+    times = np.array([first, (first + last) / 2, last])
+    if schedule.discrete:
+        times = np.rint(times)
+    if contract.prediction == "edm":
+        times = np.log(schedule.sigma(times) / schedule.alpha(times)) / 4  # c_noise
+    if contract.time_dtype == "int64":
+        times = np.rint(times * contract.time_scale) / contract.time_scale
+    return contract.feed_times(times)
+
+
+def cases(contract: Contract, *, large: bool = False) -> Iterator[Case]:
+    """The inputs of the comparison; a network of more than 1 GiB is compared on two of them."""
+    generator = np.random.default_rng(0)
+    first, middle, last = probe_times(contract)
+    if contract.fixed_batch:
+        plans = [(contract.fixed_batch, [time]) for time in (first, middle, last)]
+    elif large:
+        plans = [(1, [middle]), (2, [first, last])]
+    else:
+        plans = [(1, [first]), (1, [middle]), (1, [last]), (3, [first, middle, last])]
+    for batch, times in plans:
+        x = generator.standard_normal((batch, *contract.shape), dtype=np.float32)
+        t = np.resize(np.array(times), batch) if contract.time_rank else np.array(times[-1])
+        yield Case(x, t, tuple(_random_condition(one, batch, generator) for one in contract.conditions))
+
+
+def _random_condition(condition: Condition, batch: int, generator: np.random.Generator) -> Array:
+    shape = (batch, *condition.shape)
+    if condition.dtype.startswith("int"):
+        low = condition.low if condition.low is not None else int(condition.default or 0)
+        high = condition.high if condition.high is not None else max(low, len(condition.labels) - 1)
+        return generator.integers(low, high, shape, dtype=condition.dtype, endpoint=True)
+    if condition.dtype == "bool":
+        return generator.integers(0, 1, shape, endpoint=True).astype(bool)
+    return generator.random(shape, dtype=np.float32)  # 0..1: text features, difficulty, guidance weights
+
+
+# Running a graph.
+class OnnxRun:
+    """An ONNX file on ONNX Runtime's CPU provider, fed by position: x, t, conditions. Raises InputError, one line."""
+
+    def __init__(self, path: Path, inputs: tuple[str, ...], output: str, *, large: bool = False) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        if large:  # packed copies of the weights would double the memory
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        self._inputs, self._output, self._name = inputs, output, path.name
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # pybind exceptions of ONNX Runtime share no base class
+            raise InputError(f"{path.name}: ONNX Runtime refuses the graph ({_line(error)})") from error
+        self._types = {one.name: (one.type, one.shape) for one in self._session.get_inputs()}
+
+    def __call__(self, values: tuple[Array, ...]) -> Array:
+        """The output as float32 for the inputs in order; each is cast to the graph's dtype and shaped to its rank."""
+        feed = {name: self._fit(name, value) for name, value in zip(self._inputs, values, strict=True)}
+        try:
+            (out,) = self._session.run([self._output], feed)
+        except Exception as error:
+            raise InputError(
+                f"{self._name}: fails at batch {len(values[0])} ({_line(error)}); "
+                "export it with a batch size that is open"
+            ) from error
+        return np.asarray(out).astype(np.float32)
+
+    def _fit(self, name: str, value: Array) -> Array:
+        kind, shape = self._types[name]
+        names = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+        value = value.astype(names.get(kind, kind.removeprefix("tensor(").removesuffix(")")))
+        if value.ndim == 1 and len(shape) > 1:
+            value = value.reshape(-1, *[1] * (len(shape) - 1))  # time as [B, 1]
+        return value.reshape(1) if value.ndim == 0 and len(shape) == 1 else value
+
+
+def widen(path: Path, folder: Path) -> Path:
+    """A float32 copy of a bfloat16 graph, values unchanged, for a CPU without bfloat16 kernels."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(path)
+    short, full = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+
+    def widened(tensor: onnx.TensorProto) -> None:
+        if tensor.data_type == short:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+
+    for tensor in model.graph.initializer:
+        widened(tensor)
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == short:
+            value.type.tensor_type.elem_type = full
+    del model.graph.value_info[:]
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            widened(attribute.t)
+            if attribute.name in ("to", "dtype") and attribute.i == short:
+                attribute.i = full
+    wide = folder / "wide.onnx"
+    onnx.save(model, wide, save_as_external_data=True, location="wide.onnx.data")
+    return wide
+
+
+# The comparison.
+def compare(path: Path, contract: Contract, exact: Reference, plain: Reference | None = None) -> float:
+    """Compare network.onnx at `path` with its source; the largest relative difference found.
+
+    `exact(case)` is the source in float32, `plain(case)` plain PyTorch at the contract's precision (None for fp32).
+    Raises InputError, one line, that names the largest difference, its time and batch.
+    """
+    data = path.with_name(path.name + ".data")
+    large = path.stat().st_size + (data.stat().st_size if data.exists() else 0) > LARGE_BYTES
+    names = (contract.input, contract.time, *(one.name for one in contract.conditions))
+    with tempfile.TemporaryDirectory() as folder:
+        graph = widen(path, Path(folder)) if contract.precision == "bf16" else path
+        run = OnnxRun(graph, names, contract.output, large=large)
+        worst: tuple[float, float, Case] | None = None
+        for case in cases(contract, large=large):
+            wanted = exact(case)
+            _check_finite(wanted, "the source", contract, case)
+            out = run((case.x, case.t, *case.conditions))
+            error, bound = _difference(out, wanted, case, contract, plain)
+            if worst is None or error / bound > worst[0] / worst[1]:
+                worst = error, bound, case
+    assert worst is not None
+    error, bound, case = worst
+    if error > bound:
+        raise InputError(
+            f"network '{contract.name}': the exported graph differs from its source by {error:.1e} at {case.where}, "
+            f"expected at most {bound:.1e} ({contract.precision}); "
+            "forward must not turn tensors into Python numbers or draw random ones"
+        )
+    return error
+
+
+def _difference(
+    out: Array, wanted: Array, case: Case, contract: Contract, plain: Reference | None
+) -> tuple[float, float]:
+    if out.shape != wanted.shape:
+        raise InputError(
+            f"network '{contract.name}': the exported graph returns {list(out.shape)} at {case.where}, "
+            f"its source {list(wanted.shape)}; forward must treat every sample alike"
+        )
+    _check_finite(out, f"the {contract.precision} graph", contract, case)
+    if plain is None:
+        scale = float(np.abs(wanted).max()) or 1.0
+        return float(np.abs(out - wanted).max()) / scale, FLOAT32_BOUND
+    short = plain(case)
+    _check_finite(short, f"PyTorch at {contract.precision}", contract, case)
+    scale = _rms(wanted) or 1.0
+    return _rms(out - wanted) / scale, 2 * _rms(short - wanted) / scale + 4 * EPSILON[contract.precision]
+
+
+def _check_finite(values: Array, who: str, contract: Contract, case: Case) -> None:
+    if not np.isfinite(values).all():
+        share = 100 * (1 - np.isfinite(values).mean())
+        raise InputError(
+            f"network '{contract.name}': {who} returns NaN or infinity at {case.where} ({share:.0f} % of the values); "
+            + ("check the weights and the time_scale" if contract.precision == "fp32" else "build with bf16 or fp32")
+        )
+
+
+def _rms(values: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:240] if lines else type(error).__name__

@@ -1,0 +1,254 @@
+"""nn.Module -> network.onnx: torch.onnx's dynamo exporter, opset 21, one dynamic batch dimension.
+
+Opset 21 keeps GroupNormalization whole and writes attention as MatMul and Softmax, the smallest graph that every
+backend takes. Precision is the graph's own: the weights of a copy are cast before the export, `t` stays float32.
+The same module gives the same bytes: what the exporter notes about the source code and the machine is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.contract import Contract
+from ..engine.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+OPSET = 21
+LARGEST_BATCH = 1 << 16
+EXTERNAL_ABOVE_BYTES = 1 << 30  # one protobuf file holds at most 2 GiB
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CONDITION_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
+
+
+# Evaluation mode and precision.
+@contextlib.contextmanager
+def prepared(module: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
+    """The module for evaluation on the CPU with weights of `dtype`.
+
+    A float32 CPU module is lent as it is and gets its train or eval mode back, submodule by submodule; any other is
+    copied, each weight cast once on the way, so that no second copy in the old dtype ever exists.
+    """
+    if dtype == torch.float32 and all(_is_plain(tensor) for tensor in _tensors(module)):
+        modes = [(one, one.training) for one in module.modules()]
+        try:
+            yield module.eval()
+        finally:
+            for one, training in modes:
+                one.training = training
+    else:
+        yield _cast_copy(module, dtype).eval()
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and (not tensor.is_floating_point() or tensor.dtype == torch.float32)
+
+
+def _cast_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    memo: dict[int, Any] = {}
+    for owner in module.modules():
+        learns = any(parameter.requires_grad for parameter in owner.parameters(recurse=False))
+        for parameter in owner.parameters(recurse=False):
+            # A frozen vector beside learned weights is a table of frequencies: float32, like the time it multiplies.
+            constant = learns and not parameter.requires_grad and parameter.ndim <= 1
+            kept = not parameter.is_floating_point()
+            target = parameter.dtype if kept else torch.float32 if constant else dtype
+            memo[id(parameter)] = nn.Parameter(parameter.detach().to("cpu", target), requires_grad=False)
+        # Buffers are frequencies and the like and stay float32; running statistics go with their weights.
+        statistics = isinstance(owner, nn.modules.batchnorm._NormBase)
+        for buffer in owner.buffers(recurse=False):
+            target = (dtype if statistics else torch.float32) if buffer.is_floating_point() else buffer.dtype
+            memo[id(buffer)] = buffer.detach().to("cpu", target)
+    try:
+        duplicate = copy.deepcopy(module, memo)
+    except Exception as error:
+        raise InputError(
+            f"{type(module).__name__} cannot be copied to change its dtype or device ({_first_line(error)}); "
+            "give a float32 module on the CPU and build with precision fp32"
+        ) from error
+    for owner in duplicate.modules():
+        weight = next((one for one in owner.parameters(recurse=False) if one.is_floating_point()), None)
+        if weight is not None and type(owner).__module__.startswith("torch.nn."):
+            owner.register_forward_pre_hook(_cast_inputs(weight.dtype), with_kwargs=True)
+    return duplicate
+
+
+def _cast_inputs(dtype: torch.dtype) -> Any:
+    """A hook that casts floating inputs to the layer's weights: where float32 time meets a half-precision layer."""
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
+
+    return hook
+
+
+# Export.
+def export_module(normalised: nn.Module, contract: Contract, path: Path, *, external: bool | None = None) -> None:
+    """Write `normalised` (forward(x, t, *conditions) -> out, weights of the contract's precision) as ONNX.
+
+    `external` puts the weights into `path` + ".data"; None means when they pass 1 GiB.
+    Raises InputError, one line, when torch cannot export the module or a dtype in the graph is wrong.
+    """
+
+    arguments = example_inputs(contract, batch=contract.fixed_batch or 2)
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    dynamic: dict[int, Any] = {} if contract.fixed_batch else {0: batch}
+    time = dynamic if contract.time_rank else {}
+    shapes = (dynamic, time, tuple(dynamic for _ in contract.conditions))
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                normalised,
+                arguments,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[contract.input, contract.time, *(one.name for one in contract.conditions)],
+                output_names=[contract.output],
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+    except Exception as error:
+        raise InputError(_explain(error, contract)) from error
+    assert program is not None
+    model: onnx_ir.Model = program.model
+    assert_dtypes(model, contract)
+    save_model(model, path, external=external)
+
+
+def example_inputs(contract: Contract, batch: int) -> tuple[Tensor, ...]:
+    """x [batch, *shape], t and every condition, zeros of the contract's dtypes (conditions: their lowest value)."""
+    x = torch.zeros(batch, *contract.shape, dtype=DTYPES[contract.precision])
+    time_dtype = torch.int64 if contract.time_dtype == "int64" else torch.float32
+    t = torch.ones((batch,) if contract.time_rank else (), dtype=time_dtype)
+    conditions = (
+        torch.full((batch, *one.shape), one.low or 0, dtype=CONDITION_DTYPES[one.dtype]) for one in contract.conditions
+    )
+    return x, t, *conditions
+
+
+def _explain(error: BaseException, contract: Contract) -> str:
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    line = _first_line(root)
+    if "Constraints violated" in str(root) or "ConstraintViolation" in type(root).__name__:
+        return (
+            f"network '{contract.name}' fixes the batch size inside forward, expected any batch: use x.shape[0] "
+            f"instead of a number and no Python branch on it ({line})"
+        )
+    if contract.precision != "fp32" and "dtype" in str(root):
+        return (
+            f"network '{contract.name}' mixes dtypes at precision {contract.precision} ({line}); "
+            "cast the time embedding to x.dtype in forward, or build with precision fp32"
+        )
+    return (
+        f"network '{contract.name}' cannot be exported to ONNX ({line}); "
+        "forward must be tensor operations only, without Python branches on values"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No chatter: the exporter's warnings and log lines concern its own internals, not the user's network."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# The written graph.
+def assert_dtypes(model: onnx_ir.Model, contract: Contract) -> None:
+    """Check that x, out and the weights have the contract's precision, and t its dtype. Raises InputError."""
+    import onnx_ir
+
+    names = {"fp32": onnx_ir.DataType.FLOAT, "fp16": onnx_ir.DataType.FLOAT16, "bf16": onnx_ir.DataType.BFLOAT16}
+    wanted = names[contract.precision]
+    time = onnx_ir.DataType.INT64 if contract.time_dtype == "int64" else onnx_ir.DataType.FLOAT
+    ends = {value.name: value.dtype for value in [*model.graph.inputs, *model.graph.outputs]}
+    for name, dtype in ((contract.input, wanted), (contract.time, time), (contract.output, wanted)):
+        if ends.get(name) != dtype:
+            raise InputError(f"network '{contract.name}': '{name}' is {ends.get(name)} in the graph, expected {dtype}")
+    sizes: dict[onnx_ir.DataType, int] = {}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype.is_floating_point():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
+    strays = sum(size for dtype, size in sizes.items() if dtype != wanted)
+    if strays > max(4096, sum(sizes.values()) // 100):  # time frequencies may stay float32
+        found = ", ".join(f"{size} {dtype}" for dtype, size in sizes.items())
+        raise InputError(
+            f"network '{contract.name}': weights are {found}, expected {wanted}; "
+            "register them as parameters of the module, or build with precision fp32"
+        )
+
+
+def save_model(model: onnx_ir.Model, path: Path, *, external: bool | None = None) -> None:
+    """Write the model without notes on source code and machine; weights beside it in `path`.data when `external`.
+
+    None means when the weights pass 1 GiB.
+    """
+    import onnx_ir
+
+    model.metadata_props.clear()
+    model.doc_string = None
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        _strip(graph)
+    if external is None:
+        tensors = (value.const_value for value in model.graph.initializers.values())
+        external = sum(tensor.nbytes for tensor in tensors if tensor is not None) > EXTERNAL_ABOVE_BYTES
+    if external:
+        onnx_ir.save(model, path, external_data=path.name + ".data", size_threshold_bytes=1024)
+    else:
+        onnx_ir.save(onnx_ir.external_data.load_to_model(model), path)
+
+
+def _strip(graph: onnx_ir.Graph) -> None:
+    graph.metadata_props.clear()
+    graph.doc_string = None
+    values: list[onnx_ir.Value] = [*graph.inputs, *graph.initializers.values()]
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        values.extend(node.outputs)
+    for value in values:
+        value.metadata_props.clear()
+        value.doc_string = None
+        if value.const_value is not None:
+            value.const_value.metadata_props.clear()
