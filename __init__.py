@@ -1,0 +1,55 @@
+"""pfdiff: diffusion models sampled in a handful of network evaluations, compiled to a table and one fused update.
+
+`compile` makes a sampler's table, `build` an engine directory from a network, `load` opens one. Names are imported
+when first used, so `import pfdiff` costs neither torch nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .engine.api import Engine as Engine
+    from .engine.api import load as load
+    from .engine.contract import Condition as Condition
+    from .engine.contract import Contract as Contract
+    from .engine.errors import BackendError as BackendError
+    from .engine.errors import EngineFileError as EngineFileError
+    from .engine.errors import InputError as InputError
+    from .engine.errors import PfdiffError as PfdiffError
+    from .engine.noise import noise as noise
+    from .engine.program import Program as Program
+    from .engine.program import compile as compile
+    from .export.build import build as build
+    from .export.sources import Network as Network
+
+__version__ = "0.1.0"
+
+# Public name -> the module that holds it.
+_HOME = {
+    "BackendError": "engine.errors",
+    "Condition": "engine.contract",
+    "Contract": "engine.contract",
+    "Engine": "engine.api",
+    "EngineFileError": "engine.errors",
+    "InputError": "engine.errors",
+    "Network": "export.sources",
+    "PfdiffError": "engine.errors",
+    "Program": "engine.program",
+    "build": "export.build",
+    "compile": "engine.program",
+    "load": "engine.api",
+    "noise": "engine.noise",
+}
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]  # the names above, by __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pfdiff' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
