@@ -17,11 +17,29 @@ import typer
 from .engine.errors import InputError, PfdiffError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-ClickException: Any = typer.BadParameter.__mro__[2]  # BadParameter < UsageError < ClickException, wherever Typer keeps them
+# BadParameter < UsageError < ClickException; Typer keeps the last in its own copy of Click.
+ClickException: Any = typer.BadParameter.__mro__[2]
+
+
+def _integer(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**31):
+        raise typer.BadParameter(f"got '{text}', expected a positive integer")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"got '{text}', expected a number") from None
+
 
 EngineArgument = Annotated[Path, typer.Argument(metavar="ENGINE", help="The engine directory that 'build' wrote.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, onnxruntime, openvino or torch.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: what the backend picks.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", parser=_integer, metavar="INT", help="CPU threads; default: what the backend picks."),
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:
-        return _fail(f"{error.filename or 'the system'}: {error.strerror or error}; check the path, its rights and the disk")
+        return _fail(
+            f"{error.filename or 'the system'}: {error.strerror or error}; check the path, its rights and the disk"
+        )
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
 
@@ -60,28 +80,40 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def pfdiff(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Few-step diffusion samplers, compiled into small tables and run on your own network."""
 
 
 @app.command()
 def build(
-    network: Annotated[str, typer.Argument(help="An .onnx file, file.py:factory (returns an nn.Module), or 'fashion'.")],
+    network: Annotated[
+        str, typer.Argument(help="An .onnx file, file.py:factory (returns an nn.Module), or 'fashion'.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The engine directory to write.")],
     nfe: Annotated[str, typer.Option("--nfe", help="Network evaluations a sample, one or several: 5,8.")],
     shape: Annotated[str | None, typer.Option("--shape", help="Of one sample, such as 3x64x64.")] = None,
-    schedule: Annotated[str | None, typer.Option("--schedule", help="linear:1000, cosine:300, vp, edm, flow, ...")] = None,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", help="linear:1000, cosine:300, vp, edm, flow, ...")
+    ] = None,
     prediction: Annotated[str | None, typer.Option("--prediction", help="eps, x0, v, flow or edm.")] = None,
     input_name: Annotated[str | None, typer.Option("--input", help="ONNX: the noisy sample's input.")] = None,
     time_name: Annotated[str | None, typer.Option("--time", help="ONNX: the time's input.")] = None,
     output_name: Annotated[str | None, typer.Option("--output", help="ONNX: the prediction's output.")] = None,
-    time_scale: Annotated[float, typer.Option("--time-scale", help="The network is fed time times this.")] = 1.0,
+    time_scale: Annotated[
+        float, typer.Option("--time-scale", parser=_number, metavar="FLOAT", help="The network is fed t times this.")
+    ] = 1.0,
     solver: Annotated[str, typer.Option("--solver", help="ddim, dpm++:2m, pfdiff:k=2,l=1, ...")] = "pfdiff:k=2,l=1",
     grid: Annotated[str, typer.Option("--grid", help="uniform, quadratic, logsnr, ..., or all times.")] = "logsnr",
     basis: Annotated[str | None, typer.Option("--basis", help="What the solver combines: eps, x0 or v.")] = None,
-    clip: Annotated[float | None, typer.Option("--clip", help="Clamp x0 to [-CLIP, CLIP].")] = None,
-    t_start: Annotated[float | None, typer.Option("--t-start", help="Where the grid starts.")] = None,
+    clip: Annotated[
+        float | None, typer.Option("--clip", parser=_number, metavar="FLOAT", help="Clamp x0 to [-CLIP, CLIP].")
+    ] = None,
+    t_start: Annotated[
+        float | None, typer.Option("--t-start", parser=_number, metavar="FLOAT", help="Where the grid starts.")
+    ] = None,
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes to prepare: 1,8.")] = "1",
     precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")] = "fp32",
     backend: BackendOption = "auto",
@@ -128,7 +160,10 @@ def sample(
     context: typer.Context,
     engine: EngineArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help=".png (one grid), .npy, .npz, or a folder of PNGs.")],
-    nfe: Annotated[int | None, typer.Option("--nfe", help="Evaluations; may be left out if the engine has one.")] = None,
+    nfe: Annotated[
+        int | None,
+        typer.Option("--nfe", parser=_integer, metavar="INT", help="Evaluations; needed if the engine has several."),
+    ] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")] = "0-15",
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
@@ -163,12 +198,15 @@ def sample(
 @app.command()
 def info(
     engine: EngineArgument,
+    nfe: Annotated[
+        int | None, typer.Option("--nfe", parser=_integer, metavar="INT", help="This program only, with its table.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what an engine holds: network, programs, times, files."""
     from . import cli_tables
 
-    cli_tables.print_info(engine, as_json=json)
+    cli_tables.print_info(engine, nfe=nfe, as_json=json)
 
 
 @app.command()
@@ -176,7 +214,9 @@ def bench(
     engine: EngineArgument,
     nfe: Annotated[str | None, typer.Option("--nfe", help="Only these: 5,8.")] = None,
     batch: Annotated[str | None, typer.Option("--batch", help="Only these batch sizes: 1,8.")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Whole samples timed for each row.")] = 50,
+    rounds: Annotated[
+        int, typer.Option("--rounds", parser=_integer, metavar="INT", help="Whole samples timed for each row.")
+    ] = 50,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,

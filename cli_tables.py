@@ -1,0 +1,141 @@
+"""What `pfdiff info` and `pfdiff bench` print: plain words and tables that fit 80 columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .engine.artifact import Artifact, read_artifact
+from .engine.errors import InputError
+
+if TYPE_CHECKING:
+    from .engine.contract import Condition
+    from .engine.program import Program
+
+WIDEST_TABLE = 10  # columns of coefficients that fit a line of 80 characters
+
+
+def print_info(path: Path, *, nfe: int | None, as_json: bool) -> None:
+    """Everything an engine directory says about itself, or with `nfe` one program's coefficients.
+
+    Raises EngineFileError when the directory is no engine, InputError when it has no such program.
+    """
+    artifact = read_artifact(path)
+    if nfe is not None and nfe not in artifact.programs:
+        held = ", ".join(map(str, sorted(artifact.programs)))
+        raise InputError(f"--nfe {nfe}: this engine has no such program; it has {held}")
+    chosen = {n: artifact.programs[n] for n in sorted(artifact.programs) if nfe in (None, n)}
+    if as_json:
+        print(json.dumps(_as_data(artifact, chosen), indent=1))
+        return
+    console = Console(highlight=False, soft_wrap=False)
+    if nfe is None:
+        console.print(_facts(artifact))
+        console.print(_programs(chosen))
+    else:
+        console.print(_programs(chosen))
+        console.print(_coefficients(chosen[nfe]))
+
+
+def _as_data(artifact: Artifact, programs: Mapping[int, Program]) -> dict[str, Any]:
+    return {
+        "path": str(artifact.path),
+        "contract": artifact.contract.to_dict(),
+        "batch": list(artifact.batch),
+        "precision": artifact.precision,
+        "programs": {str(n): {**json.loads(p.to_json()), "digest": p.digest} for n, p in programs.items()},
+        "files": {name: asdict(record) for name, record in artifact.files.items()},
+        "provenance": dict(artifact.provenance),
+    }
+
+
+def _facts(artifact: Artifact) -> Table:
+    contract = artifact.contract
+    low, high = contract.data_range
+    rows = [
+        ("network", f"{contract.name}: {contract.input} {list(contract.shape)} -> {contract.prediction}"),
+        ("schedule", f"{contract.schedule}, data in [{low:g}, {high:g}]"),
+        *(("condition", _condition(condition)) for condition in contract.conditions),
+        ("precision", artifact.precision),
+        ("batch", ", ".join(map(str, artifact.batch))),
+        *(
+            ("file", f"{name}, {record.bytes / 1e6:.2f} MB, sha256 {record.sha256[:12]}")
+            for name, record in artifact.files.items()
+        ),
+        *((str(key).replace("_", " "), str(value)) for key, value in artifact.provenance.items()),
+    ]
+    table = Table(box=None, show_header=False, pad_edge=False, title=str(artifact.path), title_justify="left")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _condition(condition: Condition) -> str:
+    words = [f"--{condition.name}", condition.dtype]
+    if condition.shape:
+        words.append(str(list(condition.shape)))
+    if condition.low is not None and condition.high is not None:
+        words.append(f"{condition.low}..{condition.high}")
+    words.append("must be given" if condition.default is None else f"default {condition.default}")
+    labels = f": {', '.join(condition.labels)}" if condition.labels else ""
+    return " ".join(words) + labels
+
+
+def _programs(programs: Mapping[int, Program]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("NFE", justify="right")
+    for name in ("solver", "grid", "basis", "buffers"):
+        table.add_column(name, justify="right" if name == "buffers" else "left", overflow="fold")
+    table.add_column("times", overflow="fold")
+    for nfe, program in programs.items():
+        grid = program.grid if isinstance(program.grid, str) else f"{len(program.grid)} given times"
+        solver = program.solver + (f" clip {program.clip:g}" if program.clip is not None else "")
+        times = " ".join(f"{t:.6g}" for t in program.times)
+        table.add_row(str(nfe), solver, grid, program.basis, str(program.buffers), times)
+    return table
+
+
+def _coefficients(program: Program) -> Table:
+    """Rows: the network's inputs y_0 ... y_N-1 and the sample; columns: noise and the N predictions, in the basis."""
+    count = program.nfe + 1
+    shown = min(count, WIDEST_TABLE)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("", no_wrap=True, min_width=6)
+    for name in ["noise", *(f"{program.basis}_{n}" for n in range(program.nfe))][:shown]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in range(count):
+        values = [f"{value:.3g}" if value else "" for value in program.table[row, :shown]]
+        table.add_row("result" if row == program.nfe else f"y_{row}", *values)
+    table.caption = f"{shown} of {count} columns, rounded to three digits; --json has all of them in full"
+    table.caption_justify = "left"
+    return table
+
+
+def print_bench(figures: Sequence[Any], path: Path | None) -> None:
+    """One row for each NFE and batch. With `path` the figures, as JSON, are written there too.
+
+    `figures` are those of `Engine.bench`. Raises InputError when the file cannot be written.
+    """
+    if path is not None:
+        try:
+            path.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"--json {path}: {error.strerror}; choose a file that can be written") from None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("NFE", "batch", "p50", "p90", "p99", "max", "first", "network", "overhead"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.caption = "ms for a whole batch; network: NFE x the bare network; overhead: p50 / network"
+    table.caption_justify = "left"
+    for one in figures:
+        times_ms = (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms, one.first_ms, one.floor_ms)
+        table.add_row(str(one.nfe), str(one.batch), *(f"{value:.4g}" for value in times_ms), f"{one.overhead:.3f}")
+    Console(highlight=False).print(table)
