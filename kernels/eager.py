@@ -1,0 +1,78 @@
+"""Each op of this folder in plain torch: the fallback without Triton, the reference of the tests, the baseline of the bench.
+
+Any device. `step` and `images` compute in the dtype of their float input, float64 included, in the kernels' own order of
+operations: in float32 they are equal to the kernels bit for bit. `noise` computes in float64 and rounds once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .table import Update
+
+# Philox-4x32-10: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011), and Random123.
+PHILOX_ROUNDS = 10
+PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
+WORD = 0xFFFFFFFF
+
+
+def step(
+    states: torch.Tensor, y_in: torch.Tensor | None, out: torch.Tensor, table: torch.Tensor, row: int, update: Update
+) -> None:
+    """Twin of `step.step`; float64 states and table compute in float64."""
+    buffers = len(states)
+    numbers = table[row].to(states.dtype)
+    p, q, clip, c_in = numbers[:4]
+    w, W = numbers[4 : 4 + buffers], numbers[4 + buffers :].view(buffers, buffers)
+    read = [i for i in range(buffers) if update.reads >> i & 1]
+
+    z = out.reshape(-1).to(states.dtype)
+    if update.clip:
+        x_0 = q * z if 0 not in read else p * states[0] + q * z
+        z = torch.clamp(x_0, -clip, clip)
+    after: dict[int, torch.Tensor] = {}
+    for j in range(buffers):
+        if update.writes >> j & 1 or (update.separate and j == 0):
+            after[j] = w[j] * z
+            for i in read:
+                after[j] = after[j] + W[j, i] * states[i]
+    for j, s_j in after.items():
+        if update.writes >> j & 1:
+            states[j] = s_j
+    if y_in is not None:
+        y_in.view(-1).copy_(c_in * after[0])  # the one change of dtype: the network's own
+
+
+def images(pixels: torch.Tensor, x: torch.Tensor, low: float, high: float) -> None:
+    """Twin of `images.images`."""
+    level = (x - low) * (255.0 / (high - low))
+    level = torch.where(level > 0, level, torch.zeros_like(level)).clamp(max=255.0)  # NaN becomes 0
+    pixels.copy_(level.round().to(torch.uint8).permute(0, 2, 3, 1))  # torch rounds halves to even
+
+
+def noise(z: torch.Tensor, seeds: torch.Tensor) -> None:
+    """Twin of `noise.noise`: float64 Box-Muller, rounded to z's dtype once. One sample at a time bounds the memory."""
+    element = torch.arange(z[0].numel(), dtype=torch.int64, device=z.device)
+    for sample, seed in zip(z, seeds, strict=True):
+        counter = (element & WORD, element >> 32, torch.zeros_like(element), torch.zeros_like(element))
+        r_0, r_1, _, _ = philox(counter, (seed & WORD, seed >> 32 & WORD))
+        u_1, u_2 = (r_0.double() + 0.5) * 2.0**-32, (r_1.double() + 0.5) * 2.0**-32  # exact
+        sample.copy_((torch.sqrt(-2 * torch.log(u_1)) * torch.cos(2 * math.pi * u_2)).view_as(sample))
+
+
+def philox(counter: tuple[torch.Tensor, ...], key: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Philox-4x32-10 of four counter words and two key words, each int64 in [0, 2^32); returns four such words."""
+    c_0, c_1, c_2, c_3 = counter
+    k_0, k_1 = key
+    for _ in range(PHILOX_ROUNDS):
+        product_0, product_1 = (
+            PHILOX_MULTIPLIERS[0] * c_0,
+            PHILOX_MULTIPLIERS[1] * c_2,
+        )  # int64 wraps: the bits are right
+        c_0, c_1 = (product_1 >> 32 & WORD) ^ c_1 ^ k_0, product_1 & WORD
+        c_2, c_3 = (product_0 >> 32 & WORD) ^ c_3 ^ k_1, product_0 & WORD
+        k_0, k_1 = k_0 + PHILOX_WEYL[0] & WORD, k_1 + PHILOX_WEYL[1] & WORD
+    return c_0, c_1, c_2, c_3

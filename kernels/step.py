@@ -1,0 +1,161 @@
+"""The fused update of one evaluation, in place: every live state is read once and written once.
+
+    z    = out                                      or, with clip, clamp(p s_0 + q out, -clip, clip)
+    s_j <- w_j z + sum_i W_ji s_i                   all j at once, i in rising order
+    y_in = c_in' s_0                                in the network's dtype, when the network has a buffer of its own
+
+States are the rows of one float32 tensor. The coefficients come from a device table (`table.coefficients`), so a changed
+table needs no recapture; which states are touched (`table.updates`) is compiled in.
+Bytes per element, the floor and what the kernel moves: 4 for each state read, 4 for each state written, the width of
+`out`, and the width of y_in when separate. PFDiff in float32: out and anchor read, springboard and anchor written, 16.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import eager
+from .launch import Kernel, runs_triton, tl
+from .table import Update, row_length
+
+# 128 threads x 8 elements. Eight is one 16-byte access of a 2-byte `out` and two of a float32 state; with 2048 resident
+# threads that keeps 128 KiB of two float32 reads in flight on an SM, several times what a 4.8 TB/s memory at 700 ns
+# needs (25 KiB). Smaller blocks would only add programs; larger ones leave SMs idle at batch 1.
+BLOCK = 1024
+WARPS = 4
+MAX_BUFFERS = 5
+
+
+def step_kernel(
+    states,
+    y_in,
+    out,
+    table,
+    row,
+    elements,
+    BUFFERS: tl.constexpr,
+    READS: tl.constexpr,
+    WRITES: tl.constexpr,
+    CLIP: tl.constexpr,
+    SEPARATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """states [BUFFERS, elements] float32, y_in and out [elements]; `.ca` marks the loads of coefficients."""
+    stride = tl.cast(elements, tl.int64)
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < stride
+    numbers = table + tl.cast(row, tl.int64) * (4 + BUFFERS + BUFFERS * BUFFERS)
+
+    # Read.
+    if out.dtype.element_ty == tl.bfloat16:  # a bfloat16 is the upper half of a float32: exact, also before sm_80
+        bits = tl.load(out + offsets, mask=inside, other=0.0).to(tl.uint16, bitcast=True)
+        z = (bits.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        z = tl.load(out + offsets, mask=inside, other=0.0).to(tl.float32)
+    before = ()
+    for i in tl.static_range(BUFFERS):
+        if (READS >> i) & 1:
+            before = before + (tl.load(states + i * stride + offsets, mask=inside, other=0.0),)
+        else:
+            before = before + (0.0,)
+
+    # Clip x_0.
+    if CLIP:
+        x_0 = tl.load(numbers + 1, cache_modifier=".ca") * z
+        if READS & 1:
+            x_0 = tl.load(numbers, cache_modifier=".ca") * before[0] + x_0
+        bound = tl.load(numbers + 2, cache_modifier=".ca")
+        z = tl.where(x_0 > bound, bound, tl.where(x_0 < -bound, -bound, x_0))  # NaN stays NaN, as in torch.clamp
+
+    # Combine, everything before the first store.
+    after = ()
+    for j in tl.static_range(BUFFERS):
+        if ((WRITES >> j) & 1) | (SEPARATE & (j == 0)):
+            s_j = tl.load(numbers + 4 + j, cache_modifier=".ca") * z
+            for i in tl.static_range(BUFFERS):
+                if (READS >> i) & 1:
+                    W_ji = tl.load(numbers + 4 + BUFFERS + j * BUFFERS + i, cache_modifier=".ca")
+                    s_j = s_j + W_ji * before[i]
+            after = after + (s_j,)
+        else:
+            after = after + (0.0,)
+
+    # Write.
+    for j in tl.static_range(BUFFERS):
+        if (WRITES >> j) & 1:
+            tl.store(states + j * stride + offsets, after[j], mask=inside)
+    if SEPARATE:
+        y = tl.load(numbers + 3, cache_modifier=".ca") * after[0]
+        if y_in.dtype.element_ty == tl.bfloat16:  # to nearest even on the bits; NaN becomes the quiet NaN, as in torch
+            bits = y.to(tl.uint32, bitcast=True)
+            bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+            bits = tl.where(y == y, bits, 0x7FC0)
+            tl.store(y_in + offsets, bits.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
+        else:
+            tl.store(y_in + offsets, y.to(y_in.dtype.element_ty), mask=inside)
+
+
+KERNEL = Kernel(step_kernel, warps=WARPS, unspecialised=("row",))
+
+
+def step(
+    states: torch.Tensor, y_in: torch.Tensor | None, out: torch.Tensor, table: torch.Tensor, row: int, update: Update
+) -> None:
+    """Apply row `row` of the table to the states in place, after the network returned `out`.
+
+    states  float32 [B, n], contiguous, B in 1..5; overwritten
+    y_in    n elements, float16, bfloat16 or float32; overwritten; None unless update.separate
+    out     n elements, float16, bfloat16 or float32
+    table   float32 [rows, 4 + B + B^2] (`table.coefficients`) on the same device
+    Raises ValueError when shapes, dtypes, devices or masks do not fit. Reads nothing back to the host. Equal bit for bit to
+    `eager.step`, except that a state outside `update.writes` stays as it was in both.
+    """
+    _check(states, y_in, out, table, row, update)
+    buffers, elements = states.shape
+    if elements == 0:
+        return
+    if not runs_triton(states):
+        eager.step(states, y_in, out, table, row, update)
+        return
+    KERNEL.launch(
+        -(-elements // BLOCK),
+        (states, states if y_in is None else y_in, out, table, row, elements),
+        {
+            "BUFFERS": buffers,
+            "READS": update.reads,
+            "WRITES": update.writes,
+            "CLIP": update.clip,
+            "SEPARATE": update.separate,
+            "BLOCK": BLOCK,
+        },
+    )
+
+
+def _check(
+    states: torch.Tensor, y_in: torch.Tensor | None, out: torch.Tensor, table: torch.Tensor, row: int, update: Update
+) -> None:
+    if states.dim() != 2 or not 1 <= len(states) <= MAX_BUFFERS or not states.is_contiguous():
+        raise ValueError(
+            f"states {tuple(states.shape)} must be one contiguous [B, n] tensor with B in 1..{MAX_BUFFERS}"
+        )
+    buffers, elements = states.shape
+    if states.dtype != torch.float32 or table.dtype != torch.float32:
+        raise ValueError(f"states and table must be float32, got {states.dtype} and {table.dtype}")
+    if table.dim() != 2 or table.shape[1] != row_length(buffers) or not table.is_contiguous():
+        raise ValueError(f"table {tuple(table.shape)} must be [rows, {row_length(buffers)}] for {buffers} states")
+    if not 0 <= row < len(table):
+        raise ValueError(f"row {row} is outside the table's {len(table)} rows")
+    if (update.reads | update.writes) >> buffers:
+        raise ValueError(f"masks {update.reads:b} and {update.writes:b} name states beyond {buffers}")
+    if update.separate != (y_in is not None):
+        raise ValueError("y_in must be given exactly when the update has a separate network input")
+    for name, tensor in (("out", out), ("y_in", y_in)):
+        if tensor is None:
+            continue
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            raise ValueError(f"{name} is {tensor.dtype}, expected float16, bfloat16 or float32")
+        if tensor.numel() != elements or not tensor.is_contiguous():
+            raise ValueError(f"{name} {tuple(tensor.shape)} must be contiguous with {elements} elements, as the states")
+    devices = {tensor.device for tensor in (states, out, table, y_in) if tensor is not None}
+    if len(devices) > 1:
+        raise ValueError(f"states, y_in, out and table are on {sorted(map(str, devices))}; put them on one device")

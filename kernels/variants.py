@@ -1,0 +1,166 @@
+"""Which kernels are worth compiling before anybody asks: each op with its constants, argument types and alignment fixed.
+
+The masks of the update are not listed by hand. They come from `table.updates`, which the runtime uses too, applied to the
+shapes of the shipped solvers' programs: one state (DDIM), two (PFDiff, two-step methods), up to five.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import images, noise, step
+from .launch import Kernel
+from .table import Update, updates
+
+DTYPES = ("fp32", "fp16", "bf16")
+WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2, "u8": 1, "i64": 8, "i32": 4}  # bytes; the names are Triton's
+CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel to compile: `types` in launch order, constants, and the bytes per element that it cannot avoid.
+
+    `promised` names the arguments that will be multiples of 16 (addresses in bytes, sizes in elements), which is what
+    makes 16-byte accesses possible; empty for a kernel that takes anything. `grid` is the number of programs.
+    """
+
+    op: str
+    name: str
+    kernel: Kernel
+    types: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, int | bool], ...]
+    promised: tuple[str, ...]
+    grid: str
+    read_floor: int
+    write_floor: int
+
+    @property
+    def block(self) -> int:
+        """Elements per program."""
+        return dict(self.constants)["BLOCK"]
+
+
+def step_variant(
+    buffers: int, update: Update, out: str = "fp32", y_in: str | None = None, aligned: bool = True
+) -> Variant:
+    """The step kernel for one kind of update; y_in is the dtype of the network's own buffer, None unless separate."""
+    if not 1 <= buffers <= step.MAX_BUFFERS or (update.reads | update.writes) >> buffers:
+        raise ValueError(f"no step kernel with {buffers} buffers and masks {update.reads:b}, {update.writes:b}")
+    if out not in DTYPES or y_in not in (*DTYPES, None) or update.separate != (y_in is not None):
+        raise ValueError(f"no step kernel from {out} to {y_in} with separate={update.separate}")
+    words = ["step", f"b{buffers}", f"r{update.reads:0{buffers}b}", f"w{update.writes:0{buffers}b}"]
+    words += ["clip"] * update.clip + [out] + ([y_in] if y_in else []) + ["any"] * (not aligned)
+    pointers = (("states", "*fp32"), ("y_in", f"*{y_in or 'fp32'}"), ("out", f"*{out}"), ("table", "*fp32"))
+    return Variant(
+        op="step",
+        name="-".join(words),
+        kernel=step.KERNEL,
+        types=(*pointers, ("row", "i32"), ("elements", "i64")),
+        constants=(
+            ("BUFFERS", buffers),
+            ("READS", update.reads),
+            ("WRITES", update.writes),
+            ("CLIP", update.clip),
+            ("SEPARATE", update.separate),
+            ("BLOCK", step.BLOCK),
+        ),
+        promised=("states", "y_in", "out", "elements") if aligned else (),
+        grid="ceil(elements / BLOCK)",
+        read_floor=4 * update.reads.bit_count() + WIDTH[out],
+        write_floor=4 * update.writes.bit_count() + (WIDTH[y_in] if y_in else 0),
+    )
+
+
+def noise_variant(aligned: bool = True) -> Variant:
+    return Variant(
+        op="noise",
+        name="noise" if aligned else "noise-any",
+        kernel=noise.KERNEL,
+        types=(("z", "*fp32"), ("seeds", "*i64"), ("elements", "i64")),
+        constants=(("BLOCK", noise.BLOCK),),
+        promised=("z", "elements") if aligned else (),
+        grid="samples * ceil(elements / BLOCK)",
+        read_floor=0,
+        write_floor=4,
+    )
+
+
+def images_variant(channels: int, aligned: bool = True) -> Variant:
+    return Variant(
+        op="images",
+        name=f"images-c{channels}" + ("" if aligned else "-any"),
+        kernel=images.KERNEL,
+        types=(("pixels", "*u8"), ("x", "*fp32"), ("low", "fp32"), ("factor", "fp32"), ("area", "i32")),
+        constants=(("CHANNELS", channels), ("BLOCK", images.BLOCK)),
+        promised=("pixels", "x", "area") if aligned else (),
+        grid="samples * ceil(area * CHANNELS / BLOCK)",
+        read_floor=4,
+        write_floor=1,
+    )
+
+
+def program_variants(buffers: int, rows: Iterable[Update], network: str, aligned: bool = True) -> list[Variant]:
+    """The step kernels of one program: rows as `table.updates` returns them, network one of DTYPES.
+
+    The last row starts from float32 noise, the others from the network's output.
+    """
+    rows = list(rows)
+    sources = [network] * (len(rows) - 1) + ["fp32"]
+    found = [
+        step_variant(buffers, row, source, network if row.separate else None, aligned)
+        for row, source in zip(rows, sources, strict=True)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def standard() -> list[Variant]:
+    """Every variant that the shipped solvers, networks and data need, without repetition.
+
+    Any other program is served by the kernels that read and write everything: a coefficient of zero adds nothing to a
+    finite state. Those, and only those, also exist without the promise of alignment.
+    """
+    found: list[Variant] = []
+    for couplings in (_ddim(), _pfdiff(), *(_dense(buffers) for buffers in range(1, step.MAX_BUFFERS + 1))):
+        for network, separate, clip in _modes():
+            rows = updates(
+                p=np.ones(len(couplings)),
+                W=couplings,
+                w=np.ones(couplings.shape[:2]),
+                clip=clip,
+                separate=separate,
+            )
+            found += program_variants(couplings.shape[1], rows, network)
+    for buffers in range(1, step.MAX_BUFFERS + 1):
+        everything = (1 << buffers) - 1
+        for network, separate, clip in _modes():
+            for aligned in (True, False):
+                rows = [Update(everything, everything, clip, separate), Update(0, everything, False, separate)]
+                found += program_variants(buffers, rows, network, aligned)
+    for aligned in (True, False):
+        found.append(noise_variant(aligned))
+        found += [images_variant(channels, aligned) for channels in CHANNELS]
+    return list(dict.fromkeys(found))
+
+
+def _modes() -> list[tuple[str, bool, bool]]:
+    """(network dtype, separate input, clip): a float32 network has its own buffer only where c_in is not 1."""
+    inputs = [("fp32", False), ("fp32", True), ("fp16", True), ("bf16", True)]
+    return [(dtype, separate, clip) for dtype, separate in inputs for clip in (False, True)]
+
+
+# W of three evaluations [3, B, B], where only zero or not zero counts.
+def _ddim() -> np.ndarray:
+    return np.full((3, 1, 1), 2.0)
+
+
+def _pfdiff() -> np.ndarray:
+    """s_0 springboard, s_1 anchor: both from the noise, then both from the anchor, at last only the sample."""
+    return np.array([[[2.0, 0.0], [2.0, 0.0]], [[0.0, 2.0], [0.0, 2.0]], [[0.0, 2.0], [0.0, 0.0]]])
+
+
+def _dense(buffers: int) -> np.ndarray:
+    return np.full((3, buffers, buffers), 2.0)
