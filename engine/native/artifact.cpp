@@ -1,0 +1,70 @@
+#include "artifact.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include "directory.h"
+#include "error.h"
+
+namespace pfdiff {
+namespace {
+
+constexpr std::int64_t newest_format = 1;
+constexpr std::uint64_t largest_manifest_bytes = 64 << 20;
+
+int nfe_of_key(const std::string& key, const json::Node& node) {
+    int nfe = 0;
+    const auto end = key.data() + key.size();
+    if (const auto read = std::from_chars(key.data(), end, nfe); read.ec != std::errc{} || read.ptr != end)
+        node.refuse("under the key " + quoted(key), "its NFE as the key, such as \"8\"");
+    return nfe;
+}
+
+void read_programs(const json::Node& node, pfd_engine_t& engine) {
+    for (const auto& [key, child] : node.fields()) {
+        const int nfe = nfe_of_key(key, child);
+        auto program = read_program(child);
+        if (program.nfe != nfe) child["nfe"].refuse(std::to_string(program.nfe), std::to_string(nfe) + ", its key");
+        if (program.prediction != engine.contract.prediction)
+            child["prediction"].refuse(quoted(program.prediction), quoted(engine.contract.prediction) + ", the network's");
+        if (!engine.programs.emplace(nfe, std::move(program)).second)
+            child.refuse("a second program of " + std::to_string(nfe) + " evaluations", "one");
+    }
+    if (engine.programs.empty()) node.refuse("empty", "at least one program");
+}
+
+void verify_files(const json::Node& node, const Directory& directory, pfd_engine_t& engine) {
+    for (const auto& [name, file] : node.fields()) {
+        const auto hash = file["sha256"];
+        const auto& digits = hash.string();
+        if (digits.size() != 64 || digits.find_first_not_of("0123456789abcdef") != std::string::npos)
+            hash.refuse(quoted(digits), "64 lower-case hex digits");
+        directory.verify(name, static_cast<std::uint64_t>(file["bytes"].integer(0, INT64_MAX)), digits);
+        engine.paths[name] = directory.path() + "/" + name;
+    }
+    if (!engine.paths.contains("network.onnx")) node.refuse("without 'network.onnx'", "the network among the files");
+}
+
+}  // namespace
+
+pfd_engine_t open_engine(const std::string& path) {
+    const Directory directory(path);
+    const auto document = json::parse(directory.read("engine.json", largest_manifest_bytes), "engine.json");
+    const json::Node root(document, "engine.json:");
+    const auto format = root["format"].integer(0, INT64_MAX);
+    if (format != newest_format)
+        throw file_error("engine.json: format is " + std::to_string(format) + ", this library reads format " +
+                         std::to_string(newest_format) + "; " +
+                         (format > newest_format ? "update pfdiff" : "rebuild the engine with `pfdiff build`"));
+    pfd_engine_t engine;
+    engine.contract = read_contract(root["contract"]);
+    for (const auto& batch : root["batch"].items()) engine.batches.push_back(batch.integer(1, 1 << 20));
+    std::sort(engine.batches.begin(), engine.batches.end());
+    if (const auto precision = root.find("precision"); precision && precision->string() != engine.contract.precision)
+        precision->refuse(quoted(precision->string()), quoted(engine.contract.precision) + ", the contract's");
+    read_programs(root["programs"], engine);
+    verify_files(root["files"], directory, engine);
+    return engine;
+}
+
+}  // namespace pfdiff

@@ -1,0 +1,25 @@
+// The engine directory: engine.json, read and checked, and the files that it lists, verified.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "contract.h"
+#include "program.h"
+
+// Opaque in pfdiff.h.
+struct pfd_engine_t final {
+    pfdiff::Contract contract;
+    std::vector<std::int64_t> batches;          // ascending
+    std::map<int, pfd_program_t> programs;      // by NFE
+    std::map<std::string, std::string> paths;  // verified files: name -> path
+};
+
+namespace pfdiff {
+
+// Throws Error (PFD_ENGINE_FILE_ERROR).
+pfd_engine_t open_engine(const std::string& directory);
+
+}  // namespace pfdiff

@@ -1,0 +1,135 @@
+// pfdiff-run: samples from an engine directory without Python.
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <memory>
+
+#include "../analytic.h"
+#include "../error.h"
+#include "npy.h"
+#include "options.h"
+#ifdef PFD_WITH_ONNXRUNTIME
+#include "../pfdiff_onnxruntime.h"
+#endif
+#ifdef PFD_WITH_TENSORRT
+#include "tensorrt.h"
+#endif
+
+namespace pfdiff::run {
+namespace {
+
+void check(pfd_status_t status) {
+    if (status != PFD_OK) throw Error(status, pfd_last_error());
+}
+
+// Samples `batch` seeds at a time into `into`, whichever network evaluates.
+using Sampler = std::function<void(const std::vector<std::uint64_t>& seeds, float* into)>;
+
+Sampler cpu_sampler(const pfd_program_t* program, pfd_network_t network, std::shared_ptr<void> context,
+                    std::int64_t elements, int threads) {
+    return [=](const std::vector<std::uint64_t>& seeds, float* into) {
+        const auto batch = static_cast<std::int64_t>(seeds.size());
+        check(pfd_noise(seeds.data(), batch, elements, into));
+        check(pfd_sample_cpu(program, network, context.get(), into, batch, elements, threads));
+    };
+}
+
+Sampler gaussian_sampler(const pfd_program_t* program, const Options& options, const pfd_contract_view_t& contract) {
+    if (!options.conditions.empty()) throw input_error("--condition with the gaussian network, which takes none");
+    pfd_program_view_t view{};
+    view.struct_size = sizeof view;
+    check(pfd_program_view(program, &view));
+    auto network = std::make_shared<GaussianNetwork>(view.schedule, view.prediction, view.sigma_data);
+    return cpu_sampler(program, GaussianNetwork::call, network, contract.elements, options.threads);
+}
+
+#ifdef PFD_WITH_ONNXRUNTIME
+Sampler onnxruntime_sampler(const pfd_engine_t* engine, const pfd_program_t* program, const Options& options,
+                            const pfd_contract_view_t& contract) {
+    pfd_onnxruntime_t* network = nullptr;
+    check(pfd_onnxruntime_create(engine, options.threads, &network));
+    const std::shared_ptr<pfd_onnxruntime_t> owned(network, pfd_onnxruntime_free);
+    for (const auto& [name, value] : options.conditions)
+        check(pfd_onnxruntime_set_condition(network, name.c_str(), &value, 1));
+    return cpu_sampler(program, pfd_onnxruntime_network, owned, contract.elements, options.threads);
+}
+#endif
+
+Sampler make_sampler(const pfd_engine_t* engine, const pfd_program_t* program, const Options& options,
+                     const pfd_contract_view_t& contract, std::int64_t batch) {
+    std::string built;
+    const auto wanted = [&](const char* name) {
+        built += std::string(name) + ", ";
+        return options.network == "auto" || options.network == name;
+    };
+#ifdef PFD_WITH_TENSORRT
+    if (wanted("tensorrt")) return tensorrt_sampler(engine, program, options, contract, batch);
+#endif
+#ifdef PFD_WITH_ONNXRUNTIME
+    if (wanted("onnxruntime")) return onnxruntime_sampler(engine, program, options, contract);
+#endif
+    static_cast<void>(engine), static_cast<void>(batch), static_cast<void>(wanted);
+    if (options.network == "gaussian") return gaussian_sampler(program, options, contract);
+    if (options.network == "auto")
+        throw input_error("this pfdiff-run was built without a network adapter; build it with ONNX Runtime or TensorRT, "
+                          "or try --network gaussian");
+    throw input_error("network " + quoted(options.network) + " is not built in; there is " + built + "gaussian");
+}
+
+const pfd_program_t* choose_program(const pfd_engine_t* engine, int nfe) {
+    std::string known;
+    for (std::size_t i = 0; i < pfd_program_count(engine); ++i)
+        known += (i > 0 ? ", " : "") + std::to_string(pfd_program_nfe(engine, i));
+    if (nfe == 0 && pfd_program_count(engine) > 1)
+        throw input_error("this engine has programs of NFE " + known + "; choose one with --nfe");
+    const pfd_program_t* program = nullptr;
+    check(pfd_program(engine, nfe != 0 ? nfe : pfd_program_nfe(engine, 0), &program));
+    return program;
+}
+
+void run(const Options& options) {
+    pfd_engine_t* opened = nullptr;
+    check(pfd_open(options.engine.c_str(), &opened));
+    const std::unique_ptr<pfd_engine_t, decltype(&pfd_close)> engine(opened, pfd_close);
+    pfd_contract_view_t contract{};
+    contract.struct_size = sizeof contract;
+    check(pfd_contract(engine.get(), &contract));
+    const auto* program = choose_program(engine.get(), options.nfe);
+    const auto largest = contract.batch_count > 0 ? contract.batches[contract.batch_count - 1] : 1;
+    const auto batch = contract.fixed_batch != 0 ? contract.fixed_batch : options.batch != 0 ? options.batch : largest;
+    if (contract.fixed_batch != 0 && options.batch != 0 && options.batch != contract.fixed_batch)
+        throw input_error("--batch " + std::to_string(options.batch) + ", but this network takes only batch " +
+                          std::to_string(contract.fixed_batch));
+    const auto sampler = make_sampler(engine.get(), program, options, contract, batch);
+
+    const auto total = static_cast<std::int64_t>(options.seeds.size());
+    std::vector<float> samples(static_cast<std::size_t>(total * contract.elements));
+    std::vector<float> chunk;
+    for (std::int64_t done = 0; done < total; done += batch) {
+        const auto now = std::min(batch, total - done);
+        std::vector<std::uint64_t> seeds(options.seeds.begin() + done, options.seeds.begin() + done + now);
+        // A network of one batch size gets its fill; what is too much is dropped.
+        if (contract.fixed_batch != 0) seeds.resize(static_cast<std::size_t>(batch), seeds.back());
+        chunk.resize(seeds.size() * static_cast<std::size_t>(contract.elements));
+        sampler(seeds, chunk.data());
+        std::copy_n(chunk.begin(), now * contract.elements, samples.begin() + done * contract.elements);
+    }
+    std::vector<std::int64_t> shape{total};
+    shape.insert(shape.end(), contract.shape, contract.shape + contract.rank);
+    write_npy(options.output, samples, shape);
+}
+
+}  // namespace
+}  // namespace pfdiff::run
+
+int main(int count, char** words) {
+    const auto status = pfdiff::guarded([&] {
+        const auto options = pfdiff::run::parse_options(count, words);
+        if (options.help)
+            std::fputs(pfdiff::run::usage, stdout);
+        else
+            pfdiff::run::run(options);
+    });
+    if (status != PFD_OK) std::fprintf(stderr, "pfdiff-run: %s\n", pfd_last_error());
+    return status == PFD_OK ? 0 : status == PFD_INPUT_ERROR || status == PFD_ENGINE_FILE_ERROR ? 2 : 1;
+}

@@ -1,0 +1,104 @@
+#include "options.h"
+
+#include <charconv>
+
+#include "error.h"
+
+namespace pfdiff::run {
+namespace {
+
+template <class Number>
+Number parse_number(const std::string& text, const std::string& what) {
+    Number number{};
+    const auto end = text.data() + text.size();
+    if (const auto read = std::from_chars(text.data(), end, number); read.ec != std::errc{} || read.ptr != end)
+        throw input_error(what + " " + quoted(text) + ", expected a number");
+    return number;
+}
+
+}  // namespace
+
+const char* const usage =
+    "usage: pfdiff-run ENGINE -o FILE.npy [--nfe N] [--seeds 0-15] [--network NAME] [--condition NAME=VALUE]\n"
+    "                  [--batch N] [--threads N]\n"
+    "\n"
+    "Samples from an engine directory and writes float32 [seeds, *shape] as .npy.\n"
+    "\n"
+    "  --nfe N               network evaluations per sample; needed when the engine has several programs\n"
+    "  --seeds LIST          such as 0-15 or 3,8,20-29; a seed names one sample (default 0)\n"
+    "  --network NAME        auto, onnxruntime, tensorrt or gaussian; gaussian is the exact network of Gaussian data,\n"
+    "                        for tests: it ignores network.onnx. auto is the best adapter that was built\n"
+    "  --condition NAME=V    a number for a condition of the network, for all samples, such as label=3\n"
+    "  --batch N             samples at once (default: the largest batch the engine was built for)\n"
+    "  --threads N           CPU threads (default: all)\n";
+
+std::vector<std::uint64_t> parse_seeds(const std::string& text) {
+    constexpr std::uint64_t most = 1 << 20;
+    std::vector<std::uint64_t> seeds;
+    for (std::size_t start = 0; start <= text.size();) {
+        const auto end = std::min(text.find(',', start), text.size());
+        const auto part = text.substr(start, end - start);
+        const auto dash = part.find('-');
+        const auto first = parse_number<std::uint64_t>(part.substr(0, dash), "--seeds");
+        const auto last = dash == std::string::npos ? first : parse_number<std::uint64_t>(part.substr(dash + 1), "--seeds");
+        if (last < first) throw input_error("--seeds " + quoted(part) + " runs backwards; write the lower seed first");
+        if (last - first >= most - seeds.size())
+            throw input_error("--seeds " + quoted(text) + " names more than 1048576 samples; run several times");
+        for (auto seed = first;; ++seed) {
+            seeds.push_back(seed);
+            if (seed == last) break;
+        }
+        start = end + 1;
+    }
+    return seeds;
+}
+
+Options parse_options(int count, const char* const* words) {
+    Options options;
+    for (int at = 1; at < count; ++at) {
+        const std::string word = words[at];
+        const auto value = [&]() -> std::string {
+            if (at + 1 >= count) throw input_error(word + " needs a value; see pfdiff-run --help");
+            return words[++at];
+        };
+        const auto in_range = [&](std::int64_t low, std::int64_t high) {
+            const auto number = parse_number<std::int64_t>(value(), word);
+            if (number < low || number > high)
+                throw input_error(word + " " + std::to_string(number) + ", expected " + std::to_string(low) + ".." +
+                                  std::to_string(high));
+            return number;
+        };
+        if (word == "-h" || word == "--help") {
+            options.help = true;
+        } else if (word == "-o" || word == "--output") {
+            options.output = value();
+        } else if (word == "--nfe") {
+            options.nfe = static_cast<int>(in_range(1, 4096));
+        } else if (word == "--seeds") {
+            options.seeds = parse_seeds(value());
+        } else if (word == "--network") {
+            options.network = value();
+        } else if (word == "--batch") {
+            options.batch = in_range(1, 1 << 20);
+        } else if (word == "--threads") {
+            options.threads = static_cast<int>(in_range(1, 1024));
+        } else if (word == "--condition") {
+            const auto text = value();
+            const auto equals = text.find('=');
+            if (equals == std::string::npos) throw input_error("--condition " + quoted(text) + ", expected NAME=VALUE");
+            options.conditions[text.substr(0, equals)] = parse_number<double>(text.substr(equals + 1), word);
+        } else if (word.starts_with("-")) {
+            throw input_error("unknown option " + quoted(word) + "; see pfdiff-run --help");
+        } else if (options.engine.empty()) {
+            options.engine = word;
+        } else {
+            throw input_error("two engines, " + quoted(options.engine) + " and " + quoted(word) + "; give one");
+        }
+    }
+    if (!options.help && options.engine.empty()) throw input_error("no engine; see pfdiff-run --help");
+    if (!options.help && !options.output.ends_with(".npy"))
+        throw input_error("output " + quoted(options.output) + ", expected a name that ends in .npy; give -o FILE.npy");
+    return options;
+}
+
+}  // namespace pfdiff::run

@@ -1,0 +1,93 @@
+// What one element of each kernel computes, for CPU and GPU alike: the C++ library, the CUDA kernels and the tests
+// compile these very lines, so the CUDA arithmetic is tested on machines without a GPU.
+//
+// Every operation below is one that IEEE 754 rounds exactly (+ - * / sqrt, conversions), in a fixed order and without
+// fused multiply-adds (-ffp-contract=off, -fmad=false). The same expressions in NumPy or torch therefore give the same
+// bits, which library functions such as log and cos do not promise.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define PFD_BOTH __host__ __device__ __forceinline__
+#else
+#define PFD_BOTH inline
+#endif
+
+namespace pfdiff {
+
+// Philox-4x32-10 (Salmon et al., SC 2011); only the first two of the four words are used.
+struct Words {
+    std::uint32_t r0, r1;
+};
+
+PFD_BOTH Words philox(std::uint64_t seed, std::uint64_t element) {
+    std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
+    std::uint32_t c0 = static_cast<std::uint32_t>(element), c1 = static_cast<std::uint32_t>(element >> 32);
+    std::uint32_t c2 = 0, c3 = 0;
+    for (int round = 0; round < 10; ++round) {
+        const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * c0, product1 = std::uint64_t{0xCD9E8D57u} * c2;
+        c0 = static_cast<std::uint32_t>(product1 >> 32) ^ c1 ^ k0;
+        c1 = static_cast<std::uint32_t>(product1);
+        c2 = static_cast<std::uint32_t>(product0 >> 32) ^ c3 ^ k1;
+        c3 = static_cast<std::uint32_t>(product0);
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return {c0, c1};
+}
+
+// ln u for u = f 2^k in (0, 1), f in [sqrt(1/2), sqrt 2): k ln 2 + 2 artanh((f - 1) / (f + 1)), |error| < 2e-16 |ln u|.
+PFD_BOTH double exact_log(double u) {
+    int k = 0;
+    double f = std::frexp(u, &k);
+    if (f < 0.70710678118654752440) {
+        f = f * 2.0;
+        k = k - 1;
+    }
+    const double s = (f - 1.0) / (f + 1.0);
+    const double z = s * s;
+    double series = 2.0 / 23.0;
+    for (int odd = 21; odd >= 1; odd -= 2) series = series * z + 2.0 / odd;
+    return static_cast<double>(k) * 0.69314718055994530942 + s * series;
+}
+
+// cos(2 pi u) for u in (0, 1): nearest quarter turn exactly, then Taylor on [-pi/4, pi/4], |error| < 2e-16.
+PFD_BOTH double exact_cos_turns(double u) {
+    const double turns = u * 4.0;
+    const double quarter = std::floor(turns + 0.5);
+    const double x = (turns - quarter) * 1.57079632679489661923;
+    const double z = x * x;
+    double cosine = 0.0, sine = 0.0, factorial = 355687428096000.0;  // 17!, exact
+    for (int n = 17; n >= 1; n -= 2) {
+        const double sign = (n & 2) ? -1.0 : 1.0;
+        sine = sine * z + sign / factorial;
+        factorial /= n;  // (n - 1)!
+        cosine = cosine * z + sign / factorial;
+        factorial /= n > 1 ? n - 1 : 1;
+    }
+    sine = sine * x;
+    const int which = static_cast<int>(quarter) & 3;
+    const double magnitude = (which & 1) ? sine : cosine;
+    return which == 1 || which == 2 ? -magnitude : magnitude;
+}
+
+// One standard normal number by Box and Muller, in float64 and rounded to float32 once.
+PFD_BOTH float normal(std::uint64_t seed, std::uint64_t element) {
+    const Words words = philox(seed, element);
+    const double u1 = (words.r0 + 0.5) * 2.3283064365386962890625e-10;
+    const double u2 = (words.r1 + 0.5) * 2.3283064365386962890625e-10;
+    return static_cast<float>(std::sqrt(-2.0 * exact_log(u1)) * exact_cos_turns(u2));
+}
+
+// What the update combines: the network's output, or the x0 it means, clipped. A NaN stays a NaN.
+PFD_BOTH float clamped(float value, float bound) { return value < -bound ? -bound : value > bound ? bound : value; }
+
+// One colour of a picture: `low`..`high` to 0..255, rounded half to even; a NaN becomes 0.
+PFD_BOTH std::uint8_t pixel(float value, float low, float scale) {
+    const float level = std::rint((value - low) * scale);
+    return level >= 255.0f ? 255 : level > 0.0f ? static_cast<std::uint8_t>(level) : 0;
+}
+
+}  // namespace pfdiff
