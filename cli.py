@@ -14,32 +14,12 @@ from typing import Annotated, Any
 
 import typer
 
+from . import cli_options as options
 from .engine.errors import InputError, PfdiffError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 # BadParameter < UsageError < ClickException; Typer keeps the last in its own copy of Click.
 ClickException: Any = typer.BadParameter.__mro__[2]
-
-
-def _integer(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**31):
-        raise typer.BadParameter(f"got '{text}', expected a positive integer")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(f"got '{text}', expected a number") from None
-
-
-EngineArgument = Annotated[Path, typer.Argument(metavar="ENGINE", help="The engine directory that 'build' wrote.")]
-BackendOption = Annotated[str, typer.Option("--backend", help="auto, onnxruntime, openvino or torch.")]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", parser=_integer, metavar="INT", help="CPU threads; default: what the backend picks."),
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,84 +69,78 @@ def pfdiff(
 
 @app.command()
 def build(
-    network: Annotated[
-        str, typer.Argument(help="An .onnx file, file.py:factory (returns an nn.Module), or 'fashion'.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The engine directory to write.")],
-    nfe: Annotated[str, typer.Option("--nfe", help="Network evaluations a sample, one or several: 5,8.")],
-    shape: Annotated[str | None, typer.Option("--shape", help="Of one sample, such as 3x64x64.")] = None,
-    schedule: Annotated[
-        str | None, typer.Option("--schedule", help="linear:1000, cosine:300, vp, edm, flow, ...")
-    ] = None,
-    prediction: Annotated[str | None, typer.Option("--prediction", help="eps, x0, v, flow or edm.")] = None,
-    input_name: Annotated[str | None, typer.Option("--input", help="ONNX: the noisy sample's input.")] = None,
-    time_name: Annotated[str | None, typer.Option("--time", help="ONNX: the time's input.")] = None,
-    output_name: Annotated[str | None, typer.Option("--output", help="ONNX: the prediction's output.")] = None,
-    time_scale: Annotated[
-        float, typer.Option("--time-scale", parser=_number, metavar="FLOAT", help="The network is fed t times this.")
-    ] = 1.0,
-    solver: Annotated[str, typer.Option("--solver", help="ddim, dpm++:2m, pfdiff:k=2,l=1, ...")] = "pfdiff:k=2,l=1",
-    grid: Annotated[str, typer.Option("--grid", help="uniform, quadratic, logsnr, ..., or all times.")] = "logsnr",
-    basis: Annotated[str | None, typer.Option("--basis", help="What the solver combines: eps, x0 or v.")] = None,
-    clip: Annotated[
-        float | None, typer.Option("--clip", parser=_number, metavar="FLOAT", help="Clamp x0 to [-CLIP, CLIP].")
-    ] = None,
-    t_start: Annotated[
-        float | None, typer.Option("--t-start", parser=_number, metavar="FLOAT", help="Where the grid starts.")
-    ] = None,
-    batch: Annotated[str, typer.Option("--batch", help="Batch sizes to prepare: 1,8.")] = "1",
-    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")] = "fp32",
-    backend: BackendOption = "auto",
+    network: options.NetworkArgument,
+    out: options.EngineOut,
+    nfe: options.EvaluationsList,
+    shape: options.Shape = None,
+    schedule: options.Schedule = None,
+    prediction: options.Prediction = None,
+    input_name: options.InputName = None,
+    time_name: options.TimeName = None,
+    output_name: options.OutputName = None,
+    condition: options.ConditionOption = None,
+    time_scale: options.TimeScale = 1.0,
+    time_dtype: options.TimeDtype = None,
+    learned_sigma: options.LearnedSigma = False,
+    sigma_data: options.SigmaData = 0.5,
+    solver: options.Solver = "pfdiff:k=2,l=1",
+    grid: options.GridOption = "logsnr",
+    basis: options.Basis = None,
+    clip: options.Clip = None,
+    t_start: options.StartTime = None,
+    batch: options.Batch = "1",
+    precision: options.Precision = "fp32",
+    backend: options.Backend = "auto",
 ) -> None:
     """Turn a network into an engine directory."""
-    from .cli_words import grid_from, integers_from, shape_from
+    from .cli_words import described_conditions, grid_from, integers_from, shape_from
 
-    evaluations, batches = integers_from("--nfe", nfe), integers_from("--batch", batch)
-    sample_shape, times = shape_from(shape) if shape else None, grid_from(grid)
+    index = output_name and output_name.isdigit() and not network.endswith(".onnx")  # of a module's tuple
+    output = int(output_name) if output_name and index else output_name
+    contract: dict[str, Any] = {
+        "input": input_name,
+        "time": time_name,
+        "output": output,
+        "shape": shape_from(shape) if shape else None,
+        "schedule": schedule,
+        "prediction": prediction,
+        "conditions": described_conditions(condition or []),
+        "time_scale": time_scale,
+        "time_dtype": time_dtype,
+        "learned_sigma": learned_sigma,
+        "sigma_data": sigma_data,
+    }
+    program: dict[str, Any] = {
+        "solver": solver,
+        "grid": grid_from(grid),
+        "basis": basis,
+        "clip": clip,
+        "t_start": t_start,
+    }
+    running: dict[str, Any] = {"batch": integers_from("--batch", batch), "precision": precision, "backend": backend}
+    evaluations = integers_from("--nfe", nfe)
     with _stages() as progress:
         progress("reading the network")
         from . import Network
         from . import build as build_engine
 
-        source = Network(
-            network,
-            shape=sample_shape,
-            schedule=schedule,
-            prediction=prediction,
-            input=input_name,
-            time=time_name,
-            output=output_name,
-            time_scale=time_scale,
-        )
-        build_engine(
-            source,
-            nfe=evaluations,
-            solver=solver,
-            grid=times,
-            basis=basis,
-            clip=clip,
-            t_start=t_start,
-            batch=batches,
-            precision=precision,
-            backend=backend,
-            out=out,
-            progress=progress,
-        )
+        source = Network(network, **contract)
+        build_engine(source, evaluations, **program, **running, out=out, progress=progress)
 
 
 # Options that no command declares are the network's own conditions: --label 3.
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def sample(
     context: typer.Context,
-    engine: EngineArgument,
+    engine: options.EngineArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help=".png (one grid), .npy, .npz, or a folder of PNGs.")],
     nfe: Annotated[
         int | None,
-        typer.Option("--nfe", parser=_integer, metavar="INT", help="Evaluations; needed if the engine has several."),
+        typer.Option("--nfe", parser=options.integer, metavar="INT", help="Needed if the engine has several."),
     ] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")] = "0-15",
-    backend: BackendOption = "auto",
-    threads: ThreadsOption = None,
+    backend: options.Backend = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
     from .cli_words import conditions_from, seeds_from
@@ -197,9 +171,10 @@ def sample(
 
 @app.command()
 def info(
-    engine: EngineArgument,
+    engine: options.EngineArgument,
     nfe: Annotated[
-        int | None, typer.Option("--nfe", parser=_integer, metavar="INT", help="This program only, with its table.")
+        int | None,
+        typer.Option("--nfe", parser=options.integer, metavar="INT", help="This program, with its table."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -211,15 +186,15 @@ def info(
 
 @app.command()
 def bench(
-    engine: EngineArgument,
+    engine: options.EngineArgument,
     nfe: Annotated[str | None, typer.Option("--nfe", help="Only these: 5,8.")] = None,
     batch: Annotated[str | None, typer.Option("--batch", help="Only these batch sizes: 1,8.")] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", parser=_integer, metavar="INT", help="Whole samples timed for each row.")
+        int, typer.Option("--rounds", parser=options.integer, metavar="INT", help="Whole samples timed for each row.")
     ] = 50,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
-    backend: BackendOption = "auto",
-    threads: ThreadsOption = None,
+    backend: options.Backend = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Time whole samples and the bare network: p50, p90, p99, max, first call, floor, overhead."""
     from . import cli_tables, load

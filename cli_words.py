@@ -25,7 +25,9 @@ def seeds_from(text: str) -> list[int]:
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if not found:
-            raise InputError(f"--seeds '{text}': '{part}' is no seed; expected integers and ranges such as 0-15 or 0,3,7")
+            raise InputError(
+                f"--seeds '{text}': '{part}' is no seed; expected integers and ranges such as 0-15 or 0,3,7"
+            )
         first = int(found[1])
         last = int(found[2] or first)
         if last < first:
@@ -63,6 +65,25 @@ def grid_from(text: str) -> str | tuple[float, ...]:
         raise InputError(f"--grid '{text}': expected a rule's name, or all times separated by commas") from None
 
 
+def described_conditions(texts: Sequence[str]) -> dict[str, Condition]:
+    """'label:int64=10' and 'text:float32:77x768' as conditions by name. Raises InputError."""
+    from .engine.contract import Condition
+
+    found: dict[str, Condition] = {}
+    for text in texts:
+        described, equals, default = text.partition("=")
+        name, *rest = described.split(":")
+        if not 1 <= len(rest) <= 2 or name in found:
+            raise InputError(f"--condition '{text}': expected name:dtype[:shape][=default], each name once")
+        shape = tuple(int(size) if size.isdigit() else 0 for size in rest[1].split("x")) if rest[1:] else ()
+        try:
+            value = (float(default) if "." in default or "e" in default else int(default)) if equals else None
+        except ValueError:
+            raise InputError(f"--condition '{text}': the default '{default}' is no number") from None
+        found[name] = Condition(name, rest[0], shape, value)
+    return found
+
+
 def conditions_from(words: Sequence[str], contract: Contract, batch: int) -> dict[str, NDArray[Any]]:
     """The arrays [batch, *shape] for '--label 3', '--label=3,5', '--label bag' and '--embedding @values.npy'.
 
@@ -78,7 +99,9 @@ def conditions_from(words: Sequence[str], contract: Contract, batch: int) -> dic
         name = name if name in known else name.replace("-", "_")
         if not word.startswith("--") or name not in known:
             options = ", ".join(f"--{name}" for name in known) or "none"
-            raise InputError(f"unknown argument '{word}'; this network's conditions are: {options}; see --help for the rest")
+            raise InputError(
+                f"unknown argument '{word}'; this network's conditions are: {options}; see --help for the rest"
+            )
         if not equals and not queue:
             raise InputError(f"{word}: a value is missing; write {word}=VALUE")
         given[name] = text if equals else queue.pop(0)

@@ -1,0 +1,68 @@
+"""The options that several commands share: of a network, of a program, of where it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def integer(text: str) -> int:
+    """A positive integer, or a usage error that says what was got."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**31):
+        raise typer.BadParameter(f"got '{text}', expected a positive integer")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A number, or a usage error that says what was got."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"got '{text}', expected a number") from None
+
+
+# The network.
+NetworkArgument = Annotated[
+    str, typer.Argument(metavar="NETWORK", help="An .onnx file, file.py:factory (returns an nn.Module), or 'fashion'.")
+]
+Shape = Annotated[str | None, typer.Option("--shape", help="Of one sample, such as 3x64x64.")]
+Schedule = Annotated[str | None, typer.Option("--schedule", help="linear:1000, cosine:300, vp, edm, flow, ...")]
+Prediction = Annotated[str | None, typer.Option("--prediction", help="eps, x0, v, flow or edm.")]
+InputName = Annotated[str | None, typer.Option("--input", help="Name of the noisy sample's input.")]
+TimeName = Annotated[str | None, typer.Option("--time", help="Name of the time's input.")]
+OutputName = Annotated[str | None, typer.Option("--output", help="Name or index of the prediction's output.")]
+ConditionOption = Annotated[
+    list[str] | None,
+    typer.Option("--condition", metavar="TEXT", help="Further input, name:dtype[:77x768][=default]; repeatable."),
+]
+TimeScale = Annotated[
+    float, typer.Option("--time-scale", parser=number, metavar="FLOAT", help="The network is fed t times this.")
+]
+TimeDtype = Annotated[str | None, typer.Option("--time-dtype", help="float32 or int64; found by trying.")]
+LearnedSigma = Annotated[bool, typer.Option("--learned-sigma", help="The output's second half is a variance.")]
+SigmaData = Annotated[float, typer.Option("--sigma-data", parser=number, metavar="FLOAT", help="Of edm networks.")]
+
+# The programs.
+EvaluationsList = Annotated[str, typer.Option("--nfe", help="Network evaluations a sample, one or several: 5,8.")]
+Solver = Annotated[str, typer.Option("--solver", help="ddim, dpm++:2m, pfdiff:k=2,l=1, ...")]
+GridOption = Annotated[str, typer.Option("--grid", help="uniform, quadratic, logsnr, ..., or all times.")]
+Basis = Annotated[str | None, typer.Option("--basis", help="What the solver combines: eps, x0 or v.")]
+Clip = Annotated[
+    float | None, typer.Option("--clip", parser=number, metavar="FLOAT", help="Clamp x0 to [-CLIP, CLIP].")
+]
+StartTime = Annotated[
+    float | None, typer.Option("--t-start", parser=number, metavar="FLOAT", help="Where the grid starts.")
+]
+
+# The engine and where it runs.
+EngineArgument = Annotated[Path, typer.Argument(metavar="ENGINE", help="The engine directory that 'build' wrote.")]
+EngineOut = Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="The engine directory to write.")]
+Batch = Annotated[str, typer.Option("--batch", help="Batch sizes to prepare: 1,8.")]
+Precision = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")]
+Backend = Annotated[str, typer.Option("--backend", help="auto, onnxruntime, openvino or torch.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", parser=integer, metavar="INT", help="CPU threads; default: what the backend picks."),
+]
