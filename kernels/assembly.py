@@ -1,4 +1,4 @@
-"""What can be read off a compiled kernel without running it: accesses and parameters from PTX, resources from the cubin.
+"""What a compiled kernel shows without running: accesses and parameters in the PTX, resources in the cubin.
 
 The kernels are straight-line code and every thread runs each access once, so the bytes per thread are a sum over the
 instructions. Coefficients and seeds, the same for a whole program, are loaded with `.ca` and are not counted.

@@ -1,7 +1,7 @@
-"""Each op of this folder in plain torch: the fallback without Triton, the reference of the tests, the baseline of the bench.
+"""Each op of this folder in plain torch: the fallback without Triton, the tests' reference, the bench's baseline.
 
-Any device. `step` and `images` compute in the dtype of their float input, float64 included, in the kernels' own order of
-operations: in float32 they are equal to the kernels bit for bit. `noise` computes in float64 and rounds once.
+Any device. `step` and `images` compute in the dtype of their float input, float64 included, in the kernels' own order
+of operations: in float32 they are equal to the kernels bit for bit. `noise` computes in float64 and rounds once.
 """
 
 from __future__ import annotations

@@ -11,15 +11,15 @@ from __future__ import annotations
 import torch
 
 from . import eager
-from .launch import Kernel, runs_triton, tl
+from .launch import Kernel, constexpr, runs_triton, tl
 
-# 128 threads x 16 elements: one 16-byte store of pixels each. For one channel the reads are 16 bytes as well; for three,
-# the sixteen neighbouring bytes come from three planes and the cache lines are shared by the threads beside.
+# 128 threads x 16 elements: one 16-byte store of pixels each. For one channel the reads are 16 bytes as well; for
+# three, the sixteen neighbouring bytes come from three planes and the cache lines are shared by the threads beside.
 BLOCK = 2048
 WARPS = 4
 
 
-def images_kernel(pixels, x, low, factor, area, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+def images_kernel(pixels, x, low, factor, area, CHANNELS: constexpr, BLOCK: constexpr):
     """pixels [b, area, CHANNELS] uint8, x [b, CHANNELS, area] float32; program = image * blocks + block."""
     count = area * CHANNELS  # per image, below 2^31
     blocks = (count + (BLOCK - 1)) // BLOCK

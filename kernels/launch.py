@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-if TYPE_CHECKING or importlib.util.find_spec("triton") is not None:
+tl: Any = None  # triton.language; Any, since its stubs reject what its compiler accepts
+if importlib.util.find_spec("triton") is not None:
     import triton.language as tl
+if TYPE_CHECKING:
+    from triton.language import constexpr
 else:
-    tl = None
+    constexpr = getattr(tl, "constexpr", None)  # the annotation of a kernel's constants
 
-__all__ = ["Kernel", "interpreted", "runs_triton", "tl", "triton_available"]
+__all__ = ["Kernel", "constexpr", "interpreted", "runs_triton", "tl", "triton_available"]
 
 
 def triton_available() -> bool:

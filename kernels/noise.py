@@ -4,10 +4,10 @@ Element e of the sample with seed s, by Philox-4x32-10 and Box-Muller:
     r_0, r_1, ..  = Philox(key = (s mod 2^32, s div 2^32), counter = (e mod 2^32, e div 2^32, 0, 0))
     u_i = (r_{i-1} + 1/2) / 2^32          z = sqrt(-2 ln u_1) cos(2 pi u_2)
 
-The kernel computes in float32, where u_1 near 1 would lose everything: there ln u_1 = log1p(-(1 - u_1)) with 1 - u_1 taken
-from the integer. The angle is reduced to an eighth of a turn in integers, exactly. Logarithm, sine and cosine are the
-polynomials of Cephes' logf, sinf and cosf (S. Moshier), with multiply and add rounded separately, so every GPU and the
-interpreter give the same bits, a few units in the last place from the float64 twin.
+The kernel computes in float32, where u_1 near 1 would lose everything: there ln u_1 = log1p(-(1 - u_1)) with 1 - u_1
+taken from the integer. The angle is reduced to an eighth of a turn in integers, exactly. Logarithm, sine and cosine
+are the polynomials of Cephes' logf, sinf and cosf (S. Moshier), with multiply and add rounded separately, so every GPU
+and the interpreter give the same bits, a few units in the last place from the float64 twin.
 Seeds are read from device memory: new seeds need no recapture. Bytes per element: 4 written, nothing read but the seed.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from . import eager
-from .launch import Kernel, runs_triton, tl
+from .launch import Kernel, constexpr, runs_triton, tl
 
 # 128 threads x 4 elements: one 16-byte store each. The kernel is bound by about 150 integer and float operations per
 # element, not by memory, and four independent elements per thread hide their latency within 40 registers.
@@ -26,7 +26,7 @@ BLOCK = 512
 WARPS = 4
 
 
-def noise_kernel(z, seeds, elements, BLOCK: tl.constexpr):
+def noise_kernel(z, seeds, elements, BLOCK: constexpr):
     """z [samples, elements] float32, seeds [samples] int64; program = sample * blocks + block."""
     count = tl.cast(elements, tl.int64)
     blocks = (count + (BLOCK - 1)) // BLOCK

@@ -4,8 +4,8 @@
     s_j <- w_j z + sum_i W_ji s_i                   all j at once, i in rising order
     y_in = c_in' s_0                                in the network's dtype, when the network has a buffer of its own
 
-States are the rows of one float32 tensor. The coefficients come from a device table (`table.coefficients`), so a changed
-table needs no recapture; which states are touched (`table.updates`) is compiled in.
+States are the rows of one float32 tensor. The coefficients come from a device table (`table.coefficients`), so a
+changed table needs no recapture; which states are touched (`table.updates`) is compiled in.
 Bytes per element, the floor and what the kernel moves: 4 for each state read, 4 for each state written, the width of
 `out`, and the width of y_in when separate. PFDiff in float32: out and anchor read, springboard and anchor written, 16.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from . import eager
-from .launch import Kernel, runs_triton, tl
+from .launch import Kernel, constexpr, runs_triton, tl
 from .table import Update, row_length
 
 # 128 threads x 8 elements. Eight is one 16-byte access of a 2-byte `out` and two of a float32 state; with 2048 resident
@@ -33,14 +33,17 @@ def step_kernel(
     table,
     row,
     elements,
-    BUFFERS: tl.constexpr,
-    READS: tl.constexpr,
-    WRITES: tl.constexpr,
-    CLIP: tl.constexpr,
-    SEPARATE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BUFFERS: constexpr,
+    READS: constexpr,
+    WRITES: constexpr,
+    CLIP: constexpr,
+    SEPARATE: constexpr,
+    BLOCK: constexpr,
 ):
-    """states [BUFFERS, elements] float32, y_in and out [elements]; `.ca` marks the loads of coefficients."""
+    """states [BUFFERS, elements] float32, y_in and out [elements]; `.ca` marks the loads of coefficients.
+
+    The two ignores: pyright does not see that the unrolled loops fill the tuples.
+    """
     stride = tl.cast(elements, tl.int64)
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < stride
@@ -55,15 +58,15 @@ def step_kernel(
     before = ()
     for i in tl.static_range(BUFFERS):
         if (READS >> i) & 1:
-            before = before + (tl.load(states + i * stride + offsets, mask=inside, other=0.0),)
+            before += (tl.load(states + i * stride + offsets, mask=inside, other=0.0),)
         else:
-            before = before + (0.0,)
+            before += (0.0,)
 
     # Clip x_0.
     if CLIP:
         x_0 = tl.load(numbers + 1, cache_modifier=".ca") * z
         if READS & 1:
-            x_0 = tl.load(numbers, cache_modifier=".ca") * before[0] + x_0
+            x_0 = tl.load(numbers, cache_modifier=".ca") * before[0] + x_0  # pyright: ignore[reportGeneralTypeIssues]
         bound = tl.load(numbers + 2, cache_modifier=".ca")
         z = tl.where(x_0 > bound, bound, tl.where(x_0 < -bound, -bound, x_0))  # NaN stays NaN, as in torch.clamp
 
@@ -76,16 +79,16 @@ def step_kernel(
                 if (READS >> i) & 1:
                     W_ji = tl.load(numbers + 4 + BUFFERS + j * BUFFERS + i, cache_modifier=".ca")
                     s_j = s_j + W_ji * before[i]
-            after = after + (s_j,)
+            after += (s_j,)
         else:
-            after = after + (0.0,)
+            after += (0.0,)
 
     # Write.
     for j in tl.static_range(BUFFERS):
         if (WRITES >> j) & 1:
             tl.store(states + j * stride + offsets, after[j], mask=inside)
     if SEPARATE:
-        y = tl.load(numbers + 3, cache_modifier=".ca") * after[0]
+        y = tl.load(numbers + 3, cache_modifier=".ca") * after[0]  # pyright: ignore[reportGeneralTypeIssues]
         if y_in.dtype.element_ty == tl.bfloat16:  # to nearest even on the bits; NaN becomes the quiet NaN, as in torch
             bits = y.to(tl.uint32, bitcast=True)
             bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -107,8 +110,8 @@ def step(
     y_in    n elements, float16, bfloat16 or float32; overwritten; None unless update.separate
     out     n elements, float16, bfloat16 or float32
     table   float32 [rows, 4 + B + B^2] (`table.coefficients`) on the same device
-    Raises ValueError when shapes, dtypes, devices or masks do not fit. Reads nothing back to the host. Equal bit for bit to
-    `eager.step`, except that a state outside `update.writes` stays as it was in both.
+    Raises ValueError when shapes, dtypes, devices or masks do not fit. Reads nothing back to the host. Equal
+    bit for bit to `eager.step`.
     """
     _check(states, y_in, out, table, row, update)
     buffers, elements = states.shape

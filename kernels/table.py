@@ -5,8 +5,8 @@ Row n of the table belongs to the update after evaluation n,
     [p, q, clip, c_in', w_0 .. w_{B-1}, W_00, W_01, .., W_{B-1,B-1}]          c_in' = c_in[n+1], 1 after the last
 
 and one more row, the last, starts a sample: the same update with the noise in place of the network's output, w = init
-and W = 0, so that s_j = init_j * noise. The masks say which states the update really has to touch; they are constants of
-the compiled kernel, while the numbers may change under a captured graph. NumPy only.
+and W = 0, so that s_j = init_j * noise. The masks say which states the update really has to touch; they are constants
+of the compiled kernel, while the numbers may change under a captured graph. NumPy only.
 """
 
 from __future__ import annotations

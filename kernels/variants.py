@@ -1,7 +1,7 @@
-"""Which kernels are worth compiling before anybody asks: each op with its constants, argument types and alignment fixed.
+"""The kernels worth compiling before anybody asks: each op with its constants, argument types and alignment fixed.
 
-The masks of the update are not listed by hand. They come from `table.updates`, which the runtime uses too, applied to the
-shapes of the shipped solvers' programs: one state (DDIM), two (PFDiff, two-step methods), up to five.
+The masks of the update are not listed by hand. They come from `table.updates`, which the runtime uses too, applied to
+the shapes of the shipped solvers' programs: one state (DDIM), two (PFDiff, two-step methods), up to five.
 """
 
 from __future__ import annotations
