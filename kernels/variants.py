@@ -1,19 +1,18 @@
 """The kernels worth compiling before anybody asks: each op with its constants, argument types and alignment fixed.
 
-The masks of the update are not listed by hand. They come from `table.updates`, which the runtime uses too, applied to
-the shapes of the shipped solvers' programs: one state (DDIM), two (PFDiff, two-step methods), up to five.
+A program's own set follows from `table.updates`, which the runtime uses too (`program_variants`); `standard` lists
+what covers every program.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import product
 
 from . import images, noise, step
 from .launch import Kernel
-from .table import Update, updates
+from .table import Update
 
 DTYPES = ("fp32", "fp16", "bf16")
 WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2, "u8": 1, "i64": 8, "i32": 4}  # bytes; the names are Triton's
@@ -120,25 +119,22 @@ def program_variants(buffers: int, rows: Iterable[Update], network: str, aligned
 def standard() -> list[Variant]:
     """Every variant that the shipped solvers, networks and data need, without repetition.
 
-    Any other program is served by the kernels that read and write everything: a coefficient of zero adds nothing to a
-    finite state. Those, and only those, also exist without the promise of alignment.
+    Programs of one or two states (DDIM, PFDiff, two-step methods) find the kernel with exactly their masks. Larger ones
+    are served by the kernels that read and write everything: a coefficient of zero adds nothing to a finite state.
+    Those, and only those, also exist without the promise of alignment.
     """
     found: list[Variant] = []
-    for couplings in (_ddim(), _pfdiff(), *(_dense(buffers) for buffers in range(1, step.MAX_BUFFERS + 1))):
-        for network, separate, clip in _modes():
-            rows = updates(
-                p=np.ones(len(couplings)),
-                W=couplings,
-                w=np.ones(couplings.shape[:2]),
-                clip=clip,
-                separate=separate,
-            )
-            found += program_variants(couplings.shape[1], rows, network)
     for buffers in range(1, step.MAX_BUFFERS + 1):
         everything = (1 << buffers) - 1
         for network, separate, clip in _modes():
+            if buffers <= 2:
+                found += _exact(buffers, network, separate, clip)
             for aligned in (True, False):
-                rows = [Update(everything, everything, clip, separate), Update(0, everything, False, separate)]
+                rows = [
+                    Update(everything, everything, clip, separate),
+                    Update(everything, 1, clip, False),
+                    Update(0, everything, False, separate),
+                ]
                 found += program_variants(buffers, rows, network, aligned)
     for aligned in (True, False):
         found.append(noise_variant(aligned))
@@ -152,15 +148,18 @@ def _modes() -> list[tuple[str, bool, bool]]:
     return [(dtype, separate, clip) for dtype, separate in inputs for clip in (False, True)]
 
 
-# W of three evaluations [3, B, B], where only zero or not zero counts.
-def _ddim() -> np.ndarray:
-    return np.full((3, 1, 1), 2.0)
-
-
-def _pfdiff() -> np.ndarray:
-    """s_0 springboard, s_1 anchor: both from the noise, then both from the anchor, at last only the sample."""
-    return np.array([[[2.0, 0.0], [2.0, 0.0]], [[0.0, 2.0], [0.0, 2.0]], [[0.0, 2.0], [0.0, 0.0]]])
-
-
-def _dense(buffers: int) -> np.ndarray:
-    return np.full((3, buffers, buffers), 2.0)
+def _exact(buffers: int, network: str, separate: bool, clip: bool) -> list[Variant]:
+    """All masks that `table.updates` can return: the last update writes s_0 alone, and only it may read no state."""
+    masks = range(1 << buffers)
+    found: list[Variant] = []
+    for reads, writes in product(masks, masks):
+        if separate and reads:
+            found.append(step_variant(buffers, Update(reads, writes, clip, True), network, network))
+        if writes == 1 or (writes & 1 and reads and not separate):
+            found.append(step_variant(buffers, Update(reads, writes, clip, False), network))
+    for writes in masks:
+        if separate or writes & 1:
+            found.append(
+                step_variant(buffers, Update(0, writes, False, separate), "fp32", network if separate else None)
+            )
+    return found
