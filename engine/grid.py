@@ -47,16 +47,25 @@ def leading(schedule: Schedule, points: int, start: float, stop: float, offset: 
 def quadratic(schedule: Schedule, points: int, start: float, stop: float, fraction: float = 0.8) -> Array:
     if schedule.discrete and start == schedule.last:
         start = (schedule.last + 1) * fraction
-    return np.linspace(np.sqrt(stop), np.sqrt(start), points)[::-1] ** 2 if points > 1 else np.array([start])
+    times = np.linspace(np.sqrt(stop), np.sqrt(start), points)[::-1] ** 2
+    times[-1], times[0] = stop, start  # the square of a root may fall below an integer
+    return times
 
 
 def logsnr(schedule: Schedule, points: int, start: float, stop: float) -> Array:
-    return schedule.time_from_lambda(np.linspace(schedule.lam(start), schedule.lam(stop), points))
+    return _from_lambda(schedule, np.linspace(schedule.lam(start), schedule.lam(stop), points), start, stop)
 
 
 def karras(schedule: Schedule, points: int, start: float, stop: float, rho: float = 7) -> Array:
     high, low = (np.exp(-schedule.lam(t) / rho) for t in (start, stop))
-    return schedule.time_from_lambda(-rho * np.log(np.linspace(high, low, points)))
+    return _from_lambda(schedule, -rho * np.log(np.linspace(high, low, points)), start, stop)
+
+
+def _from_lambda(schedule: Schedule, lam: Array, start: float, stop: float) -> Array:
+    """The times of lam, with the ends exact."""
+    times = schedule.time_from_lambda(lam)
+    times[-1], times[0] = stop, start
+    return times
 
 
 RULES: dict[str, Callable[..., Array]] = {
