@@ -128,7 +128,8 @@ def train(arguments: argparse.Namespace) -> None:
             state = {**state, "step": step + 1, "seconds": state["seconds"] + now - since}
             state["curve"] = [*state["curve"], [step + 1, round(float(np.mean(running)), 5)]]
             running, since = [], now
-            print(json.dumps({"step": step + 1, "loss": state["curve"][-1][1], "seconds": round(state["seconds"])}), flush=True)
+            line = {"step": step + 1, "loss": state["curve"][-1][1], "seconds": round(state["seconds"])}
+            print(json.dumps(line), flush=True)
             saved = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**saved, "state": state}, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").replace(checkpoint)
