@@ -1,7 +1,7 @@
 """The judge of the shipped network: a Fashion-MNIST classifier whose features also measure Frechet distances.
 
-Four 3x3 convolutions on 28x28, 14x14 and 7x7, about 0.24 M parameters, trained on the real training set only. A distance
-on its features is never called FID. Train it with `python -m pfdiff.export.zoo.fashion_classifier --data DIR`.
+Four 3x3 convolutions on 28x28, 14x14 and 7x7, about 0.24 M parameters, trained on the real training set only. A
+distance on its features is never called FID. Train it with `python -m pfdiff.export.zoo.fashion_classifier --data DIR`.
 """
 
 from __future__ import annotations
