@@ -7,8 +7,7 @@ stderr and only to a terminal.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,8 +69,8 @@ def pfdiff(
 @app.command()
 def build(
     network: options.NetworkArgument,
-    out: options.EngineOut,
     nfe: options.EvaluationsList,
+    out: options.EngineOut = None,
     shape: options.Shape = None,
     schedule: options.Schedule = None,
     prediction: options.Prediction = None,
@@ -88,11 +87,13 @@ def build(
     basis: options.Basis = None,
     clip: options.Clip = None,
     t_start: options.StartTime = None,
-    batch: options.Batch = "1",
+    batch: options.Batch = None,
     precision: options.Precision = "fp32",
     backend: options.Backend = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Turn a network into an engine directory."""
+    from .cli_progress import stages
     from .cli_words import described_conditions, grid_from, integers_from, shape_from
 
     index = output_name and output_name.isdigit() and not network.endswith(".onnx")  # of a module's tuple
@@ -117,15 +118,17 @@ def build(
         "clip": clip,
         "t_start": t_start,
     }
-    running: dict[str, Any] = {"batch": integers_from("--batch", batch), "precision": precision, "backend": backend}
+    batches = integers_from("--batch", batch) if batch else None
+    running: dict[str, Any] = {"batch": batches, "precision": precision, "backend": backend, "threads": threads}
     evaluations = integers_from("--nfe", nfe)
-    with _stages() as progress:
+    with stages() as progress:
         progress("reading the network")
         from . import Network
         from . import build as build_engine
 
         source = Network(network, **contract)
-        build_engine(source, evaluations, **program, **running, out=out, progress=progress)
+        build_engine(source, evaluations, **program, **running, out=out, progress=progress).close()
+    print(progress.last)
 
 
 # Options that no command declares are the network's own conditions: --label 3.
@@ -143,6 +146,7 @@ def sample(
     threads: options.Threads = None,
 ) -> None:
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
+    from .cli_progress import bar
     from .cli_words import conditions_from, seeds_from
     from .export import pictures
 
@@ -155,7 +159,7 @@ def sample(
         draw = loaded.images if kind in ("grid", "folder") else loaded.sample
         batch = max(loaded.batch)
         parts = []
-        for start in _bar(range(0, len(chosen), batch), "sampling"):
+        for start in bar(range(0, len(chosen), batch), "sampling"):
             part = slice(start, start + batch)
             values = {name: value[part] for name, value in conditions.items()}
             parts.append(draw(seeds=chosen[part], nfe=evaluations, **values))
@@ -198,13 +202,14 @@ def bench(
 ) -> None:
     """Time whole samples and the bare network: p50, p90, p99, max, first call, floor, overhead."""
     from . import cli_tables, load
+    from .cli_progress import bar
     from .cli_words import integers_from
 
     evaluations = integers_from("--nfe", nfe) if nfe else None
     batches = integers_from("--batch", batch) if batch else None
     with load(engine, backend=backend, threads=threads) as loaded:
         pairs = [(n, b) for n in evaluations or sorted(loaded.programs) for b in batches or sorted(loaded.batch)]
-        figures = [loaded.bench(n, b, rounds) for n, b in _bar(pairs, "timing")]
+        figures = [loaded.bench(n, b, rounds) for n, b in bar(pairs, "timing")]
     cli_tables.print_bench(figures, json)
 
 
@@ -213,36 +218,18 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("demo.png"),
 ) -> None:
     """Sample the shipped network with DDIM and PFDiff, print time and error, write one picture."""
-    from .export import demo as shipped
+    from . import cli_tables
+    from .cli_progress import stages
 
-    with _stages() as progress:
+    with stages() as progress:
+        progress("starting")
+        from .export import demo as shipped
+
         report = shipped.run(out, progress)
-    shipped.print_report(report)
+    cli_tables.print_demo(report)
 
 
 def _only_nfe(held: list[int]) -> int:
     if len(held) == 1:
         return held[0]
     raise InputError(f"--nfe is missing and this engine has several; choose one of {', '.join(map(str, held))}")
-
-
-def _bar(items: Sequence[Any], title: str) -> Iterator[Any]:
-    """The items, with a progress bar on stderr if that is a terminal and there are several."""
-    if len(items) < 2 or not sys.stderr.isatty():
-        return iter(items)
-    from rich.console import Console
-    from rich.progress import track
-
-    return iter(track(items, description=title, console=Console(stderr=True), transient=True))
-
-
-@contextmanager
-def _stages() -> Iterator[Callable[[str], None]]:
-    """A function that shows the present stage beside a spinner, on stderr if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda stage: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield lambda stage: status.update(stage)

@@ -58,8 +58,10 @@ StartTime = Annotated[
 
 # The engine and where it runs.
 EngineArgument = Annotated[Path, typer.Argument(metavar="ENGINE", help="The engine directory that 'build' wrote.")]
-EngineOut = Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="The engine directory to write.")]
-Batch = Annotated[str, typer.Option("--batch", help="Batch sizes to prepare: 1,8.")]
+EngineOut = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="PATH", help="The engine directory; default: NAME.engine.")
+]
+Batch = Annotated[str | None, typer.Option("--batch", help="Batch sizes to prepare, 1,8; default: 1.")]
 Precision = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")]
 Backend = Annotated[str, typer.Option("--backend", help="auto, onnxruntime, openvino or torch.")]
 Threads = Annotated[

@@ -18,6 +18,7 @@ from .engine.errors import InputError
 if TYPE_CHECKING:
     from .engine.contract import Condition
     from .engine.program import Program
+    from .export.demo import Report
 
 WIDEST_TABLE = 10  # columns of coefficients that fit a line of 80 characters
 
@@ -133,9 +134,26 @@ def print_bench(figures: Sequence[Any], path: Path | None) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("NFE", "batch", "p50", "p90", "p99", "max", "first", "network", "overhead"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.caption = "ms for a whole batch; network: NFE x the bare network; overhead: p50 / network"
+    table.caption = "ms a batch; network: its bare evaluations alone; overhead: median of whole / network"
     table.caption_justify = "left"
     for one in figures:
         times_ms = (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms, one.first_ms, one.floor_ms)
         table.add_row(str(one.nfe), str(one.batch), *(f"{value:.4g}" for value in times_ms), f"{one.overhead:.3f}")
     Console(highlight=False).print(table)
+
+
+def print_demo(report: Report) -> None:
+    """The demonstration's lines, and where picture and engine are."""
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("solver")
+    for name in ("evaluations", "ms a sample", "RMS error to the reference"):
+        table.add_column(name, justify="right")
+    for line in report.lines:
+        ms = "" if line.ms is None else f"{line.ms:.1f}"
+        error = "reference" if line.error is None else f"{line.error:.3f}"
+        table.add_row(line.solver, str(line.nfe), ms, error)
+    console.print(f"fashion, {report.samples} seeds, one for each class; {report.description}")
+    console.print(table)
+    console.print(f"{report.picture}   the samples, one row for each line above")
+    console.print(f"{report.engine}   try: pfdiff sample {report.engine} --nfe 8 --label bag -o bags.png")
