@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..engine.contract import Condition, Contract
 from ..engine.errors import InputError
-from .to_onnx import CONDITION_DTYPES, example_inputs, prepared
+from .to_onnx import CONDITION_DTYPES, example_inputs, first_line, prepared
 
 LABEL_NAMES = ("label", "labels", "class_label", "class_labels", "y")  # taken as int64 [B] when nothing else is said
 
@@ -93,7 +93,7 @@ def load_factory(text: str) -> tuple[nn.Module, bytes]:
         spec.loader.exec_module(loaded)
     except Exception as error:
         del sys.modules[name]
-        raise InputError(f"network '{text}': {file} cannot be imported ({_line(error)})") from error
+        raise InputError(f"network '{text}': {file} cannot be imported ({first_line(error)})") from error
     make = getattr(loaded, factory, None)
     if not callable(make):
         found = [
@@ -104,7 +104,7 @@ def load_factory(text: str) -> tuple[nn.Module, bytes]:
         module = make()
     except Exception as error:
         raise InputError(
-            f"network '{text}': {factory}() failed ({_line(error)}); it is called without arguments"
+            f"network '{text}': {factory}() failed ({first_line(error)}); it is called without arguments"
         ) from error
     if not isinstance(module, nn.Module):
         raise InputError(f"network '{text}': {factory}() returned {type(module).__name__}, expected an nn.Module")
@@ -189,7 +189,7 @@ def probe(module: nn.Module, call: Call, contract: Contract) -> tuple[list[int],
             if isinstance(one, nn.Embedding)
         ]
         try:
-            out = Normalised(network, call)(*inputs)
+            out = Normalised(network, replace(call, channels=None))(*inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -212,7 +212,7 @@ def content_digest(module: nn.Module, source: bytes) -> bytes:
     for name, tensor in _sorted_tensors(module):
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     seen: set[type] = set()
     for name, one in module.named_modules():
         digest.update(f"{name}|{type(one).__module__}.{type(one).__qualname__}|{one.extra_repr()}|".encode())
@@ -241,7 +241,3 @@ def _code(kind: type) -> str:
         return inspect.getsource(kind)
     except (OSError, TypeError):
         return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}" if str(error) else type(error).__name__

@@ -172,7 +172,14 @@ def find_roles(
 ) -> Roles:
     """The roles in the model. Raises InputError that names the candidates and the argument when they are not clear."""
     inputs, outputs = _ports(model, path)
-    x = _choose(path, "input", input, inputs, [one for one in inputs if _can_be_x(one, shape)], X_NAMES)
+    states = [one for one in inputs if _can_be_x(one, shape)]
+    if shape is not None and input is None and not states:
+        raise InputError(
+            f"network '{path}': no input takes shape {_join(shape)}: {_list(inputs)}; correct shape= (--shape)"
+        )
+    if len(states) > 1:  # x has the form of what is predicted
+        states = [one for one in states if any(_alike(one, other, learned_sigma) for other in outputs)] or states
+    x = _choose(path, "input", input, inputs, states, X_NAMES)
     rest = [one for one in inputs if one is not x]
     times = [one for one in rest if _can_be_time(one) and one.name not in conditions]
     if len(times) == 1 and times[0].name.lower() in LABEL_NAMES and time is None:
@@ -184,10 +191,12 @@ def find_roles(
     if not _can_be_time(t) or t.dtype == "bool":
         raise InputError(f"network '{path}': time '{t}', expected a number: a scalar, [batch] or [batch, 1]")
     wanted = (2 * sample[0], *sample[1:]) if learned_sigma else sample
-    out = _choose(path, "output", output, outputs, [one for one in outputs if _fits(one, wanted)], OUTPUT_NAMES)
+    fitting = [one for one in outputs if _fits(one, wanted)] or (outputs if len(outputs) == 1 else [])
+    out = _choose(path, "output", output, outputs, fitting, OUTPUT_NAMES)
     if not _fits(out, wanted):
         doubled = not learned_sigma and _fits(out, (2 * sample[0], *sample[1:]))
-        hint = "it also predicts a variance: give learned_sigma=True (--learned-sigma)" if doubled else "give output="
+        hint = "correct shape= or output=, or give the score network"
+        hint = "it also predicts a variance: give learned_sigma=True (--learned-sigma)" if doubled else hint
         raise InputError(f"network '{path}': output '{out}', expected [batch, {_join(wanted)}] like x; {hint}")
     batch = x.dims[0] if x.dims else None
     found = tuple(_condition(path, one, conditions, batch) for one in rest if one is not t)
@@ -213,6 +222,8 @@ def _choose(
     named = [one for one in candidates if one.name.lower() in customary]
     if len(named) == 1:
         return named[0]
+    if not ports:
+        raise InputError(f"network '{path}': there is no input for the {role}; expected a network of x and time")
     what = "several could be" if candidates else "none looks like"
     shown = _list(candidates or ports)
     raise InputError(f"network '{path}': {what} the {role}: {shown}; choose with {role}=NAME (--{role} NAME)")
@@ -224,6 +235,13 @@ def _can_be_x(port: Port, shape: tuple[int, ...] | None) -> bool:
     if shape is not None:
         return _fits(port, shape)
     return port.dims is None or len(port.dims) >= 3 or (len(port.dims) == 2 and port.dims[1] != 1)
+
+
+def _alike(x: Port, out: Port, learned_sigma: bool) -> bool:
+    if x.dims is None or out.dims is None or len(x.dims) != len(out.dims):
+        return False
+    first = 2 if learned_sigma else 1
+    return all(None in pair or pair[0] == pair[1] for pair in zip(x.dims[first:], out.dims[first:], strict=True))
 
 
 def _can_be_time(port: Port) -> bool:

@@ -222,8 +222,7 @@ def _constant(graph: onnx_ir.Graph, name: str, numbers: list[int]) -> onnx_ir.Va
     import onnx_ir
 
     tensor = onnx_ir.tensor(np.array(numbers, dtype=np.int64), name=name)
-    value = onnx_ir.Value(
-        name=name, shape=tensor.shape, type=onnx_ir.TensorType(onnx_ir.DataType.INT64), const_value=tensor
-    )
+    kind = onnx_ir.TensorType(onnx_ir.DataType.INT64)
+    value = onnx_ir.Value(name=name, shape=onnx_ir.Shape([len(numbers)]), type=kind, const_value=tensor)
     graph.register_initializer(value)
     return value

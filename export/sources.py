@@ -84,6 +84,7 @@ class ModuleSource:
     def _tried(self, contract: Contract, time_dtypes: list[str]) -> Contract:
         """The contract with the first time dtype that forward accepts, and label ranges from embedding tables."""
         from .module_source import probe
+        from .to_onnx import first_line
 
         failures: list[Exception] = []
         for dtype in time_dtypes:
@@ -96,19 +97,18 @@ class ModuleSource:
             except Exception as error:  # whatever the user's forward raises
                 failures.append(error)
         else:
-            line = str(failures[0]).strip().splitlines()[0][:200] if str(failures[0]).strip() else "no message"
             shapes = [f"x {[2, *contract.shape]}", f"t {[2] if contract.time_rank else []} {' or '.join(time_dtypes)}"]
             shapes += [f"{one.name} {[2, *one.shape]} {one.dtype}" for one in contract.conditions]
             raise InputError(
                 f"network '{contract.name}': forward failed with {', '.join(shapes)} "
-                f"({type(failures[0]).__name__}: {line}); correct shape=, conditions= or time_dtype="
+                f"({first_line(failures[0])}); correct shape=, conditions= or time_dtype="
             ) from failures[0]
-        if found != [2, *contract.shape]:
-            doubled = self.call.channels is None and found == [2, 2 * contract.shape[0], *contract.shape[1:]]
-            hint = "it also predicts a variance: give learned_sigma=True" if doubled else "correct shape= or output="
-            raise InputError(
-                f"network '{contract.name}': forward returns {found}, expected {[2, *contract.shape]} like x; {hint}"
-            )
+        single, double = [2, *contract.shape], [2, 2 * contract.shape[0], *contract.shape[1:]]
+        wanted = double if contract.learned_sigma else single
+        if found != wanted:
+            hint = "it also predicts a variance: give learned_sigma=True (--learned-sigma)"
+            hint = hint if found == double else "correct shape=, output= or learned_sigma="
+            raise InputError(f"network '{contract.name}': forward returns {found}, expected {wanted}; {hint}")
         ranged = (
             replace(one, low=0, high=tables[one.name] - 1)
             if one.name in tables and one.low is None and one.high is None
@@ -123,21 +123,25 @@ class ModuleSource:
         return content_digest(self.module, self._code + repr(self.call).encode())
 
     def evaluate(self, case: Case, precision: str = "fp32") -> Array:
-        return self._evaluated(self.module, case, precision)
-
-    def _evaluated(self, module: nn.Module, case: Case, precision: str) -> Array:
+        """The module on the CPU at `precision`, as float32 [B, *shape]. Raises InputError when forward fails."""
         import torch
 
         from .module_source import Normalised
-        from .to_onnx import CONDITION_DTYPES, DTYPES, prepared
+        from .to_onnx import CONDITION_DTYPES, DTYPES, first_line, prepared
 
         x = torch.from_numpy(case.x).to(DTYPES[precision])
         conditions = (
             torch.from_numpy(value).to(CONDITION_DTYPES[one.dtype])
             for value, one in zip(case.conditions, self.contract.conditions, strict=True)
         )
-        with prepared(module, DTYPES[precision]) as network, torch.no_grad():
-            out = Normalised(network, self.call)(x, torch.from_numpy(case.t), *conditions)
+        with prepared(self.module, DTYPES[precision]) as network, torch.no_grad():
+            try:
+                out = Normalised(network, self.call)(x, torch.from_numpy(case.t), *conditions)
+            except Exception as error:  # whatever the user's forward raises
+                raise InputError(
+                    f"network '{self.contract.name}': forward fails at {case.where}, {precision} "
+                    f"({first_line(error)}); it must take any batch size, time and condition that the contract allows"
+                ) from error
         return out.float().numpy()
 
     def write(self, path: Path, precision: str, *, external: bool | None) -> Contract:

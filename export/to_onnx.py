@@ -85,7 +85,7 @@ def _cast_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         duplicate = copy.deepcopy(module, memo)
     except Exception as error:
         raise InputError(
-            f"{type(module).__name__} cannot be copied to change its dtype or device ({_first_line(error)}); "
+            f"{type(module).__name__} cannot be copied to change its dtype or device ({first_line(error)}); "
             "give a float32 module on the CPU and build with precision fp32"
         ) from error
     for owner in duplicate.modules():
@@ -119,7 +119,7 @@ def export_module(normalised: nn.Module, contract: Contract, path: Path, *, exte
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     dynamic: dict[int, Any] = {} if contract.fixed_batch else {0: batch}
     time = dynamic if contract.time_rank else {}
-    shapes = (dynamic, time, tuple(dynamic for _ in contract.conditions))
+    shapes = (dynamic, time, *([tuple(dynamic for _ in contract.conditions)] if contract.conditions else []))
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -155,7 +155,7 @@ def _explain(error: BaseException, contract: Contract) -> str:
     root = error
     while root.__cause__ is not None:
         root = root.__cause__
-    line = _first_line(root)
+    line = first_line(root)
     if "Constraints violated" in str(root) or "ConstraintViolation" in type(root).__name__:
         return (
             f"network '{contract.name}' fixes the batch size inside forward, expected any batch: use x.shape[0] "
@@ -172,7 +172,8 @@ def _explain(error: BaseException, contract: Contract) -> str:
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The error's class and the first line of what it says, for a message of one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
@@ -180,7 +181,7 @@ def _first_line(error: BaseException) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No chatter: the exporter's warnings and log lines concern its own internals, not the user's network."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.__trace", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

@@ -1,0 +1,159 @@
+"""The contract: what it accepts, what it refuses by name, and its way through JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pfdiff.engine.contract import Condition, Contract, parse_condition
+from pfdiff.engine.errors import InputError
+
+GOOD: dict[str, Any] = {"name": "unet", "shape": (3, 8, 8), "schedule": "linear:1000", "prediction": "eps"}
+
+
+def test_json_round_trip_keeps_every_field() -> None:
+    label = Condition("label", "int64", default=10, low=0, high=10, labels=("shirt", "bag"))
+    text = Condition("text", "float32", (77, 768))
+    contract = Contract(
+        **GOOD,
+        time_dtype="int64",
+        time_scale=1000.0,
+        time_rank=0,
+        conditions=(label, text),
+        sigma_data=1.0,
+        data_range=(0.0, 1.0),
+        fixed_batch=4,
+        precision="bf16",
+        learned_sigma=True,
+    )
+    assert Contract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
+
+
+def test_defaults_survive_a_short_dict() -> None:
+    assert Contract.from_dict({**GOOD, "shape": [3, 8, 8]}) == Contract(**GOOD)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", ""),
+        ("name", 7),
+        ("shape", []),
+        ("shape", [3, 0, 8]),
+        ("shape", "3x8x8"),
+        ("shape", [3.0, 8, 8]),
+        ("schedule", None),
+        ("prediction", "noise"),
+        ("precision", "int8"),
+        ("input", "x y"),
+        ("time", "x"),
+        ("output", ""),
+        ("time_dtype", "int32"),
+        ("time_rank", 2),
+        ("time_rank", True),
+        ("time_scale", 0),
+        ("time_scale", float("nan")),
+        ("sigma_data", -1.0),
+        ("data_range", [1.0, -1.0]),
+        ("data_range", [0.0]),
+        ("fixed_batch", 0),
+        ("fixed_batch", 2.0),
+        ("learned_sigma", "yes"),
+        ("conditions", "label"),
+        ("conditions", [{"name": "label"}]),
+        ("conditions", [{"name": "label", "dtype": "int64", "size": 3}]),
+        ("conditions", [{"name": "t", "dtype": "int64"}]),
+        ("conditions", ["label"]),
+        ("colour", 3),
+    ],
+)
+def test_a_wrong_field_is_named_in_one_line(field: str, value: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        Contract.from_dict({**GOOD, "shape": [3, 8, 8], field: value})
+    message = str(caught.value)
+    assert "\n" not in message
+    words = {"conditions": "condition", "time": "'x' is used twice"}
+    assert (words.get(field, field)) in message or "used twice" in message
+
+
+@pytest.mark.parametrize("field", list(GOOD))
+def test_a_missing_field_is_named(field: str) -> None:
+    plain = {**GOOD, "shape": [3, 8, 8]}
+    del plain[field]
+    with pytest.raises(InputError, match=f"'{field}' is missing"):
+        Contract.from_dict(plain)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": "seeds"},
+        {"name": "a-b"},
+        {"dtype": "float64"},
+        {"shape": (0,)},
+        {"low": 3, "high": 1},
+        {"dtype": "float32", "low": 0},
+        {"default": 1.5},
+        {"default": float("inf")},
+        {"default": 5, "high": 4},
+        {"labels": (1, 2)},
+    ],
+)
+def test_a_wrong_condition_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="condition"):
+        Condition(**{"name": "label", "dtype": "int64", **fields})
+
+
+def test_feed_times_scale_and_dtype() -> None:
+    scaled = Contract(**GOOD, time_scale=1000.0).feed_times([0.5, 0.25])
+    assert scaled.dtype == np.float32
+    assert scaled.tolist() == [500.0, 250.0]
+    whole = Contract(**GOOD, time_dtype="int64").feed_times([999.0, 3.0])
+    assert whole.dtype == np.int64
+    assert whole.tolist() == [999, 3]
+    with pytest.raises(InputError, match=r"2\.5 is no integer"):
+        Contract(**GOOD, time_dtype="int64").feed_times([2.5])
+
+
+def test_condition_values() -> None:
+    label = Condition("label", "int64", default=10, low=0, high=10, labels=("shirt", "bag"))
+    assert label.values(None, 3).tolist() == [10, 10, 10]
+    assert label.values("bag", 2).tolist() == [1, 1]
+    assert label.values(["bag", "shirt"], 2).tolist() == [1, 0]
+    assert label.values([4], 2).tolist() == [4, 4]
+    assert label.values(np.array([1.0, 2.0]), 2).dtype == np.int64
+    text = Condition("text", "float16", (2, 3))
+    assert text.values(np.ones((2, 3)), 4).shape == (4, 2, 3)
+    assert text.values(np.ones((4, 2, 3)), 4).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "missing"),
+        (11, r"got 11, expected values in 0\.\.10"),
+        ([-1, 3], r"got -1\.\.3"),
+        (1.5, "fractions"),
+        (float("nan"), "NaN"),
+        ([1, 2, 3], r"shape \[3\]"),
+        ("sandal", "unknown label 'sandal'; known labels: shirt, bag"),
+        (object(), "expected numbers"),
+    ],
+)
+def test_condition_refuses(given: Any, message: str) -> None:
+    label = Condition("label", "int64", low=0, high=10, labels=("shirt", "bag"))
+    with pytest.raises(InputError, match=message) as caught:
+        label.values(given, 2)
+    assert "\n" not in str(caught.value)
+
+
+def test_parse_condition() -> None:
+    assert parse_condition("label:int64:0..9") == Condition("label", "int64", low=0, high=9)
+    assert parse_condition("text:float32:77x768") == Condition("text", "float32", (77, 768))
+    assert parse_condition("size:int64:6:0..1024") == Condition("size", "int64", (6,), low=0, high=1024)
+    for wrong in ("label", "label:int64:a", "label:int64:1:2:3", "label:int64:0..1..2"):
+        with pytest.raises(InputError, match="expected name:dtype"):
+            parse_condition(wrong)
