@@ -14,7 +14,9 @@ time of the clean point, where alpha = 1 and sigma = 0, at which no network is e
 | `edm`                | continuous, t = sigma in 0.002..80, alpha 1            | arXiv 2206.00364 |
 | `flow:shift=3`       | continuous, alpha = 1 - t, sigma = t                   | arXiv 2210.02747 |
 
-Parameters follow a question mark: `cosine:60?beta_max=0.999`, `vp?beta_max=25`, `edm?sigma_max=50`.
+Parameters follow a question mark: `cosine:60?beta_max=0.999`, `vp?beta_max=25`, `edm?sigma_max=50`. The three named
+discrete schedules take `terminal`, the last cumulative product after rescaling to zero terminal SNR (arXiv
+2305.08891): `linear:1000?terminal=0`.
 """
 
 from __future__ import annotations
@@ -234,20 +236,35 @@ class Flow(Schedule):
 # Discrete schedules by name.
 
 
-def linear(length: int, beta_min: float = 1e-4, beta_max: float = 0.02) -> Discrete:
+def linear(length: int, beta_min: float = 1e-4, beta_max: float = 0.02, terminal: float | None = None) -> Discrete:
     """Betas linear in t (Ho et al., arXiv 2006.11239)."""
-    return Discrete(np.cumprod(1 - np.linspace(beta_min, beta_max, length, dtype=np.float64)))
+    return _from_betas(np.linspace(beta_min, beta_max, length, dtype=np.float64), terminal)
 
 
-def scaled_linear(length: int, beta_min: float = 0.00085, beta_max: float = 0.012) -> Discrete:
+def scaled_linear(
+    length: int, beta_min: float = 0.00085, beta_max: float = 0.012, terminal: float | None = None
+) -> Discrete:
     """Square roots of betas linear in t (Rombach et al., arXiv 2112.10752, their code)."""
-    return Discrete(np.cumprod(1 - np.linspace(beta_min**0.5, beta_max**0.5, length, dtype=np.float64) ** 2))
+    return _from_betas(np.linspace(beta_min**0.5, beta_max**0.5, length, dtype=np.float64) ** 2, terminal)
 
 
-def cosine(length: int, s: float = 0.008, beta_min: float = 1e-4, beta_max: float = 0.9999) -> Discrete:
+def cosine(
+    length: int, s: float = 0.008, beta_min: float = 1e-4, beta_max: float = 0.9999, terminal: float | None = None
+) -> Discrete:
     """alphabar = cos^2((t/T + s) / (1 + s) pi/2), betas clipped (Nichol & Dhariwal, arXiv 2102.09672, eq. 17)."""
     alphabar = np.cos((np.arange(length + 1) / length + s) / (1 + s) * np.pi / 2) ** 2
-    return Discrete(np.cumprod(1 - np.clip(1 - alphabar[1:] / alphabar[:-1], beta_min, beta_max)))
+    return _from_betas(np.clip(1 - alphabar[1:] / alphabar[:-1], beta_min, beta_max), terminal)
+
+
+def _from_betas(betas: Array, terminal: float | None) -> Discrete:
+    """alphabar = prod(1 - beta); with `terminal` sqrt(alphabar) is moved and scaled so that its first value stays and
+    its last is 0 (Lin et al., arXiv 2305.08891, algorithm 1), then alphabar's last is set to `terminal`."""
+    alphabar = np.cumprod(1 - betas)
+    if terminal is not None:
+        root = np.sqrt(alphabar)
+        alphabar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        alphabar[-1] = terminal
+    return Discrete(alphabar)
 
 
 def alphas(path: str) -> Discrete:
