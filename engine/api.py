@@ -1,0 +1,244 @@
+"""`load` an engine directory, sample from it: the Python face of a built engine.
+
+with pfdiff.load("faces.engine") as engine:
+    x = engine.sample(seeds=range(8), nfe=8, label=3)     # float32 [8, *shape]
+    pixels = engine.images(seeds=range(8), nfe=8)         # uint8 [8, H, W, C]
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+
+from ..kernels import eager
+from .artifact import Artifact, read_artifact
+from .backends import check_backend, choose_backend, open_backend
+from .backends.abstract import Source
+from .contract import Contract
+from .errors import BackendError, InputError
+from .latency import Latency, in_turns
+from .noise import Seeds, noise, parse_seeds
+from .program import Program
+from .session import Session, make_tables
+
+if TYPE_CHECKING:
+    from .backends.abstract import Module
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    backend: str = "auto",
+    *,
+    threads: int | None = None,
+    module: Module | None = None,
+) -> Engine:
+    """The engine in the directory `path`, verified and ready; close it, or use it in a `with` block.
+
+    device: auto or cpu. backend: auto, onnxruntime, openvino or torch. threads: CPU threads, None for the backend's own
+    choice. module: for backend torch, the network as module(x, t, *conditions), conditions in the contract's order.
+    Raises InputError, EngineFileError (missing, damaged, of another format), BackendError (not installed, refuses).
+    """
+    check_backend(backend)
+    return Engine(read_artifact(path), device=device, backend=backend, threads=threads, module=module)
+
+
+@final
+class Engine:
+    """A loaded engine: one network, one program for each NFE. Not for two threads at once: load one for each.
+
+    contract, programs, batch, precision, provenance, path   what the directory holds
+    backend, backend_reason, device, threads, description    who runs it, and why
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        device: str = "auto",
+        backend: str = "auto",
+        threads: int | None = None,
+        module: Module | None = None,
+    ) -> None:
+        self._artifact = artifact
+        self.path: Path = artifact.path
+        self.contract: Contract = artifact.contract
+        self.programs: dict[int, Program] = {nfe: artifact.programs[nfe] for nfe in sorted(artifact.programs)}
+        self.batch: tuple[int, ...] = artifact.batch
+        self.precision: str = artifact.precision
+        self.provenance: Mapping[str, Any] = artifact.provenance
+        self.device: str = _parse_device(device)
+        self.threads: int | None = threads
+        self.backend: str = backend
+        self.backend_reason: str = "asked for"
+        if backend == "auto":
+            self.backend, self.backend_reason = choose_backend(self.precision, self.device)
+        self._tables = {nfe: make_tables(program, self.contract) for nfe, program in self.programs.items()}
+        self._source = Source(artifact.network_path, self.contract, module)
+        self._session = self._open()
+        self.description: str = self._session.backend.description
+
+    def sample(
+        self, *, seeds: Seeds | None = None, noise: Any = None, nfe: int | None = None, **conditions: Any
+    ) -> torch.Tensor:
+        """Samples float32 [n, *shape] on the device, one for each seed or each row of `noise`.
+
+        seeds: integers in [0, 2^64); a seed's sample is the same alone and in any batch. noise: [n, *shape] floating,
+        in their place. nfe: may be left out when the engine has one program. conditions: by the contract's names, one
+        value for all samples or [n, ..]. Any n: larger ones are cut into the engine's batches; 0 gives an empty result.
+        Raises InputError; BackendError when the network fails, is not finite, or the engine is closed or in use.
+        """
+        return self._sample(self._session, seeds, noise, nfe, conditions)
+
+    def images(
+        self, *, seeds: Seeds | None = None, noise: Any = None, nfe: int | None = None, **conditions: Any
+    ) -> torch.Tensor:
+        """Like `sample`, as pixels uint8 [n, H, W, C]: `contract.data_range` becomes 0..255, the rest is clamped.
+
+        Raises InputError also when a sample is not [C, H, W].
+        """
+        if len(self.contract.shape) != 3:
+            raise InputError(f"samples of shape {list(self.contract.shape)} are no images [C, H, W]; use sample()")
+        x = self._sample(self._session, seeds, noise, nfe, conditions)
+        count, channels, height, width = x.shape
+        pixels = torch.empty((count, height, width, channels), dtype=torch.uint8)
+        eager.images(pixels, x, *self.contract.data_range)
+        return pixels
+
+    def bench(self, nfe: int | None = None, batch: int | None = None, rounds: int = 50) -> Latency:
+        """Time `rounds` whole calls of `batch` seeds in turns with `nfe` bare network evaluations of the same batch.
+
+        nfe, batch: by default the only program and the smallest bucket; `batch` must be a bucket. A second copy of the
+        network is loaded for the time, so that the first call is a first one. Raises InputError, BackendError.
+        """
+        nfe = self._check_nfe(nfe)
+        batch = self.batch[0] if batch is None else batch
+        if batch not in self.batch:
+            raise InputError(f"batch {batch!r}, expected one of this engine's: {', '.join(map(str, self.batch))}")
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+            raise InputError(f"rounds={rounds!r}, expected an integer of at least 1")
+        given = {one.name: np.full(one.shape, one.low or 0) for one in self.contract.conditions if one.default is None}
+        start = time.perf_counter()
+        session = self._open()
+        loaded = time.perf_counter()
+        try:
+            whole = partial(self._sample, session, range(batch), None, nfe, given)
+            whole()
+            first = time.perf_counter()
+            evaluate = session.bucket(self._tables[nfe], batch).evaluations[0]
+
+            def bare() -> None:
+                for _ in range(nfe):
+                    evaluate()
+
+            times = in_turns(whole, bare, rounds)
+        finally:
+            session.close()
+        p50, p90, p99 = np.percentile(times[:, 0], (50, 90, 99))
+        floor = float(np.median(times[:, 1]))
+        return Latency(
+            backend=self.backend,
+            device=self.device,
+            precision=self.precision,
+            threads=self.threads,
+            nfe=nfe,
+            batch=batch,
+            rounds=rounds,
+            p50_ms=float(p50),
+            p90_ms=float(p90),
+            p99_ms=float(p99),
+            max_ms=float(times[:, 0].max()),
+            first_ms=1e3 * (first - loaded),
+            load_ms=1e3 * (loaded - start),
+            network_ms=floor / nfe,
+            floor_ms=floor,
+            overhead=float(np.median(times[:, 0] / times[:, 1])),
+            per_sample_ms=float(p50) / batch,
+        )
+
+    def close(self) -> None:
+        """Free network and buffers; calls after that raise BackendError. Closing twice is fine."""
+        self._session.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        held = ", ".join(map(str, self.programs))
+        return f"Engine({str(self.path)!r}: {self.contract.name}, NFE {held}, {self.description})"
+
+    def _open(self) -> Session:
+        backend = open_backend(self.backend, self._source, self.threads)
+        return Session(backend, self.contract, self.batch)
+
+    def _sample(
+        self, session: Session, seeds: Any, noise: Any, nfe: int | None, conditions: Mapping[str, Any]
+    ) -> torch.Tensor:
+        tables = self._tables[self._check_nfe(nfe)]
+        if (seeds is None) == (noise is None):
+            got = "both" if noise is not None else "neither"
+            raise InputError(f"got {got} of seeds and noise, expected one of them, such as seeds=range(8)")
+        keys = None if seeds is None else parse_seeds(seeds)
+        start = None if noise is None else self._check_noise(noise)
+        count = len(keys) if keys is not None else len(start) if start is not None else 0
+        return session.run(tables, count, keys, start, self._check_conditions(conditions, count))
+
+    def _check_nfe(self, nfe: Any) -> int:
+        held = ", ".join(map(str, self.programs))
+        if nfe is None:
+            if len(self.programs) > 1:
+                raise InputError(f"nfe is missing and this engine has several; choose one of {held}")
+            return next(iter(self.programs))
+        if isinstance(nfe, bool) or nfe not in self.programs:
+            raise InputError(f"nfe={nfe!r}, this engine has {held}; choose one of them, or build {nfe!r} too")
+        return nfe
+
+    def _check_noise(self, noise: Any) -> np.ndarray:
+        """The noise as contiguous float32 [n, elements]."""
+        try:
+            given = noise.detach() if isinstance(noise, torch.Tensor) else torch.from_numpy(np.asarray(noise))
+        except (TypeError, ValueError):
+            raise InputError(f"noise of type {type(noise).__name__}, expected a tensor or an array of floats") from None
+        expected = f"floats of shape [n, {', '.join(map(str, self.contract.shape))}]"
+        if not given.is_floating_point() or tuple(given.shape[1:]) != self.contract.shape or given.ndim == 0:
+            raise InputError(f"noise {list(given.shape)} of {given.dtype}, expected {expected}")
+        if not bool(torch.isfinite(given).all()):
+            raise InputError("noise has NaN or infinite values, expected finite ones")
+        flat = given.to(device="cpu", dtype=torch.float32).reshape(len(given), math.prod(self.contract.shape))
+        return flat.contiguous().numpy()
+
+    def _check_conditions(self, given: Mapping[str, Any], count: int) -> Sequence[np.ndarray]:
+        known = {one.name: one for one in self.contract.conditions}
+        for name in given:
+            if name not in known:
+                takes = f"takes {', '.join(known)}" if known else "takes none"
+                raise InputError(f"unknown condition '{name}'; this network {takes}")
+        return [one.values(_plain(given.get(name)), count) for name, one in known.items()]
+
+
+def _plain(value: Any) -> Any:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _parse_device(device: str) -> str:
+    if device in ("auto", "cpu"):
+        return "cpu"
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device {device!r}, expected auto or cpu") from None
+    raise BackendError(f"device '{device}': the backends of this pfdiff run on the CPU; give device='cpu' or 'auto'")
+
+
+__all__ = ["Engine", "Latency", "load", "noise"]

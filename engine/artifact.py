@@ -1,0 +1,210 @@
+"""The engine directory: read, verified, and written so that it is always either the former engine or the new one.
+
+    faces.engine/
+        engine.json       {format, provenance, contract, batch, precision, programs, files, digest}
+        network.onnx      and its external data files, if any
+        plans/            a local cache, never listed in `files`
+
+`files` maps each name to its SHA-256 and size; `digest` is the SHA-256 of the manifest itself without that entry. Both
+find damage, not forgery: whoever can write the directory can write the hashes. A new directory is built beside the
+old one and swapped with it in one system call; a new manifest replaces the old one by a rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from .contract import Contract
+from .directory import sync, writing
+from .errors import EngineFileError, InputError
+from .program import Program
+
+FORMAT = 1
+MANIFEST = "engine.json"
+NETWORK = "network.onnx"
+PLANS = "plans"
+KEYS = ("format", "provenance", "contract", "batch", "precision", "programs", "files", "digest")
+LARGEST_MANIFEST_BYTES = 64 << 20
+CHUNK_BYTES = 1 << 20
+
+
+@final
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file of the directory must be: `sha256` in 64 hexadecimal digits, `bytes`."""
+
+    sha256: str
+    bytes: int
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """What an engine directory holds. `batch`: ascending bucket sizes; `programs`: by NFE; `files`: by name."""
+
+    path: Path
+    contract: Contract
+    batch: tuple[int, ...]
+    precision: str
+    programs: Mapping[int, Program]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+
+    @property
+    def network_path(self) -> Path:
+        return self.path / NETWORK
+
+
+# Reading.
+def read_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artifact:
+    """The engine in the directory `path`; with `verify` the SHA-256 of every file is compared.
+
+    Raises EngineFileError: no engine there, another format, a damaged manifest, a file that is missing, changed or
+    outside the directory.
+    """
+    folder = Path(path)
+    content = _read_manifest(folder)
+    try:
+        contract = Contract.from_dict(content["contract"])
+        programs = {_nfe(key): Program.from_json(json.dumps(value)) for key, value in content["programs"].items()}
+        batch = tuple(content["batch"])
+        files = {name: FileRecord(**record) for name, record in content["files"].items()}
+        precision, provenance = content["precision"], dict(content["provenance"])
+    except (InputError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(folder, str(error)) from None
+    for nfe, program in programs.items():
+        if program.nfe != nfe or program.prediction != contract.prediction:
+            raise _damaged(folder, f"program '{nfe}' has {program.nfe} evaluations of {program.prediction}")
+    if not (programs and batch) or any(type(size) is not int or size < 1 for size in batch):
+        raise _damaged(folder, f"batch {list(batch)} and {len(programs)} programs, expected at least one of each")
+    if precision != contract.precision:
+        raise _damaged(folder, f"precision {precision!r}, the contract says {contract.precision!r}")
+    if NETWORK not in files:
+        raise _damaged(folder, f"'{NETWORK}' is not among its files")
+    for name, record in files.items():
+        _check_file(folder, name, record, verify)
+    return Artifact(folder, contract, tuple(sorted(set(batch))), precision, programs, provenance, files)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        what = "is not a directory" if folder.exists() else "does not exist"
+        raise EngineFileError(f"engine '{folder}' {what}; give a directory that 'pfdiff build' wrote")
+    try:
+        with open(folder / MANIFEST, "rb") as file:
+            text = file.read(LARGEST_MANIFEST_BYTES)
+    except FileNotFoundError:
+        message = f"'{folder}' has no {MANIFEST}, so it is no engine; give a directory that 'pfdiff build' wrote"
+        raise EngineFileError(message) from None
+    except OSError as error:
+        raise EngineFileError(f"'{folder / MANIFEST}' cannot be read: {error.strerror}") from None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(folder, f"not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise _damaged(folder, f"a JSON {type(content).__name__}, expected an object")
+    if content.get("format") != FORMAT:
+        raise EngineFileError(
+            f"engine '{folder}' has format {content.get('format')!r}, this pfdiff reads {FORMAT}; "
+            "rebuild it, or use the pfdiff that wrote it"
+        )
+    missing = [key for key in KEYS if key not in content]
+    if missing:
+        raise _damaged(folder, f"'{missing[0]}' is missing")
+    if content["digest"] != _digest(content):
+        raise _damaged(
+            folder, f"its content has SHA-256 {_digest(content)[:12]}, 'digest' says {content['digest']!s:.12}"
+        )
+    return content
+
+
+def _nfe(key: str) -> int:
+    if not (key.isascii() and key.isdigit()):
+        raise InputError(f"the program '{key}' is not named by its NFE")
+    return int(key)
+
+
+def _check_file(folder: Path, name: str, record: FileRecord, verify: bool) -> None:
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or any(letter in name for letter in "\\:\0"):
+        raise EngineFileError(f"engine '{folder}' names the file {name!r} outside its directory; do not trust it")
+    path = folder / name
+    if any((folder / Path(*parts[: end + 1])).is_symlink() for end in range(len(parts))):
+        raise EngineFileError(f"'{path}' is a symbolic link; an engine holds plain files, copy the file itself")
+    if not path.is_file():
+        raise EngineFileError(f"engine '{folder}': the file '{name}' is missing; rebuild the engine or copy it again")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise _changed(folder, name, f"{size} bytes", f"{record.bytes}")
+    if verify and (found := sha256_of(path)) != record.sha256:
+        raise _changed(folder, name, f"SHA-256 {found[:12]}", f"{record.sha256:.12}")
+
+
+def _changed(folder: Path, name: str, got: str, expected: str) -> EngineFileError:
+    return EngineFileError(
+        f"engine '{folder}': the file '{name}' has {got}, expected {expected}: "
+        "it was changed or not copied whole; rebuild the engine or copy it again"
+    )
+
+
+def _damaged(folder: Path, why: str) -> EngineFileError:
+    return EngineFileError(f"'{folder / MANIFEST}' is damaged: {why}; rebuild the engine or copy it again")
+
+
+# Writing.
+def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
+    """Write engine.json into `folder` (default: the artifact's own) and rename it into place.
+
+    Raises EngineFileError when the disk is full or the directory cannot be written; the former manifest then stands.
+    """
+    folder = folder or artifact.path
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "provenance": dict(artifact.provenance),
+        "contract": artifact.contract.to_dict(),
+        "batch": list(artifact.batch),
+        "precision": artifact.precision,
+        "programs": {str(nfe): json.loads(artifact.programs[nfe].to_json()) for nfe in sorted(artifact.programs)},
+        "files": {name: {"sha256": one.sha256, "bytes": one.bytes} for name, one in sorted(artifact.files.items())},
+    }
+    content["digest"] = _digest(content)
+    part = folder / f".{MANIFEST}.part"
+    with writing(artifact.path):
+        try:
+            with open(part, "w", encoding="utf-8") as file:
+                json.dump(content, file, indent=1, allow_nan=False)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, folder / MANIFEST)
+            sync(folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+
+
+def records_of(folder: Path) -> dict[str, FileRecord]:
+    """Name, SHA-256 and size of every file in `folder`, but for the manifest and the plans."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    kept = {name: path for name, path in names.items() if name != MANIFEST and not name.startswith(f"{PLANS}/")}
+    return {name: FileRecord(sha256_of(path), path.stat().st_size) for name, path in kept.items()}
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,73 @@
+"""ONNX Runtime on the CPU: the graph's own dtypes, every buffer bound by its address, nothing copied."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import numpy as np
+import onnxruntime
+import torch
+
+from ..errors import BackendError
+from .abstract import Backend, Buffers, Evaluate, Source, first_line
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+ELEMENT_TYPES: dict[torch.dtype, Any] = {
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bfloat16: 16,  # onnx.TensorProto.BFLOAT16: NumPy has no such type
+    torch.int64: np.int64,
+    torch.int32: np.int32,
+    torch.bool: np.bool_,
+}
+ERRORS_ONLY = 3
+
+
+@final
+class OnnxRuntime(Backend):
+    """`network.onnx` in an InferenceSession of the CPU provider, all graph optimisations on."""
+
+    def __init__(self, source: Source, threads: int | None) -> None:
+        contract = source.contract
+        if contract.precision not in DTYPES:
+            raise BackendError(
+                f"onnxruntime has no {contract.precision} on a CPU; use backend openvino, or build with precision fp32"
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        try:
+            session = onnxruntime.InferenceSession(str(source.onnx), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no common base of their own
+            raise BackendError(f"onnxruntime refuses '{source.onnx}': {first_line(error)}") from error
+        self._names = [contract.input, contract.time, *(one.name for one in contract.conditions)]
+        self._output = contract.output
+        held = [one.name for one in session.get_inputs()], [one.name for one in session.get_outputs()]
+        if sorted(held[0]) != sorted(self._names) or self._output not in held[1]:
+            raise BackendError(
+                f"'{source.onnx}' takes {', '.join(held[0])} and gives {', '.join(held[1])}; "
+                f"the contract says {', '.join(self._names)} and {self._output}; rebuild the engine"
+            )
+        self._session: onnxruntime.InferenceSession | None = session
+        self.name = "onnxruntime"
+        self.device = torch.device("cpu")
+        self.dtype = DTYPES[contract.precision]
+        self.threads = threads
+        self.description = f"onnxruntime {onnxruntime.__version__}, CPU, {contract.precision}"
+
+    def bind(self, buffers: Buffers) -> Evaluate:
+        session = self._session
+        if session is None:
+            raise BackendError("this backend is closed; load the engine again")
+        binding = session.io_binding()
+        for name, tensor in zip(self._names, (buffers.x, buffers.t, *buffers.conditions), strict=True):
+            element = ELEMENT_TYPES[tensor.dtype]
+            binding.bind_input(name, "cpu", 0, element, list(tensor.shape), tensor.data_ptr())
+        out = buffers.out
+        binding.bind_output(self._output, "cpu", 0, ELEMENT_TYPES[out.dtype], list(out.shape), out.data_ptr())
+        run = session.run_with_iobinding
+        return lambda: run(binding)
+
+    def close(self) -> None:
+        self._session = None

@@ -1,0 +1,67 @@
+"""The module itself, in PyTorch: for networks that no exporter takes, and to compare with.
+
+An engine directory holds ONNX and never code, so the module has to be given: `pfdiff.build` keeps the one it was built
+from, `pfdiff.load(..., module=...)` takes it.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+
+from ..errors import BackendError
+from .abstract import Backend, Buffers, Evaluate, Source
+
+
+@final
+class TorchModule(Backend):
+    """module(x, t, *conditions) -> out in inference mode, float32, put into evaluation mode until `close`.
+
+    `threads` is PyTorch's own number of threads, one for the whole process.
+    """
+
+    def __init__(self, source: Source, threads: int | None) -> None:
+        contract = source.contract
+        if source.module is None:
+            raise BackendError(
+                f"backend 'torch' needs the module, and '{source.onnx.parent}' holds ONNX only; "
+                "give module= to pfdiff.load, or use backend onnxruntime"
+            )
+        if contract.precision != "fp32":
+            raise BackendError(f"backend 'torch' computes in fp32, the engine is {contract.precision}; build with fp32")
+        self._module = source.module
+        self._trained = [one for one in source.module.modules() if one.training] if _is_module(source.module) else []
+        for one in self._trained:
+            one.training = False
+        self.name = "torch"
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+        self.threads = threads
+        self.description = f"torch {torch.__version__}, CPU, fp32"
+
+    def bind(self, buffers: Buffers) -> Evaluate:
+        module, threads = self._module, self.threads
+        if module is None:
+            raise BackendError("this backend is closed; load the engine again")
+        inputs, out = (buffers.x, buffers.t, *buffers.conditions), buffers.out
+
+        def evaluate() -> None:
+            if threads is not None and torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+            with torch.inference_mode():
+                result = module(*inputs)
+                if result.shape != out.shape:
+                    raise ValueError(f"the module returned {list(result.shape)}, expected {list(out.shape)}")
+                out.copy_(result)
+
+        return evaluate
+
+    def close(self) -> None:
+        for one in self._trained:
+            one.training = True
+        self._module, self._trained = None, []
+
+
+def _is_module(module: object) -> bool:
+    return isinstance(module, torch.nn.Module)

@@ -1,0 +1,128 @@
+"""A directory that appears whole or not at all.
+
+It is built as a sibling `.NAME.building-*`, synced, and swapped with the former one by `renameat2(RENAME_EXCHANGE)`,
+so that no moment exists without an engine; where the file system cannot swap, two renames do it. Whoever builds holds
+a lock on the sibling: what a killed build left behind is known by its free lock and removed by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import EngineFileError
+
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns an OSError inside into one line about `target`."""
+    try:
+        yield
+    except OSError as error:
+        raise EngineFileError(
+            f"cannot write engine '{target}': {error.strerror or error}; nothing was changed, "
+            "free some space or choose another place"
+        ) from error
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """An empty directory that takes the place of `target` when the block ends well.
+
+    After an exception, interruption or full disk `target` is as it was, and the new directory is gone.
+    Raises EngineFileError when it cannot be written.
+    """
+    with writing(target):
+        _sweep(target)
+        staging = target.with_name(f".{target.name}.building-{secrets.token_hex(4)}")
+        try:
+            staging.mkdir()
+            with _locked(staging):
+                yield staging
+                for folder, _, names in os.walk(staging):
+                    for name in names:
+                        sync(Path(folder, name))
+                    sync(Path(folder))
+                _swap(staging, target)
+                sync(target.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Force a file or a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(staging: Path, target: Path) -> None:
+    """Put `staging` in the place of `target`; what stood there is at `staging` afterwards."""
+    if not target.exists():
+        os.rename(staging, target)
+        return
+    if _exchange(staging, target):
+        return
+    former = target.with_name(f".{target.name}.former-{secrets.token_hex(4)}")
+    os.rename(target, former)
+    try:
+        os.rename(staging, target)
+    except BaseException:
+        os.rename(former, target)
+        raise
+    os.rename(former, staging)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is None:
+        return False
+    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # this file system or kernel cannot swap
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+@contextlib.contextmanager
+def _locked(staging: Path) -> Iterator[None]:
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(staging, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed builds of this target left."""
+    for left in target.parent.glob(f".{target.name}.building-*"):
+        if sys.platform == "win32":
+            return
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(descriptor)

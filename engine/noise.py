@@ -1,0 +1,138 @@
+"""Noise by seed: a seed names one sample, whatever the batch, the bucket or the machine.
+
+Element e of the sample of a seed is Box-Muller of the first two words of Philox-4x32-10 (Salmon et al., SC 2011) with
+key (seed mod 2^32, seed >> 32) and counter (e mod 2^32, e >> 32, 0, 0):
+
+    u_1 = (r_0 + 1/2) 2^-32,  u_2 = (r_1 + 1/2) 2^-32,  z = sqrt(-2 ln u_1) cos(2 pi u_2)     in float64, rounded once
+
+On the CPU this is NumPy over blocks that stay in the cache: 0.14 ms for 784 elements, where the plain torch twin takes
+0.42 ms, 2 % of a whole 5-evaluation sample of a 4 ms network. Other devices run `kernels`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+ROUNDS = 10
+MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+WORD = np.uint64(0xFFFFFFFF)
+HALF = np.uint64(32)
+BLOCK = 8192  # elements: ten uint64 temporaries of 64 KiB stay in a 1 MiB second-level cache
+
+Seeds = Iterable[int]
+
+
+def noise(seeds: Seeds, shape: Sequence[int], device: str | torch.device = "cpu") -> torch.Tensor:
+    """Normal noise float32 [len(seeds), *shape] on `device`; `shape` is that of one sample.
+
+    seeds: integers in [0, 2^64), one for each sample. The values on two devices agree to float32 rounding; on one
+    they are equal bit for bit, alone or in any batch. Raises InputError.
+    """
+    import torch
+
+    keys, size = parse_seeds(seeds), _check_shape(shape)
+    if torch.device(device).type == "cpu":
+        z = torch.empty((len(keys), *size), dtype=torch.float32)
+        fill_noise(z.view(len(keys), math.prod(size)).numpy(), keys)
+        return z
+    from ..kernels import eager
+
+    z = torch.empty((len(keys), *size), dtype=torch.float32, device=device)
+    if len(keys):
+        eager.noise(z, torch.from_numpy(keys.view(np.int64)).to(device))
+    return z
+
+
+def parse_seeds(seeds: Any) -> NDArray[np.uint64]:
+    """The seeds as uint64 [n]. Raises InputError for what is no sequence of integers in [0, 2^64)."""
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        raise InputError(f"seeds={seeds}, expected a sequence: range({seeds}) for {seeds} samples, [{seeds}] for one")
+    if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable):
+        raise InputError(f"seeds of type {type(seeds).__name__}, expected a sequence of integers such as range(8)")
+    found: list[int] = []
+    for seed in seeds:
+        try:
+            number = operator.index(seed)
+        except TypeError:
+            raise InputError(f"seed {seed!r}, expected an integer in 0 .. 2^64 - 1") from None
+        if isinstance(seed, bool) or not 0 <= number < 1 << 64:
+            raise InputError(f"seed {seed!r}, expected an integer in 0 .. 2^64 - 1")
+        found.append(number)
+    return np.array(found, dtype=np.uint64)
+
+
+def _check_shape(shape: Any) -> tuple[int, ...]:
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise InputError(f"shape {shape!r}, expected the sizes of one sample such as (3, 64, 64)") from None
+    if any(size < 1 for size in sizes):
+        raise InputError(f"shape {shape!r}, expected sizes of at least 1")
+    return sizes
+
+
+def fill_noise(z: NDArray[np.float32], seeds: NDArray[np.uint64]) -> None:
+    """Write the noise of `seeds` uint64 [n] into `z` float32 [n, elements]."""
+    samples, elements = z.shape
+    rows = max(1, BLOCK // max(elements, 1))
+    for first in range(0, samples, rows):
+        keys = seeds[first : first + rows, None]
+        for start in range(0, elements, BLOCK):
+            block = z[first : first + rows, start : start + BLOCK]
+            r_0, r_1 = _philox(np.arange(start, start + block.shape[1], dtype=np.uint64), keys)
+            _box_muller(block, r_0, r_1)
+
+
+def _philox(element: NDArray[np.uint64], keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Words r_0, r_1 uint64 [n, e] of Philox-4x32-10 for `element` [e] and `keys` [n, 1]."""
+    k_0, k_1 = keys & WORD, keys >> HALF
+
+    # The first round: two of the four counter words are zero, so nothing but the counter is multiplied.
+    product = MULTIPLIER_0 * (element & WORD)
+    shape = np.broadcast_shapes(element.shape, keys.shape)
+    c_0, c_1 = (element >> HALF) ^ k_0, np.zeros(shape, np.uint64)
+    c_2, c_3 = (product >> HALF) ^ k_1, np.broadcast_to(product & WORD, shape).copy()
+    high_0, high_1 = np.empty(shape, np.uint64), np.empty(shape, np.uint64)
+
+    for _ in range(ROUNDS - 1):
+        k_0, k_1 = k_0 + WEYL_0 & WORD, k_1 + WEYL_1 & WORD
+        c_0 *= MULTIPLIER_0
+        c_2 *= MULTIPLIER_1
+        np.right_shift(c_2, HALF, out=high_1)
+        high_1 ^= c_1
+        high_1 ^= k_0
+        np.bitwise_and(c_2, WORD, out=c_1)
+        np.right_shift(c_0, HALF, out=high_0)
+        high_0 ^= c_3
+        high_0 ^= k_1
+        np.bitwise_and(c_0, WORD, out=c_3)
+        c_0, c_2, high_0, high_1 = high_1, high_0, c_2, c_0
+    return c_0, c_1
+
+
+def _box_muller(z: NDArray[np.float32], r_0: NDArray[np.uint64], r_1: NDArray[np.uint64]) -> None:
+    u_1 = r_0.astype(np.float64)
+    u_1 += 0.5
+    u_1 *= 2.0**-32  # exact, like the sum before: 33 bits
+    np.log(u_1, out=u_1)
+    u_1 *= -2.0
+    np.sqrt(u_1, out=u_1)
+    u_2 = r_1.astype(np.float64)
+    u_2 += 0.5
+    u_2 *= 2.0**-32
+    u_2 *= 2.0 * math.pi
+    np.cos(u_2, out=u_2)
+    u_1 *= u_2
+    z[...] = u_1  # the one rounding to float32

@@ -1,0 +1,197 @@
+"""`build`: a network and a solver become an engine directory, and the loaded engine.
+
+What is costly is done last and only if needed: first every argument is checked and every program compiled, then the
+digest of the network is compared with that of the engine which is there already. The same network is not exported
+again; programs are added to it. The former engine stands until the new one is complete.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..engine.api import Engine
+from ..engine.artifact import MANIFEST, NETWORK, PLANS, Artifact, read_artifact, records_of, write_manifest
+from ..engine.backends import check_precision, choose_backend
+from ..engine.contract import PRECISIONS
+from ..engine.directory import replacing
+from ..engine.errors import BackendError, EngineFileError, InputError
+from ..engine.program import Program
+from ..engine.program import compile as compile_program
+from .sources import ModuleSource, Network, Progress
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..engine.grid import Grid
+
+LARGEST_BATCH = 1 << 16  # the exporter's bound on the dynamic batch dimension
+
+
+def build(
+    network: Network | nn.Module | str | Path,
+    nfe: int | Iterable[int],
+    solver: str = "pfdiff:k=2,l=1",
+    *,
+    grid: Grid = "logsnr",
+    basis: str | None = None,
+    clip: float | None = None,
+    t_start: float | None = None,
+    end: str | float = "clean",
+    batch: int | Iterable[int] | None = None,
+    precision: str = "fp32",
+    backend: str = "auto",
+    out: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """Build the engine directory `out` and load it.
+
+    network: a Network, or what Network takes alone. nfe: evaluations a sample, one or several; one program each.
+    solver, grid, basis, clip, t_start, end: as in `pfdiff.compile`. batch: bucket sizes, by default those of the engine
+    at `out`, else 1. precision: fp32, fp16 or bf16. backend, threads: as in `pfdiff.load`. out: by default
+    NAME.engine in the current folder. progress: called with one line at each stage.
+
+    An engine of the same network and precision keeps its programs of other NFE and is not exported again; when nothing
+    changes, nothing is written. Any other engine at `out` is replaced, at the very end and at once; after an error,
+    an interruption or a full disk it is as it was. Raises InputError, BackendError, EngineFileError.
+    """
+    say: Progress = progress or (lambda line: None)
+    source = network if isinstance(network, Network) else Network(network)
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    sizes = _check_batch(batch, source)
+    runner = choose_backend(precision, "cpu")[0] if backend == "auto" else backend
+    check_precision(runner, precision)
+    module = _module_of(source) if runner == "torch" else None
+    settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}
+    programs = {count: _compile(source, solver, count, settings) for count in _integers("nfe", nfe)}
+    target = _check_target(Path(f"{source.contract.name}.engine" if out is None else out))
+
+    say(f"comparing {source.contract.name} with what is built")
+    former = _former(target, say)
+    if former and former.provenance.get("network_digest") == source.digest and former.precision == precision:
+        artifact = _with_programs(former, programs, sizes or former.batch, say)
+    else:
+        artifact = _exported(target, source, precision, programs, sizes or (1,), say)
+    return Engine(artifact, backend=backend, threads=threads, module=module)
+
+
+def _with_programs(
+    former: Artifact, programs: Mapping[int, Program], batch: tuple[int, ...], say: Progress
+) -> Artifact:
+    held = {nfe: program.digest for nfe, program in former.programs.items()}
+    changed = [nfe for nfe, program in programs.items() if held.get(nfe) != program.digest]
+    if not changed and batch == former.batch:
+        say(f"{former.path} is up to date: nothing to do")
+        return former
+    artifact = Artifact(
+        path=former.path,
+        contract=former.contract,
+        batch=batch,
+        precision=former.precision,
+        programs={**former.programs, **programs},
+        provenance=former.provenance,
+        files=former.files,
+    )
+    write_manifest(artifact)
+    what = f"NFE {', '.join(map(str, changed))}" if changed else f"batch {', '.join(map(str, batch))}"
+    say(f"{former.path}: the network is unchanged and not exported again; written: {what}")
+    return artifact
+
+
+def _exported(
+    target: Path,
+    source: Network,
+    precision: str,
+    programs: Mapping[int, Program],
+    batch: tuple[int, ...],
+    say: Progress,
+) -> Artifact:
+    provenance = {"pfdiff": __version__, "network": source.contract.name, "network_digest": source.digest}
+    with replacing(target) as folder:
+        contract = source.write(folder, precision, say)
+        say("hashing and syncing")
+        artifact = Artifact(target, contract, batch, precision, dict(programs), provenance, records_of(folder))
+        write_manifest(artifact, folder)
+    say(f"{target} is written: NFE {', '.join(map(str, programs))}")
+    return artifact
+
+
+# What is checked before any work.
+def _compile(source: Network, solver: str, nfe: int, settings: Mapping[str, Any]) -> Program:
+    contract = source.contract
+    program = compile_program(
+        solver,
+        contract.schedule,
+        nfe,
+        prediction=contract.prediction,
+        sigma_data=contract.sigma_data,
+        **settings,
+    )
+    contract.feed_times(program.network_times)
+    return program
+
+
+def _integers(what: str, given: Any) -> tuple[int, ...]:
+    """Distinct integers of at least 1, ascending."""
+    try:
+        values = [operator.index(given)] if hasattr(given, "__index__") else [operator.index(one) for one in given]
+    except TypeError:
+        values = []
+    if isinstance(given, (bool, str)) or not values or any(value < 1 for value in values):
+        raise InputError(f"{what} {given!r}, expected an integer of at least 1 or several, such as [5, 8]")
+    return tuple(sorted(set(values)))
+
+
+def _check_batch(batch: Any, source: Network) -> tuple[int, ...]:
+    """The bucket sizes, or () for none said."""
+    fixed = source.contract.fixed_batch
+    sizes = _integers("batch", batch) if batch is not None else () if fixed is None else (fixed,)
+    if fixed is not None and sizes != (fixed,):
+        raise InputError(
+            f"batch {', '.join(map(str, sizes))}: this network takes batches of {fixed} only; give batch={fixed}"
+        )
+    if sizes and sizes[-1] > LARGEST_BATCH:
+        raise InputError(f"batch {sizes[-1]}, expected at most {LARGEST_BATCH}; larger requests are cut into batches")
+    return sizes
+
+
+def _check_target(out: Path) -> Path:
+    """Where the engine goes, links resolved; only an engine or an empty directory may stand there."""
+    target = Path(os.path.realpath(out))
+    if not target.parent.is_dir():
+        raise InputError(f"out '{out}': the folder {target.parent} does not exist; create it first")
+    if not target.exists():
+        return target
+    if not target.is_dir():
+        raise InputError(f"out '{out}' is a file, expected a directory to write or an engine to replace")
+    ours = (MANIFEST, f".{MANIFEST}.part", NETWORK, PLANS)
+    for path in sorted(target.iterdir()):
+        if path.name not in ours and not path.name.startswith(f"{NETWORK}."):
+            raise InputError(f"out '{out}' holds '{path.name}', which is no part of an engine; move it away")
+    return target
+
+
+def _former(target: Path, say: Progress) -> Artifact | None:
+    if not (target / MANIFEST).exists():
+        return None
+    try:
+        return read_artifact(target)
+    except EngineFileError as error:
+        say(f"building anew: {error}")
+        return None
+
+
+def _module_of(source: Network) -> Any:
+    """module(x, t, *conditions) of a network that came as a module."""
+    opened = source._source
+    if not isinstance(opened, ModuleSource):
+        raise BackendError("backend 'torch' needs an nn.Module, this network is an ONNX file; use backend onnxruntime")
+    from .module_source import Normalised
+
+    return Normalised(opened.module, opened.call)
