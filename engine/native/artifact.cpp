@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 
+#include "canonical.h"
 #include "directory.h"
 #include "error.h"
 
@@ -56,6 +57,9 @@ pfd_engine_t open_engine(const std::string& path) {
         throw file_error("engine.json: format is " + std::to_string(format) + ", this library reads format " +
                          std::to_string(newest_format) + "; " +
                          (format > newest_format ? "update pfdiff" : "rebuild the engine with `pfdiff build`"));
+    if (const auto digest = json::manifest_digest(document); digest != root["digest"].string())
+        throw file_error("engine.json: its content has SHA-256 " + digest.substr(0, 12) + "..., its digest says " +
+                         quoted(root["digest"].string()).substr(0, 14) + "...; rebuild the engine or copy it again");
     pfd_engine_t engine;
     engine.contract = read_contract(root["contract"]);
     for (const auto& batch : root["batch"].items()) engine.batches.push_back(batch.integer(1, 1 << 20));

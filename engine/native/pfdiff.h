@@ -166,7 +166,8 @@ PFD_API pfd_status_t pfd_sample_cpu(const pfd_program_t* program, pfd_network_t 
                                     int64_t batch, int64_t elements, int32_t threads);
 
 /* One fused update, evaluation `index` of the program, for callers with a loop of their own: states [B][count] in
- * place, `output` [count] from the network; writes input [count] = c_in[index+1] * s_0 unless `input` is NULL. */
+ * place, `output` [count] from the network; writes input [count] = c_in[index+1] * s_0 unless `input` is NULL or the
+ * evaluation is the last. States that nothing reads later are left as they are; s_0 too when `input` replaces it. */
 PFD_API pfd_status_t pfd_update_cpu(const pfd_program_t* program, int32_t index, float* states, const float* output,
                                     float* input, int64_t count, int32_t threads);
 

@@ -54,31 +54,44 @@ pfd_program_t read_program(const json::Node& node) {
 
 std::vector<float> coefficient_row(const pfd_program_t& program, int index) {
     const auto n = static_cast<std::size_t>(index), B = static_cast<std::size_t>(program.buffers);
-    std::vector<float> row;
-    row.reserve(4 + B + B * B);
-    row.push_back(static_cast<float>(program.p[n]));
-    row.push_back(static_cast<float>(program.q[n]));
-    row.push_back(static_cast<float>(program.clip.value_or(0.0)));
-    row.push_back(index + 1 < program.nfe ? static_cast<float>(program.c_in[n + 1]) : 1.0f);
-    for (std::size_t j = 0; j < B; ++j) row.push_back(static_cast<float>(program.w[n * B + j]));
-    for (std::size_t i = 0; i < B * B; ++i) row.push_back(static_cast<float>(program.W[n * B * B + i]));
+    const bool starts = index == program.nfe;
+    std::vector<float> row(4 + B + B * B, 0.0f);
+    row[3] = starts ? static_cast<float>(program.c_in[0])
+             : index + 1 < program.nfe ? static_cast<float>(program.c_in[n + 1])
+                                       : 1.0f;
+    if (!starts) {
+        row[0] = static_cast<float>(program.p[n]);
+        row[1] = static_cast<float>(program.q[n]);
+        row[2] = static_cast<float>(program.clip.value_or(0.0));
+        for (std::size_t i = 0; i < B * B; ++i) row[4 + B + i] = static_cast<float>(program.W[n * B * B + i]);
+    }
+    for (std::size_t j = 0; j < B; ++j) row[4 + j] = static_cast<float>(starts ? program.init[j] : program.w[n * B + j]);
     return row;
 }
 
-bool reads_state(const pfd_program_t& program, int index, int state) {
-    const int B = program.buffers;
-    const double* W = program.W.data() + std::ptrdiff_t{index} * B * B;
-    bool reads = state == 0 && program.clip && program.p[static_cast<std::size_t>(index)] != 0;
-    for (int j = 0; j < B; ++j) reads |= static_cast<float>(W[j * B + state]) != 0;
-    return reads;
-}
-
-bool writes_state(const pfd_program_t& program, int index, int state) {
-    const int B = program.buffers;
-    const double* row = program.W.data() + (std::ptrdiff_t{index} * B + state) * B;
-    bool changes = static_cast<float>(program.w[static_cast<std::size_t>(index * B + state)]) != 0;
-    for (int i = 0; i < B; ++i) changes |= static_cast<float>(row[i]) != (i == state ? 1.0f : 0.0f);
-    return changes;
+std::vector<Access> accesses(const pfd_program_t& program, bool separate) {
+    const auto B = static_cast<std::size_t>(program.buffers), N = static_cast<std::size_t>(program.nfe);
+    std::vector<Access> found(N + 1);
+    unsigned live = 1;  // the sample is s_0
+    for (std::size_t n = N; n-- > 0;) {
+        const double *W = program.W.data() + n * B * B, *w = program.w.data() + n * B;
+        Access access{0, 0, program.clip.has_value(), separate && n + 1 < N};
+        for (std::size_t j = 0; j < B; ++j) {
+            bool identity = w[j] == 0;
+            for (std::size_t i = 0; i < B; ++i) identity &= W[j * B + i] == (i == j ? 1 : 0);
+            if ((live >> j & 1) != 0 && !identity) access.writes |= 1u << j;
+        }
+        const unsigned needed = access.writes | (access.separate ? 1 : 0);
+        for (std::size_t j = 0; j < B; ++j) {
+            if ((needed >> j & 1) == 0) continue;
+            for (std::size_t i = 0; i < B; ++i) access.reads |= W[j * B + i] != 0 ? 1u << i : 0;
+            if (access.clip && program.p[n] != 0 && w[j] != 0) access.reads |= 1;
+        }
+        found[n] = access;
+        live = (live & ~access.writes) | access.reads | (separate ? 0 : 1);
+    }
+    found[N] = {0, live, false, separate};
+    return found;
 }
 
 }  // namespace pfdiff

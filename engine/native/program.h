@@ -26,12 +26,21 @@ constexpr int most_evaluations = 4096;
 // Throws Error (PFD_ENGINE_FILE_ERROR) that names the field.
 pfd_program_t read_program(const json::Node& node);
 
-// The coefficients of one update as every runtime executes them, in float32:
-// [p, q, clip, c_in_next, w_0 .., W_00, W_01, ..]; c_in_next is 1 after the last evaluation, clip 0 without clipping.
+// The device form of a program, row by row as in kernels/table.py: one row for each evaluation in float32,
+// [p, q, clip, c_in_next, w_0 .., W_00, W_01, ..], c_in_next 1 after the last and clip 0 without clipping; and a last
+// row, number N, that starts a sample: w = init, W = 0, with the noise in place of the network's output.
 std::vector<float> coefficient_row(const pfd_program_t& program, int index);
 
-// Whether update `index` reads state i in a column of W, or changes state j: what decides the traffic.
-bool reads_state(const pfd_program_t& program, int index, int state);
-bool writes_state(const pfd_program_t& program, int index, int state);
+// What an update really has to touch; bit j stands for state s_j.
+struct Access {
+    unsigned reads = 0;
+    unsigned writes = 0;
+    bool clip = false;
+    bool separate = false;  // also writes c_in_next s_0 into a buffer of the network's own
+};
+
+// The N + 1 accesses that belong to the rows. A state is written when its row is no identity and somebody reads it
+// later; read when a row that is needed has a coefficient for it. `separate`: the network has its own input buffer.
+std::vector<Access> accesses(const pfd_program_t& program, bool separate);
 
 }  // namespace pfdiff

@@ -57,16 +57,9 @@ void sample(const pfd_program_t& program, pfd_network_t network, void* context, 
     float* const output = workspace.array(program.buffers - 1);
     float* const input = feeds ? workspace.array(program.buffers) : state;
 
-    // From noise to the first states; s_0 last, since it holds the noise.
-    workers.run(count, [&](std::int64_t begin, std::int64_t end) {
-        for (int j = program.buffers - 1; j >= 0; --j) {
-            const float factor = static_cast<float>(program.init[static_cast<std::size_t>(j)]);
-            if (j > 0 || factor != 1)
-                for (auto i = begin; i < end; ++i) states[j][i] = factor * state[i];
-        }
-        const float c_in = static_cast<float>(program.c_in[0]);
-        for (auto i = begin; feeds && i < end; ++i) input[i] = c_in * state[i];
-    });
+    const auto access = accesses(program, feeds);
+    // The noise lies where s_0 will stand, and each element is read before it is written.
+    Update(program, program.nfe, access.back()).run(states, state, input, count, workers);
     for (int n = 0; n < program.nfe; ++n) {
         const auto at = static_cast<std::size_t>(n);
         const pfd_evaluation_t evaluation{n, program.nfe, program.times[at], program.network_times[at], batch, elements};
@@ -77,7 +70,7 @@ void sample(const pfd_program_t& program, pfd_network_t network, void* context, 
                                 std::to_string(program.nfe) + ": " +
                                 (words.empty() ? "it returned " + std::to_string(status) : words));
         }
-        Update(program, n).run(states, output, feeds && n + 1 < program.nfe ? input : nullptr, count, workers);
+        Update(program, n, access[at]).run(states, output, input, count, workers);
     }
 }
 
@@ -105,6 +98,7 @@ extern "C" pfd_status_t pfd_update_cpu(const pfd_program_t* program, int32_t ind
         float* pointers[pfdiff::most_buffers];
         for (int j = 0; j < program->buffers; ++j) pointers[j] = states + j * count;
         pfdiff::Workers workers(pfdiff::team_size(threads));
-        pfdiff::Update(*program, index).run(pointers, output, input, count, workers);
+        const auto access = pfdiff::accesses(*program, input != nullptr)[static_cast<std::size_t>(index)];
+        pfdiff::Update(*program, index, access).run(pointers, output, input, count, workers);
     });
 }

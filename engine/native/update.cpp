@@ -1,9 +1,10 @@
 // Rows are computed block by block: a block's operands (at most 9 arrays of 4 KiB) stay in the first-level cache, so
-// memory sees every state once, whatever the number of terms. Sums run in the order W_0 s_0, W_1 s_1, ..., w z.
+// memory sees every state once, whatever the number of terms. Sums run in the kernels' order: w z, W_0 s_0, W_1 s_1, ...
 #include "update.h"
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -38,48 +39,29 @@ constexpr auto make_combines(std::index_sequence<Terms...>) {
 
 constexpr auto combines = make_combines(std::make_index_sequence<most_buffers + 1>());
 
-// Which states are needed after update `index`: s_0, and what later updates read before they overwrite it.
-std::vector<bool> live_after(const pfd_program_t& program, int index) {
-    std::vector<bool> live(static_cast<std::size_t>(program.buffers), false);
-    live[0] = true;
-    for (int n = program.nfe - 1; n > index; --n) {
-        std::vector<bool> before(live.size(), false);
-        before[0] = true;
-        for (std::size_t j = 0; j < live.size(); ++j)
-            for (std::size_t i = 0; live[j] && i < live.size(); ++i)
-                if (program.W[(static_cast<std::size_t>(n) * live.size() + j) * live.size() + i] != 0) before[i] = true;
-        live = before;
-    }
-    return live;
-}
-
 }  // namespace
 
-Update::Update(const pfd_program_t& program, int index)
-    : buffers_(program.buffers), clips_(program.clip.has_value()) {
+Update::Update(const pfd_program_t& program, int index, const Access& access)
+    : access_(access), buffers_(program.buffers) {
     const auto coefficients = coefficient_row(program, index);
     p_ = coefficients[0], q_ = coefficients[1], clip_ = coefficients[2], c_in_next_ = coefficients[3];
     const float *w = coefficients.data() + 4, *W = w + buffers_;
-    const auto live = live_after(program, index);
     for (int j = 0; j < buffers_; ++j) {
-        if (!live[static_cast<std::size_t>(j)] || !writes_state(program, index, j)) continue;
-        Row row{j, {}, {}};
-        for (int i = 0; i <= buffers_; ++i) {
-            const float factor = i < buffers_ ? W[j * buffers_ + i] : w[j];
-            if (factor == 0) continue;
-            row.sources.push_back(i);
-            row.factors.push_back(factor);
-        }
+        const bool stored = (access.writes >> j & 1) != 0;
+        if (!stored && !(access.separate && j == 0)) continue;
+        Row row{j, stored, {}, {}};
+        if (w[j] != 0) row.sources.push_back(buffers_), row.factors.push_back(w[j]);
+        for (int i = 0; i < buffers_; ++i)
+            if (const float factor = W[j * buffers_ + i]; factor != 0)
+                row.sources.push_back(i), row.factors.push_back(factor);
         rows_.push_back(std::move(row));
     }
 }
 
-int Update::accesses() const {
-    std::vector<bool> read(static_cast<std::size_t>(buffers_) + 1, false);
-    read[0] = clips_ && p_ != 0;
-    for (const auto& row : rows_)
-        for (const int source : row.sources) read[static_cast<std::size_t>(source)] = true;
-    return static_cast<int>(std::count(read.begin(), read.end(), true) + static_cast<std::ptrdiff_t>(rows_.size()));
+int Update::arrays() const {
+    bool reads_output = false;
+    for (const auto& row : rows_) reads_output |= !row.sources.empty() && row.sources.front() == buffers_;
+    return std::popcount(access_.reads) + std::popcount(access_.writes) + (reads_output ? 1 : 0) + (access_.separate ? 1 : 0);
 }
 
 void Update::block(float* const* states, const float* output, float* input, std::int64_t begin, int size) const {
@@ -88,26 +70,33 @@ void Update::block(float* const* states, const float* output, float* input, std:
     const float* operands[most_buffers + 1];
     for (int i = 0; i < buffers_; ++i) operands[i] = states[i] + begin;
     operands[buffers_] = output + begin;
-    if (clips_) {
+    if (access_.clip) {
+        // s_0 is not read where p = 0: it may then hold anything, a NaN too.
         const float *s_0 = operands[0], *out = operands[buffers_];
-        for (int i = 0; i < size; ++i) clipped[i] = clamped(p_ * s_0[i] + q_ * out[i], clip_);
+        if ((access_.reads & 1) != 0)
+            for (int i = 0; i < size; ++i) clipped[i] = clamped(p_ * s_0[i] + q_ * out[i], clip_);
+        else
+            for (int i = 0; i < size; ++i) clipped[i] = clamped(q_ * out[i], clip_);
         operands[buffers_] = clipped;
     }
+    const float* first = nullptr;  // the new s_0, for the network's input
     for (std::size_t r = 0; r < rows_.size(); ++r) {
         const auto& row = rows_[r];
         // All rows need the old states: only the last may overwrite at once.
-        float* target = r + 1 == rows_.size() ? states[row.target] + begin : results[r];
+        float* target = row.stored && r + 1 == rows_.size() ? states[row.state] + begin : results[r];
         const float* sources[most_buffers + 1];
         for (std::size_t term = 0; term < row.sources.size(); ++term) sources[term] = operands[row.sources[term]];
         if (row.sources.empty())
             std::fill_n(target, size, 0.0f);
         else
             combines[row.sources.size() - 1](target, sources, row.factors.data(), size);
+        if (row.state == 0) first = target;
     }
     for (std::size_t r = 0; r + 1 < rows_.size(); ++r)
-        std::memcpy(states[rows_[r].target] + begin, results[r], sizeof(float) * static_cast<std::size_t>(size));
-    if (input != nullptr)
-        for (int i = 0; i < size; ++i) input[begin + i] = c_in_next_ * states[0][begin + i];
+        if (rows_[r].stored)
+            std::memcpy(states[rows_[r].state] + begin, results[r], sizeof(float) * static_cast<std::size_t>(size));
+    if (access_.separate && first != nullptr)
+        for (int i = 0; i < size; ++i) input[begin + i] = c_in_next_ * first[i];
 }
 
 void Update::run(float* const* states, const float* output, float* input, std::int64_t count, Workers& workers) const {

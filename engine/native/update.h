@@ -9,20 +9,22 @@
 
 namespace pfdiff {
 
-// Update `index` of a program, prepared: only what a later evaluation or the sample still needs is computed.
+// Row `index` of a program's table, prepared: 0 .. N-1 follow an evaluation, N starts a sample from the noise.
 class Update final {
    public:
-    Update(const pfd_program_t& program, int index);
+    Update(const pfd_program_t& program, int index, const Access& access);
 
-    // states[j] and output: [count]; input [count] receives c_in_next * s_0 unless it is null.
+    // states[j] and output: [count]; input [count] receives c_in_next * s_0 when the access is `separate`.
+    // `output` may be states[0] itself.
     void run(float* const* states, const float* output, float* input, std::int64_t count, Workers& workers) const;
 
-    // Reads and writes of one element, for the bandwidth of a benchmark.
-    int accesses() const;
+    // Arrays of [count] that one run reads or writes, for the bandwidth of a benchmark.
+    int arrays() const;
 
    private:
     struct Row {
-        int target;
+        int state;
+        bool stored;  // else only the network's input needs it
         std::vector<int> sources;  // a state, or B for z
         std::vector<float> factors;
     };
@@ -30,8 +32,8 @@ class Update final {
     void block(float* const* states, const float* output, float* input, std::int64_t begin, int size) const;
 
     std::vector<Row> rows_;
+    Access access_;
     int buffers_;
-    bool clips_;
     float p_, q_, clip_, c_in_next_;
 };
 
