@@ -96,10 +96,13 @@ def assert_matches(cases: list[Case]) -> None:
     for (states, y_in), (twin_states, twin_y), _, _ in runs:
         assert torch.equal(states, twin_states)
         assert y_in is None if twin_y is None else y_in is not None and torch.equal(y_in, twin_y)
-    for which in (0, 1):
-        chosen = [[result[which].flatten() for result in run] for run in runs if run[0][which] is not None]
-        if chosen:
-            actual, _, by_plain, exact = (torch.cat(column) for column in zip(*chosen, strict=True))
+    for which in (0, 1):  # states, y_in
+        chosen = [
+            [tensor.flatten() for run in runs_of_case if (tensor := run[which]) is not None] for runs_of_case in runs
+        ]
+        columns = [column for column in chosen if column]
+        if columns:
+            actual, _, by_plain, exact = (torch.cat(column) for column in zip(*columns, strict=True))
             assert_as_good_as_plain(actual=actual, plain=by_plain, exact=exact)
 
 
