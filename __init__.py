@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .engine.program import Program as Program
     from .engine.program import compile as compile
     from .export.build import build as build
+    from .export.scheduler import PFDiffScheduler as PFDiffScheduler
     from .export.sources import Network as Network
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ _HOME = {
     "EngineFileError": "engine.errors",
     "InputError": "engine.errors",
     "Network": "export.sources",
+    "PFDiffScheduler": "export.scheduler",
     "PfdiffError": "engine.errors",
     "Program": "engine.program",
     "build": "export.build",
