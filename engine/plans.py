@@ -115,18 +115,19 @@ def build_plan(artifact: Artifact, key: PlanKey, progress: BuildProgress | None 
         _set_target(trt, config, key)
     for size in key.batch:
         config.add_optimization_profile(_profile(builder, network, size))
-    cache = _timing_cache(artifact.path / PLANS, key)
-    timing = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
-    config.set_timing_cache(timing, False)
+    cache = artifact.path / PLANS / f"{key.flavour}-{key.version}-{key.capability}.timing"
+    timing = None
+    if key.flavour == "tensorrt":  # RTX has none: it compiles for the GPU when the plan is loaded
+        timing = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
+        config.set_timing_cache(timing, False)
     if progress is not None:
         config.progress_monitor = _monitor(trt, progress)
 
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BackendError(f"{key.flavour} {key.version} cannot build for {key.capability}: {logger.last}")
-    kept = bytes(timing.serialize()) if timing is not None else b""
-    if kept and cache.parent.is_dir():
-        _write(cache, kept)
+    if timing is not None and cache.parent.is_dir():
+        _write(cache, bytes(timing.serialize()))
     return bytes(plan)
 
 
@@ -317,11 +318,6 @@ def _difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
             short = [str(v)[:12] if name == "network" else str(v) for v in (stored.get(name), value)]
             return f"{name} {short[0]}, this is {short[1]}"
     return "the same"
-
-
-def _timing_cache(folder: Path, key: PlanKey) -> Path:
-    """Tactic timings, reusable for the same flavour, version and GPU whatever the network."""
-    return folder / f"{key.flavour}-{key.version}-{key.capability}.timing"
 
 
 def _seal(key: PlanKey, plan: bytes) -> str:
