@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 
-def integer(text: str) -> int:
-    """A positive integer, or a usage error that says what was got."""
+def integer(given: str | int) -> int:
+    """A positive integer, or a usage error that says what was got. Typer passes defaults through here too."""
+    text = str(given)
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**31):
         raise typer.BadParameter(f"got '{text}', expected a positive integer")
     return int(text)

@@ -7,12 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import pfdiff
 from pfdiff.cli import main
 
 NETWORKS = '''
@@ -81,6 +81,7 @@ def content(folder: Path) -> dict[str, bytes]:
 # What works.
 def test_help_is_quick_and_loads_no_torch() -> None:
     code = """import sys
+import pfdiff
 from pfdiff.cli import main
 main(["--help"])
 print(sorted({"torch", "onnx", "onnxruntime", "numpy"} & set(sys.modules)))"""
@@ -97,9 +98,11 @@ def test_the_module_is_the_command() -> None:
     assert done.stderr == "pfdiff: No such command 'smaple'. Did you mean 'sample'?\n"
 
 
-def test_an_engine_that_is_up_to_date_is_left_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_engine_that_is_up_to_date_is_left_alone(
+    built: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = content(work / "tiny.engine")
-    assert main(["build", "nets.py:bare", "--nfe", "5,8", *BUILD, "-o", "tiny.engine"]) == 0
+    assert main(["build", f"{built}/nets.py:bare", "--nfe", "5,8", *BUILD, "-o", "tiny.engine"]) == 0
     assert "up to date" in capsys.readouterr().out
     assert content(work / "tiny.engine") == before
 
@@ -170,7 +173,8 @@ BAD: list[tuple[list[str], str]] = [
     (build("syntax.py:bare"), "syntax.py"),
     (build("nets.py:nan"), "NaN"),
     (build("fashoin"), "fashion"),
-    (["build", "nets.py:bare", "--nfe", "5", "-o", "new.engine"], "shape"),
+    (["build", "nets.py:bare", "--nfe", "5", "-o", "new.engine"], "--schedule linear:1000"),
+    (["build", "nets.py:bare", "--nfe", "5", *BUILD[2:], "-o", "new.engine"], "--shape 3x64x64"),
     (build("nets.py:bare", "--shape", "1x6"), "shape"),
     (build("nets.py:bare", "--shape", "3x6x5"), "3"),
     (build("nets.py:bare", "--shape", "1x0x5"), "--shape '1x0x5'"),
@@ -248,25 +252,32 @@ def test_bad_input_is_one_line(traps: Path, capfd: pytest.CaptureFixture[str], w
     assert after == before
 
 
-def test_an_interrupted_build_leaves_the_former_engine(
-    work: Path, capfd: pytest.CaptureFixture[str], interrupt: Callable[[str], None]
+@pytest.mark.parametrize(
+    ("stop", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "pfdiff: interrupted\n"),
+        (OSError(28, "No space left on device"), 2, "No space left on device; nothing was changed"),
+    ],
+    ids=["interrupted", "disk full"],
+)
+def test_a_build_that_stops_half_way_leaves_the_former_engine(
+    work: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stop: BaseException,
+    status: int,
+    line: str,
 ) -> None:
     before = content(work)
-    interrupt("write_manifest")
-    assert main(["build", "nets.py:bare", "--nfe", "6", *BUILD, "-o", "tiny.engine"]) == 130
-    assert capfd.readouterr().err == "pfdiff: interrupted\n"
+
+    def half(_: object, folder: Path, *__: object) -> None:
+        (folder / "network.onnx").write_bytes(b"half")
+        raise stop
+
+    monkeypatch.setattr(pfdiff.Network, "write", half)
+    assert main(["build", "nets.py:bare", "--nfe", "6", *BUILD, "-o", "tiny.engine"]) == status
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert line in shown.err
     after = {name: data for name, data in content(work).items() if "__pycache__" not in name}
     assert after == before
-
-
-@pytest.fixture
-def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    def arm(name: str) -> None:
-        from pfdiff.export import build as module
-
-        def stop(*_: object, **__: object) -> None:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(module, name, stop)
-
-    return arm
