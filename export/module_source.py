@@ -6,10 +6,11 @@ Anything else is said by name: `input=`, `time=`, `conditions=`, `output=`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import importlib.util
 import inspect
 import sys
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,13 +85,12 @@ def load_factory(text: str) -> tuple[nn.Module, bytes]:
         raise InputError(f"network '{text}': there is no file {file}; expected file.py:factory")
     source = path.read_bytes()
     name = f"pfdiff_network_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
+    loaded = types.ModuleType(name)
+    loaded.__file__ = str(path)
     sys.modules[name] = loaded  # dataclasses and pickles inside the file look themselves up
     try:
-        spec.loader.exec_module(loaded)
+        with _beside(path):  # compiled here: Python's cache would miss an edit within the same second
+            exec(compile(source, path, "exec"), vars(loaded))
     except Exception as error:
         del sys.modules[name]
         raise InputError(f"network '{text}': {file} cannot be imported ({first_line(error)})") from error
@@ -101,7 +101,8 @@ def load_factory(text: str) -> tuple[nn.Module, bytes]:
         ]
         raise InputError(f"network '{text}': {file} has no function '{factory}'; it has {', '.join(found) or 'none'}")
     try:
-        module = make()
+        with _beside(path):
+            module = make()
     except Exception as error:
         raise InputError(
             f"network '{text}': {factory}() failed ({first_line(error)}); it is called without arguments"
@@ -109,6 +110,17 @@ def load_factory(text: str) -> tuple[nn.Module, bytes]:
     if not isinstance(module, nn.Module):
         raise InputError(f"network '{text}': {factory}() returned {type(module).__name__}, expected an nn.Module")
     return module, source
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """The file's folder on sys.path, as Python does for a script."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 # How forward is called.

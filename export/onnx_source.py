@@ -18,7 +18,7 @@ import numpy as np
 
 from ..engine.contract import Condition, Contract
 from ..engine.errors import InputError
-from .check import Array, Case, OnnxRun, compare
+from .check import LARGE_BYTES, Array, Case, OnnxRun, compare
 from .onnx_mapping import Roles, external_files, find_roles, read_model
 from .to_onnx import save_model
 
@@ -74,7 +74,9 @@ class OnnxSource:
     def _run(self) -> OnnxRun:
         roles = self.roles
         names = (roles.x.name, roles.time.name, *(port.name for _, port in roles.conditions))
-        return OnnxRun(self.path, names, roles.output.name)
+        files = (self.path, *(self.path.parent / name for name in self._external))
+        large = sum(file.stat().st_size for file in files) > LARGE_BYTES
+        return OnnxRun(self.path, names, roles.output.name, large=large)
 
     def content(self) -> bytes:
         """sha256 of the file and of its external weights."""

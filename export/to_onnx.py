@@ -237,6 +237,7 @@ def save_model(model: onnx_ir.Model, path: Path, *, external: bool | None = None
     if external:
         onnx_ir.save(model, path, external_data=path.name + ".data", size_threshold_bytes=1024)
     else:
+        path.with_name(path.name + ".data").unlink(missing_ok=True)  # of an earlier write
         onnx_ir.save(onnx_ir.external_data.load_to_model(model), path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,17 +31,21 @@ def wave(x: Tensor, t: Tensor) -> Tensor:
     return x * torch.cos(t.float() / 100)[:, None, None, None]
 
 
-class Plain(nn.Module):
+class Mixing(nn.Module):
+    """Without a forward: each subclass has its own signature."""
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.mix = nn.Conv2d(2, 2, 1)
 
+
+class Plain(Mixing):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return wave(self.mix(x), t)
 
 
-class Labelled(Plain):
+class Labelled(Mixing):
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(7, 2)
@@ -49,7 +54,7 @@ class Labelled(Plain):
         return wave(self.mix(x), t) + self.table(y)[:, :, None, None]
 
 
-class TimeFirst(Plain):
+class TimeFirst(Mixing):
     def forward(self, time: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return time, wave(self.mix(state), time)
 
@@ -59,7 +64,7 @@ class Output:
     sample: Tensor
 
 
-class LikeDiffusers(Plain):
+class LikeDiffusers(Mixing):
     def __init__(self) -> None:
         super().__init__()
         self.text = nn.Linear(5, 2)
@@ -80,13 +85,13 @@ class LikeDiffusers(Plain):
         return Output(sample=y) if return_dict else Output(-y)
 
 
-class Dictionary(Plain):
+class Dictionary(Mixing):
     def forward(self, x: Tensor, t: Tensor, **extra: Tensor) -> dict[str, Tensor]:
         y = wave(self.mix(x), t) + extra["shift"][:, :, None, None]
         return OrderedDict(mean=y, variance=y * 0)
 
 
-class StepTable(Plain):
+class StepTable(Mixing):
     """Looks its integer time up in a table."""
 
     def __init__(self) -> None:
@@ -188,9 +193,24 @@ def test_a_factory_in_a_file(tmp_path: Path) -> None:
     network = Network(f"{file}:make", shape=SHAPE, **WORDS)
     assert network.contract.name == "nets"
     check_written(network, tmp_path)
-    before = network.digest
-    file.write_text(file.read_text().replace("cos", "sin"))
-    assert Network(f"{file}:make", shape=SHAPE, **WORDS).digest != before
+    file.write_text(file.read_text().replace("torch.cos(t)", "torch.sin(t)"))  # same size, same second
+    changed = Network(f"{file}:make", shape=SHAPE, **WORDS)
+    assert changed.digest != network.digest
+    x = torch.ones(1, *SHAPE)
+    assert not torch.equal(changed.evaluate(x, 3.0), network.evaluate(x, 3.0))
+    assert not (tmp_path / "__pycache__").exists()
+
+
+def test_a_factory_imports_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "pfdiff_test_neighbour.py").write_text("WIDTH = 2\n")
+    (tmp_path / "nets.py").write_text(
+        "import torch\nfrom pfdiff_test_neighbour import WIDTH\n"
+        "class Net(torch.nn.Module):\n    def forward(self, x, t):\n        return x * WIDTH\n"
+    )
+    before = list(sys.path)
+    network = Network(f"{tmp_path / 'nets.py'}:Net", shape=SHAPE, **WORDS)
+    assert sys.path == before
+    assert torch.equal(network.evaluate(torch.ones(1, *SHAPE), 3.0), torch.full((1, *SHAPE), 2.0))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +261,7 @@ class NoTime(nn.Module):
         return x
 
 
-class NoTensor(Plain):
+class NoTensor(Mixing):
     def forward(self, x: Tensor, t: Tensor) -> Any:
         return SimpleNamespace(count=3)
 
