@@ -1,0 +1,314 @@
+"""The whole sampler of an engine as one ONNX model: noise and conditions in, samples out.
+
+    noise [batch, *shape] float32, conditions [batch, ...]  ->  samples [batch, *shape] float32
+
+A Loop runs once an evaluation; its body is the network and one update, and the program is four small tables that the
+body reads at the iteration's number (states S float32 [B, batch, *shape], all in ONNX's own operators, opset 13 up):
+
+    out  = network(cast(c_in_n S[0]), time_n, conditions)
+    z    = cast(out)                     or  clip(p_n S[0] + q_n cast(out), -clip, clip)
+    S    = [W_n | w_n] @ [S ; z]
+
+So the weights stand once in the file and once in memory, whatever the NFE. They are the body's own initializers, not
+the outer graph's: ONNX Runtime re-lays convolution weights only where they belong to the graph it optimises.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..engine.api import Engine
+from ..engine.artifact import Artifact, read_artifact
+from ..engine.backends.abstract import first_line
+from ..engine.contract import Contract
+from ..engine.errors import BackendError, EngineFileError, InputError
+from ..engine.session import Tables, make_tables
+
+if TYPE_CHECKING:
+    import onnx
+
+LOWEST_OPSET = 13
+LOWEST_IR = 8
+ERRORS_ONLY = 3
+NETWORK_PREFIX = "network/"
+SAMPLER_PREFIX = "sampler/"
+TOLERANCE = 1e-5  # of the largest value, for float32 networks; the same arithmetic in another order
+HALF_TOLERANCE = 1e-2  # float16 networks: one rounding of the input may differ and goes through the whole network
+LARGEST_MESSAGE_BYTES = (1 << 31) - 1
+
+
+def export_sampler(
+    engine: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    nfe: int | None = None,
+    *,
+    check: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Write the sampler of the engine directory `engine` for `nfe` to the file `out` and return its path.
+
+    Weights that lie beside network.onnx come to lie beside `out`, as `out`.data. check: before anything is at `out`,
+    run it in ONNX Runtime and compare one sample of each bucket's smallest with the engine's. The former file stands
+    until then. Raises InputError, EngineFileError (no engine, an opset too old), BackendError (the two differ).
+    """
+    import onnx
+
+    say: Callable[[str], None] = progress or (lambda line: None)
+    artifact = read_artifact(engine)
+    nfe = _one_nfe(artifact, nfe)
+    _check_fit(artifact.contract)
+    target = Path(out)
+    if target.suffix != ".onnx" or not target.parent.is_dir():
+        raise InputError(f"out '{target}', expected a file ending in .onnx in a folder that exists")
+    say(f"reading {artifact.network_path}")
+    network = onnx.load(str(artifact.network_path), load_external_data=False)
+    tables = make_tables(artifact.programs[nfe], artifact.contract)
+    model = make_sampler(network, artifact.contract, tables)
+    program = artifact.programs[nfe]
+    notes = {"solver": program.solver, "nfe": str(nfe), "schedule": program.schedule, "program": program.digest}
+    onnx.helper.set_model_props(model, {f"pfdiff.{key}": value for key, value in notes.items()})
+
+    # Beside the target, so that the last renames stay on one disk.
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        part = Path(folder, target.name)
+        data = _take_external_data(model, artifact.path, part)
+        if model.ByteSize() > LARGEST_MESSAGE_BYTES:
+            raise InputError(
+                f"the network is {model.ByteSize()} bytes in one file, ONNX holds 2 GiB; export it external"
+            )
+        part.write_bytes(model.SerializeToString(deterministic=True))
+        del model, network
+        if check:
+            say("comparing with the engine")
+            _compare(artifact, nfe, part)
+        for path in data:
+            os.replace(path, target.parent / path.name)
+        os.replace(part, target)
+    say(f"{target}: {nfe} evaluations, {program.solver}")
+    return target
+
+
+def make_sampler(network: onnx.ModelProto, contract: Contract, tables: Tables) -> onnx.ModelProto:
+    """The sampler's model from network.onnx and a program's tables; external weights keep their place.
+
+    `network` is taken apart, do not use it afterwards. Raises EngineFileError for an opset below 13.
+    """
+    from onnx import TensorProto, helper
+
+    version = max((one.version for one in network.opset_import if one.domain in ("", "ai.onnx")), default=0)
+    if version < LOWEST_OPSET:
+        raise EngineFileError(f"network.onnx has opset {version}, a sampler needs {LOWEST_OPSET} or newer")
+    elements = {one.name: one.type.tensor_type.elem_type for one in network.graph.input}
+    shape: list[Any] = [contract.fixed_batch or "batch", *contract.shape]
+    inputs = [helper.make_tensor_value_info("noise", TensorProto.FLOAT, shape)]
+    inputs += [
+        helper.make_tensor_value_info(one.name, elements[one.name], [shape[0], *one.shape])
+        for one in contract.conditions
+    ]
+    body = _body(network.graph, contract, tables, elements[contract.input])
+
+    # S = init * noise, the loop, S[0].
+    p = SAMPLER_PREFIX
+    column = tables.init.reshape(-1, *(1 for _ in shape))
+    constants = {"init": column, "evaluations": np.int64(tables.nfe), "go": np.bool_(True), "first": np.int64(0)}
+    nodes = [
+        helper.make_node("Mul", ["noise", f"{p}init"], [f"{p}start"]),
+        helper.make_node("Shape", [f"{p}start"], [f"{p}shape"]),
+        helper.make_node("Loop", [f"{p}evaluations", f"{p}go", f"{p}start"], [f"{p}end"], body=body),
+        helper.make_node("Gather", [f"{p}end", f"{p}first"], ["samples"], axis=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        f"sampler of {contract.name}",
+        inputs,
+        [helper.make_tensor_value_info("samples", TensorProto.FLOAT, shape)],
+        _initializers(constants),
+    )
+    return helper.make_model(
+        graph,
+        opset_imports=network.opset_import,
+        functions=network.functions,
+        ir_version=max(network.ir_version, LOWEST_IR),
+        producer_name="pfdiff",
+    )
+
+
+def _body(network: onnx.GraphProto, contract: Contract, tables: Tables, element: int) -> onnx.GraphProto:
+    """One evaluation: (n, go, S) -> (go, S)."""
+    from onnx import TensorProto, helper
+
+    # Conditions are inputs of the sampler under their own names; a body sees the names around it.
+    conditions = {one.name: one.name for one in contract.conditions}
+    ends = {contract.input: "x", contract.time: "t", contract.output: "out"}
+    rename(network, {**{name: SAMPLER_PREFIX + new for name, new in ends.items()}, **conditions})
+    nodes: list[onnx.NodeProto] = []
+
+    def add(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        names = [SAMPLER_PREFIX + one for one in inputs]
+        nodes.append(helper.make_node(operator, names, [SAMPLER_PREFIX + output], **attributes))
+        return output
+
+    # The network's input and time.
+    constants: dict[str, Any] = {"zero": np.int64(0), "times": tables.times, "update": tables.update}
+    state = add("Gather", ["S", "zero"], "state", axis=0)
+    if tables.scaled:
+        constants["c_in"] = tables.c_in
+        state_in = add("Mul", [state, add("Gather", ["c_in", "n"], "c_n")], "scaled")
+    else:
+        state_in = state
+    add("Cast", [state_in], "x", to=element)
+    if contract.time_rank:
+        constants["one"] = np.array([1])  # the states' axis 1 is the batch
+        add("Expand", [add("Gather", ["times", "n"], "t_n"), add("Gather", ["shape", "one"], "batch")], "t")
+    else:
+        add("Gather", ["times", "n"], "t")
+    nodes.extend(network.node)
+
+    # The update.
+    z = add("Cast", ["out"], "z", to=TensorProto.FLOAT)
+    if tables.clip is not None:
+        bound = np.float32(tables.clip)
+        constants |= {"p": tables.p, "q": tables.q, "low": -bound, "high": bound}
+        from_state = add("Mul", [state, add("Gather", ["p", "n"], "p_n")], "from_state")
+        from_out = add("Mul", [z, add("Gather", ["q", "n"], "q_n")], "from_out")
+        z = add("Clip", [add("Add", [from_state, from_out], "x0"), "low", "high"], "x0_clipped")
+    constants |= {"axis": np.array([0]), "flat": np.array([tables.buffers + 1, -1])}
+    rows = add("Concat", ["S", add("Unsqueeze", [z, "axis"], "z_row")], "rows", axis=0)
+    matrix = add("Reshape", [rows, "flat"], "matrix")
+    product = add("MatMul", [add("Gather", ["update", "n"], "update_n"), matrix], "product")
+    add("Reshape", [product, "shape"], "S_next")
+    add("Identity", ["go"], "go_next")
+
+    states: list[Any] = [tables.buffers, contract.fixed_batch or "batch", *contract.shape]
+    body = helper.make_graph(
+        nodes,
+        "evaluation",
+        [
+            helper.make_tensor_value_info(f"{SAMPLER_PREFIX}n", TensorProto.INT64, []),
+            helper.make_tensor_value_info(f"{SAMPLER_PREFIX}go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info(f"{SAMPLER_PREFIX}S", TensorProto.FLOAT, states),
+        ],
+        [
+            helper.make_tensor_value_info(f"{SAMPLER_PREFIX}go_next", TensorProto.BOOL, []),
+            helper.make_tensor_value_info(f"{SAMPLER_PREFIX}S_next", TensorProto.FLOAT, states),
+        ],
+        _initializers(constants),
+    )
+    body.initializer.extend(network.initializer)
+    body.sparse_initializer.extend(network.sparse_initializer)
+    return body
+
+
+def _initializers(constants: Mapping[str, Any]) -> list[onnx.TensorProto]:
+    from onnx import numpy_helper
+
+    return [numpy_helper.from_array(np.asarray(value), SAMPLER_PREFIX + name) for name, value in constants.items()]
+
+
+def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Give every value of `graph` and of the graphs inside it its name in `names`, or one of its own.
+
+    A body may not reuse a name of the graph around it, and a foreign network may use any.
+    """
+
+    def new(name: str) -> str:
+        return names.get(name, NETWORK_PREFIX + name) if name else name  # "" is an input left out
+
+    for node in graph.node:
+        node.input[:] = map(new, node.input)
+        node.output[:] = map(new, node.output)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                rename(inner, names)
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = new(value.name)
+    for sparse in graph.sparse_initializer:
+        sparse.values.name = new(sparse.values.name)
+        sparse.indices.name = new(sparse.indices.name)
+    del graph.value_info[:]
+
+
+# Weights beside the file.
+def _take_external_data(model: onnx.ModelProto, folder: Path, part: Path) -> list[Path]:
+    """Copy the engine's weight files beside `part` under its name and point the model's tensors at the copies."""
+    from onnx import TensorProto
+
+    moved: dict[str, str] = {}
+    for tensor in _tensors(model.graph):
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                name = f"{part.name}.data{len(moved) or ''}"
+                entry.value = moved.setdefault(entry.value, name)
+    for source, name in moved.items():
+        if Path(source).name != source:
+            raise EngineFileError(f"network.onnx keeps weights in '{source}', outside its directory; build it again")
+        shutil.copyfile(folder / source, part.with_name(name))
+    return [part.with_name(name) for name in moved.values()]
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                yield from _tensors(inner)
+
+
+# Checks.
+def _compare(artifact: Artifact, nfe: int, part: Path) -> None:
+    """Raise BackendError unless the sampler gives what the engine gives, for one batch of noise."""
+    import onnxruntime
+
+    contract = artifact.contract
+    batch = contract.fixed_batch or artifact.batch[0]
+    noise = np.random.default_rng(0).standard_normal((batch, *contract.shape), np.float32)
+    given = {one.name: one.low or 0 for one in contract.conditions if one.default is None}
+    given = {
+        name: np.full(one.shape, given[name]) for one in contract.conditions for name in [one.name] if name in given
+    }
+    with Engine(artifact, backend="onnxruntime") as engine:
+        wanted = engine.sample(noise=noise, nfe=nfe, **given).numpy()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    try:
+        session = onnxruntime.InferenceSession(str(part), options, providers=["CPUExecutionProvider"])
+        feeds = {one.name: one.values(given.get(one.name), batch) for one in contract.conditions}
+        for one in contract.conditions:
+            feeds[one.name] = feeds[one.name].astype(one.dtype)
+        found = np.asarray(session.run(None, {"noise": noise, **feeds})[0])
+    except Exception as error:  # its exceptions have no common base of their own
+        raise BackendError(f"onnxruntime refuses the sampler: {first_line(error)}") from error
+    tolerance = TOLERANCE if contract.precision == "fp32" else HALF_TOLERANCE
+    difference = float(np.abs(found - wanted).max() / max(1.0, float(np.abs(wanted).max())))
+    if not difference <= tolerance:
+        raise BackendError(f"the sampler differs from the engine by {difference:.1e}, expected at most {tolerance:g}")
+
+
+def _one_nfe(artifact: Artifact, nfe: int | None) -> int:
+    held = sorted(artifact.programs)
+    if nfe is None and len(held) == 1:
+        return held[0]
+    if nfe is None or nfe not in held:
+        got = "nfe is missing" if nfe is None else f"nfe={nfe}"
+        raise InputError(f"{got}, this engine has {', '.join(map(str, held))}; choose one of them, or build more")
+    return nfe
+
+
+def _check_fit(contract: Contract) -> None:
+    if contract.precision == "bf16":
+        raise InputError("this engine is bf16, which onnxruntime has not on a CPU; build with precision fp32 or fp16")
+    taken = [one.name for one in contract.conditions if one.name == "samples"]
+    if taken:
+        raise InputError("the network has a condition 'samples', which is the sampler's output; rename it")
