@@ -7,7 +7,6 @@ TORCH := $(shell grep -o '^torch==[^ ]*' constraints.txt)
 
 # An NVIDIA GPU asks for the CUDA build of torch and for the GPU extras; anything else gets the CPU build, a tenth of the size.
 GPU := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
-EXTRAS := $(if $(GPU),[triton])
 
 .PHONY: demo test bench lint gpu clean
 .DELETE_ON_ERROR:
@@ -18,8 +17,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -q
 
-bench: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -q bench
+bench: $(VENV)/.installed
+	@$(BIN)/pfdiff build fashion --nfe 5,8 --grid uniform --basis eps --batch 1,10,64 -o fashion.engine
+	@$(BIN)/pfdiff bench fashion.engine --batch 1,64 --json bench/results/$$($(BIN)/python -m pfdiff.bench.machine)/fashion.json
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .
@@ -45,7 +45,11 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	@echo "installing pfdiff into $(VENV) ..."
-	@$(PIP) install -c constraints.txt -e ".$(EXTRAS)"
+	@if [ -n "$(GPU)" ]; then \
+	  $(PIP) install -c constraints.txt -e ".[triton,tensorrt]" || { \
+	    echo "TensorRT could not be installed; going on without it" >&2; \
+	    $(PIP) install -c constraints.txt -e ".[triton]"; }; \
+	else $(PIP) install -c constraints.txt -e .; fi
 	@mkdir -p $(VENV)/src && ln -sfn "$(CURDIR)" $(VENV)/src/pfdiff
 	@touch $@
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,10 @@ from .engine.errors import InputError, PfdiffError
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 # BadParameter < UsageError < ClickException; Typer keeps the last in its own copy of Click.
 ClickException: Any = typer.BadParameter.__mro__[2]
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="PATH", help="Also write the figures to this file, with the machine.")
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -196,7 +201,7 @@ def bench(
     rounds: Annotated[
         int, typer.Option("--rounds", parser=options.integer, metavar="INT", help="Whole samples timed for each row.")
     ] = 50,
-    json: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+    json: JsonFile = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
 ) -> None:
@@ -210,12 +215,17 @@ def bench(
     with load(engine, backend=backend, threads=threads) as loaded:
         pairs = [(n, b) for n in evaluations or sorted(loaded.programs) for b in batches or sorted(loaded.batch)]
         figures = [loaded.bench(n, b, rounds) for n, b in bar(pairs, "timing")]
-    cli_tables.print_bench(figures, json)
+        description, digest = loaded.description, loaded.provenance.get("network_digest")
+    cli_tables.print_bench(description, figures)
+    if json:
+        rows = [asdict(one) for one in figures]
+        cli_tables.write_figures(json, {"engine": engine.name, "network_digest": digest, "figures": rows})
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("demo.png"),
+    json: JsonFile = None,
 ) -> None:
     """Sample the shipped network with DDIM and PFDiff, print time and error, write one picture."""
     from . import cli_tables
@@ -227,6 +237,9 @@ def demo(
 
         report = shipped.run(out, progress)
     cli_tables.print_demo(report)
+    if json:
+        lines = [asdict(line) for line in report.lines]
+        cli_tables.write_figures(json, {"description": report.description, "samples": report.samples, "figures": lines})
 
 
 def _only_nfe(held: list[int]) -> int:

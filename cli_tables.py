@@ -17,6 +17,7 @@ from .engine.errors import InputError
 
 if TYPE_CHECKING:
     from .engine.contract import Condition
+    from .engine.latency import Latency
     from .engine.program import Program
     from .export.demo import Report
 
@@ -121,16 +122,19 @@ def _coefficients(program: Program) -> Table:
     return table
 
 
-def print_bench(figures: Sequence[Any], path: Path | None) -> None:
-    """One row for each NFE and batch. With `path` the figures, as JSON, are written there too.
+def write_figures(path: Path, figures: dict[str, Any]) -> None:
+    """Write figures and the machine they were measured on as JSON. Raises InputError when that cannot be written."""
+    from .bench.machine import describe
 
-    `figures` are those of `Engine.bench`. Raises InputError when the file cannot be written.
-    """
-    if path is not None:
-        try:
-            path.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"--json {path}: {error.strerror}; choose a file that can be written") from None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": describe(), **figures}, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--json {path}: {error.strerror}; choose a file that can be written") from None
+
+
+def print_bench(description: str, figures: Sequence[Latency]) -> None:
+    """Who evaluates the network, then one row for each NFE and batch."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("NFE", "batch", "p50", "p90", "p99", "max", "first", "network", "overhead"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -139,7 +143,9 @@ def print_bench(figures: Sequence[Any], path: Path | None) -> None:
     for one in figures:
         times_ms = (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms, one.first_ms, one.floor_ms)
         table.add_row(str(one.nfe), str(one.batch), *(f"{value:.4g}" for value in times_ms), f"{one.overhead:.3f}")
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(description)
+    console.print(table)
 
 
 def print_demo(report: Report) -> None:
@@ -155,5 +161,5 @@ def print_demo(report: Report) -> None:
         table.add_row(line.solver, str(line.nfe), ms, error)
     console.print(f"fashion, {report.samples} seeds, one for each class; {report.description}")
     console.print(table)
-    console.print(f"{report.picture}   the samples, one row for each line above")
-    console.print(f"{report.engine}   try: pfdiff sample {report.engine} --nfe 8 --label bag -o bags.png")
+    print(f"wrote {report.picture} and {report.engine}")
+    print(f"next: pfdiff sample {report.engine} --nfe 8 --label bag -o bags.png")

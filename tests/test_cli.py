@@ -140,7 +140,9 @@ def test_bench_prints_and_writes_its_figures(work: Path, capsys: pytest.CaptureF
     assert main(["bench", "tiny.engine", "--nfe", "5", "--batch", "1", "--rounds", "3", "--json", "figures.json"]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    (row,) = json.loads(Path("figures.json").read_text())
+    data = json.loads(Path("figures.json").read_text())
+    assert data["machine"]["cores"] >= 1
+    (row,) = data["figures"]
     assert (row["nfe"], row["batch"]) == (5, 1)
     assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["max_ms"]
 

@@ -1,0 +1,72 @@
+"""Where a measurement was made: what stands beside the figures in every results file.
+
+`python -m pfdiff.bench.machine` prints this machine's folder in bench/results/.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("pfdiff", "numpy", "torch", "onnxruntime", "openvino")
+
+
+def describe() -> dict[str, Any]:
+    """Processor, usable cores, system, versions, commit (None outside a checkout), load average and time in UTC."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "commit": _commit(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def folder_name() -> str:
+    """The processor's name and its cores in letters, digits and dashes."""
+    machine = describe()
+    words = re.sub(r"\((R|TM)\)|CPU|Processor|@.*", " ", machine["processor"], flags=re.IGNORECASE)
+    name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+    return f"{name}-{machine['cores']}-cores"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this file is in, with a plus when tracked files differ from it."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "-C", root, "diff", "--quiet", "HEAD"], capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.returncode else "")
+
+
+if __name__ == "__main__":
+    print(folder_name())
