@@ -212,7 +212,7 @@ def test_trap_10_a_fixed_start_for_every_k():
         ("pfdiff:k=1.5,l=1", "k must be a whole number, got '1.5'"),
         ("pfdiff:k=2,m=1", "unexpected 'm=1'; pfdiff takes k, l, base, use"),
         ("pfdiff:k=2,k=1", "k is given twice"),
-        ("pfdiff:k=2,l=1,base=heun", "no base 'heun'; known: ddim, dpm-solver-2"),
+        ("pfdiff:k=2,l=1,base=deis", "no base 'deis'; known: ddim, dpm-solver-2"),
         ("pfdiff:k=2,l=1,use=none", "no use='none'; known: both, past, future"),
         ("pfdiff:k=2,l=1,base=dpm++2s,use=past", "whole l and use=both only"),
         ("pfdiff:k=2,l=1,base=dpm-solver-3", "NFE 8 is no multiple of 3, use 6 or 9"),

@@ -1,4 +1,21 @@
-"""Solvers, one family a file, and the strings that name them: `name` or `name:key=value,...` or `dpm++:2m`."""
+"""Solvers, one family a file, and the strings that name them: `name` or `name:key=value,...` or `dpm++:2m`.
+
+| string                                            | evaluations | order of accuracy                            |
+|---------------------------------------------------|-------------|----------------------------------------------|
+| `ddim`, `euler`                                   | n           | 1; Euler in sigma, or in a flow's t, is DDIM |
+| `dpm-solver:order=1..3`, `dpm++:1s|2s|3s`         | order x n   | as named                                     |
+| `dpm-solver:2m|3m`, `dpm++:2m|3m`                 | n           | 2                                            |
+| `deis:order=1..4[,variant=t|rho|lambda]`          | n           | as named, after a start as good              |
+| `ab:order=1..4[,variable=lambda|rho|t]`           | n           | the same methods, by default in lambda       |
+| `ipndm:order=1..4[,variant=fixed|variable]`       | n           | 2 (1: 1); variable: deis in rho              |
+| `unipc:order=1..3[,variant=bh2|bh1][,form=x0|eps]`| n           | one above its name, after a start as good    |
+| `heun`, `edm`                                     | 2n, 2n - 1  | 2                                            |
+| `pfdiff:k=K,l=L[,base=...][,use=...]`             | n           | 1, or 2 with the springboard in the middle   |
+
+Where one method has several names it compiles under one of them: `euler` is ddim, `ab` and `ipndm:variant=variable`
+are deis. Methods that combine answers of several times without a form of their own (deis, ipndm, heun, edm) work in
+basis eps, x0 or, on flow schedules, v.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +25,12 @@ from dataclasses import fields
 from ..errors import InputError
 from .abstract import Solver
 from .ddim import Ddim
+from .deis import Deis
 from .dpm_solver import MultiStep, SingleStep
+from .heun import Edm, Heun
+from .ipndm import IPndm
 from .pfdiff import PFDiff
+from .unipc import UniPC
 
 Options = dict[str, str]
 
@@ -19,7 +40,13 @@ def _ddim(options: Options) -> Solver:
 
 
 def _dpm_solver(options: Options) -> Solver:
-    return SingleStep("dpm-solver", _integer(options.get("order", "2"), "order"))
+    if "" not in options:
+        return SingleStep("dpm-solver", _integer(options.get("order", "2"), "order"))
+    if "order" in options:
+        raise InputError("dpm-solver takes an order or a variant, not both")
+    return _pick(
+        "dpm-solver", {"2m": lambda: MultiStep("dpm-solver", 2), "3m": lambda: MultiStep("dpm-solver", 3)}, options
+    )
 
 
 def _dpm_plus(options: Options) -> Solver:
@@ -27,12 +54,36 @@ def _dpm_plus(options: Options) -> Solver:
         "1s": lambda: SingleStep("dpm++", 1),
         "2s": lambda: SingleStep("dpm++", 2),
         "3s": lambda: SingleStep("dpm++", 3),
-        "2m": MultiStep,
+        "2m": lambda: MultiStep("dpm++", 2),
+        "3m": lambda: MultiStep("dpm++", 3),
     }
-    kind = options.get("", "2m")
+    return _pick("dpm++", kinds, {"": "2m", **options})
+
+
+def _pick(name: str, kinds: dict[str, Callable[[], Solver]], options: Options) -> Solver:
+    kind = options[""]
     if kind not in kinds:
-        raise InputError(f"dpm++ has no variant {kind!r}; known: {', '.join(kinds)}")
+        raise InputError(f"{name} has no variant {kind!r}; known: {', '.join(kinds)}")
     return kinds[kind]()
+
+
+def _deis(options: Options) -> Solver:
+    return Deis(_integer(options.get("order", "3"), "order"), options.get("variant", "t"))
+
+
+def _ab(options: Options) -> Solver:
+    return Deis(_integer(options.get("order", "2"), "order"), options.get("variable", "lambda"))
+
+
+def _ipndm(options: Options) -> Solver:
+    order = _integer(options.get("order", "4"), "order")
+    kinds: dict[str, Callable[[], Solver]] = {"fixed": lambda: IPndm(order), "variable": lambda: Deis(order, "rho")}
+    return _pick("ipndm", kinds, {"": options.get("variant", "fixed")})
+
+
+def _unipc(options: Options) -> Solver:
+    order = _integer(options.get("order", "2"), "order")
+    return UniPC(order, options.get("variant", "bh2"), options.get("form", "x0"))
 
 
 def _pfdiff(options: Options) -> Solver:
@@ -47,8 +98,15 @@ def _pfdiff(options: Options) -> Solver:
 # Name -> (maker, keys it takes; "" is a bare word).
 SOLVERS: dict[str, tuple[Callable[[Options], Solver], tuple[str, ...]]] = {
     "ddim": (_ddim, ()),
-    "dpm-solver": (_dpm_solver, ("order",)),
+    "dpm-solver": (_dpm_solver, ("order", "")),
     "dpm++": (_dpm_plus, ("",)),
+    "deis": (_deis, ("order", "variant")),
+    "ab": (_ab, ("order", "variable")),
+    "ipndm": (_ipndm, ("order", "variant")),
+    "unipc": (_unipc, ("order", "variant", "form")),
+    "euler": (_ddim, ()),
+    "heun": (lambda options: Heun(), ()),
+    "edm": (lambda options: Edm(), ()),
     "pfdiff": (_pfdiff, tuple(f.name for f in fields(PFDiff))),
 }
 

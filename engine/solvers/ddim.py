@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import final
 
 from ..basis import transfer
+from ..errors import InputError
 from ..schedule import Array, Schedule
 from .abstract import Evaluate, Solver, Vector
 
@@ -19,6 +20,16 @@ def phi(d: Vector, x: Vector, s: float, t: float, basis: str, schedule: Schedule
     """x_t from x_s and a network answer d, which may have been found elsewhere."""
     p, q = transfer(s, t, basis, schedule)
     return p * x + q * d
+
+
+def check_mixing(solver: str, basis: str, schedule: Schedule) -> None:
+    """Raises InputError unless answers found at several times may be combined in this basis.
+
+    phi integrates an eps, an x0 or a flow's velocity along one fixed direction, so that a mean of them is an answer
+    too. The v of other schedules turns with time: methods of any order would fall to the first.
+    """
+    if basis == "v" and schedule.velocity == "v":
+        raise InputError(f"{solver} combines answers of several times, which v is not fit for; use basis eps or x0")
 
 
 @final

@@ -11,10 +11,13 @@ old answers.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import final
+
+import numpy as np
 
 from ..basis import convert
 from ..errors import InputError
@@ -68,32 +71,38 @@ def step(s: float, t: float, form: str, schedule: Schedule) -> float:
     return h if form == "eps" else -h
 
 
-def block(evaluate: Evaluate, x: Vector, s: float, t: float, order: int, form: str, schedule: Schedule):
-    """(x_t, answers, eps): one block of `order` evaluations; eps is the last answer's, for `finish`."""
-    times = inner_times(s, t, order, schedule)
-    outputs: list[Vector] = []
-    y = x
-    for j, u in enumerate(times):
-        y = advance(outputs, x, times, u, order, form, schedule) if j else x
-        outputs.append(evaluate(y, u))
-    p, q = convert("eps", form, times[-1], schedule)
-    return advance(outputs, x, times, t, order, form, schedule), outputs, p * y + q * outputs[-1]
-
-
-def reuse(outputs: Sequence[Vector], x: Vector, s: float, t: float, form: str, schedule: Schedule) -> Vector:
-    """x_t from x_s by the answers of another block: no evaluation, fractions of this interval."""
-    times = inner_times(s, t, len(outputs), schedule)
-    return advance(outputs, x, times, t, len(outputs), form, schedule)
-
-
 def finish(eps: Vector, x: Vector, grid: Array, schedule: Schedule) -> Vector:
     """Single-step blocks end at a trained time; what noise is left there goes with the last eps, at no cost."""
     return phi(eps, x, grid[-2], grid[-1], "eps", schedule) if grid[-1] == schedule.clean else x
 
 
+class BlockSolver(Solver):
+    """A single-step solver: each block stands alone, and what it evaluated can be used for another interval."""
+
+    @abstractmethod
+    def block(
+        self, evaluate: Evaluate, x: Vector, s: float, t: float, basis: str, schedule: Schedule
+    ) -> tuple[Vector, list[Vector], Vector]:
+        """(x_t, answers, eps): one block of `evaluations` evaluations; eps is the last answer's, for `finish`."""
+
+    @abstractmethod
+    def reuse(self, answers: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
+        """x_t from x_s by the answers of another block: no evaluation."""
+
+    def intervals(self, nfe: int) -> int:
+        return blocks(nfe, self.evaluations, str(self))
+
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+        x, eps = noise, noise
+        last = len(grid) - 1 - (self.evaluations > 1 and grid[-1] == schedule.clean)
+        for s, t in pairwise(grid[: last + 1]):
+            x, _, eps = self.block(evaluate, x, s, t, basis, schedule)
+        return finish(eps, x, grid, schedule) if self.evaluations > 1 else x
+
+
 @final
 @dataclass(frozen=True)
-class SingleStep(Solver):
+class SingleStep(BlockSolver):
     """`dpm-solver:order=1|2|3` in eps, `dpm++:1s|2s|3s` in x0. Order 1 is DDIM."""
 
     family: str
@@ -111,15 +120,22 @@ class SingleStep(Solver):
     def evaluations(self) -> int:
         return self.order
 
-    def intervals(self, nfe: int) -> int:
-        return blocks(nfe, self.order, str(self))
+    def block(
+        self, evaluate: Evaluate, x: Vector, s: float, t: float, basis: str, schedule: Schedule
+    ) -> tuple[Vector, list[Vector], Vector]:
+        times = inner_times(s, t, self.order, schedule)
+        outputs: list[Vector] = []
+        y = x
+        for j, u in enumerate(times):
+            y = advance(outputs, x, times, u, self.order, basis, schedule) if j else x
+            outputs.append(evaluate(y, u))
+        p, q = convert("eps", basis, times[-1], schedule)
+        return advance(outputs, x, times, t, self.order, basis, schedule), outputs, p * y + q * outputs[-1]
 
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
-        x, eps = noise, noise
-        last = len(grid) - 1 - (self.order > 1 and grid[-1] == schedule.clean)
-        for s, t in pairwise(grid[: last + 1]):
-            x, _, eps = block(evaluate, x, s, t, self.order, basis, schedule)
-        return finish(eps, x, grid, schedule) if self.order > 1 else x
+    def reuse(self, answers: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
+        # At the same fractions of this interval.
+        times = inner_times(s, t, self.order, schedule)
+        return advance(answers, x, times, t, self.order, basis, schedule)
 
     def __str__(self) -> str:
         return f"dpm-solver:order={self.order}" if self.family == "dpm-solver" else f"dpm++:{self.order}s"
@@ -134,17 +150,54 @@ def blocks(nfe: int, order: int, name: str) -> int:
     return nfe // order
 
 
+def varphi(k: int, h: float) -> float:
+    """phi_k(h) = int_0^1 e^((1-r) h) r^(k-1) / (k-1)! dr, without cancellation at small h (arXiv 2206.00927, B.1)."""
+    r, weight = np.polynomial.legendre.leggauss(40)
+    r = 0.5 * (r + 1)
+    return float(np.sum(0.5 * weight * np.exp((1 - r) * h) * r ** (k - 1))) / math.factorial(k - 1)
+
+
+def extrapolate(answers: Sequence[Vector], x: Vector, times: Sequence[float], t: float, form: str, schedule: Schedule):
+    """x_t from x at times[0] by 1 to 3 answers, the newest first (arXiv 2211.01095, algorithm 2, and its code).
+
+    The third order follows the authors' code, which takes the second difference with half the factor that a Taylor
+    expansion gives it, so that it converges with order 2; `ab:order=3` has the whole factor.
+    """
+    x_t = phi(answers[0], x, times[0], t, form, schedule)
+    if len(answers) == 1:
+        return x_t
+    h = step(times[0], t, form, schedule)
+    q_t = float(schedule.sigma(t) if form == "eps" else schedule.alpha(t))
+    r_0 = step(times[1], times[0], form, schedule) / h
+    D_10 = (1 / r_0) * (answers[0] - answers[1])
+    if len(answers) == 2:
+        return x_t - (q_t * math.expm1(h) / 2) * D_10
+    r_1 = step(times[2], times[1], form, schedule) / h
+    D_11 = (1 / r_1) * (answers[1] - answers[2])
+    D_2 = (1 / (r_0 + r_1)) * (D_10 - D_11)
+    D_1 = D_10 + r_0 * D_2
+    return x_t - (q_t * h) * (varphi(2, h) * D_1 + varphi(3, h) * D_2)
+
+
 @final
 @dataclass(frozen=True)
 class MultiStep(Solver):
-    """`dpm++:2m` (arXiv 2211.01095, algorithm 2): one evaluation a step, the slope from the answer before.
+    """`dpm++:2m|3m` in x0 and `dpm-solver:2m|3m` in eps: one evaluation a step, differences with the answers before.
 
-    The first step and a step to the clean point are of first order, as in the authors' code.
+    The first steps have the orders 1, 2, ...; before a clean point, where lambda is infinite, the last have ..., 2, 1,
+    as in the authors' code for few steps.
     """
+
+    family: str
+    order: int
+
+    def __post_init__(self) -> None:
+        if self.order not in (2, 3):
+            raise InputError(f"{self.family} has multistep variants 2m and 3m, got {self.order}m")
 
     @property
     def parameterisation(self) -> str:
-        return "x0"
+        return FORMS[self.family]
 
     @property
     def evaluations(self) -> int:
@@ -154,15 +207,17 @@ class MultiStep(Solver):
         return nfe
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
-        x, before, h_before = noise, None, math.nan
+        x, answers, times = noise, [], []
         for s, t in pairwise(grid):
-            d = evaluate(x, s)
-            h = step(s, t, basis, schedule)
-            slope = d
-            if before is not None and math.isfinite(h):
-                slope = d + h / (2 * h_before) * (d - before)
-            x, before, h_before = phi(slope, x, s, t, basis, schedule), d, h
+            answers, times = [evaluate(x, s), *answers][: self.order], [float(s), *times][: self.order]
+            order = min(len(answers), orders_left(t, grid, schedule))
+            x = extrapolate(answers[:order], x, times, t, basis, schedule)
         return x
 
     def __str__(self) -> str:
-        return "dpm++:2m"
+        return f"{self.family}:{self.order}m"
+
+
+def orders_left(t: float, grid: Array, schedule: Schedule) -> int:
+    """Steps left, the one to t included, when the grid ends at the clean point: no step has a higher order."""
+    return int(np.sum(grid <= t)) if grid[-1] == schedule.clean else len(grid)

@@ -25,14 +25,16 @@ from ..errors import InputError
 from ..schedule import Array, Schedule
 from .abstract import Evaluate, Solver, Vector
 from .ddim import Ddim, phi
-from .dpm_solver import SingleStep, block, blocks, finish, reuse
+from .dpm_solver import BlockSolver, SingleStep, blocks, finish
+from .heun import Heun
 
-BASES: dict[str, Ddim | SingleStep] = {
+BASES: dict[str, Ddim | BlockSolver] = {
     "ddim": Ddim(),
     "dpm-solver-2": SingleStep("dpm-solver", 2),
     "dpm-solver-3": SingleStep("dpm-solver", 3),
     "dpm++2s": SingleStep("dpm++", 2),
     "dpm++3s": SingleStep("dpm++", 3),
+    "heun": Heun(),
 }
 USES = ("both", "past", "future")
 
@@ -78,8 +80,9 @@ class PFDiff(Solver):
         return (self.k + 1) * blocks(nfe, self.order, str(self)) - self.k
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
-        if self.order > 1:
-            return self._higher_order(evaluate, noise, grid, schedule, basis)
+        base = BASES[self.base]
+        if isinstance(base, BlockSolver):
+            return self._higher_order(base, evaluate, noise, grid, schedule, basis)
         if self.use == "future":
             return self._future_only(evaluate, noise, grid, schedule, basis)
         return self._first_order(evaluate, noise, grid, schedule, basis)
@@ -110,13 +113,15 @@ class PFDiff(Solver):
             x = phi(evaluate(springboard, spring_time), x, t[i], t[i + self.k + 1], basis, schedule)
         return x
 
-    def _higher_order(self, evaluate: Evaluate, x: Vector, t: Array, schedule: Schedule, form: str) -> Vector:
+    def _higher_order(
+        self, base: BlockSolver, evaluate: Evaluate, x: Vector, t: Array, schedule: Schedule, basis: str
+    ) -> Vector:
         last = len(t) - 1 - (t[-1] == schedule.clean)
-        x, scores, eps = block(evaluate, x, t[0], t[1], self.order, form, schedule)
+        x, scores, eps = base.block(evaluate, x, t[0], t[1], basis, schedule)
         for i in range(1, last, self.k + 1):
             spring_time = t[i + int(self.l)]
-            springboard = reuse(scores, x, t[i], spring_time, form, schedule)
-            x, scores, eps = block(evaluate, springboard, spring_time, t[i + self.k + 1], self.order, form, schedule)
+            springboard = base.reuse(scores, x, t[i], spring_time, basis, schedule)
+            x, scores, eps = base.block(evaluate, springboard, spring_time, t[i + self.k + 1], basis, schedule)
         return finish(eps, x, t, schedule)
 
     def __str__(self) -> str:
