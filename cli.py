@@ -99,40 +99,32 @@ def build(
 ) -> None:
     """Turn a network into an engine directory."""
     from .cli_progress import stages
-    from .cli_words import described_conditions, grid_from, integers_from, shape_from
+    from .cli_words import grid_from, integers_from, network_words
 
-    index = output_name and output_name.isdigit() and not network.endswith(".onnx")  # of a module's tuple
-    output = int(output_name) if output_name and index else output_name
-    contract: dict[str, Any] = {
-        "input": input_name,
-        "time": time_name,
-        "output": output,
-        "shape": shape_from(shape) if shape else None,
-        "schedule": schedule,
-        "prediction": prediction,
-        "conditions": described_conditions(condition or []),
-        "time_scale": time_scale,
-        "time_dtype": time_dtype,
-        "learned_sigma": learned_sigma,
-        "sigma_data": sigma_data,
-    }
-    program: dict[str, Any] = {
-        "solver": solver,
-        "grid": grid_from(grid),
-        "basis": basis,
-        "clip": clip,
-        "t_start": t_start,
-    }
-    batches = integers_from("--batch", batch) if batch else None
-    running: dict[str, Any] = {"batch": batches, "precision": precision, "backend": backend, "threads": threads}
+    words = network_words(
+        network,
+        shape=shape,
+        output=output_name,
+        conditions=condition,
+        schedule=schedule,
+        prediction=prediction,
+        input=input_name,
+        time=time_name,
+        time_scale=time_scale,
+        time_dtype=time_dtype,
+        learned_sigma=learned_sigma,
+        sigma_data=sigma_data,
+    )
+    settings: dict[str, Any] = {"basis": basis, "clip": clip, "t_start": t_start}
+    settings |= {"precision": precision, "backend": backend, "threads": threads, "out": out}
+    settings |= {"grid": grid_from(grid), "batch": integers_from("--batch", batch) if batch else None}
     evaluations = integers_from("--nfe", nfe)
     with stages() as progress:
         progress("reading the network")
         from . import Network
         from . import build as build_engine
 
-        source = Network(network, **contract)
-        build_engine(source, evaluations, **program, **running, out=out, progress=progress).close()
+        build_engine(Network(network, **words), evaluations, solver, **settings, progress=progress).close()
     print(progress.last)
 
 

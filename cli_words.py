@@ -65,6 +65,24 @@ def grid_from(text: str) -> str | tuple[float, ...]:
         raise InputError(f"--grid '{text}': expected a rule's name, or all times separated by commas") from None
 
 
+def network_words(
+    network: str,
+    *,
+    shape: str | None,
+    output: str | None,
+    conditions: Sequence[str] | None,
+    **others: Any,
+) -> dict[str, Any]:
+    """The keywords of `Network` for the options of a network; `others` are passed as they are. Raises InputError."""
+    index = output is not None and output.isdigit() and not network.endswith(".onnx")  # of a module's tuple
+    return {
+        "shape": shape_from(shape) if shape else None,
+        "output": int(output) if output is not None and index else output,
+        "conditions": described_conditions(conditions or []),
+        **others,
+    }
+
+
 def described_conditions(texts: Sequence[str]) -> dict[str, Condition]:
     """'label:int64=10' and 'text:float32:77x768' as conditions by name. Raises InputError."""
     from .engine.contract import Condition
