@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 ROUNDS = 10
-MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)[:, None, None]
+WEYLS = np.array([0x9E3779B9, 0xBB67AE85], np.uint64)[:, None, None]
 WORD = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 BLOCK = 8192  # elements: ten uint64 temporaries of 64 KiB stay in a 1 MiB second-level cache
@@ -96,30 +96,32 @@ def fill_noise(z: NDArray[np.float32], seeds: NDArray[np.uint64]) -> None:
 
 
 def _philox(element: NDArray[np.uint64], keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Words r_0, r_1 uint64 [n, e] of Philox-4x32-10 for `element` [e] and `keys` [n, 1]."""
-    k_0, k_1 = keys & WORD, keys >> HALF
+    """Words r_0, r_1 uint64 [n, e] of Philox-4x32-10 for `element` [e] and `keys` [n, 1].
 
-    # The first round: two of the four counter words are zero, so nothing but the counter is multiplied.
-    product = MULTIPLIER_0 * (element & WORD)
-    shape = np.broadcast_shapes(element.shape, keys.shape)
-    c_0, c_1 = (element >> HALF) ^ k_0, np.zeros(shape, np.uint64)
-    c_2, c_3 = (product >> HALF) ^ k_1, np.broadcast_to(product & WORD, shape).copy()
-    high_0, high_1 = np.empty(shape, np.uint64), np.empty(shape, np.uint64)
+    Both halves of a round are one array operation: `even` is (c_0, c_2), `odd` is (c_1, c_3), and what a product gives
+    goes to the other half, so products are read backwards.
+    """
+    shape = (2, len(keys), len(element))
+    round_keys = np.stack((keys & WORD, keys >> HALF)) + WEYLS * np.arange(ROUNDS, dtype=np.uint64)[:, None, None, None]
+    round_keys &= WORD
 
-    for _ in range(ROUNDS - 1):
-        k_0, k_1 = k_0 + WEYL_0 & WORD, k_1 + WEYL_1 & WORD
-        c_0 *= MULTIPLIER_0
-        c_2 *= MULTIPLIER_1
-        np.right_shift(c_2, HALF, out=high_1)
-        high_1 ^= c_1
-        high_1 ^= k_0
-        np.bitwise_and(c_2, WORD, out=c_1)
-        np.right_shift(c_0, HALF, out=high_0)
-        high_0 ^= c_3
-        high_0 ^= k_1
-        np.bitwise_and(c_0, WORD, out=c_3)
-        c_0, c_2, high_0, high_1 = high_1, high_0, c_2, c_0
-    return c_0, c_1
+    # The first round: c_2 and c_3 are zero, c_1 is zero below 2^32 elements.
+    product = MULTIPLIERS[0, 0, 0] * (element & WORD)
+    even, odd = np.empty(shape, np.uint64), np.zeros(shape, np.uint64)
+    even[0], even[1] = element >> HALF, product >> HALF
+    even ^= round_keys[0]
+    odd[1] = product & WORD
+
+    high = np.empty(shape, np.uint64)
+    for key in round_keys[1:]:
+        even *= MULTIPLIERS
+        swapped = even[::-1]
+        np.right_shift(swapped, HALF, out=high)
+        high ^= odd
+        high ^= key
+        np.bitwise_and(swapped, WORD, out=odd)
+        even, high = high, even
+    return even[0], odd[0]
 
 
 def _box_muller(z: NDArray[np.float32], r_0: NDArray[np.uint64], r_1: NDArray[np.uint64]) -> None:

@@ -109,15 +109,14 @@ class Bucket:
         self.size = size
         self._matrices = [torch.zeros(states + 1, stride)[:, :elements] for _ in range(2)]
         self._rows = [matrix.numpy() for matrix in self._matrices]
-        self._block = max(1, MULTIPLICATIONS // (states * (states + 1)))
-        self._elements = elements
+        self._products = [_blocks(*self._rows), _blocks(*self._rows[::-1])]
         self._shape = shape = (size, *contract.shape)
 
         # The network reads row 0 and writes the last row themselves, unless its dtype or scale differs.
         converted = backend.dtype != torch.float32
         self._x = torch.zeros(shape, dtype=backend.dtype) if converted or scaled else None
         self._out = torch.zeros(shape, dtype=backend.dtype) if converted else None
-        self._scratch = np.empty(elements, np.float32)
+        self._scratch = np.empty(elements, np.float32)  # of the clip
         time_dtype = TORCH_DTYPES[contract.time_dtype]
         time = torch.zeros((size,) if contract.time_rank else (), dtype=time_dtype)
         self._time = time.numpy()
@@ -153,21 +152,21 @@ class Bucket:
         n = 0
         try:
             with np.errstate(all="ignore"):  # what is not finite is found by the check
-                for n in range(tables.nfe):
-                    rows, states = self._rows[here], self._rows[1 - here][:-1]
+                for n, update in enumerate(tables.update):
+                    out = self._rows[here][-1]
                     self._time.fill(tables.times[n])
                     if self._x is not None:
                         torch.mul(self._matrices[here][0].view(self._shape), float(tables.c_in[n]), out=self._x)
                     self.evaluations[here]()
                     if self._out is not None:
                         self._matrices[here][-1].view(self._shape).copy_(self._out)
-                    if not np.isfinite(np.add.reduce(rows[-1])) and not np.isfinite(rows[-1]).all():
+                    # The sum is finite unless something in it is not, or, with no harm done, it overflows.
+                    if not math.isfinite(np.add.reduce(out)) and not np.isfinite(out).all():
                         raise BackendError(_not_finite(tables, n))
                     if tables.clip is not None:
-                        self._clip(rows, tables, n)
-                    for start in range(0, self._elements, self._block):
-                        block = slice(start, start + self._block)
-                        np.matmul(tables.update[n], rows[:, block], out=states[:, block])
+                        self._clip(self._rows[here], tables.p[n], tables.q[n], tables.clip)
+                    for source, target in self._products[here]:
+                        np.matmul(update, source, out=target)
                     here = 1 - here
         except PfdiffError:
             raise
@@ -177,13 +176,21 @@ class Bucket:
             ) from error
         return self._matrices[here][0].view(self._shape)
 
-    def _clip(self, rows: NDArray[np.float32], tables: Tables, n: int) -> None:
+    def _clip(self, rows: NDArray[np.float32], p: np.float32, q: np.float32, clip: float) -> None:
         """z = clamp(p s_0 + q out, -clip, clip) in the last row."""
         out = rows[-1]
-        np.multiply(rows[0], tables.p[n], out=self._scratch)
-        out *= tables.q[n]
+        np.multiply(rows[0], p, out=self._scratch)
+        out *= q
         out += self._scratch
-        np.clip(out, -tables.clip, tables.clip, out=out)  # type: ignore[operator]
+        np.clip(out, -clip, clip, out=out)
+
+
+def _blocks(source: NDArray[np.float32], target: NDArray[np.float32]) -> list[tuple[NDArray[np.float32], ...]]:
+    """The column blocks of `source` [B + 1, elements] and of the states of `target`, for one product each."""
+    inputs, elements = source.shape
+    width = max(1, MULTIPLICATIONS // (inputs * (inputs - 1)))
+    starts = range(0, elements, width)
+    return [(source[:, start : start + width], target[:-1, start : start + width]) for start in starts]
 
 
 def _not_finite(tables: Tables, n: int) -> str:
