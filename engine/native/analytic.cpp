@@ -82,7 +82,8 @@ int GaussianNetwork::call(void* context, const pfd_evaluation_t* evaluation, con
         double alpha, sigma;
         self.coefficients(evaluation->time, alpha, sigma);
         const double total = std::sqrt(sigma * sigma + self.sigma_data_ * self.sigma_data_);
-        const double c_skip = self.sigma_data_ * self.sigma_data_ / (total * total), c_out = sigma * self.sigma_data_ / total;
+        const double c_skip = self.sigma_data_ * self.sigma_data_ / (total * total),
+                     c_out = sigma * self.sigma_data_ / total;
         // x_0 given x_t, then the prediction as a combination a x_t + b x_0.
         double a = 0, b = 1, x_scale = 1;
         if (self.prediction_ == "eps") a = 1 / sigma, b = -alpha / sigma;
@@ -91,7 +92,8 @@ int GaussianNetwork::call(void* context, const pfd_evaluation_t* evaluation, con
         if (self.prediction_ == "edm") a = -c_skip / c_out, b = 1 / c_out, x_scale = total;  // fed c_in x = x / total
         for (std::int64_t i = 0; i < evaluation->batch * evaluation->elements; ++i) {
             const auto e = i % evaluation->elements;
-            const double mean = 0.1 * (static_cast<double>(e % 5) - 2), deviation = 0.5 + 0.1 * static_cast<double>(e % 3);
+            const double mean = 0.1 * (static_cast<double>(e % 5) - 2),
+                         deviation = 0.5 + 0.1 * static_cast<double>(e % 3);
             const double gain = alpha * deviation * deviation / (alpha * alpha * deviation * deviation + sigma * sigma);
             const double x = input[i] * x_scale;
             output[i] = static_cast<float>(a * x + b * (mean + gain * (x - alpha * mean)));

@@ -14,7 +14,8 @@ void give(const View& full, View* view) {
     constexpr std::size_t least = sizeof(std::size_t);
     const auto size = view != nullptr ? view->struct_size : 0;
     if (size < least)
-        throw pfdiff::input_error("a view whose struct_size is " + std::to_string(size) + "; set it to sizeof the view");
+        throw pfdiff::input_error("a view whose struct_size is " + std::to_string(size) +
+                                  "; set it to sizeof the view");
     std::memcpy(view, &full, std::min(size, sizeof full));
     view->struct_size = size;
 }
@@ -39,7 +40,9 @@ extern "C" pfd_status_t pfd_open(const char* directory, pfd_engine_t** engine) {
 
 extern "C" void pfd_close(pfd_engine_t* engine) { delete engine; }
 
-extern "C" size_t pfd_program_count(const pfd_engine_t* engine) { return engine != nullptr ? engine->programs.size() : 0; }
+extern "C" size_t pfd_program_count(const pfd_engine_t* engine) {
+    return engine != nullptr ? engine->programs.size() : 0;
+}
 
 extern "C" int32_t pfd_program_nfe(const pfd_engine_t* engine, size_t index) {
     if (index >= pfd_program_count(engine)) return 0;
@@ -53,7 +56,8 @@ extern "C" pfd_status_t pfd_program(const pfd_engine_t* engine, int32_t nfe, con
         const auto found = engine->programs.find(nfe);
         if (found == engine->programs.end()) {
             std::string known;
-            for (const auto& [each, unused] : engine->programs) known += (known.empty() ? "" : ", ") + std::to_string(each);
+            for (const auto& [each, unused] : engine->programs)
+                known += (known.empty() ? "" : ", ") + std::to_string(each);
             throw pfdiff::input_error("this engine has no program of NFE " + std::to_string(nfe) + "; it has " + known +
                                       ": choose one or rebuild with --nfe " + std::to_string(nfe));
         }

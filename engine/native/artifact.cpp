@@ -27,7 +27,8 @@ void read_programs(const json::Node& node, pfd_engine_t& engine) {
         auto program = read_program(child);
         if (program.nfe != nfe) child["nfe"].refuse(std::to_string(program.nfe), std::to_string(nfe) + ", its key");
         if (program.prediction != engine.contract.prediction)
-            child["prediction"].refuse(quoted(program.prediction), quoted(engine.contract.prediction) + ", the network's");
+            child["prediction"].refuse(quoted(program.prediction),
+                                       quoted(engine.contract.prediction) + ", the network's");
         if (!engine.programs.emplace(nfe, std::move(program)).second)
             child.refuse("a second program of " + std::to_string(nfe) + " evaluations", "one");
     }

@@ -12,8 +12,8 @@
 // Opaque in pfdiff.h.
 struct pfd_engine_t final {
     pfdiff::Contract contract;
-    std::vector<std::int64_t> batches;          // ascending
-    std::map<int, pfd_program_t> programs;      // by NFE
+    std::vector<std::int64_t> batches;         // ascending
+    std::map<int, pfd_program_t> programs;     // by NFE
     std::map<std::string, std::string> paths;  // verified files: name -> path
 };
 

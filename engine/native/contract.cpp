@@ -89,12 +89,10 @@ Contract read_contract(const json::Node& node) {
     });
     contract.time_scale = read_or(node, "time_scale", 1.0, read_positive);
     contract.sigma_data = read_or(node, "sigma_data", 0.5, read_positive);
-    contract.time_rank = read_or(node, "time_rank", 1, [](const json::Node& found) {
-        return static_cast<int>(found.integer(0, 1));
-    });
-    contract.fixed_batch = read_or(node, "fixed_batch", std::int64_t{0}, [](const json::Node& found) {
-        return found.integer(1, 1 << 20);
-    });
+    contract.time_rank =
+        read_or(node, "time_rank", 1, [](const json::Node& found) { return static_cast<int>(found.integer(0, 1)); });
+    contract.fixed_batch = read_or(node, "fixed_batch", std::int64_t{0},
+                                   [](const json::Node& found) { return found.integer(1, 1 << 20); });
     if (const auto range = node.find("data_range")) {
         const auto numbers = range->numbers({2});
         if (!(std::isfinite(numbers[0]) && std::isfinite(numbers[1]) && numbers[0] < numbers[1]))

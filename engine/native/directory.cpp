@@ -64,8 +64,10 @@ Descriptor Directory::open_file(const std::string& name, std::uint64_t& bytes) c
     std::size_t start = 0;
     for (auto slash = name.find('/'); slash != std::string::npos; slash = name.find('/', start)) {
         const int parent = folders.empty() ? descriptor_.get() : folders.back().get();
-        folders.emplace_back(open_retrying(parent, name.substr(start, slash - start).c_str(), O_DIRECTORY | O_NOFOLLOW));
-        if (folders.back().get() < 0) fail("the folder of " + quoted(name) + " cannot be opened: " + std::strerror(errno));
+        folders.emplace_back(
+            open_retrying(parent, name.substr(start, slash - start).c_str(), O_DIRECTORY | O_NOFOLLOW));
+        if (folders.back().get() < 0)
+            fail("the folder of " + quoted(name) + " cannot be opened: " + std::strerror(errno));
         start = slash + 1;
     }
     // O_NONBLOCK: a named pipe would otherwise wait for a writer for ever.

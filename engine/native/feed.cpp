@@ -43,8 +43,9 @@ Feed::Feed(const pfd_engine_t* engine) {
         pfd_condition_view_t view{};
         view.struct_size = sizeof view;
         check(pfd_condition(engine, i, &view));
-        Condition condition{view.name, view.dtype, {view.shape, view.shape + view.rank}, view.elements,
-                            view.has_low != 0, view.has_high != 0, view.low, view.high, {}};
+        Condition condition{view.name,     view.dtype,        {view.shape, view.shape + view.rank},
+                            view.elements, view.has_low != 0, view.has_high != 0,
+                            view.low,      view.high,         {}};
         if (view.has_default != 0) condition.values = {view.default_value};
         conditions.push_back(std::move(condition));
     }
@@ -55,11 +56,12 @@ void Feed::set(const std::string& name, const double* values, std::size_t count)
         if (condition.name != name) continue;
         const bool integer = condition.dtype.starts_with("int");
         if (count == 0 || (count != 1 && count % static_cast<std::size_t>(condition.elements) != 0))
-            throw input_error("condition '" + name + "': " + std::to_string(count) + " values, expected a multiple of " +
-                              std::to_string(condition.elements));
+            throw input_error("condition '" + name + "': " + std::to_string(count) +
+                              " values, expected a multiple of " + std::to_string(condition.elements));
         for (std::size_t i = 0; i < count; ++i) {
             const double value = values[i], largest = condition.dtype == "int32" ? 0x1p31 : 0x1p63;
-            if (!std::isfinite(value)) throw input_error("condition '" + name + "': " + decimal(value) + " is not finite");
+            if (!std::isfinite(value))
+                throw input_error("condition '" + name + "': " + decimal(value) + " is not finite");
             if (integer && (value != std::floor(value) || value < -largest || value >= largest))
                 throw input_error("condition '" + name + "': " + decimal(value) + " is no " + condition.dtype);
             if ((condition.has_low && value < static_cast<double>(condition.low)) ||
@@ -81,8 +83,8 @@ std::vector<std::uint8_t> Feed::bytes(const Condition& condition, std::int64_t b
     const auto total = static_cast<std::size_t>(batch * condition.elements);
     if (values.empty()) throw input_error("condition '" + condition.name + "' is missing; give it a value");
     if (values.size() != 1 && values.size() != static_cast<std::size_t>(condition.elements) && values.size() != total)
-        throw input_error("condition '" + condition.name + "': " + std::to_string(values.size()) + " values, expected " +
-                          std::to_string(total) + " for a batch of " + std::to_string(batch));
+        throw input_error("condition '" + condition.name + "': " + std::to_string(values.size()) +
+                          " values, expected " + std::to_string(total) + " for a batch of " + std::to_string(batch));
     std::vector<std::uint8_t> result;
     for (std::size_t i = 0; i < total; ++i) append_value(result, condition.dtype, values[i % values.size()]);
     return result;
@@ -91,7 +93,8 @@ std::vector<std::uint8_t> Feed::bytes(const Condition& condition, std::int64_t b
 std::vector<std::uint8_t> Feed::times(double network_time, std::int64_t count) const {
     const double fed = network_time * time_scale;
     if (time_dtype == "int64" && std::abs(fed - std::nearbyint(fed)) > 1e-6)
-        throw input_error("time " + decimal(fed) + " is no integer, but this network takes int64 times; build the engine "
+        throw input_error("time " + decimal(fed) +
+                          " is no integer, but this network takes int64 times; build the engine "
                           "with a discrete schedule and a grid of integer times");
     std::vector<std::uint8_t> result;
     for (std::int64_t i = 0; i < count; ++i)

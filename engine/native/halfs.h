@@ -32,8 +32,8 @@ inline std::uint16_t float16_from_float(float value) {
 inline float float_from_float16(std::uint16_t bits) {
     const std::uint32_t sign = std::uint32_t{bits & 0x8000u} << 16, rest = bits & 0x7FFFu;
     if (rest >= 0x7C00) return std::bit_cast<float>(sign | 0x7F800000 | (rest & 0x3FF) << 13);
-    const float magnitude = rest < 0x400 ? static_cast<float>(rest) * 0x1p-24f
-                                         : std::bit_cast<float>((rest << 13) + 0x38000000);
+    const float magnitude =
+        rest < 0x400 ? static_cast<float>(rest) * 0x1p-24f : std::bit_cast<float>((rest << 13) + 0x38000000);
     return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
 }
 

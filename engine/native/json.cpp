@@ -116,8 +116,7 @@ std::vector<std::pair<std::string, Node>> Node::fields() const {
 std::vector<Node> Node::items() const {
     std::vector<Node> result;
     const auto& array = as<Array>("a list");
-    for (std::size_t i = 0; i < array.size(); ++i)
-        result.emplace_back(array[i], path_ + "[" + std::to_string(i) + "]");
+    for (std::size_t i = 0; i < array.size(); ++i) result.emplace_back(array[i], path_ + "[" + std::to_string(i) + "]");
     return result;
 }
 

@@ -13,9 +13,7 @@ class Events final : public nlohmann::json_sax<Library> {
    public:
     bool null() override { return builder.value({}); }
     bool boolean(bool value) override { return builder.value({value}); }
-    bool number_integer(std::int64_t value) override {
-        return builder.number(static_cast<double>(value), value, {});
-    }
+    bool number_integer(std::int64_t value) override { return builder.number(static_cast<double>(value), value, {}); }
     bool number_unsigned(std::uint64_t value) override {
         const bool fits = value <= static_cast<std::uint64_t>(INT64_MAX);
         return builder.number(static_cast<double>(value),

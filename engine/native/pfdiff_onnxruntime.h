@@ -20,7 +20,8 @@ PFD_API pfd_status_t pfd_onnxruntime_set_condition(pfd_onnxruntime_t* network, c
                                                    size_t count);
 
 /* The pfd_network_t to pass, with the pfd_onnxruntime_t as its context. One sampling call at a time. */
-PFD_API int pfd_onnxruntime_network(void* network, const pfd_evaluation_t* evaluation, const float* input, float* output);
+PFD_API int pfd_onnxruntime_network(void* network, const pfd_evaluation_t* evaluation, const float* input,
+                                    float* output);
 
 #ifdef __cplusplus
 }

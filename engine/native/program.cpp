@@ -56,7 +56,7 @@ std::vector<float> coefficient_row(const pfd_program_t& program, int index) {
     const auto n = static_cast<std::size_t>(index), B = static_cast<std::size_t>(program.buffers);
     const bool starts = index == program.nfe;
     std::vector<float> row(4 + B + B * B, 0.0f);
-    row[3] = starts ? static_cast<float>(program.c_in[0])
+    row[3] = starts                    ? static_cast<float>(program.c_in[0])
              : index + 1 < program.nfe ? static_cast<float>(program.c_in[n + 1])
                                        : 1.0f;
     if (!starts) {
@@ -65,7 +65,8 @@ std::vector<float> coefficient_row(const pfd_program_t& program, int index) {
         row[2] = static_cast<float>(program.clip.value_or(0.0));
         for (std::size_t i = 0; i < B * B; ++i) row[4 + B + i] = static_cast<float>(program.W[n * B * B + i]);
     }
-    for (std::size_t j = 0; j < B; ++j) row[4 + j] = static_cast<float>(starts ? program.init[j] : program.w[n * B + j]);
+    for (std::size_t j = 0; j < B; ++j)
+        row[4 + j] = static_cast<float>(starts ? program.init[j] : program.w[n * B + j]);
     return row;
 }
 

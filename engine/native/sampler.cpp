@@ -62,7 +62,8 @@ void sample(const pfd_program_t& program, pfd_network_t network, void* context, 
     Update(program, program.nfe, access.back()).run(states, state, input, count, workers);
     for (int n = 0; n < program.nfe; ++n) {
         const auto at = static_cast<std::size_t>(n);
-        const pfd_evaluation_t evaluation{n, program.nfe, program.times[at], program.network_times[at], batch, elements};
+        const pfd_evaluation_t evaluation{n,     program.nfe, program.times[at], program.network_times[at],
+                                          batch, elements};
         take_callback_error();
         if (const int status = network(context, &evaluation, input, output); status != 0) {
             const auto words = take_callback_error();

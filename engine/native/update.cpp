@@ -1,5 +1,6 @@
 // Rows are computed block by block: a block's operands (at most 9 arrays of 4 KiB) stay in the first-level cache, so
-// memory sees every state once, whatever the number of terms. Sums run in the kernels' order: w z, W_0 s_0, W_1 s_1, ...
+// memory sees every state once, whatever the number of terms. Sums run in the kernels' order: w z, W_0 s_0, W_1 s_1,
+// ...
 #include "update.h"
 
 #include <algorithm>
@@ -32,9 +33,10 @@ using Combine = void (*)(float*, const float* const*, const float*, int);
 
 template <std::size_t... Terms>
 constexpr auto make_combines(std::index_sequence<Terms...>) {
-    return std::array<Combine, sizeof...(Terms)>{[](float* target, const float* const* sources, const float* factors, int size) {
-        combine(std::make_index_sequence<Terms + 1>(), target, sources, factors, size);
-    }...};
+    return std::array<Combine, sizeof...(Terms)>{
+        [](float* target, const float* const* sources, const float* factors, int size) {
+            combine(std::make_index_sequence<Terms + 1>(), target, sources, factors, size);
+        }...};
 }
 
 constexpr auto combines = make_combines(std::make_index_sequence<most_buffers + 1>());
@@ -61,7 +63,8 @@ Update::Update(const pfd_program_t& program, int index, const Access& access)
 int Update::arrays() const {
     bool reads_output = false;
     for (const auto& row : rows_) reads_output |= !row.sources.empty() && row.sources.front() == buffers_;
-    return std::popcount(access_.reads) + std::popcount(access_.writes) + (reads_output ? 1 : 0) + (access_.separate ? 1 : 0);
+    return std::popcount(access_.reads) + std::popcount(access_.writes) + (reads_output ? 1 : 0) +
+           (access_.separate ? 1 : 0);
 }
 
 void Update::block(float* const* states, const float* output, float* input, std::int64_t begin, int size) const {

@@ -24,7 +24,7 @@ class Update final {
    private:
     struct Row {
         int state;
-        bool stored;  // else only the network's input needs it
+        bool stored;               // else only the network's input needs it
         std::vector<int> sources;  // a state, or B for z
         std::vector<float> factors;
     };

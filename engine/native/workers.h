@@ -17,7 +17,8 @@ class Workers final {
     Workers& operator=(const Workers&) = delete;
     ~Workers();
 
-    // Calls task(begin, end) for disjoint ranges that cover [0, count), in parallel when that pays. `task` must not throw.
+    // Calls task(begin, end) for disjoint ranges that cover [0, count), in parallel when that pays. `task` must not
+    // throw.
     void run(std::int64_t count, const std::function<void(std::int64_t, std::int64_t)>& task);
 
    private:

@@ -6,6 +6,7 @@
 // bits, which library functions such as log and cos do not promise.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -16,6 +17,22 @@
 #endif
 
 namespace pfdiff {
+
+PFD_BOTH std::int32_t float_bits(float value) {
+#if defined(__CUDA_ARCH__)
+    return __float_as_int(value);
+#else
+    return std::bit_cast<std::int32_t>(value);
+#endif
+}
+
+PFD_BOTH float bits_float(std::int32_t bits) {
+#if defined(__CUDA_ARCH__)
+    return __int_as_float(bits);
+#else
+    return std::bit_cast<float>(bits);
+#endif
+}
 
 // Philox-4x32-10 (Salmon et al., SC 2011); only the first two of the four words are used.
 struct Words {
@@ -79,6 +96,46 @@ PFD_BOTH float normal(std::uint64_t seed, std::uint64_t element) {
     const double u1 = (words.r0 + 0.5) * 2.3283064365386962890625e-10;
     const double u2 = (words.r1 + 0.5) * 2.3283064365386962890625e-10;
     return static_cast<float>(std::sqrt(-2.0 * exact_log(u1)) * exact_cos_turns(u2));
+}
+
+// The same number in float32 alone, for GPUs, whose float64 is slow: bit for bit kernels/noise.py, a few units in the
+// last place from `normal`. Logarithm, sine and cosine are the polynomials of Cephes' logf, sinf and cosf (S. Moshier).
+PFD_BOTH float normal32(std::uint64_t seed, std::uint64_t element) {
+    const Words words = philox(seed, element);
+
+    // ln u_1 = k ln 2 + ln(1 + f), f in [sqrt(1/2) - 1, sqrt(2) - 1]; near u_1 = 1 from the exact integer 1 - u_1.
+    const bool upper = words.r0 >= 0x80000000u;
+    const float x = static_cast<float>(upper ? ~words.r0 : words.r0) + 0.5f;
+    const std::int32_t bits = float_bits(x);
+    const std::int32_t exponent = (bits - 0x3F3504F3) >> 23;
+    const float mantissa = bits_float(bits - (exponent << 23));
+    const float rest = x * 2.3283064365386963e-10f;
+    const bool halved = rest > 0.29289321881345254f;
+    const float f = upper ? (halved ? 1.0f - 2.0f * rest : -rest) : mantissa - 1.0f;
+    const float k = static_cast<float>(upper ? (halved ? -1 : 0) : exponent - 32);
+    float y = 7.0376836292e-2f * f - 1.1514610310e-1f;
+    y = y * f + 1.1676998740e-1f;
+    y = y * f - 1.2420140846e-1f;
+    y = y * f + 1.4249322787e-1f;
+    y = y * f - 1.6668057665e-1f;
+    y = y * f + 2.0000714765e-1f;
+    y = y * f - 2.4999993993e-1f;
+    y = y * f + 3.3333331174e-1f;
+    const float square = f * f;
+    y = y * f * square - 2.12194440e-4f * k - 0.5f * square;
+    const float radius = std::sqrt(-2.0f * (0.693359375f * k + (f + y)));
+
+    // cos(2 pi u_2): the nearest quarter turn, then |angle| <= pi / 4.
+    const std::uint32_t quarter = (words.r1 + 0x20000000u) >> 30;
+    const auto remainder = static_cast<std::int32_t>(words.r1 - (quarter << 30));
+    const float angle = (static_cast<float>(remainder) + 0.5f) * 1.4629180792671596e-9f;
+    const float a = angle * angle;
+    const float sine = ((-1.9515295891e-4f * a + 8.3321608736e-3f) * a - 1.6666654611e-1f) * a * angle + angle;
+    const float cosine =
+        ((2.443315711809948e-5f * a - 1.388731625493765e-3f) * a + 4.166664568298827e-2f) * a * a - 0.5f * a + 1.0f;
+    const float wave = (quarter & 1) == 1 ? sine : cosine;
+    const float sign = ((quarter + 1) & 2) == 2 ? -1.0f : 1.0f;  // quarters 1 and 2: -sin, -cos
+    return radius * wave * sign;
 }
 
 // What the update combines: the network's output, or the x0 it means, clipped. A NaN stays a NaN.

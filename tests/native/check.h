@@ -5,25 +5,25 @@
 #include <cstdlib>
 #include <string>
 
-#define CHECK(condition)                                                                          \
-    do {                                                                                          \
-        if (!(condition)) {                                                                       \
-            std::fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition);         \
-            std::exit(1);                                                                         \
-        }                                                                                         \
+#define CHECK(condition)                                                                  \
+    do {                                                                                  \
+        if (!(condition)) {                                                               \
+            std::fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition); \
+            std::exit(1);                                                                 \
+        }                                                                                 \
     } while (false)
 
 // The call must throw pfdiff::Error whose one line contains `part`.
-#define CHECK_REFUSED(expression, part)                                                                        \
-    do {                                                                                                       \
-        std::string said = "nothing";                                                                          \
-        try {                                                                                                  \
-            static_cast<void>(expression);                                                                     \
-        } catch (const pfdiff::Error& error) {                                                                 \
-            said = error.what();                                                                               \
-        }                                                                                                      \
-        if (said.find(part) == std::string::npos || said.find('\n') != std::string::npos) {                    \
-            std::fprintf(stderr, "%s:%d: said %s, expected %s\n", __FILE__, __LINE__, said.c_str(), part);     \
-            std::exit(1);                                                                                      \
-        }                                                                                                      \
+#define CHECK_REFUSED(expression, part)                                                                    \
+    do {                                                                                                   \
+        std::string said = "nothing";                                                                      \
+        try {                                                                                              \
+            static_cast<void>(expression);                                                                 \
+        } catch (const pfdiff::Error& error) {                                                             \
+            said = error.what();                                                                           \
+        }                                                                                                  \
+        if (said.find(part) == std::string::npos || said.find('\n') != std::string::npos) {                \
+            std::fprintf(stderr, "%s:%d: said %s, expected %s\n", __FILE__, __LINE__, said.c_str(), part); \
+            std::exit(1);                                                                                  \
+        }                                                                                                  \
     } while (false)

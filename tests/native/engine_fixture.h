@@ -37,7 +37,8 @@ inline std::string hash_of(const std::string& content) {
 }
 
 inline std::string files() {
-    return R"({"network.onnx": {"sha256": ")" + hash_of(network) + R"(", "bytes": )" + std::to_string(network.size()) + "}}";
+    return R"({"network.onnx": {"sha256": ")" + hash_of(network) + R"(", "bytes": )" + std::to_string(network.size()) +
+           "}}";
 }
 
 // The manifest with a digest that fits, whatever it holds; unreadable JSON is returned as it is.
@@ -54,10 +55,12 @@ inline std::string sealed(const std::string& manifest) {
 
 inline std::string manifest() {
     return R"({"format": 1, "provenance": {"pfdiff": "0.1.0", "seconds": 1e-05}, "contract": )" + contract +
-           R"(, "batch": [1, 8], "precision": "fp32", "programs": {"3": )" + program + R"(}, "files": )" + files() + "}";
+           R"(, "batch": [1, 8], "precision": "fp32", "programs": {"3": )" + program + R"(}, "files": )" + files() +
+           "}";
 }
 
 inline void write(const std::filesystem::path& path, const std::string& content) {
+    std::filesystem::remove(path);  // ext4 waits for the disk when a file is emptied and written again
     std::ofstream(path, std::ios::binary) << content;
 }
 

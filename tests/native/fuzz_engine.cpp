@@ -4,8 +4,8 @@
 //     pfdiff_fuzz [mutations] [seed]
 //
 // A quarter of the mutations keep the digest honest, so that the checks behind it are reached. Every document is also
-// given to both JSON readers, which must agree. A file beside the directory that the manifest could reach, with the hash
-// that the manifest gives, must never be opened: its access would succeed and show as an engine that opens.
+// given to both JSON readers, which must agree. A file beside the directory that the manifest could reach, with the
+// hash that the manifest gives, must never be opened: its access would succeed and show as an engine that opens.
 #include <sys/stat.h>
 
 #include <array>
@@ -27,15 +27,59 @@ using Random = std::mt19937_64;
 std::size_t below(Random& random, std::size_t bound) { return random() % bound; }
 
 // What stands in for a value: wrong types, huge numbers, hostile names.
-const std::vector<std::string> values{
-    "null", "true", "[]", "{}", "\"\"", "0", "-1", "1e308", "-1e308", "1e999", "1e-999", "9223372036854775807",
-    "9223372036854775808", "-9223372036854775808", "18446744073709551616", "1000000000", "2147483648", "4097", "9",
-    "0.5", "NaN", "Infinity", "-0.0", "3.0", "[[]]", "[1,2,3]", "\"../secret\"", "\"/etc/passwd\"", "\"\\u0000\"",
-    "\"a/../../secret\"", "[[[1,2],[3,4]]]", "{\"a\":{\"a\":{\"a\":1}}}", "\"\\ud83d\\ude00\"", "[1e308,1e308]"};
+const std::vector<std::string> values{"null",
+                                      "true",
+                                      "[]",
+                                      "{}",
+                                      "\"\"",
+                                      "0",
+                                      "-1",
+                                      "1e308",
+                                      "-1e308",
+                                      "1e999",
+                                      "1e-999",
+                                      "9223372036854775807",
+                                      "9223372036854775808",
+                                      "-9223372036854775808",
+                                      "18446744073709551616",
+                                      "1000000000",
+                                      "2147483648",
+                                      "4097",
+                                      "9",
+                                      "0.5",
+                                      "NaN",
+                                      "Infinity",
+                                      "-0.0",
+                                      "3.0",
+                                      "[[]]",
+                                      "[1,2,3]",
+                                      "\"../secret\"",
+                                      "\"/etc/passwd\"",
+                                      "\"\\u0000\"",
+                                      "\"a/../../secret\"",
+                                      "[[[1,2],[3,4]]]",
+                                      "{\"a\":{\"a\":{\"a\":1}}}",
+                                      "\"\\ud83d\\ude00\"",
+                                      "[1e308,1e308]"};
 
-const std::vector<std::string> names{"../secret", "/etc/passwd", "a/../../secret", "./network.onnx", "link", "link/secret", "pipe",
-                                     "folder", "", ".", "..", "network.onnx/", "//network.onnx", "folder/../../secret",
-                                     "network.onnx\\u0000", "C:\\\\secret", "self/self/self/network.onnx", "loop"};
+const std::vector<std::string> names{"../secret",
+                                     "/etc/passwd",
+                                     "a/../../secret",
+                                     "./network.onnx",
+                                     "link",
+                                     "link/secret",
+                                     "pipe",
+                                     "folder",
+                                     "",
+                                     ".",
+                                     "..",
+                                     "network.onnx/",
+                                     "//network.onnx",
+                                     "folder/../../secret",
+                                     "network.onnx\\u0000",
+                                     "C:\\\\secret",
+                                     "self/self/self/network.onnx",
+                                     "loop"};
 
 // The spans of the values of a document: after each ':', ',' or '[', up to the end of the value.
 std::pair<std::size_t, std::size_t> some_value(Random& random, const std::string& text) {
@@ -93,12 +137,14 @@ void check_readers_agree(const std::string& text) {
 #ifdef PFD_NLOHMANN_JSON
     std::array<std::string, 2> found;
     for (int reader = 0; reader < 2; ++reader) try {
-            const auto tree = reader == 0 ? pfdiff::json::parse_builtin(text, "x") : pfdiff::json::parse_nlohmann(text, "x");
+            const auto tree =
+                reader == 0 ? pfdiff::json::parse_builtin(text, "x") : pfdiff::json::parse_nlohmann(text, "x");
             found[static_cast<std::size_t>(reader)] = "read " + pfdiff::json::canonical(tree);
         } catch (const pfdiff::Error&) {
             found[static_cast<std::size_t>(reader)] = "refused";
         }
-    if (found[0] != found[1]) std::fprintf(stderr, "%s\nbuilt-in: %s\nnlohmann: %s\n", text.c_str(), found[0].c_str(), found[1].c_str());
+    if (found[0] != found[1])
+        std::fprintf(stderr, "%s\nbuilt-in: %s\nnlohmann: %s\n", text.c_str(), found[0].c_str(), found[1].c_str());
     CHECK(found[0] == found[1]);
 #else
     static_cast<void>(text);
@@ -122,7 +168,8 @@ bool open_and_use(const std::filesystem::path& folder, Random& random) {
             for (std::int64_t i = 0; i < e->batch * e->elements; ++i) out[i] = x[i];
             return 0;
         };
-        CHECK(pfd_sample_cpu(&program, network, nullptr, state.data(), 3, 11, 1 + static_cast<int>(below(random, 2))) == PFD_OK);
+        CHECK(pfd_sample_cpu(&program, network, nullptr, state.data(), 3, 11, 1 + static_cast<int>(below(random, 2))) ==
+              PFD_OK);
     }
     pfd_close(engine);
     return true;
@@ -157,7 +204,9 @@ int main(int count, char** words) {
         const bool damaged = i % 16 == 1;
         if (damaged) text = fixture::sealed(fixture::manifest());
         std::string network = fixture::network;
-        if (damaged) network[below(random, network.size())] ^= 1, network.resize(below(random, 2) == 0 ? network.size() : below(random, 9));
+        if (damaged)
+            network[below(random, network.size())] ^= 1,
+                network.resize(below(random, 2) == 0 ? network.size() : below(random, 9));
         fixture::write(folder / "engine.json", text);
         if (damaged) fixture::write(folder / "network.onnx", network);
         const bool opens = open_and_use(folder, random);
@@ -179,5 +228,6 @@ int main(int count, char** words) {
         fixture::write(folder / "engine.json", fixture::sealed(text));
         CHECK(!open_and_use(folder, random));
     }
-    std::printf("%zu mutations, %zu opened as honest engines, %zu hostile names refused\n", mutations, opened, names.size());
+    std::printf("%zu mutations, %zu opened as honest engines, %zu hostile names refused\n", mutations, opened,
+                names.size());
 }

@@ -6,12 +6,12 @@
 
 #include "pfdiff.h"
 
-#define CHECK(condition)                                                                                      \
-    do {                                                                                                      \
-        if (!(condition)) {                                                                                   \
-            fprintf(stderr, "%s:%d: %s is false; %s\n", __FILE__, __LINE__, #condition, pfd_last_error());    \
-            exit(1);                                                                                          \
-        }                                                                                                     \
+#define CHECK(condition)                                                                                   \
+    do {                                                                                                   \
+        if (!(condition)) {                                                                                \
+            fprintf(stderr, "%s:%d: %s is false; %s\n", __FILE__, __LINE__, #condition, pfd_last_error()); \
+            exit(1);                                                                                       \
+        }                                                                                                  \
     } while (0)
 
 static int network(void* context, const pfd_evaluation_t* evaluation, const float* input, float* output) {

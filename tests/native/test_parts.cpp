@@ -17,7 +17,8 @@ namespace {
 
 std::string sha256(const std::string& text, std::size_t piece) {
     pfdiff::Sha256 hash;
-    for (std::size_t at = 0; at < text.size(); at += piece) hash.update(text.data() + at, std::min(piece, text.size() - at));
+    for (std::size_t at = 0; at < text.size(); at += piece)
+        hash.update(text.data() + at, std::min(piece, text.size() - at));
     return hash.finish();
 }
 
@@ -28,7 +29,8 @@ void test_sha256() {
     for (const std::size_t piece : {1, 7, 63, 64, 65, 1000}) {
         CHECK(sha256("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq", piece) ==
               "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
-        CHECK(sha256(std::string(1000000, 'a'), piece) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+        CHECK(sha256(std::string(1000000, 'a'), piece) ==
+              "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
     }
 }
 
@@ -41,9 +43,28 @@ void test_json() {
     CHECK(canonical_of(R"({"b": true, "a": null, "\u00e9": "\ud83d\ude00\u0007\n\"\\/"})") ==
           R"({"a":null,"b":true,"\u00e9":"\ud83d\ude00\u0007\n\"\\/"})");
     const std::string deep = std::string(33, '[') + std::string(33, ']');
-    for (const char* wrong : {"", "{", "[1,]", "01", "1.", ".5", "+1", "NaN", "[1 2]", "\"\\x\"", "\"\\ud800\"", "\"\x01\"",
-                              "\"\xC0\x80\"", "\"\xED\xA0\x80\"", "tru", "1e999", "1e-999", "{\"a\":1,\"a\":1}", "{1:2}",
-                              "[] []", "\xEF\xBB\xBF[]", deep.c_str()}) {
+    for (const char* wrong : {"",
+                              "{",
+                              "[1,]",
+                              "01",
+                              "1.",
+                              ".5",
+                              "+1",
+                              "NaN",
+                              "[1 2]",
+                              "\"\\x\"",
+                              "\"\\ud800\"",
+                              "\"\x01\"",
+                              "\"\xC0\x80\"",
+                              "\"\xED\xA0\x80\"",
+                              "tru",
+                              "1e999",
+                              "1e-999",
+                              "{\"a\":1,\"a\":1}",
+                              "{1:2}",
+                              "[] []",
+                              "\xEF\xBB\xBF[]",
+                              deep.c_str()}) {
         CHECK_REFUSED(parse_builtin(wrong, "text"), "text: ");
         CHECK_REFUSED(parse(wrong, "text"), "text: ");
     }
@@ -57,7 +78,8 @@ void test_halfs() {
         if (!std::isnan(float_from_bfloat16(half))) CHECK(bfloat16_from_float(float_from_bfloat16(half)) == half);
     }
     CHECK(float16_from_float(65519.0f) == 0x7BFF && float16_from_float(65520.0f) == 0x7C00);
-    CHECK(float16_from_float(1.0f + 0x1p-11f) == 0x3C00 && float16_from_float(1.0f + 0x1.8p-10f) == 0x3C02);  // ties to even
+    CHECK(float16_from_float(1.0f + 0x1p-11f) == 0x3C00 &&
+          float16_from_float(1.0f + 0x1.8p-10f) == 0x3C02);  // ties to even
     CHECK(float16_from_float(0x1p-25f) == 0 && float16_from_float(0x1.8p-25f) == 1);
     CHECK(bfloat16_from_float(1.0f + 0x1p-8f) == 0x3F80 && bfloat16_from_float(1.0f + 0x1.8p-7f) == 0x3F82);
     CHECK(std::isnan(float_from_float16(float16_from_float(std::numeric_limits<float>::quiet_NaN()))));
@@ -88,11 +110,14 @@ pfd_program_t random_program(int buffers, bool clip, bool feeds) {
     program.nfe = 4, program.buffers = buffers, program.prediction = "eps";
     if (clip) program.clip = 0.75;
     unsigned state = 12345u + static_cast<unsigned>(buffers);
-    const auto number = [&] { return static_cast<double>((state = state * 1664525u + 1013904223u) >> 8) / (1 << 23) - 1; };
+    const auto number = [&] {
+        return static_cast<double>((state = state * 1664525u + 1013904223u) >> 8) / (1 << 23) - 1;
+    };
     const auto fill = [&](std::vector<double>& array, int size) {
         for (int i = 0; i < size; ++i) array.push_back(number());
     };
-    fill(program.init, buffers), fill(program.p, 4), fill(program.q, 4), fill(program.times, 4), fill(program.network_times, 4);
+    fill(program.init, buffers), fill(program.p, 4), fill(program.q, 4), fill(program.times, 4),
+        fill(program.network_times, 4);
     fill(program.W, 4 * buffers * buffers), fill(program.w, 4 * buffers);
     for (int n = 0; n < 4; ++n) program.c_in.push_back(feeds ? 0.5 + n : 1.0);
     program.p[2] = 0;
@@ -125,7 +150,8 @@ std::vector<double> plain(const pfd_program_t& program, const std::vector<float>
 }
 
 int call_network(void*, const pfd_evaluation_t* evaluation, const float* input, float* output) {
-    for (std::int64_t i = 0; i < evaluation->batch * evaluation->elements; ++i) output[i] = network(evaluation->index, input[i]);
+    for (std::int64_t i = 0; i < evaluation->batch * evaluation->elements; ++i)
+        output[i] = network(evaluation->index, input[i]);
     return 0;
 }
 
@@ -134,18 +160,22 @@ void test_sampling() {
     for (int buffers = 1; buffers <= pfdiff::most_buffers; ++buffers)
         for (const bool clip : {false, true})
             for (const bool feeds : {false, true})
-                for (const std::size_t count : {std::size_t{1}, std::size_t{1023}, std::size_t{1025}, std::size_t{40009}}) {
+                for (const std::size_t count :
+                     {std::size_t{1}, std::size_t{1023}, std::size_t{1025}, std::size_t{40009}}) {
                     const auto program = random_program(buffers, clip, feeds);
                     std::vector<float> noise(count);
                     for (std::size_t i = 0; i < count; ++i) noise[i] = std::sin(static_cast<float>(i));
                     auto one = noise, three = noise;
-                    CHECK(pfd_sample_cpu(&program, call_network, nullptr, one.data(), 1, static_cast<std::int64_t>(count), 1) == 0);
-                    CHECK(pfd_sample_cpu(&program, call_network, nullptr, three.data(), static_cast<std::int64_t>(count), 1, 3) == 0);
+                    CHECK(pfd_sample_cpu(&program, call_network, nullptr, one.data(), 1,
+                                         static_cast<std::int64_t>(count), 1) == 0);
+                    CHECK(pfd_sample_cpu(&program, call_network, nullptr, three.data(),
+                                         static_cast<std::int64_t>(count), 1, 3) == 0);
                     CHECK(one == three);
                     const auto expected = plain(program, noise);
                     double largest = 0;
                     for (const double value : expected) largest = std::max(largest, std::abs(value));
-                    for (std::size_t i = 0; i < count; ++i) CHECK(std::abs(one[i] - expected[i]) <= 3e-6 * std::max(1.0, largest));
+                    for (std::size_t i = 0; i < count; ++i)
+                        CHECK(std::abs(one[i] - expected[i]) <= 3e-6 * std::max(1.0, largest));
                 }
 }
 
@@ -170,7 +200,8 @@ void test_single_updates() {
 
 void test_workers() {
     pfdiff::Workers workers(4);
-    for (const std::int64_t count : {std::int64_t{0}, std::int64_t{1}, std::int64_t{32767}, std::int64_t{32769}, std::int64_t{1000003}})
+    for (const std::int64_t count :
+         {std::int64_t{0}, std::int64_t{1}, std::int64_t{32767}, std::int64_t{32769}, std::int64_t{1000003}})
         for (int repeat = 0; repeat < 20; ++repeat) {
             std::vector<unsigned char> touched(static_cast<std::size_t>(count), 0);
             workers.run(count, [&](std::int64_t begin, std::int64_t end) {

@@ -29,7 +29,7 @@ endfunction()
 pfdiff_find(OnnxRuntime ${PFDIFF_ONNXRUNTIME} "set -DONNXRUNTIME_ROOT to an unpacked ONNX Runtime release")
 if(OnnxRuntime_FOUND)
   pfdiff_add_adapter(onnxruntime engine/native/onnxruntime/network.cpp engine/native/feed.cpp)
-  target_link_libraries(pfdiff_onnxruntime PRIVATE $<BUILD_INTERFACE:OnnxRuntime::OnnxRuntime>)
+  target_link_libraries(pfdiff_onnxruntime PRIVATE OnnxRuntime::OnnxRuntime)
 endif()
 
 add_executable(pfdiff-run engine/native/run/main.cpp engine/native/run/options.cpp engine/native/run/npy.cpp

@@ -25,8 +25,9 @@ void load_interface() {
     const auto* base = OrtGetApiBase();
     const auto* interface = base->GetApi(ORT_API_VERSION);
     if (interface == nullptr)
-        throw pfdiff::backend_error(std::string("ONNX Runtime ") + base->GetVersionString() + " is older than the headers (1." +
-                                    std::to_string(ORT_API_VERSION) + ") this was built with; update the library");
+        throw pfdiff::backend_error(std::string("ONNX Runtime ") + base->GetVersionString() +
+                                    " is older than the headers (1." + std::to_string(ORT_API_VERSION) +
+                                    ") this was built with; update the library");
     Ort::InitApi(interface);
 }
 
@@ -48,8 +49,8 @@ struct pfd_onnxruntime_t final {
     void run(const pfd_evaluation_t& evaluation, const float* x, float* out) {
         const auto batch = evaluation.batch;
         if (evaluation.elements != feed.elements)
-            throw pfdiff::input_error(std::to_string(evaluation.elements) + " elements a sample, but this network takes " +
-                                      std::to_string(feed.elements));
+            throw pfdiff::input_error(std::to_string(evaluation.elements) +
+                                      " elements a sample, but this network takes " + std::to_string(feed.elements));
         if (feed.fixed_batch != 0 && batch != feed.fixed_batch)
             throw pfdiff::input_error("batch " + std::to_string(batch) + ", but this network takes only " +
                                       std::to_string(feed.fixed_batch));
@@ -57,7 +58,9 @@ struct pfd_onnxruntime_t final {
         const auto shape = pfdiff::Feed::batched(batch, feed.shape);
         const bool half = feed.precision != "fp32", brain = feed.precision == "bf16";
         std::vector<std::uint16_t> half_x(half ? count : 0), half_out(half ? count : 0);
-        if (half) std::transform(x, x + count, half_x.begin(), brain ? pfdiff::bfloat16_from_float : pfdiff::float16_from_float);
+        if (half)
+            std::transform(x, x + count, half_x.begin(),
+                           brain ? pfdiff::bfloat16_from_float : pfdiff::float16_from_float);
 
         std::vector<const char*> names{feed.input.c_str(), feed.time.c_str()};
         std::vector<std::vector<std::uint8_t>> fed{
@@ -82,7 +85,9 @@ struct pfd_onnxruntime_t final {
         auto output = tensor(last, count * element_bytes, shape, feed.precision);
         const char* output_name = feed.output.c_str();
         session.Run(Ort::RunOptions{nullptr}, names.data(), inputs.data(), inputs.size(), &output_name, &output, 1);
-        if (half) std::transform(half_out.begin(), half_out.end(), out, brain ? pfdiff::float_from_bfloat16 : pfdiff::float_from_float16);
+        if (half)
+            std::transform(half_out.begin(), half_out.end(), out,
+                           brain ? pfdiff::float_from_bfloat16 : pfdiff::float_from_float16);
     }
 
     pfdiff::Feed feed;
@@ -108,7 +113,8 @@ pfd_status_t translated(const char* what, Body&& body) {
 
 }  // namespace
 
-extern "C" pfd_status_t pfd_onnxruntime_create(const pfd_engine_t* engine, int32_t threads, pfd_onnxruntime_t** network) {
+extern "C" pfd_status_t pfd_onnxruntime_create(const pfd_engine_t* engine, int32_t threads,
+                                               pfd_onnxruntime_t** network) {
     return translated("refuses network.onnx", [&] {
         if (engine == nullptr || network == nullptr || threads < 0)
             throw pfdiff::input_error("an ONNX Runtime network without an engine or a place, or with negative threads");
@@ -123,8 +129,8 @@ extern "C" pfd_status_t pfd_onnxruntime_create(const pfd_engine_t* engine, int32
 
 extern "C" void pfd_onnxruntime_free(pfd_onnxruntime_t* network) { delete network; }
 
-extern "C" pfd_status_t pfd_onnxruntime_set_condition(pfd_onnxruntime_t* network, const char* name, const double* values,
-                                                      size_t count) {
+extern "C" pfd_status_t pfd_onnxruntime_set_condition(pfd_onnxruntime_t* network, const char* name,
+                                                      const double* values, size_t count) {
     return pfdiff::guarded([&] {
         if (network == nullptr || name == nullptr || values == nullptr)
             throw pfdiff::input_error("a condition without a network, a name or values; give all three");
@@ -132,10 +138,10 @@ extern "C" pfd_status_t pfd_onnxruntime_set_condition(pfd_onnxruntime_t* network
     });
 }
 
-extern "C" int pfd_onnxruntime_network(void* network, const pfd_evaluation_t* evaluation, const float* input, float* output) {
-    const auto status = translated("fails to run network.onnx", [&] {
-        static_cast<pfd_onnxruntime_t*>(network)->run(*evaluation, input, output);
-    });
+extern "C" int pfd_onnxruntime_network(void* network, const pfd_evaluation_t* evaluation, const float* input,
+                                       float* output) {
+    const auto status = translated("fails to run network.onnx",
+                                   [&] { static_cast<pfd_onnxruntime_t*>(network)->run(*evaluation, input, output); });
     if (status != PFD_OK) pfd_set_error(pfd_last_error());
     return status;
 }

@@ -71,8 +71,9 @@ Sampler make_sampler(const pfd_engine_t* engine, const pfd_program_t* program, c
     static_cast<void>(engine), static_cast<void>(batch), static_cast<void>(wanted);
     if (options.network == "gaussian") return gaussian_sampler(program, options, contract);
     if (options.network == "auto")
-        throw input_error("this pfdiff-run was built without a network adapter; build it with ONNX Runtime or TensorRT, "
-                          "or try --network gaussian");
+        throw input_error(
+            "this pfdiff-run was built without a network adapter; build it with ONNX Runtime or TensorRT, "
+            "or try --network gaussian");
     throw input_error("network " + quoted(options.network) + " is not built in; there is " + built + "gaussian");
 }
 

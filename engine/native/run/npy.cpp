@@ -23,7 +23,8 @@ void write_npy(const std::string& path, const std::vector<float>& values, const 
     file.write("\x93NUMPY\x01\x00", 8);
     file.write(reinterpret_cast<const char*>(&length), 2);
     file.write(header.data(), length);
-    file.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size() * sizeof(float)));
+    file.write(reinterpret_cast<const char*>(values.data()),
+               static_cast<std::streamsize>(values.size() * sizeof(float)));
     file.close();
     if (!file || std::rename(partial.c_str(), path.c_str()) != 0) {
         const std::string why = std::strerror(errno);

@@ -40,7 +40,8 @@ std::vector<std::uint64_t> parse_seeds(const std::string& text) {
         const auto part = text.substr(start, end - start);
         const auto dash = part.find('-');
         const auto first = parse_number<std::uint64_t>(part.substr(0, dash), "--seeds");
-        const auto last = dash == std::string::npos ? first : parse_number<std::uint64_t>(part.substr(dash + 1), "--seeds");
+        const auto last =
+            dash == std::string::npos ? first : parse_number<std::uint64_t>(part.substr(dash + 1), "--seeds");
         if (last < first) throw input_error("--seeds " + quoted(part) + " runs backwards; write the lower seed first");
         if (last - first >= most - seeds.size())
             throw input_error("--seeds " + quoted(text) + " names more than 1048576 samples; run several times");
