@@ -200,7 +200,7 @@ class Engine:
             if len(self.programs) > 1:
                 raise InputError(f"nfe is missing and this engine has several; choose one of {held}")
             return next(iter(self.programs))
-        if isinstance(nfe, bool) or nfe not in self.programs:
+        if isinstance(nfe, bool) or not hasattr(nfe, "__index__") or nfe not in self.programs:
             raise InputError(f"nfe={nfe!r}, this engine has {held}; choose one of them, or build {nfe!r} too")
         return nfe
 

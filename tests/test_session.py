@@ -133,7 +133,7 @@ def test_a_sample_depends_on_its_seed_alone() -> None:
 
 def test_noise_is_the_same_bit_for_bit_and_that_of_the_kernels() -> None:
     seeds = [0, 7, 2**32, 2**63 + 5, 2**64 - 1]
-    for shape in ((1,), (7,), (2, 3, 5), (2, 4099), (3, 128, 128)):
+    for shape in ((1,), (7,), (2, 3, 5), (2, 4099), (3, 64, 64)):
         z = noise(seeds, shape)
         for row, seed in enumerate(seeds):
             assert torch.equal(noise([seed], shape)[0], z[row])
