@@ -1,0 +1,152 @@
+"""Any network as a function of a batch, for the search: x, time and rows in, prediction out, nothing else known.
+
+A module is run by PyTorch as it is, so that nothing is exported; an ONNX file and an engine directory by the backend
+that would run the engine. Each seed has its own conditions: what the caller gives, else labels in turn, else defaults.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+
+from ..engine.artifact import MANIFEST, read_artifact
+from ..engine.backends import check_backend, choose_backend, open_backend
+from ..engine.backends.abstract import Backend, Buffers, Source
+from ..engine.cache import content_key
+from ..engine.contract import Condition, Contract
+from ..engine.errors import BackendError, InputError
+from ..engine.pool import Floats, Rows
+from .module_source import Normalised
+from .sources import ModuleSource, Network
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LARGEST_BATCH = 32  # samples in one call: beyond it a CPU gains nothing
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is searched for: its contract, a digest of everything that determines its answers, and how to open it."""
+
+    contract: Contract
+    digest: str
+    network: Network | None
+    engine: Path | None
+
+    @staticmethod
+    def of(network: Network | nn.Module | str | Path) -> Subject:
+        """From a Network, what Network takes alone, or an engine directory. Raises InputError, EngineFileError."""
+        if isinstance(network, (str, Path)) and (Path(network) / MANIFEST).is_file():
+            artifact = read_artifact(network)
+            digest = content_key(
+                artifact.contract.to_dict(), {name: one.sha256 for name, one in artifact.files.items()}
+            )
+            return Subject(artifact.contract, digest, None, artifact.path)
+        opened = network if isinstance(network, Network) else Network(network)
+        return Subject(opened.contract, opened.digest, opened, None)
+
+    @contextlib.contextmanager
+    def opened(self, backend: str = "auto", threads: int | None = None) -> Iterator[Backend]:
+        """Its backend, closed at the end. Raises InputError, BackendError."""
+        check_backend(backend)
+        module = self._module()
+        if backend == "auto":
+            backend = "torch" if module else choose_backend(self.contract.precision, "cpu")[0]
+        with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder:
+            path = Path(folder if self.engine is None else self.engine) / "network.onnx"
+            if self.network is not None and backend != "torch":
+                self.network.write(path.parent, self.contract.precision)
+            elif module is None and backend == "torch":
+                raise BackendError("backend 'torch' needs an nn.Module, this network is ONNX; use backend onnxruntime")
+            running = open_backend(backend, Source(path, self.contract, module), threads)
+            try:
+                yield running
+            finally:
+                running.close()
+
+    def _module(self) -> Any:
+        source = self.network._source if self.network else None
+        return Normalised(source.module, source.call) if isinstance(source, ModuleSource) else None
+
+
+@final
+class BlackBox:
+    """The network on a pool of seeds; `conditions` are arrays [n, *shape] in the order of the contract."""
+
+    def __init__(self, backend: Backend, contract: Contract, conditions: Sequence[np.ndarray]) -> None:
+        self._backend = backend
+        self._contract = contract
+        self._conditions = [torch.from_numpy(np.ascontiguousarray(values)) for values in conditions]
+        self._bound: dict[int, tuple[Buffers, Any]] = {}
+
+    def __call__(self, x: Floats, time: float, rows: Rows) -> Floats:
+        """out float32 [m, *shape] for x float32 [m, *shape] of the samples `rows`. Raises BackendError."""
+        fixed = self._contract.fixed_batch
+        result = np.empty_like(x)
+        most = fixed or LARGEST_BATCH
+        for first in range(0, len(x), most):
+            part = slice(first, first + most)
+            result[part] = self._batch(x[part], time, rows[part], fixed)
+        return result
+
+    def _batch(self, x: Floats, time: float, rows: Rows, fixed: int | None) -> Floats:
+        count = len(x)
+        buffers, evaluate = self._binding(fixed or count)
+        buffers.x[:count].copy_(torch.from_numpy(x))
+        buffers.t.fill_(self._contract.feed_times([time])[0].item())
+        for buffer, values in zip(buffers.conditions, self._conditions, strict=True):
+            buffer[:count].copy_(values[torch.from_numpy(rows)])
+        evaluate()
+        return buffers.out[:count].float().cpu().numpy().copy()
+
+    def _binding(self, size: int) -> tuple[Buffers, Any]:
+        if size not in self._bound:
+            contract, device, dtype = self._contract, self._backend.device, self._backend.dtype
+            kinds = [getattr(torch, one.dtype) for one in contract.conditions]
+            buffers = Buffers(
+                x=torch.zeros((size, *contract.shape), dtype=dtype, device=device),
+                t=torch.zeros(
+                    (size,) if contract.time_rank else (), dtype=getattr(torch, contract.time_dtype), device=device
+                ),
+                conditions=tuple(
+                    torch.zeros((size, *one.shape), dtype=kind, device=device)
+                    for one, kind in zip(contract.conditions, kinds, strict=True)
+                ),
+                out=torch.zeros((size, *contract.shape), dtype=dtype, device=device),
+            )
+            self._bound[size] = buffers, self._backend.bind(buffers)
+        return self._bound[size]
+
+
+def conditions_of(contract: Contract, given: Mapping[str, Any] | None, seeds: Sequence[int]) -> list[np.ndarray]:
+    """Arrays [n, *shape] of every condition, for the pool's seeds.
+
+    A list or array of several values is gone through in turn, one value serves all; what is not given is each label
+    in turn where the condition has labels, else its default. Raises InputError.
+    """
+    rest = dict(given or {})
+    found = [_values(one, rest.pop(one.name, None), seeds) for one in contract.conditions]
+    if rest:
+        known = ", ".join(one.name for one in contract.conditions) or "none"
+        raise InputError(f"unknown condition '{next(iter(rest))}'; this network takes {known}")
+    return found
+
+
+def _values(one: Condition, given: Any, seeds: Sequence[int]) -> np.ndarray:
+    if given is None and one.labels:
+        return one.values(np.array([seed % len(one.labels) for seed in seeds]), len(seeds))
+    several = not isinstance(given, str) and given is not None and np.ndim(given) == len(one.shape) + 1
+    if not several:
+        return one.values(given, len(seeds))
+    values = one.values(given, len(given))
+    return values[np.arange(len(seeds)) % len(values)]
