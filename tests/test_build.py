@@ -195,7 +195,7 @@ def test_the_former_engine_survives(
     message: str,
     existing: bool,
 ) -> None:
-    out = tmp_path / "e"
+    out, before = tmp_path / "e", {}
     if existing:
         build(onnx_network(tmp_path), 4, out=out).close()
         before = state(out)
