@@ -14,7 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+from . import cli_export
 from . import cli_options as options
+from . import cli_search
 from .engine.errors import InputError, PfdiffError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -232,6 +234,10 @@ def demo(
     if json:
         lines = [asdict(line) for line in report.lines]
         cli_tables.write_figures(json, {"description": report.description, "samples": report.samples, "figures": lines})
+
+
+cli_search.register(app)
+cli_export.register(app)
 
 
 def _only_nfe(held: list[int]) -> int:
