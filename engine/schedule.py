@@ -258,12 +258,14 @@ def cosine(
 
 def _from_betas(betas: Array, terminal: float | None) -> Discrete:
     """alphabar = prod(1 - beta); with `terminal` sqrt(alphabar) is moved and scaled so that its first value stays and
-    its last is 0 (Lin et al., arXiv 2305.08891, algorithm 1), then alphabar's last is set to `terminal`."""
+    its last is 0 (Lin et al., arXiv 2305.08891, algorithm 1). alphabar's last is then `terminal`, or half the one
+    before where that is smaller: linear betas leave 4e-9 there, less than the 2^-24 that diffusers puts at the end.
+    """
     alphabar = np.cumprod(1 - betas)
     if terminal is not None:
         root = np.sqrt(alphabar)
         alphabar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-        alphabar[-1] = terminal
+        alphabar[-1] = min(terminal, alphabar[-2] / 2)
     return Discrete(alphabar)
 
 

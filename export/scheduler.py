@@ -174,8 +174,8 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         convention = self._convention = _convention_of(config, mu)
         process = parse_schedule(convention.schedule)
         grid: Any = config["grid"]
+        intervals = self._solver.intervals(steps)
         if timesteps is not None or (grid is None and config["t_start"] is None):
-            intervals = self._solver.intervals(steps)
             # Single-step solvers of higher order end their intervals at trained times, and reach the clean point alone.
             count = intervals + (self._solver.evaluations > 1 and convention.end == "clean")
             times = None if timesteps is None else _times_of(timesteps, convention)
@@ -183,11 +183,9 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         elif grid is None:
             grid = convention.grid
         start = config["t_start"] if isinstance(grid, str) else None
-        self._grid = tuple(
-            make_grid(
-                grid, process, self._solver.intervals(steps), start, convention.end, self._solver.evaluations
-            ).tolist()
-        )
+        points = make_grid(grid, process, intervals, start, convention.end, self._solver.evaluations).tolist()
+        # A rule's last time misses the schedule's first by a rounding where it is bent.
+        self._grid = (*(max(t, process.first) for t in points[:-1]), points[-1])
         self._program = program = self._compiled(steps, self._grid)
         fed = program.network_times * convention.time_scale
         self.timesteps = torch.from_numpy(fed.astype(np.int64 if process.discrete else np.float32)).to(device)
