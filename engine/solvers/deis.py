@@ -33,12 +33,11 @@ from ..errors import InputError
 from ..schedule import Array, Schedule
 from .abstract import Evaluate, Solver, Vector
 from .ddim import check_mixing, phi
+from .dpm_solver import gauss
 
 VARIANTS = ("t", "rho", "lambda")
-# Gauss-Legendre on [0, 1] on pieces of at most PIECE in lambda: 1e-14 for every density below (test_solvers.py).
-NODES, WEIGHTS = (0.5 * a for a in np.polynomial.legendre.leggauss(16))
-NODES = NODES + 0.5
-PIECE = 1.0
+# Sixteen points on pieces of at most 1 in lambda: exact to 1e-14 for the densities below (tests/test_solvers.py).
+POINTS, PIECE = 16, 1.0
 # exp(-40) = 4e-18: what lies further along the integral than this is below float64's rounding.
 FAR = 40.0
 
@@ -60,10 +59,11 @@ def node(t: float, variant: str, schedule: Schedule) -> float:
 
 def lagrange(tau: Array, nodes: Sequence[float]) -> Array:
     """l_i(tau) for every node, float64 [len(nodes), *tau.shape]."""
-    return np.stack([
-        np.prod([(tau - other) / (own - other) for j, other in enumerate(nodes) if j != i], axis=0) * np.ones_like(tau)
-        for i, own in enumerate(nodes)
-    ])  # fmt: skip
+    values = np.ones((len(nodes), *tau.shape))
+    for i, own in enumerate(nodes):
+        for other in (*nodes[:i], *nodes[i + 1 :]):
+            values[i] *= (tau - other) / (own - other)
+    return values
 
 
 def density(lam: Array, t: float, basis: str, schedule: Schedule) -> Array:
@@ -100,11 +100,11 @@ def weights(times: Sequence[float], t: float, variant: str, basis: str, schedule
     if t == schedule.clean and basis == "x0":
         # sigma_t dG there is all at the end: the value that the polynomial takes.
         return lagrange(np.array(node(t, variant, schedule)), nodes)
-    ends = pieces(times[0], t, schedule)
+    ends, (points, weight) = pieces(times[0], t, schedule), gauss(POINTS)
     lengths = np.diff(ends)[:, None]
-    lam = ends[:-1, None] + lengths * NODES
+    lam = ends[:-1, None] + lengths * points
     values = lagrange(coordinate(lam, variant, schedule), nodes) * density(lam, t, basis, schedule)
-    return np.sum(values * (lengths * WEIGHTS), axis=(1, 2))
+    return np.sum(values * (lengths * weight), axis=(1, 2))
 
 
 @final

@@ -14,6 +14,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import final
 
@@ -152,9 +153,15 @@ def blocks(nfe: int, order: int, name: str) -> int:
 
 def varphi(k: int, h: float) -> float:
     """phi_k(h) = int_0^1 e^((1-r) h) r^(k-1) / (k-1)! dr, without cancellation at small h (arXiv 2206.00927, B.1)."""
-    r, weight = np.polynomial.legendre.leggauss(40)
-    r = 0.5 * (r + 1)
-    return float(np.sum(0.5 * weight * np.exp((1 - r) * h) * r ** (k - 1))) / math.factorial(k - 1)
+    r, weight = gauss(40)
+    return float(np.sum(weight * np.exp((1 - r) * h) * r ** (k - 1))) / math.factorial(k - 1)
+
+
+@cache
+def gauss(count: int) -> tuple[Array, Array]:
+    """Points and weights of Gauss-Legendre quadrature on [0, 1], float64 [count] each."""
+    points, weight = np.polynomial.legendre.leggauss(count)
+    return (points + 1) / 2, weight / 2
 
 
 def extrapolate(answers: Sequence[Vector], x: Vector, times: Sequence[float], t: float, form: str, schedule: Schedule):

@@ -35,6 +35,25 @@ FORMS = ("eps", "x0")
 VARIANTS = ("bh1", "bh2")
 
 
+def update(
+    d: Sequence[Vector], x: Vector, times: Sequence[float], t: float, variant: str, form: str, schedule: Schedule
+) -> Vector:
+    """x_t from x at times[0] by the answers found at `times`: a predictor, or a corrector if the last of them is t."""
+    x_t = phi(d[0], x, times[0], t, form, schedule)
+    if len(d) == 1:
+        return x_t
+    h = step(times[0], t, form, schedule)
+    B = h if variant == "bh1" else math.expm1(h)
+    r = np.array([step(times[0], u, form, schedule) / h for u in times[1:]])
+    k = np.arange(1, len(r) + 1)
+    right = np.array([math.factorial(i) * h * varphi(i + 1, h) / B for i in k.tolist()])
+    a = np.linalg.solve(r ** (k[:, None] - 1), right) if len(r) > 1 else np.array([0.5])
+    q_t = float(schedule.sigma(t) if form == "eps" else schedule.alpha(t))
+    for a_m, r_m, d_m in zip(a, r, d[1:], strict=True):
+        x_t = x_t - (q_t * B * a_m / r_m) * (d_m - d[0])
+    return x_t
+
+
 @final
 @dataclass(frozen=True)
 class UniPC(Solver):
@@ -71,30 +90,14 @@ class UniPC(Solver):
             d = evaluate(x, s)
             # Correct x, which was predicted with `order` answers from `before`.
             if order and math.isfinite(schedule.lam(times[0])):
-                x = self._update([*answers[:order], d], before, [*times[:order], s], s, schedule)
+                x = update([*answers[:order], d], before, [*times[:order], s], s, self.variant, self.form, schedule)
             elif order:
                 answers, times = [], []
             answers, times = [d, *answers][: self.order], [float(s), *times][: self.order]
             # Predict.
             order = min(len(answers), orders_left(t, grid, schedule))
-            before, x = x, self._update(answers[:order], x, times[:order], t, schedule)
+            before, x = x, update(answers[:order], x, times[:order], t, self.variant, self.form, schedule)
         return x
-
-    def _update(self, d: Sequence[Vector], x: Vector, times: Sequence[float], t: float, schedule: Schedule) -> Vector:
-        """x_t from x at times[0]: a predictor, or a corrector if the last of `times` is t."""
-        x_t = phi(d[0], x, times[0], t, self.form, schedule)
-        if len(d) == 1:
-            return x_t
-        h = step(times[0], t, self.form, schedule)
-        B = h if self.variant == "bh1" else math.expm1(h)
-        r = np.array([step(times[0], u, self.form, schedule) / h for u in times[1:]])
-        k = np.arange(1, len(r) + 1)
-        right = np.array([math.factorial(i) * h * varphi(i + 1, h) / B for i in k.tolist()])
-        a = np.linalg.solve(r ** (k[:, None] - 1), right) if len(r) > 1 else np.array([0.5])
-        q_t = float(schedule.sigma(t) if self.form == "eps" else schedule.alpha(t))
-        for a_m, r_m, d_m in zip(a, r, d[1:], strict=True):
-            x_t = x_t - (q_t * B * a_m / r_m) * (d_m - d[0])
-        return x_t
 
     def __str__(self) -> str:
         variant = "" if self.variant == "bh2" else f",variant={self.variant}"
