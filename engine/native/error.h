@@ -36,7 +36,7 @@ std::string decimal(double number);
 std::string take_callback_error();
 
 // Keeps the message for pfd_last_error of this thread. Public so that the adapter libraries report the same way.
-PFD_API pfd_status_t record_error(pfd_status_t status, const char* message) noexcept;
+pfd_status_t record_error(pfd_status_t status, const char* message) noexcept;
 
 template <class Body>
 pfd_status_t guarded(Body&& body) noexcept {

@@ -21,12 +21,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(PFD_BUILD_SHARED)
-#define PFD_API __attribute__((visibility("default")))
-#else
-#define PFD_API
-#endif
-
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -41,13 +35,13 @@ typedef enum pfd_status_t {
 } pfd_status_t;
 
 /* The message of this thread's last failed call; "" before the first. Valid until the thread's next call. */
-PFD_API const char* pfd_last_error(void);
+const char* pfd_last_error(void);
 
 /* For a network callback: the line that the failing sample call shall report after "the network failed: ". */
-PFD_API void pfd_set_error(const char* message);
+void pfd_set_error(const char* message);
 
 /* "major.minor.patch" of the library. */
-PFD_API const char* pfd_version(void);
+const char* pfd_version(void);
 
 /* ---- Engines: a directory with engine.json and network.onnx ---- */
 
@@ -56,15 +50,15 @@ typedef struct pfd_program_t pfd_program_t;
 
 /* Opens `directory` and verifies the SHA-256 of every file that engine.json lists. Files are opened beneath the
  * directory only: absolute names, "..", symbolic links and anything that is no regular file are refused. */
-PFD_API pfd_status_t pfd_open(const char* directory, pfd_engine_t** engine);
-PFD_API void pfd_close(pfd_engine_t* engine); /* NULL is allowed; frees the engine's programs too */
+pfd_status_t pfd_open(const char* directory, pfd_engine_t** engine);
+void pfd_close(pfd_engine_t* engine); /* NULL is allowed; frees the engine's programs too */
 
 /* The number of programs, and the NFE of each in ascending order (0 for an index that is out of range). */
-PFD_API size_t pfd_program_count(const pfd_engine_t* engine);
-PFD_API int32_t pfd_program_nfe(const pfd_engine_t* engine, size_t index);
+size_t pfd_program_count(const pfd_engine_t* engine);
+int32_t pfd_program_nfe(const pfd_engine_t* engine, size_t index);
 
 /* The program of that many network evaluations, owned by the engine. */
-PFD_API pfd_status_t pfd_program(const pfd_engine_t* engine, int32_t nfe, const pfd_program_t** program);
+pfd_status_t pfd_program(const pfd_engine_t* engine, int32_t nfe, const pfd_program_t** program);
 
 /* What the network takes and predicts. Shapes are per sample, without the batch. */
 typedef struct pfd_contract_view_t {
@@ -105,17 +99,17 @@ typedef struct pfd_condition_view_t {
     int64_t high;
 } pfd_condition_view_t;
 
-PFD_API pfd_status_t pfd_contract(const pfd_engine_t* engine, pfd_contract_view_t* view);
-PFD_API pfd_status_t pfd_condition(const pfd_engine_t* engine, size_t index, pfd_condition_view_t* view);
+pfd_status_t pfd_contract(const pfd_engine_t* engine, pfd_contract_view_t* view);
+pfd_status_t pfd_condition(const pfd_engine_t* engine, size_t index, pfd_condition_view_t* view);
 
 /* The path of a file that engine.json lists and pfd_open has verified, such as "network.onnx". */
-PFD_API pfd_status_t pfd_file_path(const pfd_engine_t* engine, const char* name, const char** path);
+pfd_status_t pfd_file_path(const pfd_engine_t* engine, const char* name, const char** path);
 
 /* ---- Programs ---- */
 
 /* Reads the JSON that Python's Program.to_json() writes (`length` bytes). Free with pfd_program_free. */
-PFD_API pfd_status_t pfd_program_from_json(const char* text, size_t length, pfd_program_t** program);
-PFD_API void pfd_program_free(pfd_program_t* program); /* only for programs of pfd_program_from_json; NULL is allowed */
+pfd_status_t pfd_program_from_json(const char* text, size_t length, pfd_program_t** program);
+void pfd_program_free(pfd_program_t* program); /* only for programs of pfd_program_from_json; NULL is allowed */
 
 typedef struct pfd_program_view_t {
     size_t struct_size;
@@ -140,12 +134,12 @@ typedef struct pfd_program_view_t {
     const double* table;         /* [N+1][N+1] rows y_0 .. y_{N-1}, result; columns noise, d_0 .. d_{N-1} */
 } pfd_program_view_t;
 
-PFD_API pfd_status_t pfd_program_view(const pfd_program_t* program, pfd_program_view_t* view);
+pfd_status_t pfd_program_view(const pfd_program_t* program, pfd_program_view_t* view);
 
 /* ---- Sampling on the CPU ---- */
 
 /* The noise that `seeds` mean, the same bits as pfdiff.noise: out [batch][elements], standard normal. */
-PFD_API pfd_status_t pfd_noise(const uint64_t* seeds, int64_t batch, int64_t elements, float* out);
+pfd_status_t pfd_noise(const uint64_t* seeds, int64_t batch, int64_t elements, float* out);
 
 typedef struct pfd_evaluation_t {
     int32_t index; /* n, of nfe */
@@ -162,14 +156,14 @@ typedef int (*pfd_network_t)(void* context, const pfd_evaluation_t* evaluation, 
 /* Samples in place: `state` [batch][elements] holds the noise and then the samples. The network is called on the
  * calling thread, nfe times; the updates run on `threads` threads (0: as many as the machine has), and the result does
  * not depend on their number. On failure the content of `state` is undefined. */
-PFD_API pfd_status_t pfd_sample_cpu(const pfd_program_t* program, pfd_network_t network, void* context, float* state,
-                                    int64_t batch, int64_t elements, int32_t threads);
+pfd_status_t pfd_sample_cpu(const pfd_program_t* program, pfd_network_t network, void* context, float* state,
+                            int64_t batch, int64_t elements, int32_t threads);
 
 /* One fused update, evaluation `index` of the program, for callers with a loop of their own: states [B][count] in
  * place, `output` [count] from the network; writes input [count] = c_in[index+1] * s_0 unless `input` is NULL or the
  * evaluation is the last. States that nothing reads later are left as they are; s_0 too when `input` replaces it. */
-PFD_API pfd_status_t pfd_update_cpu(const pfd_program_t* program, int32_t index, float* states, const float* output,
-                                    float* input, int64_t count, int32_t threads);
+pfd_status_t pfd_update_cpu(const pfd_program_t* program, int32_t index, float* states, const float* output,
+                            float* input, int64_t count, int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -11,17 +11,16 @@ extern "C" {
 typedef struct pfd_onnxruntime_t pfd_onnxruntime_t;
 
 /* Loads network.onnx of an open engine on the CPU with that many threads (0: all). Keeps nothing of the engine. */
-PFD_API pfd_status_t pfd_onnxruntime_create(const pfd_engine_t* engine, int32_t threads, pfd_onnxruntime_t** network);
-PFD_API void pfd_onnxruntime_free(pfd_onnxruntime_t* network); /* NULL is allowed */
+pfd_status_t pfd_onnxruntime_create(const pfd_engine_t* engine, int32_t threads, pfd_onnxruntime_t** network);
+void pfd_onnxruntime_free(pfd_onnxruntime_t* network); /* NULL is allowed */
 
 /* Values of a condition: `count` is one value, the condition's elements (for all samples) or batch times that.
  * Without a call the condition's default holds; a condition without a default must be set. */
-PFD_API pfd_status_t pfd_onnxruntime_set_condition(pfd_onnxruntime_t* network, const char* name, const double* values,
-                                                   size_t count);
+pfd_status_t pfd_onnxruntime_set_condition(pfd_onnxruntime_t* network, const char* name, const double* values,
+                                           size_t count);
 
 /* The pfd_network_t to pass, with the pfd_onnxruntime_t as its context. One sampling call at a time. */
-PFD_API int pfd_onnxruntime_network(void* network, const pfd_evaluation_t* evaluation, const float* input,
-                                    float* output);
+int pfd_onnxruntime_network(void* network, const pfd_evaluation_t* evaluation, const float* input, float* output);
 
 #ifdef __cplusplus
 }

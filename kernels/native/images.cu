@@ -9,8 +9,8 @@ namespace {
 constexpr int threads = 128, width = 16;
 
 template <bool Aligned>
-__global__ void __launch_bounds__(threads)
-    images_kernel(std::uint8_t* pixels, const float* x, float low, float factor, int channels, int area, std::int64_t blocks) {
+__global__ void __launch_bounds__(threads) images_kernel(std::uint8_t* pixels, const float* x, float low, float factor,
+                                                         int channels, int area, std::int64_t blocks) {
     const std::int64_t image = blockIdx.x / blocks, count = std::int64_t{channels} * area;
     const std::int64_t first = ((blockIdx.x - image * blocks) * threads + threadIdx.x) * width;
     if (first >= count) return;

@@ -1,8 +1,8 @@
 // The fused update, in place: every state that is read is read once, every state that is written is written once.
 //
-// A thread owns 8 neighbouring elements of every state (two 16-byte accesses of float32, one of a 2-byte `out`) and holds
-// all reads before its first write. B, the dtype of `out` and the width are compiled in; masks and the network's dtype are
-// branches that the whole grid takes alike.
+// A thread owns 8 neighbouring elements of every state (two 16-byte accesses of float32, one of a 2-byte `out`) and
+// holds all reads before its first write. B, the dtype of `out` and the width are compiled in; masks and the network's
+// dtype are branches that the whole grid takes alike.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -145,12 +145,23 @@ cudaError_t launch_step(const Step& step, cudaStream_t stream) {
     if (step.elements < 0 || step.elements > largest || step.row < 0) return cudaErrorInvalidValue;
     if (step.elements == 0) return cudaSuccess;
     switch (step.buffers) {
-        case 1: choose_width<1>(step, stream); break;
-        case 2: choose_width<2>(step, stream); break;
-        case 3: choose_width<3>(step, stream); break;
-        case 4: choose_width<4>(step, stream); break;
-        case 5: choose_width<5>(step, stream); break;
-        default: return cudaErrorInvalidValue;
+        case 1:
+            choose_width<1>(step, stream);
+            break;
+        case 2:
+            choose_width<2>(step, stream);
+            break;
+        case 3:
+            choose_width<3>(step, stream);
+            break;
+        case 4:
+            choose_width<4>(step, stream);
+            break;
+        case 5:
+            choose_width<5>(step, stream);
+            break;
+        default:
+            return cudaErrorInvalidValue;
     }
     return cudaGetLastError();
 }

@@ -60,7 +60,9 @@ Sampler make_sampler(const pfd_engine_t* engine, const pfd_program_t* program, c
     std::string built;
     const auto wanted = [&](const char* name) {
         built += std::string(name) + ", ";
-        return options.network == "auto" || options.network == name;
+        // A plan is what TensorRT runs, and nothing else does.
+        const bool automatic = options.network == "auto" && (options.plan.empty() != (name == std::string("tensorrt")));
+        return automatic || options.network == name;
     };
 #ifdef PFD_WITH_TENSORRT
     if (wanted("tensorrt")) return tensorrt_sampler(engine, program, options, contract, batch);
@@ -68,6 +70,7 @@ Sampler make_sampler(const pfd_engine_t* engine, const pfd_program_t* program, c
 #ifdef PFD_WITH_ONNXRUNTIME
     if (wanted("onnxruntime")) return onnxruntime_sampler(engine, program, options, contract);
 #endif
+    // Each is unused in a build without adapters.
     static_cast<void>(engine), static_cast<void>(batch), static_cast<void>(wanted);
     if (options.network == "gaussian") return gaussian_sampler(program, options, contract);
     if (options.network == "auto")

@@ -19,8 +19,8 @@ Number parse_number(const std::string& text, const std::string& what) {
 }  // namespace
 
 const char* const usage =
-    "usage: pfdiff-run ENGINE -o FILE.npy [--nfe N] [--seeds 0-15] [--network NAME] [--condition NAME=VALUE]\n"
-    "                  [--batch N] [--threads N]\n"
+    "usage: pfdiff-run ENGINE -o FILE.npy [--nfe N] [--seeds 0-15] [--network NAME] [--plan FILE]\n"
+    "                  [--condition NAME=VALUE] [--batch N] [--threads N]\n"
     "\n"
     "Samples from an engine directory and writes float32 [seeds, *shape] as .npy.\n"
     "\n"
@@ -28,6 +28,7 @@ const char* const usage =
     "  --seeds LIST          such as 0-15 or 3,8,20-29; a seed names one sample (default 0)\n"
     "  --network NAME        auto, onnxruntime, tensorrt or gaussian; gaussian is the exact network of Gaussian data,\n"
     "                        for tests: it ignores network.onnx. auto is the best adapter that was built\n"
+    "  --plan FILE           the TensorRT plan to run; a plan is code, name only one that you built\n"
     "  --condition NAME=V    a number for a condition of the network, for all samples, such as label=3\n"
     "  --batch N             samples at once (default: the largest batch the engine was built for)\n"
     "  --threads N           CPU threads (default: all)\n";
@@ -79,6 +80,8 @@ Options parse_options(int count, const char* const* words) {
             options.seeds = parse_seeds(value());
         } else if (word == "--network") {
             options.network = value();
+        } else if (word == "--plan") {
+            options.plan = value();
         } else if (word == "--batch") {
             options.batch = in_range(1, 1 << 20);
         } else if (word == "--threads") {

@@ -9,7 +9,7 @@
 namespace pfdiff::run {
 
 struct Options {
-    std::string engine, output, network = "auto";
+    std::string engine, output, plan, network = "auto";
     int nfe = 0;  // 0: the engine's only program
     std::vector<std::uint64_t> seeds{0};
     std::int64_t batch = 0;  // 0: the largest that the engine was built for

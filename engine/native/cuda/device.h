@@ -1,0 +1,37 @@
+// CUDA's errors as ours, and device memory that frees itself.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "../error.h"
+
+namespace pfdiff::cuda {
+
+inline void check(cudaError_t status, const char* what) {
+    if (status == cudaSuccess) return;
+    static_cast<void>(cudaGetLastError());  // or the next, innocent call would report it again
+    throw backend_error(std::string("CUDA fails to ") + what + ": " + cudaGetErrorString(status));
+}
+
+struct Free {
+    void operator()(void* memory) const { static_cast<void>(cudaFree(memory)); }
+};
+template <class Element>
+using Memory = std::unique_ptr<Element[], Free>;
+
+// Zeroed: kernels that read every state multiply what nobody wrote by zero, which must not be a NaN.
+template <class Element>
+Memory<Element> allocate(std::int64_t count) {
+    void* memory = nullptr;
+    const auto bytes = static_cast<std::size_t>(count > 0 ? count : 1) * sizeof(Element);
+    check(cudaMalloc(&memory, bytes), ("allocate " + std::to_string(bytes >> 20) + " MiB").c_str());
+    Memory<Element> owned(static_cast<Element*>(memory));
+    check(cudaMemset(memory, 0, bytes), "clear memory");
+    return owned;
+}
+
+}  // namespace pfdiff::cuda

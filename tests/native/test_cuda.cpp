@@ -1,0 +1,313 @@
+// On a device: kernels against the CPU, graph against launches, one sampler against the CPU's. 77 without a device.
+//
+//     pfdiff_test_cuda [folder of `pfdiff kernels`]      also runs the ahead-of-time compiled Triton kernels of it
+//
+// Bitwise where the arithmetic is the same: the update (all dtypes, all widths), the noise against element.h, pictures,
+// replay against eager launches. At the end the bandwidth of the update beside a device copy, for a look.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "cuda/cubins.h"
+#include "cuda/device.h"
+#include "element.h"
+#include "halfs.h"
+#include "launch.h"
+#include "pfdiff_cuda.h"
+#include "program.h"
+#include "update.h"
+
+namespace {
+
+using pfdiff::Dtype;
+using pfdiff::cuda::allocate;
+using pfdiff::cuda::check;
+using pfdiff::cuda::Memory;
+
+template <class Element>
+void send(const Memory<Element>& to, const std::vector<Element>& from) {
+    check(cudaMemcpy(to.get(), from.data(), from.size() * sizeof(Element), cudaMemcpyHostToDevice), "send");
+}
+
+template <class Element>
+std::vector<Element> fetch(const Element* from, std::int64_t count) {
+    std::vector<Element> into(static_cast<std::size_t>(count));
+    check(cudaMemcpy(into.data(), from, into.size() * sizeof(Element), cudaMemcpyDeviceToHost), "fetch");
+    return into;
+}
+
+std::vector<float> numbers(std::mt19937& random, std::int64_t count) {
+    std::normal_distribution<float> normal;
+    std::vector<float> values(static_cast<std::size_t>(count));
+    for (auto& value : values) value = normal(random);
+    return values;
+}
+
+std::vector<unsigned char> in_dtype(const std::vector<float>& values, Dtype dtype) {
+    std::vector<unsigned char> bytes;
+    for (const float value : values) {
+        const std::uint16_t half =
+            dtype == Dtype::fp16 ? pfdiff::float16_from_float(value) : pfdiff::bfloat16_from_float(value);
+        const auto* from = dtype == Dtype::fp32 ? reinterpret_cast<const unsigned char*>(&value)
+                                                : reinterpret_cast<const unsigned char*>(&half);
+        bytes.insert(bytes.end(), from, from + (dtype == Dtype::fp32 ? 4 : 2));
+    }
+    return bytes;
+}
+
+std::vector<float> from_dtype(const std::vector<unsigned char>& bytes, Dtype dtype) {
+    std::vector<float> values(bytes.size() / (dtype == Dtype::fp32 ? 4 : 2));
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        std::uint16_t half;
+        if (dtype == Dtype::fp32) {
+            std::memcpy(&values[i], bytes.data() + 4 * i, 4);
+        } else {
+            std::memcpy(&half, bytes.data() + 2 * i, 2);
+            values[i] = dtype == Dtype::fp16 ? pfdiff::float_from_float16(half) : pfdiff::float_from_bfloat16(half);
+        }
+    }
+    return values;
+}
+
+pfd_program_t random_program(std::mt19937& random, int buffers, bool clip) {
+    pfd_program_t program;
+    program.nfe = 3, program.buffers = buffers, program.prediction = "eps";
+    if (clip) program.clip = 0.75;
+    const auto fill = [&](std::vector<double>& into, int count) {
+        const auto values = numbers(random, count);
+        into.assign(values.begin(), values.end());
+    };
+    fill(program.init, buffers), fill(program.p, 3), fill(program.q, 3), fill(program.times, 3),
+        fill(program.network_times, 3);
+    fill(program.W, 3 * buffers * buffers), fill(program.w, 3 * buffers), fill(program.c_in, 3);
+    for (std::size_t i = 0; i < program.W.size(); i += 3) program.W[i] = 0;
+    return program;
+}
+
+using LaunchStep = std::function<void(const pfdiff::Step&)>;
+
+// Every row of a program, in place on the device and on the CPU.
+void compare_steps(std::mt19937& random, int buffers, bool clip, Dtype dtype, std::int64_t count,
+                   const LaunchStep& launch) {
+    const auto program = random_program(random, buffers, clip);
+    const auto access = pfdiff::accesses(program, true);
+    std::vector<float> table;
+    for (int row = 0; row <= program.nfe; ++row) {
+        const auto one = pfdiff::coefficient_row(program, row);
+        table.insert(table.end(), one.begin(), one.end());
+    }
+    const auto device_table = allocate<float>(static_cast<std::int64_t>(table.size()));
+    send(device_table, table);
+    pfdiff::Workers workers(1);
+    for (int row = 0; row <= program.nfe; ++row) {
+        const auto& one = access[static_cast<std::size_t>(row)];
+        const auto out_dtype = row == program.nfe ? Dtype::fp32 : dtype;  // the noise is float32
+        auto states = numbers(random, buffers * count);
+        const auto out = in_dtype(numbers(random, count), out_dtype);
+        const auto device_states = allocate<float>(buffers * count);
+        const auto device_out = allocate<unsigned char>(static_cast<std::int64_t>(out.size()));
+        const auto device_in = allocate<unsigned char>(4 * count);
+        send(device_states, states), send(device_out, out);
+        launch({device_states.get(), one.separate ? device_in.get() : nullptr, device_out.get(), device_table.get(),
+                count, buffers, row, one.reads, one.writes, one.clip, out_dtype, dtype});
+        check(cudaDeviceSynchronize(), "step");
+
+        std::vector<float> input(static_cast<std::size_t>(count));
+        float* pointers[pfdiff::most_buffers];
+        for (int j = 0; j < buffers; ++j) pointers[j] = states.data() + j * count;
+        pfdiff::Update(program, row, one)
+            .run(pointers, from_dtype(out, out_dtype).data(), input.data(), count, workers);
+        const auto found = fetch(device_states.get(), buffers * count);
+        for (int j = 0; j < buffers; ++j)
+            if ((one.writes >> j & 1) != 0)
+                for (std::int64_t i = 0; i < count; ++i) {
+                    const auto at = static_cast<std::size_t>(j * count + i);
+                    CHECK(found[at] == states[at]);
+                }
+        if (one.separate) {
+            const auto expected = in_dtype(input, dtype);
+            const auto fed = fetch(device_in.get(), static_cast<std::int64_t>(expected.size()));
+            CHECK(from_dtype(fed, dtype) == from_dtype(expected, dtype));  // as numbers: -0 is 0
+        }
+    }
+}
+
+void test_steps(const LaunchStep& launch) {
+    std::mt19937 random(1);
+    for (int buffers = 1; buffers <= pfdiff::step_buffers; ++buffers)
+        for (const bool clip : {false, true})
+            for (const auto dtype : {Dtype::fp32, Dtype::fp16, Dtype::bf16})
+                for (const std::int64_t count : {1, 7, 1024, 1025, 40960})
+                    compare_steps(random, buffers, clip, dtype, count, launch);
+}
+
+void test_noise_and_images(const pfd_cuda_kernels_t* kernels) {
+    const std::vector<std::uint64_t> seeds{0, 1, ~std::uint64_t{0}, std::uint64_t{1} << 63};
+    const auto device_seeds = allocate<std::uint64_t>(4);
+    send(device_seeds, seeds);
+    for (const std::int64_t elements : {1, 13, 784, 49152}) {
+        const auto z = allocate<float>(4 * elements);
+        if (kernels != nullptr)
+            kernels->noise(z.get(), device_seeds.get(), 4, elements, nullptr);
+        else
+            check(pfdiff::launch_noise(z.get(), device_seeds.get(), 4, elements, nullptr), "noise");
+        const auto found = fetch(z.get(), 4 * elements);
+        for (std::size_t i = 0; i < found.size(); ++i) {
+            const auto element = i % static_cast<std::size_t>(elements);
+            CHECK(found[i] == pfdiff::normal32(seeds[i / static_cast<std::size_t>(elements)], element));
+            const float exact = pfdiff::normal(seeds[i / static_cast<std::size_t>(elements)], element);
+            CHECK(std::abs(found[i] - exact) <= 2e-6f * std::max(1.0f, std::abs(exact)));
+        }
+    }
+    std::mt19937 random(2);
+    for (const int channels : {1, 3, 4})
+        for (const int area : {1, 49, 4096}) {
+            const auto x = numbers(random, 2 * channels * area);
+            const auto device_x = allocate<float>(2 * channels * area);
+            const auto pixels = allocate<std::uint8_t>(2 * channels * area);
+            send(device_x, x);
+            CHECK(pfd_cuda_images(pixels.get(), device_x.get(), -1, 1, 2, channels, area, nullptr) == PFD_OK);
+            const auto found = fetch(pixels.get(), 2 * channels * area);
+            for (int image = 0; image < 2; ++image)
+                for (int place = 0; place < area; ++place)
+                    for (int channel = 0; channel < channels; ++channel) {
+                        const auto from = static_cast<std::size_t>((image * channels + channel) * area + place);
+                        const auto to = static_cast<std::size_t>((image * area + place) * channels + channel);
+                        CHECK(found[to] == pfdiff::pixel(x[from], -1.0f, 127.5f));
+                    }
+        }
+}
+
+// A network that the device can be trusted with: out = input. What it does not write shows as a NaN.
+int copy_network(void* context, const pfd_evaluation_t* e, const void* input, void* output, pfd_stream_t stream) {
+    const auto bytes = static_cast<std::size_t>(e->batch * e->elements) * *static_cast<std::size_t*>(context);
+    return cudaMemcpyAsync(output, input, bytes, cudaMemcpyDeviceToDevice, stream) == cudaSuccess ? 0 : 1;
+}
+
+int cpu_copy_network(void*, const pfd_evaluation_t* e, const float* input, float* output) {
+    std::copy_n(input, e->batch * e->elements, output);
+    return 0;
+}
+
+std::vector<float> sample(const pfd_program_t& program, Dtype dtype, bool eager, const pfd_cuda_kernels_t* kernels,
+                          const std::vector<std::uint64_t>* seeds, const std::vector<float>& noise,
+                          std::int64_t elements) {
+    std::size_t width = dtype == Dtype::fp32 ? 4 : 2;
+    pfd_cuda_options_t options{sizeof options, 2, elements, static_cast<pfd_dtype_t>(dtype), eager, kernels};
+    pfd_cuda_sampler_t* sampler = nullptr;
+    const auto status = pfd_cuda_sampler_create(&program, copy_network, &width, &options, &sampler);
+    if (status != PFD_OK) std::fprintf(stderr, "%s\n", pfd_last_error());
+    CHECK(status == PFD_OK);
+    CHECK((std::string(pfd_cuda_sampler_not_captured(sampler)) == "") == !eager);
+    cudaStream_t stream = nullptr;
+    check(cudaStreamCreate(&stream), "create a stream");
+    std::vector<float> first, samples(static_cast<std::size_t>(2 * elements));
+    for (int replay = 0; replay < 3; ++replay) {
+        if (seeds == nullptr)
+            check(cudaMemcpy(pfd_cuda_sampler_noise(sampler), noise.data(), noise.size() * sizeof(float),
+                             cudaMemcpyHostToDevice),
+                  "send");
+        CHECK(pfd_cuda_sampler_run(sampler, seeds != nullptr ? seeds->data() : nullptr, stream) == PFD_OK);
+        CHECK(pfd_cuda_sampler_copy(sampler, samples.data(), stream) == PFD_OK);
+        if (replay == 0) first = samples;
+        CHECK(first == samples);
+        // What a replay leaves behind must not matter to the next.
+        check(cudaMemset(const_cast<float*>(pfd_cuda_sampler_samples(sampler)), 0xFF, samples.size() * sizeof(float)),
+              "poison");
+    }
+    pfd_cuda_sampler_free(sampler);
+    check(cudaStreamDestroy(stream), "destroy a stream");
+    return first;
+}
+
+void test_sampler(const pfd_cuda_kernels_t* kernels) {
+    std::mt19937 random(3);
+    for (const int buffers : {1, 2, 5})
+        for (const auto dtype : {Dtype::fp32, Dtype::fp16, Dtype::bf16})
+            for (const std::int64_t elements : {784, 1001}) {
+                auto program = random_program(random, buffers, false);
+                if (dtype == Dtype::fp32)
+                    std::fill(program.c_in.begin(), program.c_in.end(), 1.0);  // input is s_0 itself
+                const std::vector<std::uint64_t> seeds{5, 6};
+                const auto noise = numbers(random, 2 * elements);
+                CHECK(sample(program, dtype, false, kernels, &seeds, noise, elements) ==
+                      sample(program, dtype, true, kernels, &seeds, noise, elements));
+                const auto found = sample(program, dtype, false, kernels, nullptr, noise, elements);
+                CHECK(found == sample(program, dtype, true, kernels, nullptr, noise, elements));
+                if (dtype != Dtype::fp32) continue;
+                auto expected = noise;
+                CHECK(pfd_sample_cpu(&program, cpu_copy_network, nullptr, expected.data(), 2, elements, 1) == PFD_OK);
+                CHECK(found == expected);
+            }
+}
+
+void print_bandwidth() {
+    constexpr std::int64_t count = 1 << 26;  // states of 256 MiB
+    std::mt19937 random(4);
+    auto program = random_program(random, 2, false);
+    program.W = {1, 0, 1, 0, 0, 2, 0, 3, 0, 1, 0, 0};  // PFDiff's middle update reads and writes as row 1
+    const auto row = pfdiff::coefficient_row(program, 1);
+    const auto table = allocate<float>(30);
+    const auto states = allocate<float>(2 * count), out = allocate<float>(count);
+    check(cudaMemcpy(table.get() + row.size(), row.data(), row.size() * sizeof(float), cudaMemcpyHostToDevice), "send");
+    cudaEvent_t start, end;
+    check(cudaEventCreate(&start), "time"), check(cudaEventCreate(&end), "time");
+    float copy = 1e9f, step = 1e9f, ms = 0;
+    for (int round = 0; round < 20; ++round) {
+        check(cudaEventRecord(start), "time");
+        check(cudaMemcpyAsync(states.get(), out.get(), count * sizeof(float), cudaMemcpyDeviceToDevice), "copy");
+        check(cudaEventRecord(end), "time"), check(cudaEventSynchronize(end), "time");
+        check(cudaEventElapsedTime(&ms, start, end), "time"), copy = std::min(copy, ms);
+        check(cudaEventRecord(start), "time");
+        check(pfdiff::launch_step(
+                  {states.get(), nullptr, out.get(), table.get(), count, 2, 1, 2, 3, false, Dtype::fp32, Dtype::fp32},
+                  nullptr),
+              "step");
+        check(cudaEventRecord(end), "time"), check(cudaEventSynchronize(end), "time");
+        check(cudaEventElapsedTime(&ms, start, end), "time"), step = std::min(step, ms);
+    }
+    const double bytes = static_cast<double>(count) * sizeof(float);
+    std::printf("{\"copy_GB_per_s\": %.0f, \"step_GB_per_s\": %.0f, \"ratio\": %.3f}\n", 2 * bytes / copy * 1e-6,
+                4 * bytes / step * 1e-6, 2.0 * copy / step);
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+        // Without a device every call must say so in one line, and nothing may crash.
+        std::mt19937 random(5);
+        const auto program = random_program(random, 2, false);
+        std::size_t width = 4;
+        pfd_cuda_options_t options{sizeof options, 1, 16, PFD_FLOAT32, 0, nullptr};
+        pfd_cuda_sampler_t* sampler = nullptr;
+        CHECK(pfd_cuda_sampler_create(&program, copy_network, &width, &options, &sampler) == PFD_BACKEND_ERROR &&
+              sampler == nullptr);
+        CHECK(std::string(pfd_last_error()).starts_with("CUDA fails to "));
+        pfd_cuda_kernels_t* kernels = nullptr;
+        CHECK(pfd_cuda_kernels_load("no such folder", &kernels) == PFD_ENGINE_FILE_ERROR);
+        options.batch = 0;
+        CHECK(pfd_cuda_sampler_create(&program, copy_network, &width, &options, &sampler) == PFD_INPUT_ERROR);
+        std::printf("no CUDA device: %s\n", cudaGetErrorString(cudaGetLastError()));
+        return 77;
+    }
+    const auto status = pfdiff::guarded([&] {
+        test_steps([](const pfdiff::Step& step) { check(pfdiff::launch_step(step, nullptr), "launch"); });
+        test_noise_and_images(nullptr);
+        test_sampler(nullptr);
+        if (count > 1) {
+            const pfd_cuda_kernels_t kernels(words[1]);
+            test_steps([&](const pfdiff::Step& step) { kernels.step(step, nullptr); });
+            test_noise_and_images(&kernels);
+            test_sampler(&kernels);
+        }
+        print_bandwidth();
+    });
+    if (status != PFD_OK) std::fprintf(stderr, "%s\n", pfd_last_error());
+    return status == PFD_OK ? 0 : 1;
+}

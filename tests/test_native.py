@@ -1,0 +1,387 @@
+"""The native runtime: built here with CMake, run by ctest, and compared with Python number by number.
+
+One shared build serves the comparisons; a static one under the sanitizers runs the fuzzer; with nvcc the kernels are
+compiled for every architecture. What is missing on a machine is named in the skip.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pfdiff
+from pfdiff.engine.artifact import Artifact, records_of, write_manifest
+from pfdiff.engine.basis import edm_preconditioning
+from pfdiff.engine.contract import Contract
+from pfdiff.engine.program import Program, compile
+from pfdiff.engine.schedule import parse_schedule
+
+ROOT = Path(__file__).resolve().parents[1]
+NATIVE = ROOT / "tests" / "native"
+SHAPE = (3, 8, 7)
+SEEDS = list(range(5)) + [2**63, 2**64 - 1]
+CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("cmake") is None or shutil.which("c++") is None or sys.platform == "win32",
+        reason="needs cmake and a C++ compiler on a POSIX system",
+    ),
+]
+
+
+def run(*words: object, status: int | None = 0, env: dict[str, str] | None = None) -> str:
+    """Output and errors of a command that must end with `status`, None for any."""
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, check=False, env={**os.environ, **(env or {})}
+    )
+    assert status is None or done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def cmake(folder: Path, *options: str, source: Path = ROOT) -> Path:
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    run("cmake", "-S", source, "-B", folder, *generator, *options)
+    run("cmake", "--build", folder, "-j2")
+    return folder
+
+
+def onnxruntime_root() -> Path | None:
+    """Where ONNX Runtime's C++ headers are: ONNXRUNTIME_ROOT, or the system's."""
+    for root in filter(None, (os.environ.get("ONNXRUNTIME_ROOT"), "/usr", "/usr/local")):
+        if any((Path(root) / "include" / place / "onnxruntime_cxx_api.h").is_file() for place in ("", "onnxruntime")):
+            return Path(root)
+    return None
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared libraries, warnings as errors, with ONNX Runtime where its headers are found."""
+    folder = tmp_path_factory.mktemp("native")
+    options = ["-DBUILD_SHARED_LIBS=ON", "-DPFDIFF_WERROR=ON", "-DPFDIFF_CUDA=OFF", "-DPFDIFF_TENSORRT=OFF"]
+    root = onnxruntime_root()
+    options.append(f"-DPFDIFF_ONNXRUNTIME={'OFF' if root is None else 'ON'}")
+    if root is not None:
+        options.append(f"-DONNXRUNTIME_ROOT={root}")
+    return cmake(folder, *options)
+
+
+@pytest.fixture(scope="module")
+def library(built: Path) -> ctypes.CDLL:
+    found = ctypes.CDLL(next(str(path) for path in built.glob("libpfdiff.*") if path.suffix in (".so", ".dylib")))
+    found.pfd_last_error.restype = ctypes.c_char_p
+    return found
+
+
+def pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+# Building and installing.
+def test_ctest_passes_with_shared_libraries(built: Path):
+    output = run("ctest", "--test-dir", built, "--output-on-failure", "-E", "fuzz")
+    assert "100% tests passed" in output
+
+
+def test_installed_package_builds_the_example(built: Path, tmp_path: Path):
+    run("cmake", "--install", built, "--prefix", tmp_path / "prefix")
+    example = cmake(tmp_path / "example", f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}", source=NATIVE / "example")
+    engine = write_engine(tmp_path / "some.engine", "pfdiff:k=2,l=1", "cosine:300")
+    output = run(example / "example", engine)
+    assert output.startswith(f"pfdiff {pfdiff.__version__}: 4 samples of gaussian, the first begins ")
+    run(example / "example", tmp_path / "none", status=1)
+    assert len((NATIVE / "example" / "main.cpp").read_text().splitlines()) <= 40
+
+
+def test_sanitizers_find_nothing_in_12000_damaged_engines(tmp_path: Path):
+    options = ["-DPFDIFF_SANITIZE=ON", "-DPFDIFF_CUDA=OFF", "-DPFDIFF_ONNXRUNTIME=OFF", "-DPFDIFF_TENSORRT=OFF"]
+    # -O1: half the build time of -O2, and the sanitizers report more where less is optimised away.
+    folder = cmake(
+        tmp_path / "build", *options, "-DPFDIFF_WERROR=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1"
+    )
+    assert "100% tests passed" in run(
+        "ctest", "--test-dir", folder, "--output-on-failure", env={"TMPDIR": str(tmp_path)}
+    )
+    output = run(folder / "tests/native/pfdiff_fuzz", 12000, 7, env={"TMPDIR": str(tmp_path)})
+    opened = int(re.search(r"12000 mutations, (\d+) opened", output).group(1))  # pyright: ignore[reportOptionalMemberAccess]
+    assert 20 <= opened <= 3000  # most are refused, and some reach the very end
+    assert not list(tmp_path.glob("pfdiff-fuzz*"))
+
+
+def test_without_nlohmann_json_the_built_in_reader_opens_engines(tmp_path: Path):
+    """The clean clone with a compiler and CMake only: only the library and the command are built, to save time."""
+    options = ["-DPFDIFF_JSON=BUILTIN", "-DPFDIFF_CUDA=OFF", "-DPFDIFF_ONNXRUNTIME=OFF", "-DPFDIFF_TENSORRT=OFF"]
+    run("cmake", "-S", ROOT, "-B", tmp_path / "build", "-DBUILD_TESTING=OFF", "-DCMAKE_BUILD_TYPE=Debug", *options)
+    run("cmake", "--build", tmp_path / "build", "-j2")
+    engine = write_engine(tmp_path / "some.engine", "ddim", "linear:1000")
+    run(tmp_path / "build/pfdiff-run", engine, "--network", "gaussian", "-o", tmp_path / "x.npy")
+    assert np.isfinite(np.load(tmp_path / "x.npy")).all()
+
+
+# The same numbers as Python.
+def gaussian(schedule: str, prediction: str, sigma_data: float) -> Callable[[np.ndarray, float], np.ndarray]:
+    """engine/native/analytic.h in float64: the exact network of Gaussian data."""
+    process = parse_schedule(schedule)
+    e = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    mean, std = 0.1 * (e % 5 - 2), 0.5 + 0.1 * (e % 3)
+
+    def network(x: np.ndarray, t: float) -> np.ndarray:
+        sigma_t = np.exp(4 * t) if prediction == "edm" else None
+        alpha, sigma = (1.0, sigma_t) if sigma_t is not None else (float(process.alpha(t)), float(process.sigma(t)))
+        c_skip = c_out = 1.0
+        if prediction == "edm":
+            c_in, c_skip, c_out, _ = edm_preconditioning(sigma, sigma_data)
+            x = x / c_in
+        x_0 = mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x - alpha * mean)
+        eps = (x - alpha * x_0) / sigma
+        found = {
+            "x0": x_0,
+            "eps": eps,
+            "v": alpha * eps - sigma * x_0,
+            "flow": eps - x_0,
+            "edm": (x_0 - c_skip * x) / c_out,
+        }
+        return found[prediction]
+
+    return network
+
+
+def write_engine(folder: Path, solver: str, schedule: str, nfe: int = 8, prediction: str = "eps", **options) -> Path:
+    """An engine directory as the exporter writes it, with a file in the network's place."""
+    program = compile(solver, schedule, nfe, prediction=prediction, **options)
+    folder.mkdir()
+    (folder / "network.onnx").write_bytes(b"the gaussian network needs no file")
+    contract = Contract(name="gaussian", shape=SHAPE, schedule=schedule, prediction=prediction)
+    write_manifest(Artifact(folder, contract, (1, 4), "fp32", {nfe: program}, {"note": "é 1e-05"}, records_of(folder)))
+    return folder
+
+
+def test_noise_is_pythons_bit_for_bit(library: ctypes.CDLL):
+    for elements in (1, 784, 3 * 64 * 64, 1 << 18):
+        seeds = np.array(SEEDS, np.uint64)
+        found = np.empty((len(seeds), elements), np.float32)
+        assert (
+            library.pfd_noise(pointer(seeds), ctypes.c_int64(len(seeds)), ctypes.c_int64(elements), pointer(found)) == 0
+        )
+        np.testing.assert_array_equal(found, pfdiff.noise(SEEDS, (elements,)).numpy())
+
+
+SAMPLERS = [
+    ("ddim", "linear:1000", "eps", {"grid": "uniform"}),
+    ("pfdiff:k=1,l=1", "linear:1000", "eps", {"grid": "logsnr"}),
+    ("pfdiff:k=2,l=1", "cosine:300", "v", {"grid": "logsnr", "t_start": 290}),
+    ("pfdiff:k=2,l=1", "flow", "flow", {"grid": "uniform", "t_start": 0.98}),
+    ("pfdiff:k=2,l=1", "scaled_linear:1000", "x0", {"grid": "uniform", "clip": 1.0}),
+    ("dpm++:2m", "vp", "eps", {"grid": "logsnr"}),
+    ("dpm++:2m", "edm", "edm", {"grid": "karras"}),
+    ("unipc:order=2", "linear:1000", "eps", {"grid": "logsnr"}),
+    ("unipc:order=3", "vp", "v", {"grid": "logsnr", "clip": 2.0}),
+]
+
+
+@pytest.mark.parametrize(("solver", "schedule", "prediction", "options"), SAMPLERS)
+def test_samples_are_pythons(built: Path, tmp_path: Path, solver: str, schedule: str, prediction: str, options: dict):
+    engine = write_engine(tmp_path / "some.engine", solver, schedule, prediction=prediction, **options)
+    program = Program.from_json(json.dumps(json.loads((engine / "engine.json").read_text())["programs"]["8"]))
+    seeds = "0-4,9223372036854775808,18446744073709551615"
+    run(
+        built / "pfdiff-run",
+        engine,
+        "--network",
+        "gaussian",
+        "--seeds",
+        seeds,
+        "--threads",
+        2,
+        "-o",
+        tmp_path / "x.npy",
+    )
+    found = np.load(tmp_path / "x.npy")
+    noise = pfdiff.noise(SEEDS, SHAPE).numpy().astype(np.float64)
+    expected = program.evaluate(gaussian(schedule, prediction, program.sigma_data), noise)
+    assert found.dtype == np.float32
+    assert found.shape == (len(SEEDS), *SHAPE)
+    assert np.linalg.norm(found - expected) <= 1e-6 * np.linalg.norm(expected)
+
+
+def test_onnxruntime_adapter_runs_what_python_runs(built: Path, tmp_path: Path):
+    if onnxruntime_root() is None:
+        pytest.skip("ONNX Runtime's C++ headers are not installed; set ONNXRUNTIME_ROOT")
+    import torch
+
+    from .small_engine import CONTRACT, small, write_onnx
+
+    engine = tmp_path / "small.engine"
+    engine.mkdir()
+    write_onnx(engine / "network.onnx")
+    program = compile("pfdiff:k=2,l=1", CONTRACT.schedule, 5, grid="logsnr")
+    write_manifest(Artifact(engine, CONTRACT, (1, 4), "fp32", {5: program}, {}, records_of(engine)))
+    run(
+        *(built / "pfdiff-run", engine, "--network", "onnxruntime", "--seeds", "0-6"),
+        *("--condition", "label=3", "--threads", 1, "-o", tmp_path / "x.npy"),
+    )
+    noise = pfdiff.noise(range(7), CONTRACT.shape).double()
+    expected = program.evaluate(lambda x, t: small(x, t, 3.0), noise)
+    found = torch.from_numpy(np.load(tmp_path / "x.npy")).double()
+    assert torch.linalg.norm(found - expected) <= 2e-6 * torch.linalg.norm(expected)
+    said = run(built / "pfdiff-run", engine, "--condition", "label=11", "-o", tmp_path / "y.npy", status=2)
+    assert said == "pfdiff-run: condition 'label': 11, expected 0..9\n"
+
+
+# Bad input.
+def damage(key: str, value: object) -> Callable[[Path], None]:
+    def apply(engine: Path) -> None:
+        manifest = json.loads((engine / "engine.json").read_text())
+        manifest[key] = value
+        (engine / "engine.json").write_text(json.dumps(manifest))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda engine: (engine / "network.onnx").write_bytes(b"x" * 34), "'network.onnx' has SHA-256"),
+        (lambda engine: (engine / "network.onnx").write_bytes(b""), "has 0 bytes, expected 34"),
+        (lambda engine: (engine / "network.onnx").unlink(), "cannot be opened"),
+        (lambda engine: (engine / "engine.json").write_text("{"), "no valid JSON"),
+        (damage("format", 2), "this library reads format 1; update pfdiff"),
+        (damage("batch", [1, 2]), "its digest says"),
+    ],
+)
+def test_damaged_engines_end_with_status_2_and_one_line(built: Path, tmp_path: Path, change, words: str):
+    engine = write_engine(tmp_path / "some.engine", "ddim", "linear:1000")
+    change(engine)
+    said = run(built / "pfdiff-run", engine, "--network", "gaussian", "-o", tmp_path / "x.npy", status=2)
+    assert words in said
+    assert said.startswith("pfdiff-run: ")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "x.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--nfe", "7"], "no program of NFE 7; it has 8"),
+        (["--seeds", "5-3"], "runs backwards"),
+        (["--seeds", "x"], "expected a number"),
+        (["--network", "none"], "is not built in"),
+        (["--threads", "0"], "expected 1..1024"),
+        (["--frobnicate"], "unknown option '--frobnicate'"),
+        (["-o", "x.png"], "ends in .npy"),
+        (["--seeds"], "needs a value"),
+        (["--condition", "label=3"], "takes none"),
+    ],
+)
+def test_bad_options_end_with_status_2_and_one_line(built: Path, tmp_path: Path, options: list[str], words: str):
+    engine = write_engine(tmp_path / "some.engine", "ddim", "linear:1000")
+    said = run(built / "pfdiff-run", engine, "--network", "gaussian", "-o", tmp_path / "x.npy", *options, status=2)
+    assert words in said
+    assert said.count("\n") == 1
+
+
+# Speed.
+def test_update_reaches_70_percent_of_copy_bandwidth(built: Path, tmp_path: Path):
+    """States of 64 MiB, 2 threads; the best of many alternating rounds, and up to three tries on a busy machine."""
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("needs 2 cores")
+    for solver in ("ddim", "pfdiff:k=2,l=1"):
+        path = tmp_path / "program.json"
+        path.write_text(compile(solver, "linear:1000", 8, "logsnr").to_json())
+        ratio = 0.0
+        for _ in range(3):
+            figures = json.loads(run(built / "tests/native/pfdiff_bench_update", path, 64, 2, 10))
+            ratio = max(ratio, figures["ratio"])
+            if ratio >= 0.7:
+                break
+        assert ratio >= 0.7, figures
+
+
+# CUDA, compiled without a GPU.
+def nvcc() -> str | None:
+    return os.environ.get("CUDACXX") or shutil.which("nvcc")
+
+
+@pytest.mark.parametrize("kernel", ["step", "noise", "images"])
+def test_cuda_kernels_compile_for_every_architecture_without_warnings_or_spills(tmp_path: Path, kernel: str):
+    compiler = nvcc()
+    if compiler is None:
+        pytest.skip("needs nvcc")
+    targets = [f"-gencode=arch=compute_{one},code=sm_{one}" for one in CAPABILITIES]
+    flags = ["-std=c++20", "-O3", "-fmad=false", "-Xptxas", "-v,-warn-spills", "-Xcompiler", "-Wall,-Wextra", "-t2"]
+    said = run(compiler, *flags, *targets, "-c", ROOT / f"kernels/native/{kernel}.cu", "-o", tmp_path / "kernel.o")
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert len(spills) == len(CAPABILITIES) * {"step": 30, "noise": 2, "images": 2}[kernel]
+    assert set(spills) == {("0", "0")}
+    assert "warning" not in said.lower()
+    assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 128  # four blocks of 128 threads, at least
+
+
+@pytest.mark.parametrize("flavour", ["", "-DPFD_TENSORRT_RTX"])
+def test_device_sources_are_well_formed(flavour: str):
+    """The host side of the CUDA part, and the TensorRT adapter against the declarations of its documentation."""
+    compiler = nvcc()
+    if compiler is None:
+        pytest.skip("needs the CUDA headers, which come with nvcc")
+    include = Path(shutil.which(compiler) or compiler).resolve().parents[1] / "include"
+    if not (include / "cuda_runtime_api.h").is_file():
+        pytest.skip(f"needs the CUDA headers; not in {include}")
+    sources = (
+        ["tensorrt/network.cpp"]
+        if flavour
+        else ["tensorrt/network.cpp", "cuda/sampler.cpp", "cuda/cubins.cpp", "run/tensorrt.cpp"]
+    )
+    flags = [
+        "-std=c++20",
+        "-fsyntax-only",
+        "-Wall",
+        "-Wextra",
+        "-Wshadow",
+        "-Wconversion",
+        "-Werror",
+        *filter(None, [flavour]),
+    ]
+    includes = ["-isystem", include, "-isystem", NATIVE / "mock", "-I", ROOT / "engine/native"]
+    assert run("c++", *flags, *includes, *(ROOT / "engine/native" / one for one in sources)) == ""
+
+
+def test_sources_keep_their_format():
+    if shutil.which("clang-format") is None:
+        pytest.skip("needs clang-format")
+    folders = ("engine/native", "kernels/native", "tests/native")
+    files = [
+        path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".c", ".cpp", ".cu", ".h")
+    ]
+    assert files
+    run("clang-format", "--dry-run", "--Werror", *files)
+
+
+if importlib.util.find_spec("triton") is not None:
+
+    def test_the_native_loader_knows_every_name_of_the_compiled_kernels():
+        """cubins.cpp spells the variants' names itself: the same rule, written here from its source."""
+        from pfdiff.kernels.variants import standard
+
+        pattern = r"step-b([1-5])-r([01]+)-w([01]+)(-clip)?-(fp32|fp16|bf16)(-(fp32|fp16|bf16))?(-any)?"
+        for variant in standard():
+            if variant.op == "step":
+                match = re.fullmatch(pattern, variant.name)
+                assert match is not None, variant.name
+                assert len(match[2]) == len(match[3]) == int(match[1])
+            assert [name for name, _ in variant.types] == {
+                "step": ["states", "y_in", "out", "table", "row", "elements"],
+                "noise": ["z", "seeds", "elements"],
+                "images": ["pixels", "x", "low", "factor", "area"],
+            }[variant.op]
