@@ -73,7 +73,7 @@ def train(data: Path, epochs: int, seed: int) -> FashionClassifier:
     test_pixels, test_labels = load_fashion(data, "test")
     x_all = torch.from_numpy(pixels.copy())[:, None].float() / 127.5 - 1
     label_all = torch.from_numpy(labels.astype(np.int64))
-    model, batch = FashionClassifier(), 128
+    model, batch = FashionClassifier().to(memory_format=torch.channels_last), 128
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * (len(x_all) // batch))
     for epoch in range(epochs):
@@ -94,7 +94,7 @@ def train(data: Path, epochs: int, seed: int) -> FashionClassifier:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the classifier that judges the fashion network.")
     parser.add_argument("--data", type=Path, required=True, help="folder with Fashion-MNIST")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     state = train(options.data, options.epochs, options.seed).state_dict()
