@@ -11,26 +11,26 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
 
-from ..kernels import eager
 from .artifact import Artifact, read_artifact
-from .backends import check_backend, choose_backend, open_backend
-from .backends.abstract import Source
+from .backends import check_backend, open_backend, open_best
+from .backends.abstract import Options, Source
 from .contract import Contract
-from .errors import BackendError, InputError
+from .device import parse_device
+from .errors import InputError
 from .latency import Latency, in_turns
+from .loop import Inputs, make_tables
 from .noise import Seeds, noise, parse_seeds
 from .program import Program
-from .session import Session, make_tables
+from .session import Session
 
 if TYPE_CHECKING:
-    from .backends.abstract import Module
+    from .backends.abstract import BuildProgress, Module
 
 
 def load(
@@ -40,15 +40,27 @@ def load(
     *,
     threads: int | None = None,
     module: Module | None = None,
+    options: Options | None = None,
+    progress: BuildProgress | None = None,
 ) -> Engine:
     """The engine in the directory `path`, verified and ready; close it, or use it in a `with` block.
 
-    device: auto or cpu. backend: auto, onnxruntime, openvino or torch. threads: CPU threads, None for the backend's own
-    choice. module: for backend torch, the network as module(x, t, *conditions), conditions in the contract's order.
+    device: auto (a GPU that some backend can use, else the CPU), cpu, cuda or cuda:N. backend: auto, tensorrt,
+    tensorrt_rtx, torch, onnxruntime or openvino. threads: CPU threads, None for the backend's own choice. module: for
+    backend torch, the network as module(x, t, *conditions), conditions in the contract's order. options: of CUDA
+    backends. progress: called while a TensorRT plan is built, which the first load on a GPU does.
     Raises InputError, EngineFileError (missing, damaged, of another format), BackendError (not installed, refuses).
     """
     check_backend(backend)
-    return Engine(read_artifact(path), device=device, backend=backend, threads=threads, module=module)
+    return Engine(
+        read_artifact(path),
+        device=device,
+        backend=backend,
+        threads=threads,
+        module=module,
+        options=options,
+        progress=progress,
+    )
 
 
 @final
@@ -67,6 +79,8 @@ class Engine:
         backend: str = "auto",
         threads: int | None = None,
         module: Module | None = None,
+        options: Options | None = None,
+        progress: BuildProgress | None = None,
     ) -> None:
         self._artifact = artifact
         self.path: Path = artifact.path
@@ -75,16 +89,20 @@ class Engine:
         self.batch: tuple[int, ...] = artifact.batch
         self.precision: str = artifact.precision
         self.provenance: Mapping[str, Any] = artifact.provenance
-        self.device: str = _parse_device(device)
         self.threads: int | None = threads
-        self.backend: str = backend
-        self.backend_reason: str = "asked for"
-        if backend == "auto":
-            self.backend, self.backend_reason = choose_backend(self.precision, self.device)
         self._tables = {nfe: make_tables(program, self.contract) for nfe, program in self.programs.items()}
-        self._source = Source(artifact.network_path, self.contract, module)
-        self._session = self._open()
-        self.description: str = self._session.backend.description
+        self._options = options or Options()
+        self._source = Source(artifact.network_path, self.contract, module, artifact, self._options, progress)
+        opened, self.backend_reason = open_best(self._source, parse_device(device), backend, threads)
+        self._session = Session(opened, self.contract, self.batch, graph=self._options.graph)
+        self.backend: str = opened.name
+        self.device: str = str(opened.device)
+        self.description: str = opened.description
+
+    @property
+    def execution(self) -> str:
+        """How a schedule is run, in a few words: captured in one CUDA graph, or why not. Known after the first call."""
+        return self._session.execution
 
     def sample(
         self, *, seeds: Seeds | None = None, noise: Any = None, nfe: int | None = None, **conditions: Any
@@ -94,6 +112,8 @@ class Engine:
         seeds: integers in [0, 2^64); a seed's sample is the same alone and in any batch. noise: [n, *shape] floating,
         in their place. nfe: may be left out when the engine has one program. conditions: by the contract's names, one
         value for all samples or [n, ..]. Any n: larger ones are cut into the engine's batches; 0 gives an empty result.
+        On a CUDA device the call returns before the device is done, ordered on the current stream; whether samples are
+        finite is looked at in the first call of each kind, and always on a CPU.
         Raises InputError; BackendError when the network fails, is not finite, or the engine is closed or in use.
         """
         return self._sample(self._session, seeds, noise, nfe, conditions)
@@ -107,11 +127,7 @@ class Engine:
         """
         if len(self.contract.shape) != 3:
             raise InputError(f"samples of shape {list(self.contract.shape)} are no images [C, H, W]; use sample()")
-        x = self._sample(self._session, seeds, noise, nfe, conditions)
-        count, channels, height, width = x.shape
-        pixels = torch.empty((count, height, width, channels), dtype=torch.uint8)
-        eager.images(pixels, x, *self.contract.data_range)
-        return pixels
+        return self._sample(self._session, seeds, noise, nfe, conditions, pixels=True)
 
     def bench(self, nfe: int | None = None, batch: int | None = None, rounds: int = 50) -> Latency:
         """Time `rounds` whole calls of `batch` seeds in turns with `nfe` bare network evaluations of the same batch.
@@ -130,16 +146,14 @@ class Engine:
         session = self._open()
         loaded = time.perf_counter()
         try:
-            whole = partial(self._sample, session, range(batch), None, nfe, given)
+
+            def whole() -> None:
+                self._sample(session, range(batch), None, nfe, given)
+                session.wait()
+
             whole()
             first = time.perf_counter()
-            evaluate = session.bucket(self._tables[nfe], batch).evaluations[0]
-
-            def bare() -> None:
-                for _ in range(nfe):
-                    evaluate()
-
-            times = in_turns(whole, bare, rounds)
+            times = in_turns(whole, session.floor(self._tables[nfe], batch), rounds)
         finally:
             session.close()
         p50, p90, p99 = np.percentile(times[:, 0], (50, 90, 99))
@@ -179,11 +193,19 @@ class Engine:
         return f"Engine({str(self.path)!r}: {self.contract.name}, NFE {held}, {self.description})"
 
     def _open(self) -> Session:
-        backend = open_backend(self.backend, self._source, self.threads)
-        return Session(backend, self.contract, self.batch)
+        """A second session like the engine's own, with a network of its own."""
+        opened = open_backend(self.backend, self._source, self.threads, torch.device(self.device))
+        return Session(opened, self.contract, self.batch, graph=self._options.graph)
 
     def _sample(
-        self, session: Session, seeds: Any, noise: Any, nfe: int | None, conditions: Mapping[str, Any]
+        self,
+        session: Session,
+        seeds: Any,
+        noise: Any,
+        nfe: int | None,
+        conditions: Mapping[str, Any],
+        *,
+        pixels: bool = False,
     ) -> torch.Tensor:
         tables = self._tables[self._check_nfe(nfe)]
         if (seeds is None) == (noise is None):
@@ -192,7 +214,7 @@ class Engine:
         keys = None if seeds is None else parse_seeds(seeds)
         start = None if noise is None else self._check_noise(noise)
         count = len(keys) if keys is not None else len(start) if start is not None else 0
-        return session.run(tables, count, keys, start, self._check_conditions(conditions, count))
+        return session.run(tables, Inputs(keys, start, self._check_conditions(conditions, count)), pixels=pixels)
 
     def _check_nfe(self, nfe: Any) -> int:
         held = ", ".join(map(str, self.programs))
@@ -204,8 +226,8 @@ class Engine:
             raise InputError(f"nfe={nfe!r}, this engine has {held}; choose one of them, or build {nfe!r} too")
         return nfe
 
-    def _check_noise(self, noise: Any) -> np.ndarray:
-        """The noise as contiguous float32 [n, elements]."""
+    def _check_noise(self, noise: Any) -> torch.Tensor:
+        """The noise as contiguous float32 [n, elements] on the engine's device."""
         try:
             given = noise.detach() if isinstance(noise, torch.Tensor) else torch.from_numpy(np.asarray(noise))
         except (TypeError, ValueError):
@@ -215,8 +237,8 @@ class Engine:
             raise InputError(f"noise {list(given.shape)} of {given.dtype}, expected {expected}")
         if not bool(torch.isfinite(given).all()):
             raise InputError("noise has NaN or infinite values, expected finite ones")
-        flat = given.to(device="cpu", dtype=torch.float32).reshape(len(given), math.prod(self.contract.shape))
-        return flat.contiguous().numpy()
+        moved = given.to(device=self.device, dtype=torch.float32)
+        return moved.reshape(len(given), math.prod(self.contract.shape)).contiguous()
 
     def _check_conditions(self, given: Mapping[str, Any], count: int) -> Sequence[np.ndarray]:
         known = {one.name: one for one in self.contract.conditions}
@@ -229,16 +251,6 @@ class Engine:
 
 def _plain(value: Any) -> Any:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-
-
-def _parse_device(device: str) -> str:
-    if device in ("auto", "cpu"):
-        return "cpu"
-    try:
-        torch.device(device)
-    except (RuntimeError, TypeError):
-        raise InputError(f"device {device!r}, expected auto or cpu") from None
-    raise BackendError(f"device '{device}': the backends of this pfdiff run on the CPU; give device='cpu' or 'auto'")
 
 
 __all__ = ["Engine", "Latency", "load", "noise"]

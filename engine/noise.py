@@ -47,11 +47,11 @@ def noise(seeds: Seeds, shape: Sequence[int], device: str | torch.device = "cpu"
         z = torch.empty((len(keys), *size), dtype=torch.float32)
         fill_noise(z.view(len(keys), math.prod(size)).numpy(), keys)
         return z
-    from ..kernels import eager
+    from ..kernels.noise import noise as fill_on_device
 
     z = torch.empty((len(keys), *size), dtype=torch.float32, device=device)
     if len(keys):
-        eager.noise(z, torch.from_numpy(keys.view(np.int64)).to(device))
+        fill_on_device(z, torch.from_numpy(keys.view(np.int64)).to(device))
     return z
 
 

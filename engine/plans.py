@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, final
 
 from .artifact import PLANS, Artifact
+from .backends.abstract import BuildProgress
 from .contract import Contract
 from .directory import writing
 from .errors import BackendError, EngineFileError, InputError
@@ -33,9 +34,6 @@ from .errors import BackendError, EngineFileError, InputError
 FLAVOURS = {"tensorrt": "pip install tensorrt", "tensorrt_rtx": "pip install 'pfdiff[rtx]'"}
 PLAN_DTYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 WORKSPACE_BYTES = 4 << 30
-
-# Called with a phase, steps done and steps in all.
-BuildProgress = Callable[[str, int, int], None]
 
 
 @final
@@ -132,12 +130,9 @@ def build_plan(artifact: Artifact, key: PlanKey, progress: BuildProgress | None 
 
 
 def _set_target(trt: Any, config: Any, key: PlanKey) -> None:
-    target = getattr(trt.ComputeCapability, key.capability.upper(), None)
-    if target is None:
-        known = ", ".join(sorted(name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM")))
-        raise BackendError(
-            f"{key.flavour} {key.version} has no {key.capability}; it builds for {known}; use backend tensorrt or torch"
-        )
+    check_target(key.flavour, key.capability)
+    target = getattr(trt.ComputeCapability, key.capability.upper())
+    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # nothing is allocated at run time: graphs can be captured
     config.num_compute_capabilities = 1
     config.set_compute_capability(target, 0)
 
@@ -291,6 +286,21 @@ def parse_targets(text: str | Iterable[str]) -> tuple[str, ...]:
         if not (part.startswith("sm") and part[2:].isdigit() and len(part) in (4, 5)):
             raise InputError(f"target {part!r} is no compute capability; expected for example sm86,sm89,sm120")
     return tuple(dict.fromkeys(parts))
+
+
+def check_target(flavour: str, capability: str) -> None:
+    """Raises BackendError when TensorRT-RTX is not installed or does not build for `capability` (sm89)."""
+    trt = load_flavour(flavour)
+    known = sorted((name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM")), key=_number)
+    if capability not in known:
+        raise BackendError(
+            f"{flavour} {trt.__version__} has no {capability}; it builds for {', '.join(known)}; "
+            "use backend tensorrt or torch"
+        )
+
+
+def _number(capability: str) -> int:
+    return int(capability.removeprefix("sm"))
 
 
 def _nearest(path: Path, key: PlanKey) -> str:

@@ -106,8 +106,7 @@ class BlackBox:
         buffers.t.fill_(self._contract.feed_times([time])[0].item())
         for buffer, values in zip(buffers.conditions, self._conditions, strict=True):
             buffer[:count].copy_(values[torch.from_numpy(rows)])
-        evaluate()
-        return buffers.out[:count].float().cpu().numpy().copy()
+        return evaluate()[:count].float().cpu().numpy().copy()
 
     def _binding(self, size: int) -> tuple[Buffers, Any]:
         if size not in self._bound:
@@ -124,7 +123,7 @@ class BlackBox:
                 ),
                 out=torch.zeros((size, *contract.shape), dtype=dtype, device=device),
             )
-            self._bound[size] = buffers, self._backend.bind(buffers)
+            self._bound[size] = buffers, self._backend.bind([buffers])[0]
         return self._bound[size]
 
 
@@ -145,8 +144,7 @@ def conditions_of(contract: Contract, given: Mapping[str, Any] | None, seeds: Se
 def _values(one: Condition, given: Any, seeds: Sequence[int]) -> np.ndarray:
     if given is None and one.labels:
         return one.values(np.array([seed % len(one.labels) for seed in seeds]), len(seeds))
-    several = not isinstance(given, str) and given is not None and np.ndim(given) == len(one.shape) + 1
-    if not several:
+    if given is None or isinstance(given, str) or np.ndim(given) != len(one.shape) + 1:
         return one.values(given, len(seeds))
-    values = one.values(given, len(given))
+    values = one.values(given, len(list(given)))
     return values[np.arange(len(seeds)) % len(values)]

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..engine.api import Engine
 from ..engine.artifact import MANIFEST, NETWORK, PLANS, Artifact, read_artifact, records_of, write_manifest
-from ..engine.backends import check_precision, choose_backend
+from ..engine.backends import check_runnable
 from ..engine.contract import PRECISIONS
+from ..engine.device import parse_device
 from ..engine.directory import replacing
 from ..engine.errors import BackendError, EngineFileError, InputError
+from ..engine.plans import check_target, obtain_plan, parse_targets, plan_key
 from ..engine.program import Program
 from ..engine.program import compile as compile_program
 from .sources import ModuleSource, Network, Progress
@@ -27,6 +29,7 @@ from .sources import ModuleSource, Network, Progress
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..engine.backends.abstract import BuildProgress
     from ..engine.grid import Grid
 
 LARGEST_BATCH = 1 << 16  # the exporter's bound on the dynamic batch dimension
@@ -45,16 +48,21 @@ def build(
     batch: int | Iterable[int] | None = None,
     precision: str = "fp32",
     backend: str = "auto",
+    device: str = "auto",
+    target: str | Iterable[str] = (),
     out: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    plan_progress: BuildProgress | None = None,
 ) -> Engine:
     """Build the engine directory `out` and load it.
 
     network: a Network, or what Network takes alone. nfe: evaluations a sample, one or several; one program each.
     solver, grid, basis, clip, t_start, end: as in `pfdiff.compile`. batch: bucket sizes, by default those of the engine
-    at `out`, else 1. precision: fp32, fp16 or bf16. backend, threads: as in `pfdiff.load`. out: by default
-    NAME.engine in the current folder. progress: called with one line at each stage.
+    at `out`, else 1. precision: fp32, fp16 or bf16. backend, device, threads: as in `pfdiff.load`. target: compute
+    capabilities, "sm86,sm89" or a list, to build TensorRT-RTX plans for; no GPU is needed. out: by default NAME.engine
+    in the current folder. progress: called with one line at each stage; plan_progress: with a TensorRT plan's phase,
+    steps done and steps in all.
 
     An engine of the same network and precision keeps its programs of other NFE and is not exported again; when nothing
     changes, nothing is written. Any other engine at `out` is replaced, at the very end and at once; after an error,
@@ -65,20 +73,27 @@ def build(
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
     sizes = _check_batch(batch, source)
-    runner = choose_backend(precision, "cpu")[0] if backend == "auto" else backend
-    check_precision(runner, precision)
-    module = _module_of(source) if runner == "torch" else None
+    targets = parse_targets(target)
+    for one in targets:
+        check_target("tensorrt_rtx", one)
+    module = _module_of(source, required=backend == "torch")
+    check_runnable(backend, precision, module, parse_device(device))
     settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}
     programs = {count: _compile(source, solver, count, settings) for count in _integers("nfe", nfe)}
-    target = _check_target(Path(f"{source.contract.name}.engine" if out is None else out))
+    place = _check_target(Path(f"{source.contract.name}.engine" if out is None else out))
 
     say(f"comparing {source.contract.name} with what is built")
-    former = _former(target, say)
+    former = _former(place, say)
     if former and former.provenance.get("network_digest") == source.digest and former.precision == precision:
         artifact = _with_programs(former, programs, sizes or former.batch, say)
     else:
-        artifact = _exported(target, source, precision, programs, sizes or (1,), say)
-    return Engine(artifact, backend=backend, threads=threads, module=module)
+        artifact = _exported(place, source, precision, programs, sizes or (1,), say)
+    for one in targets:
+        say(f"building the TensorRT-RTX plan for {one}")
+        obtain_plan(artifact, plan_key(artifact, "tensorrt_rtx", one), progress=plan_progress)
+    if targets:
+        say(f"{artifact.path} is ready, with plans for {', '.join(targets)}")
+    return Engine(artifact, device=device, backend=backend, threads=threads, module=module, progress=plan_progress)
 
 
 def _with_programs(
@@ -187,10 +202,12 @@ def _former(target: Path, say: Progress) -> Artifact | None:
         return None
 
 
-def _module_of(source: Network) -> Any:
-    """module(x, t, *conditions) of a network that came as a module."""
+def _module_of(source: Network, *, required: bool) -> Any:
+    """module(x, t, *conditions) of a network that came as a module, else None or, when required, BackendError."""
     opened = source._source
     if not isinstance(opened, ModuleSource):
+        if not required:
+            return None
         raise BackendError("backend 'torch' needs an nn.Module, this network is an ONNX file; use backend onnxruntime")
     from .module_source import Normalised
 

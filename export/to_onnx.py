@@ -8,7 +8,6 @@ The same module gives the same bytes: what the exporter notes about the source c
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..engine.casting import cast_copy
 from ..engine.contract import Contract
 from ..engine.errors import InputError
 
@@ -54,7 +54,7 @@ def prepared(module: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
             for one, training in modes:
                 one.training = training
     else:
-        yield _cast_copy(module, dtype).eval()
+        yield cast_copy(module, dtype).eval()
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -64,47 +64,6 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 def _is_plain(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and (not tensor.is_floating_point() or tensor.dtype == torch.float32)
-
-
-def _cast_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    memo: dict[int, Any] = {}
-    for owner in module.modules():
-        learns = any(parameter.requires_grad for parameter in owner.parameters(recurse=False))
-        for parameter in owner.parameters(recurse=False):
-            # A frozen vector beside learned weights is a table of frequencies: float32, like the time it multiplies.
-            constant = learns and not parameter.requires_grad and parameter.ndim <= 1
-            kept = not parameter.is_floating_point()
-            target = parameter.dtype if kept else torch.float32 if constant else dtype
-            memo[id(parameter)] = nn.Parameter(parameter.detach().to("cpu", target), requires_grad=False)
-        # Buffers are frequencies and the like and stay float32; running statistics go with their weights.
-        statistics = isinstance(owner, nn.modules.batchnorm._NormBase)
-        for buffer in owner.buffers(recurse=False):
-            target = (dtype if statistics else torch.float32) if buffer.is_floating_point() else buffer.dtype
-            memo[id(buffer)] = buffer.detach().to("cpu", target)
-    try:
-        duplicate = copy.deepcopy(module, memo)
-    except Exception as error:
-        raise InputError(
-            f"{type(module).__name__} cannot be copied to change its dtype or device ({first_line(error)}); "
-            "give a float32 module on the CPU and build with precision fp32"
-        ) from error
-    for owner in duplicate.modules():
-        weight = next((one for one in owner.parameters(recurse=False) if one.is_floating_point()), None)
-        if weight is not None and type(owner).__module__.startswith("torch.nn."):
-            owner.register_forward_pre_hook(_cast_inputs(weight.dtype), with_kwargs=True)
-    return duplicate
-
-
-def _cast_inputs(dtype: torch.dtype) -> Any:
-    """A hook that casts floating inputs to the layer's weights: where float32 time meets a half-precision layer."""
-
-    def cast(value: Any) -> Any:
-        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
-
-    return hook
 
 
 # Export.

@@ -169,9 +169,10 @@ def test_bad_input_is_one_line(engine: Engine, case: str) -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"backend": "onnx"}, InputError, "backend 'onnx', expected one of auto, onnxruntime, openvino, torch"),
+        ({"backend": "onnx"}, InputError, "backend 'onnx', expected one of auto, tensorrt"),
         ({"device": "gpu"}, InputError, "device 'gpu'"),
-        ({"device": "cuda"}, BackendError, "device 'cuda': .*run on the CPU"),
+        ({"device": "cuda"}, BackendError, r"device 'cuda': torch .*give device='cpu' or 'auto'"),
+        ({"device": "cuda:0x"}, InputError, "device 'cuda:0x', expected auto, cpu, cuda or cuda:N"),
         ({"threads": 0}, InputError, "threads=0"),
         ({"threads": True}, InputError, "threads=True"),
         ({"backend": "torch"}, BackendError, "holds ONNX only; give module="),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from pfdiff.engine.backends.abstract import Backend, Buffers
+from pfdiff.engine.backends.abstract import Backend, Buffers, Evaluate
 from pfdiff.engine.contract import Contract
 from pfdiff.engine.errors import BackendError, InputError
+from pfdiff.engine.loop import Inputs, make_tables
 from pfdiff.engine.noise import noise
-from pfdiff.engine.session import Session, make_tables, plan_chunks
+from pfdiff.engine.session import Session, plan_chunks
 from pfdiff.kernels import eager
 
 from .comparator import assert_as_good_as_plain
@@ -35,12 +36,17 @@ class Direct(Backend):
         self.device, self.dtype = torch.device("cpu"), dtype
         self.network = network
         self.calls: list[int] = []
+        self.bound: list[int] = []
         self.closed = False
 
-    def bind(self, buffers: Buffers) -> Callable[[], None]:
-        def evaluate() -> None:
+    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
+        self.bound += [len(buffers.x) for buffers in sets]
+        return [self._bound(buffers) for buffers in sets]
+
+    def _bound(self, buffers: Buffers) -> Evaluate:
+        def evaluate() -> torch.Tensor:
             self.calls.append(len(buffers.x))
-            buffers.out.copy_(self.network(buffers.x, buffers.t, *buffers.conditions))
+            return buffers.out.copy_(self.network(buffers.x, buffers.t, *buffers.conditions))
 
         return evaluate
 
@@ -60,7 +66,7 @@ def run(
 ) -> torch.Tensor:
     keys = np.array(list(seeds), np.uint64)
     tables = make_tables(program(nfe, contract, **settings), contract)
-    return Session(backend, contract, buckets).run(tables, len(keys), keys, None, conditions)
+    return Session(backend, contract, buckets).run(tables, Inputs(keys, None, conditions))
 
 
 # Equal to the reference.
@@ -202,9 +208,9 @@ def test_buckets_are_made_once_and_evaluate_nfe_times() -> None:
     session = Session(backend, PLAIN, (1, 4))
     tables = make_tables(program(4, PLAIN), PLAIN)
     for _ in range(2):
-        session.run(tables, 5, np.arange(5, dtype=np.uint64), None, ())
+        session.run(tables, Inputs(np.arange(5, dtype=np.uint64), None, ()))
     assert backend.calls == ([4] * 4 + [1] * 4) * 2
-    assert session.bucket(tables, 4) is session.bucket(tables, 4)
+    assert backend.bound == [4, 4, 1, 1]
 
 
 # Failures.
@@ -263,10 +269,10 @@ def test_concurrent_use_is_refused_and_harms_nothing() -> None:
     session = Session(Direct(slow), PLAIN, (1,))
     tables, keys = make_tables(program(4, PLAIN), PLAIN), np.array([3], np.uint64)
     results: list[torch.Tensor] = []
-    thread = threading.Thread(target=lambda: results.append(session.run(tables, 1, keys, None, ())))
+    thread = threading.Thread(target=lambda: results.append(session.run(tables, Inputs(keys, None, ()))))
     thread.start()
     assert inside.wait(30)
-    for call in (lambda: session.run(tables, 1, keys, None, ()), session.close):
+    for call in (lambda: session.run(tables, Inputs(keys, None, ())), session.close):
         with pytest.raises(BackendError, match="sampling in another thread"):
             call()
     leave.set()
@@ -285,8 +291,8 @@ def test_an_interrupted_call_leaves_the_session_usable() -> None:
     session = Session(Direct(network), PLAIN, (1,))
     tables, keys = make_tables(program(4, PLAIN), PLAIN), np.array([3], np.uint64)
     with pytest.raises(KeyboardInterrupt):
-        session.run(tables, 1, keys, None, ())
-    assert torch.equal(session.run(tables, 1, keys, None, ()), run(Direct(), 4, [3]))
+        session.run(tables, Inputs(keys, None, ()))
+    assert torch.equal(session.run(tables, Inputs(keys, None, ())), run(Direct(), 4, [3]))
 
 
 def test_after_close_nothing_runs(tmp_path: Path) -> None:
@@ -296,4 +302,4 @@ def test_after_close_nothing_runs(tmp_path: Path) -> None:
     session.close()
     assert backend.closed
     with pytest.raises(BackendError, match="is closed"):
-        session.run(make_tables(program(4, PLAIN), PLAIN), 1, np.array([3], np.uint64), None, ())
+        session.run(make_tables(program(4, PLAIN), PLAIN), Inputs(np.array([3], np.uint64), None, ()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -9,35 +10,50 @@ from typing import TYPE_CHECKING
 from ..errors import BackendError, InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from .abstract import Backend, Source
 
-# name: (file, class, library, how to get it)
+# On a CPU. name: (file, class, library, how to get it)
 BACKENDS = {
     "onnxruntime": ("ort", "OnnxRuntime", "onnxruntime", "pip install onnxruntime"),
     "openvino": ("openvino_cpu", "OpenVino", "openvino", "pip install 'pfdiff[openvino]'"),
     "torch": ("torch_module", "TorchModule", "torch", "pip install torch"),
 }
+ON_CUDA = ("tensorrt", "tensorrt_rtx", "torch", "onnxruntime")  # the best first
+TENSORRT = {
+    "tensorrt": ("tensorrt", "pip install 'pfdiff[tensorrt]'"),
+    "tensorrt_rtx": ("tensorrt_rtx", "pip install 'pfdiff[rtx]'"),
+}
+NAMES = (*TENSORRT, "torch", "onnxruntime", "openvino")
 
 
 def check_backend(name: str) -> None:
     """Raises InputError for an unknown name, BackendError for one whose library is not installed."""
     if name == "auto":
         return
-    if name not in BACKENDS:
-        raise InputError(f"backend {name!r}, expected one of auto, {', '.join(BACKENDS)}")
+    if name not in NAMES:
+        raise InputError(f"backend {name!r}, expected one of auto, {', '.join(NAMES)}")
     if not is_installed(name):
-        _, _, library, remedy = BACKENDS[name]
+        library, remedy = _library(name)
         raise BackendError(f"backend '{name}' needs the package {library}, which is not installed; {remedy}")
 
 
 def is_installed(name: str) -> bool:
     """Whether the library of a known backend can be imported; nothing is imported."""
-    return find_spec(BACKENDS[name][2]) is not None
+    return find_spec(_library(name)[0]) is not None
+
+
+def _library(name: str) -> tuple[str, str]:
+    """The package a backend needs and how to get it."""
+    return TENSORRT[name] if name in TENSORRT else BACKENDS[name][2:]
 
 
 def check_precision(name: str, precision: str) -> None:
     """Raises InputError or BackendError when `name` cannot run `precision` on this CPU, before anything is exported."""
     check_backend(name)
+    if name in TENSORRT:
+        raise BackendError(f"backend '{name}' needs an NVIDIA GPU; give device='cuda' on a machine with one")
     if name == "openvino":
         from .openvino_cpu import cpu_precisions
 
@@ -56,7 +72,7 @@ def choose_backend(precision: str, device: str) -> tuple[str, str]:
     Raises BackendError when none that is installed can run it.
     """
     if device != "cpu":
-        raise BackendError(f"device '{device}': the backends {', '.join(BACKENDS)} run on the CPU; give device='cpu'")
+        raise BackendError(f"device '{device}': this chooses for the CPU only; see open_best")
     if precision == "fp32":
         if is_installed("onnxruntime"):
             return "onnxruntime", "the default for fp32 on a CPU"
@@ -75,13 +91,123 @@ def choose_backend(precision: str, device: str) -> tuple[str, str]:
     raise BackendError(f"no backend runs {precision} here: {lacking}; build the engine with precision fp32")
 
 
-def open_backend(name: str, source: Source, threads: int | None) -> Backend:
-    """Load the network of `source` with the backend `name`.
+def why_not(name: str, module: object, device: torch.device) -> str:
+    """Why a backend cannot run on a CUDA device, in one clause; empty when nothing speaks against it."""
+    if name not in ON_CUDA:
+        return "it runs on the CPU only"
+    if not is_installed(name):
+        return f"not installed ({_library(name)[1]})"
+    if name == "torch":
+        return "" if module is not None else "it needs the module (module= of pfdiff.load)"
+    if name == "onnxruntime":
+        from .ort_cuda import why_not as onnxruntime_why_not
+
+        return onnxruntime_why_not()
+    from .tensorrt_plan import why_not as tensorrt_why_not
+
+    return tensorrt_why_not(name, device)
+
+
+def check_runnable(name: str, precision: str, module: object, device: torch.device | None) -> None:
+    """Raises InputError or BackendError when `name` ("auto") cannot run `precision` on `device` (None: any here).
+
+    Cheap: nothing is loaded, so that a build fails before it exports.
+    """
+    from ..device import why_not_cuda
+
+    check_backend(name)
+    problem = ""
+    gpu = _first_gpu() if device is None and not why_not_cuda() else device
+    if gpu is not None and gpu.type == "cpu":
+        gpu = None
+    if gpu is not None:
+        asked = ON_CUDA if name == "auto" else (name,)
+        reasons = {one: why_not(one, module, gpu) for one in asked}
+        if not all(reasons.values()):
+            return
+        problem = "; ".join(f"{one}: {why}" for one, why in reasons.items())
+        if device is not None:
+            raise BackendError(f"no backend runs this engine on {device}: {problem}")
+    if name in TENSORRT and problem:
+        raise BackendError(f"backend '{name}' cannot run here: {problem}")
+    check_precision(choose_backend(precision, "cpu")[0] if name == "auto" else name, precision)
+
+
+def open_best(source: Source, device: torch.device | None, name: str, threads: int | None) -> tuple[Backend, str]:
+    """The backend `name`, or with "auto" the best that works on `device` (None: a GPU if one works, else the CPU).
+
+    Also why, in one line. Raises InputError, BackendError when none works; each is named with its reason.
+    """
+    import torch
+
+    from ..device import why_not_cuda
+
+    check_backend(name)
+    if device is not None and device.type == "cuda":
+        return _open_on_cuda(source, device, name, threads)
+    refused = ""
+    if device is None and name != "openvino" and not why_not_cuda():
+        try:
+            return _open_on_cuda(source, _first_gpu(), name, threads)
+        except BackendError as error:
+            refused = f"the GPU is not used: {error}"
+            if name in TENSORRT:
+                raise
+            warnings.warn(refused, RuntimeWarning, stacklevel=3)
+    chosen, reason = (name, "asked for") if name != "auto" else choose_backend(source.contract.precision, "cpu")
+    opened = open_backend(chosen, source, threads, torch.device("cpu"))
+    return opened, "; ".join(filter(None, (reason, refused)))
+
+
+def _first_gpu() -> torch.device:
+    import torch
+
+    return torch.device("cuda", 0)
+
+
+def _open_on_cuda(source: Source, device: torch.device, name: str, threads: int | None) -> tuple[Backend, str]:
+    if name != "auto":
+        problem = why_not(name, source.module, device)
+        if problem:
+            raise BackendError(f"backend '{name}' on {device}: {problem}")
+        return open_backend(name, source, threads, device), "asked for"
+    skipped: list[str] = []
+    for one in ON_CUDA:
+        problem = why_not(one, source.module, device)
+        if not problem:
+            try:
+                opened = open_backend(one, source, threads, device)
+            except BackendError as error:
+                problem = str(error)
+            else:
+                return opened, "; ".join([f"the best that works on {device}", *skipped])
+        skipped.append(f"{one}: {problem}")
+    raise BackendError(f"no backend runs this engine on {device}: {'; '.join(skipped)}")
+
+
+def open_backend(name: str, source: Source, threads: int | None, device: torch.device | None = None) -> Backend:
+    """Load the network of `source` with the backend `name` on a CUDA device, or on the CPU (the default).
 
     Raises InputError, BackendError (not installed, refuses the network or its precision).
     """
     check_backend(name)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InputError(f"threads={threads!r}, expected an integer of at least 1, or None for the backend's choice")
-    file, kind, _, _ = BACKENDS[name]
-    return getattr(import_module(f".{file}", __name__), kind)(source, threads)
+    if device is None or device.type == "cpu":
+        if name in TENSORRT:
+            raise BackendError(f"backend '{name}' needs an NVIDIA GPU; use backend onnxruntime on the CPU")
+        file, kind, _, _ = BACKENDS[name]
+        return getattr(import_module(f".{file}", __name__), kind)(source, threads)
+    if name in TENSORRT:
+        from .tensorrt_plan import TensorRt
+
+        return TensorRt(source, name, device)
+    if name == "torch":
+        from .torch_cuda import TorchCuda
+
+        return TorchCuda(source, device)
+    if name == "onnxruntime":
+        from .ort_cuda import OnnxRuntimeCuda
+
+        return OnnxRuntimeCuda(source, device)
+    raise BackendError(f"backend '{name}' runs on the CPU only; give device='cpu'")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,19 +13,47 @@ from ..contract import Contract
 if TYPE_CHECKING:
     import torch
 
+    from ..artifact import Artifact
+
     # module(x, t, *conditions) -> out, the conditions in the order of the contract
     Module = Callable[..., torch.Tensor]
 
-Evaluate = Callable[[], None]
+# Runs the network once and returns the tensor [batch, *shape], contiguous, that holds the output.
+Evaluate = Callable[[], "torch.Tensor"]
+
+# Called with a phase, steps done and steps in all, while a TensorRT plan is built.
+BuildProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may choose about a CUDA backend; a CPU knows none of it.
+
+    tf32     fp32 networks may round products to TF32's 10 bits of mantissa
+    compile  backend torch: through torch.compile
+    trust    load a TensorRT plan that this user did not build; a plan is executable code
+    graph    capture the whole schedule in one CUDA graph; False launches kernel by kernel
+    """
+
+    tf32: bool = False
+    compile: bool = False
+    trust: bool = False
+    graph: bool = True
 
 
 @dataclass(frozen=True)
 class Source:
-    """What there is to load: the ONNX file of an engine directory and, when somebody gave it, the module itself."""
+    """What there is to load: the ONNX file of an engine directory and, when somebody gave it, the module itself.
+
+    The TensorRT backends need the whole artifact, where its plans are kept.
+    """
 
     onnx: Path
     contract: Contract
     module: Module | None = None
+    artifact: Artifact | None = None
+    options: Options = Options()
+    progress: BuildProgress | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +72,15 @@ class Buffers:
 class Backend(ABC):
     """A loaded network. Every attribute is set by the backend's constructor.
 
-    name         the word that `backend=` takes
-    device       where its buffers live
-    dtype        of x and out; what the network computes in is `description`'s to say
-    threads      CPU threads it was asked for, None for its own choice
-    description  library, version, precision and threads, as `pfdiff info` prints them
+    name              the word that `backend=` takes
+    device            where its buffers live
+    dtype             of x and out; what the network computes in is `description`'s to say
+    threads           CPU threads it was asked for, None for its own choice
+    description       library, version, precision and threads, as `pfdiff info` prints them
+    bytes_per_sample  device memory that one evaluation takes for each sample of its batch; 0 where the backend has
+                      allocated it already, or does not say
+    stream            on a CUDA device, the stream that everything runs on; None on a CPU
+    not_capturable    why its evaluations cannot be captured in a CUDA graph, once that is known; else empty
     """
 
     name: str
@@ -56,13 +88,19 @@ class Backend(ABC):
     dtype: torch.dtype
     threads: int | None
     description: str
+    bytes_per_sample: int = 0
+    stream: torch.cuda.Stream | None = None
+    not_capturable: str = ""
 
     @abstractmethod
-    def bind(self, buffers: Buffers) -> Evaluate:
-        """A function that runs the network once, from `buffers.x`, `t` and `conditions` into `buffers.out`.
+    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
+        """For each set of buffers, a function that runs the network once from its `x`, `t` and `conditions`.
 
-        The buffers must live as long as the function; their content may change between calls. It raises whatever the
-        library raises; the session says at which evaluation. Raises BackendError when they cannot be bound.
+        It returns the tensor that holds the output: a CPU backend's is the set's own `out`, others may keep theirs,
+        which the next evaluation overwrites. Sets have one batch size and are evaluated one after the other, so they
+        may share what the library needs. They must live as long as the functions; their content may change between
+        calls. The functions raise whatever the library raises; the session says at which evaluation. Raises
+        BackendError when the sets cannot be bound.
         """
 
     @abstractmethod

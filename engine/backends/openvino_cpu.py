@@ -6,6 +6,7 @@ a precision OpenVINO computes in another one without a word, so that is refused 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, final
 
@@ -71,17 +72,21 @@ class OpenVino(Backend):
         self.threads = threads
         self.description = f"openvino {openvino.__version__.split('-')[0]}, CPU, {contract.precision}"
 
-    def bind(self, buffers: Buffers) -> Evaluate:
+    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
         if self._compiled is None:
             raise BackendError("this backend is closed; load the engine again")
+        return [self._bound(buffers) for buffers in sets]
+
+    def _bound(self, buffers: Buffers) -> Evaluate:
         request = self._compiled.create_infer_request()
         for name, tensor in zip(self._names, (buffers.x, buffers.t, *buffers.conditions), strict=True):
             request.set_tensor(name, _shared(tensor))
         request.set_tensor(self._output, _shared(buffers.out))
-        run = request.infer
+        run, out = request.infer, buffers.out
 
-        def evaluate() -> None:
+        def evaluate() -> torch.Tensor:
             run(share_outputs=True)
+            return out
 
         return evaluate
 

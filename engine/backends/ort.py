@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
@@ -56,10 +57,12 @@ class OnnxRuntime(Backend):
         self.threads = threads
         self.description = f"onnxruntime {onnxruntime.__version__}, CPU, {contract.precision}"
 
-    def bind(self, buffers: Buffers) -> Evaluate:
-        session = self._session
-        if session is None:
+    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
+        if self._session is None:
             raise BackendError("this backend is closed; load the engine again")
+        return [self._bound(self._session, buffers) for buffers in sets]
+
+    def _bound(self, session: onnxruntime.InferenceSession, buffers: Buffers) -> Evaluate:
         binding = session.io_binding()
         for name, tensor in zip(self._names, (buffers.x, buffers.t, *buffers.conditions), strict=True):
             element = ELEMENT_TYPES[tensor.dtype]
@@ -67,7 +70,12 @@ class OnnxRuntime(Backend):
         out = buffers.out
         binding.bind_output(self._output, "cpu", 0, ELEMENT_TYPES[out.dtype], list(out.shape), out.data_ptr())
         run = session.run_with_iobinding
-        return lambda: run(binding)
+
+        def evaluate() -> torch.Tensor:
+            run(binding)
+            return out
+
+        return evaluate
 
     def close(self) -> None:
         self._session = None

@@ -1,4 +1,4 @@
-"""The module itself, in PyTorch: for networks that no exporter takes, and to compare with.
+"""The module itself, in PyTorch on the CPU: for networks that no exporter takes, and to compare with.
 
 An engine directory holds ONNX and never code, so the module has to be given: `pfdiff.build` keeps the one it was built
 from, `pfdiff.load(..., module=...)` takes it.
@@ -6,6 +6,7 @@ from, `pfdiff.load(..., module=...)` takes it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -41,13 +42,16 @@ class TorchModule(Backend):
         self.threads = threads
         self.description = f"torch {torch.__version__}, CPU, fp32"
 
-    def bind(self, buffers: Buffers) -> Evaluate:
-        module, threads = self._module, self.threads
-        if module is None:
+    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
+        if self._module is None:
             raise BackendError("this backend is closed; load the engine again")
+        return [self._bound(self._module, buffers) for buffers in sets]
+
+    def _bound(self, module: Callable[..., torch.Tensor], buffers: Buffers) -> Evaluate:
+        threads = self.threads
         inputs, out = (buffers.x, buffers.t, *buffers.conditions), buffers.out
 
-        def evaluate() -> None:
+        def evaluate() -> torch.Tensor:
             if threads is not None and torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
             with torch.inference_mode():
@@ -55,6 +59,7 @@ class TorchModule(Backend):
                 if result.shape != out.shape:
                     raise ValueError(f"the module returned {list(result.shape)}, expected {list(out.shape)}")
                 out.copy_(result)
+            return out
 
         return evaluate
 

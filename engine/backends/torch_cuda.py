@@ -1,0 +1,137 @@
+"""The module itself on a CUDA device: cast as the exporter casts, NHWC where products run on tensor cores.
+
+The module given stays as it is: a copy goes to the device. Its output is returned where it lies, so nothing is copied;
+a module whose last layer leaves NHWC costs the one copy that puts it in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import final
+
+import torch
+
+from ..casting import cast_copy
+from ..contract import Contract
+from ..device import check_fits
+from ..errors import BackendError
+from ..loop import TORCH_DTYPES
+from .abstract import Backend, Buffers, Evaluate, Source, first_line
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@final
+class TorchCuda(Backend):
+    """module(x, t, *conditions) -> out in inference mode, in the engine's precision."""
+
+    def __init__(self, source: Source, device: torch.device) -> None:
+        contract = source.contract
+        if source.module is None:
+            raise BackendError(
+                f"backend 'torch' needs the module, and '{source.onnx.parent}' holds ONNX only; "
+                "give module= to pfdiff.load, or use another backend"
+            )
+        self.name = "torch"
+        self.device = device
+        self.dtype = DTYPES[contract.precision]
+        self.threads = None
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._tf32 = source.options.tf32
+        nhwc = len(contract.shape) == 3 and (self.dtype != torch.float32 or self._tf32)
+        module: Callable[..., torch.Tensor] = source.module
+        if isinstance(module, torch.nn.Module):
+            module = _on_device(module, self.dtype, device, nhwc)
+        self.bytes_per_sample = self._measure(module, contract) if device.type == "cuda" else 0
+        self._module: Callable[..., torch.Tensor] | None = module
+        if source.options.compile:
+            self._module = torch.compile(module, dynamic=False)
+        words = [f"torch {torch.__version__}", _name(device), contract.precision]
+        words += ["channels last"] * nhwc + ["TF32"] * self._tf32 + ["compiled"] * source.options.compile
+        self.description = ", ".join(words)
+
+    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
+        if self._module is None:
+            raise BackendError("this backend is closed; load the engine again")
+        return [self._bound(self._module, buffers) for buffers in sets]
+
+    def _bound(self, module: Callable[..., torch.Tensor], buffers: Buffers) -> Evaluate:
+        inputs, shape, dtype, tf32 = (
+            (buffers.x, buffers.t, *buffers.conditions),
+            buffers.out.shape,
+            self.dtype,
+            self._tf32,
+        )
+
+        def evaluate() -> torch.Tensor:
+            with torch.inference_mode(), _arithmetic(tf32):
+                out = module(*inputs)
+                if out.shape != shape:
+                    raise ValueError(f"the module returned {list(out.shape)}, expected {list(shape)}")
+                return out.to(dtype).contiguous()  # neither does anything to a tensor that is right already
+
+        return evaluate
+
+    def _measure(self, module: Callable[..., torch.Tensor], contract: Contract) -> int:
+        """Device bytes that each further sample of a batch takes: the peaks of batches 1 and 2, their difference."""
+        if contract.fixed_batch:
+            return self._peak(module, contract, contract.fixed_batch) // contract.fixed_batch
+        return max(0, self._peak(module, contract, 2) - self._peak(module, contract, 1))
+
+    def _peak(self, module: Callable[..., torch.Tensor], contract: Contract, batch: int) -> int:
+        """The most bytes that one evaluation allocates; a run before it lets cuDNN try its algorithms."""
+        device = self.device
+        x = torch.zeros((batch, *contract.shape), dtype=self.dtype, device=device)
+        time_dtype = TORCH_DTYPES[contract.time_dtype]
+        t = torch.ones((batch,) if contract.time_rank else (), dtype=time_dtype, device=device)
+        conditions = tuple(
+            torch.full((batch, *one.shape), one.low or 0, dtype=TORCH_DTYPES[one.dtype], device=device)
+            for one in contract.conditions
+        )
+        evaluate = self._bound(module, Buffers(x, t, conditions, x))
+        before = 0
+        try:
+            for _ in range(2):
+                torch.cuda.synchronize(device)
+                torch.cuda.reset_peak_memory_stats(device)
+                before = torch.cuda.memory_allocated(device)
+                with torch.cuda.stream(self.stream):
+                    evaluate()
+            torch.cuda.synchronize(device)
+        except Exception as error:  # whatever the user's module raises
+            raise BackendError(f"backend 'torch': the module fails on {device}: {first_line(error)}") from error
+        return torch.cuda.max_memory_allocated(device) - before
+
+    def close(self) -> None:
+        self._module = None
+
+
+def _on_device(module: torch.nn.Module, dtype: torch.dtype, device: torch.device, nhwc: bool) -> torch.nn.Module:
+    """A copy for evaluation; the weights are counted before anything is allocated."""
+    if device.type == "cuda":
+        width = torch.empty((), dtype=dtype).element_size()
+        needed = sum(width * one.numel() for one in (*module.parameters(), *module.buffers()))
+        check_fits("the network", needed, device)
+    duplicate = cast_copy(module, dtype, device).eval()
+    return duplicate.to(memory_format=torch.channels_last) if nhwc else duplicate  # pyright: ignore[reportCallIssue]
+
+
+@contextlib.contextmanager
+def _arithmetic(tf32: bool) -> Iterator[None]:
+    """float32 products as asked for, cuDNN's fastest algorithms; torch's own settings stand again afterwards.
+
+    By default torch rounds float32 convolutions to TF32 and leaves matrix products alone.
+    """
+    with contextlib.ExitStack() as settings:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch 2.9 announces another interface, which compiled code rejects
+            settings.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+            settings.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32))
+        yield
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
