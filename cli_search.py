@@ -70,6 +70,7 @@ def tune(
     time_dtype: options.TimeDtype = None,
     learned_sigma: options.LearnedSigma = False,
     sigma_data: options.SigmaData = 0.5,
+    guidance: options.Guidance = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
 ) -> None:
@@ -83,7 +84,7 @@ def tune(
     words = (shape, schedule, prediction, input_name, time_name, output_name, condition, time_scale, time_dtype)
     with _bar() as progress:
         progress("reading the network", 0, 0)
-        source, given = _opened(network, context.args, (*words, learned_sigma, sigma_data))
+        source, given = _opened(network, context.args, (*words, learned_sigma, sigma_data, guidance))
         from .export.tune import tune as search
 
         rankings = [
@@ -145,6 +146,7 @@ def compare(
     time_dtype: options.TimeDtype = None,
     learned_sigma: options.LearnedSigma = False,
     sigma_data: options.SigmaData = 0.5,
+    guidance: options.Guidance = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
 ) -> None:
@@ -155,7 +157,7 @@ def compare(
     words = (shape, schedule, prediction, input_name, time_name, output_name, condition, time_scale, time_dtype)
     with _bar() as progress:
         progress("reading the network", 0, 0)
-        source, given = _opened(network, context.args, (*words, learned_sigma, sigma_data))
+        source, given = _opened(network, context.args, (*words, learned_sigma, sigma_data, guidance))
         from .export.compare import SOLVERS
         from .export.compare import compare as measure
 
@@ -192,10 +194,12 @@ def _opened(network: str, extra: Sequence[str], words: Sequence[Any]) -> tuple[A
     contract: Contract
     if (Path(network) / MANIFEST).is_file():
         source, contract = Path(network), read_artifact(network).contract
+        guidance = words[-1]
+        extra = [*extra, "--guidance", guidance] if guidance else extra  # of an engine it is the scale
     else:
         from . import Network
 
-        shape, schedule, prediction, x, time, output, conditions, scale, dtype, learned, sigma_data = words
+        shape, schedule, prediction, x, time, output, conditions, scale, dtype, learned, sigma_data, guidance = words
         index = output and output.isdigit() and not network.endswith(".onnx")  # of a module's tuple
         source = Network(
             network,
@@ -210,6 +214,7 @@ def _opened(network: str, extra: Sequence[str], words: Sequence[Any]) -> tuple[A
             time_dtype=dtype,
             learned_sigma=learned,
             sigma_data=sigma_data,
+            guidance=guidance,
         )
         contract = source.contract
     given = conditions_from(extra, contract, 1) if extra else {}

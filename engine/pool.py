@@ -90,7 +90,7 @@ class Pool:
             return out
         with np.errstate(all="ignore"):  # what is not finite shows in the error
             x_0 = np.float32(program.p[n]) * state + np.float32(program.q[n]) * out
-        return np.clip(x_0, -program.clip, program.clip)
+        return np.clip(x_0, -program.clip, program.clip).astype(np.float32)
 
     def first_answer(self, program: Program, rows: Rows) -> Floats:
         """z_0, kept for the next program that asks the same."""

@@ -99,7 +99,7 @@ def targets(
         rows = np.array(missing[first : first + BLOCK], np.intp)
         budget.charge(program.nfe * len(rows))
         result[rows] = pool.sample(program, rows)
-        for row in rows:
+        for row in missing[first : first + BLOCK]:
             store.put(keys[row], result[row])
         if tell:
             tell(budget.spent)

@@ -262,11 +262,15 @@ class Line:
         """d sample / d parameter, for the parameter counted in its unit."""
         program, n = self.program, one.n
         if one.j < 0:
-            shifted = at_times(program, program.times + np.eye(program.nfe)[n] * TIME_STEP * one.time)
+            # Towards the clean end, but from the last time that the network knows.
+            inside = program.times[n] - TIME_STEP * one.time >= parse_schedule(program.schedule).first
+            step = -TIME_STEP if inside else TIME_STEP
+            shifted = at_times(program, program.times + np.eye(program.nfe)[n] * step * one.time)
             answer = self._answer(n, self.states[n][0], shifted)
             states = self.states[n + 1] + program.w[n].astype(np.float32)[:, None, None] * (answer - self.answers[n])
-            return self._difference(n + 1, states, program.w[n] != 0, TIME_STEP)
-        field = np.tensordot(one.W.astype(np.float32), self.states[n], 1) + np.float32(one.w) * self.answers[n]
+            return self._difference(n + 1, states, program.w[n] != 0, step)
+        combined = np.tensordot(one.W, self.states[n], 1) + one.w * self.answers[n]
+        field = combined.astype(np.float32)
         if n == program.nfe - 1:
             return field
         states = self.states[n + 1].copy()

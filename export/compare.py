@@ -165,7 +165,7 @@ def compare(
     if not counts or not samplers:
         raise InputError("nothing to compare: give at least one NFE and one solver")
     for path in filter(None, (out, sheet)):
-        if pictures.kind_of(path) != "grid":
+        if pictures.kind_of(Path(path)) != "grid":
             raise InputError(f"output {path}: expected a file that ends in .png")
     subject = Subject.of(network)
     if sheet is not None and (len(subject.contract.shape) != 3 or subject.contract.shape[0] not in pictures.MODES):
@@ -210,9 +210,9 @@ def compare(
     if csv is not None:
         _write_text(Path(csv), result.csv())
     if out is not None:
-        pictures.write_picture(out, result.plot())
+        pictures.write_picture(Path(out), result.plot())
     if sheet is not None:
-        pictures.write_picture(sheet, result.sheet())
+        pictures.write_picture(Path(sheet), result.sheet())
     return result
 
 

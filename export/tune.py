@@ -126,6 +126,7 @@ def tune(
     end: str | float = "clean",
     conditions: Mapping[str, Any] | None = None,
     reference: int | None = None,
+    local: bool = True,
     refine: bool = False,
     budget: int | str | None = None,
     backend: str = "auto",
@@ -135,13 +136,16 @@ def tune(
 ) -> Ranking:
     """Search solver, order, (k, l), grid, basis and start time for `nfe` evaluations; the ranking, best first.
 
-    network: a Network, what Network takes alone, or an engine directory. calibration, held_out: seeds that choose, and
-    seeds that judge the best afterwards. seed: which ones. solvers, grids, bases: only these. t_start: the latest
-    start, where the reference starts too; by default the schedule's last time at which an eps-network is sound.
+    network: a Network, what Network takes alone, or an engine directory.
+    calibration, held_out: seeds that choose, and seeds that judge the best afterwards. seed: which ones.
+    solvers, grids, bases: only these. local: also race the neighbours of the best, not the tables alone.
+    t_start: the latest start, where the reference starts too; by default the schedule's last time, or for an
+    eps-network the last at which its x0 is sound. clip, end: as in `pfdiff.compile`.
     conditions: by name, one value or several that the seeds take in turn; by default each label in turn.
-    reference: evaluations of the reference, by default all times of a short schedule, else 200. refine: polish the
-    winner's coefficients as well. budget: evaluations (samples through the network once, the reference included), or
-    a time such as "2min"; the search then ends early. backend, threads: as in `pfdiff.load`, a module by PyTorch.
+    reference: evaluations of the reference, by default all times of a short schedule, else 200.
+    refine: polish the winner's coefficients as well, on seeds of its own.
+    budget: evaluations (samples through the network once, the reference included), or a time such as "2min", after
+    which the search ends with the best so far. backend, threads: as in `pfdiff.load`, a module by PyTorch.
     out: an engine directory, written or extended with the winner and the record of the search.
 
     The same arguments give the same ranking, but for a budget in time. What was computed stands in the cache folder,
@@ -169,7 +173,7 @@ def tune(
             ) from None
         rows = np.arange(len(seeds) - held_out, len(seeds))
         search = Search(judge, setting, calibration, rows, tell)
-        trials = search.run(all_candidates(setting, solvers=solvers, grids=grids, bases=bases), seed)
+        trials = search.run(all_candidates(setting, solvers=solvers, grids=grids, bases=bases), seed, local=local)
         if not trials:
             raise InputError(_nothing_found(setting, solvers, grids, bases, limit))
         ranked = [_ranked(trial, setting) for trial in trials]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,8 +31,8 @@ class Analytic(nn.Module):
         super().__init__()
         self.oracle = Mixture.of(schedule, 3)
         every = np.arange(self.oracle.schedule.last + 1)
-        self.register_buffer("alpha", torch.from_numpy(self.oracle.schedule.alpha(every)))
-        self.register_buffer("sigma", torch.from_numpy(self.oracle.schedule.sigma(every)))
+        self.alpha = torch.from_numpy(self.oracle.schedule.alpha(every))
+        self.sigma = torch.from_numpy(self.oracle.schedule.sigma(every))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         alpha, sigma = (values[t.long()].view(-1, 1, 1, 1) for values in (self.alpha, self.sigma))
@@ -50,8 +51,12 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "pfdiff"
 
 
-QUICK = {"calibration": 8, "held_out": 8, "t_start": 58}
-FEW = {"solvers": ["ddim", "pfdiff:k=2,l=1", "ipndm:order=2"], "grids": ["uniform", "logsnr"], "bases": ["eps"]}
+QUICK: dict[str, Any] = {"calibration": 8, "held_out": 8, "t_start": 58}
+FEW: dict[str, Any] = {
+    "solvers": ["ddim", "pfdiff:k=2,l=1", "ipndm:order=2"],
+    "grids": ["uniform", "logsnr"],
+    "bases": ["eps"],
+}
 
 
 def judge_of(schedule: str = SCHEDULE, seeds: int = 8, nfe: int = 4, budget: Budget | None = None):

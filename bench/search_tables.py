@@ -1,0 +1,189 @@
+"""The tables of the search: `python -m pfdiff.bench.search_tables fashion`, or `mnist --network FILE.onnx`.
+
+Two parts, each one JSON file in bench/results/<machine>/:
+
+search_NAME.json      for each NFE: DDIM on its best grid, the best other solver on its best grid, what `tune` finds,
+                      and that refined; all chosen on calibration seeds and judged on held-out ones; wall-clock
+agreement_NAME.json   Spearman's rank correlation between errors on 16 seeds and on 256 others, many samplers
+
+The figures that may be quoted are those on the held-out seeds. Work is kept in the cache folder: a second run is free,
+and then its seconds mean nothing; `--fresh` measures with an empty cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pfdiff
+
+from .machine import describe, folder_name
+
+PEERS = (
+    "dpm-solver:order=2",
+    "dpm-solver:order=3",
+    "dpm++:2s",
+    "dpm++:3s",
+    "dpm++:2m",
+    "dpm++:3m",
+    "deis:order=2",
+    "deis:order=3",
+    "deis:order=4",
+    "ipndm:order=2",
+    "ipndm:order=3",
+    "ipndm:order=4",
+    "unipc:order=2",
+    "unipc:order=3",
+    "heun",
+)
+# What the ranking of 16 seeds is asked to put in order: good and bad choices alike.
+AGREEMENT_SOLVERS = (
+    "ddim",
+    "dpm++:2m",
+    "unipc:order=2",
+    "deis:order=3",
+    "ipndm:order=3",
+    "pfdiff:k=1,l=1",
+    "pfdiff:k=2,l=1",
+    "pfdiff:k=2,l=2",
+    "pfdiff:k=3,l=1",
+    "pfdiff:k=3,l=2",
+)
+AGREEMENT_GRIDS = ("uniform", "trailing", "logsnr", "karras")
+NETWORKS: dict[str, dict[str, Any]] = {
+    "fashion": {},
+    "mnist": {"shape": (1, 28, 28), "schedule": "cosine:60?beta_max=0.999", "prediction": "eps", "name": "mnist"},
+}
+T_START = {"fashion": None, "mnist": 58}
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m pfdiff.bench.search_tables", description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=list(NETWORKS))
+    parser.add_argument("--network", help="the ONNX file of mnist")
+    parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8])
+    parser.add_argument("--calibration", type=int, default=16)
+    parser.add_argument("--held-out", type=int, default=64)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--part", choices=["search", "agreement", "both"], default="both")
+    parser.add_argument("--fresh", action="store_true", help="an empty cache, for the seconds")
+    parser.add_argument("--out", type=Path, help="default: bench/results/<machine> beside this file")
+    given = parser.parse_args(words)
+    if given.name == "mnist" and not given.network:
+        parser.error("mnist needs --network FILE.onnx")
+    with tempfile.TemporaryDirectory() as folder:
+        if given.fresh:
+            os.environ["XDG_CACHE_HOME"] = folder
+        run(given)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Measure what is asked for and write it."""
+    source = pfdiff.Network(given.network or given.name, **NETWORKS[given.name])
+    folder = given.out or Path(__file__).parent / "results" / folder_name()
+    folder.mkdir(parents=True, exist_ok=True)
+    common = {
+        "network": given.name,
+        "network_digest": source.digest,
+        "schedule": source.contract.schedule,
+        "t_start": T_START[given.name],
+        "threads": given.threads,
+        "cache": "empty" if given.fresh else "as found",
+        "machine": describe(),
+    }
+    if given.part != "agreement":
+        tables = {str(nfe): search_table(source, nfe, given) for nfe in given.nfe}
+        write(folder / f"search_{given.name}.json", {**common, "nfe": tables})
+    if given.part != "search":
+        write(folder / f"agreement_{given.name}.json", {**common, **agreement(source, max(given.nfe), given)})
+
+
+def search_table(source: pfdiff.Network, nfe: int, given: argparse.Namespace) -> dict[str, Any]:
+    """One NFE: the four rows, their ratios on the held-out seeds, and the record of the search."""
+    settings: dict[str, Any] = {
+        "calibration": given.calibration,
+        "held_out": given.held_out,
+        "t_start": T_START[given.name],
+        "threads": given.threads,
+        "progress": show,
+    }
+    tuned = pfdiff.tune(source, nfe, **settings)
+    ddim = pfdiff.tune(source, nfe, solvers=["ddim"], local=False, **settings)
+    peer = pfdiff.tune(source, nfe, solvers=PEERS, local=False, **settings)
+    refined = pfdiff.tune(source, nfe, refine=True, **settings)
+    rows = {"ddim": ddim[0], "peer": peer[0], "tuned": tuned[0], "refined": refined[0]}
+    held_out = {name: float(one.held_out_error or np.nan) for name, one in rows.items()}
+    found = {
+        "rows": {
+            name: {
+                "solver": one.solver,
+                "grid": one.grid,
+                "basis": one.basis,
+                "t_start": one.t_start,
+                "error": one.error,
+                "held_out_error": one.held_out_error,
+            }
+            for name, one in rows.items()
+        },
+        "ratios_on_held_out_seeds": {
+            "tuned / ddim": held_out["tuned"] / held_out["ddim"],
+            "tuned / peer": held_out["tuned"] / held_out["peer"],
+            "tuned / refined": held_out["tuned"] / held_out["refined"],
+            "refined / ddim": held_out["refined"] / held_out["ddim"],
+        },
+        "tune_seconds": tuned.seconds,
+        "tune_and_refine_seconds": tuned.seconds + refined.seconds,
+        "search": refined.to_dict(),
+    }
+    print(f"NFE {nfe}", json.dumps(found["rows"], indent=1), json.dumps(found["ratios_on_held_out_seeds"]), flush=True)
+    return found
+
+
+def agreement(source: pfdiff.Network, nfe: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Spearman's correlation over samplers between errors on 16 seeds and on 256 other seeds."""
+    samplers = [f"{solver}@{grid}" for solver, grid in product(AGREEMENT_SOLVERS, AGREEMENT_GRIDS)]
+    settings: dict[str, Any] = {"t_start": T_START[given.name], "threads": given.threads, "progress": show}
+    many = pfdiff.compare(source, nfe, samplers, seeds=256, seed=0, **settings)
+    few = pfdiff.compare(source, nfe, samplers, seeds=16, seed=1, **settings)
+    pairs = [
+        (sampler, one.error, other.error)
+        for sampler, one, other in zip(samplers, few.points, many.points, strict=True)
+        if one.error is not None and other.error is not None
+    ]
+    correlation = spearman([pair[1] for pair in pairs], [pair[2] for pair in pairs])
+    print(f"Spearman {correlation:.3f} over {len(pairs)} samplers", flush=True)
+    return {
+        "nfe": nfe,
+        "spearman": correlation,
+        "samplers": [{"sampler": name, "error_16": few, "error_256": many} for name, few, many in pairs],
+    }
+
+
+def spearman(one: list[float], other: list[float]) -> float:
+    """Rank correlation of two lists without ties."""
+    ranks = np.array([np.argsort(np.argsort(values)) for values in (one, other)])
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def show(stage: str, done: int, expected: int) -> None:
+    """One line on a terminal, overwritten."""
+    if sys.stderr.isatty():
+        print(f"\r{stage}: {done} of {expected}".ljust(100), end="", file=sys.stderr, flush=True)
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """Write JSON and say where."""
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(path, flush=True)
+
+
+if __name__ == "__main__":
+    main()

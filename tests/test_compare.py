@@ -1,0 +1,114 @@
+"""Errors side by side: the numbers, the table, the plot, the pictures, the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pfdiff
+from pfdiff.export.compare import parse_sampler
+from pfdiff.export.plot import Curve, log_plot
+
+from .test_search import SCHEDULE, Analytic
+
+SETTINGS: dict[str, Any] = {"seeds": 4, "calibration": 4, "t_start": 58}
+
+
+@pytest.fixture
+def network() -> pfdiff.Network:
+    return pfdiff.Network(Analytic(), shape=(1, 2, 2), schedule=SCHEDULE, prediction="eps", name="analytic")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_compare_writes_table_plot_and_pictures(network, tmp_path):
+    endings = {"out": "png", "csv": "csv", "sheet": "png"}
+    paths: dict[str, Any] = {name: tmp_path / f"{name}.{ending}" for name, ending in endings.items()}
+    solvers = ["ddim", "pfdiff:k=2,l=1@uniform/x0", "dpm++:2s"]
+    result = pfdiff.compare(network, [3, 6], solvers, **SETTINGS, **paths)
+    rows = list(csv.DictReader(io.StringIO(paths["csv"].read_text())))
+    assert [(row["solver"], row["grid"], row["nfe"]) for row in rows[:4]] == [
+        ("ddim", "logsnr", "3"),
+        ("ddim", "logsnr", "6"),
+        ("pfdiff:k=2,l=1", "uniform", "3"),
+        ("pfdiff:k=2,l=1", "uniform", "6"),
+    ]
+    assert float(rows[1]["error"]) < float(rows[0]["error"])
+    assert (rows[4]["error"], "use 2 or 4" in rows[4]["note"]) == ("", True)
+    assert rows[5]["error"]
+    for name in ("out", "sheet"):
+        with Image.open(paths[name]) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 100
+    assert result.of("ddim")[1].error == pytest.approx(float(rows[1]["error"]), rel=1e-5)
+    assert result.reference.nfe == 59
+
+
+def test_errors_are_those_of_the_programs(network):
+    result = pfdiff.compare(network, 5, ["ddim@trailing"], **SETTINGS)
+    seeds = [(1 << 40) + i for i in range(4)]
+    noise = pfdiff.noise(seeds, (1, 2, 2)).numpy().astype(np.float64)
+    predict = Analytic().oracle.network()
+    few = pfdiff.compile("ddim", SCHEDULE, 5, "trailing", t_start=58).evaluate(predict, noise)
+    many = pfdiff.compile("ddim", SCHEDULE, 59, "uniform", t_start=58).evaluate(predict, noise)
+    expected = math.sqrt(np.mean((few.clip(-1, 1) - many.clip(-1, 1)) ** 2))
+    assert result.points[0].error == pytest.approx(expected, rel=1e-3)
+
+
+def test_best_grid_is_chosen_on_other_seeds(network):
+    best = pfdiff.compare(network, 5, ["ddim"], grid="best", **SETTINGS).points[0]
+    fixed = pfdiff.compare(network, 5, [f"ddim@{best.grid}/{best.basis}"], **SETTINGS).points[0]
+    assert best.error == pytest.approx(fixed.error)
+    assert best.grid != "best"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ddim", ("ddim", "logsnr", None)),
+        ("pfdiff:k=2,l=1@karras:rho=5/x0", ("pfdiff:k=2,l=1", "karras:rho=5", "x0")),
+    ],
+)
+def test_sampler_words(text, expected):
+    found = parse_sampler(text, "logsnr", None)
+    assert (found.solver, found.grid, found.basis) == expected
+
+
+@pytest.mark.parametrize("text", ["", "@logsnr", "ddim@", "ddim@logsnr/latent", "ddim@logsnr/"])
+def test_sampler_refuses(text):
+    with pytest.raises(pfdiff.InputError, match="expected solver, solver@grid"):
+        parse_sampler(text, "logsnr", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"nfe": []}, "nothing to compare"),
+        ({"nfe": 4, "solvers": []}, "nothing to compare"),
+        ({"nfe": 4, "out": "plot.jpg"}, "ends in '.jpg'"),
+        ({"nfe": 4, "out": "plot.npy"}, "ends in .png"),
+        ({"nfe": 4, "solvers": ["nonsense"], "out": "plot.png"}, "nothing to plot"),
+    ],
+)
+def test_compare_refuses(network, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(pfdiff.InputError, match=message):
+        pfdiff.compare(network, **{**SETTINGS, **arguments})
+
+
+def test_plot_shows_many_curves_and_one_point():
+    curves = [Curve(f"solver {i}", [(4, 0.3 / (i + 1)), (8, 0.1 / (i + 1)), (6, 0.2)]) for i in range(16)]
+    page = np.asarray(log_plot(curves, title="title", x_label="x", y_label="y"))
+    assert len(np.unique(page.reshape(-1, 3), axis=0)) > 30
+    log_plot([Curve("one", [(8, 0.1)])], title="", x_label="", y_label="")
+    with pytest.raises(pfdiff.InputError, match="nothing to plot"):
+        log_plot([Curve("none", [(8, 0.0)])], title="", x_label="", y_label="")
