@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from .engine.program import Program as Program
     from .engine.program import compile as compile
     from .export.build import build as build
+    from .export.compare import compare as compare
     from .export.scheduler import PFDiffScheduler as PFDiffScheduler
     from .export.sources import Network as Network
+    from .export.tune import tune as tune
 
 __version__ = "0.1.0"
 
@@ -40,9 +42,11 @@ _HOME = {
     "PfdiffError": "engine.errors",
     "Program": "engine.program",
     "build": "export.build",
+    "compare": "export.compare",
     "compile": "engine.program",
     "load": "engine.api",
     "noise": "engine.noise",
+    "tune": "export.tune",
 }
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]  # the names above, by __getattr__
 
