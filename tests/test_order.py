@@ -97,8 +97,8 @@ def slope(solver: str, components: int, basis: str = "eps", counts=(12, 24, 48, 
     errors = []
     for count in counts:
         nfe = count - (solver == "edm")
-        where = {"grid": graded(count)} if start == "graded" else {"grid": "logsnr", "t_start": START, "end": END}
-        program = pfdiff.compile(solver, "vp", nfe, basis=basis, **where)
+        grid = graded(count) if start == "graded" else "logsnr"
+        program = pfdiff.compile(solver, "vp", nfe, grid=grid, basis=basis, t_start=START, end=END)
         errors.append(np.abs(program.evaluate(oracle.network(), NOISE) - exact(components)).max())
     assert errors[-1] < 0.04
     return -np.polyfit(np.log(counts[1:]), np.log(errors[1:]), 1)[0]

@@ -36,7 +36,7 @@ from .ddim import check_mixing, phi
 from .dpm_solver import gauss
 
 VARIANTS = ("t", "rho", "lambda")
-# Sixteen points on pieces of at most 1 in lambda: exact to 1e-14 for the densities below (tests/test_solvers.py).
+# Sixteen points on pieces of at most 1 in lambda: exact to 1e-14 for the densities below (tests/test_deis.py).
 POINTS, PIECE = 16, 1.0
 # exp(-40) = 4e-18: what lies further along the integral than this is below float64's rounding.
 FAR = 40.0

@@ -8,7 +8,8 @@ that is kept, at anchor x_i:
     x_{i+k+1} = phi(Q, x_i, t_i -> t_{i+k+1})      from the anchor again, not from s
 
 after one plain step over a single interval. Solvers of order p = 2, 3 keep the p answers of a block, jump to the
-springboard with them (no evaluation), and start the next block from there, without going back to the anchor.
+springboard with them (no evaluation), and start the next block from there, without going back to the anchor. These are
+the single-step solvers: multistep ones (2m, 3m, deis, ipndm, unipc) already hold past scores, and have no blocks.
 
 The ablations of the paper's section 4.4: `use=past` goes on from the springboard, which for eps and x0 is DDIM on
 the times {t_0, evaluations, t_M}; `use=future` keeps nothing: it spends a second evaluation at the anchor on the
