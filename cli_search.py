@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,10 +81,23 @@ def tune(
     from .cli_words import integers_from
 
     evaluations = integers_from("--nfe", nfe)
-    words = (shape, schedule, prediction, input_name, time_name, output_name, condition, time_scale, time_dtype)
+    words = {
+        "shape": shape,
+        "output": output_name,
+        "conditions": condition,
+        "schedule": schedule,
+        "prediction": prediction,
+        "input": input_name,
+        "time": time_name,
+        "time_scale": time_scale,
+        "time_dtype": time_dtype,
+        "learned_sigma": learned_sigma,
+        "sigma_data": sigma_data,
+        "guidance": guidance,
+    }
     with _bar() as progress:
         progress("reading the network", 0, 0)
-        source, given = _opened(network, context.args, (*words, learned_sigma, sigma_data, guidance))
+        source, given = _opened(network, context.args, words)
         from .export.tune import tune as search
 
         rankings = [
@@ -154,10 +167,23 @@ def compare(
     from .cli_words import integers_from
 
     evaluations = integers_from("--nfe", nfe)
-    words = (shape, schedule, prediction, input_name, time_name, output_name, condition, time_scale, time_dtype)
+    words = {
+        "shape": shape,
+        "output": output_name,
+        "conditions": condition,
+        "schedule": schedule,
+        "prediction": prediction,
+        "input": input_name,
+        "time": time_name,
+        "time_scale": time_scale,
+        "time_dtype": time_dtype,
+        "learned_sigma": learned_sigma,
+        "sigma_data": sigma_data,
+        "guidance": guidance,
+    }
     with _bar() as progress:
         progress("reading the network", 0, 0)
-        source, given = _opened(network, context.args, (*words, learned_sigma, sigma_data, guidance))
+        source, given = _opened(network, context.args, words)
         from .export.compare import SOLVERS
         from .export.compare import compare as measure
 
@@ -186,36 +212,20 @@ def compare(
 
 
 # What goes in.
-def _opened(network: str, extra: Sequence[str], words: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+def _opened(network: str, extra: Sequence[str], words: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """(a Network, or the path of an engine directory; the conditions that the command line gives)."""
-    from .cli_words import conditions_from, described_conditions, shape_from
+    from .cli_words import conditions_from, network_words
     from .engine.artifact import MANIFEST, read_artifact
 
     contract: Contract
     if (Path(network) / MANIFEST).is_file():
         source, contract = Path(network), read_artifact(network).contract
-        guidance = words[-1]
+        guidance = words["guidance"]
         extra = [*extra, "--guidance", guidance] if guidance else extra  # of an engine it is the scale
     else:
         from . import Network
 
-        shape, schedule, prediction, x, time, output, conditions, scale, dtype, learned, sigma_data, guidance = words
-        index = output and output.isdigit() and not network.endswith(".onnx")  # of a module's tuple
-        source = Network(
-            network,
-            shape=shape_from(shape) if shape else None,
-            schedule=schedule,
-            prediction=prediction,
-            input=x,
-            time=time,
-            output=int(output) if index else output,
-            conditions=described_conditions(conditions or []),
-            time_scale=scale,
-            time_dtype=dtype,
-            learned_sigma=learned,
-            sigma_data=sigma_data,
-            guidance=guidance,
-        )
+        source = Network(network, **network_words(network, **words))
         contract = source.contract
     given = conditions_from(extra, contract, 1) if extra else {}
     return source, {name: values[0] for name, values in given.items()}

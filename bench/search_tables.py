@@ -66,7 +66,8 @@ T_START = {"fashion": None, "mnist": 58}
 
 
 def main(words: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pfdiff.bench.search_tables", description=__doc__.splitlines()[0])
+    about = str(__doc__).splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m pfdiff.bench.search_tables", description=about)
     parser.add_argument("name", choices=list(NETWORKS))
     parser.add_argument("--network", help="the ONNX file of mnist")
     parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8])
@@ -170,7 +171,8 @@ def agreement(source: pfdiff.Network, nfe: int, given: argparse.Namespace) -> di
 def spearman(one: list[float], other: list[float]) -> float:
     """Rank correlation of two lists without ties."""
     ranks = np.array([np.argsort(np.argsort(values)) for values in (one, other)])
-    return float(np.corrcoef(ranks)[0, 1])
+    centred = ranks - ranks.mean(axis=1, keepdims=True)
+    return float(np.prod(centred, axis=0).sum() / np.square(centred[0]).sum())
 
 
 def show(stage: str, done: int, expected: int) -> None:

@@ -1,7 +1,8 @@
 """Any network as a function of a batch, for the search: x, time and rows in, prediction out, nothing else known.
 
 A module is run by PyTorch as it is, so that nothing is exported; an ONNX file and an engine directory by the backend
-that would run the engine. Each seed has its own conditions: what the caller gives, else labels in turn, else defaults.
+that would run the engine, on a GPU where there is one. Each seed has its own conditions: what the caller gives, else
+labels in turn, else defaults.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from ..engine.artifact import MANIFEST, read_artifact
-from ..engine.backends import check_backend, choose_backend, open_backend
+from ..engine.backends import check_backend, open_best
 from ..engine.backends.abstract import Backend, Buffers, Source
 from ..engine.cache import content_key
 from ..engine.contract import Condition, Contract
@@ -60,15 +61,14 @@ class Subject:
         """Its backend, closed at the end. Raises InputError, BackendError."""
         check_backend(backend)
         module = self._module()
-        if backend == "auto":
-            backend = "torch" if module else choose_backend(self.contract.precision, "cpu")[0]
+        backend = "torch" if backend == "auto" and module else backend
         with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder:
             path = Path(folder if self.engine is None else self.engine) / "network.onnx"
             if self.network is not None and backend != "torch":
                 self.network.write(path.parent, self.contract.precision)
             elif module is None and backend == "torch":
                 raise BackendError("backend 'torch' needs an nn.Module, this network is ONNX; use backend onnxruntime")
-            running = open_backend(backend, Source(path, self.contract, module), threads)
+            running, _ = open_best(Source(path, self.contract, module), None, backend, threads)
             try:
                 yield running
             finally:
