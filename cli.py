@@ -14,9 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_export
+from . import cli_export, cli_kernels, cli_search
 from . import cli_options as options
-from . import cli_search
 from .engine.errors import InputError, PfdiffError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -89,6 +88,7 @@ def build(
     time_dtype: options.TimeDtype = None,
     learned_sigma: options.LearnedSigma = False,
     sigma_data: options.SigmaData = 0.5,
+    guidance: options.Guidance = None,
     solver: options.Solver = "pfdiff:k=2,l=1",
     grid: options.GridOption = "logsnr",
     basis: options.Basis = None,
@@ -116,6 +116,7 @@ def build(
         time_dtype=time_dtype,
         learned_sigma=learned_sigma,
         sigma_data=sigma_data,
+        guidance=guidance,
     )
     settings: dict[str, Any] = {"basis": basis, "clip": clip, "t_start": t_start}
     settings |= {"precision": precision, "backend": backend, "threads": threads, "out": out}
@@ -238,6 +239,7 @@ def demo(
 
 cli_search.register(app)
 cli_export.register(app)
+cli_kernels.register(app)
 
 
 def _only_nfe(held: list[int]) -> int:

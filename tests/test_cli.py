@@ -209,6 +209,11 @@ BAD: list[tuple[list[str], str]] = [
     (["info", "broken.engine"], "damaged"),
     (["sample", "changed.engine", "--nfe", "5", "-o", "x.png"], "SHA-256"),
     (["bench", "tiny.engine", "--nfe", "7"], "7"),
+    # Kernels.
+    (["kernels", "-o", "new", "--cc", "sm_90"], "--cc 'sm_90'"),
+    (["kernels", "-o", "new", "--cc", "61"], "61"),
+    (["kernels", "-o", "tiny.engine", "--cc", "90"], "tiny.engine"),
+    (["kernels", "-o", "missing/new", "--cc", "90"], "create it first"),
     # Sampling.
     (["sample", "tiny.engine", "-o", "x.png"], "choose one of 5, 8"),
     (sample("--nfe", "7"), "7"),
