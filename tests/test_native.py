@@ -30,7 +30,7 @@ from pfdiff.engine.schedule import parse_schedule
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = ROOT / "tests" / "native"
 SHAPE = (3, 8, 7)
-SEEDS = list(range(5)) + [2**63, 2**64 - 1]
+SEEDS = [*range(5), 2**63, 2**64 - 1]
 CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
 
 pytestmark = [
@@ -68,8 +68,12 @@ def onnxruntime_root() -> Path | None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared libraries, warnings as errors, with ONNX Runtime where its headers are found."""
-    folder = tmp_path_factory.mktemp("native")
+    """Shared libraries, warnings as errors, with ONNX Runtime where its headers are found.
+
+    PFDIFF_NATIVE_BUILD names a folder to build in and to keep: a second run then compiles nothing.
+    """
+    kept = os.environ.get("PFDIFF_NATIVE_BUILD")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("native")
     options = ["-DBUILD_SHARED_LIBS=ON", "-DPFDIFF_WERROR=ON", "-DPFDIFF_CUDA=OFF", "-DPFDIFF_TENSORRT=OFF"]
     root = onnxruntime_root()
     options.append(f"-DPFDIFF_ONNXRUNTIME={'OFF' if root is None else 'ON'}")
@@ -209,11 +213,39 @@ def test_samples_are_pythons(built: Path, tmp_path: Path, solver: str, schedule:
         tmp_path / "x.npy",
     )
     found = np.load(tmp_path / "x.npy")
-    noise = pfdiff.noise(SEEDS, SHAPE).numpy().astype(np.float64)
-    expected = program.evaluate(gaussian(schedule, prediction, program.sigma_data), noise)
     assert found.dtype == np.float32
     assert found.shape == (len(SEEDS), *SHAPE)
-    assert np.linalg.norm(found - expected) <= 1e-6 * np.linalg.norm(expected)
+    noise = pfdiff.noise(SEEDS, SHAPE).numpy()
+    network = gaussian(schedule, prediction, program.sigma_data)
+    exact = program.evaluate(network, noise.astype(np.float64))
+    twin = in_float32(program, network, noise)
+    assert np.linalg.norm(found - twin) <= 1e-6 * np.linalg.norm(exact)
+    # A start at alpha = 0.006 magnifies the rounding of the noise 150 times: no float32 is within 1e-6 of float64.
+    assert np.linalg.norm(found - exact) <= 2 * np.linalg.norm(twin - exact) + 1e-6 * np.linalg.norm(exact)
+    assert np.linalg.norm(found - exact) <= 2e-5 * np.linalg.norm(exact)
+
+
+def in_float32(program: Program, network: Callable[[np.ndarray, float], np.ndarray], noise: np.ndarray) -> np.ndarray:
+    """The program by Python's plain twin of the kernels: float32 states, the network rounded to float32 once."""
+    import torch
+
+    from pfdiff.kernels import eager
+    from pfdiff.kernels.table import coefficients, updates
+
+    separate = bool((program.c_in != 1).any())
+    arrays = {"p": program.p, "W": program.W, "w": program.w}
+    table = torch.from_numpy(
+        coefficients(init=program.init, q=program.q, c_in=program.c_in, clip=program.clip, **arrays)
+    )
+    *rows, start = updates(clip=program.clip is not None, separate=separate, **arrays)
+    states = torch.zeros(program.buffers, noise.size)
+    y_in = torch.zeros(noise.size) if separate else None
+    eager.step(states, y_in, torch.from_numpy(noise.ravel()), table, program.nfe, start)
+    for n, row in enumerate(rows):
+        x = (states[0] if y_in is None else y_in).numpy().reshape(noise.shape)
+        out = network(x.astype(np.float64), float(program.network_times[n])).astype(np.float32)
+        eager.step(states, y_in if row.separate else None, torch.from_numpy(out.ravel()), table, n, row)
+    return states[0].numpy().reshape(noise.shape)
 
 
 def test_onnxruntime_adapter_runs_what_python_runs(built: Path, tmp_path: Path):
@@ -335,9 +367,9 @@ def test_device_sources_are_well_formed(flavour: str):
     compiler = nvcc()
     if compiler is None:
         pytest.skip("needs the CUDA headers, which come with nvcc")
-    include = Path(shutil.which(compiler) or compiler).resolve().parents[1] / "include"
-    if not (include / "cuda_runtime_api.h").is_file():
-        pytest.skip(f"needs the CUDA headers; not in {include}")
+    plan = run(compiler, "--dryrun", "-c", ROOT / "kernels/native/noise.cu")
+    include = re.search(r'INCLUDES="-I(\S+?)"', plan)
+    assert include is not None, plan
     sources = (
         ["tensorrt/network.cpp"]
         if flavour
@@ -353,7 +385,7 @@ def test_device_sources_are_well_formed(flavour: str):
         "-Werror",
         *filter(None, [flavour]),
     ]
-    includes = ["-isystem", include, "-isystem", NATIVE / "mock", "-I", ROOT / "engine/native"]
+    includes = ["-isystem", include[1], "-isystem", NATIVE / "mock", "-I", ROOT / "engine/native"]
     assert run("c++", *flags, *includes, *(ROOT / "engine/native" / one for one in sources)) == ""
 
 
