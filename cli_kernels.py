@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import cli_options as options
 from .engine.errors import BackendError, InputError
+
+if TYPE_CHECKING:
+    from .kernels.ahead import Record
 
 Capabilities = Annotated[str, typer.Option("--cc", help="Compute capabilities, 86 for sm_86: 75,80,86.")]
 Folder = Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="A new folder: cubin, PTX, index.json.")]
@@ -30,7 +33,7 @@ def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,120", workers: W
     capabilities = integers_from("--cc", cc)
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: the folder {out.parent} does not exist; create it first")
-    from .kernels.ahead import compile_ahead, table
+    from .kernels.ahead import compile_ahead
 
     try:
         with _bar() as progress:
@@ -39,10 +42,26 @@ def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,120", workers: W
         raise InputError(str(error)) from error
     except RuntimeError as error:
         raise BackendError(str(error)) from error
-    from rich.console import Console
+    _print(records)
+    print(f"{out}: {len(records)} kernels; index.json has each one's figures")
 
-    Console(highlight=False).print(table(records))
-    print(f"{out}: {len(records)} kernels")
+
+def _print(records: Sequence[Record]) -> None:
+    """One row for each capability and op: the worst of its kernels."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("sm", "op", "kernels", "most registers", "most spilled bytes", "above least traffic"):
+        table.add_column(name, justify="left" if name == "op" else "right")
+    for capability, op in dict.fromkeys((record.capability, record.op) for record in records):
+        group = [record for record in records if (record.capability, record.op) == (capability, op)]
+        registers = max(record.registers for record in group)
+        spilled = max(record.spill_bytes for record in group)
+        above = sum(not record.at_floor for record in group)
+        table.add_row(str(capability), op, *map(str, (len(group), registers, spilled, above)))
+    Console(highlight=False).print(table)
 
 
 @contextmanager
