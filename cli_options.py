@@ -44,6 +44,10 @@ TimeScale = Annotated[
 TimeDtype = Annotated[str | None, typer.Option("--time-dtype", help="float32 or int64; found by trying.")]
 LearnedSigma = Annotated[bool, typer.Option("--learned-sigma", help="The output's second half is a variance.")]
 SigmaData = Annotated[float, typer.Option("--sigma-data", parser=number, metavar="FLOAT", help="Of edm networks.")]
+Guidance = Annotated[
+    str | None,
+    typer.Option("--guidance", help="label=10[,scale=2], or classifier=FILE.py:FACTORY[,clip=1]; then an input."),
+]
 
 # The programs.
 EvaluationsList = Annotated[str, typer.Option("--nfe", help="Network evaluations a sample, one or several: 5,8.")]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .check import Array, Case
+    from .guidance import Guidance
+    from .guided_onnx import GuidedOnnx
     from .onnx_source import OnnxSource
 
 Progress = Callable[[str], None]
@@ -171,6 +173,8 @@ class Network:
     time_dtype   float32 or int64; found by trying when None
     learned_sigma  the output has twice the channels, of which the first half is the prediction
     example      example tensors by parameter name, for shape, time and conditions of a module
+    guidance     ClassifierFree, ClassifierGuidance (guidance.py) or a text: "label=10", "classifier=fashion";
+                 the scale becomes the condition `guidance`
 
     Raises InputError, one line, for everything that does not fit. `contract` is what network.onnx will take.
     """
@@ -193,6 +197,7 @@ class Network:
         data_range: tuple[float, float] = (-1.0, 1.0),
         name: str | None = None,
         example: Mapping[str, Tensor] | None = None,
+        guidance: Guidance | str | None = None,
     ) -> None:
         conditions = dict(conditions or {})
         text = str(source) if isinstance(source, (str, Path)) else None
@@ -214,7 +219,13 @@ class Network:
         shape = None if shape is None else tuple(shape)
         _check_words(words, shape)
         roles: dict[str, Any] = {"shape": shape, "input": input, "time": time, "output": output}
-        self._source = _open(source, words, roles, conditions, dict(example or {}))
+        self._source: ModuleSource | OnnxSource | GuidedOnnx = _open(
+            source, words, roles, conditions, dict(example or {})
+        )
+        if guidance is not None:
+            from .guidance import apply
+
+            self._source = apply(self._source, guidance)
 
     @property
     def contract(self) -> Contract:
