@@ -38,8 +38,8 @@ $(VENV)/.torch: constraints.txt
 	@echo "installing $(TORCH) into $(VENV) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if [ -z "$(GPU)" ] && [ "$$(uname)" = Linux ]; then \
-	  $(PIP) install "$(TORCH)+cpu" 2>/dev/null || \
-	  $(PIP) install --extra-index-url https://download.pytorch.org/whl/cpu "$(TORCH)+cpu"; \
+	  $(PIP) install "$(TORCH)+cpu" 2>/dev/null || { \
+	    $(PIP) install uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend cpu "$(TORCH)"; }; \
 	else $(PIP) install "$(TORCH)"; fi
 	@touch $@
 
