@@ -16,7 +16,8 @@ and returns a `Convention`; `convention.points(M)` are the M times at which the 
 (arXiv 2305.08891, table 2.) `shift` is t -> s t / (1 + (s - 1) t); dynamic shifting is the same with s = exp(mu) or mu.
 The end is the clean point, or the first trained time where `set_alpha_to_one` is false or `final_sigmas_type` is
 sigma_min. Times are integers on discrete schedules: where diffusers interpolates (Euler's linspace, Karras sigmas),
-they are rounded here and sigma is that of the rounded time.
+they are rounded here and sigma is that of the rounded time; where its last evaluation is at the end itself
+(`set_alpha_to_one` false, steps_offset 0), a step of length zero, ours is one time earlier.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class Convention:
             case "linspace":
                 return np.linspace(0, length - 1, total).round()[::-1][:count]
             case "leading":
-                return np.arange(total)[::-1][:count] * (length // total) + self.offset
+                return np.arange(total, dtype=np.float64)[::-1][:count] * (length // total) + self.offset
             case _:
                 return np.round(length - np.arange(count) * (length / count)) - 1
 

@@ -30,7 +30,7 @@ from ..engine.artifact import Artifact, read_artifact
 from ..engine.backends.abstract import first_line
 from ..engine.contract import Contract
 from ..engine.errors import BackendError, EngineFileError, InputError
-from ..engine.session import Tables, make_tables
+from ..engine.program import Program
 
 if TYPE_CHECKING:
     import onnx
@@ -70,9 +70,8 @@ def export_sampler(
         raise InputError(f"out '{target}', expected a file ending in .onnx in a folder that exists")
     say(f"reading {artifact.network_path}")
     network = onnx.load(str(artifact.network_path), load_external_data=False)
-    tables = make_tables(artifact.programs[nfe], artifact.contract)
-    model = make_sampler(network, artifact.contract, tables)
     program = artifact.programs[nfe]
+    model = make_sampler(network, artifact.contract, program)
     notes = {"solver": program.solver, "nfe": str(nfe), "schedule": program.schedule, "program": program.digest}
     onnx.helper.set_model_props(model, {f"pfdiff.{key}": value for key, value in notes.items()})
 
@@ -96,8 +95,8 @@ def export_sampler(
     return target
 
 
-def make_sampler(network: onnx.ModelProto, contract: Contract, tables: Tables) -> onnx.ModelProto:
-    """The sampler's model from network.onnx and a program's tables; external weights keep their place.
+def make_sampler(network: onnx.ModelProto, contract: Contract, program: Program) -> onnx.ModelProto:
+    """The sampler's model from network.onnx and a program, cast to float32 once; external weights keep their place.
 
     `network` is taken apart, do not use it afterwards. Raises EngineFileError for an opset below 13.
     """
@@ -113,12 +112,12 @@ def make_sampler(network: onnx.ModelProto, contract: Contract, tables: Tables) -
         helper.make_tensor_value_info(one.name, elements[one.name], [shape[0], *one.shape])
         for one in contract.conditions
     ]
-    body = _body(network.graph, contract, tables, elements[contract.input])
+    body = _body(network.graph, contract, program, elements[contract.input])
 
     # S = init * noise, the loop, S[0].
     p = SAMPLER_PREFIX
-    column = tables.init.reshape(-1, *(1 for _ in shape))
-    constants = {"init": column, "evaluations": np.int64(tables.nfe), "go": np.bool_(True), "first": np.int64(0)}
+    column = np.float32(program.init).reshape(-1, *(1 for _ in shape))
+    constants = {"init": column, "evaluations": np.int64(program.nfe), "go": np.bool_(True), "first": np.int64(0)}
     nodes = [
         helper.make_node("Mul", ["noise", f"{p}init"], [f"{p}start"]),
         helper.make_node("Shape", [f"{p}start"], [f"{p}shape"]),
@@ -141,7 +140,7 @@ def make_sampler(network: onnx.ModelProto, contract: Contract, tables: Tables) -
     )
 
 
-def _body(network: onnx.GraphProto, contract: Contract, tables: Tables, element: int) -> onnx.GraphProto:
+def _body(network: onnx.GraphProto, contract: Contract, program: Program, element: int) -> onnx.GraphProto:
     """One evaluation: (n, go, S) -> (go, S)."""
     from onnx import TensorProto, helper
 
@@ -157,10 +156,12 @@ def _body(network: onnx.GraphProto, contract: Contract, tables: Tables, element:
         return output
 
     # The network's input and time.
-    constants: dict[str, Any] = {"zero": np.int64(0), "times": tables.times, "update": tables.update}
+    update = np.concatenate([program.W, program.w[:, :, None]], axis=2).astype(np.float32)
+    constants: dict[str, Any] = {"zero": np.int64(0), "update": update}
+    constants["times"] = contract.feed_times(program.network_times)
     state = add("Gather", ["S", "zero"], "state", axis=0)
-    if tables.scaled:
-        constants["c_in"] = tables.c_in
+    if np.any(program.c_in != 1):
+        constants["c_in"] = np.float32(program.c_in)
         state_in = add("Mul", [state, add("Gather", ["c_in", "n"], "c_n")], "scaled")
     else:
         state_in = state
@@ -174,20 +175,20 @@ def _body(network: onnx.GraphProto, contract: Contract, tables: Tables, element:
 
     # The update.
     z = add("Cast", ["out"], "z", to=TensorProto.FLOAT)
-    if tables.clip is not None:
-        bound = np.float32(tables.clip)
-        constants |= {"p": tables.p, "q": tables.q, "low": -bound, "high": bound}
+    if program.clip is not None:
+        bound = np.float32(program.clip)
+        constants |= {"p": np.float32(program.p), "q": np.float32(program.q), "low": -bound, "high": bound}
         from_state = add("Mul", [state, add("Gather", ["p", "n"], "p_n")], "from_state")
         from_out = add("Mul", [z, add("Gather", ["q", "n"], "q_n")], "from_out")
         z = add("Clip", [add("Add", [from_state, from_out], "x0"), "low", "high"], "x0_clipped")
-    constants |= {"axis": np.array([0]), "flat": np.array([tables.buffers + 1, -1])}
+    constants |= {"axis": np.array([0]), "flat": np.array([program.buffers + 1, -1])}
     rows = add("Concat", ["S", add("Unsqueeze", [z, "axis"], "z_row")], "rows", axis=0)
     matrix = add("Reshape", [rows, "flat"], "matrix")
     product = add("MatMul", [add("Gather", ["update", "n"], "update_n"), matrix], "product")
     add("Reshape", [product, "shape"], "S_next")
     add("Identity", ["go"], "go_next")
 
-    states: list[Any] = [tables.buffers, contract.fixed_batch or "batch", *contract.shape]
+    states: list[Any] = [program.buffers, contract.fixed_batch or "batch", *contract.shape]
     body = helper.make_graph(
         nodes,
         "evaluation",

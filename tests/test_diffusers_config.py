@@ -58,6 +58,7 @@ def test_the_named_grid_is_the_exact_one(spacing: str, offset: int, count: int) 
 def test_more_points_than_given_times_follow_the_line_through_them() -> None:
     flow = read_config({"shift": 1.0})
     points = flow.points(10, sigmas=np.linspace(1, 1 / 4, 4).tolist())
+    assert points is not None
     np.testing.assert_allclose(points, np.linspace(1, 0, 11), atol=1e-15)
     discrete = read_config(STABLE_DIFFUSION)
     assert discrete.points(3, times=[900, 600, 300]) == (900, 600, 300, 0)

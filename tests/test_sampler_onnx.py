@@ -63,7 +63,7 @@ def test_equals_the_engine(tmp_path: Path, solver: str, clip: float | None) -> N
 @pytest.mark.parametrize("time", ["int64", "scalar"])
 def test_integer_and_scalar_times(tmp_path: Path, time: str) -> None:
     contract = replace(CONTRACT, time_dtype="int64") if time == "int64" else replace(CONTRACT, time_rank=0)
-    artifact = write_engine(tmp_path / "small.engine", contract=contract, time=time)
+    artifact = write_engine(tmp_path / "small.engine", contract=contract)
     path = export_sampler(artifact.path, tmp_path / "s.onnx", 6)
     with pfdiff.load(artifact.path, backend="onnxruntime") as engine:
         expected = engine.sample(noise=noise(), nfe=6, label=LABELS, shift=SHIFTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,12 +226,13 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     ours = make(theirs.config, solver="pfdiff:k=1,l=1", grid="logsnr", clip=2.0)
     expected = sample(ours, 5, start())
     ours.save_pretrained(tmp_path)
-    again = pfdiff.PFDiffScheduler.from_pretrained(tmp_path)
+    again: Any = pfdiff.PFDiffScheduler.from_pretrained(tmp_path)
     assert type(again) is pfdiff.PFDiffScheduler
     assert torch.equal(sample(again, 5, start()), expected)
+    assert again.program is not None
     assert ours.program.digest == again.program.digest
     theirs.save_pretrained(tmp_path / "theirs")
-    read = pfdiff.PFDiffScheduler.from_pretrained(tmp_path / "theirs", solver="ddim")
+    read: Any = pfdiff.PFDiffScheduler.from_pretrained(tmp_path / "theirs", solver="ddim")
     assert read.config["steps_offset"] == 1
     assert read.config["set_alpha_to_one"] is False
     back = diffusers.PNDMScheduler.from_config(ours.config)
@@ -369,6 +371,7 @@ def test_stable_diffusion_pipeline(
     assert_close(latents, expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_engine_of_the_pipelines_network(
     stable_diffusion: Any, embeddings: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -376,8 +379,21 @@ def test_engine_of_the_pipelines_network(
     stable_diffusion.scheduler = make(stable_diffusion.scheduler.config, prediction_type="epsilon")
     latents = run(stable_diffusion, **embeddings)
     program = stable_diffusion.scheduler.program
-    guided = Guided(stable_diffusion.unet, embeddings)
-    source = pfdiff.Network(guided, shape=(4, 8, 8), schedule=program.schedule, prediction="eps", name="guided")
+    guided = Guided(stable_diffusion.unet, embeddings).eval()
+    path = tmp_path / "guided.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        torch.onnx.export(
+            guided,
+            (embeddings["latents"], torch.ones(1)),
+            str(path),
+            dynamo=True,
+            opset_version=21,
+            input_names=["x", "t"],
+            output_names=["out"],
+            verbose=False,
+        )
+    source = pfdiff.Network(path, schedule=program.schedule, prediction="eps")
     with pfdiff.build(
         source, STEPS, program.solver, grid=program.grid, backend="onnxruntime", out=tmp_path / "guided.engine"
     ) as engine:
