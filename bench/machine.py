@@ -9,18 +9,20 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("pfdiff", "numpy", "torch", "onnxruntime", "openvino")
+PACKAGES = ("pfdiff", "numpy", "torch", "triton", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "diffusers")
 
 
 def describe() -> dict[str, Any]:
-    """Processor, usable cores, system, versions, commit (None outside a checkout), load average and time in UTC."""
+    """Processor, GPU (None if torch is not in use), cores, system, versions, commit (None outside a checkout), UTC."""
     return {
         "processor": _processor(),
+        "gpu": _gpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
@@ -46,6 +48,11 @@ def _processor() -> str:
         if found:
             return found[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _gpu() -> str | None:
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 def _version(package: str) -> str | None:

@@ -7,10 +7,8 @@ table and the times. Changing what is in them needs no recapture. Nothing betwee
 allocates, synchronises or comes back to Python. A backend that cannot be captured runs the same launches eagerly,
 which is announced once and shown by `pfdiff info`.
 
-Capture (CUDA C++ Programming Guide, "CUDA Graphs"; torch.cuda.graph): a stream of our own, warm-up runs of the whole
-loop so that every kernel is compiled and every library has allocated, a synchronisation, then the recording, in
-thread-local mode: other threads may go on allocating meanwhile. Between two replays nothing inside the graphs' memory
-has to survive, and replays never overlap, so all graphs of one engine share one memory pool.
+Capture is `capture.record`'s (CUDA C++ Programming Guide, "CUDA Graphs"). Between two replays nothing inside the
+graphs' memory has to survive, and replays never overlap, so all graphs of one engine share one memory pool.
 """
 
 from __future__ import annotations
@@ -30,12 +28,12 @@ from ..kernels.noise import noise
 from ..kernels.step import step
 from ..kernels.table import Update, coefficients, updates
 from .backends.abstract import Backend, Buffers, first_line
+from .capture import record
 from .contract import Contract
 from .device import check_batch_fits
 from .errors import BackendError, PfdiffError
 from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy
 
-WARM_UP_RUNS = 3
 LARGEST_CACHE = 16
 ALIGNMENT_BYTES = 256
 
@@ -162,19 +160,6 @@ def _time_rows(tables: Tables, contract: Contract, bucket: int, device: torch.de
     return fed[:, None].expand(-1, -(-bucket // aligned) * aligned).contiguous().to(device)
 
 
-def record(launch: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> torch.cuda.CUDAGraph:
-    """A graph of `launch`, which is run a few times first. Raises what the launches or the capture raise."""
-    with torch.cuda.stream(stream):  # outside, since torch.cuda.graph leaves its stream current when a capture fails
-        for _ in range(WARM_UP_RUNS):
-            launch()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            launch()
-        stream.synchronize()
-    return graph
-
-
 @final
 class GraphLoop(Loop):
     """Samplers of one backend in a bounded cache, the least recently used dropped first.
@@ -205,9 +190,9 @@ class GraphLoop(Loop):
 
     def run(self, tables: Tables, size: int, inputs: Inputs, *, pixels: bool, into: torch.Tensor) -> None:
         self._check_stream()
-        sampler = self._sampler(tables, Variant(size, inputs.seeds is not None, pixels), inputs)
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
+        sampler = self._sampler(tables, Variant(size, inputs.seeds is not None, pixels), inputs)
         with torch.cuda.stream(self._stream), _explained(sampler.variant):
             sampler.load(inputs)
             sampler.run()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfdiff.engine import graph
+from pfdiff.engine import capture, graph
 from pfdiff.engine.backends.abstract import Source
 from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.contract import Contract
@@ -219,5 +219,5 @@ def test_a_wrong_output_shape_is_an_error() -> None:
 
 
 def test_the_constants_are_sane() -> None:
-    assert graph.WARM_UP_RUNS >= 2
+    assert capture.WARM_UP_RUNS >= 2
     assert graph.ALIGNMENT_BYTES % 256 == 0

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import final
 
 import torch
 
+from ..capture import EXCLUSIVE
 from ..casting import cast_copy
 from ..contract import Contract
 from ..device import check_fits
@@ -93,13 +95,14 @@ class TorchCuda(Backend):
         evaluate = self._bound(module, Buffers(x, t, conditions, x))
         before = 0
         try:
-            for _ in range(2):
+            with EXCLUSIVE:
+                for _ in range(2):
+                    torch.cuda.synchronize(device)
+                    torch.cuda.reset_peak_memory_stats(device)
+                    before = torch.cuda.memory_allocated(device)
+                    with torch.cuda.stream(self.stream):
+                        evaluate()
                 torch.cuda.synchronize(device)
-                torch.cuda.reset_peak_memory_stats(device)
-                before = torch.cuda.memory_allocated(device)
-                with torch.cuda.stream(self.stream):
-                    evaluate()
-            torch.cuda.synchronize(device)
         except Exception as error:  # whatever the user's module raises
             raise BackendError(f"backend 'torch': the module fails on {device}: {first_line(error)}") from error
         return torch.cuda.max_memory_allocated(device) - before
@@ -124,13 +127,24 @@ def _arithmetic(tf32: bool) -> Iterator[None]:
 
     By default torch rounds float32 convolutions to TF32 and leaves matrix products alone.
     """
-    with contextlib.ExitStack() as settings:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch 2.9 announces another interface, which compiled code rejects
-            settings.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            torch.set_float32_matmul_precision("high" if tf32 else "highest")
-            settings.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32))
-        yield
+    _hear_announcements()
+    products = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+
+
+@cache
+def _hear_announcements() -> None:
+    """From 2.9 on torch announces, once, another interface to these settings, which compiled code rejects."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.set_float32_matmul_precision(torch.get_float32_matmul_precision())
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32):
+            pass
 
 
 def _name(device: torch.device) -> str:

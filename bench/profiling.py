@@ -1,0 +1,51 @@
+"""What a call asks of the CUDA driver and of torch's allocator, counted by the profiler."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+
+LAUNCHES = ("LaunchKernel", "GraphLaunch")
+WAITS = ("StreamSynchronize", "DeviceSynchronize", "EventSynchronize", "cudaMemcpy", "cuMemcpyDtoH", "cudaFree")
+ALLOCATIONS = ("cudaMalloc", "cuMemAlloc", "cudaHostAlloc", "cudaMallocHost", "cuMemCreate")
+
+
+def runtime_calls(function: Callable[[], object]) -> Counter[str]:
+    """CUDA runtime and driver calls that `function` makes, by name; what is done after it is not counted."""
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=kinds) as profile, torch.profiler.record_function("measured"):
+        function()
+    torch.cuda.synchronize()
+    events = [one for one in profile.events() or [] if one.device_type == torch.autograd.DeviceType.CPU]
+    [span] = [one.time_range for one in events if one.name == "measured"]
+    inside = [one for one in events if span.start <= one.time_range.start and one.time_range.end <= span.end]
+    return Counter(one.name for one in inside if re.match(r"cu(da)?[A-Z]", one.name))
+
+
+def launches(calls: Counter[str]) -> int:
+    """Kernels and graphs that were launched."""
+    return sum(count for name, count in calls.items() if any(word in name for word in LAUNCHES))
+
+
+def waits(calls: Counter[str]) -> Counter[str]:
+    """Calls that make the host wait for the device."""
+    return Counter(
+        {name: n for name, n in calls.items() if any(w in name for w in WAITS) and not name.endswith("Async")}
+    )
+
+
+def allocations(calls: Counter[str]) -> Counter[str]:
+    """Calls that take memory from the driver."""
+    return Counter({name: n for name, n in calls.items() if any(word in name for word in ALLOCATIONS)})
+
+
+def allocator_requests(function: Callable[[], object]) -> int:
+    """How often `function` asks torch's allocator for device memory, cached or not."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    function()
+    return torch.cuda.memory_stats()["allocation.all.allocated"] - before

@@ -1,0 +1,119 @@
+"""The same network, samples and precision drawn by others: plain PyTorch loops, torch.compile, diffusers if installed.
+
+Each row stands beside pfdiff's own of the same run. Nothing is compared across runs.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from pfdiff.bench.gpu_engines import engine_of, module_of
+from pfdiff.bench.machine import describe
+from pfdiff.bench.peers import diffusers_ddim, has_diffusers, plain_ddim, plain_program
+from pfdiff.engine.backends.abstract import Options
+from pfdiff.engine.casting import cast_copy
+from pfdiff.engine.noise import noise
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+NFE = 8
+UNTIL = float(os.environ.get("PFDIFF_GPU_UNTIL", "inf"))  # seconds since 1970: no new measurement after it
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+ROUNDS = {"fashion": 40, "cifar": 20, "latents": 6}
+SETTINGS = {"ddim": {"grid": "trailing"}, "pfdiff:k=2,l=1": {"grid": "uniform"}}
+COMPILE_SECONDS = {"fashion": 40, "cifar": 75, "latents": 150}  # time that must be left to begin, a guess
+
+
+@pytest.fixture(scope="module", params=["fashion", "cifar", "latents"])
+def network(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
+    if time.time() > UNTIL:
+        pytest.skip("no time left")
+    module = module_of(request.param)
+    yield request.param, module
+    del module
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def timed(benchmark: Any, name: str, sample: Callable[[], object], **facts: Any) -> None:
+    start = time.perf_counter()
+    sample()
+    torch.cuda.synchronize()
+    first = time.perf_counter() - start
+
+    def whole() -> None:
+        sample()
+        torch.cuda.synchronize()
+
+    benchmark.pedantic(whole, rounds=ROUNDS[name], iterations=1, warmup_rounds=2)
+    benchmark.extra_info.update(machine=describe(), network=name, nfe=NFE, first_s=first, **facts)
+
+
+WHO = [
+    ("pfdiff", "ddim"),
+    ("pfdiff", "pfdiff:k=2,l=1"),
+    ("plain", "ddim"),
+    ("plain", "pfdiff:k=2,l=1"),
+    ("diffusers", "ddim"),
+    ("plain compiled", "ddim"),
+    ("pfdiff compiled", "ddim"),
+    ("plain reduce-overhead", "ddim"),
+]
+
+
+@pytest.mark.parametrize(("batch", "precision"), [(1, "fp16"), (8, "fp16"), (1, "fp32")])
+@pytest.mark.parametrize(("who", "solver"), WHO, ids=[" ".join(one) for one in WHO])
+def test_peer(benchmark: Any, network: tuple[str, Any], who: str, solver: str, batch: int, precision: str) -> None:
+    name, module = network
+    compiled = who.endswith(("compiled", "reduce-overhead"))
+    if (name == "latents" or compiled) and (batch, precision) != (1, "fp16"):
+        pytest.skip("not measured: too long for the time there is")
+    if time.time() + (COMPILE_SECONDS[name] if compiled else 0) > UNTIL:
+        pytest.skip("no time left")
+    facts = {"who": who, "solver": solver, "batch": batch, "precision": precision}
+    with engine_of(
+        name,
+        module,
+        nfe=(NFE,),
+        batch=(batch,),
+        precision=precision,
+        solver=solver,
+        options=Options(compile=compiled),
+        **SETTINGS[solver],
+    ) as engine:
+        if who.startswith("pfdiff"):
+            timed(benchmark, name, lambda: engine.sample(seeds=range(batch)), execution=engine.execution, **facts)
+            return
+        program, contract = engine.programs[NFE], engine.contract
+
+    # The peers get the same weights in the same layout; only the loop around them is theirs.
+    dtype = DTYPES[precision]
+    same = cast_copy(module, dtype, "cuda").eval()
+    if dtype != torch.float32:
+        same = same.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    evaluated: Any = same
+    if compiled:
+        mode = "reduce-overhead" if who.endswith("overhead") else "default"
+        evaluated = torch.compile(same, dynamic=False, mode=mode)
+    kinds = {"int64": torch.int64, "float16": torch.float16, "float32": torch.float32}
+    conditions = [
+        torch.full((batch, *one.shape), one.default or 0, dtype=kinds[one.dtype], device="cuda")
+        for one in contract.conditions
+    ]
+    if who == "diffusers":
+        if not has_diffusers():
+            pytest.skip("diffusers is not installed")
+        draw = diffusers_ddim(evaluated, program, dtype, conditions)
+    else:
+        draw = (plain_ddim if solver == "ddim" else plain_program)(evaluated, program, dtype, conditions)
+    z = noise(range(batch), contract.shape, "cuda")
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+        timed(benchmark, name, lambda: draw(z), **facts)
