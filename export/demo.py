@@ -26,7 +26,7 @@ from .sources import Network
 NFE = (5, 8)
 SOLVER, GRID, BASIS = "pfdiff:k=2,l=1", "uniform", "eps"
 REFERENCE, REFERENCE_NFE = "dpm++:2m", 200
-ROUNDS = 20
+ROUNDS = 10
 
 
 @dataclass(frozen=True)
