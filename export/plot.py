@@ -13,7 +13,7 @@ from ..engine.errors import InputError
 
 SCALE = 3
 WIDTH, HEIGHT = 900, 560
-LEFT, RIGHT, TOP, BOTTOM = 76, 250, 52, 92
+LEFT, RIGHT, TOP, BOTTOM = 76, 250, 84, 92
 PAPER, INK, QUIET, LINE = (255, 255, 255), (24, 24, 27), (113, 113, 122), (228, 228, 231)
 # Okabe and Ito's colours, told apart by colour-blind readers; then dashes by marker.
 COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0), (60, 60, 60))

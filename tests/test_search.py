@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from pfdiff.engine.candidates import Candidate, Setting, all_candidates, behavio
 from pfdiff.engine.pool import Budget, Pool
 from pfdiff.engine.reference import Reference, default_start, targets
 from pfdiff.engine.search import Judge, Search
+from pfdiff.export.black_box import conditions_of
 from pfdiff.export.tune import parse_budget
 
 from .oracle import Mixture
+from .small_engine import CONDITIONS, CONTRACT, write_onnx
 
 SCHEDULE = "cosine:60?beta_max=0.999"
 
@@ -82,7 +85,7 @@ def judge_of(schedule: str = SCHEDULE, seeds: int = 8, nfe: int = 4, budget: Bud
 # The pool.
 def test_pool_runs_a_program_as_its_reference_execution():
     judge, setting, _ = judge_of("linear:1000")
-    program = Candidate("pfdiff:k=2,l=1", "logsnr", "eps", None).compile(setting)
+    program = Candidate("pfdiff:k=2,l=1", "logsnr", "eps", 800).compile(setting)
     oracle = Mixture.of("linear:1000", 3)
     exact = program.evaluate(oracle.network(), judge.pool.noise.astype(np.float64))
     np.testing.assert_allclose(judge.pool.sample(program, np.arange(8)), exact, atol=2e-5)
@@ -321,20 +324,14 @@ def test_tune_refuses(network, arguments, message):
 
 
 def test_tune_writes_the_winner_into_an_engine(tmp_path):
-    layer = nn.Conv2d(1, 1, 3, padding=1)
-
-    class Small(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return x * 0.9 + 0.05 * self.layer(x) + 0.001 * t.view(-1, 1, 1, 1)
-
-    small = pfdiff.Network(Small(), shape=(1, 4, 4), schedule=SCHEDULE, prediction="eps")
+    write_onnx(tmp_path / "small.onnx")
+    small = pfdiff.Network(
+        tmp_path / "small.onnx", schedule=SCHEDULE, prediction="eps", conditions={one.name: one for one in CONDITIONS}
+    )
     out = tmp_path / "small.engine"
-    ranking = pfdiff.tune(small, 4, **QUICK, **FEW, out=out)
-    again = pfdiff.tune(out, 3, **QUICK, **FEW, out=out)  # from the directory, as ONNX
+    ranking = pfdiff.tune(small, 4, **QUICK, **FEW, out=out, threads=1)
+    labels: dict[str, Any] = {"conditions": {"label": ["one", "two"]}}
+    again = pfdiff.tune(out, 3, **QUICK, **FEW, **labels, out=out, threads=1)  # from the directory
     with pfdiff.load(out) as engine:
         assert engine.programs[4].digest == ranking[0].program.digest
         assert engine.programs[3].digest == again[0].program.digest
@@ -342,3 +339,18 @@ def test_tune_writes_the_winner_into_an_engine(tmp_path):
         assert record["4"]["ranking"][0]["error"] == ranking[0].error
         assert record["3"]["evaluations"] == again.evaluations
         assert engine.sample(seeds=[0], nfe=3).isfinite().all()
+
+
+def test_conditions_of_the_seeds():
+    label, shift = CONDITIONS
+    contract = replace(CONTRACT, conditions=(label,))
+    (labels,) = conditions_of(contract, None, [0, 4, 5])
+    assert labels.tolist() == [0, 1, 2]  # each label in turn
+    (labels,) = conditions_of(contract, {"label": ["two", "one"]}, [7, 8, 9])
+    assert labels.tolist() == [2, 1, 2]
+    (labels,) = conditions_of(contract, {"label": 5}, [7, 8])
+    assert labels.tolist() == [5, 5]
+    (shifts,) = conditions_of(replace(CONTRACT, conditions=(shift,)), {"shift": np.ones((3, 1))}, [1, 2])
+    assert shifts.shape == (2, 3, 1)
+    with pytest.raises(pfdiff.InputError, match="unknown condition 'text'"):
+        conditions_of(contract, {"text": 1}, [0])
