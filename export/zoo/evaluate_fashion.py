@@ -43,10 +43,11 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 def evaluate(data: Path) -> dict:
     """The figures of one run, as written to JSON."""
     model = load_classifier()
-    (train_pixels, _), (test_pixels, test_labels) = load_fashion(data), load_fashion(data, "test")
+    (train_pixels, train_labels), (test_pixels, test_labels) = load_fashion(data), load_fashion(data, "test")
     real = lambda pixels: torch.from_numpy(pixels.copy())[:, None].float() / 127.5 - 1  # noqa: E731  # one formula
     _, test_features = judge(model, real(test_pixels))
-    _, train_features = judge(model, real(train_pixels[: PER_CLASS * 10]))
+    balanced = np.concatenate([np.flatnonzero(train_labels == label)[:PER_CLASS] for label in range(10)])
+    _, train_features = judge(model, real(train_pixels[balanced]))
 
     labels = torch.arange(10).repeat_interleave(PER_CLASS)
     with tempfile.TemporaryDirectory() as folder:
