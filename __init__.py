@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .engine.api import Engine as Engine
     from .engine.api import load as load
+    from .engine.backends.abstract import CudaOptions as CudaOptions
     from .engine.contract import Condition as Condition
     from .engine.contract import Contract as Contract
     from .engine.errors import BackendError as BackendError
@@ -34,6 +35,7 @@ _HOME = {
     "BackendError": "engine.errors",
     "Condition": "engine.contract",
     "Contract": "engine.contract",
+    "CudaOptions": "engine.backends.abstract",
     "Engine": "engine.api",
     "EngineFileError": "engine.errors",
     "InputError": "engine.errors",

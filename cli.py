@@ -7,16 +7,20 @@ stderr and only to a terminal.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import cli_export, cli_kernels, cli_search
 from . import cli_options as options
 from .engine.errors import InputError, PfdiffError
+
+if TYPE_CHECKING:
+    from .engine.api import Engine
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 # BadParameter < UsageError < ClickException; Typer keeps the last in its own copy of Click.
@@ -31,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 2 after bad input, 130 after an interruption."""
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        status = app(words, prog_name="pfdiff", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _announce
+            status = app(words, prog_name="pfdiff", standalone_mode=False)
         if status == 130:
             return _fail("interrupted", 130)
         return status if isinstance(status, int) else 0
@@ -48,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
+
+
+def _announce(message: Warning | str, *_: object, **__: object) -> None:
+    """What the library announces once, such as a plan that is built, in one line on stderr."""
+    print("pfdiff:", " ".join(str(message).split()), file=sys.stderr)
 
 
 def _fail(message: str, status: int = 2) -> int:
@@ -97,6 +108,8 @@ def build(
     batch: options.Batch = None,
     precision: options.Precision = "fp32",
     backend: options.Backend = "auto",
+    device: options.Device = "auto",
+    target: options.Target = None,
     threads: options.Threads = None,
 ) -> None:
     """Turn a network into an engine directory."""
@@ -119,7 +132,8 @@ def build(
         guidance=guidance,
     )
     settings: dict[str, Any] = {"basis": basis, "clip": clip, "t_start": t_start}
-    settings |= {"precision": precision, "backend": backend, "threads": threads, "out": out}
+    settings |= {"precision": precision, "backend": backend, "device": device, "threads": threads, "out": out}
+    settings |= {"target": target or ()}
     settings |= {"grid": grid_from(grid), "batch": integers_from("--batch", batch) if batch else None}
     evaluations = integers_from("--nfe", nfe)
     with stages() as progress:
@@ -127,7 +141,8 @@ def build(
         from . import Network
         from . import build as build_engine
 
-        build_engine(Network(network, **words), evaluations, solver, **settings, progress=progress).close()
+        source = Network(network, **words)
+        build_engine(source, evaluations, solver, **settings, progress=progress, plan_progress=progress.step).close()
     print(progress.last)
 
 
@@ -143,6 +158,7 @@ def sample(
     ] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")] = "0-15",
     backend: options.Backend = "auto",
+    device: options.Device = "auto",
     threads: options.Threads = None,
 ) -> None:
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
@@ -151,9 +167,7 @@ def sample(
     from .export import pictures
 
     chosen, kind = seeds_from(seeds), pictures.kind_of(out)
-    from . import load
-
-    with load(engine, backend=backend, threads=threads) as loaded:
+    with _opened(engine, device, backend, threads) as loaded:
         evaluations = _only_nfe(sorted(loaded.programs)) if nfe is None else nfe
         conditions = conditions_from(context.args, loaded.contract, len(chosen))
         draw = loaded.images if kind in ("grid", "folder") else loaded.sample
@@ -165,7 +179,7 @@ def sample(
             parts.append(draw(seeds=chosen[part], nfe=evaluations, **values))
     import numpy as np
 
-    results = np.concatenate([np.asarray(part) for part in parts])
+    results = np.concatenate([part.cpu().numpy() for part in parts])
     if kind in ("grid", "folder"):
         pictures.write_images(out, results, chosen)
     else:
@@ -181,11 +195,18 @@ def info(
         typer.Option("--nfe", parser=options.integer, metavar="INT", help="This program, with its table."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Run one sample on auto, cpu, cuda or cuda:N and say how.")
+    ] = None,
 ) -> None:
-    """Say what an engine holds: network, programs, times, files."""
+    """Say what an engine holds: network, programs, times, files, plans; with --device also how it runs there."""
     from . import cli_tables
 
-    cli_tables.print_info(engine, nfe=nfe, as_json=json)
+    running = None
+    if device is not None:
+        with _opened(engine, device) as loaded:
+            running = cli_tables.how_it_runs(loaded)
+    cli_tables.print_info(engine, nfe=nfe, as_json=json, running=running)
 
 
 @app.command()
@@ -198,16 +219,17 @@ def bench(
     ] = 50,
     json: JsonFile = None,
     backend: options.Backend = "auto",
+    device: options.Device = "auto",
     threads: options.Threads = None,
 ) -> None:
     """Time whole samples and the bare network: p50, p90, p99, max, first call, floor, overhead."""
-    from . import cli_tables, load
+    from . import cli_tables
     from .cli_progress import bar
     from .cli_words import integers_from
 
     evaluations = integers_from("--nfe", nfe) if nfe else None
     batches = integers_from("--batch", batch) if batch else None
-    with load(engine, backend=backend, threads=threads) as loaded:
+    with _opened(engine, device, backend, threads) as loaded:
         pairs = [(n, b) for n in evaluations or sorted(loaded.programs) for b in batches or sorted(loaded.batch)]
         figures = [loaded.bench(n, b, rounds) for n, b in bar(pairs, "timing")]
         description, digest = loaded.description, loaded.provenance.get("network_digest")
@@ -240,6 +262,16 @@ def demo(
 cli_search.register(app)
 cli_export.register(app)
 cli_kernels.register(app)
+
+
+def _opened(path: Path, device: str, backend: str = "auto", threads: int | None = None) -> Engine:
+    """The loaded engine; on a GPU the first time builds a TensorRT plan, which is shown."""
+    from . import load
+    from .cli_progress import stages
+
+    with stages() as progress:
+        progress(f"loading {path}")
+        return load(path, device, backend, threads=threads, progress=progress.step)
 
 
 def _only_nfe(held: list[int]) -> int:

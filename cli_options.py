@@ -68,7 +68,14 @@ EngineOut = Annotated[
 ]
 Batch = Annotated[str | None, typer.Option("--batch", help="Batch sizes to prepare, 1,8; default: 1.")]
 Precision = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")]
-Backend = Annotated[str, typer.Option("--backend", help="auto, onnxruntime, openvino or torch.")]
+Backend = Annotated[
+    str, typer.Option("--backend", help="auto, tensorrt, tensorrt_rtx, torch, onnxruntime or openvino.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Target = Annotated[
+    str | None,
+    typer.Option("--target", metavar="LIST", help="Also TensorRT-RTX plans for these GPUs, sm86,sm89; none is needed."),
+]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", parser=integer, metavar="INT", help="CPU threads; default: what the backend picks."),

@@ -7,36 +7,54 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, final
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import track
-from rich.status import Status
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, track
+from rich.spinner import Spinner
 
 Item = TypeVar("Item")
 
 
 @final
 class Stages:
-    """Called with a line at each stage, shows it beside a spinner; `last` is the latest line."""
+    """Called with a line at each stage, shows it beside a spinner; `last` is the latest line.
 
-    def __init__(self, status: Status | None) -> None:
-        self._status = status
+    `step` shows the phases of a TensorRT build as bars below it, each until it is done.
+    """
+
+    def __init__(self, spinner: Spinner | None = None, phases: Progress | None = None) -> None:
+        self._spinner = spinner
+        self._phases = phases
+        self._tasks: dict[str, TaskID] = {}
         self.last = ""
 
     def __call__(self, stage: str) -> None:
         self.last = stage
-        if self._status:
-            self._status.update(escape(stage))
+        if self._spinner:
+            self._spinner.update(text=escape(stage))
+
+    def step(self, phase: str, done: int, total: int) -> None:
+        """`done` of `total` steps of a phase; phases may be nested."""
+        if self._phases is None:
+            return
+        if phase not in self._tasks:
+            self._tasks[phase] = self._phases.add_task(escape(phase), total=total)
+        self._phases.update(self._tasks[phase], completed=done, total=total)
+        if done >= total:
+            self._phases.remove_task(self._tasks.pop(phase))
 
 
 @contextmanager
 def stages() -> Iterator[Stages]:
-    """A `Stages` whose spinner is gone when the block ends."""
+    """A `Stages` whose spinner and bars are gone when the block ends."""
     if not sys.stderr.isatty():
-        yield Stages(None)
+        yield Stages()
         return
-    with Console(stderr=True).status("") as status:
-        yield Stages(status)
+    spinner = Spinner("dots", text="")
+    phases = Progress(BarColumn(24), TextColumn("{task.completed}/{task.total} {task.description}"))
+    with Live(Group(spinner, phases), console=Console(stderr=True), transient=True, refresh_per_second=12):
+        yield Stages(spinner, phases)
 
 
 def bar(items: Sequence[Item], title: str) -> Iterator[Item]:

@@ -8,14 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from .engine.artifact import Artifact, read_artifact
 from .engine.errors import InputError
+from .engine.plans import stored_plans
 
 if TYPE_CHECKING:
+    from .engine.api import Engine
     from .engine.contract import Condition
     from .engine.latency import Latency
     from .engine.program import Program
@@ -24,8 +27,22 @@ if TYPE_CHECKING:
 WIDEST_TABLE = 10  # columns of coefficients that fit a line of 80 characters
 
 
-def print_info(path: Path, *, nfe: int | None, as_json: bool) -> None:
+def how_it_runs(engine: Engine) -> dict[str, str]:
+    """Backend, why this one, and how schedules are run, found out by one sample of the smallest batch."""
+    given = {one.name: np.full(one.shape, one.low or 0) for one in engine.contract.conditions if one.default is None}
+    engine.sample(seeds=[0], nfe=min(engine.programs), **given)
+    return {
+        "device": engine.device,
+        "backend": engine.description,
+        "chosen": engine.backend_reason,
+        "schedule runs": engine.execution,
+    }
+
+
+def print_info(path: Path, *, nfe: int | None, as_json: bool, running: Mapping[str, str] | None = None) -> None:
     """Everything an engine directory says about itself, or with `nfe` one program's coefficients.
+
+    `running` is what `how_it_runs` found, to be printed too.
 
     Raises EngineFileError when the directory is no engine, InputError when it has no such program.
     """
@@ -35,11 +52,12 @@ def print_info(path: Path, *, nfe: int | None, as_json: bool) -> None:
         raise InputError(f"--nfe {nfe}: this engine has no such program; it has {held}")
     chosen = {n: artifact.programs[n] for n in sorted(artifact.programs) if nfe in (None, n)}
     if as_json:
-        print(json.dumps(_as_data(artifact, chosen), indent=1))
+        data = _as_data(artifact, chosen)
+        print(json.dumps(data if running is None else {**data, "running": dict(running)}, indent=1))
         return
     console = Console(highlight=False, soft_wrap=False)
     if nfe is None:
-        console.print(_facts(artifact))
+        console.print(_facts(artifact, running or {}))
         console.print(_programs(chosen))
     else:
         console.print(_programs(chosen))
@@ -54,11 +72,21 @@ def _as_data(artifact: Artifact, programs: Mapping[int, Program]) -> dict[str, A
         "precision": artifact.precision,
         "programs": {str(n): {**json.loads(p.to_json()), "digest": p.digest} for n, p in programs.items()},
         "files": {name: asdict(record) for name, record in artifact.files.items()},
+        "plans": {path.name: asdict(key) if key else None for path, key in stored_plans(artifact).items()},
         "provenance": dict(artifact.provenance),
     }
 
 
-def _facts(artifact: Artifact) -> Table:
+def _plans(artifact: Artifact) -> list[str]:
+    """A line for each TensorRT plan in the engine's cache."""
+    lines = []
+    for path, key in stored_plans(artifact).items():
+        gpu = f" {key.gpu}" if key and key.gpu else ""
+        lines.append(f"{key.flavour} {key.version} for {key.capability}{gpu}" if key else f"{path.name}: unreadable")
+    return lines
+
+
+def _facts(artifact: Artifact, running: Mapping[str, str]) -> Table:
     contract = artifact.contract
     low, high = contract.data_range
     rows = [
@@ -71,7 +99,9 @@ def _facts(artifact: Artifact) -> Table:
             ("file", f"{name}, {record.bytes / 1e6:.2f} MB, sha256 {record.sha256[:12]}")
             for name, record in artifact.files.items()
         ),
+        *(("plan", line) for line in _plans(artifact)),
         *((str(key).replace("_", " "), str(value)) for key, value in artifact.provenance.items()),
+        *running.items(),
     ]
     table = Table(box=None, show_header=False, pad_edge=False, title=str(artifact.path), title_justify="left")
     table.add_column(style="dim", no_wrap=True)

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..engine.api import Engine
 from ..engine.artifact import Artifact
-from ..engine.backends.abstract import Options
+from ..engine.backends.abstract import CudaOptions
 from ..engine.contract import Condition, Contract
 from ..engine.errors import EngineFileError
 from ..engine.program import compile
@@ -67,7 +67,7 @@ def engine_of(
     precision: str = "fp32",
     solver: str = "pfdiff:k=2,l=1",
     device: str = "cuda",
-    options: Options | None = None,
+    options: CudaOptions | None = None,
     **settings: Any,
 ) -> Engine:
     """An engine of `module` (default: a fresh one) for backend torch; settings as in `pfdiff.compile`."""

@@ -74,15 +74,16 @@ def diffusers_ddim(
     """diffusers' DDIMScheduler over as many steps, with trailing spacing."""
     from diffusers import DDIMScheduler  # type: ignore[import-untyped]  # optional
 
+    predictions: dict[str, Any] = {"eps": "epsilon", "v": "v_prediction"}
     betas = {"linear:1000": ("linear", 1e-4, 0.02), "scaled_linear:1000": ("scaled_linear", 0.00085, 0.012)}
     kind, start, end = betas[program.schedule]
-    scheduler = DDIMScheduler(
+    scheduler: Any = DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=start,
         beta_end=end,
         beta_schedule=kind,
         clip_sample=False,
-        prediction_type={"eps": "epsilon", "v": "v_prediction"}[program.prediction],
+        prediction_type=predictions[program.prediction],
         timestep_spacing="trailing",
     )
     evaluate = fed(network, dtype, conditions)

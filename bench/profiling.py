@@ -20,7 +20,7 @@ def runtime_calls(function: Callable[[], object]) -> Counter[str]:
     with torch.profiler.profile(activities=kinds) as profile, torch.profiler.record_function("measured"):
         function()
     torch.cuda.synchronize()
-    events = [one for one in profile.events() or [] if one.device_type == torch.autograd.DeviceType.CPU]
+    events = [one for one in profile.events() or [] if one.device_type.name == "CPU"]
     [span] = [one.time_range for one in events if one.name == "measured"]
     inside = [one for one in events if span.start <= one.time_range.start and one.time_range.end <= span.end]
     return Counter(one.name for one in inside if re.match(r"cu(da)?[A-Z]", one.name))

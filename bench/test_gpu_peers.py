@@ -17,7 +17,7 @@ import torch
 from pfdiff.bench.gpu_engines import engine_of, module_of
 from pfdiff.bench.machine import describe
 from pfdiff.bench.peers import diffusers_ddim, has_diffusers, plain_ddim, plain_program
-from pfdiff.engine.backends.abstract import Options
+from pfdiff.engine.backends.abstract import CudaOptions
 from pfdiff.engine.casting import cast_copy
 from pfdiff.engine.noise import noise
 
@@ -86,7 +86,7 @@ def test_peer(benchmark: Any, network: tuple[str, Any], who: str, solver: str, b
         batch=(batch,),
         precision=precision,
         solver=solver,
-        options=Options(compile=compiled),
+        options=CudaOptions(compile=compiled),
         **SETTINGS[solver],
     ) as engine:
         if who.startswith("pfdiff"):

@@ -19,7 +19,7 @@ from pfdiff.bench.gpu_engines import engine_of, module_of
 from pfdiff.bench.machine import describe
 from pfdiff.bench.networks import parameters
 from pfdiff.bench.profiling import allocations, allocator_requests, launches, runtime_calls, waits
-from pfdiff.engine.backends.abstract import Options
+from pfdiff.engine.backends.abstract import CudaOptions
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -51,7 +51,7 @@ def test_sample(benchmark: Any, network: tuple[str, Any], batch: int, precision:
     if time.time() > UNTIL:
         pytest.skip("no time left")
     rounds = ROUNDS[name] if batch < 64 else max(8, ROUNDS[name] // 3)
-    options = Options(graph=graph)
+    options = CudaOptions(graph=graph)
     with engine_of(name, module, nfe=(NFE,), batch=(batch,), precision=precision, options=options) as engine:
         figures = engine.bench(NFE, batch, rounds)
 

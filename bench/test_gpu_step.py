@@ -26,7 +26,7 @@ LAUNCHES = 40
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-def captured(launch: Callable[[int], None], sets: int) -> Any:
+def captured(launch: Callable[[int], object], sets: int) -> Any:
     """A graph of LAUNCHES launches that go over the sets in turn."""
     for n in range(sets):
         launch(n)

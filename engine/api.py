@@ -19,7 +19,7 @@ import torch
 
 from .artifact import Artifact, read_artifact
 from .backends import check_backend, open_backend, open_best
-from .backends.abstract import Options, Source
+from .backends.abstract import CudaOptions, Source
 from .contract import Contract
 from .device import parse_device
 from .errors import InputError
@@ -40,7 +40,7 @@ def load(
     *,
     threads: int | None = None,
     module: Module | None = None,
-    options: Options | None = None,
+    options: CudaOptions | None = None,
     progress: BuildProgress | None = None,
 ) -> Engine:
     """The engine in the directory `path`, verified and ready; close it, or use it in a `with` block.
@@ -79,7 +79,7 @@ class Engine:
         backend: str = "auto",
         threads: int | None = None,
         module: Module | None = None,
-        options: Options | None = None,
+        options: CudaOptions | None = None,
         progress: BuildProgress | None = None,
     ) -> None:
         self._artifact = artifact
@@ -91,7 +91,7 @@ class Engine:
         self.provenance: Mapping[str, Any] = artifact.provenance
         self.threads: int | None = threads
         self._tables = {nfe: make_tables(program, self.contract) for nfe, program in self.programs.items()}
-        self._options = options or Options()
+        self._options = options or CudaOptions()
         self._source = Source(artifact.network_path, self.contract, module, artifact, self._options, progress)
         opened, self.backend_reason = open_best(self._source, parse_device(device), backend, threads)
         self._session = Session(opened, self.contract, self.batch, graph=self._options.graph)

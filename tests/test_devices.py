@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pfdiff.engine import backends, device
-from pfdiff.engine.backends.abstract import Options, Source
+from pfdiff.engine.backends.abstract import CudaOptions, Source
 from pfdiff.engine.device import check_batch_fits, check_fits, parse_device, why_not_cuda
 from pfdiff.engine.errors import BackendError, InputError
 
@@ -70,7 +70,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def source(module: Any = None) -> Source:
-    return Source(Path("none/network.onnx"), CONTRACT, module, options=Options())
+    return Source(Path("none/network.onnx"), CONTRACT, module, options=CudaOptions())
 
 
 # Devices.

@@ -18,6 +18,7 @@ NAMES = {
     "BackendError",
     "Condition",
     "Contract",
+    "CudaOptions",
     "Engine",
     "EngineFileError",
     "InputError",

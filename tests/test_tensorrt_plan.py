@@ -15,7 +15,7 @@ import torch
 from pfdiff.engine import plans
 from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends import tensorrt_plan
-from pfdiff.engine.backends.abstract import Buffers, Options, Source
+from pfdiff.engine.backends.abstract import Buffers, CudaOptions, Source
 from pfdiff.engine.backends.tensorrt_plan import TensorRt
 from pfdiff.engine.errors import BackendError
 from pfdiff.engine.graph import Sampler, Variant
@@ -123,7 +123,7 @@ def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def opened(recorder: Recorder, contract: Any = CONTRACT, **options: Any) -> TensorRt:
     artifact = Artifact(Path("none"), contract, (1, 8), contract.precision, {})
-    source = Source(artifact.network_path, contract, artifact=artifact, options=Options(**options))
+    source = Source(artifact.network_path, contract, artifact=artifact, options=CudaOptions(**options))
     return TensorRt(source, recorder.flavour, CPU)
 
 

@@ -26,7 +26,7 @@ BuildProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class CudaOptions:
     """What a caller may choose about a CUDA backend; a CPU knows none of it.
 
     tf32     fp32 networks may round products to TF32's 10 bits of mantissa
@@ -52,7 +52,7 @@ class Source:
     contract: Contract
     module: Module | None = None
     artifact: Artifact | None = None
-    options: Options = Options()
+    options: CudaOptions = CudaOptions()
     progress: BuildProgress | None = None
 
 
