@@ -45,8 +45,7 @@ class Mixture:
         def predict(x, t):
             if prediction == "edm":
                 t = np.exp(4 * t)
-                c_in, c_skip, c_out, _ = edm_preconditioning(t, sigma_data)
-                x = x / c_in
+                x = x / edm_preconditioning(t, sigma_data)[0]
             alpha, sigma = float(self.schedule.alpha(t)), float(self.schedule.sigma(t))
             eps = self.eps_at(x, alpha, sigma)
             x_0 = (x - sigma * eps) / alpha if alpha else x * 0 + self.mean
@@ -59,6 +58,7 @@ class Mixture:
                     return alpha * eps - sigma * x_0
                 case "flow":
                     return eps - x_0
+            _, c_skip, c_out, _ = edm_preconditioning(t, sigma_data)
             return (x_0 - c_skip * x) / c_out
 
         return predict

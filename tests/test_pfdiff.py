@@ -17,10 +17,10 @@ NOISE = np.random.default_rng(0).standard_normal((2, 3, 5))
 VARIANTS = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3)]
 
 
-def coefficients(t):
+def coefficients(t: int) -> tuple[float, float]:
     """sqrt(alphabar), sqrt(1 - alphabar) from the betas alone."""
     alphabar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-    return (1.0, 0.0) if t == -1 else (np.sqrt(alphabar[t]), np.sqrt(1 - alphabar[t]))
+    return (1.0, 0.0) if t == -1 else (float(alphabar[t]) ** 0.5, float(1 - alphabar[t]) ** 0.5)
 
 
 def ddim(q, x, s, t, basis):
@@ -64,12 +64,10 @@ def test_equals_the_algorithm(k, l, kind, basis):
     network = ORACLE.network(basis)
     for nfe in range(2, 21):
         intervals = (k + 1) * nfe - k
-        times = (
-            random_times(intervals + 1, nfe) if kind == "random" else make_grid(kind, SCHEDULE, intervals).astype(int)
-        )
-        grid = times if kind == "random" else kind
+        grid = random_times(intervals + 1, nfe) if kind == "random" else kind
+        times = [int(t) for t in make_grid(grid, SCHEDULE, intervals)]
         program = pfdiff.compile(f"pfdiff:k={k},l={l}", "linear:1000", nfe, grid=grid, basis=basis, prediction=basis)
-        expected, asked = independent([int(t) for t in times], k, l, network, NOISE, basis)
+        expected, asked = independent(times, k, l, network, NOISE, basis)
         assert program.times.tolist() == asked
         assert len(asked) == program.nfe == nfe
         # A chain of N steps from alpha = 0.006: 1e-9 of the largest state on the way.

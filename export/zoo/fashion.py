@@ -23,6 +23,13 @@ EMBEDDING = 256
 FREQUENCIES = 32
 
 
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with weights and bias 0, so that its branch starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 class Residual(nn.Module):
     """Two 3x3 convolutions around a modulation by the embedding; the second starts at zero."""
 
@@ -32,10 +39,8 @@ class Residual(nn.Module):
         self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(EMBEDDING, 2 * outputs)
         self.norm_out = nn.GroupNorm(8, outputs)
-        self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv_out = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
@@ -52,9 +57,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.norm = nn.GroupNorm(8, width)
         self.query_key_value = nn.Conv2d(width, 3 * width, 1)
-        self.out = nn.Conv2d(width, width, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = zeroed(nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         _, channels, height, width = x.shape
@@ -90,9 +93,7 @@ class FashionUNet(nn.Module):
         self.up = nn.ConvTranspose2d(deep, wide, 2, stride=2)
         self.up_wide = nn.ModuleList([Residual(wide, wide), Residual(wide, wide)])
         self.norm = nn.GroupNorm(8, wide)
-        self.head = nn.Conv2d(wide, 4, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = zeroed(nn.Conv2d(wide, 4, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         # Time and label. The angles reach 1000 rad, so they are formed in float32 whatever the weights are.

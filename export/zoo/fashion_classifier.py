@@ -73,7 +73,8 @@ def train(data: Path, epochs: int, seed: int) -> FashionClassifier:
     test_pixels, test_labels = load_fashion(data, "test")
     x_all = torch.from_numpy(pixels.copy())[:, None].float() / 127.5 - 1
     label_all = torch.from_numpy(labels.astype(np.int64))
-    model, batch = FashionClassifier().to(memory_format=torch.channels_last), 128
+    model, batch = FashionClassifier(), 128
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's overloads leave it out
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * (len(x_all) // batch))
     for epoch in range(epochs):

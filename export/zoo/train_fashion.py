@@ -84,7 +84,8 @@ def train(arguments: argparse.Namespace) -> None:
     log_ratio = (sigmas / alphas).log()
 
     torch.manual_seed(arguments.seed)
-    model = FashionUNet().to(memory_format=torch.channels_last)
+    model = FashionUNet()
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's overloads leave it out
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_RATE)
     )
