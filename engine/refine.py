@@ -1,12 +1,11 @@
 """Levenberg-Marquardt over the coefficients of a program's updates, by runs of the network alone.
 
-    minimise  sum over training seeds |clip(sample(W, w)) - clip(reference)|^2
+    minimise  sum over training seeds |clip(sample(W, w)) - clip(reference)|^2 + (0.1 |sample - clip(sample)|)^2
 
 over every W_n[j, i] of live buffers and every w_n[j]: the solver's own terms, and the network's current input s_0 for
-those that did not use it. On continuous schedules over the evaluation times too. Buffers and evaluations stay as they
-are. A column of the Jacobian is a forward difference: state j is moved along state i (or along the answer) after
-update n, and only evaluations after n are run again. The last update moves the sample itself, so its columns cost
-nothing, and its row is solved by linear least squares after every step.
+those that did not use it; and over the evaluation times, by whole steps where the schedule has integer times. Buffers
+and evaluations stay as they are. The Jacobian comes from forward differences (line.py); the last row, in which the
+sample is linear, is solved by least squares after every step.
 
 Training stops when the validation seeds gain nothing, and gives the program that was best on them.
 """
@@ -20,37 +19,22 @@ from typing import Any, final
 
 import numpy as np
 
-from .basis import convert, edm_preconditioning
+from .basis import convert
 from .errors import InputError
-from .pool import BudgetSpentError, Floats, Rows, update
+from .line import Line, Parameter, limited, moved
+from .pool import BudgetSpentError, Floats, Rows
 from .program import Program
 from .schedule import Array, parse_schedule
 from .search import Judge
 from .trace import velocity
 
-STEP = 0.01  # of a difference, in root mean square of the state it moves: float32 networks are exact to 1e-6
-TIME_STEP = 0.02  # likewise, in parts of the distance to the next time
-FARTHEST = 0.4  # of that distance, that a time may move at once
 CHUNK_BYTES = 1 << 28  # of Jacobian held at once
-DAMPING = (1e-4, 1e-9, 1e4)  # first, least, most
+DAMPING = (1e-3, 1e-9, 1e4)  # first, least, most
+LADDER = 8  # between the dampings that are tried
 PATIENCE = 3  # steps without gain on the validation seeds
 GAIN = 2e-3  # less than this part of the training error gained in a step is the end
+OUTSIDE = 0.1  # weight of what is outside the data's range, where clipping hides it from the error
 OWN_BASIS = {"eps": "eps", "x0": "x0", "v": "v", "flow": "v", "edm": "x0"}
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Parameter:
-    """One thing that may be moved, and by how much a unit of it moves: row j of update n, or the time of evaluation n.
-
-    W [B], w: the change of W_n[j] and w_n[j] that moves state j by a root mean square of 1. time: of the time.
-    """
-
-    n: int
-    j: int
-    W: Array
-    w: float
-    time: float = 0.0
 
 
 @final
@@ -94,11 +78,13 @@ class Refinement:
         best so far.
         """
         judge = self.judge
-        key = f"refine {start.digest} {judge.key(self.training)} {judge.key(self.validation)}"
+        key = f"refine 3 {start.digest} {judge.key(self.training)} {judge.key(self.validation)}"
         here = best = Step(start, DAMPING[0], (), ())
         try:
-            errors = self._error(start, self.training), self._error(start, self.validation)
-            here = best = Step(start, DAMPING[0], (errors[0],), (errors[1],))
+            judge.budget.charge(start.nfe * len(self.training))
+            samples = judge.pool.sample(start, self.training)
+            training = float(np.sqrt(self._loss(samples.astype(np.float64), judge.targets[self.training])))
+            here = best = Step(start, DAMPING[0], (training,), (self._error(start, self.validation),))
             for count in range(steps):
                 after = self._known(f"{key} {count}") or self._step(here, f"{key} {count}")
                 if after is None:
@@ -123,24 +109,29 @@ class Refinement:
         return Step.from_data(held)
 
     def _step(self, here: Step, key: str) -> Step | None:
-        """One step that lowers the training error, None when none does."""
+        """One step that lowers the training error, None when none does.
+
+        The Jacobian costs ten times what a run does, so three dampings are tried and the best is taken.
+        """
         spent = self.judge.budget.spent
         parameters, normal, slope = self._jacobian(here.program)
-        damping = here.damping
-        while damping <= DAMPING[2]:
-            move = _solve(normal, slope, damping)
-            trial = self._with_last_row(moved(here.program, parameters, move))
-            if trial is not None and trial[1] < here.training[-1]:
-                program, error = trial
-                validation = self._error(program, self.validation)
-                least = max(DAMPING[1], damping / 5)
-                after = Step(program, least, (*here.training, error), (*here.validation, validation))
-                if self._journal:
-                    evaluations = self.judge.budget.spent - spent
-                    self._journal.put(key, {**after.to_data(), "evaluations": evaluations})
-                return after
-            damping *= 6
-        return None
+        best, damping = (here.program, here.training[-1]), here.damping
+        dampings = [max(DAMPING[1], damping * factor) for factor in (1 / LADDER, 1, LADDER)]
+        while best[0] is here.program and dampings[0] <= DAMPING[2]:
+            for one in dampings:
+                for move in _moves(here.program, parameters, normal, slope, one):
+                    found = self._with_last_row(moved(here.program, parameters, move))
+                    if found is not None and found[1] < best[1]:
+                        best, damping = found, one
+            dampings = [LADDER * dampings[-1]]
+        if best[0] is here.program:
+            return None
+        program, error = best
+        validation = self._error(program, self.validation)
+        after = Step(program, damping, (*here.training, error), (*here.validation, validation))
+        if self._journal:
+            self._journal.put(key, {**after.to_data(), "evaluations": self.judge.budget.spent - spent})
+        return after
 
     def _error(self, program: Program, rows: Rows) -> float:
         return float(np.sqrt(self.judge.square(program, rows) / len(rows)))
@@ -156,8 +147,8 @@ class Refinement:
             rows = self.training[first : first + most]
             line = Line(self.judge, program, rows)
             parameters = parameters or line.parameters()
-            inside, residual = self._residual(line.states[-1][0], rows)
-            columns = np.stack([line.column(one) * inside for one in parameters])
+            weight, residual = self._residual(line.states[-1][0], self.judge.targets[rows])
+            columns = np.stack([line.column(one) * weight for one in parameters])
             columns = columns.reshape(len(columns), -1).astype(np.float64)
             if not first:
                 normal, slope = np.zeros((len(columns), len(columns))), np.zeros(len(columns))
@@ -165,34 +156,39 @@ class Refinement:
             slope += columns @ residual.reshape(-1)
         return parameters, normal, slope
 
-    def _residual(self, samples: Floats, rows: Rows) -> tuple[np.ndarray, Array]:
-        """(where the sample is inside the data's range, clip(sample) - clip(reference))."""
+    def _residual(self, samples: np.ndarray, targets: Floats) -> tuple[Array, Array]:
+        """(weight of each element, residual): sample - target inside the data's range, what is beyond it outside.
+
+        An element outside has the error that its clipped value has, whatever it is; the weight keeps it near.
+        """
         low, high = self.judge.data_range
-        inside = (samples > low) & (samples < high)
-        return inside, np.clip(samples, low, high).astype(np.float64) - self.judge.targets[rows]
+        beyond = samples - np.clip(samples, low, high)
+        weight = np.where(beyond == 0, 1.0, OUTSIDE)
+        return weight, np.where(beyond == 0, samples.astype(np.float64) - targets, OUTSIDE * beyond)
+
+    def _loss(self, samples: Array, targets: Floats) -> float:
+        """Mean squared error of the clipped samples, and a little for what was clipped."""
+        low, high = self.judge.data_range
+        clipped = np.clip(samples, low, high)
+        return float(np.mean((clipped - targets) ** 2 + (OUTSIDE * (samples - clipped)) ** 2))
 
     def _with_last_row(self, program: Program) -> tuple[Program, float] | None:
-        """The program with its last row solved by least squares on the training seeds, and its RMS there."""
+        """The program with its last row solved by least squares on the training seeds, and its error there."""
         line = Line(self.judge, program, self.training)
         last = np.concatenate([line.states[-2], line.answers[-1][None]]).reshape(program.buffers + 1, -1)
         vectors = last.astype(np.float64)
         row = np.append(program.W[-1, 0], program.w[-1, 0])
         targets = self.judge.targets[self.training].reshape(-1)
 
-        def error(row: Array) -> float:
-            return float(np.mean((np.clip(row @ vectors, *self.judge.data_range) - targets) ** 2))
-
-        # Clipped elements neither pull nor push: solved again with the new set, while that helps.
-        best = error(row)
+        # Which elements are clipped changes with the row: solved again, while that helps.
+        best = self._loss(row @ vectors, targets)
         if not np.isfinite(best):
             return None
         for _ in range(4):
-            samples = row @ vectors
-            low, high = self.judge.data_range
-            free = vectors * ((samples > low) & (samples < high))
-            residual = np.clip(samples, low, high) - targets
-            fresh = row + _solve(free @ free.T, free @ residual, 1e-9)
-            found = error(fresh)
+            weight, residual = self._residual(row @ vectors, targets)
+            weighted = vectors * weight
+            fresh = row + _solve(weighted @ weighted.T, weighted @ residual, 1e-9)
+            found = self._loss(fresh @ vectors, targets)
             if not found < best:
                 break
             row, best = fresh, found
@@ -201,91 +197,24 @@ class Refinement:
         return replace(program, W=W, w=w), float(np.sqrt(best))
 
 
-@final
-class Line:
-    """One run of a program with everything kept: states[n] before evaluation n, answers[n]; and runs beside it."""
-
-    def __init__(self, judge: Judge, program: Program, rows: Rows) -> None:
-        self._pool, self._budget = judge.pool, judge.budget
-        self.program = program
-        self.rows = rows
-        self.states = [self._pool.start(program, rows)]
-        self.answers: list[Floats] = []
-        for n in range(program.nfe):
-            self.answers.append(self._answer(n, self.states[n][0]))
-            self.states.append(update(program.W[n], program.w[n], self.states[n], self.answers[n]))
-
-    def _answer(self, n: int, state: Floats, program: Program | None = None) -> Floats:
-        self._budget.charge(len(self.rows))
-        return self._pool.answer(program or self.program, n, state, self.rows)
-
-    def parameters(self) -> list[Parameter]:
-        """Every change of the program that is not another one in disguise.
-
-        Row 0 makes the network's next input: all its coefficients count. A state j that is only carried along may be
-        mixed with the others by update n and unmixed by update n+1, and nothing has changed; so of its row only what
-        the rows of W_n do not span is moved. That leaves 2 B parameters an update in place of B (B + 1).
-        """
-        program, found = self.program, []
-        last = program.nfe - 1
-        for n in range(program.nfe):
-            sources = self._sources(n)
-            lengths = np.array([_length(self._direction(n, source)) for source in sources])
-            rows = np.hstack([program.W[n], program.w[n][:, None]])
-            if n == 0:  # every state is a multiple of the noise
-                rows[:, 0] = program.W[0] @ program.init / program.init[0]
-            for j in [0] if n == last else self._read_after(n):
-                scaled = rows[:, sources] * lengths
-                free = np.eye(len(sources)) if j == 0 else _complement(scaled)
-                found += [self._parameter(n, j, sources, direction / lengths) for direction in free]
-        nothing = np.zeros(program.buffers)
-        return found + [Parameter(n, -1, nothing, 0.0, gap) for n, gap in enumerate(time_gaps(program)) if gap > 0]
-
-    def _sources(self, n: int) -> list[int]:
-        """What update n may combine: states that are not empty (at first all are multiples of s_0), the answer."""
-        states = [0] if n == 0 else [i for i in range(self.program.buffers) if _length(self.states[n][i]) > 1e-6]
-        return [*states, self.program.buffers]
-
-    def _read_after(self, n: int) -> list[int]:
-        return [j for j in range(self.program.buffers) if j == 0 or self.program.W[n + 1, :, j].any()]
-
-    def _parameter(self, n: int, j: int, sources: list[int], weights: Array) -> Parameter:
-        field = sum(np.float32(weight) * self._direction(n, i) for i, weight in zip(sources, weights, strict=True))
-        row = np.zeros(self.program.buffers + 1)
-        row[sources] = weights / max(_length(np.asarray(field)), 1e-6)
-        return Parameter(n, j, row[:-1], float(row[-1]))
-
-    def _direction(self, n: int, i: int) -> Floats:
-        return self.answers[n] if i == self.program.buffers else self.states[n][i]
-
-    def column(self, one: Parameter) -> Floats:
-        """d sample / d parameter, for the parameter counted in its unit."""
-        program, n = self.program, one.n
-        if one.j < 0:
-            # Towards the clean end, but from the last time that the network knows.
-            inside = program.times[n] - TIME_STEP * one.time >= parse_schedule(program.schedule).first
-            step = -TIME_STEP if inside else TIME_STEP
-            shifted = at_times(program, program.times + np.eye(program.nfe)[n] * step * one.time)
-            answer = self._answer(n, self.states[n][0], shifted)
-            states = self.states[n + 1] + program.w[n].astype(np.float32)[:, None, None] * (answer - self.answers[n])
-            return self._difference(n + 1, states, program.w[n] != 0, step)
-        combined = np.tensordot(one.W, self.states[n], 1) + one.w * self.answers[n]
-        field = combined.astype(np.float32)
-        if n == program.nfe - 1:
-            return field
-        states = self.states[n + 1].copy()
-        states[one.j] += np.float32(STEP) * field
-        return self._difference(n + 1, states, np.arange(program.buffers) == one.j, STEP)
-
-    def _difference(self, n: int, states: Floats, changed: np.ndarray, step: float) -> Floats:
-        """(sample from `states` before evaluation n - sample) / step; evaluations of unchanged inputs are kept."""
-        program = self.program
-        for m in range(n, program.nfe):
-            answer = self._answer(m, states[0]) if changed[0] else self.answers[m]
-            asked = changed[0]
-            changed = (program.W[m] != 0) @ changed | (asked & (program.w[m] != 0))
-            states = update(program.W[m], program.w[m], states, answer)
-        return (states[0] - self.states[-1][0]) / np.float32(step)
+def _moves(program: Program, parameters: list[Parameter], normal: Array, slope: Array, damping: float) -> list[Array]:
+    """The damped Gauss-Newton move; where times are integers they are rounded and the rest is solved around them,
+    and again with the times as they are."""
+    move = _solve(normal, slope, damping)
+    timed = np.array([one.j < 0 for one in parameters])
+    if not timed.any() or not parse_schedule(program.schedule).discrete:
+        return [move]
+    moves = []
+    for scale in (1, 0):
+        whole = [limited(one, scale * by, True) for one, by in zip(parameters, move, strict=True) if one.j < 0]
+        around = move.copy()
+        around[timed] = whole
+        rest = slope[~timed] + normal[np.ix_(~timed, timed)] @ around[timed]
+        around[~timed] = _solve(normal[np.ix_(~timed, ~timed)], rest, damping)
+        moves.append(around)
+        if not np.any(whole):
+            break
+    return moves
 
 
 def _solve(normal: Array, slope: Array, damping: float) -> Array:
@@ -293,55 +222,6 @@ def _solve(normal: Array, slope: Array, damping: float) -> Array:
     scale = np.sqrt(np.diag(normal)) + 1e-30
     eigenvalues, vectors = np.linalg.eigh(normal / np.outer(scale, scale))
     return -(vectors @ ((vectors.T @ (slope / scale)) / (np.maximum(eigenvalues, 0) + damping))) / scale
-
-
-def _length(field: Floats) -> float:
-    return float(np.sqrt(np.mean(np.square(field, dtype=np.float64))))
-
-
-def _complement(rows: Array) -> Array:
-    """An orthonormal basis, as rows, of what `rows` do not span."""
-    _, singular, directions = np.linalg.svd(rows)
-    return directions[int(np.sum(singular > 1e-6 * max(singular[0], 1e-30))) :]
-
-
-def moved(program: Program, parameters: list[Parameter], move: Array) -> Program:
-    """The program with its parameters moved, each by `move` times its unit; times keep their order."""
-    W, w, times = program.W.copy(), program.w.copy(), program.times.copy()
-    for one, by in zip(parameters, move, strict=True):
-        if one.j < 0:
-            times[one.n] += one.time * float(np.clip(by, -FARTHEST, FARTHEST))
-        else:
-            W[one.n, one.j] += by * one.W
-            w[one.n, one.j] += by * one.w
-    program = replace(program, W=W, w=w)
-    if all(one.j >= 0 for one in parameters):
-        return program
-    process = parse_schedule(program.schedule)
-    return at_times(program, np.clip(times, process.first, process.last))
-
-
-def time_gaps(program: Program) -> Array:
-    """Distance of each time to the nearest other one or to the clean point; 0 for all where times are integers."""
-    process = parse_schedule(program.schedule)
-    if process.discrete:
-        return np.zeros(program.nfe)
-    distance = np.abs(program.times[:, None] - np.append(program.times, process.clean)[None, :])
-    distance[np.arange(program.nfe), np.arange(program.nfe)] = np.inf
-    return distance.min(axis=1)
-
-
-def at_times(program: Program, times: Array) -> Program:
-    """The program with its network asked at other times, W and w as they are."""
-    process = parse_schedule(program.schedule)
-    network_times, c_in = times.copy(), np.ones(len(times))
-    p, q = program.p.copy(), program.q.copy()
-    for n, t in enumerate(times):
-        if program.prediction == "edm":
-            c_in[n], _, _, network_times[n] = edm_preconditioning(float(process.sigma(t)), program.sigma_data)
-        if program.clip is not None:
-            p[n], q[n] = convert("x0", program.prediction, float(t), process, program.sigma_data)
-    return replace(program, times=times.copy(), network_times=network_times, c_in=c_in, p=p, q=q)
 
 
 def finished(program: Program, solver: str) -> Program:

@@ -9,8 +9,9 @@ import pytest
 
 import pfdiff
 from pfdiff.engine.cache import Journal
+from pfdiff.engine.line import Line, at_times, moved, time_gaps
 from pfdiff.engine.pool import Budget, Pool
-from pfdiff.engine.refine import Line, Refinement, at_times, dense_table, finished, moved, time_gaps
+from pfdiff.engine.refine import Refinement, dense_table, finished
 from pfdiff.engine.search import Judge
 
 from .oracle import Mixture
@@ -61,11 +62,12 @@ def test_columns_are_what_a_moved_program_does(solver, schedule, prediction, cli
     line = Line(judge, program, rows)
     parameters = line.parameters()
     assert {one.n for one in parameters} == set(range(4))
-    assert any(one.j < 0 for one in parameters) == (schedule != "linear:1000")
+    assert any(one.j < 0 for one in parameters)
     for place, one in enumerate(parameters):
         ends_first = one.n == 3 and program.times[3] < 0.0021  # below it nothing is known
         by = 0.01 if one.j >= 0 else 0.02 if ends_first else -0.02
         after = moved(program, parameters, by * np.eye(len(parameters))[place])
+        by = by if one.j >= 0 else (after.times - program.times)[one.n] / one.time  # whole where times are
         difference = (judge.pool.sample(after, rows) - line.states[-1][0]) / by
         column = line.column(one)
         assert np.abs(column - difference).max() <= 0.02 * np.abs(difference).max() + 1e-2, (one.n, one.j)
@@ -75,7 +77,7 @@ def test_parameters_are_two_for_each_buffer_and_update():
     judge, _ = judge_of("linear:1000", "v")
     for solver in ("ddim", "pfdiff:k=2,l=1", "ipndm:order=3"):
         program = program_of(solver, "linear:1000", "v", None, nfe=6)
-        counts = np.bincount([one.n for one in Line(judge, program, np.arange(8)).parameters()])
+        counts = np.bincount([one.n for one in Line(judge, program, np.arange(8)).parameters() if one.j >= 0])
         assert counts[0] == 2
         assert counts[-1] <= program.buffers + 1
         assert counts.max() <= 2 * program.buffers
@@ -98,7 +100,7 @@ def test_refined_program_is_better_on_seeds_it_never_saw(solver, schedule, predi
     assert again.digest == program.digest
     oracle, noise = Mixture.of(schedule, 3), judge.pool.noise[:2].astype(np.float64)
     expected = program.evaluate(oracle.network(prediction), noise)
-    np.testing.assert_allclose(judge.pool.sample(again, np.arange(2)), expected, atol=2e-3)
+    np.testing.assert_allclose(judge.pool.sample(again, np.arange(2)), expected, rtol=1e-3, atol=5e-3)
     np.testing.assert_allclose(dense_table(program, program.basis), program.table, rtol=1e-12)
 
 
@@ -112,17 +114,21 @@ def test_last_row_is_the_least_squares_solution():
     assert found[1] <= np.sqrt(judge.square(start, np.arange(8)) / 8)
 
 
-def test_times_stay_apart_and_inside():
-    program = program_of("pfdiff:k=2,l=1", "flow", "flow", None)
-    gaps = time_gaps(program)
-    assert (gaps > 0).all()
-    assert not time_gaps(program_of("ddim", "linear:1000", "eps", None)).any()
-    judge, _ = judge_of("flow", "flow")
+@pytest.mark.parametrize(
+    ("solver", "schedule", "prediction", "nfe"),
+    [("pfdiff:k=2,l=1", "flow", "flow", 4), ("pfdiff:k=2,l=1", "cosine:60", "v", 8), ("ddim", "cosine:60", "v", 30)],
+)
+def test_times_stay_apart_and_inside(solver, schedule, prediction, nfe):
+    program = program_of(solver, schedule, prediction, None, nfe)
+    first, last = (0.001, 1) if schedule == "flow" else (0, 59)
+    assert np.any(time_gaps(program) > 0) == (nfe < 30)
+    judge, _ = judge_of(schedule, prediction, seeds=2)
     parameters = Line(judge, program, np.arange(2)).parameters()
     for sign in (1, -1):
         times = moved(program, parameters, np.array([sign * 99.0 if one.j < 0 else 0.0 for one in parameters])).times
         assert (np.diff(times) < 0).all()
-        assert 0.001 <= times.min() <= times.max() <= 1
+        assert first <= times.min() <= times.max() <= last
+        assert schedule == "flow" or (times == np.rint(times)).all()
 
 
 def test_edm_times_move_everything_the_network_is_fed():
@@ -152,8 +158,8 @@ def test_refinement_is_resumed_and_bounded(tmp_path):
     before = len(fresh)
     resumed = Refinement(again, np.arange(8), np.arange(8, 16)).run(start, 3)
     assert resumed.program.digest == whole.program.digest
-    assert len(fresh) == before
-    assert again.budget.spent == again.budget.cached == spent
+    assert len(fresh) == before + 4  # the start is run again, to know its error
+    assert (again.budget.spent, again.budget.cached) == (spent, spent - 4 * 8)
     assert used > 60
 
     bounded, _ = judge_of("linear:1000", "eps")
