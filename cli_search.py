@@ -281,10 +281,11 @@ def print_ranking(ranking: Ranking) -> None:
 
 
 def _refinement_line(record: dict[str, Any]) -> str:
-    errors = f"held-out error {record.get('held_out_before', 0):.4f} to {record.get('held_out_after', 0):.4f}"
+    before, after = (record[name] for name in ("held_out_before", "held_out_after"))
+    errors = "" if before is None or after is None else f": held-out error {before:.4f} before, {after:.4f} after"
     if record["kept"]:
-        return f"refined {record['from']} in {record['steps']} steps: {errors}"
-    return f"refining {record['from']} gained nothing on held-out seeds; the unrefined one is kept"
+        return f"refined {record['from']} in {record['steps']} steps{errors}"
+    return f"refining {record['from']} gained nothing on held-out seeds{errors}; the unrefined one is kept"
 
 
 def print_comparison(result: Comparison) -> None:

@@ -38,9 +38,8 @@ class Analytic(nn.Module):
         self.sigma = torch.from_numpy(self.oracle.schedule.sigma(every))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        alpha, sigma = (values[t.long()].view(-1, 1, 1, 1) for values in (self.alpha, self.sigma))
-        eps = [self.oracle.eps_at(x[i].double().numpy(), float(alpha[i]), float(sigma[i])) for i in range(len(x))]
-        return torch.from_numpy(np.stack(eps)).float()
+        alpha, sigma = (values[t.long()].view(-1, 1, 1, 1).numpy() for values in (self.alpha, self.sigma))
+        return torch.from_numpy(self.oracle.eps_at(x.double().numpy(), alpha, sigma)).float()
 
 
 @pytest.fixture
@@ -54,6 +53,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "pfdiff"
 
 
+GRIDS = ("uniform", "karras")
 QUICK: dict[str, Any] = {"calibration": 8, "held_out": 8, "t_start": 58}
 FEW: dict[str, Any] = {
     "solvers": ["ddim", "pfdiff:k=2,l=1", "ipndm:order=2"],
@@ -144,9 +144,12 @@ def test_neighbours_move_every_parameter():
 # The search.
 def test_search_finds_what_running_everything_finds():
     judge, setting, _ = judge_of(seeds=16)
-    trials = Search(judge, setting, 8, np.arange(8, 16), lambda *_: None).run(all_candidates(setting), local=False)
+    trials = Search(judge, setting, 8, np.arange(8, 16), lambda *_: None).run(
+        all_candidates(setting, grids=GRIDS), local=False
+    )
     every = [
-        (judge.square(program, np.arange(8)), one) for one, program in compiled(all_candidates(setting), setting, set())
+        (judge.square(program, np.arange(8)), one)
+        for one, program in compiled(all_candidates(setting, grids=GRIDS), setting, set())
     ]
     best = sorted(every, key=lambda pair: pair[0])[:3]
     assert trials[0].candidate in [one for _, one in best]
@@ -169,7 +172,7 @@ def test_budget_in_evaluations_is_kept_and_gives_the_best_so_far():
     judge, setting, calls = judge_of(seeds=16)
     judge.budget.evaluations, used = 600, sum(calls)
     search = Search(judge, setting, 8, np.arange(8, 16), lambda *_: None)
-    trials = search.run(all_candidates(setting))
+    trials = search.run(all_candidates(setting, grids=GRIDS))
     assert not search.complete
     assert judge.budget.spent <= 600
     assert sum(calls) - used <= 600
@@ -339,6 +342,30 @@ def test_tune_writes_the_winner_into_an_engine(tmp_path):
         assert record["4"]["ranking"][0]["error"] == ranking[0].error
         assert record["3"]["evaluations"] == again.evaluations
         assert engine.sample(seeds=[0], nfe=3).isfinite().all()
+
+
+def test_tune_refines_and_never_ships_what_is_worse(network, tmp_path):
+    out = tmp_path / "small.engine"
+    write_onnx(tmp_path / "small.onnx")
+    small = pfdiff.Network(
+        tmp_path / "small.onnx", schedule=SCHEDULE, prediction="eps", conditions={one.name: one for one in CONDITIONS}
+    )
+    few: dict[str, Any] = {**QUICK, "solvers": ["ddim", "pfdiff:k=1,l=1"], "grids": ["logsnr"], "bases": ["eps"]}
+    plain = pfdiff.tune(small, 3, **few, threads=1)
+    refined = pfdiff.tune(small, 3, **few, refine=True, out=out, threads=1)
+    record = refined.refinement
+    assert record is not None
+    assert {one["solver"] for one in record["probed"]} == {"ddim", "pfdiff:k=1,l=1"}
+    assert record["held_out_before"] == pytest.approx(plain[0].held_out_error, rel=1e-6)
+    best = refined[0]
+    assert best.held_out_error is not None
+    assert record["kept"] == best.solver.endswith(" refined")
+    if record["kept"]:
+        assert best.held_out_error < record["held_out_before"]
+    else:
+        assert best.program.digest == plain[0].program.digest
+    with pfdiff.load(out) as engine:
+        assert engine.programs[3].digest == best.program.digest
 
 
 def test_conditions_of_the_seeds():
