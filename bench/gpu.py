@@ -23,7 +23,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TOTAL_SECONDS = 465
-GRACE_SECONDS = 15  # between the time when no new measurement starts and the end of a part
+GRACE_SECONDS = 30  # between the time when no new measurement starts and the interruption of a part
+INTERRUPTED_SECONDS = 10  # for an interrupted part to write what it has
 
 # name, arguments, seconds at most. Figures are written as NAME.json, the outcome of tests as NAME.xml.
 PARTS: tuple[tuple[str, tuple[str, ...], int], ...] = (
@@ -92,10 +93,14 @@ def _run(name: str, arguments: tuple[str, ...], seconds: float, temporary: Path,
         words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
-        code = process.wait(timeout=seconds)
+        code = process.wait(timeout=seconds - INTERRUPTED_SECONDS)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.send_signal(signal.SIGINT)  # pytest ends and pytest-benchmark writes the figures there are
+        try:
+            process.wait(timeout=INTERRUPTED_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         return f"stopped after {seconds:.0f} s"
     return {0: "passed", 1: "failed"}.get(code, f"pytest exit {code}")
 

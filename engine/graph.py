@@ -178,7 +178,7 @@ class GraphLoop(Loop):
         self._largest = largest
         self._held: OrderedDict[tuple[Tables, Variant], Sampler] = OrderedDict()
         self._stream = backend.stream
-        self._pool = torch.cuda.graph_pool_handle() if graph else None
+        self._pool: Any = None
         self._refused = "" if graph else "not wanted"
 
     @property
@@ -251,6 +251,8 @@ class GraphLoop(Loop):
     def _capture(self, sampler: Sampler) -> None:
         if self._refused:
             return
+        if not self._held:  # torch refuses a pool whose last graph is gone
+            self._pool = torch.cuda.graph_pool_handle()
         problem = self._backend.not_capturable
         if not problem:
             try:

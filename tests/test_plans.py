@@ -98,7 +98,7 @@ def test_unsupported_compute_capability(small):
     with pytest.raises(pfdiff.BackendError, match="refuses the network"):
         plans.build_plan(small, key)
     builder = rtx.Builder(rtx.Logger(rtx.Logger.ERROR))
-    with pytest.raises(pfdiff.BackendError, match="has no sm90; it builds for sm120, sm121, sm75, sm80, sm86, sm89"):
+    with pytest.raises(pfdiff.BackendError, match="has no sm90; it builds for sm75, sm80, sm86, sm89, sm120, sm121"):
         plans._set_target(rtx, builder.create_builder_config(), key)
 
 

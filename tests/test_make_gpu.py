@@ -1,0 +1,66 @@
+"""bench/gpu.py: without a GPU one line and status 2; a part that fails or hangs costs nobody else's results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfdiff.bench import gpu
+
+SLOW = """
+import time
+
+import pytest
+
+
+@pytest.mark.gpu
+def test_quick(benchmark):
+    benchmark.pedantic(lambda: None, rounds=2)
+    benchmark.extra_info.update(machine={"gpu": "none"}, kind="copy", state_mib=1, gb_per_s=100.0)
+
+
+@pytest.mark.gpu
+def test_slow():
+    time.sleep(600)
+"""
+FAILING = "import pytest\n\n\n@pytest.mark.gpu\ndef test_wrong():\n    assert False\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main() == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("make gpu: no NVIDIA GPU found (torch ")
+    assert "\n" not in error
+
+
+@pytest.mark.slow
+def test_parts_do_not_harm_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+    (tmp_path / "test_failing.py").write_text(FAILING)
+    (tmp_path / "test_slow.py").write_text(SLOW)
+    parts = (
+        ("first", (str(tmp_path / "test_failing.py"),), 120),
+        ("step", (str(tmp_path / "test_slow.py"),), 45),
+        ("never", (str(tmp_path / "test_slow.py"),), 1),
+    )
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setattr(gpu, "GRACE_SECONDS", 5)
+    monkeypatch.setattr(gpu, "_device", lambda: {"name": "Pretended GPU"})
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    assert gpu.main() == 1
+    outcome = json.loads((tmp_path / "out" / "gpu.json").read_bytes())["parts"]
+    assert outcome["first"]["status"] == "failed"
+    assert outcome["step"]["status"] == "stopped after 45 s"
+    assert outcome["never"]["status"] == "no time left"
+    assert "step copy     1 MiB      100 GB/s  100.0 % of a copy" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").iterdir())) <= 8
+
+
+def test_results_are_named_after_the_device() -> None:
+    assert gpu._slug("NVIDIA H200") == "nvidia-h200"
