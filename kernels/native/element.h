@@ -6,9 +6,9 @@
 // bits, which library functions such as log and cos do not promise.
 #pragma once
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__CUDACC__)
 #define PFD_BOTH __host__ __device__ __forceinline__
@@ -22,7 +22,9 @@ PFD_BOTH std::int32_t float_bits(float value) {
 #if defined(__CUDA_ARCH__)
     return __float_as_int(value);
 #else
-    return std::bit_cast<std::int32_t>(value);
+    std::int32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
 #endif
 }
 
@@ -30,7 +32,9 @@ PFD_BOTH float bits_float(std::int32_t bits) {
 #if defined(__CUDA_ARCH__)
     return __int_as_float(bits);
 #else
-    return std::bit_cast<float>(bits);
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
 #endif
 }
 

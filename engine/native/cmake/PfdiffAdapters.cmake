@@ -39,7 +39,8 @@ if(NOT PFDIFF_CUDA STREQUAL "OFF")
     foreach(capability ${PFDIFF_CUDA_ARCHITECTURES})
       list(APPEND CMAKE_CUDA_ARCHITECTURES ${capability}-real)
     endforeach()
-    list(APPEND CMAKE_CUDA_ARCHITECTURES ${capability}-virtual) # PTX of the last, for what comes after it
+    list(GET PFDIFF_CUDA_ARCHITECTURES -1 newest)
+    list(APPEND CMAKE_CUDA_ARCHITECTURES ${newest}-virtual) # PTX of the last, for what comes after it
     enable_language(CUDA)
     find_package(CUDAToolkit QUIET)
   endif()
@@ -48,7 +49,7 @@ if(NOT PFDIFF_CUDA STREQUAL "OFF")
   endif()
 endif()
 if(CMAKE_CUDA_COMPILER AND CUDAToolkit_FOUND)
-  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD 17) # CMake before 3.25.2 does not know that nvcc speaks C++20
   pfdiff_add_adapter(cuda engine/native/cuda/sampler.cpp engine/native/cuda/cubins.cpp kernels/native/step.cu
                      kernels/native/noise.cu kernels/native/images.cu)
   # -Xptxas -v reports registers and spills to the build log, where a test reads them.
