@@ -35,10 +35,9 @@ EXAMPLE_BATCH = 3  # 0 and 1 would be taken for fixed
 
 @dataclass(frozen=True)
 class Opened:
-    """A traced classifier: `graph(x, t, seed, tensors)` is the gradient of seed * logits; its tensors and classes."""
+    """A traced classifier, its tensors by name, how many classes it knows, and the input that names one."""
 
     guidance: ClassifierGuidance
-    logits: torch.fx.GraphModule
     gradient: torch.fx.GraphModule
     tensors: tuple[tuple[str, Tensor], ...]
     classes: int
@@ -86,7 +85,7 @@ def open_classifier(guidance: ClassifierGuidance, contract: Contract) -> Opened:
             held = tuple((key, tensor.detach().clone()) for key, tensor in tensors)
             values = [value.float() if value.is_floating_point() else value for _, value in held]
             try:
-                forward, gradient = _traced(module, [key for key, _ in held], x, t, logits, values)
+                gradient = _traced(module, [key for key, _ in held], x, t, classes, values)
             except Exception as error:  # whatever an operator raises that has no gradient
                 raise InputError(
                     f"guidance: the gradient of classifier {name} cannot be traced ({first_line(error)}); "
@@ -95,28 +94,43 @@ def open_classifier(guidance: ClassifierGuidance, contract: Contract) -> Opened:
     finally:
         for one, training in modes:
             one.training = training
-    return Opened(guidance, forward, gradient, held, classes, condition)
+    return Opened(guidance, gradient, held, classes, condition)
 
 
 def _traced(
-    module: nn.Module, names: list[str], x: Tensor, t: Tensor, seed: Tensor, values: list[Tensor]
-) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule]:
-    from torch._decomp import core_aten_decompositions
+    module: nn.Module, names: list[str], x: Tensor, t: Tensor, classes: int, values: list[Tensor]
+) -> torch.fx.GraphModule:
+    """graph(x, t, target [B] int64, arange(classes), values) -> grad log p(target | x); 0 where target is no class."""
+    from torch._decomp import decomposition_table
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    def logits(x: Tensor, t: Tensor, tensors: list[Tensor]) -> Tensor:
-        return torch.func.functional_call(module, dict(zip(names, tensors, strict=True)), (x, t)).float()
+    def gradient(x: Tensor, t: Tensor, target: Tensor, numbers: Tensor, tensors: list[Tensor]) -> Tensor:
+        held = dict(zip(names, tensors, strict=True))
+        logits, pull, *_ = torch.func.vjp(lambda x: torch.func.functional_call(module, held, (x, t)).float(), x)
+        wanted = (target[:, None] == numbers).float()
+        return pull(wanted - torch.softmax(logits, 1) * wanted.sum(1, keepdim=True))[0]
 
-    def gradient(x: Tensor, t: Tensor, seed: Tensor, tensors: list[Tensor]) -> Tensor:
-        _, pull = torch.func.vjp(lambda x: logits(x, t, tensors), x)
-        return pull(seed)[0]
+    fakes = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
-    table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
+    def open_batch(tensor: Tensor) -> Tensor:
+        sizes = [DimDynamic.DUCK, *[DimDynamic.STATIC] * (tensor.ndim - 1)] if tensor.ndim else []
+        return fakes.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
+
+    def fixed(tensor: Tensor) -> Tensor:
+        sizes = [DimDynamic.STATIC] * tensor.ndim
+        return fakes.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
+
+    batched = [open_batch(one) for one in (x, t, torch.zeros(len(x), dtype=torch.int64))]
+    others = [fixed(torch.arange(classes)), [fixed(value) for value in values]]
+    # Forward operators stay whole; the exporter has no rules for those of autograd.
+    rules: dict[Any, Callable[..., Any]] = dict(decomposition_table)
+    table = {operator: rule for operator, rule in rules.items() if "backward" in str(operator)}
     table[torch.ops.aten.convolution_backward.default] = _convolution_backward
     with quiet(), sdpa_kernel(SDPBackend.MATH):
-        options: dict[str, Any] = {"decomposition_table": table, "tracing_mode": "symbolic"}
-        return make_fx(logits, **options)(x, t, values), make_fx(gradient, **options)(x, t, seed, values)
+        return make_fx(gradient, decomposition_table=table, tracing_mode="symbolic")(*batched, *others)
 
 
 def _convolution_backward(
@@ -159,12 +173,13 @@ class ClassifierModule(nn.Module):
 
     alphas: Tensor
     sigmas: Tensor
+    classes: Tensor
 
     def __init__(self, source: ModuleSource, opened: Opened) -> None:
         super().__init__()
         contract, guidance = source.contract, opened.guidance
         self.network = Normalised(source.module, source.call)
-        self.logits, self.gradient = opened.logits, opened.gradient
+        self.gradient = opened.gradient
         self.weights = nn.ParameterList()
         self.is_weight: tuple[bool, ...] = tuple(value.is_floating_point() for _, value in opened.tensors)
         for index, (_, value) in enumerate(opened.tensors):
@@ -179,12 +194,12 @@ class ClassifierModule(nn.Module):
             Condition(NAME, "float32", default=float(guidance.scale)),
         )
         self.target = opened.condition.name
-        self.classes = opened.classes
+        self.register_buffer("classes", torch.arange(opened.classes), persistent=False)
         self.clip = guidance.clip
         self.prediction = contract.prediction
         self.sigma_data = contract.sigma_data
         self.time_scale = contract.time_scale
-        self.code = f"{opened.logits.code}\n{opened.gradient.code}"  # part of the digest
+        self.code = str(opened.gradient.code)  # part of the digest
         self.traced_on = "cpu"
         schedule = parse_schedule(contract.schedule)
         self.process = schedule
@@ -215,20 +230,16 @@ class ClassifierModule(nn.Module):
             next(weights).float() if floating else getattr(self, f"constant_{index}")
             for index, floating in enumerate(self.is_weight)
         ]
-        share = torch.softmax(self.logits(x_t, t, tensors), dim=1)
-        wanted = (target[:, None] == torch.arange(self.classes, device=target.device)).float()
-        is_class = ((target >= 0) & (target < self.classes)).float()
-        return self.gradient(x_t, t, (wanted - share) * is_class[:, None], tensors)
+        return self.gradient(x_t, t, target, self.classes, tensors)
 
     def _follow(self, device: torch.device) -> None:
         """Constants that the trace made on the CPU are made where x is."""
         if self.traced_on == str(device):
             return
-        for graph in (self.logits, self.gradient):
-            for node in graph.graph.nodes:
-                if "device" in node.kwargs:
-                    node.kwargs = {**node.kwargs, "device": device}
-            graph.recompile()
+        for node in self.gradient.graph.nodes:
+            if "device" in node.kwargs:
+                node.kwargs = {**node.kwargs, "device": device}
+        self.gradient.recompile()
         self.traced_on = str(device)
 
     def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:

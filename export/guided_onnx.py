@@ -110,6 +110,8 @@ class _Surgery:
         self.made = 0
 
     def run(self) -> None:
+        import onnx_ir
+
         graph, plain = self.graph, self.plain
         inputs = {value.name: value for value in graph.inputs}
         first = next(iter(graph))
@@ -142,9 +144,10 @@ class _Surgery:
         self.nodes = []
         out = graph.outputs[0]
         assert out.name is not None
-        dtype, out.name, out.shape = out.dtype, f"{out.name}_halves", None
+        dtype = out.dtype or onnx_ir.DataType.FLOAT
+        out.name, out.shape = f"{out.name}_halves", None
         guided = self._combined(self._node("Cast", [out], to=1), inputs[plain.time], scale)
-        last = self._node("Cast", [guided], to=int(dtype or 1))
+        last = self._node("Cast", [guided], to=int(dtype))
         last.name, last.dtype, last.shape = plain.output, dtype, self._shape_of(plain.shape)
         graph.outputs[0] = last
         graph.extend(self.nodes)
@@ -224,9 +227,10 @@ class _Surgery:
         held = self.graph.initializers.get(full)
         if held is not None:
             return held
-        tensor = onnx_ir.tensor(np.asarray(value), name=full)
+        array = np.asarray(value)
+        tensor = onnx_ir.tensor(array, name=full)
         constant = onnx_ir.Value(
-            name=full, shape=tensor.shape, type=onnx_ir.TensorType(tensor.dtype), const_value=tensor
+            name=full, shape=onnx_ir.Shape(array.shape), type=onnx_ir.TensorType(tensor.dtype), const_value=tensor
         )
         self.graph.register_initializer(constant)
         return constant
