@@ -4,8 +4,8 @@ Three 3x3 convolutions behind a pixel-unshuffle stem, at 14x14 and 7x7, modulate
 parameters. It is trained on x_t = alpha_t x_0 + sigma_t eps of `linear:1000`, as the classifiers of arXiv 2105.05233
 are, and knows nothing else of the diffusion network. SiLU and no pooling by maxima: its gradient is what is used.
 
-Train it with `python -m pfdiff.export.zoo.fashion_guide --data DIR`. The shipped weights took about 2,100 steps; on 2,000
-test pictures they name the class of 89 % at t = 0, 88 % at 200, 79 % at 400, 51 % at 600 and 27 % at 800.
+Train it with `python -m pfdiff.export.zoo.fashion_guide --data DIR`. The shipped weights took about 2,100 steps; of
+2,000 test pictures they name the class of 89 % at t = 0, 88 % at 200, 79 % at 400, 51 % at 600 and 27 % at 800.
 """
 
 from __future__ import annotations
