@@ -1,19 +1,10 @@
-"""The native runtime: built here with CMake, run by ctest, and compared with Python number by number.
-
-One shared build serves the comparisons; a static one under the sanitizers runs the fuzzer; with nvcc the kernels are
-compiled for every architecture. What is missing on a machine is named in the skip.
-"""
+"""The native runtime: built here with CMake, run by ctest, and compared with Python number by number."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
 import os
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,47 +14,14 @@ import pytest
 import pfdiff
 from pfdiff.engine.artifact import Artifact, records_of, write_manifest
 from pfdiff.engine.basis import edm_preconditioning
-from pfdiff.engine.contract import Contract
 from pfdiff.engine.program import Program, compile
 from pfdiff.engine.schedule import parse_schedule
 
-ROOT = Path(__file__).resolve().parents[1]
-NATIVE = ROOT / "tests" / "native"
-SHAPE = (3, 8, 7)
+from .native_tree import MARKS, NATIVE, SHAPE, cmake, onnxruntime_root, run, write_engine
+
 SEEDS = [*range(5), 2**63, 2**64 - 1]
-CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        shutil.which("cmake") is None or shutil.which("c++") is None or sys.platform == "win32",
-        reason="needs cmake and a C++ compiler on a POSIX system",
-    ),
-]
-
-
-def run(*words: object, status: int | None = 0, env: dict[str, str] | None = None) -> str:
-    """Output and errors of a command that must end with `status`, None for any."""
-    done = subprocess.run(
-        [str(word) for word in words], capture_output=True, text=True, check=False, env={**os.environ, **(env or {})}
-    )
-    assert status is None or done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
-
-
-def cmake(folder: Path, *options: str, source: Path = ROOT) -> Path:
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    run("cmake", "-S", source, "-B", folder, *generator, *options)
-    run("cmake", "--build", folder, "-j2")
-    return folder
-
-
-def onnxruntime_root() -> Path | None:
-    """Where ONNX Runtime's C++ headers are: ONNXRUNTIME_ROOT, or the system's."""
-    for root in filter(None, (os.environ.get("ONNXRUNTIME_ROOT"), "/usr", "/usr/local")):
-        if any((Path(root) / "include" / place / "onnxruntime_cxx_api.h").is_file() for place in ("", "onnxruntime")):
-            return Path(root)
-    return None
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -109,21 +67,6 @@ def test_installed_package_builds_the_example(built: Path, tmp_path: Path):
     assert len((NATIVE / "example" / "main.cpp").read_text().splitlines()) <= 40
 
 
-def test_sanitizers_find_nothing_in_12000_damaged_engines(tmp_path: Path):
-    options = ["-DPFDIFF_SANITIZE=ON", "-DPFDIFF_CUDA=OFF", "-DPFDIFF_ONNXRUNTIME=OFF", "-DPFDIFF_TENSORRT=OFF"]
-    # -O1: half the build time of -O2, and the sanitizers report more where less is optimised away.
-    folder = cmake(
-        tmp_path / "build", *options, "-DPFDIFF_WERROR=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1"
-    )
-    assert "100% tests passed" in run(
-        "ctest", "--test-dir", folder, "--output-on-failure", env={"TMPDIR": str(tmp_path)}
-    )
-    output = run(folder / "tests/native/pfdiff_fuzz", 12000, 7, env={"TMPDIR": str(tmp_path)})
-    opened = int(re.search(r"12000 mutations, (\d+) opened", output).group(1))  # pyright: ignore[reportOptionalMemberAccess]
-    assert 20 <= opened <= 3000  # most are refused, and some reach the very end
-    assert not list(tmp_path.glob("pfdiff-fuzz*"))
-
-
 # The same numbers as Python.
 def gaussian(schedule: str, prediction: str, sigma_data: float) -> Callable[[np.ndarray, float], np.ndarray]:
     """engine/native/analytic.h in float64: the exact network of Gaussian data."""
@@ -150,16 +93,6 @@ def gaussian(schedule: str, prediction: str, sigma_data: float) -> Callable[[np.
         return found[prediction]
 
     return network
-
-
-def write_engine(folder: Path, solver: str, schedule: str, nfe: int = 8, prediction: str = "eps", **options) -> Path:
-    """An engine directory as the exporter writes it, with a file in the network's place."""
-    program = compile(solver, schedule, nfe, prediction=prediction, **options)
-    folder.mkdir()
-    (folder / "network.onnx").write_bytes(b"the gaussian network needs no file")
-    contract = Contract(name="gaussian", shape=SHAPE, schedule=schedule, prediction=prediction)
-    write_manifest(Artifact(folder, contract, (1, 4), "fp32", {nfe: program}, {"note": "é 1e-05"}, records_of(folder)))
-    return folder
 
 
 def test_noise_is_pythons_bit_for_bit(library: ctypes.CDLL):
@@ -323,86 +256,3 @@ def test_update_moves_each_array_once(built: Path, tmp_path: Path, solver: str, 
     figures = json.loads(run(built / "tests/native/pfdiff_bench_update", path, 1, 2, 2))
     assert figures["arrays"] == arrays
     assert figures["ratio"] > 0
-
-
-# The plain way of a clean clone: static, our own JSON reader, CUDA when nvcc is there, no GPU.
-def nvcc() -> str | None:
-    return os.environ.get("CUDACXX") or shutil.which("nvcc")
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A build as from a clean clone with a compiler and CMake alone, and what its build said."""
-    folder = tmp_path_factory.mktemp("plain")
-    options = ["-DPFDIFF_JSON=BUILTIN", "-DPFDIFF_WERROR=ON", "-DPFDIFF_ONNXRUNTIME=OFF", "-DPFDIFF_TENSORRT=OFF"]
-    options.append(f"-DPFDIFF_CUDA={'OFF' if nvcc() is None else 'ON'}")
-    run("cmake", "-S", ROOT, "-B", folder, *options)
-    targets = ["pfdiff-run"] if nvcc() is None else ["pfdiff-run", "pfdiff_test_cuda"]
-    return folder, run("cmake", "--build", folder, "-j2", "--target", *targets)
-
-
-def test_without_nlohmann_json_the_built_in_reader_opens_engines(plain: tuple[Path, str], tmp_path: Path):
-    engine = write_engine(tmp_path / "some.engine", "ddim", "linear:1000")
-    run(plain[0] / "pfdiff-run", engine, "--network", "gaussian", "-o", tmp_path / "x.npy")
-    assert np.isfinite(np.load(tmp_path / "x.npy")).all()
-
-
-def test_cuda_kernels_compile_for_every_architecture_without_warnings_or_spills(plain: tuple[Path, str]):
-    if nvcc() is None:
-        pytest.skip("needs nvcc")
-    folder, said = plain
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    kernels = 30 + 2 + 2  # step, noise, images
-    assert len(spills) >= kernels * len(CAPABILITIES)
-    assert set(spills) == {("0", "0")}
-    assert set(re.findall(r"for '(sm_\d+)'", said)) == {f"sm_{one}" for one in CAPABILITIES}
-    assert "warning" not in said.lower()
-    assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 128  # four blocks of 128 threads, at least
-    # 77: no device here, and every call said so; 0: the kernels ran and agreed.
-    done = subprocess.run([folder / "tests/native/pfdiff_test_cuda"], check=False)
-    assert done.returncode in (0, 77)
-
-
-@pytest.mark.parametrize("flavour", [[], ["-DPFD_TENSORRT_RTX"]], ids=["tensorrt", "rtx"])
-def test_tensorrt_adapter_is_well_formed(flavour: list[str]):
-    """Against the declarations of TensorRT's documentation: its own headers come in no package."""
-    compiler = nvcc()
-    if compiler is None:
-        pytest.skip("needs the CUDA headers, which come with nvcc")
-    plan = run(compiler, "--dryrun", "-c", ROOT / "kernels/native/noise.cu")
-    include = re.search(r'INCLUDES="-I(\S+?)"', plan)
-    assert include is not None, plan
-    sources = [ROOT / "engine/native" / one for one in ("tensorrt/network.cpp", "run/tensorrt.cpp")]
-    flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror", *flavour]
-    includes = ["-isystem", include[1], "-isystem", NATIVE / "mock", "-I", ROOT / "engine/native"]
-    assert run("c++", *flags, *includes, *sources) == ""
-
-
-def test_sources_keep_their_format():
-    if shutil.which("clang-format") is None:
-        pytest.skip("needs clang-format")
-    folders = ("engine/native", "kernels/native", "tests/native")
-    files = [
-        path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".c", ".cpp", ".cu", ".h")
-    ]
-    assert files
-    run("clang-format", "--dry-run", "--Werror", *files)
-
-
-if importlib.util.find_spec("triton") is not None:
-
-    def test_the_native_loader_knows_every_name_of_the_compiled_kernels():
-        """cubins.cpp spells the variants' names itself: the same rule, written here from its source."""
-        from pfdiff.kernels.variants import standard
-
-        pattern = r"step-b([1-5])-r([01]+)-w([01]+)(-clip)?-(fp32|fp16|bf16)(-(fp32|fp16|bf16))?(-any)?"
-        for variant in standard():
-            if variant.op == "step":
-                match = re.fullmatch(pattern, variant.name)
-                assert match is not None, variant.name
-                assert len(match[2]) == len(match[3]) == int(match[1])
-            assert [name for name, _ in variant.types] == {
-                "step": ["states", "y_in", "out", "table", "row", "elements"],
-                "noise": ["z", "seeds", "elements"],
-                "images": ["pixels", "x", "low", "factor", "area"],
-            }[variant.op]
