@@ -31,8 +31,8 @@ from .trace import velocity
 CHUNK_BYTES = 1 << 28  # of Jacobian held at once
 DAMPING = (1e-3, 1e-9, 1e4)  # first, least, most
 LADDER = 8  # between the dampings that are tried
-PATIENCE = 3  # steps without gain on the validation seeds
-GAIN = 2e-3  # less than this part of the training error gained in a step is the end
+PATIENCE = 2  # steps without gain on the validation seeds
+GAIN = 5e-3  # less than this part of the training error gained in a step is the end
 OUTSIDE = 0.1  # weight of what is outside the data's range, where clipping hides it from the error
 OWN_BASIS = {"eps": "eps", "x0": "x0", "v": "v", "flow": "v", "edm": "x0"}
 
