@@ -1,4 +1,4 @@
-"""The native runtime in every way of building it: sanitizers, clean clone, CUDA on all architectures, TensorRT source."""
+"""The native runtime in every way of building it: sanitizers, clean clone, CUDA for all architectures, TensorRT."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_sanitizers_find_nothing_in_12000_damaged_engines(tmp_path: Path):
         tmp_path / "build", *options, "-DPFDIFF_WERROR=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1"
     )
     assert "100% tests passed" in run(
-        "ctest", "--test-dir", folder, "--output-on-failure", env={"TMPDIR": str(tmp_path)}
+        "ctest", "--test-dir", folder, "--output-on-failure", "-E", "fuzz", env={"TMPDIR": str(tmp_path)}
     )
     output = run(folder / "tests/native/pfdiff_fuzz", 12000, 7, env={"TMPDIR": str(tmp_path)})
     opened = int(re.search(r"12000 mutations, (\d+) opened", output).group(1))  # pyright: ignore[reportOptionalMemberAccess]
