@@ -17,6 +17,7 @@ import numpy as np
 
 from .basis import BASES
 from .errors import InputError
+from .grid import make_grid
 from .program import Program, compile
 from .schedule import Schedule, parse_schedule
 from .solvers import parse_solver
@@ -163,6 +164,27 @@ def _near_solvers(solver: str, process: Schedule) -> Iterator[str]:
         yield from (f"pfdiff:k={a},l={b:g}{rest}" for a, b in pairs if a >= 1 and b > 0)
     elif found := re.fullmatch(r"(.*order=)(\d)(.*)", solver):
         yield from (f"{found[1]}{int(found[2]) + step}{found[3]}" for step in (-1, 1) if int(found[2]) + step > 0)
+
+
+def grid_points(candidate: Candidate, setting: Setting) -> tuple[float, ...]:
+    """The times that a candidate's grid rule means, the clean point included. Raises InputError."""
+    solver, process = parse_solver(candidate.solver), parse_schedule(setting.schedule)
+    intervals = solver.intervals(setting.nfe)
+    points = make_grid(candidate.grid, process, intervals, candidate.t_start, setting.end, solver.evaluations)
+    return tuple(points.tolist())
+
+
+def with_point(candidate: Candidate, points: tuple[float, ...], place: int, part: float, discrete: bool) -> Candidate:
+    """The candidate on explicit times, one of them moved by `part` of the way to its neighbour, at least by 1 if whole.
+
+    part above 0 moves it towards the noise. The times may then fall no more; such a grid does not compile.
+    """
+    gap = points[place - 1] - points[place] if part > 0 else points[place] - points[place + 1]
+    step = part * gap
+    if discrete:
+        step = float(np.copysign(max(1.0, np.rint(abs(step))), part))
+    moved = (*points[:place], points[place] + step, *points[place + 1 :])
+    return replace(candidate, grid=moved, t_start=points[0])
 
 
 def compiled(candidates: Iterable[Candidate], setting: Setting, seen: set[str]) -> Iterator[tuple[Candidate, Program]]:

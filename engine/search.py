@@ -2,9 +2,10 @@
 
 error = RMS over seeds and elements of clip(sample) - clip(reference), clipped to the range of the data
 
-Every candidate is run on the first few seeds, the better part goes on to twice as many, and so on; what a candidate has
-been run on is never run again. Then the neighbours of the best are raced against them, until none is better. The best
-are run on held-out seeds that chose nothing (successive halving: Jamieson & Talwalkar, arXiv 1502.07943).
+Every candidate is run on the first few seeds, the better part goes on to twice as many, and so on (successive halving:
+Jamieson & Talwalkar, arXiv 1502.07943); what a candidate has been run on is never run again. Then the neighbours of the
+best are raced against them, until none is better, and the times of the best grids are moved one by one. At last the
+best are run on held-out seeds that chose nothing.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from typing import final
 import numpy as np
 
 from .cache import Journal, content_key
-from .candidates import Candidate, Setting, compiled, neighbours
+from .candidates import Candidate, Setting, compiled, grid_points, neighbours, with_point
 from .pool import Budget, BudgetSpentError, Floats, Pool, Rows
 from .program import Program
+from .schedule import parse_schedule
 
 KEEP = 0.4  # of the candidates, at each doubling of the seeds
 FEWEST = 12  # candidates that are kept at least
 GENERATIONS = 3  # rounds of neighbours
 PARENTS = 4  # the best, whose neighbours are raced in each round
 SLACK = 1.15  # a neighbour is dropped when its error is this times the best one's on the same seeds
+TIGHT = 1.04  # likewise when only one time was moved
+SWEEPS = (0.3, 0.15, 0.3)  # how far times are moved, in parts of the way to the next one
+FAMILIES = 3  # of solvers whose best grids have their times moved: what rules allow is not what a solver could do
 REPORTED = 10  # run on the held-out seeds
 
 Progress = Callable[[str, int, int], None]  # (stage, evaluations done, evaluations expected)
@@ -130,6 +135,7 @@ class Search:
             self._halve(fresh)
             if local:
                 self._race()
+                self._sweep()
             self._judge_held_out()
         except BudgetSpentError:
             self.complete = False
@@ -179,13 +185,40 @@ class Search:
             self._expected += len(fresh) * self.rungs[0] * self.setting.nfe
             for trial in fresh:
                 self.trials.append(trial)
-                self._against_best(trial, f"{len(fresh)} neighbours of the best, round {generation + 1}")
+                self._race_one(
+                    trial, self.ranked()[0], f"{len(fresh)} neighbours of the best, round {generation + 1}", SLACK
+                )
 
-    def _against_best(self, trial: Trial, stage: str) -> None:
-        best = self.ranked()[0]
+    def _sweep(self) -> None:
+        """The times of the best grids moved one by one: of the best of three families, then of the best of all."""
+        families: dict[str, Trial] = {}
+        for trial in self.ranked():
+            families.setdefault(trial.program.solver.partition(":")[0], trial)
+        for best in list(families.values())[:FAMILIES]:
+            self._sweep_once(best, SWEEPS[0])
+        for part in SWEEPS[1:]:
+            self._sweep_once(self.ranked()[0], part)
+
+    def _sweep_once(self, best: Trial, part: float) -> None:
+        """Each time of a grid moved either way, and left where the error is less."""
+        discrete = parse_schedule(self.setting.schedule).discrete
+        points = grid_points(best.candidate, self.setting)
+        self._expected += 2 * self.setting.nfe * self.rungs[-1] * self.setting.nfe  # about two moves an evaluation
+        for place in range(1, len(points) - 1):
+            for way in (part, -part):
+                near = with_point(best.candidate, points, place, way, discrete)
+                for pair in compiled([near], self.setting, self._seen):
+                    trial = Trial(*pair)
+                    self.trials.append(trial)
+                    self._race_one(trial, best, f"{best.program.solver}: its times, one by one", TIGHT)
+                    if trial.seeds == self.calibration and trial.error() < best.error():
+                        best, points = trial, grid_points(trial.candidate, self.setting)
+
+    def _race_one(self, trial: Trial, best: Trial, stage: str, slack: float) -> None:
+        """Run a trial on more and more seeds while it is not clearly worse than the best on the same."""
         for rung in self.rungs:
             self._extend(trial, rung, stage)
-            if trial.error(rung) > SLACK * best.error(rung):
+            if trial.error(rung) > slack * best.error(rung):
                 return
 
     def _judge_held_out(self) -> None:
