@@ -32,6 +32,7 @@ SLACK = 1.15  # a neighbour is dropped when its error is this times the best one
 TIGHT = 1.04  # likewise when only one time was moved
 SWEEPS = (0.3, 0.15, 0.3)  # how far times are moved, in parts of the way to the next one
 FAMILIES = 3  # of solvers whose best grids have their times moved: what rules allow is not what a solver could do
+BEHIND = 1.2  # a family whose error is this times the best one's after a sweep is swept no more
 REPORTED = 10  # run on the held-out seeds
 
 Progress = Callable[[str, int, int], None]  # (stage, evaluations done, evaluations expected)
@@ -190,17 +191,17 @@ class Search:
                 )
 
     def _sweep(self) -> None:
-        """The times of the best grids moved one by one: of the best of three families, then of the best of all."""
+        """The times of the best grids moved one by one, for the best of three families while it keeps up."""
         families: dict[str, Trial] = {}
         for trial in self.ranked():
             families.setdefault(trial.program.solver.partition(":")[0], trial)
-        for best in list(families.values())[:FAMILIES]:
-            self._sweep_once(best, SWEEPS[0])
-        for part in SWEEPS[1:]:
-            self._sweep_once(self.ranked()[0], part)
+        swept = list(families.values())[:FAMILIES]
+        for part in SWEEPS:
+            swept = [self._sweep_once(best, part) for best in swept]
+            swept = [best for best in swept if best.error() < BEHIND * self.ranked()[0].error()]
 
-    def _sweep_once(self, best: Trial, part: float) -> None:
-        """Each time of a grid moved either way, and left where the error is less."""
+    def _sweep_once(self, best: Trial, part: float) -> Trial:
+        """Each time of a grid moved either way, and left where the error is less; the best of it."""
         discrete = parse_schedule(self.setting.schedule).discrete
         points = grid_points(best.candidate, self.setting)
         self._expected += 2 * self.setting.nfe * self.rungs[-1] * self.setting.nfe  # about two moves an evaluation
@@ -213,6 +214,7 @@ class Search:
                     self._race_one(trial, best, f"{best.program.solver}: its times, one by one", TIGHT)
                     if trial.seeds == self.calibration and trial.error() < best.error():
                         best, points = trial, grid_points(trial.candidate, self.setting)
+        return best
 
     def _race_one(self, trial: Trial, best: Trial, stage: str, slack: float) -> None:
         """Run a trial on more and more seeds while it is not clearly worse than the best on the same."""
