@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -23,7 +23,7 @@ from .backends.abstract import CudaOptions, Source
 from .contract import Contract
 from .device import parse_device
 from .errors import InputError
-from .latency import Latency, in_turns
+from .latency import Latency, Parts, in_turns, timer_of
 from .loop import Inputs, make_tables
 from .noise import Seeds, noise, parse_seeds
 from .program import Program
@@ -135,25 +135,18 @@ class Engine:
         nfe, batch: by default the only program and the smallest bucket; `batch` must be a bucket. A second copy of the
         network is loaded for the time, so that the first call is a first one. Raises InputError, BackendError.
         """
-        nfe = self._check_nfe(nfe)
-        batch = self.batch[0] if batch is None else batch
-        if batch not in self.batch:
-            raise InputError(f"batch {batch!r}, expected one of this engine's: {', '.join(map(str, self.batch))}")
+        nfe, batch = self._check_nfe(nfe), self._check_bucket(batch)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
             raise InputError(f"rounds={rounds!r}, expected an integer of at least 1")
-        given = {one.name: np.full(one.shape, one.low or 0) for one in self.contract.conditions if one.default is None}
         start = time.perf_counter()
         session = self._open()
         loaded = time.perf_counter()
         try:
-
-            def whole() -> None:
-                self._sample(session, range(batch), None, nfe, given)
-                session.wait()
-
-            whole()
+            self._whole(session, nfe, batch)()
+            session.wait()
             first = time.perf_counter()
-            times = in_turns(whole, session.floor(self._tables[nfe], batch), rounds)
+            parts = self._parts(session, nfe, batch)
+            times = in_turns((parts.whole, parts.network, parts.updates), rounds, parts.timer)
         finally:
             session.close()
         p50, p90, p99 = np.percentile(times[:, 0], (50, 90, 99))
@@ -174,9 +167,17 @@ class Engine:
             load_ms=1e3 * (loaded - start),
             network_ms=floor / nfe,
             floor_ms=floor,
+            updates_ms=float(np.median(times[:, 2])),
             overhead=float(np.median(times[:, 0] / times[:, 1])),
             per_sample_ms=float(p50) / batch,
         )
+
+    def parts(self, nfe: int | None = None, batch: int | None = None) -> Parts:
+        """What `bench` times, for a benchmark of one's own: a whole call, its bare evaluations, its updates.
+
+        nfe, batch: as in `bench`. Not for use while another thread samples. Raises InputError, BackendError.
+        """
+        return self._parts(self._session, self._check_nfe(nfe), self._check_bucket(batch))
 
     def close(self) -> None:
         """Free network and buffers; calls after that raise BackendError. Closing twice is fine."""
@@ -196,6 +197,19 @@ class Engine:
         """A second session like the engine's own, with a network of its own."""
         opened = open_backend(self.backend, self._source, self.threads, torch.device(self.device))
         return Session(opened, self.contract, self.batch, graph=self._options.graph)
+
+    def _whole(self, session: Session, nfe: int, batch: int) -> Callable[[], object]:
+        given = {one.name: np.full(one.shape, one.low or 0) for one in self.contract.conditions if one.default is None}
+        return lambda: self._sample(session, range(batch), None, nfe, given)
+
+    def _parts(self, session: Session, nfe: int, batch: int) -> Parts:
+        tables = self._tables[nfe]
+        return Parts(
+            whole=self._whole(session, nfe, batch),
+            network=session.floor(tables, batch),
+            updates=session.updates(tables, batch),
+            timer=timer_of(torch.device(self.device)),
+        )
 
     def _sample(
         self,
@@ -225,6 +239,13 @@ class Engine:
         if isinstance(nfe, bool) or not hasattr(nfe, "__index__") or nfe not in self.programs:
             raise InputError(f"nfe={nfe!r}, this engine has {held}; choose one of them, or build {nfe!r} too")
         return nfe
+
+    def _check_bucket(self, batch: Any) -> int:
+        if batch is None:
+            return self.batch[0]
+        if batch not in self.batch:
+            raise InputError(f"batch {batch!r}, expected one of this engine's: {', '.join(map(str, self.batch))}")
+        return batch
 
     def _check_noise(self, noise: Any) -> torch.Tensor:
         """The noise as contiguous float32 [n, elements] on the engine's device."""

@@ -103,9 +103,12 @@ class Sampler:
         )
         self.times = _time_rows(tables, contract, bucket, device)
         x = (self.states[0] if self.y_in is None else self.y_in).view(shape)
-        out = torch.zeros(shape, dtype=backend.dtype, device=device)
+        self.out = torch.zeros(shape, dtype=backend.dtype, device=device)
         self.evaluations = backend.bind(
-            [Buffers(x, row[:bucket] if contract.time_rank else row[0], self.conditions, out) for row in self.times]
+            [
+                Buffers(x, row[:bucket] if contract.time_rank else row[0], self.conditions, self.out)
+                for row in self.times
+            ]
         )
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -123,13 +126,14 @@ class Sampler:
         last = len(self.evaluations)
         if self.variant.seeded:
             noise(self.noise, self.seeds)
-        self._step(last, self.noise)
+        self.step(last, self.noise)
         for n, evaluate in enumerate(self.evaluations):
-            self._step(n, evaluate())
+            self.step(n, evaluate())
         if self.pixels is not None:
             images(self.pixels, self.samples, *self.range)
 
-    def _step(self, row: int, out: torch.Tensor) -> None:
+    def step(self, row: int, out: torch.Tensor) -> None:
+        """The update after evaluation `row`; row N sets the states from the noise."""
         update = self.updates[row]
         step(self.states, self.y_in if update.separate else None, out.view(-1), self.table, row, update)
 
@@ -200,22 +204,40 @@ class GraphLoop(Loop):
         current.wait_stream(self._stream)
 
     def floor(self, tables: Tables, size: int) -> Callable[[], None]:
-        self._check_stream()
-        evaluations = self._sampler(tables, Variant(size, True, False), None).evaluations
+        evaluations = self._seeded(tables, size).evaluations
 
         def launch() -> None:
             for evaluate in evaluations:
                 evaluate()
 
+        return self._alone(launch)
+
+    def updates(self, tables: Tables, size: int) -> Callable[[], None]:
+        sampler = self._seeded(tables, size)
+
+        def launch() -> None:
+            for n in range(tables.nfe):
+                sampler.step(n, sampler.out)
+
+        return self._alone(launch)
+
+    def _seeded(self, tables: Tables, size: int) -> Sampler:
+        self._check_stream()
+        return self._sampler(tables, Variant(size, True, False), None)
+
+    def _alone(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """`launch` as `run` runs it: in a graph of its own if there are any, between the caller's work."""
         graph = None if self._refused else record(launch, self._stream, self._pool)
 
         def bare() -> None:
+            current = torch.cuda.current_stream(self.device)
+            self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
                 if graph is None:
                     launch()
                 else:
                     graph.replay()
-            self.wait()
+            current.wait_stream(self._stream)
 
         return bare
 

@@ -80,7 +80,7 @@ class Bucket:
         n = 0
         try:
             with np.errstate(all="ignore"):  # what is not finite is found by the check
-                for n, update in enumerate(tables.update):
+                for n in range(tables.nfe):
                     out = self._rows[here][-1]
                     self._time.fill(tables.times[n])
                     if self._x is not None:
@@ -91,10 +91,7 @@ class Bucket:
                     # The sum is finite unless something in it is not, or, with no harm done, it overflows.
                     if not math.isfinite(np.add.reduce(out)) and not np.isfinite(out).all():
                         raise BackendError(_not_finite(tables, n))
-                    if tables.clip is not None:
-                        self._clip(self._rows[here], tables.p[n], tables.q[n], tables.clip)
-                    for source, target in self._products[here]:
-                        np.matmul(update, source, out=target)
+                    self.update(tables, n, here)
                     here = 1 - here
         except PfdiffError:
             raise
@@ -103,6 +100,14 @@ class Bucket:
                 f"evaluation {n + 1} of {tables.nfe} failed at time {tables.times[n]:g}: {first_line(error)}"
             ) from error
         return self._matrices[here][0].view(self._shape)
+
+    def update(self, tables: Tables, n: int, here: int) -> None:
+        """The states after evaluation n in the other matrix, from those and the network's output in matrix `here`."""
+        if tables.clip is not None:
+            self._clip(self._rows[here], tables.p[n], tables.q[n], tables.clip)
+        update = tables.update[n]
+        for source, target in self._products[here]:
+            np.matmul(update, source, out=target)
 
     def _clip(self, rows: NDArray[np.float32], p: np.float32, q: np.float32, clip: float) -> None:
         """z = clamp(p s_0 + q out, -clip, clip) in the last row."""
@@ -157,6 +162,15 @@ class HostLoop(Loop):
         def bare() -> None:
             for _ in range(evaluations):
                 evaluate()
+
+        return bare
+
+    def updates(self, tables: Tables, size: int) -> Callable[[], None]:
+        bucket = Bucket(self._backend, self._contract, size, tables.buffers, tables.scaled)  # zeros, and they stay so
+
+        def bare() -> None:
+            for n in range(tables.nfe):
+                bucket.update(tables, n, n % 2)
 
         return bare
 

@@ -1,17 +1,20 @@
-"""How long a whole sample takes, and how much of it is not the network: both measured in one run, in turns.
+"""How long a whole sample takes, and how much of it is not the network: all measured in one run, in turns.
 
 A shared machine drifts by more than the few per cent that are looked for, so every round times one whole call and
-right after it the bare evaluations of as many network runs; the overhead is the median of the rounds' ratios.
+beside it the bare evaluations of as many network runs; the overhead is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import torch
+
+Timer = Callable[[], float]  # seconds; the difference of two calls is the time of what was started between them
 
 
 @final
@@ -21,7 +24,8 @@ class Latency:
 
     p50, p90, p99, max: whole calls of `Engine.sample`. first: loading apart, the first call of a fresh engine.
     load: loading the network. network: one bare evaluation (median); floor: `nfe` of them in a row (median).
-    overhead: median over the rounds of whole call / its `nfe` bare evaluations. per_sample: p50 / batch.
+    updates: the `nfe` updates in a row (median). overhead: median over the rounds of whole call / its `nfe` bare
+    evaluations. per_sample: p50 / batch.
     """
 
     backend: str
@@ -39,18 +43,65 @@ class Latency:
     load_ms: float
     network_ms: float
     floor_ms: float
+    updates_ms: float
     overhead: float
     per_sample_ms: float
 
 
-def in_turns(whole: Callable[[], object], floor: Callable[[], object], rounds: int) -> np.ndarray:
-    """Milliseconds [rounds, 2] of `whole` and `floor`, each first in every other round, after two rounds unmeasured."""
-    times = np.empty((rounds, 2))
-    calls = (whole, floor)
+@final
+@dataclass(frozen=True)
+class Parts:
+    """A whole call and what it is made of, functions without arguments that can be called as often as one likes.
+
+    whole: `Engine.sample` of one batch of seeds; network: its `nfe` bare evaluations; updates: its `nfe` updates.
+    On a CUDA device they return before it is done, which `timer` takes into account.
+    """
+
+    whole: Callable[[], object]
+    network: Callable[[], object]
+    updates: Callable[[], object]
+    timer: Timer
+
+
+@final
+class CudaTimer:
+    """Seconds on a CUDA device, by events on the current stream around what is started between two calls.
+
+    Each call waits for the device and then begins anew, so an event's time is never that of the host waking up.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._elapsed_s = 0.0
+        self._start = self._event()
+
+    def __call__(self) -> float:
+        stop = self._event()
+        stop.synchronize()
+        self._elapsed_s += 1e-3 * self._start.elapsed_time(stop)
+        self._start = self._event()
+        return self._elapsed_s
+
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+
+def timer_of(device: torch.device) -> Timer:
+    """The timer for what runs on `device`."""
+    return CudaTimer(device) if device.type == "cuda" else time.perf_counter
+
+
+def in_turns(functions: Sequence[Callable[[], object]], rounds: int, timer: Timer = time.perf_counter) -> np.ndarray:
+    """Milliseconds [rounds, functions], after two rounds unmeasured; each function is first in as many rounds."""
+    count = len(functions)
+    times = np.empty((rounds, count))
     for turn in range(-2, rounds):
-        for which in (0, 1) if turn % 2 else (1, 0):
-            start = time.perf_counter()
-            calls[which]()
+        for place in range(count):
+            which = (turn + place) % count
+            start = timer()
+            functions[which]()
             if turn >= 0:
-                times[turn, which] = 1e3 * (time.perf_counter() - start)
+                times[turn, which] = 1e3 * (timer() - start)
     return times

@@ -121,7 +121,11 @@ class Loop(ABC):
 
     @abstractmethod
     def floor(self, tables: Tables, size: int) -> Callable[[], None]:
-        """The program's evaluations of the network and nothing else, finished when the function returns."""
+        """The program's evaluations of the network and nothing else, on the order of the current stream like `run`."""
+
+    @abstractmethod
+    def updates(self, tables: Tables, size: int) -> Callable[[], None]:
+        """The program's updates and nothing else, on buffers of their own, ordered like `run`."""
 
     @abstractmethod
     def wait(self) -> None:

@@ -79,6 +79,14 @@ class Session:
         finally:
             self._lock.release()
 
+    def updates(self, tables: Tables, size: int) -> Callable[[], None]:
+        """`Loop.updates` of the bucket `size`. Not for use beside `run`."""
+        self._enter()
+        try:
+            return self._loop.updates(tables, size)
+        finally:
+            self._lock.release()
+
     def wait(self) -> None:
         """Return when the device has done everything that `run` started."""
         self._loop.wait()

@@ -17,6 +17,7 @@ from pfdiff.engine.api import Engine, load
 from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.backends import check_precision, choose_backend
 from pfdiff.engine.errors import BackendError, InputError, PfdiffError
+from pfdiff.engine.latency import in_turns
 from pfdiff.engine.noise import noise
 
 from .small_engine import CONTRACT, SHAPE, Small, program, small, write_engine
@@ -284,5 +285,29 @@ def test_bench_measures_calls_and_floor_in_one_run(engine: Engine) -> None:
     assert 0 < figures.p50_ms <= figures.p90_ms <= figures.p99_ms <= figures.max_ms
     assert figures.network_ms == figures.floor_ms / 6
     assert figures.per_sample_ms == figures.p50_ms / 8
-    assert min(figures.first_ms, figures.load_ms, figures.overhead) > 0
+    assert min(figures.first_ms, figures.load_ms, figures.updates_ms, figures.overhead) > 0
     assert all(isinstance(value, (str, int, float)) or value is None for value in asdict(figures).values())
+
+
+def test_the_parts_of_a_call_can_be_repeated_and_do_not_disturb_it(engine: Engine) -> None:
+    expected = engine.sample(seeds=range(8), nfe=6)
+    parts = engine.parts(6, 8)
+    for _ in range(3):
+        parts.updates()
+        parts.network()
+        assert torch.equal(parts.whole(), expected)  # type: ignore[arg-type]
+    assert parts.timer() < parts.timer()
+
+
+def test_turns_are_fair_and_times_stay_with_their_function() -> None:
+    clock, order = [0.0], []
+
+    def spend(name: str, seconds: float) -> None:
+        order.append(name)
+        clock[0] += seconds
+
+    spenders = [lambda: spend("a", 1.0), lambda: spend("b", 2.0), lambda: spend("c", 4.0)]
+    times = in_turns(spenders, 6, lambda: clock[0])
+    assert np.array_equal(times, np.tile([1e3, 2e3, 4e3], (6, 1)))
+    firsts = order[6::3]  # after two rounds unmeasured
+    assert sorted(firsts) == sorted(2 * "abc")

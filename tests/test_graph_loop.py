@@ -204,7 +204,10 @@ def test_the_session_cuts_requests_for_the_device_loop_too(cuda: Notes) -> None:
     assert torch.allclose(x, program(4, PLAIN).evaluate(small, noise(range(5), SHAPE)), rtol=1e-5, atol=1e-5)
     pixels = session.run(held, Inputs(keys, None, ()), pixels=True)
     assert pixels.shape == (5, 3, 5, 2)
+    cuda.clear()
     session.floor(held, 4)()
+    session.updates(held, 4)()
+    assert cuda == 2 * ["record (0, 1)", "wait", "replay", "wait"]  # in a graph of its own, between the caller's work
     session.close()
     with pytest.raises(BackendError, match="is closed"):
         session.run(held, Inputs(keys, None, ()))
