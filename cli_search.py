@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SHOWN = 10  # rows of a ranking
 Solvers = Annotated[
     list[str] | None,
-    typer.Option("--solver", metavar="TEXT", help="Only this one; repeatable. compare: solver[@grid[/basis]]."),
+    typer.Option("--solver", metavar="TEXT", help="Only this one; repeatable. compare: also solver@grid/basis."),
 ]
 Calibration = Annotated[
     int, typer.Option("--calibration", parser=options.integer, metavar="INT", help="Seeds that choose.")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pfdiff
-from pfdiff.cli import main
+from pfdiff.cli import app, main
 
 NETWORKS = '''
 import torch
@@ -82,7 +82,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_help_is_quick_and_loads_no_torch() -> None:
     code = """import sys
 import pfdiff
-from pfdiff.cli import main
+from pfdiff.cli import app, main
 main(["--help"])
 print(sorted({"torch", "onnx", "onnxruntime", "numpy"} & set(sys.modules)))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -90,6 +90,19 @@ print(sorted({"torch", "onnx", "onnxruntime", "numpy"} & set(sys.modules)))"""
     for command in ("build", "sample", "info", "bench", "demo"):
         assert command in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "command", [one.name or getattr(one.callback, "__name__", "") for one in app.registered_commands]
+)
+def test_every_command_explains_itself_in_80_columns(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"pfdiff {command}" in "".join(lines)
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_module_is_the_command() -> None:
