@@ -1,6 +1,7 @@
 # make demo | test | bench | lint        each creates .venv when it is missing; make gpu takes python3 as it is
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 TORCH := $(shell grep -o '^torch==[^ ]*' constraints.txt)
@@ -15,7 +16,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/pfdiff demo
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 bench: $(VENV)/.installed
 	@$(BIN)/pfdiff build fashion --nfe 5,8 --grid uniform --basis eps --batch 1,10,64 -o fashion.engine

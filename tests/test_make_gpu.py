@@ -46,17 +46,18 @@ def test_parts_do_not_harm_each_other(
     (tmp_path / "test_slow.py").write_text(SLOW)
     parts = (
         ("first", (str(tmp_path / "test_failing.py"),), 120),
-        ("step", (str(tmp_path / "test_slow.py"),), 45),
+        ("step", (str(tmp_path / "test_slow.py"),), 60),
         ("never", (str(tmp_path / "test_slow.py"),), 1),
     )
     monkeypatch.setattr(gpu, "PARTS", parts)
     monkeypatch.setattr(gpu, "GRACE_SECONDS", 5)
+    monkeypatch.setattr(gpu, "INTERRUPTED_SECONDS", 40)  # ends as soon as the part does
     monkeypatch.setattr(gpu, "_device", lambda: {"name": "Pretended GPU"})
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
     assert gpu.main() == 1
     outcome = json.loads((tmp_path / "out" / "gpu.json").read_bytes())["parts"]
     assert outcome["first"]["status"] == "failed"
-    assert outcome["step"]["status"] == "stopped after 45 s"
+    assert outcome["step"]["status"] == "stopped after 60 s"
     assert outcome["never"]["status"] == "no time left"
     assert "step copy     1 MiB      100 GB/s  100.0 % of a copy" in capsys.readouterr().out
     assert len(list((tmp_path / "out").iterdir())) <= 8
