@@ -100,6 +100,7 @@ def build(
     learned_sigma: options.LearnedSigma = False,
     sigma_data: options.SigmaData = 0.5,
     guidance: options.Guidance = None,
+    decoder: options.DecoderOption = None,
     solver: options.Solver = "pfdiff:k=2,l=1",
     grid: options.GridOption = "logsnr",
     basis: options.Basis = None,
@@ -130,6 +131,7 @@ def build(
         learned_sigma=learned_sigma,
         sigma_data=sigma_data,
         guidance=guidance,
+        decoder=decoder,
     )
     settings: dict[str, Any] = {"basis": basis, "clip": clip, "t_start": t_start}
     settings |= {"precision": precision, "backend": backend, "device": device, "threads": threads, "out": out}

@@ -48,6 +48,10 @@ Guidance = Annotated[
     str | None,
     typer.Option("--guidance", help="label=10[,scale=2], or classifier=FILE.py:FACTORY[,clip=1]; then an input."),
 ]
+DecoderOption = Annotated[
+    str | None,
+    typer.Option("--decoder", metavar="TEXT", help="Of latents: FILE.py:FACTORY or FILE.onnx[,scaling=0.18215,...]."),
+]
 
 # The programs.
 EvaluationsList = Annotated[str, typer.Option("--nfe", help="Network evaluations a sample, one or several: 5,8.")]

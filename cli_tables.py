@@ -13,13 +13,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .engine.artifact import Artifact, read_artifact
+from .engine.artifact import NETWORK, Artifact, read_artifact
 from .engine.errors import InputError
 from .engine.plans import stored_plans
 
 if TYPE_CHECKING:
     from .engine.api import Engine
-    from .engine.contract import Condition
+    from .engine.contract import Condition, DecoderContract
     from .engine.latency import Latency
     from .engine.program import Program
     from .export.demo import Report
@@ -36,6 +36,7 @@ def how_it_runs(engine: Engine) -> dict[str, str]:
         "backend": engine.description,
         "chosen": engine.backend_reason,
         "schedule runs": engine.execution,
+        **({"decodes": engine.decoding} if engine.decoding else {}),
     }
 
 
@@ -68,6 +69,7 @@ def _as_data(artifact: Artifact, programs: Mapping[int, Program]) -> dict[str, A
     return {
         "path": str(artifact.path),
         "contract": artifact.contract.to_dict(),
+        "decoder": artifact.decoder.to_dict() if artifact.decoder else None,
         "batch": list(artifact.batch),
         "precision": artifact.precision,
         "programs": {str(n): {**json.loads(p.to_json()), "digest": p.digest} for n, p in programs.items()},
@@ -82,7 +84,9 @@ def _plans(artifact: Artifact) -> list[str]:
     lines = []
     for path, key in stored_plans(artifact).items():
         gpu = f" {key.gpu}" if key and key.gpu else ""
-        lines.append(f"{key.flavour} {key.version} for {key.capability}{gpu}" if key else f"{path.name}: unreadable")
+        what = f", {Path(key.file).stem}" if key and key.file != NETWORK else ""
+        said = f"{key.flavour} {key.version} for {key.capability}{gpu}{what}" if key else f"{path.name}: unreadable"
+        lines.append(said)
     return lines
 
 
@@ -91,7 +95,8 @@ def _facts(artifact: Artifact, running: Mapping[str, str]) -> Table:
     low, high = contract.data_range
     rows = [
         ("network", f"{contract.name}: {contract.input} {list(contract.shape)} -> {contract.prediction}"),
-        ("schedule", f"{contract.schedule}, data in [{low:g}, {high:g}]"),
+        *((("decoder", _decoder(artifact.decoder)),) if artifact.decoder else ()),
+        ("schedule", f"{contract.schedule}, {'images' if artifact.decoder else 'data'} in [{low:g}, {high:g}]"),
         *(("condition", _condition(condition)) for condition in contract.conditions),
         ("precision", artifact.precision),
         ("batch", ", ".join(map(str, artifact.batch))),
@@ -109,6 +114,13 @@ def _facts(artifact: Artifact, running: Mapping[str, str]) -> Table:
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def _decoder(decoder: DecoderContract) -> str:
+    """`AutoencoderKL: latents / 0.18215 + 0 -> image [3, 512, 512], fp32`."""
+    words = ("one a channel" if isinstance(one, tuple) else f"{one:g}" for one in (decoder.scaling, decoder.shift))
+    scaling, shift = words
+    return f"{decoder.name}: latents / {scaling} + {shift} -> image {list(decoder.image)}, {decoder.precision}"
 
 
 def _condition(condition: Condition) -> str:

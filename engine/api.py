@@ -20,7 +20,8 @@ import torch
 from .artifact import Artifact, read_artifact
 from .backends import check_backend, open_backend, open_best
 from .backends.abstract import CudaOptions, Source
-from .contract import Contract
+from .contract import Contract, DecoderContract
+from .decoder import load_decoder
 from .device import parse_device
 from .errors import InputError
 from .latency import Latency, Parts, in_turns, timer_of
@@ -40,6 +41,7 @@ def load(
     *,
     threads: int | None = None,
     module: Module | None = None,
+    decoder_module: Module | None = None,
     options: CudaOptions | None = None,
     progress: BuildProgress | None = None,
 ) -> Engine:
@@ -47,8 +49,9 @@ def load(
 
     device: auto (a GPU that some backend can use, else the CPU), cpu, cuda or cuda:N. backend: auto, tensorrt,
     tensorrt_rtx, torch, onnxruntime or openvino. threads: CPU threads, None for the backend's own choice. module: for
-    backend torch, the network as module(x, t, *conditions), conditions in the contract's order. options: of CUDA
-    backends. progress: called while a TensorRT plan is built, which the first load on a GPU does.
+    backend torch, the network as module(x, t, *conditions), conditions in the contract's order; decoder_module: the
+    decoder as module(latents) -> images, without which another backend decodes. options: of CUDA backends. progress:
+    called while a TensorRT plan is built, which the first load on a GPU does.
     Raises InputError, EngineFileError (missing, damaged, of another format), BackendError (not installed, refuses).
     """
     check_backend(backend)
@@ -58,6 +61,7 @@ def load(
         backend=backend,
         threads=threads,
         module=module,
+        decoder_module=decoder_module,
         options=options,
         progress=progress,
     )
@@ -68,6 +72,7 @@ class Engine:
     """A loaded engine: one network, one program for each NFE. Not for two threads at once: load one for each.
 
     contract, programs, batch, precision, provenance, path   what the directory holds
+    decoder                                                  contract of a latent model's decoder, else None
     backend, backend_reason, device, threads, description    who runs it, and why
     """
 
@@ -79,6 +84,7 @@ class Engine:
         backend: str = "auto",
         threads: int | None = None,
         module: Module | None = None,
+        decoder_module: Module | None = None,
         options: CudaOptions | None = None,
         progress: BuildProgress | None = None,
     ) -> None:
@@ -89,15 +95,30 @@ class Engine:
         self.batch: tuple[int, ...] = artifact.batch
         self.precision: str = artifact.precision
         self.provenance: Mapping[str, Any] = artifact.provenance
+        self.decoder: DecoderContract | None = artifact.decoder
         self.threads: int | None = threads
         self._tables = {nfe: make_tables(program, self.contract) for nfe, program in self.programs.items()}
         self._options = options or CudaOptions()
         self._source = Source(artifact.network_path, self.contract, module, artifact, self._options, progress)
         opened, self.backend_reason = open_best(self._source, parse_device(device), backend, threads)
-        self._session = Session(opened, self.contract, self.batch, graph=self._options.graph)
+        self._decoder = load_decoder(
+            artifact,
+            opened,
+            backend,
+            threads=threads,
+            module=decoder_module,
+            options=self._options,
+            progress=progress,
+        )
+        self._session = Session(opened, self.contract, self.batch, self._decoder, graph=self._options.graph)
         self.backend: str = opened.name
         self.device: str = str(opened.device)
         self.description: str = opened.description
+
+    @property
+    def decoding(self) -> str:
+        """Who decodes, like `description`; empty without a decoder."""
+        return self._decoder.backend.description if self._decoder else ""
 
     @property
     def execution(self) -> str:
@@ -107,7 +128,7 @@ class Engine:
     def sample(
         self, *, seeds: Seeds | None = None, noise: Any = None, nfe: int | None = None, **conditions: Any
     ) -> torch.Tensor:
-        """Samples float32 [n, *shape] on the device, one for each seed or each row of `noise`.
+        """Samples float32 [n, *shape] on the device, one for each seed or each row of `noise`; latents stay latents.
 
         seeds: integers in [0, 2^64); a seed's sample is the same alone and in any batch. noise: [n, *shape] floating,
         in their place. nfe: may be left out when the engine has one program. conditions: by the contract's names, one
@@ -123,9 +144,9 @@ class Engine:
     ) -> torch.Tensor:
         """Like `sample`, as pixels uint8 [n, H, W, C]: `contract.data_range` becomes 0..255, the rest is clamped.
 
-        Raises InputError also when a sample is not [C, H, W].
+        A latent model's samples are decoded first. Raises InputError also when a sample is not [C, H, W].
         """
-        if len(self.contract.shape) != 3:
+        if self.decoder is None and len(self.contract.shape) != 3:
             raise InputError(f"samples of shape {list(self.contract.shape)} are no images [C, H, W]; use sample()")
         return self._sample(self._session, seeds, noise, nfe, conditions, pixels=True)
 

@@ -1,8 +1,9 @@
 """The engine directory: read, verified, and written so that it is always either the former engine or the new one.
 
     faces.engine/
-        engine.json       {format, provenance, contract, batch, precision, programs, files, digest}
+        engine.json       {format, provenance, contract, batch, precision, programs, files, digest}, decoder if any
         network.onnx      and its external data files, if any
+        decoder.onnx      of a latent model, likewise
         plans/            a local cache, never listed in `files`
 
 `files` maps each name to its SHA-256 and size; `digest` is the SHA-256 of the manifest itself without that entry. Both
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from .contract import Contract
+from .contract import Contract, DecoderContract
 from .directory import sync, writing
 from .errors import EngineFileError, InputError
 from .program import Program
@@ -29,6 +30,7 @@ from .program import Program
 FORMAT = 1
 MANIFEST = "engine.json"
 NETWORK = "network.onnx"
+DECODER = "decoder.onnx"
 PLANS = "plans"
 KEYS = ("format", "provenance", "contract", "batch", "precision", "programs", "files", "digest")
 LARGEST_MANIFEST_BYTES = 64 << 20
@@ -47,7 +49,10 @@ class FileRecord:
 @final
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """What an engine directory holds. `batch`: ascending bucket sizes; `programs`: by NFE; `files`: by name."""
+    """What an engine directory holds. `batch`: ascending bucket sizes; `programs`: by NFE; `files`: by name.
+
+    `decoder`: what decoder.onnx takes and gives; None where samples are not decoded.
+    """
 
     path: Path
     contract: Contract
@@ -56,10 +61,16 @@ class Artifact:
     programs: Mapping[int, Program]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
+    decoder: DecoderContract | None = None
 
     @property
     def network_path(self) -> Path:
         return self.path / NETWORK
+
+    @property
+    def contracts(self) -> Mapping[str, Contract | DecoderContract]:
+        """The contract of each network by its file."""
+        return {NETWORK: self.contract, **({DECODER: self.decoder} if self.decoder else {})}
 
 
 # Reading.
@@ -77,6 +88,7 @@ def read_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artif
         batch = tuple(content["batch"])
         files = {name: FileRecord(**record) for name, record in content["files"].items()}
         precision, provenance = content["precision"], dict(content["provenance"])
+        decoder = DecoderContract.from_dict(content["decoder"]) if "decoder" in content else None
     except (InputError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(folder, str(error)) from None
     for nfe, program in programs.items():
@@ -86,11 +98,15 @@ def read_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artif
         raise _damaged(folder, f"batch {list(batch)} and {len(programs)} programs, expected at least one of each")
     if precision != contract.precision:
         raise _damaged(folder, f"precision {precision!r}, the contract says {contract.precision!r}")
-    if NETWORK not in files:
-        raise _damaged(folder, f"'{NETWORK}' is not among its files")
+    if decoder is not None and decoder.shape != contract.shape:
+        raise _damaged(folder, f"its decoder takes {list(decoder.shape)}, the network makes {list(contract.shape)}")
+    artifact = Artifact(folder, contract, tuple(sorted(set(batch))), precision, programs, provenance, files, decoder)
+    for name in artifact.contracts:
+        if name not in files:
+            raise _damaged(folder, f"'{name}' is not among its files")
     for name, record in files.items():
         _check_file(folder, name, record, verify)
-    return Artifact(folder, contract, tuple(sorted(set(batch))), precision, programs, provenance, files)
+    return artifact
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -175,6 +191,8 @@ def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
         "programs": {str(nfe): json.loads(artifact.programs[nfe].to_json()) for nfe in sorted(artifact.programs)},
         "files": {name: {"sha256": one.sha256, "bytes": one.bytes} for name, one in sorted(artifact.files.items())},
     }
+    if artifact.decoder is not None:
+        content["decoder"] = artifact.decoder.to_dict()
     content["digest"] = _digest(content)
     part = folder / f".{MANIFEST}.part"
     with writing(artifact.path):

@@ -8,15 +8,15 @@ is plain data (NumPy only) and stands in `engine.json`; `from_dict` refuses a fi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
+from .fields import as_json, check_choice, check_name, check_shape, is_integer, is_number, is_strings, read_fields
 
 PREDICTIONS = ("eps", "x0", "v", "flow", "edm")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -42,24 +42,24 @@ class Condition:
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_name("condition", self.name)
+        check_name("condition", self.name)
         where = f"condition '{self.name}'"
         if self.name in RESERVED_NAMES:
             raise InputError(f"{where}: the name is a word of engine.sample; rename the network's input")
-        _check_choice(f"{where}: dtype", self.dtype, CONDITION_DTYPES)
-        _check_shape(f"{where}: shape", self.shape)
+        check_choice(f"{where}: dtype", self.dtype, CONDITION_DTYPES)
+        check_shape(f"{where}: shape", self.shape)
         for field in ("low", "high"):
             bound = getattr(self, field)
-            if bound is not None and not (_is_integer(bound) and self.dtype.startswith("int")):
+            if bound is not None and not (is_integer(bound) and self.dtype.startswith("int")):
                 raise InputError(
                     f"{where}: {field} {bound!r} with dtype {self.dtype}; bounds are integers of an int dtype"
                 )
         if self.low is not None and self.high is not None and self.low > self.high:
             raise InputError(f"{where}: low {self.low} is above high {self.high}; swap them")
-        if not _is_strings(self.labels):
+        if not is_strings(self.labels):
             raise InputError(f"{where}: labels {self.labels!r}, expected a tuple of strings")
         if self.default is not None:
-            if not (_is_number(self.default) or isinstance(self.default, bool)):
+            if not (is_number(self.default) or isinstance(self.default, bool)):
                 raise InputError(f"{where}: default {self.default!r}, expected one finite number or None")
             if self.dtype.startswith("int") and self.default != int(self.default):
                 raise InputError(f"{where}: default {self.default!r} is no integer, but its dtype is {self.dtype}")
@@ -146,24 +146,24 @@ class Contract:
             value = getattr(self, field)
             if not (isinstance(value, str) and value.strip()):
                 raise InputError(f"contract: {field} {value!r}, expected a non-empty string")
-        _check_shape("contract: shape", self.shape)
+        check_shape("contract: shape", self.shape)
         if not self.shape:
             raise InputError("contract: shape [] of a sample is empty; expected for instance [3, 64, 64]")
-        _check_choice("contract: prediction", self.prediction, PREDICTIONS)
-        _check_choice("contract: precision", self.precision, PRECISIONS)
-        _check_choice("contract: time_dtype", self.time_dtype, TIME_DTYPES)
-        if not (_is_integer(self.time_rank) and self.time_rank in (0, 1)):
+        check_choice("contract: prediction", self.prediction, PREDICTIONS)
+        check_choice("contract: precision", self.precision, PRECISIONS)
+        check_choice("contract: time_dtype", self.time_dtype, TIME_DTYPES)
+        if not (is_integer(self.time_rank) and self.time_rank in (0, 1)):
             raise InputError(
                 f"contract: time_rank {self.time_rank!r}, expected 0 (one scalar) or 1 (one for each sample)"
             )
         for field in ("time_scale", "sigma_data"):
             value = getattr(self, field)
-            if not (_is_number(value) and value > 0):
+            if not (is_number(value) and value > 0):
                 raise InputError(f"contract: {field} {value!r}, expected a number above 0")
         span: Any = self.data_range
-        if not (isinstance(span, tuple) and len(span) == 2 and all(map(_is_number, span)) and span[0] < span[1]):
+        if not (isinstance(span, tuple) and len(span) == 2 and all(map(is_number, span)) and span[0] < span[1]):
             raise InputError(f"contract: data_range {span!r}, expected two numbers, the lower first")
-        if self.fixed_batch is not None and not (_is_integer(self.fixed_batch) and self.fixed_batch >= 1):
+        if self.fixed_batch is not None and not (is_integer(self.fixed_batch) and self.fixed_batch >= 1):
             raise InputError(f"contract: fixed_batch {self.fixed_batch!r}, expected an integer of at least 1 or None")
         if not isinstance(self.learned_sigma, bool):
             raise InputError(f"contract: learned_sigma {self.learned_sigma!r}, expected true or false")
@@ -174,11 +174,21 @@ class Contract:
 
     def _check_names(self) -> None:
         for field in ("input", "time", "output"):
-            _check_name(f"contract: {field}", getattr(self, field))
-        names = [self.input, self.time, self.output, *(condition.name for condition in self.conditions)]
+            check_name(f"contract: {field}", getattr(self, field))
+        names = [*self.inputs, self.output]
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"contract: the name '{name}' is used twice among {', '.join(names)}; rename one")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of x, the time and every condition, in this order."""
+        return (self.input, self.time, *(condition.name for condition in self.conditions))
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of one sample's prediction."""
+        return self.shape
 
     def feed_times(self, network_times: ArrayLike) -> NDArray[Any]:
         """The values [N] fed as time, of `time_dtype`: `network_times` (float64 [N]) times `time_scale`.
@@ -199,9 +209,9 @@ class Contract:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, every field present; `from_dict` reads it back."""
-        plain = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        plain = {field.name: as_json(getattr(self, field.name)) for field in fields(self)}
         plain["conditions"] = [
-            {field.name: _plain(getattr(condition, field.name)) for field in fields(Condition)}
+            {field.name: as_json(getattr(condition, field.name)) for field in fields(Condition)}
             for condition in self.conditions
         ]
         return plain
@@ -209,11 +219,11 @@ class Contract:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Contract:
         """Read `to_dict` data. Raises InputError that names a missing, unknown or unfit field."""
-        values = _read_fields("contract", cls, plain)
+        values = read_fields("contract", cls, plain)
         conditions: Any = values.get("conditions", ())
         if not isinstance(conditions, tuple):
             raise InputError(f"contract: conditions {conditions!r}, expected a list")
-        values["conditions"] = tuple(Condition(**_read_fields("condition", Condition, one)) for one in conditions)
+        values["conditions"] = tuple(Condition(**read_fields("condition", Condition, one)) for one in conditions)
         return cls(**values)
 
 
@@ -241,49 +251,57 @@ def parse_condition(text: str) -> Condition:
     return Condition(name, rest[0], shape, low=low, high=high)
 
 
-# Field checks.
-def _read_fields(what: str, kind: type, plain: Any) -> dict[str, Any]:
-    if not isinstance(plain, Mapping):
-        raise InputError(f"{what}: got {type(plain).__name__}, expected an object with named fields")
-    known = {field.name for field in fields(kind)}
-    for name in plain:
-        if name not in known:
-            raise InputError(f"{what}: unknown field '{name}'; known fields: {', '.join(sorted(known))}")
-    required = ("name", "shape", "schedule", "prediction") if kind is Contract else ("name", "dtype")
-    for name in required:
-        if name not in plain:
-            raise InputError(f"{what}: the field '{name}' is missing")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+@dataclass(frozen=True)
+class DecoderContract:
+    """What `decoder.onnx` of a latent model takes and gives: image [batch, *image] = decoder(latents [batch, *shape]).
 
+    The images lie in the `data_range` of the network's contract. `scaling` and `shift`, one number or one a channel,
+    are those of the latents, decode(latents / scaling + shift); the graph holds them, here they are for the reader.
+    """
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    name: str
+    shape: tuple[int, ...]
+    image: tuple[int, ...]
+    input: str = "latents"
+    output: str = "image"
+    scaling: float | tuple[float, ...] = 1.0
+    shift: float | tuple[float, ...] = 0.0
+    fixed_batch: int | None = None
+    precision: str = "fp32"
 
+    def __post_init__(self) -> None:
+        for field in ("input", "output"):
+            check_name(f"decoder: {field}", getattr(self, field))
+        for field in ("shape", "image"):
+            check_shape(f"decoder: {field}", getattr(self, field))
+        if len(self.image) != 3:
+            raise InputError(f"decoder: image {list(self.image)}, expected [C, H, W], such as [3, 512, 512]")
+        check_choice("decoder: precision", self.precision, PRECISIONS)
+        if self.fixed_batch is not None and not (is_integer(self.fixed_batch) and self.fixed_batch >= 1):
+            raise InputError(f"decoder: fixed_batch {self.fixed_batch!r}, expected an integer of at least 1 or None")
+        channels = self.shape[0] if self.shape else 1
+        for field in ("scaling", "shift"):
+            values: Any = getattr(self, field)
+            each = values if isinstance(values, tuple) else (values,) * channels
+            if len(each) != channels or not all(map(is_number, each)) or (field == "scaling" and 0 in each):
+                zero = " other than 0" if field == "scaling" else ""
+                raise InputError(f"decoder: {field} {values!r}, expected a number{zero}, or {channels}, one a channel")
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The name of the latents, in a tuple like a network's inputs."""
+        return (self.input,)
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        return self.image
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, every field present; `from_dict` reads it back."""
+        return {field.name: as_json(getattr(self, field.name)) for field in fields(self)}
 
-
-def _is_strings(value: Any) -> bool:
-    return isinstance(value, tuple) and all(isinstance(one, str) for one in cast("tuple[Any, ...]", value))
-
-
-def _check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{what} {value!r}, expected one of {', '.join(choices)}")
-
-
-def _check_name(what: str, value: Any) -> None:
-    if not (isinstance(value, str) and value.isidentifier()):
-        raise InputError(f"{what}: the name {value!r} is no identifier (letters, digits, underscores); rename it")
-
-
-def _check_shape(what: str, value: Any) -> None:
-    if not (
-        isinstance(value, tuple) and all(_is_integer(size) and size >= 1 for size in cast("tuple[Any, ...]", value))
-    ):
-        raise InputError(f"{what} {value!r}, expected a tuple of integers of at least 1, such as (3, 64, 64)")
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> DecoderContract:
+        """Read `to_dict` data. Raises InputError that names a missing, unknown or unfit field."""
+        return cls(**read_fields("decoder", cls, plain))

@@ -1,6 +1,6 @@
 """The whole schedule of a program on a CUDA device: captured once, replayed with one launch a batch.
 
-    {noise from seeds, start, N x (network, step), pixels}
+    {noise from seeds, start, N x (network, step), decoder of a latent model, pixels}
 
 Everything that a replay reads stands in buffers that were allocated before: seeds, noise, conditions, the coefficient
 table and the times. Changing what is in them needs no recapture. Nothing between the first and the last evaluation
@@ -30,6 +30,7 @@ from ..kernels.table import Update, coefficients, updates
 from .backends.abstract import Backend, Buffers, first_line
 from .capture import record
 from .contract import Contract
+from .decoder import LoadedDecoder, not_finite
 from .device import check_batch_fits
 from .errors import BackendError, PfdiffError
 from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy
@@ -48,12 +49,17 @@ class Variant:
     pixels: bool
 
 
-def bytes_needed(tables: Tables, contract: Contract, variant: Variant, dtype: torch.dtype) -> int:
-    """Device bytes of the static buffers of one variant, without what the network itself needs."""
-    elements = variant.bucket * math.prod(contract.shape)
+def bytes_needed(
+    tables: Tables, contract: Contract, variant: Variant, dtype: torch.dtype, decoder: LoadedDecoder | None = None
+) -> int:
+    """Device bytes of the static buffers of one variant, without what the networks themselves need."""
+    elements = math.prod(contract.shape)
     width = torch.empty((), dtype=dtype).element_size()
     separate = is_separate(tables, dtype)
-    return elements * (4 * tables.buffers + 4 + width + (width if separate else 0) + (1 if variant.pixels else 0))
+    each = elements * (4 * tables.buffers + 4 + width + (width if separate else 0))
+    if variant.pixels:
+        each += math.prod(decoder.contract.image) + decoder.bytes_per_sample if decoder else elements
+    return variant.bucket * each
 
 
 def is_separate(tables: Tables, dtype: torch.dtype) -> bool:
@@ -68,7 +74,14 @@ class Sampler:
     Only `capture` needs CUDA: on a CPU `run` is the same loop, which is how it is tested.
     """
 
-    def __init__(self, backend: Backend, contract: Contract, tables: Tables, variant: Variant) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        contract: Contract,
+        tables: Tables,
+        variant: Variant,
+        decoder: LoadedDecoder | None = None,
+    ) -> None:
         device, bucket, program = backend.device, variant.bucket, tables.program
         shape = (bucket, *contract.shape)
         elements = math.prod(contract.shape)
@@ -80,9 +93,10 @@ class Sampler:
         self.noise = torch.zeros(bucket, elements, device=device)
         self.seeds = torch.zeros(bucket, dtype=torch.int64, device=device)
         self.samples = self.states[0].view(shape)
-        self.pixels = None
+        self.pixels = self.decode = None
         if variant.pixels:
-            channels, height, width = contract.shape
+            channels, height, width = decoder.contract.image if decoder else contract.shape
+            self.decode = decoder.bind(self.samples) if decoder else None
             self.pixels = torch.zeros(bucket, height, width, channels, dtype=torch.uint8, device=device)
         rows = coefficients(
             init=program.init,
@@ -130,7 +144,7 @@ class Sampler:
         for n, evaluate in enumerate(self.evaluations):
             self.step(n, evaluate())
         if self.pixels is not None:
-            images(self.pixels, self.samples, *self.range)
+            images(self.pixels, self.decode() if self.decode else self.samples, *self.range)
 
     def step(self, row: int, out: torch.Tensor) -> None:
         """The update after evaluation `row`; row N sets the states from the noise."""
@@ -173,12 +187,19 @@ class GraphLoop(Loop):
     """
 
     def __init__(
-        self, backend: Backend, contract: Contract, *, graph: bool = True, largest: int = LARGEST_CACHE
+        self,
+        backend: Backend,
+        contract: Contract,
+        decoder: LoadedDecoder | None = None,
+        *,
+        graph: bool = True,
+        largest: int = LARGEST_CACHE,
     ) -> None:
         assert backend.stream is not None
         self.device = backend.device
         self._backend = backend
         self._contract = contract
+        self._decoder = decoder
         self._largest = largest
         self._held: OrderedDict[tuple[Tables, Variant], Sampler] = OrderedDict()
         self._stream = backend.stream
@@ -255,10 +276,9 @@ class GraphLoop(Loop):
         """
         key = (tables, variant)
         if key not in self._held:
-            one = bytes_needed(tables, self._contract, replace(variant, bucket=1), self._backend.dtype)
-            check_batch_fits(variant.bucket, one + self._backend.bytes_per_sample, self.device)
+            check_batch_fits(variant.bucket, self._bytes_per_sample(tables, variant), self.device)
             with torch.cuda.device(self.device), torch.cuda.stream(self._stream), _explained(variant):
-                sampler = Sampler(self._backend, self._contract, tables, variant)
+                sampler = Sampler(self._backend, self._contract, tables, variant, self._decoder)
                 if inputs is not None:
                     sampler.load(inputs)  # so that the network warms up on what it is meant for
                 self._capture(sampler)
@@ -270,12 +290,20 @@ class GraphLoop(Loop):
         self._held.move_to_end(key)
         return self._held[key]
 
+    def _bytes_per_sample(self, tables: Tables, variant: Variant) -> int:
+        """Buffers, and what the larger of the networks needs: they run one after the other."""
+        static = bytes_needed(tables, self._contract, replace(variant, bucket=1), self._backend.dtype, self._decoder)
+        decoding = self._decoder.backend.bytes_per_sample if self._decoder and variant.pixels else 0
+        return static + max(self._backend.bytes_per_sample, decoding)
+
     def _capture(self, sampler: Sampler) -> None:
         if self._refused:
             return
         if not self._held:  # torch refuses a pool whose last graph is gone
             self._pool = torch.cuda.graph_pool_handle()
         problem = self._backend.not_capturable
+        if sampler.decode and self._decoder and not problem:
+            problem = self._decoder.backend.not_capturable
         if not problem:
             try:
                 sampler.capture(self._stream, self._pool)
@@ -302,6 +330,8 @@ class GraphLoop(Loop):
                 f"the samples are not finite: the network overflows in {self._contract.precision} or gives NaN; "
                 "check the network, its conditions and its time scale, and try precision fp32"
             )
+        if sampler.decode and self._decoder and not bool(torch.isfinite(sampler.decode()).all()):
+            raise BackendError(not_finite(self._decoder.contract))
 
     def _check_stream(self) -> None:
         if torch.cuda.is_current_stream_capturing():

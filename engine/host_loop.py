@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..kernels import eager
 from .backends.abstract import Backend, Buffers, first_line
 from .contract import Contract
+from .decoder import Decode, LoadedDecoder, not_finite
 from .errors import BackendError, PfdiffError
 from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy
 from .noise import fill_noise
@@ -137,11 +138,13 @@ def _not_finite(tables: Tables, n: int) -> str:
 class HostLoop(Loop):
     """A CPU backend and its buckets, made when they are first asked for."""
 
-    def __init__(self, backend: Backend, contract: Contract) -> None:
+    def __init__(self, backend: Backend, contract: Contract, decoder: LoadedDecoder | None = None) -> None:
         self.device = backend.device
         self._backend = backend
         self._contract = contract
+        self._decoder = decoder
         self._buckets: dict[tuple[int, int, bool], Bucket] = {}
+        self._decodings: dict[int, tuple[torch.Tensor, Decode]] = {}
 
     @property
     def execution(self) -> str:
@@ -150,11 +153,12 @@ class HostLoop(Loop):
     def run(self, tables: Tables, size: int, inputs: Inputs, *, pixels: bool, into: torch.Tensor) -> None:
         bucket = self._bucket(tables, size)
         bucket.load(tables, self._noise(inputs), inputs.conditions)
-        samples = bucket.run(tables)[: inputs.count]
+        samples = bucket.run(tables)
         if pixels:
-            eager.images(into, samples, *self._contract.data_range)
+            images = samples if self._decoder is None else self._decoded(samples, self._decoder)
+            eager.images(into, images[: inputs.count], *self._contract.data_range)
         else:
-            into.copy_(samples)
+            into.copy_(samples[: inputs.count])
 
     def floor(self, tables: Tables, size: int) -> Callable[[], None]:
         evaluate, evaluations = self._bucket(tables, size).evaluations[0], tables.nfe
@@ -179,6 +183,23 @@ class HostLoop(Loop):
 
     def clear(self) -> None:
         self._buckets.clear()
+        self._decodings.clear()
+
+    def _decoded(self, samples: torch.Tensor, decoder: LoadedDecoder) -> torch.Tensor:
+        """The images float32 [size, C, H, W] of all samples of a bucket."""
+        size = len(samples)
+        if size not in self._decodings:
+            latents = torch.zeros_like(samples)
+            self._decodings[size] = latents, decoder.bind(latents)
+        latents, decode = self._decodings[size]
+        latents.copy_(samples)
+        try:
+            images = decode()
+        except Exception as error:  # whatever the backend's library raises
+            raise BackendError(f"decoding a batch of {size} failed: {first_line(error)}") from error
+        if not bool(torch.isfinite(images).all()):
+            raise BackendError(not_finite(decoder.contract))
+        return images
 
     def _bucket(self, tables: Tables, size: int) -> Bucket:
         key = (size, tables.buffers, tables.scaled)

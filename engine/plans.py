@@ -25,9 +25,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, final
 
-from .artifact import PLANS, Artifact
+from .artifact import DECODER, NETWORK, PLANS, Artifact
 from .backends.abstract import BuildProgress
-from .contract import Contract
+from .contract import Contract, DecoderContract
 from .directory import writing
 from .errors import BackendError, EngineFileError, InputError
 
@@ -39,7 +39,10 @@ WORKSPACE_BYTES = 4 << 30
 @final
 @dataclass(frozen=True)
 class PlanKey:
-    """What a plan was built for. `capability`: sm89; `gpu`: its name where plans are tied to the model, else ""."""
+    """What a plan was built for. `capability`: sm89; `gpu`: its name where plans are tied to the model, else "".
+
+    `file` is the network's, or the decoder's of a latent model; `network` a digest of its content.
+    """
 
     flavour: str
     version: str
@@ -49,12 +52,14 @@ class PlanKey:
     precision: str
     batch: tuple[int, ...]
     tf32: bool = False
+    file: str = NETWORK
 
     @property
     def name(self) -> str:
         """File name without suffix: readable first, then what tells keys apart."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"{self.flavour}-{self.version}-{self.capability}-{self.precision}-{digest[:16]}"
+        words = [self.flavour, self.version, self.capability, self.precision, *["decoder"] * (self.file == DECODER)]
+        return "-".join([*words, digest[:16]])
 
 
 def load_flavour(flavour: str) -> Any:
@@ -67,29 +72,33 @@ def load_flavour(flavour: str) -> Any:
         raise BackendError(f"backend '{flavour}' is not installed ({error}); {FLAVOURS[flavour]}") from None
 
 
-def network_digest(artifact: Artifact) -> str:
-    """SHA-256 over the network's files, external data included, as the manifest has them."""
-    listed = sorted((name, record.sha256) for name, record in artifact.files.items())
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+def network_digest(artifact: Artifact, file: str = NETWORK) -> str:
+    """SHA-256 over a network's files, external data included, as the manifest has them."""
+    decoders = file == DECODER
+    own = ((name, one.sha256) for name, one in artifact.files.items() if name.startswith(DECODER) == decoders)
+    return hashlib.sha256(json.dumps(sorted(own)).encode()).hexdigest()
 
 
-def plan_key(artifact: Artifact, flavour: str, capability: str, gpu: str = "", *, tf32: bool = False) -> PlanKey:
-    """The key of the plan that this artifact needs on a GPU of `capability` (sm89) and name `gpu`."""
+def plan_key(
+    artifact: Artifact, flavour: str, capability: str, gpu: str = "", *, tf32: bool = False, file: str = NETWORK
+) -> PlanKey:
+    """The key of the plan that this artifact's `file` needs on a GPU of `capability` (sm89) and name `gpu`."""
     return PlanKey(
         flavour=flavour,
         version=str(load_flavour(flavour).__version__),
         capability=capability,
         gpu=gpu if flavour == "tensorrt" else "",
-        network=network_digest(artifact),
-        precision=artifact.precision,
+        network=network_digest(artifact, file),
+        precision=artifact.contracts[file].precision,
         batch=artifact.batch,
         tf32=tf32,
+        file=file,
     )
 
 
 # Building.
 def build_plan(artifact: Artifact, key: PlanKey, progress: BuildProgress | None = None) -> bytes:
-    """The serialized network of `artifact.network_path` for `key`; RTX builds for any GPU without having one.
+    """The serialized network of the artifact's `key.file` for `key`; RTX builds for any GPU without having one.
 
     Raises BackendError: not installed, an operator refused (named), an unsupported compute capability, other dtypes in
     the network than its contract says.
@@ -101,9 +110,10 @@ def build_plan(artifact: Artifact, key: PlanKey, progress: BuildProgress | None 
         raise BackendError(f"{key.flavour} {key.version} cannot build here: {logger.last or 'no CUDA driver'}")
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger.trt)
-    if not parser.parse_from_file(str(artifact.network_path)):
-        raise BackendError(f"{key.flavour} {key.version} refuses the network: {_parser_error(parser)}")
-    _check_dtypes(network, artifact.contract)
+    if not parser.parse_from_file(str(artifact.path / key.file)):
+        what = "decoder" if key.file == DECODER else "network"
+        raise BackendError(f"{key.flavour} {key.version} refuses the {what}: {_parser_error(parser)}")
+    _check_dtypes(network, artifact.contracts[key.file])
 
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
@@ -147,7 +157,7 @@ def _profile(builder: Any, network: Any, size: int) -> Any:
     return profile
 
 
-def _check_dtypes(network: Any, contract: Contract) -> None:
+def _check_dtypes(network: Any, contract: Contract | DecoderContract) -> None:
     """What goes in and comes out has the precision that was asked for; nothing changes silently."""
     expected = PLAN_DTYPES[contract.precision]
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
@@ -308,7 +318,7 @@ def _nearest(path: Path, key: PlanKey) -> str:
     wanted = json.loads(json.dumps(asdict(key)))
     for other in sorted(path.parent.glob(f"{key.flavour}-*.plan")):
         held = _stored_key(other)
-        if held is not None:
+        if held is not None and held.file == key.file:
             return f"; the one there was built for {_difference(json.loads(json.dumps(asdict(held))), wanted)}"
     return ""
 

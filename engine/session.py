@@ -14,6 +14,7 @@ import torch
 
 from .backends.abstract import Backend
 from .contract import Contract
+from .decoder import LoadedDecoder
 from .errors import BackendError
 from .host_loop import HostLoop
 from .loop import Inputs, Loop, Tables
@@ -39,11 +40,20 @@ def plan_chunks(count: int, buckets: Sequence[int]) -> list[tuple[int, int]]:
 class Session:
     """One backend, its buckets, one caller at a time: use from two threads at once raises BackendError."""
 
-    def __init__(self, backend: Backend, contract: Contract, buckets: Sequence[int], *, graph: bool = True) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        contract: Contract,
+        buckets: Sequence[int],
+        decoder: LoadedDecoder | None = None,
+        *,
+        graph: bool = True,
+    ) -> None:
         self.backend: Backend = backend
         self._contract = contract
+        self._decoder = decoder
         self._sizes = sorted(buckets)
-        self._loop = _make_loop(backend, contract, graph)
+        self._loop = _make_loop(backend, contract, decoder, graph)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -53,10 +63,10 @@ class Session:
         return self._loop.execution
 
     def run(self, tables: Tables, inputs: Inputs, *, pixels: bool = False) -> torch.Tensor:
-        """Samples float32 [m, *shape], or with `pixels` uint8 [m, H, W, C], on the backend's device."""
+        """Samples float32 [m, *shape], or with `pixels` decoded uint8 [m, H, W, C], on the backend's device."""
         self._enter()
         try:
-            shape = self._contract.shape
+            shape = self._decoder.contract.image if self._decoder and pixels else self._contract.shape
             into = torch.empty(
                 (inputs.count, *((*shape[1:], shape[0]) if pixels else shape)),
                 dtype=torch.uint8 if pixels else torch.float32,
@@ -92,12 +102,14 @@ class Session:
         self._loop.wait()
 
     def close(self) -> None:
-        """Free buffers and network; twice is fine. Raises BackendError while another thread samples."""
+        """Free buffers and networks; twice is fine. Raises BackendError while another thread samples."""
         if not self._closed:
             self._enter()
             self._closed = True
             self._loop.clear()
             self.backend.close()
+            if self._decoder is not None:
+                self._decoder.backend.close()
             self._lock.release()
 
     def _enter(self) -> None:
@@ -107,9 +119,9 @@ class Session:
             raise BackendError("this engine is sampling in another thread; load one engine a thread, or take turns")
 
 
-def _make_loop(backend: Backend, contract: Contract, graph: bool) -> Loop:
+def _make_loop(backend: Backend, contract: Contract, decoder: LoadedDecoder | None, graph: bool) -> Loop:
     if backend.device.type == "cpu":
-        return HostLoop(backend, contract)
+        return HostLoop(backend, contract, decoder)
     from .graph import GraphLoop
 
-    return GraphLoop(backend, contract, graph=graph)
+    return GraphLoop(backend, contract, decoder, graph=graph)

@@ -8,6 +8,7 @@ labels in turn, else defaults.
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from .sources import ModuleSource, Network
 if TYPE_CHECKING:
     from torch import nn
 
+LATENTS = (-math.inf, math.inf)
 LARGEST_BATCH = 32  # samples in one call: beyond it a CPU gains nothing
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -37,12 +39,16 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 @final
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is searched for: its contract, a digest of everything that determines its answers, and how to open it."""
+    """What is searched for: its contract, a digest of everything that determines its answers, and how to open it.
+
+    sample_range: where samples are clamped before they are judged; latents are not.
+    """
 
     contract: Contract
     digest: str
     network: Network | None
     engine: Path | None
+    sample_range: tuple[float, float]
 
     @staticmethod
     def of(network: Network | nn.Module | str | Path) -> Subject:
@@ -52,9 +58,12 @@ class Subject:
             digest = content_key(
                 artifact.contract.to_dict(), {name: one.sha256 for name, one in artifact.files.items()}
             )
-            return Subject(artifact.contract, digest, None, artifact.path)
+            clamped = LATENTS if artifact.decoder else artifact.contract.data_range
+            return Subject(artifact.contract, digest, None, artifact.path, clamped)
         opened = network if isinstance(network, Network) else Network(network)
-        return Subject(opened.contract, opened.digest, opened, None)
+        if opened.decoder:
+            return Subject(opened.contract, content_key(opened.digest, "latents"), opened, None, LATENTS)
+        return Subject(opened.contract, opened.digest, opened, None, opened.contract.data_range)
 
     @contextlib.contextmanager
     def opened(self, backend: str = "auto", threads: int | None = None) -> Iterator[Backend]:
@@ -103,6 +112,7 @@ class BlackBox:
         count = len(x)
         buffers, evaluate = self._binding(fixed or count)
         buffers.x[:count].copy_(torch.from_numpy(x))
+        assert buffers.t is not None
         buffers.t.fill_(self._contract.feed_times([time])[0].item())
         for buffer, values in zip(buffers.conditions, self._conditions, strict=True):
             buffer[:count].copy_(values[torch.from_numpy(rows)])

@@ -10,12 +10,13 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..engine.api import Engine
-from ..engine.artifact import MANIFEST, NETWORK, PLANS, Artifact, read_artifact, records_of, write_manifest
+from ..engine.artifact import DECODER, MANIFEST, NETWORK, PLANS, Artifact, read_artifact, records_of, write_manifest
 from ..engine.backends import check_runnable
 from ..engine.contract import PRECISIONS
 from ..engine.device import parse_device
@@ -84,16 +85,36 @@ def build(
 
     say(f"comparing {source.contract.name} with what is built")
     former = _former(place, say)
-    if former and former.provenance.get("network_digest") == source.digest and former.precision == precision:
+    if former and _is_same(former, source, precision):
         artifact = _with_programs(former, programs, sizes or former.batch, say)
     else:
         artifact = _exported(place, source, precision, programs, sizes or (1,), say)
     for one in targets:
         say(f"building the TensorRT-RTX plan for {one}")
-        obtain_plan(artifact, plan_key(artifact, "tensorrt_rtx", one), progress=plan_progress)
+        for file in artifact.contracts:
+            obtain_plan(artifact, plan_key(artifact, "tensorrt_rtx", one, file=file), progress=plan_progress)
     if targets:
         say(f"{artifact.path} is ready, with plans for {', '.join(targets)}")
-    return Engine(artifact, device=device, backend=backend, threads=threads, module=module, progress=plan_progress)
+    return Engine(
+        artifact,
+        device=device,
+        backend=backend,
+        threads=threads,
+        module=module,
+        decoder_module=source.decoder.module if source.decoder else None,
+        progress=plan_progress,
+    )
+
+
+def _is_same(former: Artifact, source: Network, precision: str) -> bool:
+    """Whether the engine holds these networks already, in this precision."""
+    held = former.provenance
+    decoder = source.decoder.digest if source.decoder else None
+    return (held.get("network_digest"), held.get("decoder_digest"), former.precision) == (
+        source.digest,
+        decoder,
+        precision,
+    )
 
 
 def _with_programs(
@@ -104,15 +125,7 @@ def _with_programs(
     if not changed and batch == former.batch:
         say(f"{former.path} is up to date: nothing to do")
         return former
-    artifact = Artifact(
-        path=former.path,
-        contract=former.contract,
-        batch=batch,
-        precision=former.precision,
-        programs={**former.programs, **programs},
-        provenance=former.provenance,
-        files=former.files,
-    )
+    artifact = replace(former, batch=batch, programs={**former.programs, **programs})
     write_manifest(artifact)
     what = f"NFE {', '.join(map(str, changed))}" if changed else f"batch {', '.join(map(str, batch))}"
     say(f"{former.path}: the network is unchanged and not exported again; written: {what}")
@@ -128,10 +141,14 @@ def _exported(
     say: Progress,
 ) -> Artifact:
     provenance = {"pfdiff": __version__, "network": source.contract.name, "network_digest": source.digest}
+    if source.decoder:
+        provenance["decoder_digest"] = source.decoder.digest
     with replacing(target) as folder:
         contract = source.write(folder, precision, say)
+        decoder = source.decoder.write(folder, precision, say) if source.decoder else None
         say("hashing and syncing")
-        artifact = Artifact(target, contract, batch, precision, dict(programs), provenance, records_of(folder))
+        files = records_of(folder)
+        artifact = Artifact(target, contract, batch, precision, dict(programs), provenance, files, decoder)
         write_manifest(artifact, folder)
     say(f"{target} is written: NFE {', '.join(map(str, programs))}")
     return artifact
@@ -166,6 +183,8 @@ def _integers(what: str, given: Any) -> tuple[int, ...]:
 def _check_batch(batch: Any, source: Network) -> tuple[int, ...]:
     """The bucket sizes, or () for none said."""
     fixed = source.contract.fixed_batch
+    if fixed is None and source.decoder:
+        fixed = source.decoder.contract.fixed_batch
     sizes = _integers("batch", batch) if batch is not None else () if fixed is None else (fixed,)
     if fixed is not None and sizes != (fixed,):
         raise InputError(
@@ -185,9 +204,9 @@ def _check_target(out: Path) -> Path:
         return target
     if not target.is_dir():
         raise InputError(f"out '{out}' is a file, expected a directory to write or an engine to replace")
-    ours = (MANIFEST, f".{MANIFEST}.part", NETWORK, PLANS)
+    ours = (MANIFEST, f".{MANIFEST}.part", NETWORK, DECODER, PLANS)
     for path in sorted(target.iterdir()):
-        if path.name not in ours and not path.name.startswith(f"{NETWORK}."):
+        if path.name not in ours and not path.name.startswith((f"{NETWORK}.", f"{DECODER}.")):
             raise InputError(f"out '{out}' holds '{path.name}', which is no part of an engine; move it away")
     return target
 

@@ -1,7 +1,8 @@
 """After an export: does network.onnx say what its source says?
 
 Both are evaluated on the same normal random inputs: at the schedule's first, middle and last time with one sample,
-and at all three at once with three samples, so that a frozen batch size or a frozen time shows.
+and at all three at once with three samples, so that a frozen batch size or a frozen time shows. A decoder has no time:
+one sample, and two.
 
     float32    max |out - reference| <= 1e-4 max |reference|
     fp16, bf16 rms(out - exact) <= 2 rms(plain - exact) + 4 eps rms(exact), where `exact` is the source in float32
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.contract import Condition, Contract
+from ..engine.contract import Condition, Contract, DecoderContract
 from ..engine.errors import InputError
 from ..engine.schedule import parse_schedule
 
@@ -33,15 +34,23 @@ LARGE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Case:
-    """One set of inputs: x [B, *shape] float32, t and conditions of the contract's dtypes, in its order."""
+    """One set of inputs: x [B, *shape] float32, t and conditions of the contract's dtypes, in its order.
+
+    A decoder's t is empty.
+    """
 
     x: Array
     t: Array
     conditions: tuple[Array, ...]
 
     @property
+    def inputs(self) -> tuple[Array, ...]:
+        return (self.x, *([self.t] if self.t.size else []), *self.conditions)
+
+    @property
     def where(self) -> str:
-        return f"time {', '.join(f'{one:g}' for one in np.unique(self.t))}, batch {len(self.x)}"
+        time = f"time {', '.join(f'{one:g}' for one in np.unique(self.t))}, " if self.t.size else ""
+        return f"{time}batch {len(self.x)}"
 
 
 def probe_times(contract: Contract) -> Array:
@@ -58,9 +67,13 @@ def probe_times(contract: Contract) -> Array:
     return contract.feed_times(times)
 
 
-def cases(contract: Contract, *, large: bool = False) -> Iterator[Case]:
+def cases(contract: Contract | DecoderContract, *, large: bool = False) -> Iterator[Case]:
     """The inputs of the comparison; a network of more than 1 GiB is compared on two of them."""
     generator = np.random.default_rng(0)
+    if isinstance(contract, DecoderContract):
+        for batch in (contract.fixed_batch,) if contract.fixed_batch else (1, 2):
+            yield Case(generator.standard_normal((batch, *contract.shape), dtype=np.float32), np.empty(0), ())
+        return
     first, middle, last = probe_times(contract)
     if contract.fixed_batch:
         plans = [(contract.fixed_batch, [time]) for time in (first, middle, last)]
@@ -153,23 +166,24 @@ def widen(path: Path, folder: Path) -> Path:
 
 
 # The comparison.
-def compare(path: Path, contract: Contract, exact: Reference, plain: Reference | None = None) -> float:
-    """Compare network.onnx at `path` with its source; the largest relative difference found.
+def compare(
+    path: Path, contract: Contract | DecoderContract, exact: Reference, plain: Reference | None = None
+) -> float:
+    """Compare the graph at `path` with its source; the largest relative difference found.
 
     `exact(case)` is the source in float32, `plain(case)` plain PyTorch at the contract's precision (None for fp32).
     Raises InputError, one line, that names the largest difference, its time and batch.
     """
     data = path.with_name(path.name + ".data")
     large = path.stat().st_size + (data.stat().st_size if data.exists() else 0) > LARGE_BYTES
-    names = (contract.input, contract.time, *(one.name for one in contract.conditions))
     with tempfile.TemporaryDirectory() as folder:
         graph = widen(path, Path(folder)) if contract.precision == "bf16" else path
-        run = OnnxRun(graph, names, contract.output, large=large)
+        run = OnnxRun(graph, contract.inputs, contract.output, large=large)
         worst: tuple[float, float, Case] | None = None
         for case in cases(contract, large=large):
             wanted = exact(case)
             _check_finite(wanted, "the source", contract, case)
-            out = run((case.x, case.t, *case.conditions))
+            out = run(case.inputs)
             error, bound = _difference(out, wanted, case, contract, plain)
             if worst is None or error / bound > worst[0] / worst[1]:
                 worst = error, bound, case
@@ -185,7 +199,7 @@ def compare(path: Path, contract: Contract, exact: Reference, plain: Reference |
 
 
 def _difference(
-    out: Array, wanted: Array, case: Case, contract: Contract, plain: Reference | None
+    out: Array, wanted: Array, case: Case, contract: Contract | DecoderContract, plain: Reference | None
 ) -> tuple[float, float]:
     if out.shape != wanted.shape:
         raise InputError(
@@ -202,7 +216,7 @@ def _difference(
     return _rms(out - wanted) / scale, 2 * _rms(short - wanted) / scale + 4 * EPSILON[contract.precision]
 
 
-def _check_finite(values: Array, who: str, contract: Contract, case: Case) -> None:
+def _check_finite(values: Array, who: str, contract: Contract | DecoderContract, case: Case) -> None:
     if not np.isfinite(values).all():
         share = 100 * (1 - np.isfinite(values).mean())
         raise InputError(

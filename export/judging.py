@@ -72,4 +72,4 @@ def make_judge(
         pool, program, keys, ArrayStore(folder / "reference"), budget, lambda done: progress(stage, done, expected)
     )
     journal = Journal(folder / "search" / f"{subject.digest}.jsonl")
-    return Judge(pool, found, contract.data_range, budget, journal, keys)
+    return Judge(pool, found, subject.sample_range, budget, journal, keys)

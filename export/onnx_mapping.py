@@ -6,8 +6,9 @@ given by name alone only where exactly one candidate bears a customary name.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import onnx
 
 LOWEST_OPSET = 13
+CHUNK_BYTES = 1 << 24
 X_NAMES = ("x", "x_t", "xt", "sample", "noisy", "noisy_sample", "latent", "latents", "image", "hidden_states", "input")
 TIME_NAMES = (
     "t",
@@ -127,6 +129,17 @@ def external_files(model: onnx.ModelProto) -> dict[str, int]:
     return sizes
 
 
+def files_digest(paths: Iterable[Path]) -> bytes:
+    """sha256 of the content of several files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(CHUNK_BYTES):
+                digest.update(block)
+        digest.update(b"|")
+    return digest.digest()
+
+
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     for node in graph.node:
@@ -138,7 +151,8 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                     yield from _tensors(inner)
 
 
-def _ports(model: onnx.ModelProto, path: Path) -> tuple[list[Port], list[Port]]:
+def ports(model: onnx.ModelProto, path: Path) -> tuple[list[Port], list[Port]]:
+    """Inputs and outputs. Raises InputError when one is no tensor of a known dtype."""
     stored = {tensor.name for tensor in model.graph.initializer}  # old files list weights among the inputs
     groups: tuple[list[Port], list[Port]] = ([], [])
     for group, values in zip(groups, (model.graph.input, model.graph.output), strict=True):
@@ -171,11 +185,11 @@ def find_roles(
     learned_sigma: bool,
 ) -> Roles:
     """The roles in the model. Raises InputError that names the candidates and the argument when they are not clear."""
-    inputs, outputs = _ports(model, path)
+    inputs, outputs = ports(model, path)
     states = [one for one in inputs if _can_be_x(one, shape)]
     if shape is not None and input is None and not states:
         raise InputError(
-            f"network '{path}': no input takes shape {_join(shape)}: {_list(inputs)}; correct shape= (--shape)"
+            f"network '{path}': no input takes shape {_join(shape)}: {listed(inputs)}; correct shape= (--shape)"
         )
     if len(states) > 1:  # x has the form of what is predicted
         states = [one for one in states if any(_alike(one, other, learned_sigma) for other in outputs)] or states
@@ -191,10 +205,10 @@ def find_roles(
     if not _can_be_time(t) or t.dtype == "bool":
         raise InputError(f"network '{path}': time '{t}', expected a number: a scalar, [batch] or [batch, 1]")
     wanted = (2 * sample[0], *sample[1:]) if learned_sigma else sample
-    fitting = [one for one in outputs if _fits(one, wanted)] or (outputs if len(outputs) == 1 else [])
+    fitting = [one for one in outputs if fits(one, wanted)] or (outputs if len(outputs) == 1 else [])
     out = _choose(path, "output", output, outputs, fitting, OUTPUT_NAMES)
-    if not _fits(out, wanted):
-        doubled = not learned_sigma and _fits(out, (2 * sample[0], *sample[1:]))
+    if not fits(out, wanted):
+        doubled = not learned_sigma and fits(out, (2 * sample[0], *sample[1:]))
         hint = "correct shape= or output=, or give the score network"
         hint = "it also predicts a variance: give learned_sigma=True (--learned-sigma)" if doubled else hint
         raise InputError(f"network '{path}': output '{out}', expected [batch, {_join(wanted)}] like x; {hint}")
@@ -203,7 +217,7 @@ def find_roles(
     names = {name for condition, port in found for name in (condition.name, port.name)}
     for name in conditions:
         if name not in names:
-            raise InputError(f"network '{path}': no input '{name}' for this condition; inputs: {_list(inputs)}")
+            raise InputError(f"network '{path}': no input '{name}' for this condition; inputs: {listed(inputs)}")
     if t.dims and t.dims[0] not in (None, 1, batch):
         raise InputError(f"network '{path}': time '{t}' has another batch than '{x}'; export it with one batch size")
     return Roles(x, t, out, found, sample, PRECISIONS[x.dtype], batch)
@@ -216,7 +230,7 @@ def _choose(
         for one in ports:
             if one.name == asked:
                 return one
-        raise InputError(f"network '{path}': there is no '{asked}' for {role}=; choose among {_list(ports)}")
+        raise InputError(f"network '{path}': there is no '{asked}' for {role}=; choose among {listed(ports)}")
     if len(candidates) == 1:
         return candidates[0]
     named = [one for one in candidates if one.name.lower() in customary]
@@ -225,7 +239,7 @@ def _choose(
     if not ports:
         raise InputError(f"network '{path}': there is no input for the {role}; expected a network of x and time")
     what = "several could be" if candidates else "none looks like"
-    shown = _list(candidates or ports)
+    shown = listed(candidates or ports)
     raise InputError(f"network '{path}': {what} the {role}: {shown}; choose with {role}=NAME (--{role} NAME)")
 
 
@@ -233,7 +247,7 @@ def _can_be_x(port: Port, shape: tuple[int, ...] | None) -> bool:
     if not port.dtype.startswith(("float", "bfloat")):
         return False
     if shape is not None:
-        return _fits(port, shape)
+        return fits(port, shape)
     return port.dims is None or len(port.dims) >= 3 or (len(port.dims) == 2 and port.dims[1] != 1)
 
 
@@ -248,7 +262,8 @@ def _can_be_time(port: Port) -> bool:
     return port.dims is not None and len(port.dims) <= 4 and all(size == 1 for size in port.dims[1:])
 
 
-def _fits(port: Port, sample: tuple[int, ...]) -> bool:
+def fits(port: Port, sample: tuple[int, ...]) -> bool:
+    """Whether a port can be [batch, *sample]."""
     if port.dims is None:
         return True
     if len(port.dims) != len(sample) + 1:
@@ -258,7 +273,7 @@ def _fits(port: Port, sample: tuple[int, ...]) -> bool:
 
 def _sample_shape(path: Path, x: Port, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     if shape is not None:
-        if not _fits(x, shape):
+        if not fits(x, shape):
             raise InputError(
                 f"network '{path}': input '{x}' does not take shape {_join(shape)}; correct shape= (--shape)"
             )
@@ -288,7 +303,7 @@ def _condition(path: Path, port: Port, given: Mapping[str, Condition], batch: in
                 f"Condition('{name}', '{port.dtype}', shape)}} (--condition {name}:{port.dtype}:77x768)"
             )
         return Condition(name, port.dtype, sizes), port
-    if said.dtype != port.dtype or not _fits(port, said.shape):
+    if said.dtype != port.dtype or not fits(port, said.shape):
         raise InputError(
             f"network '{path}': condition '{name}' was given as {said.dtype} {list(said.shape)}, "
             f"but the file says '{port}'"
@@ -300,5 +315,6 @@ def _join(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
 
-def _list(ports: list[Port]) -> str:
+def listed(ports: list[Port]) -> str:
+    """Ports in a message."""
     return "; ".join(map(str, ports)) or "none"

@@ -7,7 +7,6 @@ when the output's dtype is not that of x.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -19,13 +18,11 @@ import numpy as np
 from ..engine.contract import Condition, Contract
 from ..engine.errors import InputError
 from .check import LARGE_BYTES, Array, Case, OnnxRun, compare
-from .onnx_mapping import Roles, external_files, find_roles, read_model
+from .onnx_mapping import Roles, external_files, files_digest, find_roles, read_model
 from .to_onnx import save_model
 
 if TYPE_CHECKING:
     import onnx_ir
-
-CHUNK_BYTES = 1 << 24
 
 
 @final
@@ -80,13 +77,7 @@ class OnnxSource:
 
     def content(self) -> bytes:
         """sha256 of the file and of its external weights."""
-        digest = hashlib.sha256()
-        for path in (self.path, *(self.path.parent / name for name in self._external)):
-            with path.open("rb") as file:
-                while block := file.read(CHUNK_BYTES):
-                    digest.update(block)
-            digest.update(b"|")
-        return digest.digest()
+        return files_digest((self.path, *(self.path.parent / name for name in self._external)))
 
     def evaluate(self, case: Case) -> Array:
         """The file itself on ONNX Runtime, float32 [B, *shape]; the mean half of a learned-sigma network."""
@@ -119,7 +110,7 @@ class OnnxSource:
         pairs += [(values[port.name], condition.name) for condition, port in roles.conditions]
         # One output, and no other value under a contract's name.
         graph.outputs[:] = [out]
-        _free_names(graph, [*pairs, (out, contract.output)])
+        free_names(graph, [*pairs, (out, contract.output)])
         # Shapes and order of the inputs.
         batch = contract.fixed_batch or "batch"
         order = [value for value, _ in pairs]
@@ -199,7 +190,7 @@ def _with_output_shapes(model: Any) -> Any:
         return model  # an unknown shape fits any, and the comparison afterwards decides
 
 
-def _free_names(graph: onnx_ir.Graph, pairs: list[tuple[onnx_ir.Value, str]]) -> None:
+def free_names(graph: onnx_ir.Graph, pairs: list[tuple[onnx_ir.Value, str]]) -> None:
     """Give each value its new name; a value that bears one of these names already steps aside."""
     roles = {id(value) for value, _ in pairs}
     taken = {name for _, name in pairs}

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .check import Array, Case
+    from .decoder import Decoder, ModuleDecoder
     from .guidance import Guidance
     from .guided_onnx import GuidedOnnx
+    from .onnx_decoder import OnnxDecoder
     from .onnx_source import OnnxSource
 
 Progress = Callable[[str], None]
@@ -173,6 +175,8 @@ class Network:
     time_dtype   float32 or int64; found by trying when None
     learned_sigma  the output has twice the channels, of which the first half is the prediction
     example      example tensors by parameter name, for shape, time and conditions of a module
+    decoder      of a latent model: a Decoder (decoder.py) or what it takes alone, such as an AutoencoderKL or a text
+                 "vae.py:load"; `engine.images` decodes, and `data_range` is that of the images
     guidance     ClassifierFree, ClassifierGuidance (guidance.py) or a text: "label=10", "classifier=fashion";
                  the scale becomes the condition `guidance`
 
@@ -198,6 +202,7 @@ class Network:
         name: str | None = None,
         example: Mapping[str, Tensor] | None = None,
         guidance: Guidance | str | None = None,
+        decoder: Decoder | nn.Module | str | Path | None = None,
     ) -> None:
         conditions = dict(conditions or {})
         text = str(source) if isinstance(source, (str, Path)) else None
@@ -226,6 +231,11 @@ class Network:
             from .guidance import apply
 
             self._source = apply(self._source, guidance)
+        self.decoder: ModuleDecoder | OnnxDecoder | None = None
+        if decoder is not None:
+            from .decoder import open_decoder
+
+            self.decoder = open_decoder(decoder, self.contract)
 
     @property
     def contract(self) -> Contract:
@@ -234,7 +244,10 @@ class Network:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 hex of weights, code and contract; nothing is exported. Later changes of the module do not show."""
+        """sha256 hex of weights, code and contract, without the decoder's; nothing is exported.
+
+        Later changes of the module do not show.
+        """
         described = json.dumps(self.contract.to_dict(), sort_keys=True).encode()
         return hashlib.sha256(b"|".join((FORMAT.encode(), described, self._source.content()))).hexdigest()
 

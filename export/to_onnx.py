@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.casting import cast_copy
-from ..engine.contract import Contract
+from ..engine.contract import Contract, DecoderContract
 from ..engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,8 +67,10 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 # Export.
-def export_module(normalised: nn.Module, contract: Contract, path: Path, *, external: bool | None = None) -> None:
-    """Write `normalised` (forward(x, t, *conditions) -> out, weights of the contract's precision) as ONNX.
+def export_module(
+    normalised: nn.Module, contract: Contract | DecoderContract, path: Path, *, external: bool | None = None
+) -> None:
+    """Write `normalised` (forward(*inputs) -> out, weights of the contract's precision) as ONNX.
 
     `external` puts the weights into `path` + ".data"; None means when they pass 1 GiB.
     Raises InputError, one line, when torch cannot export the module or a dtype in the graph is wrong.
@@ -77,8 +79,10 @@ def export_module(normalised: nn.Module, contract: Contract, path: Path, *, exte
     arguments = example_inputs(contract, batch=contract.fixed_batch or 2)
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     dynamic: dict[int, Any] = {} if contract.fixed_batch else {0: batch}
-    time = dynamic if contract.time_rank else {}
-    shapes = (dynamic, time, *([tuple(dynamic for _ in contract.conditions)] if contract.conditions else []))
+    shapes: tuple[Any, ...] = (dynamic,)
+    if isinstance(contract, Contract):
+        shapes += (dynamic if contract.time_rank else {},)
+        shapes += (tuple(dynamic for _ in contract.conditions),) if contract.conditions else ()
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -86,7 +90,7 @@ def export_module(normalised: nn.Module, contract: Contract, path: Path, *, exte
                 arguments,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[contract.input, contract.time, *(one.name for one in contract.conditions)],
+                input_names=list(contract.inputs),
                 output_names=[contract.output],
                 dynamic_shapes=shapes,
                 verbose=False,
@@ -99,9 +103,11 @@ def export_module(normalised: nn.Module, contract: Contract, path: Path, *, exte
     save_model(model, path, external=external)
 
 
-def example_inputs(contract: Contract, batch: int) -> tuple[Tensor, ...]:
+def example_inputs(contract: Contract | DecoderContract, batch: int) -> tuple[Tensor, ...]:
     """x [batch, *shape], t and every condition, zeros of the contract's dtypes (conditions: their lowest value)."""
     x = torch.zeros(batch, *contract.shape, dtype=DTYPES[contract.precision])
+    if isinstance(contract, DecoderContract):
+        return (x,)
     time_dtype = torch.int64 if contract.time_dtype == "int64" else torch.float32
     t = torch.ones((batch,) if contract.time_rank else (), dtype=time_dtype)
     conditions = (
@@ -110,7 +116,7 @@ def example_inputs(contract: Contract, batch: int) -> tuple[Tensor, ...]:
     return x, t, *conditions
 
 
-def _explain(error: BaseException, contract: Contract) -> str:
+def _explain(error: BaseException, contract: Contract | DecoderContract) -> str:
     root = error
     while root.__cause__ is not None:
         root = root.__cause__
@@ -154,15 +160,18 @@ def quiet() -> Iterator[None]:
 
 
 # The written graph.
-def assert_dtypes(model: onnx_ir.Model, contract: Contract) -> None:
+def assert_dtypes(model: onnx_ir.Model, contract: Contract | DecoderContract) -> None:
     """Check that x, out and the weights have the contract's precision, and t its dtype. Raises InputError."""
     import onnx_ir
 
     names = {"fp32": onnx_ir.DataType.FLOAT, "fp16": onnx_ir.DataType.FLOAT16, "bf16": onnx_ir.DataType.BFLOAT16}
     wanted = names[contract.precision]
-    time = onnx_ir.DataType.INT64 if contract.time_dtype == "int64" else onnx_ir.DataType.FLOAT
+    expected = {contract.input: wanted, contract.output: wanted}
+    if isinstance(contract, Contract):
+        whole = contract.time_dtype == "int64"
+        expected[contract.time] = onnx_ir.DataType.INT64 if whole else onnx_ir.DataType.FLOAT
     ends = {value.name: value.dtype for value in [*model.graph.inputs, *model.graph.outputs]}
-    for name, dtype in ((contract.input, wanted), (contract.time, time), (contract.output, wanted)):
+    for name, dtype in expected.items():
         if ends.get(name) != dtype:
             raise InputError(f"network '{contract.name}': '{name}' is {ends.get(name)} in the graph, expected {dtype}")
     sizes: dict[onnx_ir.DataType, int] = {}

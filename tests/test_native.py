@@ -6,14 +6,16 @@ import ctypes
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pfdiff
-from pfdiff.engine.artifact import Artifact, records_of, write_manifest
+from pfdiff.engine.artifact import Artifact, read_artifact, records_of, write_manifest
 from pfdiff.engine.basis import edm_preconditioning
+from pfdiff.engine.contract import DecoderContract
 from pfdiff.engine.program import Program, compile
 from pfdiff.engine.schedule import parse_schedule
 
@@ -146,6 +148,26 @@ def test_samples_are_pythons(built: Path, tmp_path: Path, solver: str, schedule:
     # A start at alpha = 0.006 magnifies the rounding of the noise 150 times: no float32 is within 1e-6 of float64.
     assert np.linalg.norm(found - exact) <= 2 * np.linalg.norm(twin - exact) + 1e-6 * np.linalg.norm(exact)
     assert np.linalg.norm(found - exact) <= 2e-5 * np.linalg.norm(exact)
+
+
+def test_an_engine_with_a_decoder_gives_its_latents(built: Path, tmp_path: Path):
+    plain = write_engine(tmp_path / "plain.engine", "pfdiff:k=2,l=1", "linear:1000")
+    latent = write_engine(tmp_path / "latent.engine", "pfdiff:k=2,l=1", "linear:1000")
+    (latent / "decoder.onnx").write_bytes(b"what decodes them")
+    artifact = read_artifact(plain)
+    decoder = DecoderContract("decoder", SHAPE, (3, 8, 8), scaling=(0.5,) * SHAPE[0], shift=0.1)
+    write_manifest(replace(artifact, path=latent, decoder=decoder, files=records_of(latent)))
+    found = []
+    for engine in (plain, latent):
+        out = engine.with_suffix(".npy")
+        run(built / "pfdiff-run", engine, "--network", "gaussian", "--seeds", "0-2", "-o", out)
+        found.append(np.load(out))
+    np.testing.assert_array_equal(*found)
+    (latent / "decoder.onnx").write_bytes(b"what was changed!")
+    words = run(
+        built / "pfdiff-run", latent, "--network", "gaussian", "--seeds", "0", "-o", tmp_path / "x.npy", status=2
+    )
+    assert "decoder.onnx" in words
 
 
 def in_float32(program: Program, network: Callable[[np.ndarray, float], np.ndarray], noise: np.ndarray) -> np.ndarray:

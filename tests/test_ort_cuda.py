@@ -83,7 +83,7 @@ def test_every_buffer_is_bound_and_runs_do_not_wait(sessions: type[Session]) -> 
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
         fed = {words[0]: words[1:] for words in binding.bound}
         assert fed["x"] == ("cuda", 1, np.float16, [2, *SHAPE], x.data_ptr())
-        assert fed["t"] == ("cuda", 1, np.float32, [2], one.t.data_ptr())
+        assert fed["t"] == ("cuda", 1, np.float32, [2], one.inputs[1].data_ptr())
         assert fed["label"] == ("cuda", 1, np.int64, [2], conditions[0].data_ptr())
         assert fed["out"] == ("cuda", 1, np.float16, [2, *SHAPE], out.data_ptr())
     backend.close()

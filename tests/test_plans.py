@@ -13,7 +13,8 @@ from torch import nn
 
 import pfdiff
 from pfdiff.engine import plans
-from pfdiff.engine.artifact import Artifact, records_of
+from pfdiff.engine.artifact import Artifact, FileRecord, records_of
+from pfdiff.engine.contract import DecoderContract
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 
@@ -91,6 +92,22 @@ def test_precision_never_changes_silently(artifact):
     wrong = dataclasses.replace(artifact, contract=dataclasses.replace(artifact.contract, precision=other))
     with pytest.raises(pfdiff.BackendError, match=f"{other} means"):
         plans.build_plan(wrong, plans.plan_key(wrong, "tensorrt_rtx", "sm89"))
+
+
+def test_network_and_decoder_have_plans_of_their_own(small, tmp_path):
+    before = plans.plan_key(small, "tensorrt_rtx", "sm89")
+    decoder = DecoderContract("up", (3, 8, 8), (3, 16, 16), precision="fp16")
+    keys = []
+    for content in (b"decoder", b"another"):
+        record = FileRecord(hashlib.sha256(content).hexdigest(), len(content))
+        latent = dataclasses.replace(small, decoder=decoder, files={**small.files, "decoder.onnx": record})
+        assert plans.plan_key(latent, "tensorrt_rtx", "sm89") == before  # its decoder is not the network's business
+        keys.append(plans.plan_key(latent, "tensorrt_rtx", "sm89", file="decoder.onnx"))
+        assert (keys[-1].precision, before.precision) == ("fp16", "fp32")
+    assert len({before.name, *(key.name for key in keys)}) == 3
+    plans.store_plan(dataclasses.replace(small, path=tmp_path), keys[0], b"plan")
+    with pytest.raises(pfdiff.EngineFileError, match=r"no plan for sm89 is stored in '.*plans'$"):
+        plans.read_plan(dataclasses.replace(small, path=tmp_path), before)  # the decoder's is none of its own
 
 
 def test_unsupported_compute_capability(small):

@@ -17,6 +17,8 @@ from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends import tensorrt_plan
 from pfdiff.engine.backends.abstract import Buffers, CudaOptions, Source
 from pfdiff.engine.backends.tensorrt_plan import TensorRt
+from pfdiff.engine.contract import DecoderContract
+from pfdiff.engine.decoder import LoadedDecoder
 from pfdiff.engine.errors import BackendError
 from pfdiff.engine.graph import Sampler, Variant
 from pfdiff.engine.loop import Inputs, make_tables
@@ -155,7 +157,7 @@ def test_the_order_is_profile_shapes_infer_memory_addresses_enqueue(recorder: Re
             assert evaluate() is one.out
     assert names(recorder) == (["address"] * 5 + ["enqueue"]) * 6
     fed = [call[2] for call in recorder.calls if call[0] == "enqueue"]
-    assert fed == [one.t.data_ptr() for one in sets] * 2  # each evaluation reads its own row of times
+    assert fed == [one.inputs[1].data_ptr() for one in sets] * 2  # each evaluation reads its own row of times
 
 
 def test_one_context_a_bind_and_memory_of_the_largest_bucket(recorder: Recorder) -> None:
@@ -255,6 +257,32 @@ def test_the_whole_loop_enqueues_once_for_each_evaluation(recorder: Recorder) ->
     assert [call[1] for call in enqueued] == [STREAM] * 4
     rows = [(call[2] - sampler.times.data_ptr()) // sampler.times[0].nbytes for call in enqueued]
     assert rows == [0, 1, 2, 3]
+
+
+def test_a_decoder_has_a_plan_and_a_context_of_its_own_on_the_networks_stream(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[plans.PlanKey] = []
+    monkeypatch.setattr(tensorrt_plan, "obtain_plan", lambda _, key, **rest: asked.append(key) or b"plan")
+    described = DecoderContract("up", SHAPE, (3, 6, 10))
+    artifact = Artifact(Path("none"), PLAIN, (1, 8), "fp32", {}, decoder=described)
+    network = TensorRt(Source(artifact.network_path, PLAIN, artifact=artifact), recorder.flavour, CPU)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: pytest.fail("a second stream"))
+    source = Source(artifact.path / "decoder.onnx", described, artifact=artifact, stream=network.stream)
+    loaded = LoadedDecoder(TensorRt(source, recorder.flavour, CPU), described)
+    assert [key.file for key in asked] == ["network.onnx", "decoder.onnx"]
+    assert "-decoder-" in asked[1].name
+    assert loaded.backend.stream is network.stream
+
+    sampler = Sampler(network, PLAIN, make_tables(program(4, PLAIN), PLAIN), Variant(8, False, True), loaded)
+    assert recorder.contexts == 2
+    assert ("shape", "latents", (8, *SHAPE)) in recorder.calls
+    recorder.calls.clear()
+    sampler.load(Inputs(None, torch.ones(8, 30), ()))
+    sampler.run()
+    assert names(recorder) == (["address"] * 3 + ["enqueue"]) * 4 + ["address"] * 2 + ["enqueue"]
+    assert recorder.addresses["latents"] == sampler.samples.data_ptr()
+    assert sampler.result.shape == (8, 6, 10, 3)
 
 
 def test_which_gpus_rtx_says_it_supports(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:

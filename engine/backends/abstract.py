@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..contract import Contract
+from ..contract import Contract, DecoderContract
 
 if TYPE_CHECKING:
     import torch
 
     from ..artifact import Artifact
 
-    # module(x, t, *conditions) -> out, the conditions in the order of the contract
+    # module(x, t, *conditions) -> out, the conditions in the order of the contract; a decoder's (latents) -> image
     Module = Callable[..., torch.Tensor]
 
-# Runs the network once and returns the tensor [batch, *shape], contiguous, that holds the output.
+# Runs the network once and returns the tensor [batch, *output_shape], contiguous, that holds the output.
 Evaluate = Callable[[], "torch.Tensor"]
 
 # Called with a phase, steps done and steps in all, while a TensorRT plan is built.
@@ -43,30 +43,38 @@ class CudaOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """What there is to load: the ONNX file of an engine directory and, when somebody gave it, the module itself.
+    """What there is to load: an ONNX file of an engine directory and, when somebody gave it, the module itself.
 
-    The TensorRT backends need the whole artifact, where its plans are kept.
+    The TensorRT backends need the whole artifact, where its plans are kept. `stream`: on a CUDA device, where it runs;
+    None for one of its own.
     """
 
     onnx: Path
-    contract: Contract
+    contract: Contract | DecoderContract
     module: Module | None = None
     artifact: Artifact | None = None
     options: CudaOptions = CudaOptions()
     progress: BuildProgress | None = None
+    stream: torch.cuda.Stream | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Buffers:
     """The tensors of one bucket, contiguous, on the backend's device; `conditions` in the order of the contract.
 
-    x, out: [batch, *shape] of `Backend.dtype`; t: [batch] or [] of the contract's time dtype.
+    x [batch, *shape], out [batch, *output_shape]: of `Backend.dtype`; t: [batch] or [] of the contract's time dtype,
+    None where there is no time (a decoder).
     """
 
     x: torch.Tensor
-    t: torch.Tensor
+    t: torch.Tensor | None
     conditions: tuple[torch.Tensor, ...]
     out: torch.Tensor
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """All of them in the order of the contract's `inputs`."""
+        return (self.x, *(() if self.t is None else (self.t,)), *self.conditions)
 
 
 class Backend(ABC):
@@ -94,7 +102,7 @@ class Backend(ABC):
 
     @abstractmethod
     def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
-        """For each set of buffers, a function that runs the network once from its `x`, `t` and `conditions`.
+        """For each set of buffers, a function that runs the network once from its `inputs`.
 
         It returns the tensor that holds the output: a CPU backend's is the set's own `out`, others may keep theirs,
         which the next evaluation overwrites. Sets have one batch size and are evaluated one after the other, so they

@@ -64,7 +64,7 @@ class OpenVino(Backend):
         if used != hint:
             raise BackendError(f"openvino would compute in {used} where {hint} was asked for; use backend onnxruntime")
         self._compiled: Any = compiled
-        self._names = [contract.input, contract.time, *(one.name for one in contract.conditions)]
+        self._names = contract.inputs
         self._output = contract.output
         self.name = "openvino"
         self.device = torch.device("cpu")
@@ -79,7 +79,7 @@ class OpenVino(Backend):
 
     def _bound(self, buffers: Buffers) -> Evaluate:
         request = self._compiled.create_infer_request()
-        for name, tensor in zip(self._names, (buffers.x, buffers.t, *buffers.conditions), strict=True):
+        for name, tensor in zip(self._names, buffers.inputs, strict=True):
             request.set_tensor(name, _shared(tensor))
         request.set_tensor(self._output, _shared(buffers.out))
         run, out = request.infer, buffers.out

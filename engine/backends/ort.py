@@ -42,7 +42,7 @@ class OnnxRuntime(Backend):
             session = onnxruntime.InferenceSession(str(source.onnx), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base of their own
             raise BackendError(f"onnxruntime refuses '{source.onnx}': {first_line(error)}") from error
-        self._names = [contract.input, contract.time, *(one.name for one in contract.conditions)]
+        self._names = contract.inputs
         self._output = contract.output
         held = [one.name for one in session.get_inputs()], [one.name for one in session.get_outputs()]
         if sorted(held[0]) != sorted(self._names) or self._output not in held[1]:
@@ -64,7 +64,7 @@ class OnnxRuntime(Backend):
 
     def _bound(self, session: onnxruntime.InferenceSession, buffers: Buffers) -> Evaluate:
         binding = session.io_binding()
-        for name, tensor in zip(self._names, (buffers.x, buffers.t, *buffers.conditions), strict=True):
+        for name, tensor in zip(self._names, buffers.inputs, strict=True):
             element = ELEMENT_TYPES[tensor.dtype]
             binding.bind_input(name, "cpu", 0, element, list(tensor.shape), tensor.data_ptr())
         out = buffers.out

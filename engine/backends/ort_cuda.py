@@ -26,7 +26,7 @@ class OnnxRuntimeCuda(Backend):
 
     def __init__(self, source: Source, device: torch.device) -> None:
         contract = source.contract
-        self.stream = torch.cuda.Stream(device)
+        self.stream = source.stream or torch.cuda.Stream(device)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         settings = {
@@ -44,7 +44,7 @@ class OnnxRuntimeCuda(Backend):
                 "onnxruntime cannot start its CUDA provider (its CUDA and cuDNN are not those of this machine); "
                 "install an onnxruntime-gpu for this CUDA, or use backend tensorrt or torch"
             )
-        self._names = [contract.input, contract.time, *(one.name for one in contract.conditions)]
+        self._names = contract.inputs
         self._output = contract.output
         self._session: onnxruntime.InferenceSession | None = session
         self._run_options = onnxruntime.RunOptions()
@@ -64,7 +64,7 @@ class OnnxRuntimeCuda(Backend):
 
     def _bound(self, session: onnxruntime.InferenceSession, buffers: Buffers) -> Evaluate:
         binding, index, out = session.io_binding(), self.device.index or 0, buffers.out
-        for name, tensor in zip(self._names, (buffers.x, buffers.t, *buffers.conditions), strict=True):
+        for name, tensor in zip(self._names, buffers.inputs, strict=True):
             element = ELEMENT_TYPES[tensor.dtype]
             binding.bind_input(name, "cuda", index, element, list(tensor.shape), tensor.data_ptr())
         element = ELEMENT_TYPES[out.dtype]

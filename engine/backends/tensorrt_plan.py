@@ -34,7 +34,7 @@ class TensorRt(Backend):
         if artifact is None:
             raise BackendError(f"backend '{flavour}' needs an engine directory to keep its plans in; use pfdiff.load")
         gpu, chip = torch.cuda.get_device_name(device), capability(device)
-        key = plan_key(artifact, flavour, chip, gpu, tf32=options.tf32)
+        key = plan_key(artifact, flavour, chip, gpu, tf32=options.tf32, file=source.onnx.name)
         plan = obtain_plan(artifact, key, trust=options.trust, say=_announce, progress=source.progress)
         self._trt = trt
         self._logger = trt.Logger(trt.Logger.ERROR)
@@ -46,13 +46,13 @@ class TensorRt(Backend):
                 f"{flavour} {trt.__version__} cannot load its plan on {gpu} ({chip}); "
                 "delete the engine's plans/ folder and load again, or use backend torch"
             )
-        self._names = [contract.input, contract.time, *(one.name for one in contract.conditions)]
+        self._names = contract.inputs
         self._output = contract.output
         self._buckets = artifact.batch
         self._flavour = flavour
         self.name = flavour
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = source.stream or torch.cuda.Stream(device)
         self._check_dtypes(contract.precision)
         self._memory = self._allocate()
         self.dtype = DTYPES[contract.precision]
@@ -94,7 +94,7 @@ class TensorRt(Backend):
         stream = torch.cuda.current_stream(self.device)
         if not context.set_optimization_profile_async(self._buckets.index(batch), stream.cuda_stream):
             raise BackendError(f"{self._flavour} refuses the profile of batch {batch}; delete plans/ and load again")
-        for name, tensor in zip(self._names, (buffers.x, buffers.t, *buffers.conditions), strict=True):
+        for name, tensor in zip(self._names, buffers.inputs, strict=True):
             if not context.set_input_shape(name, tuple(tensor.shape)):
                 raise BackendError(f"{self._flavour} refuses shape {list(tensor.shape)} for '{name}'")
         missing = context.infer_shapes()
@@ -124,7 +124,7 @@ class TensorRt(Backend):
         return torch.empty(max(256, self._engine.device_memory_size_v2, *sizes), dtype=torch.uint8, device=self.device)
 
     def _enqueue(self, context: Any, buffers: Buffers) -> Evaluate:
-        inputs = zip(self._names, (buffers.x, buffers.t, *buffers.conditions), strict=True)
+        inputs = zip(self._names, buffers.inputs, strict=True)
         addresses = [(name, tensor.data_ptr()) for name, tensor in inputs]
         addresses.append((self._output, buffers.out.data_ptr()))
         device, out, flavour = self.device, buffers.out, self._flavour

@@ -16,7 +16,7 @@ import torch
 
 from ..capture import EXCLUSIVE
 from ..casting import cast_copy
-from ..contract import Contract
+from ..contract import Contract, DecoderContract
 from ..device import check_fits
 from ..errors import BackendError
 from ..loop import TORCH_DTYPES
@@ -27,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @final
 class TorchCuda(Backend):
-    """module(x, t, *conditions) -> out in inference mode, in the engine's precision."""
+    """module(*inputs) -> out in inference mode, in the engine's precision."""
 
     def __init__(self, source: Source, device: torch.device) -> None:
         contract = source.contract
@@ -40,7 +40,7 @@ class TorchCuda(Backend):
         self.device = device
         self.dtype = DTYPES[contract.precision]
         self.threads = None
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = (source.stream or torch.cuda.Stream(device)) if device.type == "cuda" else None
         self._tf32 = source.options.tf32
         nhwc = len(contract.shape) == 3 and (self.dtype != torch.float32 or self._tf32)
         module: Callable[..., torch.Tensor] = source.module
@@ -60,12 +60,7 @@ class TorchCuda(Backend):
         return [self._bound(self._module, buffers) for buffers in sets]
 
     def _bound(self, module: Callable[..., torch.Tensor], buffers: Buffers) -> Evaluate:
-        inputs, shape, dtype, tf32 = (
-            (buffers.x, buffers.t, *buffers.conditions),
-            buffers.out.shape,
-            self.dtype,
-            self._tf32,
-        )
+        inputs, shape, dtype, tf32 = buffers.inputs, buffers.out.shape, self.dtype, self._tf32
 
         def evaluate() -> torch.Tensor:
             with torch.inference_mode(), _arithmetic(tf32):
@@ -76,23 +71,16 @@ class TorchCuda(Backend):
 
         return evaluate
 
-    def _measure(self, module: Callable[..., torch.Tensor], contract: Contract) -> int:
+    def _measure(self, module: Callable[..., torch.Tensor], contract: Contract | DecoderContract) -> int:
         """Device bytes that each further sample of a batch takes: the peaks of batches 1 and 2, their difference."""
         if contract.fixed_batch:
             return self._peak(module, contract, contract.fixed_batch) // contract.fixed_batch
         return max(0, self._peak(module, contract, 2) - self._peak(module, contract, 1))
 
-    def _peak(self, module: Callable[..., torch.Tensor], contract: Contract, batch: int) -> int:
+    def _peak(self, module: Callable[..., torch.Tensor], contract: Contract | DecoderContract, batch: int) -> int:
         """The most bytes that one evaluation allocates; a run before it lets cuDNN try its algorithms."""
         device = self.device
-        x = torch.zeros((batch, *contract.shape), dtype=self.dtype, device=device)
-        time_dtype = TORCH_DTYPES[contract.time_dtype]
-        t = torch.ones((batch,) if contract.time_rank else (), dtype=time_dtype, device=device)
-        conditions = tuple(
-            torch.full((batch, *one.shape), one.low or 0, dtype=TORCH_DTYPES[one.dtype], device=device)
-            for one in contract.conditions
-        )
-        evaluate = self._bound(module, Buffers(x, t, conditions, x))
+        evaluate = self._bound(module, _example(contract, batch, self.dtype, device))
         before = 0
         try:
             with EXCLUSIVE:
@@ -109,6 +97,21 @@ class TorchCuda(Backend):
 
     def close(self) -> None:
         self._module = None
+
+
+def _example(contract: Contract | DecoderContract, batch: int, dtype: torch.dtype, device: torch.device) -> Buffers:
+    """Inputs that any network takes; of the output there is only its shape."""
+    x = torch.zeros((batch, *contract.shape), dtype=dtype, device=device)
+    out = torch.empty((batch, *contract.output_shape), dtype=dtype, device="meta")
+    if isinstance(contract, DecoderContract):
+        return Buffers(x, None, (), out)
+    time_dtype = TORCH_DTYPES[contract.time_dtype]
+    t = torch.ones((batch,) if contract.time_rank else (), dtype=time_dtype, device=device)
+    conditions = tuple(
+        torch.full((batch, *one.shape), one.low or 0, dtype=TORCH_DTYPES[one.dtype], device=device)
+        for one in contract.conditions
+    )
+    return Buffers(x, t, conditions, out)
 
 
 def _on_device(module: torch.nn.Module, dtype: torch.dtype, device: torch.device, nhwc: bool) -> torch.nn.Module:

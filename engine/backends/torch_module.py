@@ -17,7 +17,7 @@ from .abstract import Backend, Buffers, Evaluate, Source
 
 @final
 class TorchModule(Backend):
-    """module(x, t, *conditions) -> out in inference mode, float32, put into evaluation mode until `close`.
+    """module(*inputs) -> out in inference mode, float32, put into evaluation mode until `close`.
 
     `threads` is PyTorch's own number of threads, one for the whole process.
     """
@@ -49,7 +49,7 @@ class TorchModule(Backend):
 
     def _bound(self, module: Callable[..., torch.Tensor], buffers: Buffers) -> Evaluate:
         threads = self.threads
-        inputs, out = (buffers.x, buffers.t, *buffers.conditions), buffers.out
+        inputs, out = buffers.inputs, buffers.out
 
         def evaluate() -> torch.Tensor:
             if threads is not None and torch.get_num_threads() != threads:
