@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .engine.program import compile as compile
     from .export.build import build as build
     from .export.compare import compare as compare
+    from .export.evaluate import evaluate as evaluate
     from .export.scheduler import PFDiffScheduler as PFDiffScheduler
     from .export.sources import Network as Network
     from .export.tune import tune as tune
@@ -46,6 +47,7 @@ _HOME = {
     "build": "export.build",
     "compare": "export.compare",
     "compile": "engine.program",
+    "evaluate": "export.evaluate",
     "load": "engine.api",
     "noise": "engine.noise",
     "tune": "export.tune",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import cli_export, cli_kernels, cli_search
+from . import cli_evaluate, cli_export, cli_kernels, cli_search
 from . import cli_options as options
 from .engine.errors import InputError, PfdiffError
 
@@ -262,6 +262,7 @@ def demo(
 
 
 cli_search.register(app)
+cli_evaluate.register(app)
 cli_export.register(app)
 cli_kernels.register(app)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, final
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, track
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.spinner import Spinner
 
 Item = TypeVar("Item")
@@ -62,3 +62,19 @@ def bar(items: Sequence[Item], title: str) -> Iterator[Item]:
     if len(items) < 2 or not sys.stderr.isatty():
         return iter(items)
     return iter(track(items, description=title, console=Console(stderr=True), transient=True))
+
+
+@contextmanager
+def meter() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar: called with a stage, what is done, what is expected (0 when that is not known)."""
+    if not sys.stderr.isatty():
+        yield lambda stage, done, expected: None
+        return
+    parts = (TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*parts, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def tell(stage: str, done: int, expected: int) -> None:
+            progress.update(task, description=escape(stage), completed=done, total=expected or None)
+
+        yield tell

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,6 +76,7 @@ def tune(
 
     Interrupted, it goes on where it was when run again.
     """
+    from .cli_progress import meter
     from .cli_words import integers_from
 
     evaluations = integers_from("--nfe", nfe)
@@ -95,7 +94,7 @@ def tune(
         "sigma_data": sigma_data,
         "guidance": guidance,
     }
-    with _bar() as progress:
+    with meter() as progress:
         progress("reading the network", 0, 0)
         source, given = _opened(network, context.args, words)
         from .export.tune import tune as search
@@ -164,6 +163,7 @@ def compare(
     threads: options.Threads = None,
 ) -> None:
     """Error against network evaluations for any list of solvers: table, log plot, pictures."""
+    from .cli_progress import meter
     from .cli_words import integers_from
 
     evaluations = integers_from("--nfe", nfe)
@@ -181,7 +181,7 @@ def compare(
         "sigma_data": sigma_data,
         "guidance": guidance,
     }
-    with _bar() as progress:
+    with meter() as progress:
         progress("reading the network", 0, 0)
         source, given = _opened(network, context.args, words)
         from .export.compare import SOLVERS
@@ -229,26 +229,6 @@ def _opened(network: str, extra: Sequence[str], words: Mapping[str, Any]) -> tup
         contract = source.contract
     given = conditions_from(extra, contract, 1) if extra else {}
     return source, {name: values[0] for name, values in given.items()}
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr, if that is a terminal: called with a stage, what is done, what is expected."""
-    if not sys.stderr.isatty():
-        yield lambda stage, done, expected: None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    parts = (TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def tell(stage: str, done: int, expected: int) -> None:
-            bar.update(task, description=escape(stage), completed=done, total=expected or None)
-
-        yield tell
 
 
 # What comes out.

@@ -55,6 +55,15 @@ def shape_from(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split("x"))
 
 
+def scale_from(text: str) -> tuple[float, float]:
+    """'0,1' as (0.0, 1.0). Raises InputError."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise InputError(f"--scale '{text}': expected two numbers, such as --scale 0,1") from None
+    return low, high
+
+
 def grid_from(text: str) -> str | tuple[float, ...]:
     """A rule's name as it is, '999,500,0' as the explicit times. Raises InputError on a list with a bad number."""
     if not re.match(r"\s*[-+.\d]", text):

@@ -29,6 +29,7 @@ NAMES = {
     "build",
     "compare",
     "compile",
+    "evaluate",
     "load",
     "noise",
     "tune",

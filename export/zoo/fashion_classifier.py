@@ -18,11 +18,12 @@ from torch.nn import functional
 from .train_fashion import load_fashion
 
 FEATURES = 128
+DEEP = 11  # layers before the last convolution: their 7x7 maps still say where something is
 WEIGHTS = Path(__file__).parent / "fashion_classifier.safetensors"
 
 
 class FashionClassifier(nn.Module):
-    """forward(x [B, 1, 28, 28] in [-1, 1]) -> logits [B, 10]; `features(x)` -> [B, 128]."""
+    """forward(x [B, 1, 28, 28] in [-1, 1]) -> logits [B, 10]; `features(x)` -> [B, 128], `maps(x)` [B, 128, 7, 7]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,8 +45,14 @@ class FashionClassifier(nn.Module):
         )
         self.head = nn.Linear(FEATURES, 10)
 
+    def maps(self, x: Tensor) -> Tensor:
+        return self.layers[:DEEP](x)
+
     def features(self, x: Tensor) -> Tensor:
-        return self.layers(x).mean((2, 3))
+        return self.features_of_maps(self.maps(x))
+
+    def features_of_maps(self, maps: Tensor) -> Tensor:
+        return self.layers[DEEP:](maps).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))

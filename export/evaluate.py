@@ -1,0 +1,245 @@
+"""`evaluate`: how far an engine's samples, or those in files, are from real pictures.
+
+    report = pfdiff.evaluate("fashion.engine", "fashion_mnist_train_uint8.npz", nfe=8, count=10_000, features="fashion")
+    report.distance, report.spatial_distance, report.precision, report.recall, report.kernel_distance
+
+A distance depends on the network that makes the features and on the number of samples: both stand in the report, with
+the seeds and the solver. It is called FID only on Inception's features. What the real pictures gave is kept in the
+cache folder under the hash of pictures, extractor and version.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine.api import Engine, load
+from ..engine.artifact import MANIFEST
+from ..engine.cache import ArrayStore, cache_folder, content_key
+from ..engine.errors import InputError
+from .black_box import conditions_of
+from .distances import FrechetDistance, kernel_distance, precision_recall
+from .features import INCEPTION, Extractor, Features, extractor
+from .read_pictures import pixels_from, read_pictures
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Pixels = NDArray[np.uint8]
+Progress = Callable[[str, int, int], None]  # (stage, done, expected)
+VERSION = 1  # of what is cached: raised when features of the same pictures change
+COUNT = 10_000
+PROBED = 2  # pictures whose features say how wide the cached ones are
+
+
+@final
+@dataclass(frozen=True)
+class Evaluation:
+    """Distances of `samples` samples to `real` real pictures, on the features named `extractor`.
+
+    distance: Frechet. spatial_distance: likewise on spatial features, None when the extractor has none.
+    precision, recall: of `compared` pictures of each kind, the first ones. kernel_distance, kernel_spread: mean and
+    standard deviation over subsets. drawn: where the samples are from.
+    """
+
+    extractor: str
+    extractor_digest: str
+    samples: int
+    real: int
+    compared: int
+    distance: float
+    spatial_distance: float | None
+    precision: float
+    recall: float
+    kernel_distance: float
+    kernel_spread: float
+    drawn: Mapping[str, Any]
+    reference: str
+    reference_digest: str
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """What distance, spatial_distance and kernel_distance are called: FID, sFID, KID on Inception's features."""
+        return ("FID", "sFID", "KID") if self.extractor == INCEPTION else ("FD", "sFD", "KD")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {"names": self.names, **asdict(self)}
+
+
+def evaluate(
+    samples: Engine | str | os.PathLike[str] | NDArray[Any],
+    reference: str | os.PathLike[str] | NDArray[Any],
+    *,
+    features: str | nn.Module,
+    nfe: int | None = None,
+    count: int | None = None,
+    first: int = 0,
+    conditions: Mapping[str, Any] | None = None,
+    scale: tuple[float, float] = (-1.0, 1.0),
+    device: str = "auto",
+    backend: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Compare samples with real pictures.
+
+    samples: an Engine or an engine directory, of which the seeds first .. first + count - 1 are drawn with `nfe`
+    evaluations (may be left out when there is one program; count: 10,000); or files or an array, as `read_pictures`
+    takes them, all of them. reference: real pictures, likewise.
+    features: as `extractor` takes them, with `scale` and `device`. conditions: by name, one value or several that the
+    seeds take in turn; by default each label in turn. backend, threads: as in `pfdiff.load`.
+    Raises InputError, BackendError, EngineFileError.
+    """
+    tell: Progress = progress or (lambda stage, done, expected: None)
+    network = extractor(features, scale=scale, device=device)
+    of_engine = isinstance(samples, Engine) or (
+        isinstance(samples, (str, os.PathLike)) and (Path(samples) / MANIFEST).is_file()
+    )
+    if not of_engine and any(value is not None for value in (nfe, count, conditions)):
+        raise InputError("nfe, count and conditions are of an engine, and the samples are pictures; leave them out")
+    real_pixels, real_name = _pictures(reference)
+    pictures = None if of_engine else _pictures(samples)
+    tell("features of the real pictures", 0, 0)
+    real, digest = reference_features(network, real_pixels)
+    if pictures is not None:
+        tell("features of the samples", 0, 0)
+        drawn, made = {"files": pictures[1]}, network(pictures[0])
+    elif isinstance(samples, Engine):
+        drawn, made = draw(samples, network, nfe, first, count or COUNT, conditions, tell)
+    else:
+        with load(samples, device, backend, threads=threads) as engine:  # pyright: ignore[reportArgumentType]  # a path
+            drawn, made = draw(engine, network, nfe, first, count or COUNT, conditions, tell)
+    tell("distances", 0, 0)
+    return compare_features(network, made, real, drawn=drawn, reference=real_name, reference_digest=digest)
+
+
+def compare_features(
+    network: Extractor,
+    made: Features,
+    real: Features,
+    *,
+    drawn: Mapping[str, Any],
+    reference: str,
+    reference_digest: str,
+) -> Evaluation:
+    """The report on two sets of features. Raises InputError on too few samples."""
+    compared = min(len(made), len(real))
+    precision, recall = precision_recall(real.pooled[:compared], made.pooled[:compared])
+    mean, spread = kernel_distance(real.pooled, made.pooled)
+    return Evaluation(
+        extractor=network.name,
+        extractor_digest=network.digest,
+        samples=len(made),
+        real=len(real),
+        compared=compared,
+        distance=FrechetDistance(real.pooled)(made.pooled),
+        spatial_distance=spatial_distance(real, made),
+        precision=precision,
+        recall=recall,
+        kernel_distance=mean,
+        kernel_spread=spread,
+        drawn=drawn,
+        reference=reference,
+        reference_digest=reference_digest,
+    )
+
+
+def spatial_distance(real: Features, made: Features) -> float | None:
+    """sFD, None when the extractor has no maps."""
+    if real.spatial is None or made.spatial is None:
+        return None
+    return FrechetDistance(real.spatial)(made.spatial)
+
+
+def reference_features(network: Extractor, pixels: Pixels) -> tuple[Features, str]:
+    """(features of real pictures, SHA-256 of these), from the cache when they were had before. Raises InputError."""
+    digest = content_key(pixels)
+    store = ArrayStore(cache_folder() / "features")
+    probe = network(pixels[:PROBED])
+    found: list[NDArray[np.float32] | None] = []
+    for kind in ("pooled", "spatial"):
+        part: NDArray[np.float32] | None = getattr(probe, kind)
+        if part is None:
+            found.append(None)
+            continue
+        held = store.get(content_key(digest, network.digest, VERSION, kind), (len(pixels), part.shape[1]))
+        if held is None:
+            break
+        found.append(held)
+    else:
+        assert found[0] is not None  # every extractor has pooled features
+        return Features(found[0], found[1]), digest
+    features = network(pixels)
+    for kind in ("pooled", "spatial"):
+        part = getattr(features, kind)
+        if part is not None:
+            store.put(content_key(digest, network.digest, VERSION, kind), part)
+    return features, digest
+
+
+def draw(
+    engine: Engine,
+    network: Extractor,
+    nfe: int | None,
+    first: int,
+    count: int,
+    conditions: Mapping[str, Any] | None,
+    tell: Progress,
+) -> tuple[dict[str, Any], Features]:
+    """(what was drawn, its features): pixels of the seeds first .. first + count - 1, batch by batch."""
+    for name, value, least in (("count", count, 2), ("first", first, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name}={value!r}, expected an integer of at least {least}")
+    seeds = range(first, first + count)
+    values = conditions_of(engine.contract, conditions, seeds)
+    names = [one.name for one in engine.contract.conditions]
+    parts: list[Features] = []
+    for start in range(0, count, max(engine.batch)):
+        part = slice(start, start + max(engine.batch))
+        given = {name: value[part] for name, value in zip(names, values, strict=True)}
+        parts.append(network(engine.images(seeds=seeds[part], nfe=nfe, **given).cpu().numpy()))
+        tell("samples", min(part.stop, count), count)
+    program = engine.programs[nfe or next(iter(engine.programs))]
+    drawn = {
+        "engine": engine.path.name,
+        "network": engine.contract.name,
+        "solver": program.solver,
+        "basis": program.basis,
+        "times": [float(t) for t in program.times],
+        "nfe": program.nfe,
+        "program_digest": program.digest,
+        "seeds": f"{first}-{first + count - 1}",
+        "conditions": {name: _described(value) for name, value in zip(names, values, strict=True)},
+        "backend": engine.description,
+    }
+    return drawn, joined(parts)
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """One set of features from several."""
+    spatial = [part.spatial for part in parts if part.spatial is not None]
+    return Features(np.concatenate([part.pooled for part in parts]), np.concatenate(spatial) if spatial else None)
+
+
+def _pictures(given: Any) -> tuple[Pixels, str]:
+    """(pixels, name) of files or of an array. Raises InputError."""
+    if isinstance(given, (str, os.PathLike)):
+        return read_pictures(Path(given)), Path(given).name
+    if isinstance(given, np.ndarray):
+        return pixels_from(given, "the array"), "an array"
+    raise InputError(f"pictures of type {type(given).__name__}, expected a path or an array")
+
+
+def _described(values: NDArray[Any]) -> Any:
+    """How often each value is taken, when these are single numbers and not many; else the shape."""
+    held, counts = np.unique(values, return_counts=True) if values.ndim == 1 else (values, values)
+    if values.ndim != 1 or len(held) > 100:
+        return {"shape": list(values.shape)}
+    return {str(value): int(times) for value, times in zip(held.tolist(), counts.tolist(), strict=True)}
