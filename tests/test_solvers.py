@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pfdiff
 from pfdiff.engine.schedule import parse_schedule
-from pfdiff.engine.solvers import parse_solver
+from pfdiff.engine.solvers import SOLVERS, parse_solver
 from pfdiff.engine.solvers.dpm_solver import varphi
+from pfdiff.engine.solvers.pfdiff import BASES
 from pfdiff.engine.solvers.unipc import update
 from pfdiff.engine.trace import rank_bound
 
@@ -241,6 +244,12 @@ def test_varphi(h):
 def test_names(text, name):
     assert str(parse_solver(text)) == name
     assert parse_solver(name) == parse_solver(text)
+
+
+def test_the_readme_names_every_solver():
+    text = (Path(pfdiff.__file__).parent / "README.md").read_text(encoding="utf-8")
+    for name in [*SOLVERS, "dpm-solver:2m", "dpm++:1s", *BASES]:
+        assert re.search(rf"`{re.escape(name)}[`:]", text), name
 
 
 def test_first_orders_are_ddim():
