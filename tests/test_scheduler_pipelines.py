@@ -125,14 +125,21 @@ def test_engine_of_the_pipelines_network(
     """The same latents from an engine that never saw diffusers' loop."""
     stable_diffusion.scheduler = make(stable_diffusion.scheduler.config, prediction_type="epsilon")
     latents = run(stable_diffusion, **embeddings)
-    program = stable_diffusion.scheduler.program
-    guided = Guided(stable_diffusion.unet, embeddings).eval()
-    path = tmp_path / "guided.onnx"
+    guided = Guided(stable_diffusion.unet, embeddings)
+    samples = engine_samples(guided, "eps", stable_diffusion.scheduler.program, embeddings["latents"], tmp_path)
+    assert_close(samples, latents, 1e-4)
+
+
+def engine_samples(
+    network: torch.nn.Module, prediction: str, program: pfdiff.Program, latents: torch.Tensor, folder: Path
+) -> torch.Tensor:
+    """What an engine of `network` makes of `latents` on the program's solver, schedule and times."""
+    path = folder / "guided.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
         torch.onnx.export(
-            guided,
-            (embeddings["latents"], torch.ones(1)),
+            network.eval(),
+            (latents, torch.ones(1)),
             str(path),
             dynamo=True,
             opset_version=21,
@@ -140,11 +147,10 @@ def test_engine_of_the_pipelines_network(
             output_names=["out"],
             verbose=False,
         )
-    source = pfdiff.Network(path, schedule=program.schedule, prediction="eps")
-    with pfdiff.build(
-        source, STEPS, program.solver, grid=program.grid, backend="onnxruntime", out=tmp_path / "guided.engine"
-    ) as engine:
-        assert_close(engine.sample(noise=embeddings["latents"]), latents, 1e-4)
+    source = pfdiff.Network(path, schedule=program.schedule, prediction=prediction)
+    settings = {"grid": program.grid, "basis": program.basis, "backend": "onnxruntime"}
+    with pfdiff.build(source, program.nfe, program.solver, out=folder / "guided.engine", **settings) as engine:
+        return engine.sample(noise=latents)
 
 
 def test_image_to_image_pipeline(stable_diffusion: Any, embeddings: dict[str, torch.Tensor]) -> None:
@@ -190,6 +196,26 @@ def pooled() -> dict[str, torch.Tensor]:
     return {name: torch.randn(1, 8, generator=generator) for name in names}
 
 
+class GuidedFlow(torch.nn.Module):
+    """The transformer with both embeddings and the guidance inside, asked at t in [0, 1]."""
+
+    def __init__(self, inner: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.inner = inner
+        names = ("prompt_embeds", "pooled_prompt_embeds")
+        self.states, self.pools = (torch.nn.Buffer(torch.cat([inputs[f"negative_{n}"], inputs[n]])) for n in names)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        plain, conditional = self.inner(
+            hidden_states=torch.cat([x, x]),
+            timestep=1000 * torch.cat([t, t]),
+            encoder_hidden_states=self.states,
+            pooled_projections=self.pools,
+            return_dict=False,
+        )[0].chunk(2)
+        return plain + GUIDANCE * (conditional - plain)
+
+
 def test_flow_matching_pipeline(flow_pipeline: Any, embeddings: dict[str, torch.Tensor]) -> None:
     inputs = {**embeddings, **pooled()}
     flow_pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -200,22 +226,24 @@ def test_flow_matching_pipeline(flow_pipeline: Any, embeddings: dict[str, torch.
 
     flow_pipeline.scheduler = make(config)
     latents = run(flow_pipeline, **inputs)
-    states = torch.cat([inputs["negative_prompt_embeds"], inputs["prompt_embeds"]])
-    pools = torch.cat([inputs["negative_pooled_prompt_embeds"], inputs["pooled_prompt_embeds"]])
-
-    def guided(x: Any, t: float) -> Any:
-        plain, conditional = flow_pipeline.transformer(
-            hidden_states=torch.cat([x, x]),
-            timestep=torch.full((2,), 1000 * t),
-            encoder_hidden_states=states,
-            pooled_projections=pools,
-            return_dict=False,
-        )[0].chunk(2)
-        return plain + GUIDANCE * (conditional - plain)
-
+    guided = GuidedFlow(flow_pipeline.transformer, inputs)
     with torch.no_grad():
-        expected = flow_pipeline.scheduler.program.evaluate(guided, embeddings["latents"])
+        expected = flow_pipeline.scheduler.program.evaluate(
+            lambda x, t: guided(x, torch.tensor([t])), embeddings["latents"]
+        )
     assert_close(latents, expected, 1e-4)
+
+
+@pytest.mark.slow
+def test_engine_of_the_flow_pipelines_network(
+    flow_pipeline: Any, embeddings: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    inputs = {**embeddings, **pooled()}
+    flow_pipeline.scheduler = make(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config)
+    latents = run(flow_pipeline, **inputs)
+    guided = GuidedFlow(flow_pipeline.transformer, inputs)
+    samples = engine_samples(guided, "flow", flow_pipeline.scheduler.program, embeddings["latents"], tmp_path)
+    assert_close(samples, latents, 1e-4)
 
 
 def test_dynamic_shifting_in_a_pipeline(flow_pipeline: Any, embeddings: dict[str, torch.Tensor]) -> None:
