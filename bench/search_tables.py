@@ -1,13 +1,14 @@
 """The tables of the search: `python -m pfdiff.bench.search_tables fashion`, or `mnist --network FILE.onnx`.
 
-Two parts, each one JSON file in bench/results/<machine>/:
+Three parts, each one JSON file in bench/results/<machine>/:
 
 search_NAME.json      for each NFE: DDIM on its best grid, the best other solver on its best grid, what `tune` finds,
-                      and that refined; all chosen on calibration seeds and judged on held-out ones; wall-clock
+                      and that refined; all chosen on calibration seeds and judged on held-out ones
 agreement_NAME.json   Spearman's rank correlation between errors on 16 seeds and on 256 others, many samplers
+seconds_NAME.json     for each NFE: wall-clock of one `tune` with an empty cache
 
-The figures that may be quoted are those on the held-out seeds. Work is kept in the cache folder: a second run is free,
-and then its seconds mean nothing; `--fresh` measures with an empty cache.
+The figures that may be quoted are those on the held-out seeds. Work is kept in the cache folder, so an interrupted run
+goes on where it was. A file keeps what it has on other NFE.
 """
 
 from __future__ import annotations
@@ -74,48 +75,45 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--calibration", type=int, default=16)
     parser.add_argument("--held-out", type=int, default=64)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--part", choices=["search", "agreement", "both"], default="both")
-    parser.add_argument("--fresh", action="store_true", help="an empty cache, for the seconds")
+    parser.add_argument("--part", choices=["search", "agreement", "seconds"], action="append", help="default: all")
     parser.add_argument("--out", type=Path, help="default: bench/results/<machine> beside this file")
     given = parser.parse_args(words)
     if given.name == "mnist" and not given.network:
         parser.error("mnist needs --network FILE.onnx")
-    with tempfile.TemporaryDirectory() as folder:
-        if given.fresh:
-            os.environ["XDG_CACHE_HOME"] = folder
-        run(given)
-
-
-def run(given: argparse.Namespace) -> None:
-    """Measure what is asked for and write it."""
     source = pfdiff.Network(given.network or given.name, **NETWORKS[given.name])
     folder = given.out or Path(__file__).parent / "results" / folder_name()
     folder.mkdir(parents=True, exist_ok=True)
-    common = {
-        "network": given.name,
-        "network_digest": source.digest,
-        "schedule": source.contract.schedule,
-        "t_start": T_START[given.name],
-        "threads": given.threads,
-        "cache": "empty" if given.fresh else "as found",
-        "machine": describe(),
-    }
-    if given.part != "agreement":
-        tables = {str(nfe): search_table(source, nfe, given) for nfe in given.nfe}
-        write(folder / f"search_{given.name}.json", {**common, "nfe": tables})
-    if given.part != "search":
-        write(folder / f"agreement_{given.name}.json", {**common, **agreement(source, max(given.nfe), given)})
+    parts = {"search": search_table, "agreement": agreement, "seconds": seconds}
+    for part in given.part or parts:
+        path = folder / f"{part}_{given.name}.json"
+        for nfe in given.nfe:
+            add(path, source, nfe, parts[part](source, nfe, given))
+        print(path, flush=True)
 
 
-def search_table(source: pfdiff.Network, nfe: int, given: argparse.Namespace) -> dict[str, Any]:
-    """One NFE: the four rows, their ratios on the held-out seeds, and the record of the search."""
-    settings: dict[str, Any] = {
+def add(path: Path, source: pfdiff.Network, nfe: int, found: dict[str, Any]) -> None:
+    """Put what was found for one NFE into the file, beside what it has on others."""
+    held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    tables = {**held.get("nfe", {}), str(nfe): {"machine": describe(), **found}}
+    contract = source.contract
+    held = {"network": contract.name, "digest": source.digest, "schedule": contract.schedule, "nfe": tables}
+    path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+
+
+def settings_of(given: argparse.Namespace) -> dict[str, Any]:
+    """What every search of a network has in common."""
+    return {
         "calibration": given.calibration,
         "held_out": given.held_out,
         "t_start": T_START[given.name],
         "threads": given.threads,
         "progress": show,
     }
+
+
+def search_table(source: pfdiff.Network, nfe: int, given: argparse.Namespace) -> dict[str, Any]:
+    """The four rows, their ratios on the held-out seeds, and the record of the search."""
+    settings = settings_of(given)
     tuned = pfdiff.tune(source, nfe, **settings)
     ddim = pfdiff.tune(source, nfe, solvers=["ddim"], local=False, **settings)
     peer = pfdiff.tune(source, nfe, solvers=PEERS, local=False, **settings)
@@ -123,6 +121,7 @@ def search_table(source: pfdiff.Network, nfe: int, given: argparse.Namespace) ->
     rows = {"ddim": ddim[0], "peer": peer[0], "tuned": tuned[0], "refined": refined[0]}
     held_out = {name: float(one.held_out_error or np.nan) for name, one in rows.items()}
     found = {
+        "t_start": T_START[given.name],
         "rows": {
             name: {
                 "solver": one.solver,
@@ -140,12 +139,31 @@ def search_table(source: pfdiff.Network, nfe: int, given: argparse.Namespace) ->
             "tuned / refined": held_out["tuned"] / held_out["refined"],
             "refined / ddim": held_out["refined"] / held_out["ddim"],
         },
-        "tune_seconds": tuned.seconds,
-        "tune_and_refine_seconds": tuned.seconds + refined.seconds,
         "search": refined.to_dict(),
     }
     print(f"NFE {nfe}", json.dumps(found["rows"], indent=1), json.dumps(found["ratios_on_held_out_seeds"]), flush=True)
     return found
+
+
+def seconds(source: pfdiff.Network, nfe: int, given: argparse.Namespace) -> dict[str, Any]:
+    """One `tune` from nothing."""
+    kept = os.environ.get("XDG_CACHE_HOME")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        try:
+            tuned = pfdiff.tune(source, nfe, **settings_of(given))
+        finally:
+            os.environ.pop("XDG_CACHE_HOME")
+            os.environ.update({} if kept is None else {"XDG_CACHE_HOME": kept})
+    print(f"NFE {nfe}: {tuned.seconds:.0f} s for {tuned.evaluations} evaluations", flush=True)
+    return {
+        "seconds": tuned.seconds,
+        "evaluations": tuned.evaluations,
+        "cached_evaluations": tuned.cached,
+        "calibration_seeds": tuned.calibration,
+        "held_out_seeds": tuned.held_out,
+        "threads": given.threads,
+    }
 
 
 def agreement(source: pfdiff.Network, nfe: int, given: argparse.Namespace) -> dict[str, Any]:
@@ -162,7 +180,6 @@ def agreement(source: pfdiff.Network, nfe: int, given: argparse.Namespace) -> di
     correlation = spearman([pair[1] for pair in pairs], [pair[2] for pair in pairs])
     print(f"Spearman {correlation:.3f} over {len(pairs)} samplers", flush=True)
     return {
-        "nfe": nfe,
         "spearman": correlation,
         "samplers": [{"sampler": name, "error_16": few, "error_256": many} for name, few, many in pairs],
     }
@@ -179,12 +196,6 @@ def show(stage: str, done: int, expected: int) -> None:
     """One line on a terminal, overwritten."""
     if sys.stderr.isatty():
         print(f"\r{stage}: {done} of {expected}".ljust(100), end="", file=sys.stderr, flush=True)
-
-
-def write(path: Path, found: dict[str, Any]) -> None:
-    """Write JSON and say where."""
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(path, flush=True)
 
 
 if __name__ == "__main__":

@@ -29,32 +29,40 @@ class Curve:
     points: Sequence[tuple[float, float]]
 
 
-def log_plot(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str, note: str = "") -> Image.Image:
-    """The curves over a linear x axis with a tick at every x, y logarithmic, names at the right in the order of
-    their last points. Raises InputError when there is no point with a y above 0."""
+def log_plot(
+    curves: Sequence[Curve], *, title: str, x_label: str, y_label: str, note: str = "", log_x: bool = False
+) -> Image.Image:
+    """The curves, y logarithmic, names at the right in the order of their last points. x is linear with a tick at
+    every x, or with `log_x` logarithmic and above 0. Raises InputError when there is no point with a y above 0."""
     drawn = [Curve(one.name, sorted((x, y) for x, y in one.points if y > 0 and math.isfinite(y))) for one in curves]
     drawn = [one for one in drawn if one.points]
     if not drawn:
         raise InputError("nothing to plot: no sampler has an error above 0")
-    return _Page(drawn).draw(title, x_label, y_label, note)
+    return _Page(drawn, log_x).draw(title, x_label, y_label, note)
 
 
 @final
 class _Page:
-    def __init__(self, curves: Sequence[Curve]) -> None:
+    def __init__(self, curves: Sequence[Curve], log_x: bool) -> None:
         self.curves = curves
+        self.log_x = log_x
         self.image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), PAPER)
         self.ink = ImageDraw.Draw(self.image)
         xs = sorted({x for one in curves for x, _ in one.points})
         ys = [y for one in curves for _, y in one.points]
-        self.x_ticks = xs
-        pad = 0.5 if xs[0] == xs[-1] else 0.03 * (xs[-1] - xs[0])
-        self.x_range = xs[0] - pad, xs[-1] + pad
+        if log_x:
+            self.x_range = math.log10(min(xs)) - 0.06, math.log10(max(xs)) + 0.06
+            self.x_ticks = _log_ticks(*self.x_range)
+        else:
+            pad = 0.5 if xs[0] == xs[-1] else 0.03 * (xs[-1] - xs[0])
+            self.x_range = xs[0] - pad, xs[-1] + pad
+            self.x_ticks = xs
         self.y_range = math.log10(min(ys)) - 0.06, math.log10(max(ys)) + 0.06
 
     def x(self, value: float) -> float:
         low, high = self.x_range
-        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        place = math.log10(value) if self.log_x else value
+        return LEFT + (place - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
         low, high = self.y_range
@@ -70,15 +78,9 @@ class _Page:
         return self.image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
 
     def _axes(self, x_label: str, y_label: str) -> None:
-        low, high = self.y_range
-        span = high - low
-        steps = (1, 2, 3, 4, 5, 6, 7, 8, 9) if span < 0.7 else (1, 2, 5) if span < 2.5 else (1,)
-        for power in range(math.floor(low), math.ceil(high) + 1):
-            for step in steps:
-                value = step * 10.0**power
-                if low <= math.log10(value) <= high:
-                    self._line([(LEFT, self.y(value)), (WIDTH - RIGHT, self.y(value))], LINE, 1)
-                    self._text((LEFT - 8, self.y(value)), f"{value:g}", 12, QUIET, "rm")
+        for value in _log_ticks(*self.y_range):
+            self._line([(LEFT, self.y(value)), (WIDTH - RIGHT, self.y(value))], LINE, 1)
+            self._text((LEFT - 8, self.y(value)), f"{value:g}", 12, QUIET, "rm")
         for value in self.x_ticks:
             self._line([(self.x(value), HEIGHT - BOTTOM), (self.x(value), HEIGHT - BOTTOM + 5)], QUIET, 1)
             self._text((self.x(value), HEIGHT - BOTTOM + 8), f"{value:g}", 12, QUIET, "mt")
@@ -128,3 +130,12 @@ class _Page:
     def _text(self, place: tuple[float, float], text: str, size: int, colour: Any = INK, anchor: str = "la") -> None:
         font = ImageFont.load_default(size * SCALE)
         self.ink.text((place[0] * SCALE, place[1] * SCALE), text, fill=colour, font=font, anchor=anchor)
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Round values between 10^low and 10^high: every digit, 1 2 5 or powers alone, by how far apart these are."""
+    span = high - low
+    steps = (1, 2, 3, 4, 5, 6, 7, 8, 9) if span < 0.7 else (1, 2, 5) if span < 2.5 else (1,)
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    return [value for value in ticks if low <= math.log10(value) <= high]

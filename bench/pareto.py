@@ -1,0 +1,119 @@
+"""Error against latency: `python -m pfdiff.bench.pareto fashion`, or `mnist --network FILE.onnx`.
+
+DDIM on its best grid, and what `tune` finds and refines, each at several NFE: the RMS error on held-out seeds, and the
+median time of a whole sample at batch 1. Two files in bench/results/<machine>/:
+
+pareto_NAME.json   a list of {network, solver, grid, nfe, latency_ms, error, seeds, threads, commit, time}
+pareto_NAME.png    its plot
+
+What is printed at the end: for each point of DDIM, its error over the least that an engine reached in no more time.
+The search is kept in the cache folder, so run it once for the search and again, on an idle machine, for the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pfdiff
+
+from ..export.plot import Curve, log_plot
+from .machine import describe, folder_name
+from .search_tables import NETWORKS, T_START, show
+
+DDIM_NFE = (4, 5, 6, 8, 10, 12, 16, 20, 25, 30, 40)
+REFINED_NFE = (4, 5, 6, 8, 10, 12)
+HELD_OUT = 64
+ROUNDS = 15
+
+Point = dict[str, Any]
+
+
+def main(words: list[str] | None = None) -> None:
+    about = str(__doc__).splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m pfdiff.bench.pareto", description=about)
+    parser.add_argument("name", choices=list(NETWORKS))
+    parser.add_argument("--network", help="the ONNX file of mnist")
+    parser.add_argument("--ddim-nfe", type=int, nargs="+", default=DDIM_NFE)
+    parser.add_argument("--refined-nfe", type=int, nargs="+", default=REFINED_NFE)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path, help="default: bench/results/<machine> beside this file")
+    given = parser.parse_args(words)
+    if given.name == "mnist" and not given.network:
+        parser.error("mnist needs --network FILE.onnx")
+    folder = given.out or Path(__file__).parent / "results" / folder_name()
+    folder.mkdir(parents=True, exist_ok=True)
+    points = measure(given)
+    path = folder / f"pareto_{given.name}.json"
+    path.write_text(json.dumps(points, indent=1) + "\n", encoding="utf-8")
+    plot(given.name, points).save(path.with_suffix(".png"))
+    for one, ratio in at_equal_latency(points):
+        print(f"DDIM {one['nfe']:3} NFE {one['latency_ms']:8.2f} ms, error {one['error']:.4f}: {ratio:.2f} x the least")
+    print(path, path.with_suffix(".png"))
+
+
+def measure(given: argparse.Namespace) -> list[Point]:
+    """Both curves, found, built and timed."""
+    source = pfdiff.Network(given.network or given.name, **NETWORKS[given.name])
+    machine = describe()
+    common = {"seeds": HELD_OUT, "threads": given.threads, "commit": machine["commit"], "time": machine["time"]}
+    ways = {
+        "ddim": (given.ddim_nfe, {"solvers": ["ddim"], "local": False}),
+        "refined": (given.refined_nfe, {"refine": True}),
+    }
+    points: list[Point] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for way, (counts, how) in ways.items():
+            settings = {"held_out": HELD_OUT, "t_start": T_START[given.name], "threads": given.threads, **how}
+            path = Path(folder) / f"{way}.engine"
+            best = [pfdiff.tune(source, nfe, **settings, out=path, progress=show)[0] for nfe in counts]
+            with pfdiff.load(path, threads=given.threads) as engine:
+                for one in best:
+                    nfe = one.program.nfe
+                    points.append(
+                        {
+                            "network": given.name,
+                            "solver": one.solver,
+                            "grid": one.grid,
+                            "nfe": nfe,
+                            "latency_ms": engine.bench(nfe, batch=1, rounds=given.rounds).p50_ms,
+                            "error": one.held_out_error,
+                            **common,
+                        }
+                    )
+    return points
+
+
+def at_equal_latency(points: list[Point]) -> list[tuple[Point, float]]:
+    """For each point of DDIM: its error over the least that a refined engine reached in no more time."""
+    refined = [one for one in points if one["solver"] != "ddim"]
+    found = []
+    for plain in (one for one in points if one["solver"] == "ddim"):
+        in_time = [one["error"] for one in refined if one["latency_ms"] <= plain["latency_ms"]]
+        if in_time:
+            found.append((plain, plain["error"] / min(in_time)))
+    return found
+
+
+def plot(name: str, points: list[Point]) -> Any:
+    """Error against latency, both logarithmic."""
+    curves = [
+        Curve(label, [(one["latency_ms"], one["error"]) for one in points if (one["solver"] == "ddim") == plain])
+        for label, plain in (("DDIM, best grid", True), ("tuned and refined", False))
+    ]
+    return log_plot(
+        curves,
+        title=f"{name}: error against the time for one sample",
+        x_label="ms for one sample, batch 1",
+        y_label="RMS error",
+        note=f"{HELD_OUT} held-out seeds",
+        log_x=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
