@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .engine.program import compile as compile
     from .export.build import build as build
     from .export.compare import compare as compare
+    from .export.decoder import Decoder as Decoder
     from .export.evaluate import evaluate as evaluate
     from .export.scheduler import PFDiffScheduler as PFDiffScheduler
     from .export.sources import Network as Network
@@ -37,6 +38,7 @@ _HOME = {
     "Condition": "engine.contract",
     "Contract": "engine.contract",
     "CudaOptions": "engine.backends.abstract",
+    "Decoder": "export.decoder",
     "Engine": "engine.api",
     "EngineFileError": "engine.errors",
     "InputError": "engine.errors",

@@ -1,4 +1,4 @@
-"""The whole sampler of an engine as one ONNX model: noise and conditions in, samples out.
+"""The whole sampler of an engine as one ONNX model: noise and conditions in, samples (of a latent model: latents) out.
 
     noise [batch, *shape] float32, conditions [batch, ...]  ->  samples [batch, *shape] float32
 
@@ -91,7 +91,8 @@ def export_sampler(
         for path in data:
             os.replace(path, target.parent / path.name)
         os.replace(part, target)
-    say(f"{target}: {nfe} evaluations, {program.solver}")
+    latents = "; its samples are latents, the engine's decoder.onnx decodes them" if artifact.decoder else ""
+    say(f"{target}: {nfe} evaluations, {program.solver}{latents}")
     return target
 
 

@@ -373,6 +373,8 @@ def test_the_command_line_builds_says_and_decodes(
     assert "Twice: latents / 0.5 + 0 -> image [3, 12, 10], fp32" in capsys.readouterr().out
     assert main(["sample", "a.engine", "--seeds", "0-3", "--device", "cpu", "-o", "latents.npy"]) == 0
     assert main(["sample", "a.engine", "--seeds", "0-3", "--device", "cpu", "-o", "pictures"]) == 0
+    assert main(["export", "a.engine", "-o", "one.onnx"]) == 0
+    assert "its samples are latents" in " ".join(capsys.readouterr().out.split())
     latents = torch.from_numpy(np.load("latents.npy"))
     images = nn.functional.interpolate(latents[:, :3] / 0.5, scale_factor=2.0)
     for seed, wanted in enumerate(pixels_of(images)):

@@ -19,6 +19,7 @@ NAMES = {
     "Condition",
     "Contract",
     "CudaOptions",
+    "Decoder",
     "Engine",
     "EngineFileError",
     "InputError",
