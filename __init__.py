@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .engine.errors import EngineFileError as EngineFileError
     from .engine.errors import InputError as InputError
     from .engine.errors import PfdiffError as PfdiffError
+    from .engine.generate import generate as generate
     from .engine.noise import noise as noise
     from .engine.program import Program as Program
     from .engine.program import compile as compile
@@ -50,6 +51,7 @@ _HOME = {
     "compare": "export.compare",
     "compile": "engine.program",
     "evaluate": "export.evaluate",
+    "generate": "engine.generate",
     "load": "engine.api",
     "noise": "engine.noise",
     "tune": "export.tune",

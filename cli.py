@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import cli_evaluate, cli_export, cli_kernels, cli_search
+from . import cli_evaluate, cli_export, cli_generate, cli_kernels, cli_search
 from . import cli_options as options
 from .engine.errors import InputError, PfdiffError
 
@@ -263,6 +263,7 @@ def demo(
 
 cli_search.register(app)
 cli_evaluate.register(app)
+cli_generate.register(app)
 cli_export.register(app)
 cli_kernels.register(app)
 

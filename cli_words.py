@@ -112,10 +112,23 @@ def described_conditions(texts: Sequence[str]) -> dict[str, Condition]:
 
 
 def conditions_from(words: Sequence[str], contract: Contract, batch: int) -> dict[str, NDArray[Any]]:
-    """The arrays [batch, *shape] for '--label 3', '--label=3,5', '--label bag' and '--embedding @values.npy'.
+    """The arrays [batch, *shape] of the conditions that `words` give or that have no default.
+
+    Raises InputError on what `given_conditions` and `Condition.values` refuse.
+    """
+    given = given_conditions(words, contract)
+    return {
+        one.name: one.values(given.get(one.name), batch)
+        for one in contract.conditions
+        if one.name in given or one.default is None
+    }
+
+
+def given_conditions(words: Sequence[str], contract: Contract) -> dict[str, Any]:
+    """The values by name for '--label 3', '--label=3,5', '--label bag' and '--embedding @values.npy'.
 
     `words` are what the command did not know itself; every condition of the network may be named there.
-    Raises InputError on an unknown option, a missing value, and what `Condition.values` refuses.
+    Raises InputError on an unknown option and a missing value.
     """
     known = {condition.name: condition for condition in contract.conditions}
     given: dict[str, str] = {}
@@ -132,11 +145,7 @@ def conditions_from(words: Sequence[str], contract: Contract, batch: int) -> dic
         if not equals and not queue:
             raise InputError(f"{word}: a value is missing; write {word}=VALUE")
         given[name] = text if equals else queue.pop(0)
-    return {
-        name: condition.values(_value_from(condition, given[name]) if name in given else None, batch)
-        for name, condition in known.items()
-        if name in given or condition.default is None
-    }
+    return {name: _value_from(known[name], text) for name, text in given.items()}
 
 
 def _value_from(condition: Condition, text: str) -> Any:

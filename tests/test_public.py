@@ -31,6 +31,7 @@ NAMES = {
     "compare",
     "compile",
     "evaluate",
+    "generate",
     "load",
     "noise",
     "tune",

@@ -1,0 +1,121 @@
+"""`pfdiff generate`: samples in bulk as shards in a folder, in this process or on Ray."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import cli_options as options
+
+if TYPE_CHECKING:
+    from .engine.generate import Generated
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command; what it does not know itself are the network's conditions: --label 3."""
+    app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(generate)
+
+
+def generate(
+    context: typer.Context,
+    engine: options.EngineArgument,
+    count: Annotated[int, typer.Option("--count", parser=options.integer, metavar="INT", help="How many samples.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="The folder: shards and manifest.json.")],
+    nfe: Annotated[
+        int | None,
+        typer.Option("--nfe", parser=options.integer, metavar="INT", help="Needed if the engine has several."),
+    ] = None,
+    first: Annotated[int, typer.Option("--first", min=0, help="The first seed; one seed a sample.")] = 0,
+    format: Annotated[str, typer.Option("--format", help="parquet, npz or png.")] = "parquet",
+    pixels: Annotated[bool, typer.Option("--pixels", help="uint8 pixels, not float32 samples.")] = False,
+    shard: Annotated[
+        int | None,
+        typer.Option("--shard", parser=options.integer, metavar="INT", help="Samples a file; default: about 256."),
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", metavar="ADDRESS", help="local, auto (the running cluster) or HOST:PORT.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", parser=options.integer, metavar="INT", help="On Ray; default: what it has room for."),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option("--gpus-per-worker", parser=options.number, metavar="FLOAT", help="On Ray; default: 1 if any."),
+    ] = None,
+    backend: options.Backend = "auto",
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Generate many samples: shards and a manifest, the same files here and on Ray; run again, it goes on.
+
+    The network's conditions are options too: --label 3, or several values, of which seed s takes number s mod m.
+    """
+    from .cli_words import given_conditions
+
+    with _bar() as progress:
+        from .engine.artifact import read_artifact
+        from .engine.generate import generate as run
+
+        given = given_conditions(context.args, read_artifact(engine, verify=False).contract)
+        done = run(
+            engine,
+            count,
+            out,
+            nfe=nfe,
+            first=first,
+            conditions=given,
+            format=format,
+            pixels=pixels,
+            shard=shard,
+            ray=ray,
+            workers=workers,
+            gpus_per_worker=gpus_per_worker,
+            backend=backend,
+            device=device,
+            threads=threads,
+            progress=progress,
+        )
+    _print(done)
+
+
+def _print(done: Generated) -> None:
+    files = "1 shard" if done.shards == 1 else f"{done.shards} shards"
+    kept = f", {done.shards - done.made} of them from before" if done.made < done.shards else ""
+    print(f"{done.path}: {done.count} samples of {done.nfe} evaluations in {files}{kept}, {done.seconds:.1f} s")
+    if len(done.made_by) > 1:
+        print(f"made by {' and by '.join(done.made_by)}; these agree to rounding, not in every bit")
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None] | None]:
+    """Finished samples, rate and time left on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.3g} samples/s")
+
+    parts = ("generating", BarColumn(24), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    # The speed is that of the last five minutes: shards may take long.
+    with Progress(*parts, console=Console(stderr=True), transient=True, speed_estimate_period=300) as bar:
+        task = bar.add_task("", total=None)
+
+        def tell(done: int, total: int) -> None:
+            begun = bar.tasks[0].total is None  # what earlier runs did is not this one's speed
+            if begun:
+                bar.reset(task, total=total, completed=done)
+            else:
+                bar.update(task, completed=done)
+
+        yield tell

@@ -1,0 +1,208 @@
+"""An engine in bulk: many samples as shards in a folder, in this process or on a Ray cluster, with the same bytes.
+
+pfdiff.generate("fashion.engine", 50_000, "samples", nfe=8)                 # in this process
+pfdiff.generate("fashion.engine", 50_000, "samples", nfe=8, ray="local")    # a worker for each core, or each GPU
+
+`recipe` says what the samples are, `shards` how they are stored, `ledger` which are finished, `cluster` what Ray does.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .api import Engine
+from .artifact import read_artifact
+from .errors import BackendError, InputError
+from .ledger import Ledger, Record, check_recipe, open_ledger, shard_name, writing_to
+from .recipe import Recipe, condition_tables, engine_digest, make_recipe, rows, seed_range
+from .shards import Shard, check_format, placing, tries, write_shard
+
+MOST_TRIES = 5  # a shard that has cost so many workers ends the run
+Progress = Callable[[int, int], None]  # samples that are finished, samples of the run
+
+
+@final
+@dataclass(frozen=True)
+class Generated:
+    """What a run did: `count` samples in `shards` shards at `path`, `made` of them now, in `seconds`.
+
+    `made_by`: what the samples were computed with; several entries agree to rounding only.
+    """
+
+    path: Path
+    count: int
+    nfe: int
+    shards: int
+    made: int
+    seconds: float
+    made_by: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Workplace:
+    """Where a worker finds the engine and the folder, and what it runs on."""
+
+    engine: Path
+    out: Path
+    device: str = "auto"
+    backend: str = "auto"
+    threads: int | None = None
+
+
+def generate(
+    engine: str | os.PathLike[str],
+    count: int,
+    out: str | os.PathLike[str],
+    *,
+    nfe: int | None = None,
+    first: int = 0,
+    conditions: Mapping[str, Any] | None = None,
+    format: str = "parquet",
+    pixels: bool = False,
+    shard: int | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
+    device: str = "auto",
+    backend: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Generated:
+    """Samples of the seeds first .. first + count - 1 as shards in the folder `out`, with a manifest.
+
+    Run again, it verifies what is finished and makes the rest. The files do not depend on `ray`, `workers`, `threads`.
+
+    nfe: may be left out when the engine has one program. conditions: by name, one value or m of them, of which the
+    sample of seed s takes number s mod m; a condition with named labels takes each in turn by default. format: parquet,
+    npz or png. pixels: uint8 [H, W, C] in place of float32 samples; always so in png. shard: samples a file, by
+    default about 256. ray: None for this process, "local" for a cluster of this machine, "auto" for the one that is
+    running, or HOST:PORT. workers: one engine each, by default as many as the cluster has room for. gpus_per_worker: by
+    default 1 where the cluster has GPUs. threads: of each engine, by default what the backend picks here and 1 on Ray.
+    progress: called with (finished samples, all samples).
+    Raises InputError, EngineFileError, BackendError; finished shards are kept.
+    """
+    artifact = read_artifact(engine)
+    check_format(format)
+    pixels = pixels or format == "png"
+    recipe = make_recipe(
+        artifact, count, nfe, first=first, size=shard, format=format, pixels=pixels, conditions=conditions
+    )
+    place = Workplace(Path(engine).resolve(), Path(out).resolve(), device, backend, threads)
+    if ray is None and (workers is not None or gpus_per_worker is not None):
+        raise InputError("workers and gpus_per_worker are for Ray; give ray='local' for a cluster of this machine")
+    start = time.perf_counter()
+    ledger = open_ledger(Path(out), recipe)
+    missing = ledger.missing
+    if missing and ray is None:
+        with Worker(recipe, place) as worker:
+            _collect(ledger, ((index, worker.make(index)) for index in missing), progress)
+    elif missing:
+        from .cluster import run_on_ray
+
+        records = run_on_ray(ray or "", recipe, place, missing, workers=workers, gpus_per_worker=gpus_per_worker)
+        _collect(ledger, records, progress)
+    ledger.sweep()
+    return Generated(
+        path=Path(out),
+        count=count,
+        nfe=recipe.nfe,
+        shards=recipe.shards,
+        made=len(missing),
+        seconds=time.perf_counter() - start,
+        made_by=tuple(sorted({record.made_by for record in ledger.finished.values()})),
+    )
+
+
+def _collect(ledger: Ledger, records: Iterator[tuple[int, Record]], progress: Progress | None) -> None:
+    """Note each shard as it is finished."""
+    done = sum(record.count for record in ledger.finished.values())
+    if progress:
+        progress(done, ledger.recipe.count)
+    for index, record in records:
+        ledger.add(index, record)
+        done += record.count
+        if progress:
+            progress(done, ledger.recipe.count)
+
+
+@final
+class Worker:
+    """One engine that makes shards of a recipe, one at a time; close it, or use it in a `with` block.
+
+    Raises InputError when the engine or the folder is not that of the recipe, as on a machine that does not share them.
+    """
+
+    def __init__(self, recipe: Recipe, place: Workplace) -> None:
+        check_recipe(place.out, recipe)
+        artifact = read_artifact(place.engine)
+        program = artifact.programs.get(recipe.nfe)
+        if program is None or (engine_digest(artifact), program.digest) != (recipe.engine, recipe.program):
+            raise InputError(f"engine '{place.engine}' was changed during the run; finished shards are kept")
+        self._recipe = recipe
+        self._out = place.out
+        self._engine = Engine(artifact, device=place.device, backend=place.backend, threads=place.threads)
+
+    def make(self, index: int) -> Record:
+        """Draw and write the shard of that index. Raises InputError (disk), BackendError (network)."""
+        recipe = self._recipe
+        seeds = recipe.seeds(index)
+        name = shard_name(recipe, index)
+        if tries(self._out / name) >= MOST_TRIES:
+            raise BackendError(f"shard '{name}' has cost {MOST_TRIES} workers; see what ends them: memory, a driver")
+        with writing_to(self._out), placing(self._out / name) as part:
+            shard = draw(self._engine, seeds, recipe.nfe, recipe.conditions, pixels=recipe.pixels)
+            sha256, size = write_shard(part, shard, recipe.format)
+        return Record(name, int(seeds[0]), len(seeds), size, sha256, self._engine.description)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._engine.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def draw(
+    engine: Engine, seeds: NDArray[np.uint64], nfe: int, tables: Mapping[str, NDArray[Any]], *, pixels: bool = False
+) -> Shard:
+    """The samples of `seeds` on the host, each with its rows of the condition `tables`.
+
+    Raises BackendError when a float32 sample is not finite.
+    """
+    given = rows(tables, seeds)
+    values = (engine.images if pixels else engine.sample)(seeds=seeds, nfe=nfe, **given)
+    if not pixels and not bool(torch.isfinite(values).all()):
+        raise BackendError(f"samples of seeds {seeds[0]} to {seeds[-1]} are not finite; try precision fp32")
+    return Shard(seeds, given, values.cpu().numpy())
+
+
+def batches(
+    engine: Engine,
+    count: int,
+    nfe: int,
+    *,
+    first: int = 0,
+    conditions: Mapping[str, Any] | None = None,
+    size: int = 256,
+    pixels: bool = False,
+) -> Iterator[Shard]:
+    """The samples that `generate` would write, in memory: `size` at a time in order of their seeds.
+
+    Each has .seeds uint64 [n], .conditions by name, .values float32 [n, *shape] or with `pixels` uint8 [n, H, W, C].
+    """
+    tables = condition_tables(engine.contract, conditions)
+    for start in range(0, count, size):
+        yield draw(engine, seed_range(first + start, min(size, count - start)), nfe, tables, pixels=pixels)
