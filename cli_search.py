@@ -44,16 +44,23 @@ def tune(
         Path | None, typer.Option("--out", "-o", metavar="PATH", help="Write the best into this engine directory.")
     ] = None,
     refine: Annotated[bool, typer.Option("--refine", help="Then polish the best one's coefficients.")] = False,
+    metric: Annotated[str, typer.Option("--metric", help="error, to a reference, or fd, to real pictures.")] = "error",
+    pictures: Annotated[str | None, typer.Option("--pictures", help="Real pictures, for fd: a file or folder.")] = None,
+    features: Annotated[str | None, typer.Option("--features", help="What measures them: see evaluate.")] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="Evaluations for each NFE, 20000, or a time, 2min.")
     ] = None,
     solver: Solvers = None,
     clip: options.Clip = None,
     t_start: options.StartTime = None,
-    calibration: Calibration = 16,
+    calibration: Annotated[
+        int | None,
+        typer.Option("--calibration", parser=options.integer, metavar="INT", help="Seeds that choose: 16; fd 512."),
+    ] = None,
     held_out: Annotated[
-        int, typer.Option("--held-out", parser=options.integer, metavar="INT", help="Seeds that judge the best.")
-    ] = 32,
+        int | None,
+        typer.Option("--held-out", parser=options.integer, metavar="INT", help="Seeds that judge: 32; fd 512."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which seeds.")] = 0,
     reference: Reference = None,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the record of the search here.")] = None,
@@ -72,7 +79,7 @@ def tune(
     backend: options.Backend = "auto",
     threads: options.Threads = None,
 ) -> None:
-    """Search the best solver, order, k and l, grid, basis and start for a network; no data needed.
+    """Search the best solver, order, k and l, grid, basis and start for a network; the metric error needs no data.
 
     Interrupted, it goes on where it was when run again.
     """
@@ -103,6 +110,9 @@ def tune(
             search(
                 source,
                 count,
+                metric=metric,
+                pictures=pictures,
+                features=features,
                 calibration=calibration,
                 held_out=held_out,
                 seed=seed,
@@ -250,8 +260,7 @@ def print_ranking(ranking: Ranking) -> None:
             held = "" if one.held_out_error is None else f"{one.held_out_error:.4f}"
             start = f"{one.t_start:.4g}"
             table.add_row(str(place + 1), one.solver, grid, one.basis, start, f"{one.error:.4f}", held)
-    reference = ranking.reference
-    print(f"NFE {ranking.nfe}: RMS distance to {reference.solver} in {reference.nfe} evaluations,", end=" ")
+    print(f"NFE {ranking.nfe}: {ranking.criterion},", end=" ")
     print(f"{ranking.calibration} calibration and {ranking.held_out} held-out seeds")
     Console(highlight=False).print(table)
     ended = "" if ranking.complete else "; the budget ended the search early"

@@ -2,6 +2,8 @@
 
 error = RMS over seeds and elements of clip(sample) - clip(reference), clipped to the range of the data
 
+or whatever another `Criterion` says, such as a Frechet distance to real pictures.
+
 Every candidate is run on the first few seeds, the better part goes on to twice as many, and so on (successive halving:
 Jamieson & Talwalkar, arXiv 1502.07943); what a candidate has been run on is never run again. Then the neighbours of the
 best are raced against them, until none is better, and the times of the best grids are moved one by one. At last the
@@ -14,7 +16,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, Protocol, final
 
 import numpy as np
 
@@ -38,30 +40,46 @@ REPORTED = 10  # run on the held-out seeds
 Progress = Callable[[str, int, int], None]  # (stage, evaluations done, evaluations expected)
 
 
+class Criterion(Protocol):
+    """What a search makes small. A tally is what the samples of some rows add to it; tallies are added with `+`."""
+
+    @property
+    def budget(self) -> Budget: ...
+
+    def tally(self, program: Program, rows: Rows) -> Any:
+        """Run a program on the pool's `rows`, counted. Raises BudgetSpentError."""
+        ...
+
+    def error(self, tally: Any, seeds: int) -> float:
+        """What a tally of so many seeds amounts to; inf when it is not finite."""
+        ...
+
+
 @final
 @dataclass(eq=False)
 class Trial:
-    """A candidate and what is known of it: squares[m] is the sum over the first m calibration seeds."""
+    """A candidate and what is known of it: its tally so far, and the errors on the first m calibration seeds."""
 
     candidate: Candidate
     program: Program
-    squares: dict[int, float] = field(default_factory=lambda: {0: 0.0})
+    tally: Any = None
+    errors: dict[int, float] = field(default_factory=dict)
     held_out_error: float | None = None
 
     @property
     def seeds(self) -> int:
         """Calibration seeds that it has been run on."""
-        return max(self.squares)
+        return max(self.errors, default=0)
 
     def error(self, seeds: int | None = None) -> float:
-        """RMS on the first `seeds` calibration seeds, by default on all it has been run on."""
+        """On the first `seeds` calibration seeds, by default on all it has been run on."""
         seeds = seeds or self.seeds
-        return math.sqrt(self.squares[seeds] / seeds) if seeds else math.inf
+        return self.errors[seeds] if seeds else math.inf
 
 
 @final
 class Judge:
-    """Errors of programs on a pool with known targets [n, elements]; counted, and kept in a journal.
+    """The RMS error of programs on a pool with known targets [n, elements]; counted, and kept in a journal.
 
     keys [n]: names of what each target depends on, so that a journal serves several pools.
     """
@@ -96,6 +114,14 @@ class Judge:
             self.journal.put(key, result)
         return result
 
+    def tally(self, program: Program, rows: Rows) -> float:
+        """Sum of squares: see `Criterion`."""
+        return self.square(program, rows)
+
+    def error(self, tally: float, seeds: int) -> float:
+        """Root of the mean square."""
+        return math.sqrt(tally / seeds)
+
     def key(self, rows: Rows) -> str:
         """What the samples `rows` and their targets depend on, as a name."""
         return content_key([self._keys[row] for row in rows])
@@ -111,7 +137,9 @@ class Judge:
 class Search:
     """Successive halving and races on the pool's rows `calibration`; `held_out` rows judge the best at the end."""
 
-    def __init__(self, judge: Judge, setting: Setting, calibration: int, held_out: Rows, progress: Progress) -> None:
+    def __init__(
+        self, judge: Criterion, setting: Setting, calibration: int, held_out: Rows, progress: Progress
+    ) -> None:
         self.judge = judge
         self.setting = setting
         self.calibration = calibration
@@ -158,8 +186,9 @@ class Search:
         """Run a trial on the calibration seeds that it lacks up to `seeds`."""
         rows = np.arange(trial.seeds, seeds)
         if len(rows):
-            total = trial.squares[trial.seeds] + self.judge.square(trial.program, rows)
-            trial.squares[seeds] = total
+            tally = self.judge.tally(trial.program, rows)
+            trial.tally = trial.tally + tally if trial.seeds else tally
+            trial.errors[seeds] = self.judge.error(trial.tally, seeds)
             done = self.judge.budget.spent
             self._progress(stage, done, max(done, self._expected))
 
@@ -229,6 +258,6 @@ class Search:
         ranked = self.ranked()
         plain = [trial for trial in ranked if trial.candidate.solver == "ddim"][:1]
         for trial in [*ranked[:REPORTED], *(one for one in plain if one not in ranked[:REPORTED])]:
-            square = self.judge.square(trial.program, self.held_out)
-            trial.held_out_error = math.sqrt(square / len(self.held_out))
+            tally = self.judge.tally(trial.program, self.held_out)
+            trial.held_out_error = self.judge.error(tally, len(self.held_out))
             self._progress("held-out seeds", self.judge.budget.spent, max(self.judge.budget.spent, self._expected))

@@ -11,7 +11,7 @@ cache folder under the hash of pictures, extractor and version.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -25,7 +25,7 @@ from ..engine.cache import ArrayStore, cache_folder, content_key
 from ..engine.errors import InputError
 from .black_box import conditions_of
 from .distances import FrechetDistance, kernel_distance, precision_recall
-from .features import INCEPTION, Extractor, Features, extractor
+from .features import INCEPTION, Extractor, Features, extractor, joined
 from .read_pictures import pixels_from, read_pictures
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def evaluate(
     )
     if not of_engine and any(value is not None for value in (nfe, count, conditions)):
         raise InputError("nfe, count and conditions are of an engine, and the samples are pictures; leave them out")
-    real_pixels, real_name = _pictures(reference)
-    pictures = None if of_engine else _pictures(samples)
+    real_pixels, real_name = pictures_of(reference)
+    pictures = None if of_engine else pictures_of(samples)
     tell("features of the real pictures", 0, 0)
     real, digest = reference_features(network, real_pixels)
     if pictures is not None:
@@ -222,13 +222,7 @@ def draw(
     return drawn, joined(parts)
 
 
-def joined(parts: Sequence[Features]) -> Features:
-    """One set of features from several."""
-    spatial = [part.spatial for part in parts if part.spatial is not None]
-    return Features(np.concatenate([part.pooled for part in parts]), np.concatenate(spatial) if spatial else None)
-
-
-def _pictures(given: Any) -> tuple[Pixels, str]:
+def pictures_of(given: Any) -> tuple[Pixels, str]:
     """(pixels, name) of files or of an array. Raises InputError."""
     if isinstance(given, (str, os.PathLike)):
         return read_pictures(Path(given)), Path(given).name

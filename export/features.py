@@ -17,7 +17,7 @@ in sFID (Nash et al., arXiv 2103.03841).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -52,6 +52,9 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.pooled)
+
+    def __add__(self, other: Features) -> Features:
+        return joined([self, other])
 
 
 @final
@@ -126,6 +129,12 @@ def scaled(pixels: Pixels, scale: tuple[float, float], device: torch.device) -> 
     """x float32 [n, C, H, W] of pixels [n, H, W, C]: 0 and 255 at the ends of `scale`."""
     low, high = scale
     return torch.from_numpy(pixels).to(device).movedim(3, 1).float() * ((high - low) / 255) + low
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """One set of features from several, in their order."""
+    spatial = [part.spatial for part in parts if part.spatial is not None]
+    return Features(np.concatenate([part.pooled for part in parts]), np.concatenate(spatial) if spatial else None)
 
 
 # Where networks come from.

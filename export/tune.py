@@ -1,10 +1,10 @@
-"""`tune`: the best few-step sampler of a network for one NFE, found in minutes without any data.
+"""`tune`: the best few-step sampler of a network for one NFE, found in minutes.
 
     ranking = pfdiff.tune("unet.onnx", nfe=8)          # ranking[0].solver, .grid, .basis, .t_start, .error, .program
 
-What is minimised is the distance to the network's own many-step samples of the same seeds. The search is in
-engine/search.py, the polishing of the winner's coefficients in engine/refine.py; here both meet a network, a cache
-and an engine directory.
+What is made small is the distance to the network's own many-step samples of the same seeds, which takes no data, or
+with metric="fd" the Frechet distance to real pictures. The search is in engine/search.py, the polishing of the winner's
+coefficients in engine/refine.py; here both meet a network, a cache and an engine directory.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..engine.artifact import read_artifact, write_manifest
+from ..engine.backends.abstract import Backend
 from ..engine.candidates import Setting, all_candidates
 from ..engine.errors import InputError
 from ..engine.pool import Budget, BudgetSpentError
@@ -29,6 +31,7 @@ from ..engine.refine import Refinement, Step, finished
 from ..engine.search import Judge, Progress, Search, Trial
 from .black_box import Subject
 from .build import build
+from .distance_judge import RealPictures, make_distance_judge
 from .judging import chosen_seeds, make_judge, make_setting
 from .sources import Network
 
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 TRAINING, VALIDATION = 96, 32
 STEPS = 20  # of Levenberg-Marquardt at most; it stops by itself
 RECORDED = 10  # of the ranking, in the engine's record
+SEEDS = {"error": (16, 32), "fd": (512, 512)}  # calibration and held-out ones by metric
+FEWEST_OF_FD = 16  # calibration seeds: the search begins with an eighth, and one sample has no distance
 
 
 @final
@@ -48,8 +53,8 @@ class Ranked:
     """One sampler of the ranking.
 
     solver, grid, basis, t_start, clip: as `pfdiff.compile` takes them; a refined program's solver ends in " refined".
-    error: RMS distance to the reference on the calibration seeds, clipped to the data's range. held_out_error: on
-    seeds that chose nothing, None where it was not measured. program: the compiled table.
+    error: on the calibration seeds, RMS distance to the reference, clipped to the data's range, or what the ranking's
+    `criterion` says. held_out_error: on seeds that chose nothing, None where it was not measured. program: the table.
     """
 
     solver: str
@@ -67,7 +72,8 @@ class Ranking(list[Ranked]):
     """Best first. Beside the samplers:
 
     nfe, calibration, held_out   evaluations of a sample; numbers of seeds
-    reference                    solver, grid and evaluations of the reference
+    criterion                    what the errors are, in words
+    reference                    solver, grid and evaluations of the reference, None when errors are distances to data
     evaluations, cached          samples through the network once, all in all; of these read from the cache
     seconds                      wall-clock
     complete                     False when the budget ended the search early
@@ -79,7 +85,8 @@ class Ranking(list[Ranked]):
         self.nfe: int = record["nfe"]
         self.calibration: int = record["calibration"]
         self.held_out: int = record["held_out"]
-        self.reference: Reference = record["reference"]
+        self.criterion: str = record["criterion"]
+        self.reference: Reference | None = record["reference"]
         self.evaluations: int = record["evaluations"]
         self.cached: int = record["cached"]
         self.seconds: float = record["seconds"]
@@ -92,7 +99,8 @@ class Ranking(list[Ranked]):
             "nfe": self.nfe,
             "calibration_seeds": self.calibration,
             "held_out_seeds": self.held_out,
-            "reference": vars(self.reference),
+            "criterion": self.criterion,
+            "reference": vars(self.reference) if self.reference else None,
             "evaluations": self.evaluations,
             "cached_evaluations": self.cached,
             "seconds": round(self.seconds, 2),
@@ -117,8 +125,11 @@ def tune(
     network: Network | nn.Module | str | Path,
     nfe: int,
     *,
-    calibration: int = 16,
-    held_out: int = 32,
+    metric: str = "error",
+    pictures: str | os.PathLike[str] | NDArray[Any] | None = None,
+    features: str | nn.Module | None = None,
+    calibration: int | None = None,
+    held_out: int | None = None,
     seed: int = 0,
     solvers: Sequence[str] | None = None,
     grids: Sequence[str] | None = None,
@@ -139,7 +150,10 @@ def tune(
     """Search solver, order, (k, l), grid, basis and start time for `nfe` evaluations; the ranking, best first.
 
     network: a Network, what Network takes alone, or an engine directory.
-    calibration, held_out: seeds that choose, and seeds that judge the best afterwards. seed: which ones.
+    metric: error, the RMS distance to a many-step reference, or fd, the Frechet distance to real `pictures` on
+    `features`, both as `pfdiff.evaluate` takes them. A distance of few samples is biased, alike for all candidates.
+    calibration, held_out: seeds that choose (16; 512 for fd), and seeds that judge the best afterwards (32; 512).
+    seed: which ones.
     solvers, grids, bases: only these. local: also race the neighbours of the best, not the tables alone.
     t_start: the latest start, where the reference starts too; by default the schedule's last time, or for an
     eps-network the last at which its x0 is sound. clip, end: as in `pfdiff.compile`.
@@ -153,10 +167,15 @@ def tune(
     The same arguments give the same ranking, but for a budget in time. What was computed stands in the cache folder,
     so that an interrupted search goes on where it was. Raises InputError, BackendError, EngineFileError.
     """
-    counts = {"calibration": (calibration, 1), "held_out": (held_out, 0)}
-    for name, (count, least) in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise InputError(f"{name}={count!r}, expected a number of seeds of at least {least}")
+    calibration, held_out = _checked_seeds(metric, calibration, held_out)
+    if metric == "error":
+        if pictures is not None or features is not None:
+            raise InputError("pictures and features are of metric fd; say metric='fd', or leave them out")
+        real = None
+    elif pictures is None or features is None or refine or reference is not None:
+        raise InputError("metric fd needs pictures and features, and takes neither refine nor reference")
+    else:
+        real = RealPictures.of(pictures, features)
     subject = Subject.of(network)
     setting = make_setting(subject, nfe, clip, t_start, end)
     chosen = Reference.of(setting.schedule, setting.t_start, reference)
@@ -166,13 +185,10 @@ def tune(
     extra = max(0, TRAINING - calibration) + VALIDATION if refine else 0
     seeds = chosen_seeds(seed, calibration + extra, held_out)
     with subject.opened(backend, threads) as opened:
-        try:
-            judge = make_judge(subject, opened, seeds, conditions, setting, chosen, limit, tell)
-        except BudgetSpentError:
-            raise InputError(
-                f"budget {budget} does not pay for the reference of {len(seeds)} seeds in {chosen.nfe} evaluations "
-                f"({len(seeds) * chosen.nfe}); give more, or fewer seeds"
-            ) from None
+        if real:
+            judge = make_distance_judge(subject, opened, seeds, conditions, real, limit)
+        else:
+            judge = _reference_judge(subject, opened, seeds, conditions, setting, chosen, limit, tell)
         rows = np.arange(len(seeds) - held_out, len(seeds))
         search = Search(judge, setting, calibration, rows, tell)
         trials = search.run(all_candidates(setting, solvers=solvers, grids=grids, bases=bases), seed, local=local)
@@ -180,14 +196,15 @@ def tune(
             raise InputError(_nothing_found(setting, solvers, grids, bases, limit))
         ranked = [_ranked(trial, setting) for trial in trials]
         refinement = None
-        if refine and search.complete:
+        if refine and search.complete and isinstance(judge, Judge):
             ranked, refinement = _refined(judge, ranked, calibration, rows, tell)
     result = Ranking(
         ranked,
         nfe=nfe,
         calibration=calibration,
         held_out=held_out,
-        reference=chosen,
+        criterion=str(real) if real else f"RMS distance to {chosen.solver} in {chosen.nfe} evaluations",
+        reference=None if real else chosen,
         evaluations=limit.spent,
         cached=limit.cached,
         seconds=limit.elapsed,
@@ -197,6 +214,40 @@ def tune(
     if out is not None:
         write_winner(subject, result, end, out)
     return result
+
+
+def _checked_seeds(metric: str, calibration: int | None, held_out: int | None) -> tuple[int, int]:
+    """(calibration, held_out) with the metric's own numbers where none is said. Raises InputError."""
+    if metric not in SEEDS:
+        raise InputError(f"metric {metric!r}, expected one of {', '.join(SEEDS)}")
+    usual = SEEDS[metric]
+    calibration = usual[0] if calibration is None else calibration
+    held_out = usual[1] if held_out is None else held_out
+    counts = {"calibration": (calibration, FEWEST_OF_FD if metric == "fd" else 1), "held_out": (held_out, 0)}
+    for name, (count, least) in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < least:
+            raise InputError(f"{name}={count!r}, expected a number of seeds of at least {least}")
+    return calibration, held_out
+
+
+def _reference_judge(
+    subject: Subject,
+    opened: Backend,
+    seeds: Sequence[int],
+    conditions: Mapping[str, Any] | None,
+    setting: Setting,
+    reference: Reference,
+    limit: Budget,
+    tell: Progress,
+) -> Judge:
+    try:
+        return make_judge(subject, opened, seeds, conditions, setting, reference, limit, tell)
+    except BudgetSpentError:
+        most = limit.evaluations if limit.evaluations is not None else f"{limit.seconds:g}s"
+        raise InputError(
+            f"budget {most} does not pay for the reference of {len(seeds)} seeds in {reference.nfe} evaluations "
+            f"({len(seeds) * reference.nfe}); give more, or fewer seeds"
+        ) from None
 
 
 def parse_budget(budget: int | str | None) -> Budget:

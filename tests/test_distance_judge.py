@@ -1,0 +1,149 @@
+"""tune --metric fd: its errors are the distances of the engine's own pictures, and its ranking is theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torch import Tensor, nn
+
+import pfdiff
+from pfdiff import InputError
+from pfdiff.cli import main
+from pfdiff.engine.candidates import Setting, all_candidates, compiled
+
+REAL = np.random.default_rng(0).integers(0, 256, (80, 6, 5, 1), np.uint8)
+SOLVERS = ["ddim", "pfdiff:k=2,l=1"]
+NETWORK = '''
+import torch
+from torch import nn
+
+class Tiny(nn.Module):
+    """eps for pictures [B, 1, 6, 5]."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x, t):
+        return 0.6 * x + 0.5 * torch.sin(3 * self.convolution(x))
+
+class Rows(nn.Module):
+    def forward(self, x):
+        return x.sum(3).flatten(1)
+
+def tiny():
+    return Tiny()
+
+def rows():
+    return Rows()
+'''
+WORDS = {"shape": (1, 6, 5), "schedule": "linear:1000", "prediction": "eps"}
+
+
+class Rows(nn.Module):
+    """Sums of the rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(3).flatten(1)
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(NETWORK)
+    np.savez(tmp_path / "real.npz", x=REAL)
+    return tmp_path
+
+
+def network() -> pfdiff.Network:
+    return pfdiff.Network("nets.py:tiny", **WORDS)
+
+
+def distance(pixels: np.ndarray) -> float:
+    """FD of row sums to REAL's, with scipy's matrix root."""
+    one, other = (x[..., 0].astype(np.float64).sum(2) / 127.5 - 5 for x in (REAL, pixels))
+    c_1, c_2 = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
+    mean = one.mean(0) - other.mean(0)
+    return float(mean @ mean + np.trace(c_1 + c_2 - 2 * np.real(sqrtm(c_1 @ c_2))))
+
+
+def test_errors_are_distances_of_the_engines_pictures_and_the_ranking_is_theirs() -> None:
+    grids = ["uniform", "logsnr"]
+    words = {"solvers": SOLVERS, "grids": grids, "bases": ["eps"], "local": False, "t_start": 999}
+    judged = {"metric": "fd", "pictures": REAL, "features": Rows(), "calibration": 32, "held_out": 24}
+    ranking = pfdiff.tune(network(), 4, **judged, **words)
+    assert ranking.criterion == "FD to an array on features Rows"
+    assert ranking.reference is None
+    found: dict[str, tuple[float, float]] = {}
+    for one in ranking:
+        settings = {"grid": one.grid, "basis": one.basis, "batch": 8, "out": "one.engine"}
+        with pfdiff.build(network(), 4, one.solver, **settings) as engine:
+            calibration = engine.images(seeds=range(32), nfe=4).numpy()
+            held_out = engine.images(seeds=range(1 << 40, (1 << 40) + 24), nfe=4).numpy()
+        found[f"{one.solver}@{one.grid}"] = distance(calibration), distance(held_out)
+        assert one.error == pytest.approx(distance(calibration), rel=1e-3)
+        assert one.held_out_error == pytest.approx(distance(held_out), rel=1e-3)
+    setting = Setting("linear:1000", 4, "eps", 999)
+    candidates = all_candidates(setting, solvers=SOLVERS, grids=grids, bases=["eps"])
+    everything = list(compiled(candidates, setting, set()))
+    assert len(found) == len(everything) == 4
+    assert list(found) == sorted(found, key=lambda name: found[name][0])
+
+
+def test_twice_is_the_same_and_the_second_time_free() -> None:
+    words = {"metric": "fd", "pictures": "real.npz", "features": "nets.py:rows", "calibration": 16, "local": False}
+    first = pfdiff.tune(network(), 4, solvers=SOLVERS, held_out=8, **words)
+    again = pfdiff.tune(network(), 4, solvers=SOLVERS, held_out=8, **words)
+    assert [(one.solver, one.error) for one in again] == [(one.solver, one.error) for one in first]
+    assert first.cached < first.evaluations == again.cached == again.evaluations
+
+
+def test_a_budget_ends_the_search_early() -> None:
+    words = {"metric": "fd", "pictures": REAL, "features": Rows(), "calibration": 16, "held_out": 8}
+    found = pfdiff.tune(network(), 4, solvers=SOLVERS, budget=100, **words)
+    assert not found.complete
+    assert found.evaluations <= 100
+
+
+def test_the_command_shows_what_was_measured_and_writes_the_winner(capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--shape", "1x6x5", "--schedule", "linear:1000", "--prediction", "eps", "--solver", "ddim"]
+    words = ["--metric", "fd", "--pictures", "real.npz", "--features", "nets.py:rows", "--calibration", "16"]
+    assert main(["tune", "nets.py:tiny", "--nfe", "4", *where, *words, "--held-out", "8", "-o", "best.engine"]) == 0
+    shown = capsys.readouterr().out
+    assert "NFE 4: FD to real.npz on features nets.py:rows" in shown
+    with pfdiff.load("best.engine") as engine:
+        record = engine.provenance["search"]["4"]
+    assert record["criterion"] == "FD to real.npz on features nets.py:rows"
+    assert record["reference"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"metric": "fid"}, "metric 'fid', expected one of error, fd"),
+        ({"metric": "fd"}, "metric fd needs pictures and features"),
+        ({"metric": "fd", "pictures": REAL, "features": Rows(), "refine": True}, "takes neither refine nor reference"),
+        ({"metric": "fd", "pictures": REAL, "features": Rows(), "calibration": 8}, "calibration=8, expected"),
+        ({"metric": "fd", "pictures": "gone.npz", "features": Rows()}, "there is no such file"),
+        ({"pictures": REAL}, "pictures and features are of metric fd"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_line(words: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pfdiff.tune(network(), 4, **words)
+
+
+def test_samples_that_are_no_pictures_are_refused() -> None:
+    class Flat(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return torch.tanh(x)
+
+    flat = pfdiff.Network(Flat(), shape=(7,), schedule="linear:1000", prediction="eps")
+    with pytest.raises(InputError, match=r"pictures \[C, H, W\], these are of shape \[7\]; use metric error"):
+        pfdiff.tune(flat, 4, metric="fd", pictures=REAL, features=Rows())
