@@ -142,16 +142,19 @@ class ModuleDecoder:
         self.contract = replace(fitted, image=self._image_shape(fitted, samples))
 
     def _image_shape(self, contract: DecoderContract, samples: Contract) -> tuple[int, ...]:
-        latents = torch.zeros(1, *contract.shape)
+        sizes = (1, *contract.shape)
         try:
-            with prepared(self.module, torch.float32) as decode, torch.no_grad():
-                shape = list(decode(latents).shape)
-        except Exception as error:  # whatever the user's forward raises
-            raise InputError(
-                f"decoder '{contract.name}': it fails with latents {list(latents.shape)}, samples of network "
-                f"'{samples.name}' ({first_line(error)}); give the decoder of this network"
-            ) from error
-        return image_shape(contract.name, shape, len(latents))
+            shape = _without_numbers(self.module, sizes)
+        except Exception:  # a table that is no buffer, a branch on a value: then it is run
+            try:
+                with prepared(self.module, torch.float32) as decode, torch.no_grad():
+                    shape = list(decode(torch.zeros(sizes)).shape)
+            except Exception as error:  # whatever the user's forward raises
+                raise InputError(
+                    f"decoder '{contract.name}': it fails with latents {list(sizes)}, samples of network "
+                    f"'{samples.name}' ({first_line(error)}); give the decoder of this network"
+                ) from error
+        return image_shape(contract.name, shape, 1)
 
     @cached_property
     def digest(self) -> str:
@@ -176,6 +179,17 @@ class ModuleDecoder:
     def _evaluate(self, case: Case, dtype: torch.dtype) -> Array:
         with prepared(self.module, dtype) as decode, torch.no_grad():
             return decode(torch.from_numpy(case.x).to(dtype)).float().numpy()
+
+
+@torch.no_grad()
+def _without_numbers(module: nn.Module, sizes: tuple[int, ...]) -> list[int]:
+    """The shape that a module returns for float32 input of `sizes`, on meta tensors: nothing is computed."""
+
+    def empty(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
+
+    held = {name: empty(one) for name, one in (*module.named_parameters(), *module.named_buffers())}
+    return list(torch.func.functional_call(module, held, (torch.empty(sizes, device="meta"),)).shape)
 
 
 def constants(words: Decoder, config: Any) -> tuple[Constant, Constant]:

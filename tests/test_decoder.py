@@ -264,6 +264,13 @@ def test_mean_and_deviation_of_the_latents_one_a_channel() -> None:
     torch.testing.assert_close(decoder.module(latents).detach(), wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_a_module_that_needs_numbers_is_run_for_its_shape() -> None:
+    decoder = Upsampler()
+    decoder.table = torch.ones(4, 1, 1)  # no buffer
+    decoder.register_forward_pre_hook(lambda module, latents: latents[0] * module.table)
+    assert open_decoder(decoder, pfdiff.Contract(**WORDS)).contract.image == IMAGE
+
+
 # An ONNX file.
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
