@@ -16,7 +16,7 @@ import torch
 
 from pfdiff.bench.gpu_engines import engine_of, module_of
 from pfdiff.bench.machine import describe
-from pfdiff.bench.peers import diffusers_ddim, has_diffusers, plain_ddim, plain_program
+from pfdiff.bench.peers import diffusers_loop, has_diffusers, plain_ddim, plain_program
 from pfdiff.engine.backends.abstract import CudaOptions
 from pfdiff.engine.casting import cast_copy
 from pfdiff.engine.noise import noise
@@ -111,7 +111,7 @@ def test_peer(benchmark: Any, network: tuple[str, Any], who: str, solver: str, b
     if who == "diffusers":
         if not has_diffusers():
             pytest.skip("diffusers is not installed")
-        draw = diffusers_ddim(evaluated, program, dtype, conditions)
+        draw = diffusers_loop(evaluated, program, dtype, conditions)
     else:
         draw = (plain_ddim if solver == "ddim" else plain_program)(evaluated, program, dtype, conditions)
     z = noise(range(batch), contract.shape, "cuda")

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 from pfdiff.bench.networks import CIFAR, LATENTS, PARAMETERS, UNet, parameters
-from pfdiff.bench.peers import diffusers_ddim, has_diffusers, plain_ddim, plain_program
-from pfdiff.engine.program import compile
+from pfdiff.bench.peers import (
+    DIFFUSERS,
+    diffusers_loop,
+    diffusers_program,
+    numpy_ddim,
+    plain_ddim,
+    plain_pfdiff,
+    plain_program,
+)
+from pfdiff.engine.program import Program, compile
 
 from .small_engine import small
 
@@ -30,14 +41,41 @@ def test_the_networks_return_the_shape_they_take() -> None:
     assert not torch.equal(out, text(x, t + 5, words))
 
 
+def drawn(loop: Any, sampler: Program, z: torch.Tensor) -> torch.Tensor:
+    return loop(lambda x, t: small(x, t), sampler, torch.float32, ())(z)
+
+
+def assert_close(x: Any, expected: torch.Tensor) -> None:
+    assert (torch.as_tensor(x) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.fixture
+def z() -> torch.Tensor:
+    return torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("schedule", ["linear:1000", "scaled_linear:1000"])
-def test_peers_draw_the_programs_samples(prediction: str, schedule: str) -> None:
-    program = compile("ddim", schedule, 5, grid="trailing", prediction=prediction)
-    z = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    expected = program.evaluate(small, z.double())
-    loops = [plain_ddim, plain_program, *([diffusers_ddim] if has_diffusers() else [])]
-    for loop in loops:
-        x = loop(lambda x, t: small(x, t), program, torch.float32, ())(z)
-        error = (x - expected).abs().max() / expected.abs().max()
-        assert error < (0.02 if loop is diffusers_ddim else 1e-4), loop.__name__
+def test_peers_draw_the_programs_samples(prediction: str, schedule: str, z: torch.Tensor) -> None:
+    ddim = compile("ddim", schedule, 5, grid="trailing", prediction=prediction)
+    expected = ddim.evaluate(small, z.double())
+    for loop in (plain_ddim, plain_program):
+        assert_close(drawn(loop, ddim, z), expected)
+    pfdiff = compile("pfdiff:k=2,l=1", schedule, 5, grid="uniform", basis="eps", prediction=prediction)
+    assert_close(drawn(plain_pfdiff, pfdiff, z), pfdiff.evaluate(small, z.double()))
+
+    class Session:
+        def run(self, _: None, feed: dict[str, Any]) -> list[Any]:
+            assert feed["time"].dtype == np.float32
+            return [small(torch.from_numpy(feed["sample"]), feed["time"]).numpy()]
+
+    assert_close(numpy_ddim(Session(), ddim, ["sample", "time"], [])(z.numpy()), expected)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("solver", list(DIFFUSERS))
+def test_diffusers_draws_the_programs_samples(solver: str, prediction: str, z: torch.Tensor) -> None:
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    sampler = diffusers_program(solver, "linear:1000", 5, prediction)
+    assert_close(drawn(diffusers_loop, sampler, z), sampler.evaluate(small, z.double()))
