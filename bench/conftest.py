@@ -1,0 +1,60 @@
+"""Fixtures of the suite; its options are in `options`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in {
+        "gpu": "needs an NVIDIA GPU",
+        "host": "a benchmark that is timed on the host wherever the engines run",
+        "own": "a benchmark of the suite's own networks, so not with --engine",
+    }.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The argument `case`: every case that the module's `select` keeps."""
+    if "case" in metafunc.fixturenames:
+        from pfdiff.bench.cases import cases
+
+        module: Any = metafunc.module
+        found = list(cases(metafunc.config.getoption("--engine", None)))
+        metafunc.parametrize("case", module.select(found), ids=str)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--engine", None):
+        dropped = [item for item in items if item.get_closest_marker("gpu") or item.get_closest_marker("own")]
+        items[:] = [item for item in items if item not in dropped]
+        config.hook.pytest_deselected(items=dropped)
+
+
+@pytest.fixture(scope="session")
+def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The suite's engines, see `cases.Engines`."""
+    from pfdiff.bench.cases import Engines
+
+    folder = request.config.getoption("--built", None)
+    with Engines(Path(folder) if folder else tmp_path_factory.mktemp("engines")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def measure(request: pytest.FixtureRequest) -> Any:
+    """Times a function and others beside it, see `measure.Measure`; on a CUDA device by events."""
+    import torch
+
+    from pfdiff.bench.cases import device_of
+    from pfdiff.bench.measure import Measure
+    from pfdiff.engine.latency import timer_of
+
+    timer = timer_of(torch.device("cpu" if request.node.get_closest_marker("host") else device_of()))
+    request.node.add_marker(pytest.mark.benchmark(timer=timer))  # read when the fixture benchmark is made
+    seconds: Any = request.config.getoption("--seconds", 1.0)
+    return Measure(request.getfixturevalue("benchmark"), timer, seconds)

@@ -1,0 +1,122 @@
+"""The same samples drawn by others, beside our engine with the same solver at the same times on its best backend.
+
+Outputs are compared before anything is timed. A peer's ratio is our time over its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pfdiff.bench.cases import NFE, OWN, Case, Engines, device_of, feed
+from pfdiff.bench.gpu_engines import module_of
+from pfdiff.bench.measure import PAUSE_S, Measure, blocks
+from pfdiff.bench.peers import (
+    DIFFUSERS,
+    diffusers_loop,
+    diffusers_program,
+    has_diffusers,
+    numpy_ddim,
+    plain_pfdiff,
+)
+from pfdiff.engine.api import Engine
+from pfdiff.engine.program import Program, compile
+
+# diffusers turns tensors into NumPy 2 arrays in a way that PyTorch does not know yet.
+pytestmark = [
+    pytest.mark.own,
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+]
+
+TOLERANCE = 1e-4  # of the largest element
+PFDIFF = "pfdiff:k=2,l=1"
+
+
+# network, how PyTorch runs it, solver. The small network shows the schedulers, the large one the network.
+ROWS = [
+    *(("fashion", how, solver) for how in ("eager", "compiled") for solver in (*DIFFUSERS, PFDIFF)),
+    *((network, how, "ddim") for network in OWN for how in ("eager", "channels_last", "compiled")),
+]
+
+
+@lru_cache(maxsize=1)  # neighbouring rows share one network: it is compiled once
+def torch_network(network: str, how: str) -> Any:
+    """The module as it is, with its weights in NHWC, or through torch.compile."""
+    module = module_of(network, device_of()).requires_grad_(False)
+    if how == "channels_last":
+        module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return torch.compile(module, dynamic=False) if how == "compiled" else module
+
+
+@pytest.mark.parametrize(("network", "how", "solver"), list(dict.fromkeys(ROWS)))
+def test_pytorch(measure: Measure, engines: Engines, network: str, how: str, solver: str) -> None:
+    module = torch_network(network, how)
+    nfe, contract = NFE[network][-1], engines.contract(network)
+    if solver == PFDIFF:
+        program = compile(solver, contract.schedule, nfe, prediction=contract.prediction, grid="uniform", basis="eps")
+        peer, loop = f"plain loop, torch {torch.__version__}", plain_pfdiff
+    else:
+        if not has_diffusers():
+            pytest.skip("diffusers is not installed")
+        program = diffusers_program(solver, contract.schedule, nfe, contract.prediction)
+        peer, loop = f"diffusers {version('diffusers')}, torch {torch.__version__}", diffusers_loop
+    with engines.with_program(network, program) as ours:
+        given = list(feed(ours, nfe, 1).values())
+        conditions = [torch.from_numpy(one).to(ours.device) for one in given[2:]]
+        z = torch.from_numpy(given[0]).to(ours.device)
+        draw = loop(module, program, torch.float32, conditions)
+        compare(measure, ours, program, lambda: draw(z), z, network, f"{peer}, {how}")
+
+
+@pytest.mark.parametrize("network", OWN)
+def test_onnxruntime_and_numpy(measure: Measure, engines: Engines, network: str) -> None:
+    if device_of() != "cpu":
+        pytest.skip("NumPy updates are measured on the CPU")
+    import onnxruntime
+
+    contract = engines.contract(network)
+    program = compile("ddim", contract.schedule, NFE[network][-1], prediction=contract.prediction, grid="trailing")
+    session = onnxruntime.InferenceSession(
+        str(engines.path(network, "fp32") / "network.onnx"), providers=["CPUExecutionProvider"]
+    )
+    with engines.with_program(network, program) as ours:
+        arrays = feed(ours, program.nfe, 1)
+        z = arrays[contract.input]
+        draw = numpy_ddim(session, program, list(arrays), list(arrays.values())[2:])
+        peer = f"NumPy loop, onnxruntime {onnxruntime.__version__}"
+        compare(measure, ours, program, lambda: draw(z), torch.from_numpy(z), network, peer)
+
+
+def compare(
+    measure: Measure,
+    ours: Engine,
+    program: Program,
+    theirs: Callable[[], Any],
+    z: torch.Tensor,
+    network: str,
+    peer: str,
+) -> None:
+    """Check that both draw the same sample from the noise z, then time them in turns."""
+    expected = ours.sample(noise=z)
+    error = float((torch.as_tensor(theirs()) - expected).abs().max() / expected.abs().max())
+    assert error < TOLERANCE, f"{peer} draws another sample: {error:.1e} of its largest element"
+    case = Case(network, "fp32", ours.backend, program.nfe, 1)
+    times, beside = measure(theirs, {"pfdiff": lambda: ours.sample(noise=z)}, pause_s=PAUSE_S)
+    measure.record(
+        times,
+        case,
+        ours,
+        backend=None,
+        threads=torch.get_num_threads(),
+        peer=peer,
+        solver=program.solver,
+        error=error,
+        ours={"backend": ours.description, "p50_ms": float(np.median(beside["pfdiff"]))},
+        ratios={"pfdiff / this": blocks(beside["pfdiff"], times)},
+    )

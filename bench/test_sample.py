@@ -1,0 +1,42 @@
+"""A whole sample, for each NFE, batch, backend and precision, beside its bare evaluations and its updates.
+
+overhead = whole call / its N bare evaluations; what is left of the call beside evaluations and updates is the rest:
+noise, Python, launches and gaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pfdiff.bench.cases import Case, Engines, network_bytes, update_bytes
+from pfdiff.bench.measure import Measure, blocks
+
+
+def select(cases: Sequence[Case]) -> Sequence[Case]:
+    return cases
+
+
+def test_sample(measure: Measure, engines: Engines, case: Case) -> None:
+    engine = engines.open(case)
+    parts = engine.parts(case.nfe, case.batch)
+    whole, beside = measure(parts.whole, {"network": parts.network, "updates": parts.updates})
+    network, updates = (float(np.median(beside[name] / whole)) for name in ("network", "updates"))
+    measure.record(
+        whole,
+        case,
+        engine,
+        overhead_ratio=float(np.median(whole / beside["network"])),
+        floor_ms=float(np.median(beside["network"])),
+        bytes=case.nfe * network_bytes(engine, case.batch) + update_bytes(engine, case.nfe, case.batch),
+        shares={"network": network, "updates": updates, "rest": 1 - network - updates},
+        ratios={"whole / bare evaluations": blocks(whole, beside["network"])},
+    )
+
+
+def test_sample_is_finite(engines: Engines, case: Case) -> None:
+    """What is timed must be a sample."""
+    parts: Any = engines.open(case).parts(case.nfe, case.batch)
+    assert bool(parts.whole().isfinite().all())

@@ -1,0 +1,67 @@
+"""Starting: the command, the import, loading an engine up to its first sample, and building one.
+
+Budgets: `pfdiff --help` 0.5 s, `import pfdiff` 0.15 s on top of Python, building what is up to date 3 s.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pfdiff
+from pfdiff.bench.cases import NFE, SETTINGS, Case, Engines, device_of, source_of
+from pfdiff.bench.measure import Measure, blocks
+
+pytestmark = pytest.mark.host
+
+COMMANDS = {"pfdiff --help": (["-m", "pfdiff", "--help"], 500), "import pfdiff": (["-c", "import pfdiff"], 150)}
+
+
+def select(cases: Sequence[Case]) -> list[Case]:
+    """One case for each network, precision and backend."""
+    return list({(one.engine, one.precision, one.backend): one for one in reversed(cases)}.values())
+
+
+@pytest.mark.own
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_command(measure: Measure, name: str) -> None:
+    words, budget_ms = COMMANDS[name]
+    times, beside = measure(process(*words), {"python": process("-c", "pass")})
+    added_ms = float(np.median(times - beside["python"]))
+    ratios = {f"{name} / python": blocks(times, beside["python"])}
+    measure.record(times, budget_ms=budget_ms, added_ms=added_ms, ratios=ratios)
+
+
+def process(*words: str) -> Callable[[], object]:
+    return lambda: subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_first_sample(measure: Measure, engines: Engines, case: Case) -> None:
+    """From the directory to the first sample; files are in the system's cache."""
+    engine = engines.open(case)
+    figures = engine.bench(case.nfe, case.batch, rounds=1)
+
+    def load_and_sample() -> None:
+        with pfdiff.load(engine.path, engine.device, case.backend) as fresh:
+            fresh.parts(case.nfe, case.batch).whole()
+
+    times, _ = measure(load_and_sample, weight=0.5)
+    measure.record(times, case, engine, load_ms=figures.load_ms, first_ms=figures.first_ms)
+
+
+@pytest.mark.own
+@pytest.mark.parametrize("state", ["new", "up to date"])
+def test_build(measure: Measure, tmp_path: Path, state: str) -> None:
+    rounds = iter(range(100))
+
+    def build() -> None:
+        out = tmp_path / (f"{next(rounds)}.engine" if state == "new" else "same.engine")
+        pfdiff.build(source_of("fashion"), NFE["fashion"], **SETTINGS, device=device_of(), out=out).close()
+
+    times, _ = measure(build, rounds=1)
+    measure.record(times, budget_ms=3000 if state == "up to date" else None)

@@ -1,0 +1,40 @@
+"""The updates alone, beside copies of as many bytes.
+
+On a CUDA device they run in a graph of their own and the copies as well; `test_gpu_step.py` takes the kernel through
+sizes that no cache holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pfdiff.bench.cases import Case, Engines, update_bytes
+from pfdiff.bench.measure import Measure, blocks, repeated
+
+
+def select(cases: Sequence[Case]) -> list[Case]:
+    """One case for each engine and batch: the first backend's, since it has no part in it."""
+    first = cases[0].backend, cases[0].precision
+    return list({(one.engine, one.batch): one for one in cases if (one.backend, one.precision) == first}.values())
+
+
+def test_update(measure: Measure, engines: Engines, case: Case) -> None:
+    engine = engines.open(case)
+    updates, count = repeated(engine.parts(case.nfe, case.batch).updates)
+    moved = update_bytes(engine, case.nfe, case.batch)
+    source, target = torch.rand(2, moved // (8 * case.nfe), device=engine.device)  # a copy reads and writes
+
+    def copies() -> None:
+        for _ in range(count * case.nfe):
+            target.copy_(source)
+
+    times, beside = measure(updates, {"copies": copies}, weight=0.5)
+    measure.record(
+        times / (count * case.nfe),
+        case,
+        engine,
+        bytes=moved // case.nfe,
+        ratios={"update / copy of its bytes": blocks(times, beside["copies"])},
+    )

@@ -1,0 +1,64 @@
+"""The benchmark suite on a small engine: every field is there, and means what it says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from .small_engine import write_engine
+
+pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+
+FIELDS = {"per_sample_ms", "nfe", "batch", "backend", "device", "precision", "threads", "commit", "overhead_ratio"}
+FIELDS |= {"floor_ms", "bytes", "peer", "p50_ms", "p90_ms", "p99_ms", "max_ms"}
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("suite")
+    write_engine(folder / "my.engine")
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pfdiff.bench.options"]
+    words += ["--pyargs", "pfdiff.bench", "--engine", "my.engine", "--seconds=0.01", "-k", "onnxruntime"]
+    words += ["--benchmark-json=found.json"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((folder / "found.json").read_bytes())["benchmarks"]
+    return {one["name"]: one for one in found}
+
+
+@pytest.mark.slow
+def test_every_nfe_and_batch_of_the_engine_is_measured(benchmarks: dict[str, Any]) -> None:
+    case = "my.engine-fp32-onnxruntime"
+    samples = {f"test_sample[{case}-nfe{nfe}-batch{batch}]" for nfe in (4, 6) for batch in (1, 8)}
+    assert samples == {name for name in benchmarks if name.startswith("test_sample[")}
+    assert len([name for name in benchmarks if name.startswith(("test_network[", "test_update["))]) == 4
+    assert len([name for name in benchmarks if name.startswith("test_first_sample[")]) == 1
+    assert not [name for name in benchmarks if "fashion" in name]
+
+
+@pytest.mark.slow
+def test_every_field_is_recorded(benchmarks: dict[str, Any]) -> None:
+    for name, one in benchmarks.items():
+        info = one["extra_info"]
+        assert set(info) >= FIELDS, name
+        assert 0 < info["p50_ms"] <= info["p90_ms"] <= info["p99_ms"] <= info["max_ms"]
+        assert info["per_sample_ms"] == info["p50_ms"] / info["batch"]
+        assert (info["backend"], info["device"], info["peer"]) == ("onnxruntime", "cpu", None)
+        for medians in info["ratios"].values():
+            assert len(medians) == 3
+            assert min(medians) > 0
+
+
+@pytest.mark.slow
+def test_the_fields_mean_what_they_say(benchmarks: dict[str, Any]) -> None:
+    info = benchmarks["test_sample[my.engine-fp32-onnxruntime-nfe6-batch8]"]["extra_info"]
+    assert info["overhead_ratio"] > 1
+    assert info["floor_ms"] < info["p50_ms"]
+    assert sum(info["shares"].values()) == pytest.approx(1)
+    update = benchmarks["test_update[my.engine-fp32-onnxruntime-nfe6-batch8]"]["extra_info"]
+    assert update["bytes"] == 4 * 8 * 30 * 5  # two states and an output read, two states written, 8 samples of 30
+    assert update["p50_ms"] < info["p50_ms"]
