@@ -18,9 +18,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-bench: $(VENV)/.installed
-	@$(BIN)/pfdiff build fashion --nfe 5,8 --grid uniform --basis eps --batch 1,10,64 -o fashion.engine
-	@$(BIN)/pfdiff bench fashion.engine --batch 1,64 --json bench/results/$$($(BIN)/python -m pfdiff.bench.machine)/fashion.json
+bench: $(VENV)/.installed-dev
+	@$(BIN)/python -m pfdiff.bench.tracking; status=$$?; \
+	  $(BIN)/pfdiff bench --report -o bench/results/report.md && exit $$status
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

@@ -1,0 +1,116 @@
+"""A slow-down of 10 % planted in the updates, then in the network: does the comparison of `tracking` catch it?
+
+`python -m pfdiff.bench.planted` runs the benchmarks of networks and updates four times: as they are, as they are again,
+with each of the two planted. bench/results/<device>/planted.json keeps every ratio of the last three beside the first.
+Exit status 0 when both are caught and nothing else is.
+
+As a pytest plugin this module plants what the variable PFDIFF_PLANTED names: every tenth update is done twice; after
+each evaluation of the network a tenth of its time is waited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .machine import describe, folder_name
+from .tracking import PASSES, RESULTS, Change, combined, compare, passes, rounded
+
+VARIABLE = "PFDIFF_PLANTED"
+SELECTED = ["-p", "pfdiff.bench.planted", "-k", "(test_network and fashion) or test_update"]
+MEANT = {"": "", "update": "test_update", "network": "test_network"}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Measure, write, print."""
+    about = str(__doc__).splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m pfdiff.bench.planted", description=about)
+    parser.add_argument("--passes", type=int, default=PASSES)
+    parser.add_argument("--out", type=Path, help="default: bench/results/<device>/planted.json")
+    given = parser.parse_args(words)
+    first = _run("", given.passes)
+    found = {plant or "nothing": compare(first, _run(plant, given.passes)) for plant in MEANT}
+    path = given.out or RESULTS / folder_name() / "planted.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = {plant: [_row(one) for one in changes] for plant, changes in found.items()}
+    path.write_text(json.dumps({"machine": describe(), "planted": rows}, indent=1) + "\n", encoding="utf-8")
+    right = True
+    for plant, changes in found.items():
+        worse = [one for one in changes if one.verdict == "worse"]
+        meant = [one for one in changes if MEANT.get(plant, "") and one.benchmark.startswith(MEANT[plant])]
+        stray = [one for one in worse if one not in meant]
+        right = right and not stray and bool(meant) == bool(set(worse) & set(meant))
+        print(f"{plant}: {len(set(worse) & set(meant))} of {len(meant)} ratios meant, {len(stray)} others are worse")
+    print(path)
+    return 0 if right else 1
+
+
+def _run(plant: str, count: int) -> dict[str, Any]:
+    os.environ[VARIABLE] = plant
+    return combined(list(passes(count, SELECTED)))
+
+
+def _row(one: Change) -> Mapping[str, Any]:
+    before, after = (ratio and ratio.value for ratio in (one.before, one.after))
+    row = {"benchmark": one.benchmark, "ratio": one.name, "before": before, "after": after, "margin": one.margin}
+    return rounded({**row, "verdict": one.verdict})
+
+
+# The plugin.
+def pytest_configure() -> None:
+    """Plant what the variable says, in this process."""
+    match os.environ.get(VARIABLE):
+        case "update":
+            _plant_update()
+        case "network":
+            _plant_network()
+
+
+def _plant_update() -> None:
+    from ..engine.host_loop import Bucket
+    from ..engine.loop import Tables
+
+    update, count = Bucket.update, itertools.count(1)
+
+    def slower(self: Bucket, tables: Tables, n: int, here: int) -> None:
+        update(self, tables, n, here)
+        if next(count) % 10 == 0:
+            update(self, tables, n, here)
+
+    Bucket.update = slower
+
+
+def _plant_network() -> None:
+    from ..engine.backends import BACKENDS, is_installed
+
+    for name in ("onnxruntime", "openvino"):
+        if is_installed(name):
+            backend = getattr(import_module(f"..engine.backends.{BACKENDS[name][0]}", __package__), BACKENDS[name][1])
+            backend.bind = _slower(backend.bind)
+
+
+def _slower(bind: Callable[..., list[Callable[[], Any]]]) -> Callable[..., list[Callable[[], Any]]]:
+    def waiting(evaluate: Callable[[], Any]) -> Callable[[], Any]:
+        def evaluate_and_wait() -> Any:
+            start = time.perf_counter()
+            out = evaluate()
+            end = time.perf_counter()
+            while time.perf_counter() < end + 0.1 * (end - start):
+                pass
+            return out
+
+        return evaluate_and_wait
+
+    return lambda *given: [waiting(one) for one in bind(*given)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
