@@ -11,24 +11,17 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from . import cli_evaluate, cli_export, cli_generate, cli_kernels, cli_search
+from . import cli_bench, cli_evaluate, cli_export, cli_generate, cli_kernels, cli_search
 from . import cli_options as options
 from .engine.errors import InputError, PfdiffError
-
-if TYPE_CHECKING:
-    from .engine.api import Engine
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 # BadParameter < UsageError < ClickException; Typer keeps the last in its own copy of Click.
 ClickException: Any = typer.BadParameter.__mro__[2]
-
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="PATH", help="Also write the figures to this file, with the machine.")
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,12 +157,12 @@ def sample(
     threads: options.Threads = None,
 ) -> None:
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
-    from .cli_progress import bar
+    from .cli_progress import bar, opened
     from .cli_words import conditions_from, seeds_from
     from .export import pictures
 
     chosen, kind = seeds_from(seeds), pictures.kind_of(out)
-    with _opened(engine, device, backend, threads) as loaded:
+    with opened(engine, device, backend, threads) as loaded:
         evaluations = _only_nfe(sorted(loaded.programs)) if nfe is None else nfe
         conditions = conditions_from(context.args, loaded.contract, len(chosen))
         draw = loaded.images if kind in ("grid", "folder") else loaded.sample
@@ -203,48 +196,19 @@ def info(
 ) -> None:
     """Say what an engine holds: network, programs, times, files, plans; with --device also how it runs there."""
     from . import cli_tables
+    from .cli_progress import opened
 
     running = None
     if device is not None:
-        with _opened(engine, device) as loaded:
+        with opened(engine, device) as loaded:
             running = cli_tables.how_it_runs(loaded)
     cli_tables.print_info(engine, nfe=nfe, as_json=json, running=running)
 
 
 @app.command()
-def bench(
-    engine: options.EngineArgument,
-    nfe: Annotated[str | None, typer.Option("--nfe", help="Only these: 5,8.")] = None,
-    batch: Annotated[str | None, typer.Option("--batch", help="Only these batch sizes: 1,8.")] = None,
-    rounds: Annotated[
-        int, typer.Option("--rounds", parser=options.integer, metavar="INT", help="Whole samples timed for each row.")
-    ] = 50,
-    json: JsonFile = None,
-    backend: options.Backend = "auto",
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-) -> None:
-    """Time whole samples and the bare network: p50, p90, p99, max, first call, floor, overhead."""
-    from . import cli_tables
-    from .cli_progress import bar
-    from .cli_words import integers_from
-
-    evaluations = integers_from("--nfe", nfe) if nfe else None
-    batches = integers_from("--batch", batch) if batch else None
-    with _opened(engine, device, backend, threads) as loaded:
-        pairs = [(n, b) for n in evaluations or sorted(loaded.programs) for b in batches or sorted(loaded.batch)]
-        figures = [loaded.bench(n, b, rounds) for n, b in bar(pairs, "timing")]
-        description, digest = loaded.description, loaded.provenance.get("network_digest")
-    cli_tables.print_bench(description, figures)
-    if json:
-        rows = [asdict(one) for one in figures]
-        cli_tables.write_figures(json, {"engine": engine.name, "network_digest": digest, "figures": rows})
-
-
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("demo.png"),
-    json: JsonFile = None,
+    json: options.JsonFile = None,
 ) -> None:
     """Sample the shipped network with DDIM and PFDiff, print time and error, write one picture."""
     from . import cli_tables
@@ -261,21 +225,12 @@ def demo(
         cli_tables.write_figures(json, {"description": report.description, "samples": report.samples, "figures": lines})
 
 
+cli_bench.register(app)
 cli_search.register(app)
 cli_evaluate.register(app)
 cli_generate.register(app)
 cli_export.register(app)
 cli_kernels.register(app)
-
-
-def _opened(path: Path, device: str, backend: str = "auto", threads: int | None = None) -> Engine:
-    """The loaded engine; on a GPU the first time builds a TensorRT plan, which is shown."""
-    from . import load
-    from .cli_progress import stages
-
-    with stages() as progress:
-        progress(f"loading {path}")
-        return load(path, device, backend, threads=threads, progress=progress.step)
 
 
 def _only_nfe(held: list[int]) -> int:

@@ -84,3 +84,6 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", parser=integer, metavar="INT", help="CPU threads; default: what the backend picks."),
 ]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="PATH", help="Also write the figures to this file, with the machine.")
+]

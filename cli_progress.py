@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar, final
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, final
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.spinner import Spinner
+
+if TYPE_CHECKING:
+    from .engine.api import Engine
 
 Item = TypeVar("Item")
 
@@ -55,6 +59,15 @@ def stages() -> Iterator[Stages]:
     phases = Progress(BarColumn(24), TextColumn("{task.completed}/{task.total} {task.description}"))
     with Live(Group(spinner, phases), console=Console(stderr=True), transient=True, refresh_per_second=12):
         yield Stages(spinner, phases)
+
+
+def opened(path: Path, device: str, backend: str = "auto", threads: int | None = None) -> Engine:
+    """The loaded engine; on a GPU the first time builds a TensorRT plan, which is shown."""
+    from . import load
+
+    with stages() as progress:
+        progress(f"loading {path}")
+        return load(path, device, backend, threads=threads, progress=progress.step)
 
 
 def bar(items: Sequence[Item], title: str) -> Iterator[Item]:

@@ -1,0 +1,143 @@
+"""`pfdiff bench --report`: every stored run on one page of Markdown, with plots beside it.
+
+For each device: latency over the runs, what a sample's time consists of, the peers, all figures of the last run, and
+error against latency where `pareto` has measured it. Latencies of different runs are drawn, not compared: only ratios
+are (see `tracking`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..engine.errors import InputError
+from ..export.bars import Bar, share_bars
+from ..export.plot import Curve, log_plot
+from .tracking import RESULTS, runs
+
+Run = Mapping[str, Any]
+PARTS = ("network", "updates", "rest")
+NOTE = "b8: a batch of 8."
+
+
+def write_report(out: Path, results: Path = RESULTS) -> Path:
+    """The page at `out`, its plots in the folder of the same name. Raises InputError when there is nothing stored."""
+    devices = [folder for folder in sorted(results.iterdir()) if folder.is_dir()] if results.is_dir() else []
+    found = [(folder, runs(folder), sorted(folder.glob("pareto_*.json"))) for folder in devices]
+    found = [one for one in found if one[1] or one[2]]
+    if not found:
+        raise InputError(f"no stored runs in '{results}'; measure some with make bench")
+    plots = out.with_suffix("")
+    lines = ["# Benchmarks", "", "Written by `pfdiff bench --report` from the JSON files named below."]
+    try:
+        plots.mkdir(parents=True, exist_ok=True)
+        for folder, paths, fronts in found:
+            lines += ["", f"## {folder.name}"]
+            if paths:
+                lines += _device(folder.name, [(path, json.loads(path.read_bytes())) for path in paths], plots)
+            for path in fronts:
+                lines += _front(folder.name, path, plots)
+        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--report: {error.filename}: {error.strerror}; choose a file with --out") from None
+    return out
+
+
+def _device(device: str, stored: Sequence[tuple[Path, Run]], plots: Path) -> Iterator[str]:
+    """The sections of one device; the last run is the one whose figures are listed."""
+    path, last = stored[-1]
+    machine = last["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    yield f"\n{machine['gpu'] or machine['processor']}, {machine['cores']} cores, {machine['system']}; {versions}.\n"
+    yield "| run | file | time | passes | seconds |\n|---|---|---|--:|--:|"
+    for number, (one, run) in enumerate(stored, 1):
+        yield f"| {number} | `{one.name}` | {run['machine']['time']} | {run['passes']} | {run['seconds']} |"
+    yield from _shown(_latencies([run for _, run in stored]), plots / f"{device}_latency.png", "Latency over the runs")
+    yield from _shown(_shares(last), plots / f"{device}_shares.png", "What a sample's time consists of")
+    yield from _peers(last)
+    yield f"\n### All figures of `{path.name}`\n"
+    yield "Ratios are medians of times taken in turns, larger is worse; milliseconds of a whole batch.\n"
+    yield "| benchmark | p50 | p90 | p99 | max | ratio | |\n|---|--:|--:|--:|--:|---|---|"
+    for name, row in last["benchmarks"].items():
+        times = " | ".join(f"{row[key]:.4g}" for key in ("p50_ms", "p90_ms", "p99_ms", "max_ms"))
+        ratios = [f"{kind} | {one['value']:.3f} ± {one['spread']:.3f}" for kind, one in row["ratios"].items()]
+        yield f"| {_short(name)} | {times} | {ratios[0] if ratios else '| '} |"
+        yield from (f"| | | | | | {ratio} |" for ratio in ratios[1:])
+
+
+def _latencies(stored: Sequence[Run]) -> Image.Image:
+    """Milliseconds a sample of every whole-sample benchmark, over the number of the run."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for number, run in enumerate(stored, 1):
+        for name, row in _samples(run):
+            curves.setdefault(name, []).append((number, row["per_sample_ms"]))
+    found = [Curve(name, points) for name, points in curves.items()]
+    return log_plot(found, title="A whole sample over the runs", x_label="run", y_label="ms a sample, p50", note=NOTE)
+
+
+def _shares(run: Run) -> Image.Image:
+    bars = [Bar(name, [row["shares"][part] for part in PARTS]) for name, row in _samples(run)]
+    names = ("network", "updates", "rest: noise, Python, gaps")
+    return share_bars(
+        bars, names, title="What a whole sample's time consists of", note=f"Medians of times taken in turns. {NOTE}"
+    )
+
+
+def _peers(run: Run) -> Iterator[str]:
+    """A table of foreign code beside ours."""
+    found = [row for row in run["benchmarks"].values() if row["peer"]]
+    if not found:
+        return
+    yield "\n### The same sample drawn by others\n"
+    yield "Same network, noise, times and solver, batch 1; outputs equal to the error given, of the largest element.\n"
+    yield "| network | solver | NFE | peer | its ms | pfdiff ms | pfdiff is faster by | outputs differ by |"
+    yield "|---|---|--:|---|--:|--:|--:|--:|"
+    for row in found:
+        [ratio] = row["ratios"].values()
+        faster = f"{1 / ratio['value']:.2f} ± {ratio['spread'] / ratio['value'] ** 2:.2f}"
+        times = f"{row['p50_ms']:.4g} | {row['ours']['p50_ms']:.4g}"
+        peer = f"{row['engine']} | {row['solver']} | {row['nfe']} | {row['peer']}"
+        yield f"| {peer} | {times} | {faster} | {row['error']:.0e} |"
+
+
+def _front(device: str, path: Path, plots: Path) -> Iterator[str]:
+    """Error against latency: DDIM, and every other solver as one family that was tuned."""
+    points = json.loads(path.read_bytes())
+    name = path.stem.removeprefix("pareto_")
+    ways = {"DDIM, best grid": True, "tuned and refined": False}
+    curves = [
+        Curve(way, [(one["latency_ms"], one["error"]) for one in points if (one["solver"] == "ddim") == plain])
+        for way, plain in ways.items()
+    ]
+    image = log_plot(
+        curves,
+        title=f"{name}: error against the time for one sample",
+        x_label="ms a sample, batch 1",
+        y_label="RMS error on held-out seeds",
+        log_x=True,
+    )
+    yield from _shown(image, plots / f"{device}_{path.stem}.png", f"Error against latency: {name}")
+    yield f"\n`{path.name}`"
+
+
+def _shown(image: Image.Image, path: Path, title: str) -> Iterator[str]:
+    image.save(path, optimize=True)
+    yield f"\n### {title}\n"
+    yield f"![{title}]({os.path.join(path.parent.name, path.name)})"
+
+
+def _samples(run: Run) -> list[tuple[str, Mapping[str, Any]]]:
+    """Every whole-sample benchmark, with a name that is short enough for a plot."""
+    found = [row for row in run["benchmarks"].values() if "shares" in row]
+    words = ("engine", "precision", "backend", "nfe")
+    return [(" ".join(str(row[word]) for word in words) + f" NFE b{row['batch']}", row) for row in found]
+
+
+def _short(name: str) -> str:
+    """test_sample[fashion-fp32] -> sample fashion-fp32"""
+    return name.removeprefix("test_").replace("[", " ").rstrip("]")
