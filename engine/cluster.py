@@ -68,7 +68,7 @@ def run_on_ray(
     threads = place.threads or 1
     place = Workplace(place.engine, place.out, place.device, place.backend, threads)
     with _connected(address):
-        gpus, pool = _pool(ray.cluster_resources(), len(shards), threads, workers, gpus_per_worker, place.device)
+        gpus, pool = size_pool(ray.cluster_resources(), len(shards), threads, workers, gpus_per_worker, place.device)
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -89,7 +89,7 @@ def run_on_ray(
             raise BackendError(f"the cluster gave up: {_line(error)}; finished shards are kept") from error
 
 
-def _pool(
+def size_pool(
     resources: Mapping[str, float],
     shards: int,
     threads: int,

@@ -1,0 +1,89 @@
+"""On Ray: workers and driver killed in the middle, and the files of this process; what a cluster refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import pfdiff
+from pfdiff.engine.cluster import size_pool
+
+from .small_engine import write_engine
+from .test_generate import tree
+
+COUNT = 600  # shards of one sample, some milliseconds each on a worker
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_killed_workers_and_a_killed_driver_leave_no_trace(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    from pfdiff.bench.generate_tables import finished, ray_workers
+
+    engine, out = write_engine(tmp_path / "small.engine").path, tmp_path / "out"
+    root = Path(next(iter(pfdiff.__path__))).parent
+    command = f"-m pfdiff generate {engine} --count {COUNT} --nfe 4 --format npz --shard 1 --out {out}".split()
+    driver = subprocess.Popen(
+        [sys.executable, *command, "--ray", "local", "--workers", "2"],
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+
+    def wait_for(samples: int) -> None:
+        while finished(out) < samples:
+            assert driver.poll() is None, "the driver ended before it was killed"
+            time.sleep(0.01)
+
+    try:
+        for samples in (5, 30):
+            wait_for(samples)
+            os.kill(ray_workers(driver.pid)[0], signal.SIGKILL)
+        wait_for(60)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert 60 <= finished(out) < COUNT
+    done = pfdiff.generate(engine, COUNT, out, nfe=4, format="npz", shard=1)
+    assert 0 < done.made <= COUNT - 60
+    pfdiff.generate(engine, COUNT, tmp_path / "undisturbed", nfe=4, format="npz", shard=1)
+    assert tree(out) == tree(tmp_path / "undisturbed")
+
+
+# Room: (GPUs of a worker, workers).
+def test_workers_fill_the_cluster() -> None:
+    cpus, gpus = {"CPU": 16.0}, {"CPU": 16.0, "GPU": 4.0}
+    assert size_pool(cpus, 100, 1, None, None, "auto") == (0, 16)
+    assert size_pool(cpus, 100, 4, None, None, "auto") == (0, 4)
+    assert size_pool(cpus, 3, 1, None, None, "auto") == (0, 3)
+    assert size_pool(gpus, 100, 1, None, None, "auto") == (1, 4)
+    assert size_pool(gpus, 100, 1, None, 0.5, "cuda") == (0.5, 8)
+    assert size_pool(gpus, 100, 1, None, None, "cpu") == (0, 16)
+    assert size_pool(gpus, 100, 1, 2, None, "auto") == (1, 2)
+
+
+def test_more_than_the_cluster_has_is_refused() -> None:
+    with pytest.raises(pfdiff.InputError, match=r"9 workers of 2 CPUs each, but the cluster has 16 CPUs and 0 GPUs"):
+        size_pool({"CPU": 16.0}, 100, 2, 9, None, "auto")
+    with pytest.raises(pfdiff.InputError, match=r"1 workers of 1 CPU and 1 GPUs each"):
+        size_pool({"CPU": 16.0}, 100, 1, None, 1, "auto")
+
+
+# No such cluster.
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And Ray, which would wait for it for minutes, is not asked."""
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.delattr(ray, "init")
+    engine = write_engine(tmp_path / "small.engine").path
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    for where, said in {address: "Connection refused", "here": "expected local, auto, HOST:PORT"}.items():
+        with pytest.raises(pfdiff.InputError, match=said) as caught:
+            pfdiff.generate(engine, 8, tmp_path / "out", nfe=4, format="npz", ray=where)
+        assert "\n" not in str(caught.value)
