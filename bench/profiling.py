@@ -31,11 +31,14 @@ def launches(calls: Counter[str]) -> int:
     return sum(count for name, count in calls.items() if any(word in name for word in LAUNCHES))
 
 
+def graph_launches(calls: Counter[str]) -> int:
+    """Graphs that were launched, whatever suffix of a version the profiler gives the call."""
+    return sum(count for name, count in calls.items() if "GraphLaunch" in name)
+
+
 def waits(calls: Counter[str]) -> Counter[str]:
     """Calls that make the host wait for the device."""
-    return Counter(
-        {name: n for name, n in calls.items() if any(w in name for w in WAITS) and not name.endswith("Async")}
-    )
+    return Counter({name: n for name, n in calls.items() if any(w in name for w in WAITS) and "Async" not in name})
 
 
 def allocations(calls: Counter[str]) -> Counter[str]:

@@ -139,11 +139,12 @@ class Loop(ABC):
 def fill(buffer: torch.Tensor, values: torch.Tensor) -> None:
     """The first rows of `buffer` from `values`, the rest repeats its last row, so that padding is valid data.
 
-    Values on the host reach a CUDA buffer through pinned memory, so the host does not wait for the device.
+    Values on the host reach a CUDA buffer through pinned memory of our own, so the host does not wait for the device.
+    `Tensor.pin_memory` would hand back what the caller has pinned already, and may change before it has been read.
     """
     count = len(values)
     if buffer.is_cuda and not values.is_cuda:
-        values = values.to(buffer.dtype).pin_memory()
+        values = torch.empty(values.shape, dtype=buffer.dtype, pin_memory=True).copy_(values)
     buffer[:count].copy_(values, non_blocking=True)
     if count < len(buffer):
         buffer[count:] = buffer[count - 1]
