@@ -59,11 +59,11 @@ class TorchCuda(Backend):
             raise BackendError("this backend is closed; load the engine again")
         return [self._bound(self._module, buffers) for buffers in sets]
 
-    def _bound(self, module: Callable[..., torch.Tensor], buffers: Buffers) -> Evaluate:
+    def _bound(self, module: Callable[..., torch.Tensor], buffers: Buffers, *, search: bool = True) -> Evaluate:
         inputs, shape, dtype, tf32 = buffers.inputs, buffers.out.shape, self.dtype, self._tf32
 
         def evaluate() -> torch.Tensor:
-            with torch.inference_mode(), _arithmetic(tf32):
+            with torch.inference_mode(), _arithmetic(tf32, search):
                 out = module(*inputs)
                 if out.shape != shape:
                     raise ValueError(f"the module returned {list(out.shape)}, expected {list(shape)}")
@@ -78,9 +78,13 @@ class TorchCuda(Backend):
         return max(0, self._peak(module, contract, 2) - self._peak(module, contract, 1))
 
     def _peak(self, module: Callable[..., torch.Tensor], contract: Contract | DecoderContract, batch: int) -> int:
-        """The most bytes that one evaluation allocates; a run before it lets cuDNN try its algorithms."""
+        """The most bytes that one evaluation allocates, after one that loads the libraries.
+
+        cuDNN does not search: trying algorithms takes up to a minute for each batch of a large network, and what they
+        need for a while is not what an evaluation takes.
+        """
         device = self.device
-        evaluate = self._bound(module, _example(contract, batch, self.dtype, device))
+        evaluate = self._bound(module, _example(contract, batch, self.dtype, device), search=False)
         before = 0
         try:
             with EXCLUSIVE:
@@ -125,8 +129,8 @@ def _on_device(module: torch.nn.Module, dtype: torch.dtype, device: torch.device
 
 
 @contextlib.contextmanager
-def _arithmetic(tf32: bool) -> Iterator[None]:
-    """float32 products as asked for, cuDNN's fastest algorithms; torch's own settings stand again afterwards.
+def _arithmetic(tf32: bool, search: bool) -> Iterator[None]:
+    """float32 products as asked for, cuDNN's fastest algorithms or its guess; torch's own settings stand again after.
 
     By default torch rounds float32 convolutions to TF32 and leaves matrix products alone.
     """
@@ -134,7 +138,7 @@ def _arithmetic(tf32: bool) -> Iterator[None]:
     products = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=tf32):
             yield
     finally:
         torch.set_float32_matmul_precision(products)
