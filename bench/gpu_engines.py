@@ -18,7 +18,7 @@ from ..engine.artifact import Artifact
 from ..engine.backends.abstract import CudaOptions
 from ..engine.contract import Condition, Contract
 from ..engine.errors import EngineFileError
-from ..engine.program import compile
+from ..engine.program import Program, compile
 from ..export import zoo
 from ..export.zoo.fashion import CLASSES, NO_LABEL, FashionUNet
 from .networks import CIFAR, LATENTS, UNet
@@ -58,6 +58,12 @@ def module_of(name: str, device: str = "cuda") -> nn.Module:
         return UNet(CIFAR if name == "cifar" else LATENTS).eval().requires_grad_(False)
 
 
+def program_of(name: str, nfe: int, solver: str, *, grid: str = "uniform", **settings: Any) -> Program:
+    """The program of `solver` for a network; settings as in `pfdiff.compile`."""
+    contract = CONTRACTS[name]
+    return compile(solver, contract.schedule, nfe, grid=grid, prediction=contract.prediction, **settings)
+
+
 def engine_of(
     name: str,
     module: nn.Module | None = None,
@@ -72,10 +78,7 @@ def engine_of(
 ) -> Engine:
     """An engine of `module` (default: a fresh one) for backend torch; settings as in `pfdiff.compile`."""
     contract = contract_of(name, precision)
-    settings = {"grid": "uniform", **settings}
-    programs = {
-        count: compile(solver, contract.schedule, count, prediction=contract.prediction, **settings) for count in nfe
-    }
+    programs = {count: program_of(name, count, solver, **settings) for count in nfe}
     artifact = Artifact(Path(name), contract, batch, precision, programs)
     module = module_of(name, device) if module is None else module
     return Engine(artifact, device=device, backend="torch", module=module, options=options)

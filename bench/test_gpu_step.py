@@ -50,17 +50,23 @@ def measured(benchmark: Any, graph: Any) -> float:
 
 
 @pytest.mark.parametrize("size_mib", [1, 16, 64, 256])
-@pytest.mark.parametrize("kind", ["copy", "fp32", "fp16", "bf16", "ddim"])
+@pytest.mark.parametrize("kind", ["copy", "scale", "fp32", "fp16", "bf16", "ddim"])
 def test_step(benchmark: Any, kind: str, size_mib: int) -> None:
-    """PFDiff's middle update (fp32, fp16, bf16 networks), DDIM's, and a copy that moves what PFDiff's fp32 does."""
+    """PFDiff's middle update (fp32, fp16, bf16 networks), DDIM's, and two copies that move what PFDiff's fp32 does.
+
+    copy is the driver's own, scale a kernel of torch; the update is measured against the faster.
+    """
     elements = size_mib * MIB // 4
-    if kind == "copy":
+    if kind in ("copy", "scale"):
         floor = 16  # bytes per element, as the fp32 update
         sets = min(64, max(2, FOOTPRINT // (floor * elements)))
         pairs = [
             (torch.empty(2 * elements, device="cuda"), torch.rand(2 * elements, device="cuda")) for _ in range(sets)
         ]
-        graph = captured(lambda n: pairs[n][0].copy_(pairs[n][1]), sets)
+        if kind == "copy":
+            graph = captured(lambda n: pairs[n][0].copy_(pairs[n][1]), sets)
+        else:
+            graph = captured(lambda n: torch.mul(pairs[n][1], 0.5, out=pairs[n][0]), sets)
     else:
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(kind, torch.float32)
         solver = "ddim" if kind == "ddim" else "pfdiff:k=2,l=1"
