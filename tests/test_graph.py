@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from pfdiff.engine.loop import Inputs, make_tables
 from pfdiff.engine.noise import noise
 from pfdiff.engine.session import Session
 from pfdiff.kernels import eager
+from pfdiff.kernels import images as images_op
+from pfdiff.kernels import noise as noise_op
+from pfdiff.kernels import step as step_op
+from pfdiff.kernels.launch import Kernel
 
 from .comparator import assert_as_good_as_plain
 from .small_engine import CONTRACT, SHAPE, Small, program, small
@@ -193,6 +198,44 @@ def test_the_loop_never_reads_back(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     made.launch()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("solver", "clip"),
+    [("pfdiff:k=2,l=1", None), ("dpm++:2m", 1.0), ("dpm-solver:order=3", None), ("deis:order=4", None)],
+)
+def test_every_launch_is_made_without_data(
+    solver: str, clip: float | None, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tensors that have shapes and no data: to read one back, or make a Python number from it, is an error."""
+    launched: list[tuple[object, ...]] = []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *arguments, **constants: launched.append((*grid, *arguments, *constants.values()))
+
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(Kernel, "compiled", Recorder())
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    for op in (step_op, noise_op, images_op):
+        monkeypatch.setattr(op, "runs_triton", lambda _: True)
+    contract = replace(PLAIN, precision=precision)
+    tables = make_tables(program(6, contract, solver=solver, clip=clip), contract)
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) + 0.001 * t.to(x.dtype)[:, None, None, None]
+
+    nowhere = TorchCuda(Source(Path("none"), contract, network), torch.device("meta"))
+    made = Sampler(nowhere, contract, tables, Variant(3, True, True))
+    made.launch()
+    assert len(launched) == 1 + 7 + 1  # noise; the start and six updates; pixels
+    for one in launched:
+        assert {type(value) for value in one} <= {torch.Tensor, int, float, bool, type(None)}
+        assert all(value.is_meta for value in one if isinstance(value, torch.Tensor))
+    assert made.table.is_meta
+    with pytest.raises(RuntimeError, match="meta"):
+        made.table[0, 0].item()  # as a launch would have failed
 
 
 def test_buffers_are_what_was_said_they_would_need() -> None:
