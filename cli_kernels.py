@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 Capabilities = Annotated[str, typer.Option("--cc", help="Compute capabilities, 86 for sm_86: 75,80,86.")]
 Folder = Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="A new folder: cubin, PTX, index.json.")]
-Workers = Annotated[int, typer.Option("--workers", parser=options.integer, metavar="INT", help="Processes at once.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", parser=options.integer, metavar="INT", help="Processes at once; default: one a core."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command()(kernels)
 
 
-def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,120", workers: Workers = 1) -> None:
+def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,120", workers: Workers = None) -> None:
     """Compile every kernel ahead of time: registers, spills, access widths, bytes per element."""
     from .cli_words import integers_from
 
@@ -43,25 +46,38 @@ def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,120", workers: W
     except RuntimeError as error:
         raise BackendError(str(error)) from error
     _print(records)
-    print(f"{out}: {len(records)} kernels; index.json has each one's figures")
+    print(f"{out}: {len(records)} kernels; index.json has each one's figures, summary.json the worst of them")
 
 
 def _print(records: Sequence[Record]) -> None:
-    """One row for each capability and op: the worst of its kernels."""
+    """The summary, one row for each capability, op and number of states."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    from .kernels.ahead import summary
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("sm", "op", "kernels", "most registers", "most spilled bytes", "above least traffic"):
+    for name in ("sm", "op", "states", "kernels", "registers", "spilled", "bits", "bytes", "floor", "above"):
         table.add_column(name, justify="left" if name == "op" else "right")
-    for capability, op in dict.fromkeys((record.capability, record.op) for record in records):
-        group = [record for record in records if (record.capability, record.op) == (capability, op)]
-        registers = max(record.registers for record in group)
-        spilled = max(record.spill_bytes for record in group)
-        above = sum(not record.at_floor for record in group)
-        table.add_row(str(capability), op, *map(str, (len(group), registers, spilled, above)))
-    Console(highlight=False).print(table)
+    for row in summary(records):
+        bits = [row[name] for name in ("narrowest_load", "narrowest_store") if row[name]]
+        words = [
+            row["capability"],
+            row["op"],
+            row["states"] or "",
+            row["kernels"],
+            row["registers"],
+            row["spill_bytes"],
+        ]
+        words += [min(bits, default="-"), f"{row['bytes_per_element']:g}", row["floor"], row["above_floor"]]
+        table.add_row(*map(str, words))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "registers and spilled bytes: most a thread; bits: narrowest access of a kernel for aligned data; "
+        "bytes: most an element; above: kernels that move more than their floor"
+    )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 `compile_ahead` writes, for each compute capability, a cubin and its PTX per variant and one `index.json` from which a
 driver-API loader can launch them: symbol, constants, argument order and types, threads, shared memory. Each record also
 says what can be proved without running: registers, spills, width of the accesses, bytes per element against the floor.
+`summary.json` has the worst of them for each op, number of states and capability.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
 INDEX = "index.json"
+SUMMARY = "summary.json"
 FORMAT = 1
+FEWEST_JOBS = 30  # for a process: its start costs as much as a dozen kernels
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,13 @@ def compile_ahead(
     progress: Callable[[int, int, str], None] | None = None,
     *,
     variants: Iterable[Variant] | None = None,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> list[Record]:
     """Compile the variants (default: `variants.standard()`) for each capability, 90 for sm_90, into folder `out`.
 
-    progress(done, total, name) is called after each kernel. With several workers the kernels are compiled in that many
-    fresh processes. The folder appears whole or not at all; one that an earlier call wrote is replaced.
+    progress(done, total, name) is called after each kernel. The kernels are compiled in `workers` fresh processes, one
+    for each core if None; by this process alone if 1 or if they are few. The folder appears whole or not at all; one
+    that an earlier call wrote is replaced.
     Raises ValueError for an unknown capability or an occupied folder, RuntimeError without Triton.
     """
     if not triton_available():
@@ -97,6 +101,8 @@ def compile_ahead(
             if progress is not None:
                 progress(len(records), len(jobs), f"sm{record.capability} {record.name}")
         (partial / INDEX).write_text(json.dumps(_index(records), indent=1) + "\n")
+        rows = ",\n  ".join(json.dumps(row) for row in summary(records))
+        (partial / SUMMARY).write_text(f'{{"run_on": null, "triton": "{triton_version()}", "rows": [\n  {rows}\n]}}\n')
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)
@@ -110,7 +116,8 @@ def _refuse_occupied(out: Path) -> None:
         raise ValueError(f"{out} exists and does not hold compiled kernels; give a new or an empty folder")
 
 
-def _compile_all(jobs: list[tuple[Variant, int]], folder: Path, workers: int) -> Iterable[Record]:
+def _compile_all(jobs: list[tuple[Variant, int]], folder: Path, workers: int | None) -> Iterable[Record]:
+    workers = min(os.cpu_count() or 1 if workers is None else workers, len(jobs) // FEWEST_JOBS)
     if workers <= 1:
         for variant, capability in jobs:
             yield compile_one(variant, capability, folder)
@@ -177,13 +184,17 @@ def _triton_compile(variant: Variant, capability: int) -> Any:
         return triton.compile(
             ASTSource(function, signature, constants, attributes),
             target=GPUTarget("cuda", capability, 32),
-            options={"num_warps": variant.kernel.warps, "enable_fp_fusion": False},
+            options=variant.kernel.options,
         )
 
 
-def _index(records: list[Record]) -> dict[str, object]:
+def triton_version() -> str:
     import triton
 
+    return triton.__version__
+
+
+def _index(records: list[Record]) -> dict[str, object]:
     kernels = []
     for record in records:
         entry = asdict(record)
@@ -193,7 +204,38 @@ def _index(records: list[Record]) -> dict[str, object]:
         ]
         del entry["promised"]
         kernels.append(entry)
-    return {"format": FORMAT, "triton": triton.__version__, "kernels": kernels}
+    return {"format": FORMAT, "triton": triton_version(), "kernels": kernels}
+
+
+def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """For each capability, op and number of states (0 where there are none): how many kernels, and the worst of them.
+
+    narrowest: bits of the narrowest state-sized access among the kernels that are promised alignment. above_floor:
+    kernels that move more than they must.
+    """
+    groups: dict[tuple[int, str, int], list[Record]] = {}
+    for record in records:
+        key = record.capability, record.op, int(record.constants.get("BUFFERS", 0))
+        groups.setdefault(key, []).append(record)
+    return [
+        {
+            "capability": capability,
+            "op": op,
+            "states": states,
+            "kernels": len(group),
+            "registers": max(one.registers for one in group),
+            "spill_bytes": max(one.spill_bytes for one in group),
+            "shared_bytes": max(one.shared_bytes for one in group),
+            "narrowest_load": min(
+                (min(one.load_bits) for one in group if one.promised and one.load_bits), default=None
+            ),
+            "narrowest_store": min((min(one.store_bits) for one in group if one.promised), default=None),
+            "bytes_per_element": max(one.read_bytes + one.write_bytes for one in group),
+            "floor": max(one.read_floor_bytes + one.write_floor_bytes for one in group),
+            "above_floor": sum(not one.at_floor for one in group),
+        }
+        for (capability, op, states), group in groups.items()
+    ]
 
 
 COLUMNS = ("sm", "kernel", "registers", "shared", "spills", "load", "store", "bytes read", "bytes written")

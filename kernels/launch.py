@@ -58,14 +58,27 @@ def _announce_fallback() -> None:
 class Kernel:
     """A Triton kernel: the plain Python function, its warps, and the arguments Triton must not specialise on.
 
+    `registers` is the most that a thread may use, None for the compiler's own choice.
     fp fusion is pinned off: a multiply and an add are rounded separately on every architecture and by every Triton
     version (its default changed between 3.9 and 3.10), which is what the plain twin and the interpreter do too.
     """
 
-    def __init__(self, function: Callable[..., None], *, warps: int, unspecialised: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        function: Callable[..., None],
+        *,
+        warps: int,
+        registers: int | None = None,
+        unspecialised: tuple[str, ...] = (),
+    ) -> None:
         self.function = function
         self.warps = warps
+        self.options: dict[str, Any] = {"num_warps": warps, "maxnreg": registers, "enable_fp_fusion": False}
         self.unspecialised = unspecialised
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to compile it; what this one compiled stays here."""
+        return {name: value for name, value in vars(self).items() if name not in ("compiled", "interpreter")}
 
     @property
     def name(self) -> str:
@@ -92,4 +105,4 @@ class Kernel:
         first = arguments[0]
         assert isinstance(first, torch.Tensor)
         with torch.cuda.device(first.device):
-            self.compiled[(blocks,)](*arguments, **constants, num_warps=self.warps, enable_fp_fusion=False)
+            self.compiled[(blocks,)](*arguments, **constants, **self.options)

@@ -18,11 +18,21 @@ from . import eager
 from .launch import Kernel, constexpr, runs_triton, tl
 from .table import Update, row_length
 
-# 128 threads x 8 elements. Eight is one 16-byte access of a 2-byte `out` and two of a float32 state; with 2048 resident
-# threads that keeps 128 KiB of two float32 reads in flight on an SM, several times what a 4.8 TB/s memory at 700 ns
-# needs (25 KiB). Smaller blocks would only add programs; larger ones leave SMs idle at batch 1.
+# 128 threads x 8 elements. Eight is one 16-byte access of a 2-byte `out` and two of a float32 state.
+#
+# A limit of 128 registers, which binds no kernel for aligned data, keeps ptxas from saving registers on its own. Left
+# alone it holds PFDiff's update at 32 to 40 on sm_90, asks for half of a state only when the other half has been used,
+# and for some masks spills 8 bytes to get there. With a limit every state-sized load is asked for before the first is
+# used (a test reads the SASS), in 45 to 56 registers: at least 9 programs, 1152 threads x 48 bytes = 54 KiB in flight
+# on an SM. A memory of 4.8 TB/s, half of it reads, with 800 ns of latency needs 15 KiB.
+#
+# With a 2-byte `out` Triton keeps 8 neighbours in a thread, and a float32 store of 4 exchanges them first: 4 KiB of
+# shared memory and two barriers a program for each written state. That is 8 bytes an element through a memory of 128
+# bytes a clock, less than a tenth of the time that its 12 bytes take in DRAM, and runs beside other programs' loads.
+# Prediction: above 90 % of a copy on states of 64 MiB and more. Reasons, not measurements: no GPU has confirmed them.
 BLOCK = 1024
 WARPS = 4
+REGISTERS = 128
 MAX_BUFFERS = 5
 
 
@@ -50,6 +60,7 @@ def step_kernel(
     numbers = table + tl.cast(row, tl.int64) * (4 + BUFFERS + BUFFERS * BUFFERS)
 
     # Read.
+    c_in = tl.load(numbers + 3, cache_modifier=".ca") if SEPARATE else tl.full((), 1.0, tl.float32)
     if out.dtype.element_ty == tl.bfloat16:  # a bfloat16 is the upper half of a float32: exact, also before sm_80
         bits = tl.load(out + offsets, mask=inside, other=0.0).to(tl.uint16, bitcast=True)
         z = (bits.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
@@ -88,7 +99,7 @@ def step_kernel(
         if (WRITES >> j) & 1:
             tl.store(states + j * stride + offsets, after[j], mask=inside)
     if SEPARATE:
-        y = tl.load(numbers + 3, cache_modifier=".ca") * after[0]  # pyright: ignore[reportGeneralTypeIssues]
+        y = c_in * after[0]  # pyright: ignore[reportGeneralTypeIssues]
         if y_in.dtype.element_ty == tl.bfloat16:  # to nearest even on the bits; NaN becomes the quiet NaN, as in torch
             bits = y.to(tl.uint32, bitcast=True)
             bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -98,7 +109,7 @@ def step_kernel(
             tl.store(y_in + offsets, y.to(y_in.dtype.element_ty), mask=inside)
 
 
-KERNEL = Kernel(step_kernel, warps=WARPS, unspecialised=("row",))
+KERNEL = Kernel(step_kernel, warps=WARPS, registers=REGISTERS, unspecialised=("row",))
 
 
 def step(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ VARIANTS = [
     step_variant(2, PFDIFF_HALF, "fp16", "fp16"),
     step_variant(2, PFDIFF_HALF, "bf16", "bf16"),
     step_variant(2, Update(0b11, 0b11, clip=True)),
+    step_variant(2, Update(0b11, 0b11, clip=True, separate=True), "fp16", "fp16"),
     step_variant(2, Update(0, 0b10, separate=True), "fp32", "fp16"),
     step_variant(5, EVERYTHING, "fp32", "fp32"),
     step_variant(5, EVERYTHING, "fp16", "fp16"),
@@ -87,6 +90,33 @@ def test_aligned_accesses_are_sixteen_bytes(records: list[ahead.Record]) -> None
 
 def test_multiply_and_add_stay_apart(records: list[ahead.Record], folder: Path) -> None:
     assert [r.name for r in records if "fma" in (folder / r.ptx).read_text()] == []
+
+
+def test_every_load_is_asked_for_before_the_first_is_used(records: list[ahead.Record], folder: Path) -> None:
+    """What hides the memory's latency; ptxas left alone spreads the loads over the arithmetic to save registers."""
+    from triton import knobs
+
+    for record in records:
+        if record.capability == 90 and record.name in {variant.name for variant in VARIANTS[1:4]}:  # PFDiff's update
+            command = [knobs.nvidia.nvdisasm.path, "-c", str(folder / record.cubin)]
+            listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found = re.findall(r"\b(LDG\.E\.128|LDG\.E\.64|FMUL|FADD)\b", listing)
+            loads = record.read_bytes * record.block / record.threads / 16
+            assert found[: int(loads)] == ["LDG.E.128"] * int(loads), record.name
+            assert found.count("LDG.E.128") == loads
+
+
+def test_the_summary_is_the_worst_of_each_group(records: list[ahead.Record], folder: Path) -> None:
+    written = json.loads((folder / ahead.SUMMARY).read_text())
+    assert written["rows"] == ahead.summary(records)
+    assert written["run_on"] is None
+    row = next(row for row in written["rows"] if (row["capability"], row["op"], row["states"]) == (90, "step", 5))
+    group = [r for r in records if r.capability == 90 and r.name.startswith("step-b5")]
+    assert row["kernels"] == len(group) == 4
+    assert row["registers"] == max(r.registers for r in group)
+    assert (row["spill_bytes"], row["above_floor"]) == (0, 0)
+    assert (row["narrowest_load"], row["narrowest_store"]) == (128, 128)  # of those that are promised alignment
+    assert row["bytes_per_element"] == row["floor"] == 48  # float32: five states and out, five states and y_in
 
 
 def test_index_tells_a_loader_how_to_launch(records: list[ahead.Record], folder: Path) -> None:
@@ -158,7 +188,7 @@ def test_an_earlier_result_is_replaced_and_anything_else_is_kept(tmp_path: Path)
     out = tmp_path / "kernels"
     ahead.compile_ahead([90], out, variants=chosen)
     ahead.compile_ahead([80], out, variants=chosen)
-    assert sorted(path.name for path in out.iterdir()) == [ahead.INDEX, "sm80"]
+    assert sorted(path.name for path in out.iterdir()) == [ahead.INDEX, "sm80", ahead.SUMMARY]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(ValueError, match="give a new or an empty folder"):
@@ -166,6 +196,26 @@ def test_an_earlier_result_is_replaced_and_anything_else_is_kept(tmp_path: Path)
     with pytest.raises(ValueError, match="choose from 75, 80"):
         ahead.compile_ahead([52], tmp_path / "old", variants=chosen)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kernels", "mine"]
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_same_bytes(
+    records: list[ahead.Record], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "FEWEST_JOBS", 1)
+    found = ahead.compile_ahead([90], tmp_path / "out", variants=VARIANTS[:4], workers=2)
+    assert found == [r for r in records if r.capability == 90][:4]
+    for record in found:
+        assert (tmp_path / "out" / record.cubin).read_bytes() == (folder / record.cubin).read_bytes()
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ahead, "triton_available", lambda: False)
+    with pytest.raises(
+        RuntimeError, match=r"compiling kernels needs Triton, which is not installed; pip install triton$"
+    ):
+        ahead.compile_ahead([90], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_table_has_a_row_for_each_record(records: list[ahead.Record]) -> None:
