@@ -57,7 +57,7 @@ def _print(records: Sequence[Record]) -> None:
 
     from .kernels.ahead import summary
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     for name in ("sm", "op", "states", "kernels", "registers", "spilled", "bits", "bytes", "floor", "above"):
         table.add_column(name, justify="left" if name == "op" else "right")
     for row in summary(records):
