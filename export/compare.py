@@ -28,7 +28,7 @@ from ..engine.program import Program
 from ..engine.reference import Reference
 from ..engine.search import Judge, Progress
 from . import pictures
-from .black_box import Subject
+from .black_box import LATENTS, Subject
 from .judging import chosen_seeds, make_judge, make_setting
 from .plot import Curve, log_plot
 from .sources import Network
@@ -101,13 +101,13 @@ class Comparison:
             for sampler in self.samplers
         ]
         low, high = self.data_range
+        data = "latents" if self.data_range == LATENTS else f"data in [{low:g}, {high:g}]"
         return log_plot(
             curves,
             title=f"{self.network}: error against network evaluations",
             x_label="network evaluations",
             y_label="RMS error",
-            note=f"{self.seeds} seeds, data in [{low:g}, {high:g}], reference: {self.reference.solver} in "
-            f"{self.reference.nfe} evaluations",
+            note=f"{self.seeds} seeds, {data}, reference: {self.reference.solver} in {self.reference.nfe} evaluations",
         )
 
     def sheet(self) -> Image.Image:
@@ -168,10 +168,10 @@ def compare(
         if pictures.kind_of(Path(path)) != "grid":
             raise InputError(f"output {path}: expected a file that ends in .png")
     subject = Subject.of(network)
-    if sheet is not None and (len(subject.contract.shape) != 3 or subject.contract.shape[0] not in pictures.MODES):
-        raise InputError(
-            f"output {sheet}: samples of shape {list(subject.contract.shape)} are no pictures; leave it out"
-        )
+    shape, latents = subject.contract.shape, subject.sample_range == LATENTS
+    if sheet is not None and (latents or len(shape) != 3 or shape[0] not in pictures.MODES):
+        what = f"{'latents' if latents else 'samples'} of shape {list(shape)}"
+        raise InputError(f"output {sheet}: {what} are no pictures; leave it out")
     settings = [make_setting(subject, count, clip, t_start, end) for count in counts]
     chosen = Reference.of(settings[0].schedule, settings[0].t_start, reference)
     parsed = [parse_sampler(text, grid, basis) for text in samplers]
@@ -203,7 +203,7 @@ def compare(
         evaluations=budget.spent,
         cached=budget.cached,
         seconds=budget.elapsed,
-        data_range=subject.contract.data_range,
+        data_range=subject.sample_range,
         samples=shown,
         reference_samples=bench.truth,
     )

@@ -21,8 +21,10 @@ from pfdiff.engine.artifact import read_artifact, write_manifest
 from pfdiff.engine.contract import DecoderContract
 from pfdiff.engine.decoder import LoadedDecoder
 from pfdiff.engine.errors import EngineFileError, InputError
+from pfdiff.engine.schedule import parse_schedule
 from pfdiff.export.check import OnnxRun
 from pfdiff.export.decoder import Decoder, open_decoder, parse_decoder
+from pfdiff.export.judging import chosen_seeds
 from pfdiff.kernels import eager
 
 from .test_session import Direct
@@ -41,6 +43,16 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return torch.tanh(self.weight * x) + 0.001 * t.to(x.dtype)[:, None, None, None]
+
+
+class Wide(nn.Module):
+    """eps of data N(0, 5^2), exactly."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        process = parse_schedule("linear:1000")
+        alpha, sigma = (torch.from_numpy(one(t.double().numpy())) for one in (process.alpha, process.sigma))
+        weight = (sigma / (25 * alpha**2 + sigma**2)).reshape(-1, 1, 1, 1)
+        return (weight * x).to(x.dtype)
 
 
 class Upsampler(nn.Module):
@@ -269,6 +281,25 @@ def test_a_module_that_needs_numbers_is_run_for_its_shape() -> None:
     decoder.table = torch.ones(4, 1, 1)  # no buffer
     decoder.register_forward_pre_hook(lambda module, latents: latents[0] * module.table)
     assert open_decoder(decoder, pfdiff.Contract(**WORDS)).contract.image == IMAGE
+
+
+# Judging.
+def test_latents_are_judged_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latents lie far outside the images' data range, and an error there counts."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    network = pfdiff.Network(Wide(), **WORDS, decoder=Upsampler())
+    settings: dict[str, Any] = {"grid": "trailing", "seeds": 4, "reference": 40}
+    found = pfdiff.compare(network, 4, ["ddim"], **settings)
+    program, truth = found.points[0].program, found.reference_samples
+    assert program is not None
+    sample = program.evaluate(lambda x, t: Wide()(x, torch.tensor([t])), pfdiff.noise(chosen_seeds(0, 0, 4), SHAPE))
+    assert np.abs(truth).max() > 2
+    error = np.sqrt(np.mean((sample.double().numpy() - truth) ** 2))
+    assert found.points[0].error == pytest.approx(error, rel=1e-4)
+    clamped = pfdiff.compare(pfdiff.Network(Wide(), **WORDS), 4, ["ddim"], **settings)
+    assert clamped.points[0].error < error
+    with pytest.raises(InputError, match=r"sheet.png: latents of shape \[4, 6, 5\] are no pictures; leave it out"):
+        pfdiff.compare(network, 4, ["ddim"], **settings, sheet=tmp_path / "sheet.png")
 
 
 # An ONNX file.
