@@ -77,14 +77,13 @@ def evaluate(
 
 
 def _conditions(samples: str, extra: list[str]) -> dict[str, Any] | None:
-    """The conditions that the command line gives to an engine, one value for all samples."""
+    """The conditions that the command line gives to an engine; several values are taken in turn."""
     if not extra:
         return None
-    from .cli_words import conditions_from
+    from .cli_words import given_conditions
     from .engine.artifact import read_artifact
 
-    given = conditions_from(extra, read_artifact(samples).contract, 1)
-    return {name: values[0] for name, values in given.items()}
+    return given_conditions(extra, read_artifact(samples).contract)
 
 
 def print_evaluation(report: Evaluation) -> None:

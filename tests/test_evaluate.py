@@ -158,14 +158,14 @@ def test_only_inceptions_distances_are_called_fid() -> None:
 
 def test_the_command_names_what_the_figures_depend_on(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--reference", "real.npz", "--features", "judge.py:both", "--nfe", "6", "--count", str(COUNT)]
-    assert main(["evaluate", "tiny.engine", *words, "--label", "c", "--json", str(work / "report.json")]) == 0
+    assert main(["evaluate", "tiny.engine", *words, "--label", "c,0", "--json", str(work / "report.json")]) == 0
     shown = capsys.readouterr().out
     report = json.loads((work / "report.json").read_text())
     for word in ("pfdiff:k=2,l=1, 6 evaluations, seeds 0-29", "30 samples, 50 real pictures of real.npz", "not FID"):
         assert word in shown
     assert f"{report['distance']:.4f}" in shown
     assert max(map(len, shown.splitlines())) <= 80
-    assert report["drawn"]["conditions"] == {"label": {"2": COUNT}}
+    assert report["drawn"]["conditions"] == {"label": {"0": COUNT // 2, "2": COUNT // 2}}
     assert report["machine"]["cores"]
 
 
