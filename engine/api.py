@@ -252,12 +252,12 @@ class Engine:
         return session.run(tables, Inputs(keys, start, self._check_conditions(conditions, count)), pixels=pixels)
 
     def _check_nfe(self, nfe: Any) -> int:
-        held = ", ".join(map(str, self.programs))
-        if nfe is None:
-            if len(self.programs) > 1:
-                raise InputError(f"nfe is missing and this engine has several; choose one of {held}")
+        if nfe is None and len(self.programs) == 1:
             return next(iter(self.programs))
         if isinstance(nfe, bool) or not hasattr(nfe, "__index__") or nfe not in self.programs:
+            held = ", ".join(map(str, self.programs))
+            if nfe is None:
+                raise InputError(f"nfe is missing and this engine has several; choose one of {held}")
             raise InputError(f"nfe={nfe!r}, this engine has {held}; choose one of them, or build {nfe!r} too")
         return nfe
 

@@ -8,7 +8,7 @@ network's output, the others are the states, row 0 the network's input. One upda
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
@@ -39,6 +39,8 @@ class Bucket:
         self.size = size
         self._matrices = [torch.zeros(states + 1, stride)[:, :elements] for _ in range(2)]
         self._rows = [matrix.numpy() for matrix in self._matrices]
+        self._states = self._rows[0][:-1].reshape(states, size, -1)  # a view, as are the samples
+        self._samples = [rows[0].reshape(size, *contract.shape) for rows in self._rows]
         self._products = [_blocks(*self._rows), _blocks(*self._rows[::-1])]
         self._shape = shape = (size, *contract.shape)
 
@@ -53,6 +55,7 @@ class Bucket:
         self.conditions = tuple(
             torch.zeros((size, *one.shape), dtype=TORCH_DTYPES[one.dtype]) for one in contract.conditions
         )
+        self._arrays = [None if one.dtype == torch.bfloat16 else one.numpy() for one in self.conditions]
         self.evaluations = backend.bind(
             [
                 Buffers(
@@ -65,17 +68,28 @@ class Bucket:
             ]
         )
 
-    def load(self, tables: Tables, noise: NDArray[np.float32], conditions: Sequence[NDArray[np.generic]]) -> None:
-        """Set the states to init * noise [m, elements] and the conditions [m, ..]; m <= size, the last is repeated."""
-        count = len(noise)
-        for j, init in enumerate(tables.init):
-            state = self._rows[0][j].reshape(self.size, -1)
-            np.multiply(noise, init, out=state[:count])
-            state[count:] = state[count - 1]
-        for buffer, values in zip(self.conditions, conditions, strict=True):
-            fill(buffer, from_numpy(values))
+    def load(self, tables: Tables, inputs: Inputs) -> None:
+        """Set the states to init * noise and the conditions; at most `size` samples, the last is repeated."""
+        count = inputs.count
+        first, *others = self._states[:, :count]
+        if inputs.seeds is not None:
+            fill_noise(first, inputs.seeds)
+        else:
+            assert inputs.noise is not None
+            first[...] = inputs.noise.numpy()
+        for state, init in zip(others, tables.init[1:], strict=True):
+            np.multiply(first, init, out=state)
+        first *= tables.init[0]
+        if count < self.size:
+            self._states[:, count:] = self._states[:, count - 1 : count]
+        for buffer, array, values in zip(self.conditions, self._arrays, inputs.conditions, strict=True):
+            if array is None:  # NumPy has no bfloat16
+                fill(buffer, from_numpy(values))
+            else:
+                array[:count] = values
+                array[count:] = values[-1]
 
-    def run(self, tables: Tables) -> torch.Tensor:
+    def run(self, tables: Tables) -> NDArray[np.float32]:
         """Every evaluation of the program; the samples [size, *shape], a view that the next run overwrites."""
         here = 0
         n = 0
@@ -100,7 +114,7 @@ class Bucket:
             raise BackendError(
                 f"evaluation {n + 1} of {tables.nfe} failed at time {tables.times[n]:g}: {first_line(error)}"
             ) from error
-        return self._matrices[here][0].view(self._shape)
+        return self._samples[here]
 
     def update(self, tables: Tables, n: int, here: int) -> None:
         """The states after evaluation n in the other matrix, from those and the network's output in matrix `here`."""
@@ -152,13 +166,15 @@ class HostLoop(Loop):
 
     def run(self, tables: Tables, size: int, inputs: Inputs, *, pixels: bool, into: torch.Tensor) -> None:
         bucket = self._bucket(tables, size)
-        bucket.load(tables, self._noise(inputs), inputs.conditions)
+        bucket.load(tables, inputs)
         samples = bucket.run(tables)
         if pixels:
-            images = samples if self._decoder is None else self._decoded(samples, self._decoder)
+            images = torch.from_numpy(samples)
+            if self._decoder is not None:
+                images = self._decoded(images, self._decoder)
             eager.images(into, images[: inputs.count], *self._contract.data_range)
         else:
-            into.copy_(samples[: inputs.count])
+            into.numpy()[...] = samples[: inputs.count]
 
     def floor(self, tables: Tables, size: int) -> Callable[[], None]:
         evaluate, evaluations = self._bucket(tables, size).evaluations[0], tables.nfe
@@ -206,11 +222,3 @@ class HostLoop(Loop):
         if key not in self._buckets:
             self._buckets[key] = Bucket(self._backend, self._contract, *key)
         return self._buckets[key]
-
-    def _noise(self, inputs: Inputs) -> NDArray[np.float32]:
-        if inputs.seeds is None:
-            assert inputs.noise is not None
-            return inputs.noise.numpy()
-        made = np.empty((inputs.count, math.prod(self._contract.shape)), np.float32)
-        fill_noise(made, inputs.seeds)
-        return made

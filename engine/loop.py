@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -53,7 +54,7 @@ class Tables:
     def buffers(self) -> int:
         return len(self.init)
 
-    @property
+    @cached_property
     def scaled(self) -> bool:
         """Whether some c_in differs from 1, so that the network needs an input of its own."""
         return bool((self.c_in != 1).any())

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pfdiff.engine.backends.abstract import Backend, Buffers, Evaluate
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract import Condition, Contract
 from pfdiff.engine.errors import BackendError, InputError
 from pfdiff.engine.loop import Inputs, make_tables
 from pfdiff.engine.noise import noise
@@ -125,6 +125,21 @@ def test_times_are_fed_as_the_contract_says(time_dtype: str, rank: int, scale: f
     assert all(t.dtype == getattr(torch, time_dtype) and t.ndim == rank for t in seen)
     expected = program(4, contract).times * scale
     np.testing.assert_allclose([t.reshape(-1)[0].item() for t in seen], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64", "int32", "bool"])
+def test_conditions_reach_the_network_in_their_dtype_and_are_padded(dtype: str) -> None:
+    contract = replace(CONTRACT, conditions=(Condition("c", dtype, shape=(2,)),))
+    values = np.array([[1, 0], [0, 1]], "float32" if "float" in dtype else dtype)
+    seen: list[torch.Tensor] = []
+
+    def network(x: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        seen.append(c.clone())
+        return small(x, t)
+
+    run(Direct(network), 4, [0, 1], contract=contract, buckets=(3,), conditions=(values,))
+    assert all(c.dtype == getattr(torch, dtype) for c in seen)
+    assert [c.float().tolist() for c in seen] == 4 * [[[1, 0], [0, 1], [0, 1]]]
 
 
 # One seed, one sample.
