@@ -162,7 +162,8 @@ class Worker:
         with writing_to(self._out), placing(self._out / name) as part:
             shard = draw(self._engine, seeds, recipe.nfe, recipe.conditions, pixels=recipe.pixels)
             sha256, size = write_shard(part, shard, recipe.format)
-        return Record(name, int(seeds[0]), len(seeds), size, sha256, self._engine.description)
+        decoded = f"; {self._engine.decoding}" if recipe.pixels and self._engine.decoding else ""
+        return Record(name, int(seeds[0]), len(seeds), size, sha256, self._engine.description + decoded)
 
     def close(self) -> None:
         """Free the engine."""

@@ -100,10 +100,9 @@ def make_recipe(
             raise InputError(f"{name}={value!r}, expected an integer of at least {low}")
     if first + count > SEEDS:
         raise InputError(f"seeds {first} to {first + count - 1}: the largest is {SEEDS - 1}; start or count lower")
-    if pixels and (len(contract.shape) != 3 or contract.shape[0] not in PIXEL_CHANNELS):
-        raise InputError(
-            f"samples of shape {list(contract.shape)} are no images [1|3|4, H, W]; generate float32 samples"
-        )
+    shape = artifact.decoder.image if artifact.decoder and pixels else contract.shape
+    if pixels and (len(shape) != 3 or shape[0] not in PIXEL_CHANNELS):
+        raise InputError(f"samples of shape {list(shape)} are no images [1|3|4, H, W]; generate float32 samples")
     return Recipe(
         network=contract.name,
         engine=engine_digest(artifact),
@@ -112,7 +111,7 @@ def make_recipe(
         batch=artifact.batch,
         first=first,
         count=count,
-        size=size or _default_size(contract, max(artifact.batch)),
+        size=size or _default_size(math.prod(shape) * (1 if pixels else 4), max(artifact.batch)),
         format=format,
         pixels=pixels,
         conditions=condition_tables(contract, conditions),
@@ -120,9 +119,10 @@ def make_recipe(
 
 
 def engine_digest(artifact: Artifact) -> str:
-    """SHA-256 of what samples depend on beside the program: contract, buckets, precision and the files' hashes."""
+    """SHA-256 of what samples depend on beside the program: contracts, buckets, precision and the files' hashes."""
     plain = {
         "contract": artifact.contract.to_dict(),
+        "decoder": artifact.decoder.to_dict() if artifact.decoder else None,
         "batch": list(artifact.batch),
         "precision": artifact.precision,
         "files": {name: one.sha256 for name, one in artifact.files.items()},
@@ -172,6 +172,6 @@ def _described(table: NDArray[Any]) -> dict[str, Any]:
     return {**what, "sha256": hashlib.sha256(table.tobytes()).hexdigest()}
 
 
-def _default_size(contract: Contract, bucket: int) -> int:
-    samples = min(SHARD_SAMPLES, SHARD_BYTES // (4 * math.prod(contract.shape)))
+def _default_size(sample_bytes: int, bucket: int) -> int:
+    samples = min(SHARD_SAMPLES, SHARD_BYTES // sample_bytes)
     return max(1, samples // bucket) * bucket

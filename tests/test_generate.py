@@ -7,17 +7,21 @@ import json
 import os
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 from PIL import Image
 
 import pfdiff
 from pfdiff.engine import generate as bulk
 from pfdiff.engine import shards
-from pfdiff.engine.artifact import read_artifact
+from pfdiff.engine.artifact import read_artifact, records_of, write_manifest
+from pfdiff.engine.contract import DecoderContract
 from pfdiff.engine.recipe import make_recipe
 from pfdiff.engine.shards import digest_of
 
@@ -101,8 +105,9 @@ def test_parquet_holds_the_same_columns(engine: Path, tmp_path: Path, pixels: bo
         np.testing.assert_array_equal(np.concatenate(arrays), values)
 
 
-def test_a_folder_of_pngs(tmp_path: Path) -> None:
-    engine = image_engine(tmp_path)
+@pytest.mark.parametrize("latent", [False, True])
+def test_a_folder_of_pngs(tmp_path: Path, latent: bool) -> None:
+    engine = latent_engine(tmp_path) if latent else image_engine(tmp_path)
     run(engine, tmp_path / "out", format="png")
     with pfdiff.load(engine) as alone:
         images = alone.images(seeds=range(COUNT), nfe=4, label=np.arange(COUNT) % 3).numpy()
@@ -113,10 +118,6 @@ def test_a_folder_of_pngs(tmp_path: Path) -> None:
 
 def image_engine(folder: Path) -> Path:
     """An engine whose samples are pictures of three channels."""
-    import onnx
-
-    from pfdiff.engine.artifact import Artifact, records_of, write_manifest
-
     path = folder / "image.engine"
     artifact = write_engine(path)
     model = onnx.load(path / "network.onnx")
@@ -126,7 +127,25 @@ def image_engine(folder: Path) -> Path:
         value.type.tensor_type.shape.dim[1].dim_value = 3
     onnx.save(model, path / "network.onnx")
     contract = pfdiff.Contract.from_dict({**CONTRACT.to_dict(), "shape": [3, 3, 5]})
-    write_manifest(Artifact(path, contract, (1, 8), "fp32", artifact.programs, {}, records_of(path)))
+    write_manifest(replace(artifact, contract=contract, files=records_of(path)))
+    return path
+
+
+def latent_engine(folder: Path) -> Path:
+    """An engine of two channels whose decoder mixes them into three."""
+    path = folder / "latent.engine"
+    artifact = write_engine(path)
+    weight = np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2, 1, 1)
+    values = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", channels, 3, 5])
+        for name, channels in (("latents", 2), ("image", 3))
+    ]
+    nodes = [helper.make_node("Conv", ["latents", "weight"], ["image"])]
+    graph = helper.make_graph(nodes, "mix", values[:1], values[1:], [onnx.numpy_helper.from_array(weight, "weight")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, path / "decoder.onnx")
+    decoder = DecoderContract("mix", SHAPE, (3, 3, 5))
+    write_manifest(replace(artifact, files=records_of(path), decoder=decoder))
     return path
 
 
