@@ -104,7 +104,8 @@ def _bar() -> Iterator[Callable[[int, int], None] | None]:
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text("" if task.speed is None else f"{task.speed:.3g} samples/s")
+            speed = task.speed or 0.0
+            return Text(f"{speed:.{0 if speed >= 100 else 2}f} samples/s" if speed else "")
 
     parts = ("generating", BarColumn(24), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     # The speed is that of the last five minutes: shards may take long.

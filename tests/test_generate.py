@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import re
 import sys
 import zipfile
 from dataclasses import replace
@@ -18,6 +20,7 @@ from onnx import helper
 from PIL import Image
 
 import pfdiff
+from pfdiff.cli import main
 from pfdiff.engine import generate as bulk
 from pfdiff.engine import shards
 from pfdiff.engine.artifact import read_artifact, records_of, write_manifest
@@ -300,6 +303,43 @@ def test_a_shard_that_kills_its_workers_ends_the_run(engine: Path, tmp_path: Pat
         worker.make(1)
         with pytest.raises(pfdiff.BackendError, match=f"{NAMES[2]}' has cost 5 workers"):
             worker.make(2)
+
+
+# The command.
+@pytest.mark.filterwarnings("default")  # the command prints them
+def test_the_command(engine: Path, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    words = ["generate", str(engine), "--count", str(COUNT), "--nfe", "4", "--format", "npz", "--shard", str(SIZE)]
+    words += ["--out", str(out)]
+    assert main(words) == 0
+    assert re.fullmatch(f"{out}: 25 samples of 4 evaluations in 4 shards, .* s\n", capsys.readouterr().out)
+    assert tree(out) == whole
+    (out / NAMES[3]).unlink()
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "in 4 shards, 3 of them from before, " in said.out
+    assert re.fullmatch(f"pfdiff: '.*{NAMES[3]}' is missing: it is made again\n", said.err)
+    assert main([*words, "--label", "two"]) == 2
+    assert "was begun with conditions" in capsys.readouterr().err
+
+
+def test_the_command_takes_values_by_seed(engine: Path, tmp_path: Path) -> None:
+    words = ["generate", str(engine), "--count", "5", "--nfe", "4", "--format", "npz", "--first", "2"]
+    assert main([*words, "--label", "two,7,0", "--out", str(tmp_path / "out")]) == 0
+    assert read_npz(tmp_path / "out")["label"].tolist() == [0, 2, 7, 0, 2]
+
+
+def test_progress_has_count_and_rate(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    words = ["generate", str(engine), "--count", "25", "--nfe", "4", "--format", "npz", "--shard", "1"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sys.stderr.getvalue())  # type: ignore[attr-defined]
+    assert re.search(r"25/25 [\d.]+ samples/s 0:00:00", shown)
 
 
 # Bad input.
