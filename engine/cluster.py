@@ -57,14 +57,14 @@ def run_on_ray(
 ) -> Iterator[tuple[int, Record]]:
     """Make `shards` on the cluster at `address`; yields (index, record) as they are finished, in any order.
 
-    Raises InputError (Ray not installed, no such cluster, not enough room), and what workers raise.
+    Raises InputError (Ray not installed, no such cluster, not enough room), PfdiffError with what a worker says.
     """
     try:
         import ray
         from ray.data import ActorPoolStrategy, DataContext, from_items
         from ray.exceptions import RayError
     except ImportError:
-        raise InputError("ray is not installed: pip install 'pfdiff[ray]', or run in this process") from None
+        raise InputError("ray[data] is not installed: pip install 'pfdiff[ray]', or run in this process") from None
     threads = place.threads or 1
     place = Workplace(place.engine, place.out, place.device, place.backend, threads)
     with _connected(address):
@@ -72,6 +72,7 @@ def run_on_ray(
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        context.execution_no_progress_timeout_s = -1  # half an hour by default; a shard may take longer
         rows = from_items([{"index": index} for index in shards], override_num_blocks=len(shards)).map_batches(
             Actor,
             fn_constructor_args=(recipe, place),
@@ -83,7 +84,7 @@ def run_on_ray(
         try:
             for row in rows.iter_rows():
                 if row["error"]:
-                    raise InputError(str(row["error"]))
+                    raise PfdiffError(str(row["error"]))
                 yield int(row["index"]), Record(**json.loads(row["record"]))
         except RayError as error:
             raise BackendError(f"the cluster gave up: {_line(error)}; finished shards are kept") from error
@@ -98,6 +99,8 @@ def size_pool(
     device: str,
 ) -> tuple[float, int]:
     """(GPUs of a worker, workers) that fit what the cluster has. Raises InputError."""
+    if (workers is not None and workers < 1) or (gpus_per_worker is not None and gpus_per_worker < 0):
+        raise InputError(f"workers={workers}, gpus_per_worker={gpus_per_worker}: expected at least 1 and at least 0")
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     if gpus_per_worker is None:
         gpus_per_worker = 1.0 if gpus and device != "cpu" else 0.0

@@ -72,6 +72,9 @@ def test_more_than_the_cluster_has_is_refused() -> None:
         size_pool({"CPU": 16.0}, 100, 2, 9, None, "auto")
     with pytest.raises(pfdiff.InputError, match=r"1 workers of 1 CPU and 1 GPUs each"):
         size_pool({"CPU": 16.0}, 100, 1, None, 1, "auto")
+    for workers, gpus in ((0, None), (-2, None), (None, -1.0)):
+        with pytest.raises(pfdiff.InputError, match="expected at least 1 and at least 0"):
+            size_pool({"CPU": 16.0}, 100, 1, workers, gpus, "auto")
 
 
 # No such cluster.
