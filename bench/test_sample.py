@@ -21,7 +21,8 @@ def select(cases: Sequence[Case]) -> Sequence[Case]:
 
 def test_sample(measure: Measure, engines: Engines, case: Case) -> None:
     engine = engines.open(case)
-    parts = engine.parts(case.nfe, case.batch)
+    parts: Any = engine.parts(case.nfe, case.batch)
+    assert bool(parts.whole().isfinite().all())  # what is timed must be a sample
     whole, beside = measure(parts.whole, {"network": parts.network, "updates": parts.updates})
     network, updates = (float(np.median(beside[name] / whole)) for name in ("network", "updates"))
     measure.record(
@@ -34,9 +35,3 @@ def test_sample(measure: Measure, engines: Engines, case: Case) -> None:
         shares={"network": network, "updates": updates, "rest": 1 - network - updates},
         ratios={"whole / bare evaluations": blocks(whole, beside["network"])},
     )
-
-
-def test_sample_is_finite(engines: Engines, case: Case) -> None:
-    """What is timed must be a sample."""
-    parts: Any = engines.open(case).parts(case.nfe, case.batch)
-    assert bool(parts.whole().isfinite().all())
