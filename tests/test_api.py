@@ -170,7 +170,7 @@ def test_bad_input_is_one_line(engine: Engine, case: str) -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"backend": "onnx"}, InputError, "backend 'onnx', expected one of auto, tensorrt"),
+        ({"backend": "onnx"}, InputError, "backend 'onnx', expected one of auto, fastest, tensorrt"),
         ({"device": "gpu"}, InputError, "device 'gpu'"),
         ({"device": "cuda"}, BackendError, r"device 'cuda': torch .*give device='cpu' or 'auto'"),
         ({"device": "cuda:0x"}, InputError, "device 'cuda:0x', expected auto, cpu, cuda or cuda:N"),

@@ -26,14 +26,15 @@ TENSORRT = {
     "tensorrt_rtx": ("tensorrt_rtx", "pip install 'pfdiff[rtx]'"),
 }
 NAMES = (*TENSORRT, "torch", "onnxruntime", "openvino")
+CHOICES = ("auto", "fastest")  # the default for the device and the precision; on a CPU, what is fastest when tried
 
 
 def check_backend(name: str) -> None:
     """Raises InputError for an unknown name, BackendError for one whose library is not installed."""
-    if name == "auto":
+    if name in CHOICES:
         return
     if name not in NAMES:
-        raise InputError(f"backend {name!r}, expected one of auto, {', '.join(NAMES)}")
+        raise InputError(f"backend {name!r}, expected one of {', '.join((*CHOICES, *NAMES))}")
     if not is_installed(name):
         library, remedy = _library(name)
         raise BackendError(f"backend '{name}' needs the package {library}, which is not installed; {remedy}")
@@ -121,7 +122,7 @@ def check_runnable(name: str, precision: str, module: object, device: torch.devi
     if gpu is not None and gpu.type == "cpu":
         gpu = None
     if gpu is not None:
-        asked = ON_CUDA if name == "auto" else (name,)
+        asked = ON_CUDA if name in CHOICES else (name,)
         reasons = {one: why_not(one, module, gpu) for one in asked}
         if not all(reasons.values()):
             return
@@ -130,13 +131,13 @@ def check_runnable(name: str, precision: str, module: object, device: torch.devi
             raise BackendError(f"no backend runs this engine on {device}: {problem}")
     if name in TENSORRT and problem:
         raise BackendError(f"backend '{name}' cannot run here: {problem}")
-    check_precision(choose_backend(precision, "cpu")[0] if name == "auto" else name, precision)
+    check_precision(choose_backend(precision, "cpu")[0] if name in CHOICES else name, precision)
 
 
 def open_best(source: Source, device: torch.device | None, name: str, threads: int | None) -> tuple[Backend, str]:
     """The backend `name`, or with "auto" the best that works on `device` (None: a GPU if one works, else the CPU).
 
-    Also why, in one line. Raises InputError, BackendError when none works; each is named with its reason.
+    "fastest" is "auto", but on a CPU those installed are timed. Also why, in one line. Raises InputError, BackendError when none works; each is named with its reason.
     """
     import torch
 
@@ -154,8 +155,13 @@ def open_best(source: Source, device: torch.device | None, name: str, threads: i
             if name in TENSORRT:
                 raise
             warnings.warn(refused, RuntimeWarning, stacklevel=3)
-    chosen, reason = (name, "asked for") if name != "auto" else choose_backend(source.contract.precision, "cpu")
-    opened = open_backend(chosen, source, threads, torch.device("cpu"))
+    if name == "fastest":
+        from .fastest import open_fastest
+
+        opened, reason = open_fastest(source, threads)
+    else:
+        chosen, reason = (name, "asked for") if name != "auto" else choose_backend(source.contract.precision, "cpu")
+        opened = open_backend(chosen, source, threads, torch.device("cpu"))
     return opened, "; ".join(filter(None, (reason, refused)))
 
 
@@ -166,7 +172,7 @@ def _first_gpu() -> torch.device:
 
 
 def _open_on_cuda(source: Source, device: torch.device, name: str, threads: int | None) -> tuple[Backend, str]:
-    if name != "auto":
+    if name not in CHOICES:
         problem = why_not(name, source.module, device)
         if problem:
             raise BackendError(f"backend '{name}' on {device}: {problem}")
