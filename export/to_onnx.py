@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import onnx_ir
 
 OPSET = 21
-LARGEST_BATCH = 1 << 16
+# How torch says that a traced size is none but the example's.
+FIXED_BATCH = ("Constraints violated", "ConstraintViolation", "conflicts between user-specified ranges")
 EXTERNAL_ABOVE_BYTES = 1 << 30  # one protobuf file holds at most 2 GiB
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CONDITION_DTYPES = {
@@ -75,18 +76,16 @@ def export_module(
     `external` puts the weights into `path` + ".data"; None means when they pass 1 GiB.
     Raises InputError, one line, when torch cannot export the module or a dtype in the graph is wrong.
     """
-
     arguments = example_inputs(contract, batch=contract.fixed_batch or 2)
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
-    dynamic: dict[int, Any] = {} if contract.fixed_batch else {0: batch}
-    shapes: tuple[Any, ...] = (dynamic,)
-    if isinstance(contract, Contract):
-        shapes += (dynamic if contract.time_rank else {},)
-        shapes += (tuple(dynamic for _ in contract.conditions),) if contract.conditions else ()
+    # A name, not a Dim with bounds: a branch such as `if batch >= 64` would break the bound, and the exporter then
+    # tries again with whatever constant torch suggests.
+    dynamic: dict[int, Any] = {} if contract.fixed_batch else {0: "batch"}
+    others = tuple(dynamic if one.ndim else {} for one in arguments[1:])
+    shapes = (dynamic, others) if others else (dynamic,)
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                normalised,
+                OneBatch(normalised),
                 arguments,
                 dynamo=True,
                 opset_version=OPSET,
@@ -99,8 +98,29 @@ def export_module(
         raise InputError(_explain(error, contract)) from error
     assert program is not None
     model: onnx_ir.Model = program.model
+    _mend_squeezes(model.graph)
+    _assert_batch(model, contract)
     assert_dtypes(model, contract)
     save_model(model, path, external=external)
+
+
+@final
+class OneBatch(nn.Module):
+    """Says first of all that every input has the batch of x.
+
+    Each input comes with a size of its own. Where a network joins two of them before anything said that they are the
+    same (the time's embedding reshaped to the batch of x), torch would settle it with the example's 2.
+    """
+
+    def __init__(self, normalised: nn.Module) -> None:
+        super().__init__()
+        self.normalised = normalised
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        for one in others:
+            if one.ndim:
+                torch._check(one.shape[0] == x.shape[0])
+        return self.normalised(x, *others)
 
 
 def example_inputs(contract: Contract | DecoderContract, batch: int) -> tuple[Tensor, ...]:
@@ -121,11 +141,8 @@ def _explain(error: BaseException, contract: Contract | DecoderContract) -> str:
     while root.__cause__ is not None:
         root = root.__cause__
     line = first_line(root)
-    if "Constraints violated" in str(root) or "ConstraintViolation" in type(root).__name__:
-        return (
-            f"network '{contract.name}' fixes the batch size inside forward, expected any batch: use x.shape[0] "
-            f"instead of a number and no Python branch on it ({line})"
-        )
+    if any(words in f"{type(root).__name__} {root}" for words in FIXED_BATCH):
+        return _fixed_batch(contract, line)
     if contract.precision != "fp32" and "dtype" in str(root):
         return (
             f"network '{contract.name}' mixes dtypes at precision {contract.precision} ({line}); "
@@ -137,6 +154,13 @@ def _explain(error: BaseException, contract: Contract | DecoderContract) -> str:
     )
 
 
+def _fixed_batch(contract: Contract | DecoderContract, found: str) -> str:
+    return (
+        f"network '{contract.name}' fixes the batch size inside forward, expected any batch: use x.shape[0] "
+        f"instead of a number and no Python branch on it ({found})"
+    )
+
+
 def first_line(error: BaseException) -> str:
     """The error's class and the first line of what it says, for a message of one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -145,8 +169,8 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No chatter: the exporter's warnings and log lines concern its own internals, not the user's network."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.__trace", "onnxscript", "onnx_ir")]
+    """No chatter: warnings and log lines of exporter and diffusers concern their own internals, not the network."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.__trace", "onnxscript", "onnx_ir", "diffusers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -160,6 +184,30 @@ def quiet() -> Iterator[None]:
 
 
 # The written graph.
+def _mend_squeezes(graph: onnx_ir.Graph) -> None:
+    """torch's squeeze leaves a dimension other than 1 as it is, ONNX's refuses it: these become Identity."""
+    for node in graph.all_nodes():
+        if node.op_type != "Squeeze" or len(node.inputs) < 2:
+            continue
+        x, axes = node.inputs[0], node.inputs[1]
+        if x is None or x.shape is None or axes is None or axes.const_value is None:
+            continue
+        sizes = [x.shape[axis] for axis in axes.const_value.numpy().reshape(-1).tolist()]
+        if all(isinstance(size, int) and size != 1 for size in sizes):
+            node.op_type = "Identity"
+            node.resize_inputs(1)
+
+
+def _assert_batch(model: onnx_ir.Model, contract: Contract | DecoderContract) -> None:
+    """Check that no input and no output has the example's batch instead of any. Raises InputError."""
+    if contract.fixed_batch:
+        return
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        scalar = isinstance(contract, Contract) and value.name == contract.time and not contract.time_rank
+        if not scalar and (value.shape is None or isinstance(value.shape[0], int)):
+            raise InputError(_fixed_batch(contract, f"'{value.name}' is {value.shape} in the graph"))
+
+
 def assert_dtypes(model: onnx_ir.Model, contract: Contract | DecoderContract) -> None:
     """Check that x, out and the weights have the contract's precision, and t its dtype. Raises InputError."""
     import onnx_ir
