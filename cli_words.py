@@ -130,7 +130,7 @@ def given_conditions(words: Sequence[str], contract: Contract) -> dict[str, Any]
     `words` are what the command did not know itself; every condition of the network may be named there.
     Raises InputError on an unknown option and a missing value.
     """
-    known = {condition.name: condition for condition in contract.conditions}
+    known = {name: condition for condition in contract.conditions for name in (condition.name, condition.alias) if name}
     given: dict[str, str] = {}
     queue = list(words)
     while queue:
@@ -138,13 +138,13 @@ def given_conditions(words: Sequence[str], contract: Contract) -> dict[str, Any]
         name, equals, text = word.removeprefix("--").partition("=")
         name = name if name in known else name.replace("-", "_")
         if not word.startswith("--") or name not in known:
-            options = ", ".join(f"--{name}" for name in known) or "none"
+            options = ", ".join(f"--{condition.name}" for condition in contract.conditions) or "none"
             raise InputError(
                 f"unknown argument '{word}'; this network's conditions are: {options}; see --help for the rest"
             )
         if not equals and not queue:
             raise InputError(f"{word}: a value is missing; write {word}=VALUE")
-        given[name] = text if equals else queue.pop(0)
+        given[known[name].name] = text if equals else queue.pop(0)
     return {name: _value_from(known[name], text) for name, text in given.items()}
 
 

@@ -109,7 +109,7 @@ def measure(
         evaluated = torch.compile(same, dynamic=False, mode=mode)
     kinds = {"int64": torch.int64, "float16": torch.float16, "float32": torch.float32}
     conditions = [
-        torch.full((batch, *one.shape), one.default or 0, dtype=kinds[one.dtype], device="cuda")
+        torch.tensor(one.default or 0, dtype=kinds[one.dtype], device="cuda").expand(batch, *one.shape).contiguous()
         for one in contract.conditions
     ]
     if who == "diffusers":

@@ -132,8 +132,8 @@ class Engine:
         """Samples float32 [n, *shape] on the device, one for each seed or each row of `noise`; latents stay latents.
 
         seeds: integers in [0, 2^64); a seed's sample is the same alone and in any batch. noise: [n, *shape] floating,
-        in their place. nfe: may be left out when the engine has one program. conditions: by the contract's names, one
-        value for all samples or [n, ..]. Any n: larger ones are cut into the engine's batches; 0 gives an empty result.
+        in their place. nfe: may be left out when the engine has one program. conditions: by the contract's names or
+        their aliases, one value for all samples or [n, ..]. Any n: larger ones are cut into batches, 0 gives none.
         On a CUDA device the call returns before the device is done, ordered on the current stream; whether samples are
         finite is looked at in the first call of each kind, and always on a CPU.
         Raises InputError; BackendError when the network fails, is not finite, or the engine is closed or in use.
@@ -284,16 +284,15 @@ class Engine:
         return moved.reshape(len(given), math.prod(self.contract.shape)).contiguous()
 
     def _check_conditions(self, given: Mapping[str, Any], count: int) -> Sequence[np.ndarray]:
-        known = {one.name: one for one in self.contract.conditions}
-        for name in given:
-            if name not in known:
-                takes = f"takes {', '.join(known)}" if known else "takes none"
-                raise InputError(f"unknown condition '{name}'; this network {takes}")
-        return [one.values(_plain(given.get(name)), count) for name, one in known.items()]
+        named = self.contract.by_name(given)
+        return [one.values(_plain(named.get(one.name)), count) for one in self.contract.conditions]
 
 
 def _plain(value: Any) -> Any:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
 
 
 __all__ = ["Engine", "Latency", "load", "noise"]

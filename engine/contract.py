@@ -29,17 +29,19 @@ RESERVED_NAMES = ("seeds", "noise", "nfe", "batch")  # words of `engine.sample` 
 class Condition:
     """One further input of a network, fed as [batch, *shape].
 
-    `default` fills every element when the caller gives nothing; without it the condition must be given.
-    `low` and `high` bound integers, both included; `labels` names the integers 0, 1, 2, ...
+    `default` is taken when the caller gives nothing, one number for every element or, for shape [n], n numbers; without
+    it the condition must be given. `low` and `high` bound integers, both included; `labels` names the integers 0, 1,
+    2, ...; `alias` is a second name that callers may use.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...] = ()
-    default: int | float | None = None
+    default: int | float | tuple[int | float, ...] | None = None
     low: int | None = None
     high: int | None = None
     labels: tuple[str, ...] = ()
+    alias: str = ""
 
     def __post_init__(self) -> None:
         check_name("condition", self.name)
@@ -58,12 +60,19 @@ class Condition:
             raise InputError(f"{where}: low {self.low} is above high {self.high}; swap them")
         if not is_strings(self.labels):
             raise InputError(f"{where}: labels {self.labels!r}, expected a tuple of strings")
+        if self.alias:
+            check_name(f"{where}: alias", self.alias)
         if self.default is not None:
-            if not (is_number(self.default) or isinstance(self.default, bool)):
+            numbers = self.default if isinstance(self.default, tuple) else (self.default,)
+            if not all(is_number(one) or isinstance(one, bool) for one in numbers):
                 raise InputError(f"{where}: default {self.default!r}, expected one finite number or None")
-            if self.dtype.startswith("int") and self.default != int(self.default):
+            if isinstance(self.default, tuple) and self.shape != (len(numbers),):
+                raise InputError(
+                    f"{where}: default of {len(numbers)} numbers, expected one, or shape {list(self.shape)}"
+                )
+            if self.dtype.startswith("int") and any(one != int(one) for one in numbers):
                 raise InputError(f"{where}: default {self.default!r} is no integer, but its dtype is {self.dtype}")
-            self._check_range(np.asarray(self.default))
+            self._check_range(np.asarray(numbers))
 
     def _check_range(self, values: NDArray[Any]) -> None:
         low, high = self.low, self.high
@@ -176,6 +185,7 @@ class Contract:
         for field in ("input", "time", "output"):
             check_name(f"contract: {field}", getattr(self, field))
         names = [*self.inputs, self.output]
+        names += [condition.alias for condition in self.conditions if condition.alias]
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"contract: the name '{name}' is used twice among {', '.join(names)}; rename one")
@@ -189,6 +199,19 @@ class Contract:
     def output_shape(self) -> tuple[int, ...]:
         """Of one sample's prediction."""
         return self.shape
+
+    def by_name(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`given` by the conditions' own names in place of aliases. Raises InputError: unknown, or given twice."""
+        names = {name: one.name for one in self.conditions for name in (one.alias, one.name) if name}
+        found: dict[str, Any] = {}
+        for name, value in given.items():
+            if name not in names:
+                takes = f"takes {', '.join(one.name for one in self.conditions)}" if names else "takes none"
+                raise InputError(f"unknown condition '{name}'; this network {takes}")
+            if names[name] in found:
+                raise InputError(f"condition '{names[name]}' is given twice, also as '{name}'; give it once")
+            found[names[name]] = value
+        return found
 
     def feed_times(self, network_times: ArrayLike) -> NDArray[Any]:
         """The values [N] fed as time, of `time_dtype`: `network_times` (float64 [N]) times `time_scale`.

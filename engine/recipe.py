@@ -142,12 +142,8 @@ def condition_tables(contract: Contract, given: Mapping[str, Any] | None) -> dic
     given: by name, one value, a label's name, or a list or array of m of them. What is not given takes each of its
     labels in turn when it has names for them, else its default. Raises InputError.
     """
-    given = given or {}
-    known = {one.name: one for one in contract.conditions}
-    for name in given:
-        if name not in known:
-            raise InputError(f"unknown condition '{name}'; this network takes {', '.join(known) or 'none'}")
-    return {name: _table(one, given.get(name)) for name, one in known.items()}
+    named = contract.by_name(given or {})
+    return {one.name: _table(one, named.get(one.name)) for one in contract.conditions}
 
 
 def rows(tables: Mapping[str, NDArray[Any]], seeds: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:

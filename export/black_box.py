@@ -23,7 +23,7 @@ from ..engine.backends import check_backend, open_best
 from ..engine.backends.abstract import Backend, Buffers, Source
 from ..engine.cache import content_key
 from ..engine.contract import Condition, Contract
-from ..engine.errors import BackendError, InputError
+from ..engine.errors import BackendError
 from ..engine.pool import Floats, Rows
 from .module_source import Normalised
 from .sources import ModuleSource, Network
@@ -143,12 +143,8 @@ def conditions_of(contract: Contract, given: Mapping[str, Any] | None, seeds: Se
     A list or array of several values is gone through in turn, one value serves all; what is not given is each label
     in turn where the condition has labels, else its default. Raises InputError.
     """
-    rest = dict(given or {})
-    found = [_values(one, rest.pop(one.name, None), seeds) for one in contract.conditions]
-    if rest:
-        known = ", ".join(one.name for one in contract.conditions) or "none"
-        raise InputError(f"unknown condition '{next(iter(rest))}'; this network takes {known}")
-    return found
+    named = contract.by_name(given or {})
+    return [_values(one, named.get(one.name), seeds) for one in contract.conditions]
 
 
 def _values(one: Condition, given: Any, seeds: Sequence[int]) -> np.ndarray:

@@ -90,7 +90,7 @@ def cases(contract: Contract | DecoderContract, *, large: bool = False) -> Itera
 def _random_condition(condition: Condition, batch: int, generator: np.random.Generator) -> Array:
     shape = (batch, *condition.shape)
     if condition.dtype.startswith("int"):
-        low = condition.low if condition.low is not None else int(condition.default or 0)
+        low = condition.low if condition.low is not None else int(np.min(condition.default or 0))
         high = condition.high if condition.high is not None else max(low, len(condition.labels) - 1)
         return generator.integers(low, high, shape, dtype=condition.dtype, endpoint=True)
     if condition.dtype == "bool":

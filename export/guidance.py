@@ -46,7 +46,8 @@ class ClassifierFree:
 
     unconditional   by name of a condition the value that means "none": a number, a label's name, an array of the
                     condition's shape, None for the condition's default, or "input" for a further run-time input,
-                    NAME_unconditional (a negative prompt). Conditions left out are the same in both halves
+                    NAME_unconditional, alias negative_ALIAS (a negative prompt). Conditions left out are the same in
+                    both halves
     scale           default of the input `guidance`
     interval        two times of the schedule, both included, outside which the scale is 1 (arXiv 2404.07724)
     rescale         0 to 1, see the module
@@ -195,16 +196,15 @@ class Halves:
     def __init__(self, guidance: ClassifierFree, contract: Contract) -> None:
         self.guidance = guidance
         known = {one.name: one for one in contract.conditions}
-        for name in guidance.unconditional:
-            if name not in known:
-                has = f"its conditions are {', '.join(known)}" if known else "it has none, so use a classifier"
-                raise InputError(f"guidance: network '{contract.name}' has no condition '{name}'; {has}")
+        if not known:
+            raise InputError(f"guidance: network '{contract.name}' has no conditions; use a classifier")
         self.values: dict[str, np.ndarray | str | None] = dict.fromkeys(known)
         extra: list[Condition] = []
-        for name, given in guidance.unconditional.items():
+        for name, given in contract.by_name(guidance.unconditional).items():
             one = known[name]
             if isinstance(given, str) and given == AT_RUN_TIME:
-                extra.append(Condition(f"{name}_unconditional", one.dtype, one.shape, low=one.low, high=one.high))
+                own, alias = f"{name}_unconditional", one.alias and f"negative_{one.alias}"
+                extra.append(Condition(own, one.dtype, one.shape, low=one.low, high=one.high, alias=alias))
                 self.values[name] = extra[-1].name
                 continue
             if given is None and one.default is None:

@@ -100,6 +100,11 @@ def test_a_missing_field_is_named(field: str) -> None:
         {"default": float("inf")},
         {"default": 5, "high": 4},
         {"labels": (1, 2)},
+        {"alias": "a-b"},
+        {"default": (1, 2)},
+        {"default": (1, 2, 3), "shape": (2,)},
+        {"default": (1, 2.5), "shape": (2,)},
+        {"default": (1, 5), "shape": (2,), "high": 4},
     ],
 )
 def test_a_wrong_condition_is_refused(fields: dict[str, Any]) -> None:
@@ -148,6 +153,26 @@ def test_condition_refuses(given: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         label.values(given, 2)
     assert "\n" not in str(caught.value)
+
+
+def test_a_default_of_one_number_each() -> None:
+    sizes = Condition("sizes", "float32", (3,), default=(64, 0, 0.5))
+    np.testing.assert_array_equal(sizes.values(None, 2), [[64, 0, 0.5]] * 2)
+    contract = Contract(name="a", shape=(1,), schedule="vp", prediction="eps", conditions=(sizes,))
+    assert Contract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
+
+
+def test_conditions_by_their_aliases() -> None:
+    text = Condition("encoder_hidden_states", "float32", (2,), alias="prompt_embeds")
+    words: dict[str, Any] = {"name": "a", "shape": (1,), "schedule": "vp", "prediction": "eps"}
+    contract = Contract(**words, conditions=(text, Condition("label", "int64")))
+    assert contract.by_name({"prompt_embeds": 1, "label": 2}) == {"encoder_hidden_states": 1, "label": 2}
+    with pytest.raises(InputError, match="unknown condition 'text'; this network takes encoder_hidden_states, label"):
+        contract.by_name({"text": 1})
+    with pytest.raises(InputError, match="'encoder_hidden_states' is given twice, also as 'encoder_hidden_states'"):
+        contract.by_name({"prompt_embeds": 1, "encoder_hidden_states": 1})
+    with pytest.raises(InputError, match="the name 'label' is used twice"):
+        Contract(**words, conditions=(Condition("label", "int64"), Condition("other", "int64", alias="label")))
 
 
 def test_parse_condition() -> None:

@@ -196,7 +196,7 @@ def test_digest_knows_the_guidance(tmp_path: Path) -> None:
         ("label=10", "expected values in 0..9"),
         ("label=boot", "unknown label 'boot'"),
         ("label=0.5", "got fractions"),
-        ("colour=1", "no condition 'colour'; its conditions are label, shift"),
+        ("colour=1", "unknown condition 'colour'; this network takes label, shift"),
         ("label=9,scale=much", "'much' is no number"),
         ("label=9,scale=inf", "scale inf, expected a finite number"),
         ("label=9,rescale=2", "rescale 2.0, expected 0 to 1"),

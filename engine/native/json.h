@@ -65,6 +65,7 @@ class Node final {
     std::vector<std::pair<std::string, Node>> fields() const;
     std::vector<Node> items() const;
 
+    bool is_array() const { return std::holds_alternative<Array>(value_->data); }
     const std::string& string() const;
     double number() const;
     bool boolean() const;
