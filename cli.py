@@ -88,14 +88,14 @@ def build(
     time_name: options.TimeName = None,
     output_name: options.OutputName = None,
     condition: options.ConditionOption = None,
-    time_scale: options.TimeScale = 1.0,
+    time_scale: options.TimeScale = None,
     time_dtype: options.TimeDtype = None,
     learned_sigma: options.LearnedSigma = False,
-    sigma_data: options.SigmaData = 0.5,
+    sigma_data: options.SigmaData = None,
     guidance: options.Guidance = None,
     decoder: options.DecoderOption = None,
     solver: options.Solver = "pfdiff:k=2,l=1",
-    grid: options.GridOption = "logsnr",
+    grid: options.GridOption = None,
     basis: options.Basis = None,
     clip: options.Clip = None,
     t_start: options.StartTime = None,
@@ -129,7 +129,7 @@ def build(
     settings: dict[str, Any] = {"basis": basis, "clip": clip, "t_start": t_start}
     settings |= {"precision": precision, "backend": backend, "device": device, "threads": threads, "out": out}
     settings |= {"target": target or ()}
-    settings |= {"grid": grid_from(grid), "batch": integers_from("--batch", batch) if batch else None}
+    settings |= {"grid": grid_from(grid) if grid else None, "batch": integers_from("--batch", batch) if batch else None}
     evaluations = integers_from("--nfe", nfe)
     with stages() as progress:
         progress("reading the network")

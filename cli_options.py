@@ -26,7 +26,11 @@ def number(text: str) -> float:
 
 # The network.
 NetworkArgument = Annotated[
-    str, typer.Argument(metavar="NETWORK", help="An .onnx file, file.py:factory (returns an nn.Module), or 'fashion'.")
+    str,
+    typer.Argument(
+        metavar="NETWORK",
+        help="An .onnx file, a diffusers folder, file.py:factory (returns an nn.Module), or 'fashion'.",
+    ),
 ]
 Shape = Annotated[str | None, typer.Option("--shape", help="Of one sample, such as 3x64x64.")]
 Schedule = Annotated[str | None, typer.Option("--schedule", help="linear:1000, cosine:300, vp, edm, flow, ...")]
@@ -39,11 +43,15 @@ ConditionOption = Annotated[
     typer.Option("--condition", metavar="TEXT", help="Further input, name:dtype[:77x768][=default]; repeatable."),
 ]
 TimeScale = Annotated[
-    float, typer.Option("--time-scale", parser=number, metavar="FLOAT", help="The network is fed t times this.")
+    float | None,
+    typer.Option("--time-scale", parser=number, metavar="FLOAT", help="The network is fed t times this; default: 1."),
 ]
 TimeDtype = Annotated[str | None, typer.Option("--time-dtype", help="float32 or int64; found by trying.")]
 LearnedSigma = Annotated[bool, typer.Option("--learned-sigma", help="The output's second half is a variance.")]
-SigmaData = Annotated[float, typer.Option("--sigma-data", parser=number, metavar="FLOAT", help="Of edm networks.")]
+SigmaData = Annotated[
+    float | None,
+    typer.Option("--sigma-data", parser=number, metavar="FLOAT", help="Of edm networks; default: 0.5."),
+]
 Guidance = Annotated[
     str | None,
     typer.Option("--guidance", help="label=10[,scale=2], or classifier=FILE.py:FACTORY[,clip=1]; then an input."),
@@ -56,7 +64,12 @@ DecoderOption = Annotated[
 # The programs.
 EvaluationsList = Annotated[str, typer.Option("--nfe", help="Network evaluations a sample, one or several: 5,8.")]
 Solver = Annotated[str, typer.Option("--solver", help="ddim, dpm++:2m, pfdiff:k=2,l=1, ...")]
-GridOption = Annotated[str, typer.Option("--grid", help="uniform, quadratic, logsnr, ..., or all times.")]
+GridOption = Annotated[
+    str | None,
+    typer.Option(
+        "--grid", help="uniform, quadratic, logsnr, ..., or all times; default: a diffusers scheduler's, else logsnr."
+    ),
+]
 Basis = Annotated[str | None, typer.Option("--basis", help="What the solver combines: eps, x0 or v.")]
 Clip = Annotated[
     float | None, typer.Option("--clip", parser=number, metavar="FLOAT", help="Clamp x0 to [-CLIP, CLIP].")

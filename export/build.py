@@ -25,9 +25,12 @@ from ..engine.errors import BackendError, EngineFileError, InputError
 from ..engine.plans import check_target, obtain_plan, parse_targets, plan_key
 from ..engine.program import Program
 from ..engine.program import compile as compile_program
+from ..engine.schedule import parse_schedule
+from ..engine.solvers import parse_solver
 from .sources import ModuleSource, Network, Progress
 
 if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import nn
 
     from ..engine.backends.abstract import BuildProgress
@@ -37,15 +40,15 @@ LARGEST_BATCH = 1 << 16  # the exporter's bound on the dynamic batch dimension
 
 
 def build(
-    network: Network | nn.Module | str | Path,
+    network: Network | nn.Module | str | Path | DiffusionPipeline,
     nfe: int | Iterable[int],
     solver: str = "pfdiff:k=2,l=1",
     *,
-    grid: Grid = "logsnr",
+    grid: Grid | None = None,
     basis: str | None = None,
     clip: float | None = None,
     t_start: float | None = None,
-    end: str | float = "clean",
+    end: str | float | None = None,
     batch: int | Iterable[int] | None = None,
     precision: str = "fp32",
     backend: str = "auto",
@@ -59,11 +62,12 @@ def build(
     """Build the engine directory `out` and load it.
 
     network: a Network, or what Network takes alone. nfe: evaluations a sample, one or several; one program each.
-    solver, grid, basis, clip, t_start, end: as in `pfdiff.compile`. batch: bucket sizes, by default those of the engine
-    at `out`, else 1. precision: fp32, fp16 or bf16. backend, device, threads: as in `pfdiff.load`. target: compute
-    capabilities, "sm86,sm89" or a list, to build TensorRT-RTX plans for; no GPU is needed. out: by default NAME.engine
-    in the current folder. progress: called with one line at each stage; plan_progress: with a TensorRT plan's phase,
-    steps done and steps in all.
+    solver, grid, basis, clip, t_start, end: as in `pfdiff.compile`; grid, basis, clip and end are by default those of
+    the network's diffusers scheduler, its times exactly, else logsnr (uniform where alpha starts at 0), no clip, clean.
+    batch: bucket sizes, by default those of the engine at `out`, else 1. precision: fp32, fp16 or bf16. backend,
+    device, threads: as in `pfdiff.load`. target: compute capabilities, "sm86,sm89" or a list, to build TensorRT-RTX
+    plans for; no GPU is needed. out: by default NAME.engine in the current folder. progress: called with one line at
+    each stage; plan_progress: with a TensorRT plan's phase, steps done and steps in all.
 
     An engine of the same network and precision keeps its programs of other NFE and is not exported again; when nothing
     changes, nothing is written. Any other engine at `out` is replaced, at the very end and at once; after an error,
@@ -156,14 +160,23 @@ def _exported(
 
 # What is checked before any work.
 def _compile(source: Network, solver: str, nfe: int, settings: Mapping[str, Any]) -> Program:
-    contract = source.contract
+    contract, convention = source.contract, source.convention
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    if convention is not None:
+        own = {"basis": convention.basis, "clip": convention.clip, "end": convention.end}
+        # With a start of the caller's own the nearest rule has to do.
+        own["grid"] = convention.grid if "t_start" in chosen else convention.walk(parse_solver(solver), nfe)
+        chosen = own | chosen
+    else:
+        process = parse_schedule(contract.schedule)
+        chosen.setdefault("grid", "logsnr" if process.alpha(process.last) > 0 else "uniform")
     program = compile_program(
         solver,
         contract.schedule,
         nfe,
         prediction=contract.prediction,
         sigma_data=contract.sigma_data,
-        **settings,
+        **chosen,
     )
     contract.feed_times(program.network_times)
     return program

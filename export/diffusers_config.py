@@ -31,6 +31,7 @@ import numpy as np
 
 from ..engine.errors import InputError
 from ..engine.schedule import Array, Flow, parse_schedule
+from ..engine.solvers.abstract import Solver
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 SMALLEST_ALPHA = 2.0**-24  # what diffusers' sigma-based schedulers put in place of a terminal alphabar of 0
@@ -75,7 +76,7 @@ class Convention:
     grid: the nearest rule of ours, for networks without a scheduler; `points` gives diffusers' exact times. basis:
     None for the default. time_scale: the network is fed times this (1000 for flow networks).
     spacing: linspace, leading, trailing, flow, or rule, where `grid` itself is exact; is_open: the rule's last point is
-    dropped. span, shift, shift_terminal, ramp: of flow spacing, in this order.
+    dropped. span, shift, shift_terminal, ramp: of flow spacing, in this order; span may end with None for 1 / M.
     """
 
     schedule: str
@@ -89,7 +90,7 @@ class Convention:
     spacing: str = "rule"
     is_open: bool = False
     offset: int = 0
-    span: tuple[float, float] = (1.0, 1e-3)
+    span: tuple[float, float | None] = (1.0, 1e-3)
     shift: float = 1.0
     shift_terminal: float | None = None
     ramp: str | None = None
@@ -127,6 +128,19 @@ class Convention:
             raise InputError(f"{count} times do not fall strictly; take fewer steps, or give times that fall")
         return (*points.tolist(), float(last))
 
+    def walk(
+        self,
+        solver: Solver,
+        nfe: int,
+        *,
+        times: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> str | tuple[float, ...]:
+        """The grid of `solver` with `nfe` evaluations: `points` for as many as it walks, or the rule."""
+        # Single-step solvers of higher order end their intervals at trained times, and reach the clean point alone.
+        count = solver.intervals(nfe) + (solver.evaluations > 1 and self.end == "clean")
+        return self.points(count, times=times, sigmas=sigmas) or self.grid
+
     def _discrete(self, count: int, length: int) -> Array:
         total = count + self.is_open
         match self.spacing:
@@ -138,7 +152,11 @@ class Convention:
                 return np.round(length - np.arange(count) * (length / count)) - 1
 
     def _flow(self, count: int, given: Sequence[float] | None) -> Array:
-        sigmas = np.linspace(*self.span, count + self.is_open)[:count] if given is None else _resampled(given, 0, count)
+        first, last = self.span
+        last = 1 / count if last is None else last
+        sigmas = (
+            np.linspace(first, last, count + self.is_open)[:count] if given is None else _resampled(given, 0, count)
+        )
         sigmas = shifted(sigmas, self.shift)
         if self.shift_terminal:
             sigmas = 1 - (1 - sigmas) * (1 - self.shift_terminal) / (1 - sigmas[-1])
@@ -256,7 +274,8 @@ def _flow(config: Mapping[str, Any], shift: float, mu: float | None) -> Conventi
             raise InputError("this scheduler shifts its times by the image's size; give mu (see dynamic_mu)")
         shift = mu if get("time_shift_type") == "linear" else math.exp(mu)
     length = int(get("num_train_timesteps") or 1000)
-    span, is_open = (1.0, 1 / length), False
+    span: tuple[float, float] = (1.0, 1 / length)
+    is_open = False
     if get("solver_order"):
         is_open = True
         if not get("predict_x0"):  # UniPC starts at 1, the DPM family one time lower

@@ -25,6 +25,8 @@ HELD_OUT = 1 << 40
 def make_setting(subject: Subject, nfe: int, clip: float | None, t_start: float | None, end: str | float) -> Setting:
     """What all candidates share. Raises InputError on what does not fit the network's schedule."""
     contract = subject.contract
+    if clip is None and subject.network is not None and subject.network.convention is not None:
+        clip = subject.network.convention.clip
     process = parse_schedule(contract.schedule)
     start = default_start(contract.schedule, contract.prediction) if t_start is None else float(t_start)
     process.alpha(start)

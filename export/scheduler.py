@@ -176,10 +176,8 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         grid: Any = config["grid"]
         intervals = self._solver.intervals(steps)
         if timesteps is not None or (grid is None and config["t_start"] is None):
-            # Single-step solvers of higher order end their intervals at trained times, and reach the clean point alone.
-            count = intervals + (self._solver.evaluations > 1 and convention.end == "clean")
             times = None if timesteps is None else _times_of(timesteps, convention)
-            grid = convention.points(count, times=times, sigmas=sigmas) or convention.grid
+            grid = convention.walk(self._solver, steps, times=times, sigmas=sigmas)
         elif grid is None:
             grid = convention.grid
         start = config["t_start"] if isinstance(grid, str) else None

@@ -3,6 +3,7 @@
     Network(module)                 an nn.Module with forward(x [B, *shape], t [B], ...) -> prediction
     Network("file.py:factory")      factory() returns such a module
     Network("unet.onnx")            an ONNX file from anybody
+    Network("stable-diffusion")     a diffusers folder, and Network(pipeline), an object: see diffusers_source.py
     Network("fashion")              a shipped network
 
 `network.write(folder)` makes network.onnx of it, compared with the source before it is accepted.
@@ -24,12 +25,15 @@ from ..engine.contract import PRECISIONS, PREDICTIONS, Condition, Contract
 from ..engine.errors import InputError
 from ..engine.schedule import parse_schedule
 from . import zoo
+from .diffusers_source import Asked, open_diffusers
 
 if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import Tensor, nn
 
     from .check import Array, Case
     from .decoder import Decoder, ModuleDecoder
+    from .diffusers_config import Convention
     from .guidance import Guidance
     from .guided_onnx import GuidedOnnx
     from .onnx_decoder import OnnxDecoder
@@ -165,27 +169,30 @@ class ModuleSource:
 class Network:
     """A score network and its contract.
 
-    shape        of one sample, without the batch; an ONNX file or `example` may say it
-    schedule     the noise schedule it was trained with, such as "cosine:300"
-    prediction   eps, x0, v, flow or edm (the raw F of EDM preconditioning)
+    source       an nn.Module, "file.py:factory", an ONNX file, a shipped network's name, a diffusers folder or pipeline
+    shape        of one sample, without the batch; an ONNX file, a diffusers config or `example` may say it
+    schedule     the noise schedule it was trained with, such as "cosine:300"; a diffusers scheduler may say it
+    prediction   eps, x0, v, flow or edm (the raw F of EDM preconditioning); likewise
     conditions   further inputs by name: a Condition, or for a module an example tensor [B, ...]
     input, time  names of the inputs for x and the time, where they cannot be guessed
     output       name (ONNX, dict) or index (tuple) of the prediction among several outputs
-    time_scale   the network is fed schedule time * time_scale
+    time_scale   the network is fed schedule time * time_scale; 1 unless the source says otherwise
     time_dtype   float32 or int64; found by trying when None
     learned_sigma  the output has twice the channels, of which the first half is the prediction
+    data_range   what `images` turns into 0..255, and `tune` compares within; (-1, 1) unless the source says otherwise
     example      example tensors by parameter name, for shape, time and conditions of a module
     decoder      of a latent model: a Decoder (decoder.py) or what it takes alone, such as an AutoencoderKL or a text
                  "vae.py:load"; `engine.images` decodes, and `data_range` is that of the images
     guidance     ClassifierFree, ClassifierGuidance (guidance.py) or a text: "label=10", "classifier=fashion";
                  the scale becomes the condition `guidance`
 
-    Raises InputError, one line, for everything that does not fit. `contract` is what network.onnx will take.
+    Raises InputError, one line, for everything that does not fit. `contract` is what network.onnx will take,
+    `convention` the times, clip and end of the diffusers scheduler that came with it, or None.
     """
 
     def __init__(
         self,
-        source: nn.Module | str | Path,
+        source: nn.Module | str | Path | DiffusionPipeline,
         *,
         shape: tuple[int, ...] | None = None,
         schedule: str | None = None,
@@ -194,34 +201,41 @@ class Network:
         input: str | None = None,
         time: str | None = None,
         output: str | int | None = None,
-        time_scale: float = 1.0,
+        time_scale: float | None = None,
         time_dtype: str | None = None,
         learned_sigma: bool = False,
-        sigma_data: float = 0.5,
-        data_range: tuple[float, float] = (-1.0, 1.0),
+        sigma_data: float | None = None,
+        data_range: tuple[float, float] | None = None,
         name: str | None = None,
         example: Mapping[str, Tensor] | None = None,
         guidance: Guidance | str | None = None,
         decoder: Decoder | nn.Module | str | Path | None = None,
     ) -> None:
         conditions = dict(conditions or {})
+        shape = None if shape is None else tuple(shape)
         text = str(source) if isinstance(source, (str, Path)) else None
+        known, told = None, conditions
         if text in zoo.NAMES:
-            shipped = zoo.load(text)
-            source, name, shape = shipped.module, name or shipped.name, shape or shipped.shape
-            schedule, prediction = schedule or shipped.schedule, prediction or shipped.prediction
-            conditions = {one.name: one for one in shipped.conditions} | conditions
+            known = zoo.load(text)
+        elif input is None and time is None and output is None:  # with these a diffusers model is a module like any
+            known, told = open_diffusers(source, Asked(shape, schedule, prediction, conditions)), {}
+        if text is not None and known is None and not (text.endswith(".onnx") or ".py:" in text):
+            raise InputError(f"network '{text}': not known; expected {_FORMS}")
+        if known is not None:
+            source, name, shape = known.module, name or known.name, shape or known.shape
+            schedule, prediction = schedule or known.schedule, prediction or known.prediction
+            conditions = {one.name: one for one in known.conditions} | told
         words = {
             "name": name or (type(source).__name__ if text is None else Path(text.rpartition(":")[0] or text).stem),
             "schedule": schedule,
             "prediction": prediction,
-            "time_scale": time_scale,
+            "time_scale": _first(time_scale, known and known.time_scale, 1.0),
             "time_dtype": time_dtype,
-            "learned_sigma": learned_sigma,
-            "sigma_data": sigma_data,
-            "data_range": data_range,
+            "learned_sigma": learned_sigma or (known is not None and known.learned_sigma),
+            "sigma_data": _first(sigma_data, known and known.sigma_data, 0.5),
+            "data_range": data_range or (known.data_range if known and decoder is None else (-1.0, 1.0)),
         }
-        shape = None if shape is None else tuple(shape)
+        self.convention: Convention | None = known and known.convention
         _check_words(words, shape)
         roles: dict[str, Any] = {"shape": shape, "input": input, "time": time, "output": output}
         self._source: ModuleSource | OnnxSource | GuidedOnnx = _open(
@@ -232,6 +246,7 @@ class Network:
 
             self._source = apply(self._source, guidance)
         self.decoder: ModuleDecoder | OnnxDecoder | None = None
+        decoder = known.decoder if decoder is None and known is not None else decoder
         if decoder is not None:
             from .decoder import open_decoder
 
@@ -284,15 +299,16 @@ class Network:
         contract = self.contract
         if tuple(x.shape[1:]) != contract.shape:
             raise InputError(f"x is {list(x.shape)}, expected [batch, {', '.join(map(str, contract.shape))}]")
-        given = dict(conditions or {})
-        fed = tuple(_as_array(one.values(_as_array(given.pop(one.name, None)), len(x))) for one in contract.conditions)
-        if given:
-            known = ", ".join(one.name for one in contract.conditions) or "none"
-            raise InputError(f"unknown condition '{next(iter(given))}'; this network takes {known}")
+        given = contract.by_name(conditions or {})
+        fed = tuple(_as_array(one.values(_as_array(given.get(one.name)), len(x))) for one in contract.conditions)
         times = np.asarray(_as_array(t), dtype=contract.time_dtype)
         times = np.broadcast_to(times, (len(x),)).copy() if contract.time_rank else times.reshape(-1)[:1].reshape(())
         case = Case(np.ascontiguousarray(_as_array(x.float())), times, fed)
         return torch.from_numpy(self._source.evaluate(case)).to(x.device)
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)
 
 
 def _as_array(value: Any) -> Any:
@@ -326,7 +342,7 @@ def _open(
         from torch import nn
 
         if not isinstance(source, nn.Module):
-            raise InputError(f"network: got {type(source).__name__}, expected an nn.Module or {_FORMS}")
+            raise InputError(f"network: got {type(source).__name__}, expected an nn.Module, a pipeline or {_FORMS}")
         return ModuleSource(source, b"", words, **roles, conditions=conditions, example=example)
     text = str(source)
     if text.endswith(".onnx"):
@@ -336,12 +352,10 @@ def _open(
             if not isinstance(one, Condition):
                 raise InputError(f"condition '{name}' of an ONNX file: got {type(one).__name__}, expected a Condition")
         return OnnxSource(Path(text), words, **roles, conditions=conditions)  # type: ignore[arg-type]
-    if ".py:" in text:
-        from .module_source import load_factory
+    from .module_source import load_factory
 
-        module, code = load_factory(text)
-        return ModuleSource(module, code, words, **roles, conditions=conditions, example=example)
-    raise InputError(f"network '{text}': not known; expected {_FORMS}")
+    module, code = load_factory(text)
+    return ModuleSource(module, code, words, **roles, conditions=conditions, example=example)
 
 
-_FORMS = f"a path ending in .onnx, file.py:factory, or a shipped network ({', '.join(zoo.NAMES)})"
+_FORMS = f"a path ending in .onnx, file.py:factory, a diffusers folder, or a shipped network ({', '.join(zoo.NAMES)})"

@@ -286,8 +286,12 @@ class NoTensor(Mixing):
         (LikeDiffusers(), {"conditions": {"encoder_hidden_states": torch.zeros(2, 3, 5).double()}}, "torch.float64"),
         (NoTime(), {}, r"takes no x and time; expected forward\(x, t"),
         (NoTensor(), {}, "returns no tensor"),
-        (42, {}, "got int, expected an nn.Module or a path ending in .onnx"),
-        ("faces", {}, "not known; expected a path ending in .onnx, file.py:factory, or a shipped network .fashion."),
+        (42, {}, "got int, expected an nn.Module, a pipeline or a path ending in .onnx"),
+        (
+            "faces",
+            {},
+            "not known; expected a path ending in .onnx, file.py:factory, a diffusers folder, or a shipped netw",
+        ),
         ("model.ckpt", {}, "not known"),
     ],
 )

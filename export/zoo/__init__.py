@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING
 
 from ...engine.contract import Condition
 from ...engine.errors import EngineFileError, InputError
-
-if TYPE_CHECKING:
-    from torch import nn
+from ..known import Known
 
 NAMES = ("fashion",)
 
 
-@dataclass(frozen=True)
-class Shipped:
-    """A trained module in float32 and what `Network` needs to know of it."""
-
-    module: nn.Module
-    name: str
-    shape: tuple[int, ...]
-    schedule: str
-    prediction: str
-    conditions: tuple[Condition, ...]
-
-
-def load(name: str) -> Shipped:
+def load(name: str) -> Known:
     """The shipped network `name` with its weights. Raises InputError (no such name), EngineFileError (bad weights)."""
     if name not in NAMES:
         raise InputError(f"unknown shipped network '{name}'; shipped: {', '.join(NAMES)}")
@@ -50,4 +34,4 @@ def load(name: str) -> Shipped:
         line = str(error).splitlines()[0]
         raise EngineFileError(f"the weights fashion.safetensors are damaged ({line}); install pfdiff again") from error
     label = Condition("label", "int64", default=NO_LABEL, low=0, high=NO_LABEL, labels=CLASSES)
-    return Shipped(module.eval(), "fashion", (1, 28, 28), "linear:1000", "v", (label,))
+    return Known(module.eval(), "fashion", (1, 28, 28), "linear:1000", "v", (label,))
