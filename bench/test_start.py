@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import pfdiff
-from pfdiff.bench.cases import NFE, SETTINGS, Case, Engines, device_of, source_of
+from pfdiff.bench.cases import BATCH, NFE, SETTINGS, Case, Engines, device_of, source_of
 from pfdiff.bench.measure import Measure, blocks
 
 pytestmark = pytest.mark.host
@@ -50,18 +50,23 @@ def test_first_sample(measure: Measure, engines: Engines, case: Case) -> None:
         with pfdiff.load(engine.path, engine.device, case.backend) as fresh:
             fresh.parts(case.nfe, case.batch).whole()
 
-    times, _ = measure(load_and_sample, weight=0.5)
+    times, _ = measure(load_and_sample, rounds=3)
     measure.record(times, case, engine, load_ms=figures.load_ms, first_ms=figures.first_ms)
 
 
 @pytest.mark.own
-@pytest.mark.parametrize("state", ["new", "up to date"])
-def test_build(measure: Measure, tmp_path: Path, state: str) -> None:
-    rounds = iter(range(100))
+def test_build(measure: Measure, tmp_path: Path) -> None:
+    times, _ = measure(lambda: build(tmp_path / "new.engine"), rounds=1)
+    measure.record(times)
 
-    def build() -> None:
-        out = tmp_path / (f"{next(rounds)}.engine" if state == "new" else "same.engine")
-        pfdiff.build(source_of("fashion"), NFE["fashion"], **SETTINGS, device=device_of(), out=out).close()
 
-    times, _ = measure(build, rounds=1)
-    measure.record(times, budget_ms=3000 if state == "up to date" else None)
+@pytest.mark.own
+def test_build_of_what_is_up_to_date(measure: Measure, engines: Engines) -> None:
+    path = engines.path("fashion", "fp32")
+    times, _ = measure(lambda: build(path), rounds=3)
+    measure.record(times, budget_ms=3000)
+
+
+def build(out: Path) -> None:
+    settings = {**SETTINGS, "batch": BATCH["fashion"], "device": device_of(), "out": out}
+    pfdiff.build(source_of("fashion"), NFE["fashion"], **settings).close()
