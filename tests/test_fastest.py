@@ -75,7 +75,7 @@ def test_none_that_runs_is_an_error_with_every_reason(artifact: Artifact, monkey
         raise BackendError("it refuses")
 
     monkeypatch.setattr(fastest, "open_backend", refuse)
-    with pytest.raises(BackendError, match="no backend runs .*onnxruntime: it refuses; openvino: it refuses"):
+    with pytest.raises(BackendError, match=r"no backend runs .*onnxruntime: it refuses; openvino: it refuses"):
         pfdiff.load(artifact.path, backend="fastest")
 
 

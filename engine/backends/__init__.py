@@ -137,7 +137,8 @@ def check_runnable(name: str, precision: str, module: object, device: torch.devi
 def open_best(source: Source, device: torch.device | None, name: str, threads: int | None) -> tuple[Backend, str]:
     """The backend `name`, or with "auto" the best that works on `device` (None: a GPU if one works, else the CPU).
 
-    "fastest" is "auto", but on a CPU those installed are timed. Also why, in one line. Raises InputError, BackendError when none works; each is named with its reason.
+    "fastest" is "auto", but on a CPU those installed are timed. Also why, in one line. Raises InputError, BackendError
+    when none works; each is named with its reason.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The fastest backend on this CPU, found by trying: which library wins depends on the network, the machine, the versions.
+"""The fastest backend on this CPU, found by trying: which wins depends on network, machine and versions.
 
 Every installed one that computes in the engine's own precision evaluates the network a few times, all in turns, so that
 a machine that drifts slows them alike. It costs a load of each and about a second; nothing is remembered.
