@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..engine.api import Engine, load
-from ..engine.artifact import Artifact, read_artifact
+from ..engine.artifact import read_artifact
 from ..engine.backends import NAMES, check_runnable
 from ..engine.contract import Contract
 from ..engine.device import why_not_cuda
@@ -137,9 +137,10 @@ class Engines:
         return read_artifact(self.path(name, "fp32")).contract
 
     def with_program(self, name: str, program: Program, batch: int = 1) -> Engine:
-        """A float32 engine of an own network and one program on the best backend; for the caller to close."""
-        artifact: Artifact = read_artifact(self.path(name, "fp32"))
-        return Engine(replace(artifact, programs={program.nfe: program}, batch=(batch,)), device=device_of())
+        """A float32 engine of an own network and one program on the fastest backend; for the caller to close."""
+        artifact = read_artifact(self.path(name, "fp32"))
+        artifact = replace(artifact, programs={program.nfe: program}, batch=(batch,))
+        return Engine(artifact, device=device_of(), backend="fastest")
 
 
 def source_of(name: str) -> Network:

@@ -1,4 +1,4 @@
-"""The same samples drawn by others, beside our engine with the same solver at the same times on its best backend.
+"""The same samples drawn by others, beside our engine with the same solver at the same times on its fastest backend.
 
 Outputs are compared before anything is timed. A peer's ratio is our time over its own.
 """
