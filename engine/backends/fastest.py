@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..contract import Contract
 from ..errors import BackendError, PfdiffError
-from ..loop import TORCH_DTYPES
+from ..loop import TORCH_DTYPES, from_numpy
 from . import BACKENDS, check_precision, open_backend
 from .abstract import Backend, Buffers, Evaluate, Source
 
@@ -76,8 +76,12 @@ def _least_ms(evaluations: list[Evaluate]) -> NDArray[np.float64]:
 def _buffers(backend: Backend, contract: Contract, batch: int) -> Buffers:
     x, out = (torch.zeros((batch, *contract.shape), dtype=backend.dtype) for _ in range(2))
     t = torch.zeros((batch,) if contract.time_rank else (), dtype=TORCH_DTYPES[contract.time_dtype])
-    conditions = tuple(
-        torch.full((batch, *one.shape), one.default or one.low or 0, dtype=TORCH_DTYPES[one.dtype])
+    given = [
+        one.values(np.full(one.shape, one.low or 0) if one.default is None else None, batch)
         for one in contract.conditions
+    ]
+    conditions = tuple(
+        from_numpy(values).to(TORCH_DTYPES[one.dtype])
+        for one, values in zip(contract.conditions, given, strict=True)
     )
     return Buffers(x, t, conditions, out)
