@@ -47,6 +47,13 @@ def tune(
     metric: Annotated[str, typer.Option("--metric", help="error, to a reference, or fd, to real pictures.")] = "error",
     pictures: Annotated[str | None, typer.Option("--pictures", help="Real pictures, for fd: a file or folder.")] = None,
     features: Annotated[str | None, typer.Option("--features", help="What measures them: see evaluate.")] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", metavar="ADDRESS", help="Draw on Ray, for fd: local, auto or HOST:PORT.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", parser=options.integer, metavar="INT", help="On Ray; default: what it has room for."),
+    ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="Evaluations for each NFE, 20000, or a time, 2min.")
     ] = None,
@@ -113,6 +120,8 @@ def tune(
                 metric=metric,
                 pictures=pictures,
                 features=features,
+                ray=ray,
+                workers=workers,
                 calibration=calibration,
                 held_out=held_out,
                 seed=seed,

@@ -67,7 +67,7 @@ def run_on_ray(
         raise InputError("ray[data] is not installed: pip install 'pfdiff[ray]', or run in this process") from None
     threads = place.threads or 1
     place = Workplace(place.engine, place.out, place.device, place.backend, threads)
-    with _connected(address):
+    with connected(address):
         gpus, pool = size_pool(ray.cluster_resources(), len(shards), threads, workers, gpus_per_worker, place.device)
         context = DataContext.get_current()
         context.enable_progress_bars = False
@@ -119,7 +119,7 @@ def size_pool(
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[None]:
+def connected(address: str) -> Iterator[None]:
     """A connection to the cluster at `address`, which a local one does not outlive; one that is there is used."""
     import ray
 

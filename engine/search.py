@@ -54,6 +54,10 @@ class Criterion(Protocol):
         """What a tally of so many seeds amounts to; inf when it is not finite."""
         ...
 
+    def expect(self, asked: Sequence[tuple[Program, Rows]]) -> None:
+        """What `tally` will be asked next, so that several may be run at a time. Counts nothing."""
+        ...
+
 
 @final
 @dataclass(eq=False)
@@ -121,6 +125,9 @@ class Judge:
     def error(self, tally: float, seeds: int) -> float:
         """Root of the mean square."""
         return math.sqrt(tally / seeds)
+
+    def expect(self, asked: Sequence[tuple[Program, Rows]]) -> None:
+        """One after the other: the network itself uses all cores."""
 
     def key(self, rows: Rows) -> str:
         """What the samples `rows` and their targets depend on, as a name."""
@@ -192,9 +199,13 @@ class Search:
             done = self.judge.budget.spent
             self._progress(stage, done, max(done, self._expected))
 
+    def _expect(self, trials: Sequence[Trial], seeds: int) -> None:
+        self.judge.expect([(one.program, np.arange(one.seeds, seeds)) for one in trials if one.seeds < seeds])
+
     def _halve(self, trials: list[Trial]) -> None:
         self.trials = trials
         for rung in self.rungs:
+            self._expect(trials, rung)
             for trial in trials:
                 self._extend(trial, rung, f"{len(trials)} candidates on {rung} of {self.calibration} seeds")
             by_error = sorted(trials, key=lambda trial: trial.error(rung))
@@ -213,6 +224,7 @@ class Search:
             expanded.update(parent.candidate for parent in parents)
             fresh = [Trial(*pair) for pair in compiled(near, self.setting, self._seen)]
             self._expected += len(fresh) * self.rungs[0] * self.setting.nfe
+            self._expect(fresh, self.rungs[0])
             for trial in fresh:
                 self.trials.append(trial)
                 self._race_one(
@@ -257,7 +269,9 @@ class Search:
             return
         ranked = self.ranked()
         plain = [trial for trial in ranked if trial.candidate.solver == "ddim"][:1]
-        for trial in [*ranked[:REPORTED], *(one for one in plain if one not in ranked[:REPORTED])]:
+        judged = [*ranked[:REPORTED], *(one for one in plain if one not in ranked[:REPORTED])]
+        self.judge.expect([(trial.program, self.held_out) for trial in judged])
+        for trial in judged:
             tally = self.judge.tally(trial.program, self.held_out)
             trial.held_out_error = self.judge.error(tally, len(self.held_out))
             self._progress("held-out seeds", self.judge.budget.spent, max(self.judge.budget.spent, self._expected))

@@ -7,7 +7,8 @@ stand in the cache folder by what they depend on: network, program, seeds and co
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..engine.backends.abstract import Backend
 from ..engine.cache import ArrayStore, cache_folder, content_key
 from ..engine.errors import InputError
 from ..engine.noise import noise
@@ -29,6 +29,8 @@ from .features import INCEPTION, Extractor, Features, extractor
 
 if TYPE_CHECKING:
     from torch import nn
+
+Asked = Sequence[tuple[Program, Rows]]
 
 
 @final
@@ -55,34 +57,76 @@ class RealPictures:
 
 
 @final
+class Sampler:
+    """Features float32 [m, width] of the samples that a program makes of some rows of the seeds."""
+
+    def __init__(self, pool: Pool, network: Extractor, data_range: tuple[float, float]) -> None:
+        self.pool = pool
+        self._network = network
+        self._range = data_range
+
+    @staticmethod
+    @contextmanager
+    def opened(
+        subject: Subject,
+        seeds: Sequence[int],
+        given: Mapping[str, Any] | None,
+        network: Extractor,
+        backend: str,
+        threads: int | None,
+    ) -> Iterator[Sampler]:
+        """With the subject's network, closed at the end. Raises InputError, BackendError."""
+        contract = subject.contract
+        with subject.opened(backend, threads) as running:
+            box = BlackBox(running, contract, conditions_of(contract, given, seeds))
+            yield Sampler(Pool(box, noise(seeds, contract.shape).numpy()), network, contract.data_range)
+
+    def __call__(self, program: Program, rows: Rows) -> Floats:
+        x = torch.from_numpy(self.pool.sample(program, rows)).view(-1, *self.pool.shape)
+        pixels = torch.empty((len(x), *x.shape[2:], x.shape[1]), dtype=torch.uint8)
+        eager.images(pixels, x, *self._range)  # as engine.images does; what is not a number becomes black
+        return self._network(pixels.numpy()).pooled
+
+
+@final
 class DistanceJudge:
-    """A `Criterion` of the search, on a pool of seeds; keys [n] name what each sample depends on but the program."""
+    """A `Criterion` of the search. keys [n]: names of what each sample depends on but the program.
+
+    ahead: None, or what begins to compute features of several and gives for each a function that waits for them.
+    """
 
     def __init__(
         self,
-        pool: Pool,
+        sampler: Sampler,
         real: RealPictures,
-        data_range: tuple[float, float],
         budget: Budget,
         store: ArrayStore,
         keys: Sequence[str],
+        ahead: Callable[[Asked], list[Callable[[], Floats]]] | None = None,
     ) -> None:
         self.budget = budget
-        self._pool = pool
+        self._sampler = sampler
         self._real = real
-        self._range = data_range
         self._store = store
         self._keys = keys
+        self._ahead = ahead
+        self._begun: dict[str, Callable[[], Floats]] = {}
         self._seen: set[tuple[float, float, bytes]] = set()
+
+    def expect(self, asked: Asked) -> None:
+        """Begin what is not in the cache."""
+        if self._ahead:
+            missing = [one for one in asked if self._held(*one) is None]
+            self._begun = dict(zip((self._key(*one) for one in missing), self._ahead(missing), strict=True))
 
     def tally(self, program: Program, rows: Rows) -> Features:
         """The features of the samples `rows`."""
-        network = self._real.extractor
-        key = content_key(program.digest, [self._keys[row] for row in rows], network.digest, VERSION)
-        held = self._store.get(key, (len(rows), self._real.width))
-        self.budget.charge(self._pool.cost(program, rows, self._seen), cached=held is not None)
+        held = self._held(program, rows)
+        self.budget.charge(self._sampler.pool.cost(program, rows, self._seen), cached=held is not None)
         if held is None:
-            held = network(self._pixels(self._pool.sample(program, rows))).pooled
+            key = self._key(program, rows)
+            begun = self._begun.pop(key, None)
+            held = begun() if begun else self._sampler(program, rows)
             self._store.put(key, held)
         return Features(held, None)
 
@@ -90,31 +134,34 @@ class DistanceJudge:
         """The distance of all that was tallied."""
         return self._real.distance(tally.pooled)
 
-    def _pixels(self, samples: Floats) -> NDArray[np.uint8]:
-        """As `engine.images` makes them; what is not a number becomes black."""
-        x = torch.from_numpy(samples).view(-1, *self._pool.shape)
-        pixels = torch.empty((len(x), *x.shape[2:], x.shape[1]), dtype=torch.uint8)
-        eager.images(pixels, x, *self._range)
-        return pixels.numpy()
+    def _key(self, program: Program, rows: Rows) -> str:
+        return content_key(program.digest, [self._keys[row] for row in rows], self._real.extractor.digest, VERSION)
+
+    def _held(self, program: Program, rows: Rows) -> Floats | None:
+        return self._store.get(self._key(program, rows), (len(rows), self._real.width))
+
+
+def check_pictures(subject: Subject) -> None:
+    """Raises InputError when samples are no pictures."""
+    shape = subject.contract.shape
+    if subject.sample_range == LATENTS or len(shape) != 3:
+        kind = "latents" if subject.sample_range == LATENTS else f"of shape {list(shape)}"
+        raise InputError(f"metric fd needs samples that are pictures [C, H, W], these are {kind}; use metric error")
 
 
 def make_distance_judge(
     subject: Subject,
-    backend: Backend,
+    sampler: Sampler,
     seeds: Sequence[int],
     given: Mapping[str, Any] | None,
     real: RealPictures,
     budget: Budget,
+    ahead: Callable[[Asked], list[Callable[[], Floats]]] | None = None,
 ) -> DistanceJudge:
-    """The judge on `seeds`. Raises InputError when samples are no pictures."""
-    contract = subject.contract
-    if subject.sample_range == LATENTS or len(contract.shape) != 3:
-        kind = "latents" if subject.sample_range == LATENTS else f"of shape {list(contract.shape)}"
-        raise InputError(f"metric fd needs samples that are pictures [C, H, W], these are {kind}; use metric error")
-    conditions = conditions_of(contract, given, seeds)
-    pool = Pool(BlackBox(backend, contract, conditions), noise(seeds, contract.shape).numpy())
+    """The judge on `seeds`."""
+    conditions = conditions_of(subject.contract, given, seeds)
     keys = [
         content_key(subject.digest, seed, *(np.asarray(values[row]) for values in conditions))
         for row, seed in enumerate(seeds)
     ]
-    return DistanceJudge(pool, real, contract.data_range, budget, ArrayStore(cache_folder() / "search"), keys)
+    return DistanceJudge(sampler, real, budget, ArrayStore(cache_folder() / "search"), keys, ahead)

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -31,8 +32,9 @@ from ..engine.refine import Refinement, Step, finished
 from ..engine.search import Judge, Progress, Search, Trial
 from .black_box import Subject
 from .build import build
-from .distance_judge import RealPictures, make_distance_judge
+from .distance_judge import RealPictures, Sampler, check_pictures, make_distance_judge
 from .judging import chosen_seeds, make_judge, make_setting
+from .search_cluster import crew
 from .sources import Network
 
 if TYPE_CHECKING:
@@ -144,6 +146,8 @@ def tune(
     budget: int | str | None = None,
     backend: str = "auto",
     threads: int | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
@@ -162,6 +166,7 @@ def tune(
     refine: polish the winner's coefficients as well, on seeds of its own.
     budget: evaluations (samples through the network once, the reference included), or a time such as "2min", after
     which the search ends with the best so far. backend, threads: as in `pfdiff.load`, a module by PyTorch.
+    ray, workers: for fd of an engine directory, draw on the Ray cluster at this address (local, auto, HOST:PORT).
     out: an engine directory, written or extended with the winner and the record of the search.
 
     The same arguments give the same ranking, but for a budget in time. What was computed stands in the cache folder,
@@ -177,6 +182,11 @@ def tune(
     else:
         real = RealPictures.of(pictures, features)
     subject = Subject.of(network)
+    if real:
+        check_pictures(subject)
+    crew_words = (subject.engine, features) if real and subject.engine and isinstance(features, str) else None
+    if ray is not None and crew_words is None:
+        raise InputError("ray takes metric fd, an engine directory and features by name; build the engine first")
     setting = make_setting(subject, nfe, clip, t_start, end)
     chosen = Reference.of(setting.schedule, setting.t_start, reference)
     limit = parse_budget(budget)
@@ -184,10 +194,17 @@ def tune(
 
     extra = max(0, TRAINING - calibration) + VALIDATION if refine else 0
     seeds = chosen_seeds(seed, calibration + extra, held_out)
-    with subject.opened(backend, threads) as opened:
+    with ExitStack() as stack:
         if real:
-            judge = make_distance_judge(subject, opened, seeds, conditions, real, limit)
+            opened = Sampler.opened(subject, seeds, conditions, real.extractor, backend, threads)
+            ahead = None
+            if ray is not None and crew_words:
+                place = {"backend": backend, "threads": threads, "workers": workers}
+                ahead = stack.enter_context(crew(ray, *crew_words, seeds, conditions, **place))
+            sampler = stack.enter_context(opened)
+            judge = make_distance_judge(subject, sampler, seeds, conditions, real, limit, ahead)
         else:
+            opened = stack.enter_context(subject.opened(backend, threads))
             judge = _reference_judge(subject, opened, seeds, conditions, setting, chosen, limit, tell)
         rows = np.arange(len(seeds) - held_out, len(seeds))
         search = Search(judge, setting, calibration, rows, tell)

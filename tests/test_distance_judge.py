@@ -147,3 +147,33 @@ def test_samples_that_are_no_pictures_are_refused() -> None:
     flat = pfdiff.Network(Flat(), shape=(7,), schedule="linear:1000", prediction="eps")
     with pytest.raises(InputError, match=r"pictures \[C, H, W\], these are of shape \[7\]; use metric error"):
         pfdiff.tune(flat, 4, metric="fd", pictures=REAL, features=Rows())
+
+
+def test_ray_is_for_engines_and_features_by_name() -> None:
+    words = {"pictures": REAL, "features": "nets.py:rows", "metric": "fd", "ray": "local"}
+    with pytest.raises(InputError, match="an engine directory and features by name; build the engine first"):
+        pfdiff.tune(network(), 4, **words)
+    with pytest.raises(InputError, match="ray takes metric fd"):
+        pfdiff.tune(network(), 4, ray="local")
+
+
+@pytest.mark.slow
+def test_on_ray_the_ranking_is_that_of_this_process(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    pfdiff.build(network(), 4, "ddim", out="tiny.engine").close()
+    words = {"metric": "fd", "pictures": REAL, "features": str(work / "nets.py:rows"), "held_out": 8}
+    words |= {"calibration": 16, "solvers": SOLVERS, "local": False}
+    here = pfdiff.tune("tiny.engine", 4, **words)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(work / "another"))
+
+    def never(self: object, program: object, rows: object) -> None:
+        raise AssertionError("drawn by the driver")
+
+    monkeypatch.setattr("pfdiff.export.distance_judge.Sampler.__call__", never)
+    there = pfdiff.tune(work / "tiny.engine", 4, ray="local", workers=2, **words)
+    assert [(one.solver, one.grid) for one in there] == [(one.solver, one.grid) for one in here]
+    assert [one.error for one in there] == pytest.approx([one.error for one in here], rel=1e-4)
+    held_out = [[one.held_out_error for one in ranking if one.held_out_error is not None] for ranking in (here, there)]
+    assert held_out[1] == pytest.approx(held_out[0], rel=1e-4)
+    assert len(held_out[0]) >= 10
+    assert there.evaluations == here.evaluations
