@@ -24,8 +24,8 @@ from ..export.plot import Curve, log_plot
 from .machine import describe, folder_name
 from .search_tables import NETWORKS, T_START, show
 
-DDIM_NFE = (4, 5, 6, 8, 10, 12, 16, 20, 25, 30, 40)
-REFINED_NFE = (4, 5, 6, 8, 10, 12)
+DDIM_NFE = (5, 6, 8, 10, 12, 15, 20, 25, 30)
+REFINED_NFE = (5, 6, 8)
 HELD_OUT = 64
 ROUNDS = 15
 
@@ -59,33 +59,25 @@ def main(words: list[str] | None = None) -> None:
 def measure(given: argparse.Namespace) -> list[Point]:
     """Both curves, found, built and timed."""
     source = pfdiff.Network(given.network or given.name, **NETWORKS[given.name])
+    settings = {"t_start": T_START[given.name], "threads": given.threads, "progress": show}
     machine = describe()
     common = {"seeds": HELD_OUT, "threads": given.threads, "commit": machine["commit"], "time": machine["time"]}
-    ways = {
-        "ddim": (given.ddim_nfe, {"solvers": ["ddim"], "local": False}),
-        "refined": (given.refined_nfe, {"refine": True}),
-    }
-    points: list[Point] = []
+    found: list[Point] = []
     with tempfile.TemporaryDirectory() as folder:
-        for way, (counts, how) in ways.items():
-            settings = {"held_out": HELD_OUT, "t_start": T_START[given.name], "threads": given.threads, **how}
-            path = Path(folder) / f"{way}.engine"
-            best = [pfdiff.tune(source, nfe, **settings, out=path, progress=show)[0] for nfe in counts]
-            with pfdiff.load(path, threads=given.threads) as engine:
-                for one in best:
-                    nfe = one.program.nfe
-                    points.append(
-                        {
-                            "network": given.name,
-                            "solver": one.solver,
-                            "grid": one.grid,
-                            "nfe": nfe,
-                            "latency_ms": engine.bench(nfe, batch=1, rounds=given.rounds).p50_ms,
-                            "error": one.held_out_error,
-                            **common,
-                        }
-                    )
-    return points
+        plain, refined = Path(folder) / "ddim.engine", Path(folder) / "refined.engine"
+        for one in pfdiff.compare(source, given.ddim_nfe, ["ddim@best"], seeds=HELD_OUT, **settings).points:
+            assert one.program is not None, one.note
+            start = float(one.program.times[0])
+            pfdiff.build(source, one.nfe, "ddim", grid=one.grid, basis=one.basis, t_start=start, out=plain).close()
+            found.append({"solver": "ddim", "grid": one.grid, "nfe": one.nfe, "error": one.error})
+        for nfe in given.refined_nfe:
+            best = pfdiff.tune(source, nfe, held_out=HELD_OUT, refine=True, out=refined, **settings)[0]
+            found.append({"solver": best.solver, "grid": best.grid, "nfe": nfe, "error": best.held_out_error})
+        with pfdiff.load(plain, threads=given.threads) as ddim, pfdiff.load(refined, threads=given.threads) as tuned:
+            for one in found:
+                engine = ddim if one["solver"] == "ddim" else tuned
+                one["latency_ms"] = engine.bench(one["nfe"], batch=1, rounds=given.rounds).p50_ms
+    return [{"network": given.name, **one, **common} for one in found]
 
 
 def at_equal_latency(points: list[Point]) -> list[tuple[Point, float]]:
