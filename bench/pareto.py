@@ -18,9 +18,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pfdiff
-
+from ..engine.api import load
+from ..export.build import build
+from ..export.compare import compare
 from ..export.plot import Curve, log_plot
+from ..export.sources import Network
+from ..export.tune import tune
 from .machine import describe, folder_name
 from .search_tables import NETWORKS, T_START, show
 
@@ -58,22 +61,22 @@ def main(words: list[str] | None = None) -> None:
 
 def measure(given: argparse.Namespace) -> list[Point]:
     """Both curves, found, built and timed."""
-    source = pfdiff.Network(given.network or given.name, **NETWORKS[given.name])
+    source = Network(given.network or given.name, **NETWORKS[given.name])
     settings = {"t_start": T_START[given.name], "threads": given.threads, "progress": show}
     machine = describe()
     common = {"seeds": HELD_OUT, "threads": given.threads, "commit": machine["commit"], "time": machine["time"]}
     found: list[Point] = []
     with tempfile.TemporaryDirectory() as folder:
         plain, refined = Path(folder) / "ddim.engine", Path(folder) / "refined.engine"
-        for one in pfdiff.compare(source, given.ddim_nfe, ["ddim@best"], seeds=HELD_OUT, **settings).points:
+        for one in compare(source, given.ddim_nfe, ["ddim@best"], seeds=HELD_OUT, **settings).points:
             assert one.program is not None, one.note
             start = float(one.program.times[0])
-            pfdiff.build(source, one.nfe, "ddim", grid=one.grid, basis=one.basis, t_start=start, out=plain).close()
+            build(source, one.nfe, "ddim", grid=one.grid, basis=one.basis, t_start=start, out=plain).close()
             found.append({"solver": "ddim", "grid": one.grid, "nfe": one.nfe, "error": one.error})
         for nfe in given.refined_nfe:
-            best = pfdiff.tune(source, nfe, held_out=HELD_OUT, refine=True, out=refined, **settings)[0]
+            best = tune(source, nfe, held_out=HELD_OUT, refine=True, out=refined, **settings)[0]
             found.append({"solver": best.solver, "grid": best.grid, "nfe": nfe, "error": best.held_out_error})
-        with pfdiff.load(plain, threads=given.threads) as ddim, pfdiff.load(refined, threads=given.threads) as tuned:
+        with load(plain, threads=given.threads) as ddim, load(refined, threads=given.threads) as tuned:
             for one in found:
                 engine = ddim if one["solver"] == "ddim" else tuned
                 one["latency_ms"] = engine.bench(one["nfe"], batch=1, rounds=given.rounds).p50_ms

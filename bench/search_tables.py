@@ -19,14 +19,16 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import pfdiff
-
+from ..export.compare import compare
+from ..export.sources import Network
+from ..export.tune import Ranked, Ranking, tune
 from .machine import describe, folder_name
 
 PEERS = (
@@ -59,6 +61,7 @@ AGREEMENT_SOLVERS = (
     "pfdiff:k=3,l=1",
     "pfdiff:k=3,l=2",
 )
+RATIOS = (("tuned", "ddim"), ("tuned", "peer"), ("refined", "tuned"), ("refined", "ddim"))
 AGREEMENT_GRIDS = ("uniform", "trailing", "logsnr", "karras")
 NETWORKS: dict[str, dict[str, Any]] = {
     "fashion": {},
@@ -81,18 +84,19 @@ def main(words: list[str] | None = None) -> None:
     given = parser.parse_args(words)
     if given.name == "mnist" and not given.network:
         parser.error("mnist needs --network FILE.onnx")
-    source = pfdiff.Network(given.network or given.name, **NETWORKS[given.name])
+    source = Network(given.network or given.name, **NETWORKS[given.name])
     folder = given.out or Path(__file__).parent / "results" / folder_name()
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"search": search_table, "agreement": agreement, "seconds": seconds}
     for part in given.part or parts:
         path = folder / f"{part}_{given.name}.json"
         for nfe in given.nfe:
-            add(path, source, nfe, parts[part](source, nfe, given))
+            for found in parts[part](source, nfe, given):
+                add(path, source, nfe, found)
         print(path, flush=True)
 
 
-def add(path: Path, source: pfdiff.Network, nfe: int, found: dict[str, Any]) -> None:
+def add(path: Path, source: Network, nfe: int, found: dict[str, Any]) -> None:
     """Put what was found for one NFE into the file, beside what it has on others."""
     held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     tables = {**held.get("nfe", {}), str(nfe): {"machine": describe(), **found}}
@@ -112,16 +116,26 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def search_table(source: pfdiff.Network, nfe: int, given: argparse.Namespace) -> dict[str, Any]:
-    """The four rows, their ratios on the held-out seeds, and the record of the search."""
+def search_table(source: Network, nfe: int, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rows and their ratios on the held-out seeds, with the record of the search; and again with refinement."""
     settings = settings_of(given)
-    tuned = pfdiff.tune(source, nfe, **settings)
-    ddim = pfdiff.tune(source, nfe, solvers=["ddim"], local=False, **settings)
-    peer = pfdiff.tune(source, nfe, solvers=PEERS, local=False, **settings)
-    refined = pfdiff.tune(source, nfe, refine=True, **settings)
-    rows = {"ddim": ddim[0], "peer": peer[0], "tuned": tuned[0], "refined": refined[0]}
-    held_out = {name: float(one.held_out_error or np.nan) for name, one in rows.items()}
-    found = {
+    rows: dict[str, Ranked] = {}
+    tuned = tune(source, nfe, **settings)
+    rows["ddim"] = tune(source, nfe, solvers=["ddim"], local=False, **settings)[0]
+    rows["peer"] = tune(source, nfe, solvers=PEERS, local=False, **settings)[0]
+    rows["tuned"] = tuned[0]
+    yield table_of(rows, tuned, given)
+    refined = tune(source, nfe, refine=True, **settings)
+    rows["refined"] = refined[0]
+    yield table_of(rows, refined, given)
+
+
+def table_of(rows: Mapping[str, Ranked], search: Ranking, given: argparse.Namespace) -> dict[str, Any]:
+    """Rows, ratios and record as plain data."""
+    error = {name: float(one.held_out_error or np.nan) for name, one in rows.items()}
+    ratios = {f"{a} / {b}": error[a] / error[b] for a, b in RATIOS if a in error}
+    print(json.dumps(error), json.dumps(ratios), flush=True)
+    return {
         "t_start": T_START[given.name],
         "rows": {
             name: {
@@ -134,32 +148,25 @@ def search_table(source: pfdiff.Network, nfe: int, given: argparse.Namespace) ->
             }
             for name, one in rows.items()
         },
-        "ratios_on_held_out_seeds": {
-            "tuned / ddim": held_out["tuned"] / held_out["ddim"],
-            "tuned / peer": held_out["tuned"] / held_out["peer"],
-            "tuned / refined": held_out["tuned"] / held_out["refined"],
-            "refined / ddim": held_out["refined"] / held_out["ddim"],
-        },
-        "search": refined.to_dict(),
+        "ratios_on_held_out_seeds": ratios,
+        "search": search.to_dict(),
     }
-    print(f"NFE {nfe}", json.dumps(found["rows"], indent=1), json.dumps(found["ratios_on_held_out_seeds"]), flush=True)
-    return found
 
 
-def seconds(source: pfdiff.Network, nfe: int, given: argparse.Namespace) -> dict[str, Any]:
+def seconds(source: Network, nfe: int, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One `tune` from nothing."""
     kept = os.environ.get("XDG_CACHE_HOME")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         try:
             start = time.process_time()
-            tuned = pfdiff.tune(source, nfe, **settings_of(given))
+            tuned = tune(source, nfe, **settings_of(given))
             cpu_seconds = time.process_time() - start
         finally:
             os.environ.pop("XDG_CACHE_HOME")
             os.environ.update({} if kept is None else {"XDG_CACHE_HOME": kept})
     print(f"NFE {nfe}: {tuned.seconds:.0f} s, {cpu_seconds:.0f} s of processor time", flush=True)
-    return {
+    yield {
         "seconds": tuned.seconds,
         "cpu_seconds": cpu_seconds,
         "evaluations": tuned.evaluations,
@@ -170,12 +177,12 @@ def seconds(source: pfdiff.Network, nfe: int, given: argparse.Namespace) -> dict
     }
 
 
-def agreement(source: pfdiff.Network, nfe: int, given: argparse.Namespace) -> dict[str, Any]:
+def agreement(source: Network, nfe: int, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Spearman's correlation over samplers between errors on 16 seeds and on 256 other seeds."""
     samplers = [f"{solver}@{grid}" for solver, grid in product(AGREEMENT_SOLVERS, AGREEMENT_GRIDS)]
     settings: dict[str, Any] = {"t_start": T_START[given.name], "threads": given.threads, "progress": show}
-    many = pfdiff.compare(source, nfe, samplers, seeds=256, seed=0, **settings)
-    few = pfdiff.compare(source, nfe, samplers, seeds=16, seed=1, **settings)
+    many = compare(source, nfe, samplers, seeds=256, seed=0, **settings)
+    few = compare(source, nfe, samplers, seeds=16, seed=1, **settings)
     pairs = [
         (sampler, one.error, other.error)
         for sampler, one, other in zip(samplers, few.points, many.points, strict=True)
@@ -183,7 +190,7 @@ def agreement(source: pfdiff.Network, nfe: int, given: argparse.Namespace) -> di
     ]
     correlation = spearman([pair[1] for pair in pairs], [pair[2] for pair in pairs])
     print(f"Spearman {correlation:.3f} over {len(pairs)} samplers", flush=True)
-    return {
+    yield {
         "spearman": correlation,
         "samplers": [{"sampler": name, "error_16": few, "error_256": many} for name, few, many in pairs],
     }
