@@ -81,7 +81,6 @@ def _buffers(backend: Backend, contract: Contract, batch: int) -> Buffers:
         for one in contract.conditions
     ]
     conditions = tuple(
-        from_numpy(values).to(TORCH_DTYPES[one.dtype])
-        for one, values in zip(contract.conditions, given, strict=True)
+        from_numpy(values).to(TORCH_DTYPES[one.dtype]) for one, values in zip(contract.conditions, given, strict=True)
     )
     return Buffers(x, t, conditions, out)
