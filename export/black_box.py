@@ -25,8 +25,9 @@ from ..engine.cache import content_key
 from ..engine.contract import Condition, Contract
 from ..engine.errors import BackendError
 from ..engine.pool import Floats, Rows
-from .module_source import Normalised
-from .sources import ModuleSource, Network
+from .module_call import Normalised
+from .module_source import ModuleSource
+from .sources import Network
 
 if TYPE_CHECKING:
     from torch import nn

@@ -27,7 +27,9 @@ from ..engine.program import Program
 from ..engine.program import compile as compile_program
 from ..engine.schedule import parse_schedule
 from ..engine.solvers import parse_solver
-from .sources import ModuleSource, Network, Progress
+from .module_source import ModuleSource
+from .sources import Network
+from .to_onnx import Progress
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -241,6 +243,6 @@ def _module_of(source: Network, *, required: bool) -> Any:
         if not required:
             return None
         raise BackendError("backend 'torch' needs an nn.Module, this network is an ONNX file; use backend onnxruntime")
-    from .module_source import Normalised
+    from .module_call import Normalised
 
     return Normalised(opened.module, opened.call)

@@ -23,11 +23,11 @@ from ..engine.contract import Condition, Contract
 from ..engine.errors import InputError
 from ..engine.schedule import Discrete, Edm, Flow, Schedule, Vp, parse_schedule
 from .guidance import NAME, ClassifierGuidance
-from .module_source import Normalised, load_factory
+from .module_call import Normalised, load_factory
 from .to_onnx import first_line, quiet
 
 if TYPE_CHECKING:
-    from .sources import ModuleSource
+    from .module_source import ModuleSource
 
 FASHION = "fashion"
 EXAMPLE_BATCH = 3  # 0 and 1 would be taken for fixed

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ..engine.cache import content_key
 from ..engine.device import parse_device, why_not_cuda
 from ..engine.errors import InputError
-from .module_source import content_digest, load_factory
+from .module_call import content_digest, load_factory
 from .onnx_mapping import external_files, read_model
 from .to_onnx import first_line
 

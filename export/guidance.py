@@ -27,10 +27,6 @@ from ..engine.schedule import parse_schedule
 if TYPE_CHECKING:
     from torch import nn
 
-    from .guided_onnx import GuidedOnnx
-    from .onnx_source import OnnxSource
-    from .sources import ModuleSource
-
 NAME = "guidance"
 AT_RUN_TIME = "input"
 USAGE = (
@@ -122,65 +118,6 @@ def parse_guidance(text: str) -> Guidance:
         low, dots, high = words.pop("interval").partition("..")
         options["interval"] = (_number(text, low), _number(text, high if dots else ""))
     return ClassifierFree({name: _value(value) for name, value in words.items()}, **options)
-
-
-def apply(source: ModuleSource | OnnxSource, guidance: Guidance | str) -> ModuleSource | GuidedOnnx:
-    """The guided network as another source. Raises InputError when the guidance does not fit the network."""
-    from .sources import ModuleSource
-
-    if isinstance(guidance, str):
-        guidance = parse_guidance(guidance)
-    if not isinstance(guidance, (ClassifierFree, ClassifierGuidance)):
-        raise InputError(
-            f"guidance: got {type(guidance).__name__}, expected ClassifierFree, ClassifierGuidance or a text: {USAGE}"
-        )
-    contract = source.contract
-    if any(one.name == NAME for one in contract.conditions):
-        raise InputError(
-            f"network '{contract.name}' has an input '{NAME}' of its own: give it as a condition and leave guidance= "
-            "out, or rename that input"
-        )
-    if isinstance(guidance, ClassifierFree):
-        plan = Halves(guidance, contract)
-        if not isinstance(source, ModuleSource):
-            from .guided_onnx import GuidedOnnx
-
-            return GuidedOnnx(source, plan)
-        from .guided_module import ClassifierFreeModule
-
-        return _wrapped(source, ClassifierFreeModule(source, plan), plan.conditions)
-    if not isinstance(source, ModuleSource):
-        raise InputError(
-            f"network '{contract.name}' is an ONNX file, and classifier guidance is exported together with an "
-            "nn.Module; give the module, or use classifier-free guidance"
-        )
-    from .classifier_guidance import ClassifierModule, open_classifier
-
-    module = ClassifierModule(source, open_classifier(guidance, contract))
-    return _wrapped(source, module, module.conditions)
-
-
-def _wrapped(source: ModuleSource, module: nn.Module, conditions: tuple[Condition, ...]) -> ModuleSource:
-    import torch
-
-    from .sources import ModuleSource
-
-    contract = source.contract
-    words = {
-        name: getattr(contract, name)
-        for name in ("name", "schedule", "prediction", "time_scale", "time_dtype", "sigma_data", "data_range")
-    }
-    return ModuleSource(
-        module,
-        source.content(),
-        {**words, "learned_sigma": False},  # the variance is cut off inside
-        shape=contract.shape,
-        input="x",
-        time="t",
-        output=None,
-        conditions={one.name: one for one in conditions},
-        example={} if contract.time_rank else {"t": torch.zeros(())},
-    )
 
 
 @final

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .guidance import NAME, Halves
-from .module_source import Normalised
+from .module_call import Normalised
 
 if TYPE_CHECKING:
-    from .sources import ModuleSource
+    from .module_source import ModuleSource
 
 
 @final

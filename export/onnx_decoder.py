@@ -18,12 +18,10 @@ from .check import Array, Case, OnnxRun, compare
 from .decoder import FORMAT, Decoder, constants, image_shape
 from .onnx_mapping import PRECISIONS, Port, external_files, files_digest, fits, listed, ports, read_model
 from .onnx_source import free_names
-from .to_onnx import save_model
+from .to_onnx import Progress, save_model
 
 if TYPE_CHECKING:
     import onnx_ir
-
-    from .sources import Progress
 
 
 @final

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -24,6 +24,7 @@ from ..engine.errors import InputError
 if TYPE_CHECKING:
     import onnx_ir
 
+Progress = Callable[[str], None]  # told what is done now, in a few words
 OPSET = 21
 # How torch says that a traced size is none but the example's.
 FIXED_BATCH = ("Constraints violated", "ConstraintViolation", "conflicts between user-specified ranges")

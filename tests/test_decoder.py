@@ -23,8 +23,9 @@ from pfdiff.engine.decoder import LoadedDecoder
 from pfdiff.engine.errors import EngineFileError, InputError
 from pfdiff.engine.schedule import parse_schedule
 from pfdiff.export.check import OnnxRun
-from pfdiff.export.decoder import Decoder, open_decoder, parse_decoder
+from pfdiff.export.decoder import Decoder, parse_decoder
 from pfdiff.export.judging import chosen_seeds
+from pfdiff.export.sources import open_decoder
 from pfdiff.kernels import eager
 
 from .test_session import Direct
