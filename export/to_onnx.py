@@ -99,6 +99,7 @@ def export_module(
         raise InputError(_explain(error, contract)) from error
     assert program is not None
     model: onnx_ir.Model = program.model
+    _mend_names(model.graph)
     _mend_squeezes(model.graph)
     _assert_batch(model, contract)
     assert_dtypes(model, contract)
@@ -185,6 +186,16 @@ def quiet() -> Iterator[None]:
 
 
 # The written graph.
+def _mend_names(graph: onnx_ir.Graph) -> None:
+    """Inputs and outputs get their names last, whatever inside has the same: a transposed weight is called t."""
+    ends = {*graph.inputs, *graph.outputs}
+    taken = {value.name for value in ends}
+    inside = [*graph.initializers.values(), *(value for node in graph.all_nodes() for value in node.outputs)]
+    for value in inside:
+        if value not in ends and value.name in taken:
+            value.name = f"inside_{value.name}"
+
+
 def _mend_squeezes(graph: onnx_ir.Graph) -> None:
     """torch's squeeze leaves a dimension other than 1 as it is, ONNX's refuses it: these become Identity."""
     for node in graph.all_nodes():
