@@ -18,6 +18,7 @@ from PIL import Image
 from ..engine.errors import InputError
 from ..export.bars import Bar, share_bars
 from ..export.plot import Curve, log_plot
+from .pareto import plot
 from .tracking import RESULTS, runs
 
 Run = Mapping[str, Any]
@@ -106,21 +107,9 @@ def _peers(run: Run) -> Iterator[str]:
 
 
 def _front(device: str, path: Path, plots: Path) -> Iterator[str]:
-    """Error against latency: DDIM, and every other solver as one family that was tuned."""
-    points = json.loads(path.read_bytes())
+    """Error against latency."""
     name = path.stem.removeprefix("pareto_")
-    ways = {"DDIM, best grid": True, "tuned and refined": False}
-    curves = [
-        Curve(way, [(one["latency_ms"], one["error"]) for one in points if (one["solver"] == "ddim") == plain])
-        for way, plain in ways.items()
-    ]
-    image = log_plot(
-        curves,
-        title=f"{name}: error against the time for one sample",
-        x_label="ms a sample, batch 1",
-        y_label="RMS error on held-out seeds",
-        log_x=True,
-    )
+    image = plot(name, json.loads(path.read_bytes()))
     yield from _shown(image, plots / f"{device}_{path.stem}.png", f"Error against latency: {name}")
     yield f"\n`{path.name}`"
 
