@@ -124,7 +124,7 @@ def _decoder(decoder: DecoderContract) -> str:
 
 
 def _condition(condition: Condition) -> str:
-    words = [f"--{condition.name}", condition.dtype]
+    words = [f"--{condition.name}", *([f"or --{condition.alias}"] if condition.alias else []), condition.dtype]
     if condition.shape:
         words.append(str(list(condition.shape)))
     if condition.low is not None and condition.high is not None:

@@ -91,7 +91,8 @@ class Condition:
         dtype = np.dtype("float32" if self.dtype in ("float16", "bfloat16") else self.dtype)
         if given is None:
             if self.default is None:
-                raise InputError(f"condition '{self.name}' is missing; give {self.name}= a {self.dtype} value")
+                what = f"{self.dtype} {list(self.shape)}" if self.shape else f"a {self.dtype} value"
+                raise InputError(f"condition '{self.name}' is missing; give {self.alias or self.name}= {what}")
             return np.full((batch, *self.shape), self.default, dtype=dtype)
         values = np.asarray(self._from_labels(given))
         if values.dtype.kind not in "biuf":
@@ -231,11 +232,16 @@ class Contract:
         return whole.astype(np.int64)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, every field present; `from_dict` reads it back."""
+        """Plain JSON data, every field present but an empty alias; `from_dict` reads it back."""
         plain = {field.name: as_json(getattr(self, field.name)) for field in fields(self)}
+        # Digests hold this text: what was built before there were aliases stays up to date.
         plain["conditions"] = [
-            {field.name: as_json(getattr(condition, field.name)) for field in fields(Condition)}
-            for condition in self.conditions
+            {
+                field.name: as_json(getattr(one, field.name))
+                for field in fields(one)
+                if field.name != "alias" or one.alias
+            }
+            for one in self.conditions
         ]
         return plain
 
