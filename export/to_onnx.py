@@ -101,6 +101,7 @@ def export_module(
     model: onnx_ir.Model = program.model
     _mend_names(model.graph)
     _mend_squeezes(model.graph)
+    _mend_concats(model.graph)
     _assert_batch(model, contract)
     assert_dtypes(model, contract)
     save_model(model, path, external=external)
@@ -208,6 +209,22 @@ def _mend_squeezes(graph: onnx_ir.Graph) -> None:
         if all(isinstance(size, int) and size != 1 for size in sizes):
             node.op_type = "Identity"
             node.resize_inputs(1)
+
+
+def _mend_concats(graph: onnx_ir.Graph) -> None:
+    """torch's cat takes tensors of several dtypes (half-precision features, float32 angles), ONNX's does not."""
+    import onnx_ir
+
+    for node in list(graph.all_nodes()):
+        wanted = node.outputs[0].dtype
+        if node.op_type != "Concat" or wanted is None:
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.dtype not in (None, wanted):
+                cast = onnx_ir.node("Cast", [value], {"to": wanted})
+                cast.outputs[0].dtype, cast.outputs[0].shape = wanted, value.shape
+                graph.insert_before(node, cast)
+                node.replace_input_with(index, cast.outputs[0])
 
 
 def _assert_batch(model: onnx_ir.Model, contract: Contract | DecoderContract) -> None:

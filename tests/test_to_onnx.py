@@ -57,6 +57,21 @@ class Joined(nn.Module):
         return (self.mix(x) * scale.reshape(-1, 2, 1, 1) + shift.reshape(-1, 2, 1, 1)).squeeze(1)
 
 
+class Mixed(nn.Module):
+    """Joins features in the network's precision with float32 angles, which torch allows and ONNX does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into = nn.Conv2d(2, 4, 1)
+        self.mix = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        angles = torch.stack(((t / 100).cos(), (t / 100).sin()), 1)
+        joined = torch.cat((self.into(x).mean((2, 3)), angles), 1)
+        return x + self.mix(joined.to(x.dtype))[:, :, None, None]
+
+
 class Broken(nn.Module):
     """One thing wrong in forward, chosen by name."""
 
@@ -131,6 +146,12 @@ def test_any_batch_where_inputs_are_joined(tmp_path: Path, batch: int) -> None:
         wanted = module.eval()(x, t).numpy()
     got = OnnxRun(tmp_path / "network.onnx", ("x", "t"), "out")((x.numpy(), t.numpy()))
     np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_tensors_of_two_dtypes_are_joined(tmp_path: Path) -> None:
+    assert network(Mixed()).write(tmp_path, "fp16").precision == "fp16"
+    model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "network.onnx"), strict_mode=True)
+    onnx.checker.check_model(model, full_check=True)
 
 
 def test_graph_tells_nothing_of_the_machine(written: tuple[Small, Path]) -> None:
