@@ -285,7 +285,13 @@ def _convention(
     if parts.scheduler is None or asked.schedule is not None:
         return None
     found = complete(parts.scheduler)
-    convention = read_config(found, dynamic_mu(found, kind.patches(config, shape)))
+    mu = dynamic_mu(found, kind.patches(config, shape))
+    if "solver" in found:  # a PFDiffScheduler, whose own options go before what it was made from
+        from .scheduler import convention_of
+
+        convention = convention_of(found, mu)
+    else:
+        convention = read_config(found, mu)
     if parts.class_name in SPANS and convention.spacing == "flow":
         convention = replace(convention, span=SPANS[parts.class_name], is_open=False)
     return convention if asked.prediction is None else replace(convention, prediction=asked.prediction)

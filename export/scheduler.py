@@ -106,7 +106,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         rho: float | None = None,
     ) -> None:
         method = parse_solver(solver)
-        self._convention = _convention_of(self.config, mu=1.0)
+        self._convention = convention_of(self.config, mu=1.0)
         process = parse_schedule(self._convention.schedule)
         self._solver = method
         self._program: Program | None = None
@@ -171,7 +171,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         if len(given) not in (0, steps) or steps < 1:
             raise InputError(f"got {steps} steps and {len(given)} timesteps or sigmas; give as many, at least one")
         config = self.config
-        convention = self._convention = _convention_of(config, mu)
+        convention = self._convention = convention_of(config, mu)
         process = parse_schedule(convention.schedule)
         grid: Any = config["grid"]
         intervals = self._solver.intervals(steps)
@@ -330,7 +330,7 @@ def _combined(W: Array, w: float, states: Sequence[Tensor], out: Tensor) -> Tens
     return total
 
 
-def _convention_of(config: Mapping[str, Any], mu: float | None) -> Convention:
+def convention_of(config: Mapping[str, Any], mu: float | None) -> Convention:
     """What the config means, with our options in place of what they replace."""
     plain = dict(config)
     if plain["schedule"] is not None:

@@ -6,6 +6,7 @@ the same; embeddings are given in place of text encoders.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import shutil
@@ -452,3 +453,13 @@ def test_a_pipeline_of_other_parts_is_one_line() -> None:
     pipeline.unet = torch.nn.Linear(2, 2)
     with pytest.raises(InputError, match="the pipeline DDPMPipeline has a Linear; known are UNet2DModel"):
         pfdiff.Network(pipeline)
+
+
+def test_a_pipeline_that_has_our_scheduler_already() -> None:
+    pipeline = diffusers.DDPMPipeline(unet(), scheduler_of(FAMILIES["sd1"]))
+    plain = pfdiff.Network(pipeline)
+    pipeline.scheduler = pfdiff.PFDiffScheduler.from_config(pipeline.scheduler.config, prediction="v", clip=2.0)
+    network = pfdiff.Network(pipeline)
+    assert plain.convention is not None
+    assert network.convention == dataclasses.replace(plain.convention, prediction="v", clip=2.0)
+    assert (plain.contract.prediction, network.contract.prediction) == ("eps", "v")
