@@ -106,11 +106,11 @@ def kill_during(command: list[str], out: Path, count: int) -> list[dict[str, Any
     driver = subprocess.Popen(command)
     kills: list[dict[str, Any]] = []
     for share in WORKER_KILLS:
-        wait_for(out, share * count)
+        wait_for(out, share * count, driver)
         worker = ray_workers(driver.pid)[0]
         os.kill(worker, signal.SIGKILL)
         kills.append({"what": "worker", "after": finished(out)})
-    wait_for(out, DRIVER_KILL * count)
+    wait_for(out, DRIVER_KILL * count, driver)
     left = ray_workers(driver.pid)
     driver.kill()
     driver.wait()
@@ -141,9 +141,12 @@ def ray_workers(driver: int) -> list[int]:
     return sorted(found)
 
 
-def wait_for(out: Path, samples: float) -> None:
+def wait_for(out: Path, samples: float, driver: subprocess.Popen[bytes]) -> None:
+    """Return when so many samples are finished. Raises RuntimeError when the driver ends before."""
     while finished(out) < samples:
-        time.sleep(0.05)
+        if driver.poll() is not None:
+            raise RuntimeError(f"the driver ended with {driver.returncode} at {finished(out)} samples")
+        time.sleep(0.02)
 
 
 def finished(out: Path) -> int:

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ COUNT = 600  # shards of one sample, some milliseconds each on a worker
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_killed_workers_and_a_killed_driver_leave_no_trace(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray is not installed")
-    from pfdiff.bench.generate_tables import finished, ray_workers
+    from pfdiff.bench.generate_tables import finished, ray_workers, wait_for
 
     engine, out = write_engine(tmp_path / "small.engine").path, tmp_path / "out"
     root = Path(next(iter(pfdiff.__path__))).parent
@@ -35,16 +34,11 @@ def test_killed_workers_and_a_killed_driver_leave_no_trace(tmp_path: Path) -> No
         env={**os.environ, "PYTHONPATH": str(root)},
     )
 
-    def wait_for(samples: int) -> None:
-        while finished(out) < samples:
-            assert driver.poll() is None, "the driver ended before it was killed"
-            time.sleep(0.01)
-
     try:
         for samples in (5, 30):
-            wait_for(samples)
+            wait_for(out, samples, driver)
             os.kill(ray_workers(driver.pid)[0], signal.SIGKILL)
-        wait_for(60)
+        wait_for(out, 60, driver)
     finally:
         driver.kill()
         driver.wait()
