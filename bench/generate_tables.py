@@ -28,6 +28,7 @@ import pfdiff
 from .machine import describe, folder_name
 
 WORKERS = 2
+MANY = 20_000
 WORKER_KILLS = (0.2, 0.4)  # after this share of all samples
 DRIVER_KILL = 0.6
 
@@ -77,7 +78,7 @@ def killed(engine: Path, count: int, nfe: int, work: Path) -> dict[str, Any]:
 
 
 def overhead(engine: Path, count: int, nfe: int, work: Path) -> dict[str, Any]:
-    """Seconds of whole runs into new folders, and from the first finished shard to the last, where no start counts."""
+    """Seconds of whole runs into new folders: what a start costs, the rate once started, and both for MANY samples."""
     found: dict[str, Any] = {}
     for name, settings in {
         "in_process": {"threads": WORKERS},
@@ -93,9 +94,12 @@ def overhead(engine: Path, count: int, nfe: int, work: Path) -> dict[str, Any]:
         start = time.perf_counter()
         pfdiff.generate(engine, count, folder, nfe=nfe, progress=note, **settings)
         (first, begun), (last, done) = marks[1], marks[-1]
-        rate = (done - begun) / (last - first)
-        found[name] = {"seconds": time.perf_counter() - start, "samples_per_second_once_started": rate}
-    found["ray_over_in_process"] = found["ray"]["seconds"] / found["in_process"]["seconds"]
+        seconds, rate = time.perf_counter() - start, (done - begun) / (last - first)
+        begin = seconds - count / rate
+        found[name] = {"seconds": seconds, "samples_per_second_once_started": rate, "seconds_of_the_start": begin}
+        found[name][f"seconds_of_{MANY}"] = begin + MANY / rate
+    for key in ("seconds", f"seconds_of_{MANY}"):
+        found[f"ray_over_in_process_{key}"] = found["ray"][key] / found["in_process"][key]
     found["identical"] = tree(work / f"in_process-{os.getpid()}") == tree(work / f"ray-{os.getpid()}")
     return found
 
