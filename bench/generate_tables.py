@@ -4,8 +4,8 @@ Each part is one JSON file in bench/results/<machine>/, of the shipped network:
 
 generate_kills.json      with 2 Ray workers of which two are killed, then the driver, and the command repeated; and in
                          this process: are all files identical, is every seed there once
-generate_overhead.json   seconds in this process with one thread a core, and with one Ray worker a core, start included;
-                         are all files identical
+generate_overhead.json   seconds with one Ray worker a core over those in one process with one thread a core, and in one
+                         process a core; starts included; are all files identical
 
 `kills` goes on where it was when it is stopped; `--work` says where.
 """
@@ -78,30 +78,51 @@ def killed(engine: Path, count: int, nfe: int, work: Path) -> dict[str, Any]:
 
 
 def overhead(engine: Path, count: int, nfe: int, work: Path) -> dict[str, Any]:
-    """Seconds of whole runs into new folders: what a start costs, the rate once started, and both for MANY samples."""
+    """Seconds of whole commands: in one process with a thread a core, in a process a core with half of the seeds each,
+    and on Ray; what is left of each when a start is taken from it, and both for MANY samples."""
+    half = count // 2
+    ways = {
+        "in_process": [["--count", str(count), "--threads", str(WORKERS)]],
+        "two_processes": [["--count", str(half), "--first", str(first), "--threads", "1"] for first in (0, half)],
+        "ray": [["--count", str(count), "--ray", "local", "--workers", str(WORKERS), "--threads", "1"]],
+    }
     found: dict[str, Any] = {}
-    for name, settings in {
-        "in_process": {"threads": WORKERS},
-        "ray": {"ray": "local", "workers": WORKERS, "threads": 1},
-    }.items():
-        marks: list[tuple[float, int]] = []
-
-        def note(done: int, total: int, marks: list[tuple[float, int]] = marks) -> None:
-            marks.append((time.perf_counter(), done))
-            show(done, total)
-
-        folder = work / f"{name}-{os.getpid()}"
-        start = time.perf_counter()
-        pfdiff.generate(engine, count, folder, nfe=nfe, progress=note, **settings)
-        (first, begun), (last, done) = marks[1], marks[-1]
-        seconds, rate = time.perf_counter() - start, (done - begun) / (last - first)
-        begin = seconds - count / rate
-        found[name] = {"seconds": seconds, "samples_per_second_once_started": rate, "seconds_of_the_start": begin}
-        found[name][f"seconds_of_{MANY}"] = begin + MANY / rate
-    for key in ("seconds", f"seconds_of_{MANY}"):
-        found[f"ray_over_in_process_{key}"] = found["ray"][key] / found["in_process"][key]
-    found["identical"] = tree(work / f"in_process-{os.getpid()}") == tree(work / f"ray-{os.getpid()}")
+    folders = {name: [work / f"{name}-{os.getpid()}-{part}" for part in range(len(ways[name]))] for name in ways}
+    for name, options in ways.items():
+        base = [sys.executable, "-m", "pfdiff", "generate", str(engine), "--nfe", str(nfe), "--out"]
+        commands = [[*base, str(out), *more] for out, more in zip(folders[name], options, strict=True)]
+        found[name] = timed(commands, folders[name], count)
+        print(name, found[name], flush=True)
+    for name in ("in_process", "two_processes"):
+        key = f"seconds_of_{MANY}"
+        found[f"ray_over_{name}"] = found["ray"]["seconds"] / found[name]["seconds"]
+        found[f"ray_over_{name}_of_{MANY}"] = found["ray"][key] / found[name][key]
+    found["identical"] = tree(folders["in_process"][0]) == tree(folders["ray"][0])
     return found
+
+
+def timed(commands: list[list[str]], folders: list[Path], count: int) -> dict[str, float]:
+    """Run commands side by side that make `count` samples in `folders`; the rate is that from the first shards on."""
+    start = time.perf_counter()
+    running = [subprocess.Popen(command) for command in commands]
+    marks = [(start, 0)]
+    while any(one.poll() is None for one in running):
+        done = sum(map(finished, folders))
+        if done > marks[-1][1]:
+            marks.append((time.perf_counter(), done))
+        time.sleep(0.05)
+    seconds = time.perf_counter() - start
+    if any(one.returncode for one in running):
+        raise RuntimeError(f"{commands[0]} ended with {running[0].returncode}")
+    (first, begun), (last, done) = marks[1], marks[-1]
+    rate = (done - begun) / (last - first)
+    begin = seconds - count / rate
+    return {
+        "seconds": seconds,
+        "samples_per_second_once_started": rate,
+        "seconds_of_the_start": begin,
+        f"seconds_of_{MANY}": begin + MANY / rate,
+    }
 
 
 # Killing.
