@@ -135,7 +135,8 @@ def connected(address: str) -> Iterator[None]:
     elif address != "auto":
         _check_listening(address)
     try:
-        ray.init(address=address, **settings)
+        with _silence():
+            ray.init(address=address, **settings)
     except Exception as error:  # among others a bare one, when a node does not start in time
         what = "no Ray cluster runs here" if address == "auto" else f"Ray at '{address}': {_line(error)}"
         raise InputError(f"{what}; start one with 'ray start --head', or give local") from error
@@ -144,6 +145,19 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing on this process's stderr: Ray's core, which is no Python, says there that it was told to say nothing."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _check_listening(address: str) -> None:

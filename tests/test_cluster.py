@@ -29,10 +29,13 @@ def test_killed_workers_and_a_killed_driver_leave_no_trace(tmp_path: Path) -> No
     engine, out = write_engine(tmp_path / "small.engine").path, tmp_path / "out"
     root = Path(next(iter(pfdiff.__path__))).parent
     command = f"-m pfdiff generate {engine} --count {COUNT} --nfe 4 --format npz --shard 1 --out {out}".split()
-    driver = subprocess.Popen(
-        [sys.executable, *command, "--ray", "local", "--workers", "2"],
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
+    said = tmp_path / "stderr"
+    with said.open("wb") as file:
+        driver = subprocess.Popen(
+            [sys.executable, *command, "--ray", "local", "--workers", "2"],
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stderr=file,
+        )
 
     try:
         for samples in (5, 30):
@@ -42,6 +45,7 @@ def test_killed_workers_and_a_killed_driver_leave_no_trace(tmp_path: Path) -> No
     finally:
         driver.kill()
         driver.wait()
+    assert said.read_text() == ""
     assert 60 <= finished(out) < COUNT
     done = pfdiff.generate(engine, COUNT, out, nfe=4, format="npz", shard=1)
     assert 0 < done.made <= COUNT - 60
