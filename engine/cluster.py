@@ -17,9 +17,9 @@ from dataclasses import asdict
 from typing import Any, final
 
 from .errors import BackendError, InputError, PfdiffError
-from .generate import Worker, Workplace
 from .ledger import Record
 from .recipe import Recipe
+from .worker import Worker, Workplace
 
 CONNECT_SECONDS = 5
 OBJECT_STORE_BYTES = 128 << 20  # of a local cluster: only records pass through it

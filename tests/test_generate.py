@@ -23,6 +23,7 @@ import pfdiff
 from pfdiff.cli import main
 from pfdiff.engine import generate as bulk
 from pfdiff.engine import shards
+from pfdiff.engine import worker as work
 from pfdiff.engine.artifact import read_artifact, records_of, write_manifest
 from pfdiff.engine.contract import DecoderContract
 from pfdiff.engine.recipe import make_recipe
@@ -247,7 +248,7 @@ def test_a_full_disk_keeps_what_is_finished(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
         return write(part, shard, format)
 
-    monkeypatch.setattr(bulk, "write_shard", full)
+    monkeypatch.setattr(work, "write_shard", full)
     with pytest.raises(pfdiff.InputError, match="No space left on device; finished shards are kept"):
         run(engine, out)
     assert sorted(tree(out)) == ["manifest.json", *NAMES[:2]]
@@ -284,7 +285,7 @@ def test_a_changed_engine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(pfdiff.InputError, match=r"was begun with engine [0-9a-f]{12}, this run has [0-9a-f]{12};"):
         run(other, tmp_path / "out")
     with pytest.raises(pfdiff.InputError, match="was changed during the run"):
-        bulk.Worker(recipe, bulk.Workplace(other, tmp_path / "out"))
+        work.Worker(recipe, work.Workplace(other, tmp_path / "out"))
     assert tree(tmp_path / "out") == before
 
     # One more program changes no sample of this one.
@@ -297,9 +298,9 @@ def test_a_shard_that_kills_its_workers_ends_the_run(engine: Path, tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         run(engine, out, progress=stop_after(1))
     recipe = make_recipe(read_artifact(engine), COUNT, 4, size=SIZE, format="npz")
-    for death in range(bulk.MOST_TRIES):
+    for death in range(work.MOST_TRIES):
         (out / f".{NAMES[2]}-{death}.part").touch()
-    with bulk.Worker(recipe, bulk.Workplace(engine, out)) as worker:
+    with work.Worker(recipe, work.Workplace(engine, out)) as worker:
         worker.make(1)
         with pytest.raises(pfdiff.BackendError, match=f"{NAMES[2]}' has cost 5 workers"):
             worker.make(2)
