@@ -97,6 +97,7 @@ class Engines:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[tuple[str, str, str], Engine] = {}
+        self._fastest: dict[str, str] = {}
 
     def __enter__(self) -> Engines:
         return self
@@ -136,11 +137,15 @@ class Engines:
         """What the float32 network of an engine takes and predicts."""
         return read_artifact(self.path(name, "fp32")).contract
 
-    def with_program(self, name: str, program: Program, batch: int = 1) -> Engine:
-        """A float32 engine of an own network and one program on the fastest backend; for the caller to close."""
-        artifact = read_artifact(self.path(name, "fp32"))
-        artifact = replace(artifact, programs={program.nfe: program}, batch=(batch,))
-        return Engine(artifact, device=device_of(), backend="fastest")
+    def with_program(self, name: str, program: Program) -> Engine:
+        """A float32 engine of an own network, one program and batch 1, for the caller to close.
+
+        On the fastest backend, which is found once for each network.
+        """
+        artifact = replace(read_artifact(self.path(name, "fp32")), programs={program.nfe: program}, batch=(1,))
+        engine = Engine(artifact, device=device_of(), backend=self._fastest.get(name, "fastest"))
+        self._fastest[name] = engine.backend
+        return engine
 
 
 def source_of(name: str) -> Network:

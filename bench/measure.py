@@ -81,22 +81,19 @@ class Measure:
     ) -> tuple[Times, dict[str, Times]]:
         """Milliseconds of `function` [rounds] and of each beside it.
 
-        rounds: by default as many as fit `--seconds` times `weight`, after one call and one round that do not count;
-        a given number is all that is done. pause_s: sleep before every call.
+        rounds: by default as many as fit `--seconds` times `weight`, after one call of each that does not count; a
+        given number is all that is done. pause_s: sleep before every call.
         """
         turns = Turns(beside or {}, self._timer, pause_s)
-        warm = rounds is None
         if rounds is None:
             start = time.perf_counter()
             for one in (function, *turns.beside.values()):
                 one()
             once = time.perf_counter() - start + pause_s * (1 + len(turns.beside))
             rounds = int(np.clip(weight * self._seconds / once, *ROUNDS))
-        self._benchmark.pedantic(
-            function, setup=turns.before, teardown=turns.after, rounds=rounds, warmup_rounds=int(warm), iterations=1
-        )
+        self._benchmark.pedantic(function, setup=turns.before, teardown=turns.after, rounds=rounds, iterations=1)
         times = 1e3 * np.asarray(self._benchmark.stats.stats.data, np.float64)
-        return times, {name: np.asarray(found[-rounds:]) for name, found in turns.rounds.items()}
+        return times, {name: np.asarray(found) for name, found in turns.rounds.items()}
 
     def record(self, times: Times, case: Case | None = None, engine: Engine | None = None, **facts: Any) -> None:
         """Fill `extra_info`: every field of every benchmark, None where it means nothing."""
