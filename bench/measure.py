@@ -1,8 +1,8 @@
 """One measurement: pytest-benchmark times a function, and others are timed beside it in every round.
 
 A shared machine drifts by more than what is looked for, so what is tracked are ratios of times of one round. The others
-are timed before the function in one round and after it in the next. A measurement also keeps the medians of BLOCKS
-contiguous stretches of its rounds: how far they lie apart is what `tracking` calls the spread.
+are timed before the function in one round and after it in the next. A measurement keeps the ratios of BLOCKS contiguous
+stretches of its rounds: how far they lie apart is what `tracking` calls the spread.
 """
 
 from __future__ import annotations
@@ -123,8 +123,12 @@ class Measure:
 
 
 def blocks(ours: Times, reference: Times) -> list[float]:
-    """The median ratio ours / reference of BLOCKS contiguous stretches of rounds; larger is worse for us."""
-    return [float(np.median(part)) for part in np.array_split(ours / reference, BLOCKS)]
+    """The ratio ours / reference of BLOCKS contiguous stretches of rounds, of lower quartiles; larger is worse for us.
+
+    What else runs on the machine only ever adds time: the faster rounds are those that it left alone.
+    """
+    halves = (np.array_split(times, BLOCKS) for times in (ours, reference))
+    return [float(np.percentile(one, 25) / np.percentile(other, 25)) for one, other in zip(*halves, strict=True)]
 
 
 def repeated(function: Function, seconds: float = 2e-4) -> tuple[Function, int]:

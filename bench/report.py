@@ -62,7 +62,7 @@ def _device(device: str, stored: Sequence[tuple[Path, Run]], plots: Path) -> Ite
     yield from _shown(_shares(last), plots / f"{device}_shares.png", "What a sample's time consists of")
     yield from _peers(last)
     yield f"\n### All figures of `{path.name}`\n"
-    yield "Ratios are medians of times taken in turns, larger is worse; milliseconds of a whole batch.\n"
+    yield "Ratios are of times taken in turns, larger is worse; milliseconds of a whole batch.\n"
     yield "| benchmark | p50 | p90 | p99 | max | ratio | |\n|---|--:|--:|--:|--:|---|---|"
     for name, row in last["benchmarks"].items():
         times = " | ".join(f"{row[key]:.4g}" for key in ("p50_ms", "p90_ms", "p99_ms", "max_ms"))

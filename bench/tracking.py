@@ -2,17 +2,18 @@
 
 bench/results/<device>/NNNN_<commit>.json holds quantiles and, of each benchmark, its ratios. Only ratios of times of
 one round are compared, never times: a machine is faster today than yesterday, a ratio is not. All are written so that
-larger is worse for this project. Of PASSES x BLOCKS block medians r of one ratio
+larger is worse for this project. Of the PASSES x BLOCKS values r of one ratio (`measure.blocks`)
 
-    value  = median r                    spread = WIDTH sd(r) / sqrt(PASSES)
+    value  = median r                    spread = WIDTH IQR(r) / 1.349 / sqrt(PASSES)
 
-which takes the blocks of one process as if they said the same thing: what differs between processes (where memory
-lies, which threads share a core) does not average out within one. A run is worse than the last one where
+where IQR / 1.349 is the standard deviation of what is normal and ignores the blocks in which something else ran. The
+blocks of one process are taken as if they said the same thing: what differs between processes (where memory lies,
+which threads share a core) does not average out within one. A run is worse than the last one where
 
     value' - value > sqrt(spread'^2 + spread^2)
 
-WIDTH is five standard errors, for a standard deviation from so few values is itself uncertain: of two runs of the same
-code one ratio in 10,000 differs by more where blocks vary as much as processes, one in 140 where only processes do
+WIDTH is five standard errors, for a deviation from so few values is itself uncertain: of two runs of the same code one
+ratio in 1,000 is taken for worse where blocks vary as much as processes, one in 200 where mostly processes do
 (tests/test_tracking.py). Exit status 1 when a ratio is worse, 2 when the suite itself failed.
 """
 
@@ -153,10 +154,11 @@ def _combined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return rounded(row)
 
 
-def ratio_of(medians: Sequence[Sequence[float]]) -> Ratio:
-    """The ratio that the block medians [passes][blocks] amount to."""
-    every = np.concatenate([np.asarray(one, np.float64) for one in medians])
-    return Ratio(float(np.median(every)), WIDTH * float(np.std(every, ddof=1)) / math.sqrt(len(medians)))
+def ratio_of(blocks: Sequence[Sequence[float]]) -> Ratio:
+    """What the ratios of blocks [passes][blocks] amount to."""
+    every = np.concatenate([np.asarray(one, np.float64) for one in blocks])
+    low, middle, high = np.percentile(every, (25, 50, 75)).tolist()
+    return Ratio(middle, WIDTH * (high - low) / 1.349 / math.sqrt(len(blocks)))
 
 
 def _median(values: Sequence[Any]) -> Any:
