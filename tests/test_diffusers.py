@@ -39,9 +39,9 @@ SOLVER, EVALUATIONS = "pfdiff:k=2,l=1", 5
 DDIM_STEPS = 4
 
 
-# Tiny models.
+# Tiny models; the U-Nets' middle has attention too.
 def unet(**changes: Any) -> Any:
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    blocks = {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
     sizes = {"sample_size": 8, "block_out_channels": (8, 16), "attention_head_dim": 4}
     return diffusers.UNet2DModel(**{"layers_per_block": 1, "norm_num_groups": 4, **sizes, **blocks, **changes})
 
@@ -50,7 +50,7 @@ def text_unet(**changes: Any) -> Any:
     sizes = {"sample_size": 8, "block_out_channels": (8, 16), "cross_attention_dim": 8, "attention_head_dim": 4}
     blocks = {
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
     }
     return diffusers.UNet2DConditionModel(
         **{
@@ -68,8 +68,8 @@ def text_unet(**changes: Any) -> Any:
 def sdxl_unet() -> Any:
     return text_unet(
         block_out_channels=(8,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
