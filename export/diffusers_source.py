@@ -240,10 +240,17 @@ def _known(parts: Parts, asked: Asked) -> Known:
     model = load_model(parts.model, parts.class_name) if isinstance(parts.model, Path) else parts.model
     model: Any = getattr(model, "_orig_mod", model)
     config: Mapping[str, Any] = model.config
+    taken = int(config["in_channels"])
+    given = int(config.get("out_channels") or taken)
+    if given not in (taken, 2 * taken):
+        raise InputError(
+            f"it takes {taken} channels and predicts {given}, an inpainting or editing model; "
+            "give it as an nn.Module, forward(x, t, ...), with the further channels as a condition"
+        )
     shape = asked.shape or kind.shape(config)
     if shape is None:
         raise InputError("its config has no sample_size; give shape= (--shape 4x64x64)")
-    channels = int(config["in_channels"]) // (4 if kind.packed else 1)
+    channels = taken // (4 if kind.packed else 1)
     if len(shape) != 3 or shape[0] != channels:
         raise InputError(f"shape {list(shape)}, expected [{channels}, height, width] as its in_channels say")
     beside = parts.beside if parts.beside.tokens else replace(parts.beside, tokens=kind.tokens)
@@ -261,7 +268,7 @@ def _known(parts: Parts, asked: Asked) -> Known:
         asked.prediction or (convention.prediction if convention else ""),
         conditions,
         time_scale=(convention.time_scale if convention else 1000.0 if flow else 1.0) * kind.time_unit,
-        learned_sigma=not kind.packed and config.get("out_channels") == 2 * channels,
+        learned_sigma=given == 2 * taken,
         sigma_data=convention.sigma_data if convention else 0.5,
         data_range=(-1.0, 1.0) if channels in (1, 3) or decoder is not None else LATENT_RANGE,
         decoder=decoder,
