@@ -100,19 +100,20 @@ def correlation_lines(found: dict[str, Any]) -> str:
 
 
 def time_lines(found: dict[str, Any]) -> str:
-    """Seconds for 1,000 samples."""
-    lines = ["## Seconds for 1,000 samples\n"]
+    """With and without PFDiff at equal NFE."""
+    lines = ["## CPU seconds for 1,000 samples\n"]
     if "times" not in found:
         return "\n".join([*lines, "Not measured."]) + "\n"
     given = found["times"]
-    nfe = list(next(iter(given["seconds"].values())))
+    nfe = list(next(iter(given["cpu_seconds_for_1000"].values())))
     lines += [
-        f"{given['machine']['processor']}, {given['machine']['cores']} cores, {given['backend']}, batch "
-        f"{given['batch']}; the best of {given['rounds']} rounds in turns.\n",
+        f"One thread of {given['machine']['processor']}, {given['backend']}, batch {given['batch']}; the best of "
+        f"{given['rounds']} rounds of {given['timed']} samples in turns. Time of the processor, for the machine was "
+        "not idle.\n",
         "| sampler | " + " | ".join(f"NFE {count}" for count in nfe) + " |",
         "|---|" + "---|" * len(nfe),
     ]
-    for sampler, row in given["seconds"].items():
+    for sampler, row in given["cpu_seconds_for_1000"].items():
         lines.append(f"| `{sampler}` | " + " | ".join(f"{min(row[count]):.2f}" for count in nfe) + " |")
     return "\n".join(lines) + "\n"
 

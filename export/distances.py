@@ -77,8 +77,13 @@ def kernel_distance(real: Array, samples: Array, seed: int = 0) -> tuple[float, 
     return float(mean), float(spread)
 
 
+def thinned(features: NDArray[Any], count: int, seed: int = 0) -> NDArray[Any]:
+    """`count` of the vectors, drawn with `seed`: files are often sorted by class, so the first ones will not do."""
+    return features[np.sort(np.random.default_rng(seed).choice(len(features), count, replace=False))]
+
+
 def precision_recall(real: Array, samples: Array, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
-    """(precision, recall) of samples [n, d] against as many real ones. Raises InputError on too few."""
+    """(precision, recall) of samples [n, d], to be compared with as many real ones. Raises InputError on too few."""
     if min(len(real), len(samples)) <= neighbours:
         got = f"{len(samples)} samples and {len(real)} real pictures"
         raise InputError(f"precision and recall of {got}, expected more than {neighbours} of each; draw more")

@@ -24,7 +24,7 @@ from ..engine.artifact import MANIFEST
 from ..engine.cache import ArrayStore, cache_folder, content_key
 from ..engine.errors import InputError
 from .black_box import conditions_of
-from .distances import FrechetDistance, kernel_distance, precision_recall
+from .distances import FrechetDistance, kernel_distance, precision_recall, thinned
 from .features import INCEPTION, Extractor, Features, extractor, joined
 from .read_pictures import pixels_from, read_pictures
 
@@ -44,8 +44,8 @@ class Evaluation:
     """Distances of `samples` samples to `real` real pictures, on the features named `extractor`.
 
     distance: Frechet. spatial_distance: likewise on spatial features, None when the extractor has none.
-    precision, recall: of `compared` pictures of each kind, the first ones. kernel_distance, kernel_spread: mean and
-    standard deviation over subsets. drawn: where the samples are from.
+    precision, recall: of `compared` pictures of each kind, drawn from the larger set. kernel_distance, kernel_spread:
+    mean and standard deviation over subsets. drawn: where the samples are from.
     """
 
     extractor: str
@@ -131,7 +131,7 @@ def compare_features(
 ) -> Evaluation:
     """The report on two sets of features. Raises InputError on too few samples."""
     compared = min(len(made), len(real))
-    precision, recall = precision_recall(real.pooled[:compared], made.pooled[:compared])
+    precision, recall = precision_recall(thinned(real.pooled, compared), thinned(made.pooled, compared))
     mean, spread = kernel_distance(real.pooled, made.pooled)
     return Evaluation(
         extractor=network.name,

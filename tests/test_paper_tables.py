@@ -12,7 +12,7 @@ from pfdiff.bench import paper_cells as plan
 from pfdiff.bench import paper_tables
 from pfdiff.bench.paper_cells import Cell
 from pfdiff.bench.paper_report import rows_of
-from pfdiff.export.distances import FrechetDistance, precision_recall
+from pfdiff.export.distances import FrechetDistance, precision_recall, thinned
 from pfdiff.export.features import Features, extractor
 
 WIDTH, BLOCK = 3, 40
@@ -54,7 +54,7 @@ def test_a_table_has_one_count_and_leaves_out_what_was_not_sampled(ruler: paper_
         (figures,) = found["rows"][sampler].values()
         assert figures["fd"] == pytest.approx(FrechetDistance(ruler.real.pooled)(made), abs=1e-4)
         assert figures["sfd"] == pytest.approx(FrechetDistance(np.asarray(ruler.real.spatial))(2 * made), abs=1e-4)
-        shares = precision_recall(ruler.real.pooled[: 2 * BLOCK], made)
+        shares = precision_recall(thinned(ruler.real.pooled, 2 * BLOCK), made)
         assert (figures["precision"], figures["recall"]) == pytest.approx(shares, abs=1e-4)
     assert paper_tables.table(ruler, "conditional", ("ddim@uniform",), (20,)) is None
     lines = rows_of(found).splitlines()
