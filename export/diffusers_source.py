@@ -283,6 +283,8 @@ def _check_schedule(parts: Parts, asked: Asked) -> None:
             f"there is no scheduler, so say {' and '.join(f'{word}= (--{word})' for word in missing)}, or give the "
             "folder of the whole pipeline, with scheduler/scheduler_config.json"
         )
+    if asked.schedule is not None and asked.prediction is None:
+        raise InputError("with another schedule its scheduler is not read, so say prediction= (--prediction) too")
 
 
 def _convention(

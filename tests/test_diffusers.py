@@ -416,6 +416,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
         {},
         r"no sample_size; give shape= \(--shape 4x64x64\)",
     ),
+    "another schedule alone": (
+        lambda folder: None,
+        {"schedule": "cosine:300"},
+        r"its scheduler is not read, so say prediction= \(--prediction\) too",
+    ),
     "wrong channels": (lambda folder: None, {"shape": (3, 8, 8)}, r"shape \[3, 8, 8\], expected \[4, height, width\]"),
     "wrong width": (
         lambda folder: None,
