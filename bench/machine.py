@@ -15,7 +15,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("pfdiff", "numpy", "torch", "triton", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "diffusers")
+PACKAGES = (
+    "pfdiff",
+    "numpy",
+    "torch",
+    "triton",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
+    "diffusers",
+    "ray",
+    "pyarrow",
+)
 
 
 def describe() -> dict[str, Any]:

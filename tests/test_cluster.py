@@ -45,7 +45,7 @@ def test_killed_workers_and_a_killed_driver_leave_no_trace(tmp_path: Path) -> No
     finally:
         driver.kill()
         driver.wait()
-    assert all("(raylet)" in line for line in said.read_text().splitlines())  # which tells of the killed workers
+    assert ".cc:" not in said.read_text()  # lines of the core itself; that workers were killed may be said
     assert 60 <= finished(out) < COUNT
     done = pfdiff.generate(engine, COUNT, out, nfe=4, format="npz", shard=1)
     assert 0 < done.made <= COUNT - 60
