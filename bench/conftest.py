@@ -56,5 +56,5 @@ def measure(request: pytest.FixtureRequest) -> Any:
 
     timer = timer_of(torch.device("cpu" if request.node.get_closest_marker("host") else device_of()))
     request.node.add_marker(pytest.mark.benchmark(timer=timer))  # read when the fixture benchmark is made
-    seconds: Any = request.config.getoption("--seconds", 0.5)
+    seconds: Any = request.config.getoption("--seconds", 1.0)
     return Measure(request.getfixturevalue("benchmark"), timer, seconds)

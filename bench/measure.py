@@ -26,7 +26,7 @@ Times = NDArray[np.float64]
 
 BLOCKS = 3
 ROUNDS = (BLOCKS, 400)  # fewest and most
-PAUSE_S = 0.003  # lets the threads of another library, which spin for a while after their work, go to sleep
+PAUSE_S = 0.02  # lets the threads of another library, which spin for a while after their work, go to sleep
 
 
 @final

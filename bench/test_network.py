@@ -25,18 +25,18 @@ def test_network(measure: Measure, engines: Engines, case: Case) -> None:
     engine = engines.open(case)
     network = engine.parts(case.nfe, case.batch).network
     matrix = torch.rand(WIDTH, WIDTH, device=engine.device)
-    product, _ = repeated(lambda: torch.mm(matrix, matrix), seconds=2e-3)
-    beside: dict[str, Callable[[], object]] = {"a matrix product": product}
+    products, count = repeated(lambda: torch.mm(matrix, matrix), seconds=5e-3)
+    beside, counts = {"a matrix product": products}, {"a matrix product": count}
     plain = PLAIN.get((case.backend, case.precision, engine.device))
     if plain:
-        beside[f"plain {case.backend}"] = plain(engine, case)
+        beside[f"plain {case.backend}"], counts[f"plain {case.backend}"] = plain(engine, case), case.nfe
     times, others = measure(network, beside, pause_s=PAUSE_S)
     measure.record(
         times / case.nfe,
         case,
         engine,
         bytes=network_bytes(engine, case.batch),
-        ratios={f"network / {name}": blocks(times, other) for name, other in others.items()},
+        ratios={f"network / {name}": blocks(times / case.nfe, others[name] / counts[name]) for name in beside},
     )
 
 
