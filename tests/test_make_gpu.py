@@ -51,7 +51,7 @@ def test_parts_do_not_harm_each_other(
     )
     monkeypatch.setattr(gpu, "PARTS", parts)
     monkeypatch.setattr(gpu, "GRACE_SECONDS", 5)
-    monkeypatch.setattr(gpu, "INTERRUPTED_SECONDS", 40)  # ends as soon as the part does
+    monkeypatch.setattr(gpu, "INTERRUPTED_SECONDS", 30)  # ends as soon as the part does
     monkeypatch.setattr(gpu, "_device", lambda: {"name": "Pretended GPU"})
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # else the parts' benchmarks would be disabled
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
