@@ -25,7 +25,7 @@ from .machine import describe, folder_name
 from .tracking import PASSES, RESULTS, Change, combined, compare, passes, rounded
 
 VARIABLE = "PFDIFF_PLANTED"
-SELECTED = ["-p", "pfdiff.bench.planted", "-k", "(test_network and fashion) or test_update"]
+SELECTED = ["-p", "pfdiff.bench.planted", "-k", "(test_network or test_update) and fashion"]
 MEANT = {"": "", "update": "test_update", "network": "test_network"}
 
 
