@@ -94,7 +94,8 @@ def runnable(precision: str, *, own: bool) -> list[str]:
 class Engines:
     """Engine directories of the suite, built when first asked for, and loaded engines, closed at the end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        self.threads: int | None = threads
         self._folder = folder
         self._open: dict[tuple[str, str, str], Engine] = {}
         self._fastest: dict[str, str] = {}
@@ -130,7 +131,7 @@ class Engines:
         if key not in self._open:
             module = module_of(case.engine, "cpu") if case.backend == "torch" else None
             path = self.path(case.engine, case.precision)
-            self._open[key] = load(path, device_of(), case.backend, module=module)
+            self._open[key] = load(path, device_of(), case.backend, threads=self.threads, module=module)
         return self._open[key]
 
     def contract(self, name: str) -> Contract:
@@ -143,7 +144,8 @@ class Engines:
         On the fastest backend, which is found once for each network.
         """
         artifact = replace(read_artifact(self.path(name, "fp32")), programs={program.nfe: program}, batch=(1,))
-        engine = Engine(artifact, device=device_of(), backend=self._fastest.get(name, "fastest"))
+        backend = self._fastest.get(name, "fastest")
+        engine = Engine(artifact, device=device_of(), backend=backend, threads=self.threads)
         self._fastest[name] = engine.backend
         return engine
 

@@ -38,10 +38,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The suite's engines, see `cases.Engines`."""
+    import torch
+
     from pfdiff.bench.cases import Engines
 
-    folder = request.config.getoption("--built", None)
-    with Engines(Path(folder) if folder else tmp_path_factory.mktemp("engines")) as opened:
+    folder, threads = (request.config.getoption(name, None) for name in ("--built", "--threads"))
+    if threads:
+        torch.set_num_threads(threads)
+    with Engines(Path(folder) if folder else tmp_path_factory.mktemp("engines"), threads) as opened:
         yield opened
 
 

@@ -1,4 +1,4 @@
-"""The bare network, beside the same ONNX file in its runtime as anybody would call it, and a matrix product.
+"""The bare network, beside the same ONNX file in its runtime as anybody would call it, and matrix products.
 
 The first ratio sees what this project does around a runtime; the second also sees a worse export and a worse runtime.
 """
@@ -6,6 +6,7 @@ The first ratio sees what this project does around a runtime; the second also se
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from pfdiff.bench.cases import Case, Engines, feed, network_bytes
 from pfdiff.bench.measure import PAUSE_S, Measure, blocks, repeated
 from pfdiff.engine.api import Engine
 
-WIDTH = 512  # of the matrix product: 0.27 GFLOP, in the caches of one core
+COUNT, WIDTH = 64, 60  # of the matrices: products too small for OpenBLAS to split over threads
 
 
 def select(cases: Sequence[Case]) -> list[Case]:
@@ -24,9 +25,10 @@ def select(cases: Sequence[Case]) -> list[Case]:
 def test_network(measure: Measure, engines: Engines, case: Case) -> None:
     engine = engines.open(case)
     network = engine.parts(case.nfe, case.batch).network
-    matrix = torch.rand(WIDTH, WIDTH, device=engine.device)
-    products, count = repeated(lambda: torch.mm(matrix, matrix), seconds=5e-3)
-    beside, counts = {"a matrix product": products}, {"a matrix product": count}
+    matrices = torch.rand(COUNT, WIDTH, WIDTH, device=engine.device)
+    arrays = matrices.numpy() if engine.device == "cpu" else None  # NumPy multiplies them one by one, in one thread
+    products, count = repeated(lambda: matrices @ matrices if arrays is None else arrays @ arrays, seconds=5e-3)
+    beside, counts = {"matrix products": products}, {"matrix products": count}
     plain = PLAIN.get((case.backend, case.precision, engine.device))
     if plain:
         beside[f"plain {case.backend}"], counts[f"plain {case.backend}"] = plain(engine, case), case.nfe
@@ -44,7 +46,10 @@ def test_network(measure: Measure, engines: Engines, case: Case) -> None:
 def plain_onnxruntime(engine: Engine, case: Case) -> Callable[[], object]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(engine.path / "network.onnx"), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = engine.threads or 0
+    path = str(engine.path / "network.onnx")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     arrays = feed(engine, case.nfe, case.batch)
     return lambda: [session.run(None, arrays) for _ in range(case.nfe)]
 
@@ -52,7 +57,9 @@ def plain_onnxruntime(engine: Engine, case: Case) -> Callable[[], object]:
 def plain_openvino(engine: Engine, case: Case) -> Callable[[], object]:
     import openvino
 
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if engine.threads:
+        hints["INFERENCE_NUM_THREADS"] = engine.threads
     compiled = openvino.Core().compile_model(str(engine.path / "network.onnx"), "CPU", hints)
     arrays = feed(engine, case.nfe, case.batch)
     return lambda: [compiled(arrays) for _ in range(case.nfe)]

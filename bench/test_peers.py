@@ -83,9 +83,10 @@ def test_onnxruntime_and_numpy(measure: Measure, engines: Engines, network: str)
 
     contract = engines.contract(network)
     program = compile("ddim", contract.schedule, NFE[network][-1], prediction=contract.prediction, grid="trailing")
-    session = onnxruntime.InferenceSession(
-        str(engines.path(network, "fp32") / "network.onnx"), providers=["CPUExecutionProvider"]
-    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = engines.threads or 0
+    path = str(engines.path(network, "fp32") / "network.onnx")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     with engines.with_program(network, program) as ours:
         arrays = feed(ours, program.nfe, 1)
         z = arrays[contract.input]

@@ -48,7 +48,7 @@ def test_first_sample(measure: Measure, engines: Engines, case: Case) -> None:
 
     def load_and_sample() -> None:
         start = time.perf_counter()
-        with pfdiff.load(engine.path, engine.device, case.backend) as fresh:
+        with pfdiff.load(engine.path, engine.device, case.backend, threads=engine.threads) as fresh:
             load_ms.append(1e3 * (time.perf_counter() - start))
             fresh.parts(case.nfe, case.batch).whole()
 

@@ -14,7 +14,10 @@ which threads share a core) does not average out within one. A run is worse than
 
 WIDTH is five standard errors, for a deviation from so few values is itself uncertain: of two runs of the same code one
 ratio in 1,000 is taken for worse where blocks vary as much as processes, one in 200 where mostly processes do
-(tests/test_tracking.py). Exit status 1 when a ratio is worse, 2 when the suite itself failed.
+(tests/test_tracking.py).
+
+Every library gets one thread: with two on two cores each barrier waits for whatever else runs there, and ratios near 1
+had spreads of 0.1 to 0.5. Exit status 1 when a ratio is worse, 2 when the suite itself failed.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ import numpy as np
 from .machine import describe, folder_name
 
 PASSES = 3
+THREADS = 1
 WIDTH = 5.0
 RESULTS = Path(__file__).resolve().parent / "results"
 DIGITS = 5  # significant ones that are stored
@@ -116,6 +120,7 @@ def passes(count: int, options: Sequence[str]) -> Iterator[dict[str, Any]]:
             words += [f"--benchmark-json={path}", "--benchmark-disable-gc", f"--built={folder}/engines"]
             words += [
                 "--benchmark-columns=median,iqr",
+                f"--threads={THREADS}",
                 "-p",
                 "pfdiff.bench.options",
                 "--pyargs",
