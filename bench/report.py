@@ -95,7 +95,8 @@ def _peers(run: Run) -> Iterator[str]:
     if not found:
         return
     yield "\n### The same sample drawn by others\n"
-    yield "Same network, noise, times and solver, batch 1; outputs equal to the error given, of the largest element.\n"
+    threads = "one thread" if found[0]["threads"] == 1 else f"{found[0]['threads']} threads"
+    yield f"Same network, noise, times and solver, batch 1, {threads}; outputs differ by that of the largest element.\n"
     yield "| network | solver | NFE | peer | its ms | pfdiff ms | pfdiff is faster by | outputs differ by |"
     yield "|---|---|--:|---|--:|--:|--:|--:|"
     for row in found:

@@ -26,7 +26,15 @@ def run(p50: float) -> dict[str, Any]:
     ours = {"pfdiff / this": {"value": 0.5, "spread": 0.01}}
     case = {"engine": "fashion", "precision": "fp32", "backend": "onnxruntime", "nfe": 8, "batch": 1}
     shares = {"network": 0.9, "updates": 0.04, "rest": 0.06}
-    peer = {"engine": "fashion", "solver": "ddim", "nfe": 8, "peer": "diffusers", "error": 2e-6, "ours": {"p50_ms": 20}}
+    peer = {
+        "engine": "fashion",
+        "solver": "ddim",
+        "nfe": 8,
+        "peer": "diffusers",
+        "error": 2e-6,
+        "threads": 1,
+        "ours": {"p50_ms": 20},
+    }
     return {
         "machine": {
             "gpu": None,
