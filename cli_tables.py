@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from .engine.artifact import NETWORK, Artifact, read_artifact
@@ -101,11 +102,11 @@ def _facts(artifact: Artifact, running: Mapping[str, str]) -> Table:
         ("precision", artifact.precision),
         ("batch", ", ".join(map(str, artifact.batch))),
         *(
-            ("file", f"{name}, {record.bytes / 1e6:.2f} MB, sha256 {record.sha256[:12]}")
+            ("file", f"{name}, {decimal(record.bytes)}, sha256 {record.sha256[:12]}")
             for name, record in artifact.files.items()
         ),
         *(("plan", line) for line in _plans(artifact)),
-        *((str(key).replace("_", " "), str(value)) for key, value in artifact.provenance.items()),
+        *((key.replace("_", " "), str(value)) for key, value in artifact.provenance.items() if key != "network"),
         *running.items(),
     ]
     table = Table(box=None, show_header=False, pad_edge=False, title=str(artifact.path), title_justify="left")
