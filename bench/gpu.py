@@ -92,7 +92,13 @@ def _run(name: str, arguments: tuple[str, ...], seconds: float, temporary: Path,
     log.write(f"\n==== {name}\n".encode())
     log.flush()
     process = subprocess.Popen(
-        words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        words,
+        cwd=ROOT,
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_interruptible,
     )
     try:
         code = process.wait(timeout=seconds - INTERRUPTED_SECONDS)
@@ -105,6 +111,11 @@ def _run(name: str, arguments: tuple[str, ...], seconds: float, temporary: Path,
             process.wait()
         return f"stopped after {seconds:.0f} s"
     return {0: "passed", 1: "failed"}.get(code, f"pytest exit {code}")
+
+
+def _interruptible() -> None:
+    """What a shell starts in the background ignores interruptions, and so would every part."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _device() -> dict[str, Any] | str:
