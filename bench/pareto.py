@@ -3,11 +3,12 @@
 DDIM on its best grid, and what `tune` finds and refines (or with --no-refine only finds), each at several NFE: the RMS
 error on held-out seeds, and the median time of a whole sample at batch 1. Two files in bench/results/<machine>/:
 
-pareto_NAME.json   a list of {network, solver, grid, nfe, latency_ms, error, seeds, threads, commit, time}
+pareto_NAME.json   {network, machine, backend, threads, seeds, points}, a point {solver, grid, nfe, error, latency_ms}
 pareto_NAME.png    its plot
 
 What is printed at the end: for each point of DDIM, its error over the least that an engine reached in no more time.
-The search is kept in the cache folder, so run it once for the search and again, on an idle machine, for the times.
+With --work the engines are kept, and an NFE that one has is not searched again: run it once for the search and again,
+on an idle machine, for the times.
 """
 
 from __future__ import annotations
@@ -15,27 +16,29 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..engine.api import load
-from ..export.build import build
-from ..export.compare import compare
+from ..engine.artifact import MANIFEST, read_artifact
+from ..engine.latency import in_turns
 from ..export.plot import Curve, log_plot
 from ..export.sources import Network
 from ..export.tune import tune
 from .machine import describe, folder_name
+from .measure import PAUSE_S
 from .search_tables import NETWORKS, T_START, show
 
 DDIM_NFE = (5, 6, 8, 10, 15, 20, 30)
-TUNED_NFE = (5, 8)
+TUNED_NFE = (4, 5, 6, 8, 10, 12, 15, 20)
 HELD_OUT = 64
-ROUNDS = 15
+ROUNDS = 30
 
-Point = dict[str, Any]
+Point = Mapping[str, Any]
 
 
 def main(words: list[str] | None = None) -> None:
@@ -48,63 +51,100 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--refine", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--work", type=Path, help="keep the engines in this folder; default: a temporary one")
     parser.add_argument("--out", type=Path, help="default: bench/results/<machine> beside this file")
     given = parser.parse_args(words)
     if given.name == "mnist" and not given.network:
         parser.error("mnist needs --network FILE.onnx")
     folder = given.out or Path(__file__).parent / "results" / folder_name()
-    folder.mkdir(parents=True, exist_ok=True)
-    points = measure(given)
+    for one in filter(None, (folder, given.work)):
+        one.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        found = measure(given, given.work or Path(temporary))
     path = folder / f"pareto_{given.name}.json"
-    path.write_text(json.dumps(points, indent=1) + "\n", encoding="utf-8")
-    plot(given.name, points).save(path.with_suffix(".png"))
-    for one, ratio in at_equal_latency(points):
-        print(f"DDIM {one['nfe']:3} NFE {one['latency_ms']:8.2f} ms, error {one['error']:.4f}: {ratio:.2f} x the least")
-    print(path, path.with_suffix(".png"))
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    plot(given.name, found["points"]).save(path.with_suffix(".png"))
+    print(*at_equal_latency(found["points"]), path, path.with_suffix(".png"), sep="\n")
 
 
-def measure(given: argparse.Namespace) -> list[Point]:
-    """Both curves, found, built and timed."""
+def measure(given: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Both curves, searched in the folder `work` and timed."""
     source = Network(given.network or given.name, **NETWORKS[given.name])
     settings = {"t_start": T_START[given.name], "threads": given.threads, "progress": show}
-    machine = describe()
-    common = {"seeds": HELD_OUT, "threads": given.threads, "commit": machine["commit"], "time": machine["time"]}
-    found: list[Point] = []
-    with tempfile.TemporaryDirectory() as folder:
-        plain, best = Path(folder) / "ddim.engine", Path(folder) / "tuned.engine"
-        for one in compare(source, given.ddim_nfe, ["ddim@best"], seeds=HELD_OUT, **settings).points:
-            assert one.program is not None, one.note
-            start = float(one.program.times[0])
-            build(source, one.nfe, "ddim", grid=one.grid, basis=one.basis, t_start=start, out=plain).close()
-            found.append({"solver": "ddim", "grid": one.grid, "nfe": one.nfe, "error": one.error})
-        for nfe in given.tuned_nfe:
-            one = tune(source, nfe, held_out=HELD_OUT, refine=given.refine, out=best, **settings)[0]
-            found.append({"solver": one.solver, "grid": one.grid, "nfe": nfe, "error": one.held_out_error})
-        with load(plain, threads=given.threads) as ddim, load(best, threads=given.threads) as tuned:
-            for one in found:
-                engine = ddim if one["solver"] == "ddim" else tuned
-                one["latency_ms"] = engine.bench(one["nfe"], batch=1, rounds=given.rounds).p50_ms
-    return [{"network": given.name, **one, **common} for one in found]
+    plain = work / f"{given.name}_ddim.engine"
+    best = work / f"{given.name}_{'refined' if given.refine else 'tuned'}.engine"
+    points = [
+        *(searched(source, nfe, plain, solvers=["ddim"], local=False, **settings) for nfe in given.ddim_nfe),
+        *(searched(source, nfe, best, refine=given.refine, **settings) for nfe in given.tuned_nfe),
+    ]
+    with (
+        load(plain, threads=given.threads) as ddim,
+        load(best, threads=given.threads, backend=ddim.backend) as tuned,
+    ):
+        parts = [*map(ddim.parts, given.ddim_nfe), *map(tuned.parts, given.tuned_nfe)]
+        times = in_turns([one.whole for one in parts], given.rounds, parts[0].timer, PAUSE_S)
+        return {
+            "network": given.name,
+            "machine": describe(),
+            "backend": ddim.backend,
+            "threads": ddim.threads,
+            "seeds": HELD_OUT,
+            "points": [
+                {**one, "latency_ms": float(latency_ms)}
+                for one, latency_ms in zip(points, np.median(times, axis=0), strict=True)
+            ],
+        }
 
 
-def at_equal_latency(points: list[Point]) -> list[tuple[Point, float]]:
-    """For each point of DDIM: its error over the least that a tuned engine reached in no more time."""
+def searched(source: Network, nfe: int, engine: Path, **settings: Any) -> dict[str, Any]:
+    """What `tune` finds for one NFE; what an earlier run found when `engine` has it."""
+    held = read_artifact(engine).provenance if (engine / MANIFEST).is_file() else {}
+    record = held.get("search", {}).get(str(nfe)) if held.get("network_digest") == source.digest else None
+    if record is None:
+        record = tune(source, nfe, held_out=HELD_OUT, out=engine, **settings).to_dict()
+    best = record["ranking"][0]
+    print(f"{nfe:3} NFE, error {best['held_out_error']:.4f}, {record['seconds']:.0f} s: {best['solver']}", flush=True)
+    return {"solver": best["solver"], "grid": best["grid"], "nfe": nfe, "error": best["held_out_error"]}
+
+
+def points_of(path: Path) -> list[Point]:
+    """The points of a file; those of before 2026-11-25 are a list of them."""
+    held = json.loads(path.read_bytes())
+    return held if isinstance(held, list) else held["points"]
+
+
+def pairs(points: Sequence[Point]) -> list[tuple[Point, Point | None]]:
+    """Each point of DDIM, and the engine that was tuned with the least error in no more time, if any is as fast."""
     tuned = [one for one in points if one["solver"] != "ddim"]
     found = []
     for plain in (one for one in points if one["solver"] == "ddim"):
-        in_time = [one["error"] for one in tuned if one["latency_ms"] <= plain["latency_ms"]]
-        if in_time:
-            found.append((plain, plain["error"] / min(in_time)))
+        in_time = [one for one in tuned if one["latency_ms"] <= plain["latency_ms"]]
+        found.append((plain, min(in_time, key=lambda one: one["error"], default=None)))
     return found
 
 
-def plot(name: str, points: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Error against latency, both logarithmic: DDIM, and every other solver as one family that was tuned."""
-    refined = all(one["solver"].endswith((" refined", "ddim")) for one in points)
-    ways = {"DDIM, best grid": True, "tuned and refined" if refined else "tuned": False}
+def at_equal_latency(points: Sequence[Point]) -> Iterator[str]:
+    """A Markdown table of `pairs`: in the time of each point of DDIM, how many times less error there is to have."""
+    yield "| DDIM, NFE | ms | error | the best engine in that time | NFE | ms | error | DDIM's error / its |"
+    yield "|--:|--:|--:|---|--:|--:|--:|--:|"
+    for plain, best in pairs(points):
+        row = f"| {plain['nfe']} | {plain['latency_ms']:.1f} | {plain['error']:.4f} |"
+        if best is None:
+            yield f"{row} none | | | | |"
+        else:
+            mine = f"{best['solver']} | {best['nfe']} | {best['latency_ms']:.1f} | {best['error']:.4f}"
+            yield f"{row} {mine} | {plain['error'] / best['error']:.2f} |"
+
+
+def plot(name: str, points: Sequence[Point]) -> Image.Image:
+    """Error against latency, both logarithmic: DDIM, half of its error, and what was tuned as one family."""
+    plain = [(one["latency_ms"], one["error"]) for one in points if one["solver"] == "ddim"]
+    tuned = [one for one in points if one["solver"] != "ddim"]
+    refined = any(one["solver"].endswith(" refined") for one in tuned)
     curves = [
-        Curve(way, [(one["latency_ms"], one["error"]) for one in points if (one["solver"] == "ddim") == plain])
-        for way, plain in ways.items()
+        Curve("DDIM, best grid", plain),
+        Curve("half of DDIM's error", [(latency_ms, error / 2) for latency_ms, error in plain]),
+        Curve("tuned and refined" if refined else "tuned", [(one["latency_ms"], one["error"]) for one in tuned]),
     ]
     return log_plot(
         curves,

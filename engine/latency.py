@@ -93,13 +93,20 @@ def timer_of(device: torch.device) -> Timer:
     return CudaTimer(device) if device.type == "cuda" else time.perf_counter
 
 
-def in_turns(functions: Sequence[Callable[[], object]], rounds: int, timer: Timer = time.perf_counter) -> np.ndarray:
-    """Milliseconds [rounds, functions], after two rounds unmeasured; each function is first in as many rounds."""
+def in_turns(
+    functions: Sequence[Callable[[], object]], rounds: int, timer: Timer = time.perf_counter, pause_s: float = 0.0
+) -> np.ndarray:
+    """Milliseconds [rounds, functions], after two rounds unmeasured; each function is first in as many rounds.
+
+    pause_s: sleep before every call.
+    """
     count = len(functions)
     times = np.empty((rounds, count))
     for turn in range(-2, rounds):
         for place in range(count):
             which = (turn + place) % count
+            if pause_s:
+                time.sleep(pause_s)
             start = timer()
             functions[which]()
             if turn >= 0:

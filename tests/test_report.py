@@ -64,7 +64,7 @@ def results(tmp_path: Path) -> Path:
         for solver, error in (("ddim", 2.0), ("pfdiff:k=2,l=1", 0.5))
         for nfe in (4, 8)
     ]
-    (device / "pareto_fashion.json").write_text(json.dumps(points))
+    (device / "pareto_fashion.json").write_text(json.dumps({"points": points}))
     (tmp_path / "results" / "other").mkdir()
     return tmp_path / "results"
 
@@ -77,6 +77,7 @@ def test_the_page_names_every_run_and_shows_every_plot(results: Path, tmp_path: 
     assert "| 2 | `0002_0123456789ab.json` |" in page
     assert "| sample fashion-fp32 | 10 | 10 | 10 | 10 | whole / bare evaluations | 1.062 ± 0.011 |" in page
     assert "| fashion | ddim | 8 | diffusers 1 | 40 | 20 | 2.00 ± 0.04 | 2e-06 |" in page
+    assert "| 8 | 16.0 | 0.2500 | pfdiff:k=2,l=1 | 8 | 16.0 | 0.0625 | 4.00 |" in page
     shown = [line.split("](")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
     assert len(shown) == 3
     for path in shown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,10 @@ import pytest
 from PIL import Image
 
 from pfdiff.bench import pareto, search_tables
+from pfdiff.export.sources import Network
+from pfdiff.export.tune import Ranking, tune
+
+from .small_engine import CONDITIONS, SHAPE, write_onnx
 
 
 def test_spearman():
@@ -31,10 +36,11 @@ def test_a_file_keeps_other_nfe(tmp_path):
     assert {nfe: one["error"] for nfe, one in held["nfe"].items()} == {"5": 0.3, "8": 0.2}
 
 
-def test_at_equal_latency_is_the_least_error_in_time():
-    def point(solver: str, nfe: int, latency_ms: float, error: float) -> dict[str, Any]:
-        return {"solver": solver, "nfe": nfe, "latency_ms": latency_ms, "error": error}
+def point(solver: str, nfe: int, latency_ms: float, error: float) -> dict[str, Any]:
+    return {"solver": solver, "nfe": nfe, "latency_ms": latency_ms, "error": error}
 
+
+def test_at_equal_latency_is_the_least_error_in_time():
     points = [
         point("ddim", 4, 4.0, 0.4),
         point("ddim", 5, 5.0, 0.3),
@@ -43,6 +49,47 @@ def test_at_equal_latency_is_the_least_error_in_time():
         point("ipndm:order=3 refined", 5, 5.0, 0.15),  # no better than fewer
         point("pfdiff:k=2,l=1 refined", 8, 7.9, 0.02),
     ]
-    found = {one["nfe"]: ratio for one, ratio in pareto.at_equal_latency(points)}
-    assert found == {5: pytest.approx(3.0), 8: pytest.approx(10.0)}
+    assert [best and best["nfe"] for _, best in pareto.pairs(points)] == [None, 4, 8]
+    table = list(pareto.at_equal_latency(points))
+    assert table[2] == "| 4 | 4.0 | 0.4000 | none | | | | |"
+    assert table[3] == "| 5 | 5.0 | 0.3000 | pfdiff:k=1,l=1 refined | 4 | 4.1 | 0.1000 | 3.00 |"
+    assert table[4] == "| 8 | 8.0 | 0.2000 | pfdiff:k=2,l=1 refined | 8 | 7.9 | 0.0200 | 10.00 |"
     assert isinstance(pareto.plot("name", points), Image.Image)
+
+
+def test_what_was_searched_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run again, `pareto` searches only what the kept engines of the same network lack, and measures all again."""
+    asked: list[int] = []
+
+    def few(source: Network, nfe: int, **settings: Any) -> Ranking:
+        asked.append(nfe)
+        return tune(source, nfe, **{"solvers": ["ddim", "ipndm:order=2"], "local": False, **settings})
+
+    def run(network: Path, *tuned_nfe: int) -> dict[str, Any]:
+        asked.clear()
+        words = ["mnist", "--network", str(network), "--ddim-nfe", "2", "--no-refine", "--rounds", "1"]
+        folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+        pareto.main([*words, *folders, "--tuned-nfe", *map(str, tuned_nfe)])
+        return json.loads((tmp_path / "pareto_mnist.json").read_text())
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(pareto, "tune", few)
+    monkeypatch.setattr(pareto, "HELD_OUT", 3)
+    conditions = {one.name: one for one in CONDITIONS}
+    words = {"shape": SHAPE, "schedule": "linear:1000", "prediction": "eps", "conditions": conditions}
+    monkeypatch.setitem(pareto.NETWORKS, "mnist", words)
+    monkeypatch.setitem(pareto.T_START, "mnist", 900)
+    one, other = tmp_path / "one.onnx", tmp_path / "other.onnx"
+    write_onnx(one)
+    write_onnx(other, weight=0.6)
+
+    first = run(one, 3)
+    assert asked == [2, 3]
+    assert first["machine"].keys() >= {"processor", "commit", "time"}
+    assert [(held["solver"], held["nfe"]) for held in first["points"]] == [("ddim", 2), ("ipndm:order=2", 3)]
+    assert all(held["latency_ms"] > 0 for held in first["points"])
+    second = run(one, 3, 4)
+    assert asked == [4]
+    assert [held["error"] for held in second["points"][:2]] == [held["error"] for held in first["points"]]
+    run(other, 3)
+    assert asked == [2, 3]
