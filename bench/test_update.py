@@ -1,7 +1,6 @@
 """The updates alone, beside copies of as many bytes.
 
-On a CUDA device they run in a graph of their own and the copies as well; `test_gpu_step.py` takes the kernel through
-sizes that no cache holds.
+On a CUDA device the N updates are one graph and the N copies another, started alike.
 """
 
 from __future__ import annotations
@@ -22,13 +21,20 @@ def select(cases: Sequence[Case]) -> list[Case]:
 
 def test_update(measure: Measure, engines: Engines, case: Case) -> None:
     engine = engines.open(case)
-    updates, count = repeated(engine.parts(case.nfe, case.batch).updates)
+    parts = engine.parts(case.nfe, case.batch)
+    updates, count = repeated(parts.updates)
     moved = update_bytes(engine, case.nfe, case.batch)
     source, target = torch.rand(2, moved // (8 * case.nfe), device=engine.device)  # a copy reads and writes
 
-    def copies() -> None:
-        for _ in range(count * case.nfe):
+    def copy() -> None:
+        for _ in range(case.nfe):
             target.copy_(source)
+
+    once = parts.alone(copy)
+
+    def copies() -> None:
+        for _ in range(count):
+            once()
 
     times, beside = measure(updates, {"copies": copies}, weight=0.5)
     measure.record(

@@ -230,6 +230,7 @@ class Engine:
             whole=self._whole(session, nfe, batch),
             network=session.floor(tables, batch),
             updates=session.updates(tables, batch),
+            alone=session.alone,
             timer=timer_of(torch.device(self.device)),
         )
 

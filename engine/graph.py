@@ -231,7 +231,7 @@ class GraphLoop(Loop):
             for evaluate in evaluations:
                 evaluate()
 
-        return self._alone(launch)
+        return self.alone(launch)
 
     def updates(self, tables: Tables, size: int) -> Callable[[], None]:
         sampler = self._seeded(tables, size)
@@ -240,14 +240,9 @@ class GraphLoop(Loop):
             for n in range(tables.nfe):
                 sampler.step(n, sampler.out)
 
-        return self._alone(launch)
+        return self.alone(launch)
 
-    def _seeded(self, tables: Tables, size: int) -> Sampler:
-        self._check_stream()
-        return self._sampler(tables, Variant(size, True, False), None)
-
-    def _alone(self, launch: Callable[[], None]) -> Callable[[], None]:
-        """`launch` as `run` runs it: in a graph of its own if there are any, between the caller's work."""
+    def alone(self, launch: Callable[[], None]) -> Callable[[], None]:
         graph = None if self._refused else record(launch, self._stream, self._pool)
 
         def bare() -> None:
@@ -261,6 +256,10 @@ class GraphLoop(Loop):
             current.wait_stream(self._stream)
 
         return bare
+
+    def _seeded(self, tables: Tables, size: int) -> Sampler:
+        self._check_stream()
+        return self._sampler(tables, Variant(size, True, False), None)
 
     def wait(self) -> None:
         self._stream.synchronize()

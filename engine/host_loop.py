@@ -194,6 +194,9 @@ class HostLoop(Loop):
 
         return bare
 
+    def alone(self, launch: Callable[[], None]) -> Callable[[], None]:
+        return launch
+
     def wait(self) -> None:
         pass  # run returns when the samples are there
 

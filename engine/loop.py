@@ -129,6 +129,10 @@ class Loop(ABC):
         """The program's updates and nothing else, on buffers of their own, ordered like `run`."""
 
     @abstractmethod
+    def alone(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """`launch` as `floor` and `updates` are run: ordered like `run`, captured where schedules are."""
+
+    @abstractmethod
     def wait(self) -> None:
         """Return when everything that was run is done."""
 

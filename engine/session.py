@@ -100,6 +100,14 @@ class Session:
         finally:
             self._lock.release()
 
+    def alone(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """`Loop.alone`. Not for use beside `run`."""
+        self._enter()
+        try:
+            return self._loop.alone(launch)
+        finally:
+            self._lock.release()
+
     def wait(self) -> None:
         """Return when the device has done everything that `run` started."""
         self._loop.wait()

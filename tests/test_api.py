@@ -291,11 +291,14 @@ def test_bench_measures_calls_and_floor_in_one_run(engine: Engine) -> None:
 
 def test_the_parts_of_a_call_can_be_repeated_and_do_not_disturb_it(engine: Engine) -> None:
     expected = engine.sample(seeds=range(8), nfe=6)
-    parts = engine.parts(6, 8)
+    parts, called = engine.parts(6, 8), []
+    other = parts.alone(lambda: called.append(1))
     for _ in range(3):
+        other()
         parts.updates()
         parts.network()
         assert torch.equal(parts.whole(), expected)  # type: ignore[arg-type]
+    assert called == [1, 1, 1]
     assert parts.timer() < parts.timer()
 
 

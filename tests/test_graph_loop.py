@@ -251,7 +251,8 @@ def test_the_session_cuts_requests_for_the_device_loop_too(cuda: Notes) -> None:
     cuda.clear()
     session.floor(held, 4)()
     session.updates(held, 4)()
-    assert cuda == 2 * ["record (0, 1)", "wait", "replay", "wait"]  # in a graph of its own, between the caller's work
+    session.alone(lambda: None)()
+    assert cuda == 3 * ["record (0, 1)", "wait", "replay", "wait"]  # in a graph of its own, between the caller's work
     session.close()
     with pytest.raises(BackendError, match="is closed"):
         session.run(held, Inputs(keys, None, ()))
