@@ -5,8 +5,8 @@ key (seed mod 2^32, seed >> 32) and counter (e mod 2^32, e >> 32, 0, 0):
 
     u_1 = (r_0 + 1/2) 2^-32,  u_2 = (r_1 + 1/2) 2^-32,  z = sqrt(-2 ln u_1) cos(2 pi u_2)     in float64, rounded once
 
-On the CPU this is NumPy over blocks that stay in the cache, in as few passes as they take: 0.07 ms for 784 elements.
-Other devices run `kernels`.
+On the CPU this is `_noise.cpp`, 0.02 ms for 784 elements, or where it was not compiled the same bits from NumPy over
+blocks that stay in the cache, 0.07 ms. Other devices run `kernels`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+
+try:
+    from ._noise import fill as fill_compiled
+except ImportError:  # there was no C++ compiler when pfdiff was installed
+    fill_compiled = None
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +93,12 @@ def _check_shape(shape: Any) -> tuple[int, ...]:
 
 
 def fill_noise(z: NDArray[np.float32], seeds: NDArray[np.uint64]) -> None:
-    """Write the noise of `seeds` uint64 [n] into `z` float32 [n, elements]."""
+    """Write the noise of `seeds` uint64 [n] into `z` float32 [n, elements]; both are contiguous."""
+    (fill_compiled or fill_numpy)(z, seeds)
+
+
+def fill_numpy(z: NDArray[np.float32], seeds: NDArray[np.uint64]) -> None:
+    """What `_noise.cpp` computes, the same bits."""
     samples, elements = z.shape
     rows = max(1, BLOCK // max(elements, 1))
     for first in range(0, samples, rows):
