@@ -99,19 +99,15 @@ class Condition:
             raise InputError(f"condition '{self.name}': got {values.dtype}, expected numbers of dtype {self.dtype}")
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise InputError(f"condition '{self.name}': got NaN or infinity, expected finite numbers")
-        if dtype.kind == "i" and (values != np.trunc(values)).any():
+        if dtype.kind == "i" and values.dtype.kind == "f" and (values != np.trunc(values)).any():
             raise InputError(f"condition '{self.name}': got fractions, expected integers ({self.dtype})")
-        if values.shape == self.shape:
-            values = np.broadcast_to(values, (batch, *self.shape))
-        elif values.shape == (1, *self.shape):
-            values = np.broadcast_to(values[0], (batch, *self.shape))
-        if values.shape != (batch, *self.shape):
+        if values.shape not in (self.shape, (1, *self.shape), (batch, *self.shape)):
             raise InputError(
                 f"condition '{self.name}': got shape {list(values.shape)}, expected {list(self.shape)} for all samples "
                 f"or {[batch, *self.shape]}, one for each"
             )
         self._check_range(values)
-        return np.ascontiguousarray(values, dtype=dtype)
+        return np.full((batch, *self.shape), values, dtype=dtype)
 
     def _from_labels(self, given: Any) -> Any:
         names = [given] if isinstance(given, str) else given
