@@ -17,7 +17,7 @@ import contextlib
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -212,6 +212,9 @@ class GraphLoop(Loop):
         if not self._refused:
             return "one CUDA graph a batch"
         return f"kernel by kernel, not captured: {self._refused}"
+
+    def empty(self, shape: Sequence[int], *, pixels: bool) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.uint8 if pixels else torch.float32, device=self.device)
 
     def run(self, tables: Tables, size: int, inputs: Inputs, *, pixels: bool, into: torch.Tensor) -> None:
         self._check_stream()

@@ -113,6 +113,10 @@ class Loop(ABC):
     def execution(self) -> str: ...
 
     @abstractmethod
+    def empty(self, shape: Sequence[int], *, pixels: bool) -> torch.Tensor:
+        """What `run` is to write into: float32, or with `pixels` uint8, on this device."""
+
+    @abstractmethod
     def run(self, tables: Tables, size: int, inputs: Inputs, *, pixels: bool, into: torch.Tensor) -> None:
         """Sample at most `size` samples with the buffers of that bucket and write them into `into` [m, ..].
 

@@ -67,11 +67,7 @@ class Session:
         self._enter()
         try:
             shape = self._decoder.contract.image if self._decoder and pixels else self._contract.shape
-            into = torch.empty(
-                (inputs.count, *((*shape[1:], shape[0]) if pixels else shape)),
-                dtype=torch.uint8 if pixels else torch.float32,
-                device=self._loop.device,
-            )
+            into = self._loop.empty((inputs.count, *((*shape[1:], shape[0]) if pixels else shape)), pixels=pixels)
             if inputs.count in self._sizes:  # one batch, nothing to cut
                 self._loop.run(tables, inputs.count, inputs, pixels=pixels, into=into)
                 return into
