@@ -1,6 +1,8 @@
 """The updates alone, beside copies of as many bytes.
 
-On a CUDA device the N updates are one graph and the N copies another, started alike.
+On a CUDA device the N updates are one graph and the N copies another, started alike. Both find their data in the L2
+cache, which in a sample only a network smaller than the cache leaves there: from memory the same kernel is timed by
+`test_gpu_step.py`, on sets of buffers that no cache holds.
 """
 
 from __future__ import annotations
