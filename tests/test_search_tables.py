@@ -34,6 +34,7 @@ def test_a_file_keeps_other_nfe(tmp_path):
         search_tables.add(path, Source(), nfe, {"error": error})  # pyright: ignore[reportArgumentType]
     held = json.loads(path.read_text())
     assert {nfe: one["error"] for nfe, one in held["nfe"].items()} == {"5": 0.3, "8": 0.2}
+    assert all(one["machine"].keys() >= {"processor", "commit", "time"} for one in held["nfe"].values())
 
 
 def point(solver: str, nfe: int, latency_ms: float, error: float) -> dict[str, Any]:
