@@ -108,7 +108,7 @@ def searched(source: Network, nfe: int, engine: Path, **settings: Any) -> dict[s
 
 
 def points_of(path: Path) -> list[Point]:
-    """The points of a file; those of before 2026-11-25 are a list of them."""
+    """The points of a file; the first files were these alone."""
     held = json.loads(path.read_bytes())
     return held if isinstance(held, list) else held["points"]
 
