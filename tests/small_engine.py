@@ -24,8 +24,8 @@ SOLVER = {"solver": "pfdiff:k=2,l=1", "grid": "logsnr"}
 
 def small(x: Any, t: Any, label: Any = 0, shift: Any = 0.0) -> Any:
     """out = tanh(0.7 x) + 0.001 t + 0.05 label + shift, for torch tensors; t and label [B] or numbers."""
-    t, label = (torch.as_tensor(one, dtype=x.dtype).reshape(-1, 1, 1, 1) for one in (t, label))
-    shift = torch.as_tensor(shift, dtype=x.dtype)
+    t, label, shift = (torch.as_tensor(one, dtype=x.dtype, device=x.device) for one in (t, label, shift))
+    t, label = (one.reshape(-1, 1, 1, 1) for one in (t, label))
     return torch.tanh(0.7 * x) + 0.001 * t + 0.05 * label + (shift if shift.ndim < 3 else shift[:, None])
 
 
