@@ -35,9 +35,20 @@ def record(launch: Launch, stream: torch.cuda.Stream, pool: Any) -> torch.cuda.C
         _rehearse(launch, stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            _forget_workspaces()  # what cuBLAS takes now comes from the graph's own memory, which nobody else gets
             launch()
+            _forget_workspaces()
         stream.synchronize()
     return graph
+
+
+def _forget_workspaces() -> None:
+    """Make torch give cuBLAS new workspaces from here on (CUDA semantics, "cuBLAS workspaces").
+
+    It keeps one for each stream, outside of all graphs, and anybody may have it thrown away: torch.compile in mode
+    reduce-overhead does before and after it records. A graph would go on writing where it was.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 def _rehearse(launch: Launch, stream: torch.cuda.Stream) -> None:
