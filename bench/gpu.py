@@ -28,7 +28,7 @@ INTERRUPTED_SECONDS = 10  # for an interrupted part to write what it has
 
 # name, arguments, seconds at most. Figures are written as NAME.json, the outcome of tests as NAME.xml.
 PARTS: tuple[tuple[str, tuple[str, ...], int], ...] = (
-    ("sampler_tests", ("tests/gpu/test_sampler_gpu.py", "tests/gpu/test_tensorrt_gpu.py"), 120),
+    ("sampler_tests", tuple(f"tests/gpu/test_{name}_gpu.py" for name in ("sampler", "decoder", "tensorrt")), 120),
     ("kernel_tests", ("tests/gpu/test_kernels_gpu.py",), 100),
     ("step", ("bench/test_gpu_step.py",), 60),
     ("sampler", ("bench/test_gpu_sampler.py",), 150),
@@ -61,14 +61,14 @@ def main() -> int:
             seconds = min(limit, left)
             if seconds < 2 * GRACE_SECONDS:
                 outcome["parts"][name] = {"status": "no time left"}
-                continue
-            begun = time.time()
-            status = _run(name, arguments, seconds, Path(temporary), folder, log)
-            outcome["parts"][name] = {"status": status, "seconds": round(time.time() - begun, 1)}
-            print(f"{name}: {status}, {time.time() - begun:.0f} s", flush=True)
-    outcome["seconds"] = round(time.time() - started, 1)
-    (folder / "gpu.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
-    print("\n".join([*_table(folder), f"results in {folder}"]))
+            else:
+                begun = time.time()
+                status = _run(name, arguments, seconds, Path(temporary), folder, log)
+                outcome["parts"][name] = {"status": status, "seconds": round(time.time() - begun, 1)}
+                print(f"{name}: {status}, {time.time() - begun:.0f} s", flush=True)
+            outcome["seconds"] = round(time.time() - started, 1)
+            (folder / "gpu.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
+    print("\n".join([*_failures(folder), *_table(folder), f"results in {folder}"]))
     return 0 if all(part["status"] == "passed" for part in outcome["parts"].values()) else 1
 
 
@@ -84,6 +84,7 @@ def _run(name: str, arguments: tuple[str, ...], seconds: float, temporary: Path,
     environment |= {
         "PYTHONPATH": os.pathsep.join(filter(None, (str(temporary), os.environ.get("PYTHONPATH")))),
         "PYTHONUNBUFFERED": "1",
+        "COLUMNS": "200",  # or pytest cuts the reason of a failure off
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # whatever else that Python has stays out
         "PFDIFF_GPU": "1",
         "PFDIFF_GPU_RESULTS": str(folder),
@@ -136,11 +137,20 @@ def _slug(name: str) -> str:
 
 
 def _commit() -> str | None:
-    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    try:
+        head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    except OSError:  # no git on this machine
+        return None
     return head.stdout.strip() or None if head.returncode == 0 else None
 
 
-# The short table at the end.
+# What is printed at the end.
+def _failures(folder: Path) -> list[str]:
+    """One line for each test that failed, as pytest sums them up in the log."""
+    lines = (folder / "gpu.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line[:200] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+
+
 def _table(folder: Path) -> list[str]:
     """Lines for every figure that was written."""
     lines: list[str] = []

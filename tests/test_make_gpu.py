@@ -65,8 +65,22 @@ def test_parts_do_not_harm_each_other(
     assert outcome["first"]["status"] == "failed"
     assert outcome["step"]["status"] == "stopped after 60 s"
     assert outcome["never"]["status"] == "no time left"
-    assert "step copy     1 MiB      100 GB/s  100.0 % of the faster copy" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "step copy     1 MiB      100 GB/s  100.0 % of the faster copy" in printed
+    assert "test_failing.py::test_wrong - assert False" in printed
     assert len(list((tmp_path / "out").iterdir())) <= 8
+
+
+def test_no_test_or_benchmark_is_left_out() -> None:
+    run = sorted(argument for _, arguments, _ in gpu.PARTS for argument in arguments)
+    root = Path(__file__).parent.parent
+    there = [*root.glob("tests/gpu/test_*.py"), *root.glob("bench/test_gpu_*.py")]
+    assert run == sorted(str(path.relative_to(root)) for path in there)
+
+
+def test_a_machine_without_git_has_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu._commit() is None
 
 
 def test_results_are_named_after_the_device() -> None:
