@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from pfdiff.bench.gpu_engines import module_of
 from pfdiff.bench.networks import CIFAR, LATENTS, PARAMETERS, UNet, parameters
 from pfdiff.bench.peers import (
     DIFFUSERS,
@@ -28,6 +30,15 @@ def test_parameter_counts(name: str) -> None:
     with torch.device("meta"):
         network = UNet(CIFAR if name == "cifar" else LATENTS)
     assert parameters(network) == PARAMETERS[name]
+
+
+def test_the_shipped_network_is_measured_without_its_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)  # as where it is not installed
+    network = module_of("fashion", "cpu")
+    with torch.inference_mode():
+        out = network(torch.randn(1, 1, 28, 28), torch.tensor([500.0]), torch.tensor([3]))
+    assert out.shape == (1, 1, 28, 28)
+    assert out.abs().max() > 0
 
 
 def test_the_networks_return_the_shape_they_take() -> None:
