@@ -132,26 +132,54 @@ def _on_device(module: torch.nn.Module, dtype: torch.dtype, device: torch.device
 def _arithmetic(tf32: bool, search: bool) -> Iterator[None]:
     """float32 products as asked for, cuDNN's fastest algorithms or its guess; torch's own settings stand again after.
 
-    By default torch rounds float32 convolutions to TF32 and leaves matrix products alone.
+    By default torch rounds float32 convolutions to TF32 and leaves matrix products alone. From 2.9 on it has a newer
+    interface to these settings, where each operation may also inherit; compiled code still reads the older one.
     """
+    read, write = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+    newer = [(operation, read("cuda", operation)) for operation in ("conv", "rnn", "matmul")]
     _hear_announcements()
-    products = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    older, cudnn = _older_settings(), (torch._C._get_cudnn_enabled(), torch._C._get_cudnn_benchmark())
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=tf32):
-            yield
+        if older is not None:
+            _set_older("high" if tf32 else "highest", tf32)
+        for operation, _ in newer:
+            write("cuda", operation, "tf32" if tf32 else "ieee")
+        _set_cudnn(True, search)
+        yield
     finally:
-        torch.set_float32_matmul_precision(products)
+        _set_cudnn(*cudnn)
+        if older is not None:
+            _set_older(*older)
+        for operation, precision in newer:
+            write("cuda", operation, precision)
+
+
+def _older_settings() -> tuple[str, bool] | None:
+    """Matrix products and convolutions in the older interface; None where torch refuses, since the newer was used."""
+    try:
+        return torch.get_float32_matmul_precision(), torch._C._get_cudnn_allow_tf32()
+    except RuntimeError:
+        return None
+
+
+def _set_older(products: str, convolutions: bool) -> None:
+    torch.set_float32_matmul_precision(products)
+    torch._C._set_cudnn_allow_tf32(convolutions)
+
+
+def _set_cudnn(enabled: bool, search: bool) -> None:
+    torch._C._set_cudnn_enabled(enabled)
+    torch._C._set_cudnn_benchmark(search)
 
 
 @cache
 def _hear_announcements() -> None:
-    """From 2.9 on torch announces, once, another interface to these settings, which compiled code rejects."""
+    """torch announces the newer interface once, when the older is used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.set_float32_matmul_precision(torch.get_float32_matmul_precision())
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32):
-            pass
+        older = _older_settings()
+        if older is not None:
+            _set_older(*older)
 
 
 def _name(device: torch.device) -> str:
