@@ -6,7 +6,9 @@ multiply; where float32 meets a half-precision layer of torch.nn, the layer's in
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,6 +55,17 @@ def cast_copy(module: nn.Module, dtype: torch.dtype, device: torch.device | str 
         if weight is not None and type(owner).__module__.startswith("torch.nn."):
             owner.register_forward_pre_hook(_cast_inputs(weight.dtype), with_kwargs=True)
     return duplicate
+
+
+@contextlib.contextmanager
+def own_dtypes(device_type: str) -> Iterator[None]:
+    """The network computes in the dtypes it was cast to, whatever `torch.autocast` the caller stands in."""
+    before = torch.is_autocast_enabled(device_type)
+    torch.set_autocast_enabled(device_type, False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device_type, before)
 
 
 def _own(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:

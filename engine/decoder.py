@@ -68,7 +68,7 @@ class LoadedDecoder:
     def bind(self, samples: torch.Tensor) -> Decode:
         """A function that decodes what stands in `samples`, float32 [batch, *shape], contiguous, at every call."""
         backend = self.backend
-        images = torch.zeros((len(samples), *self.contract.image), device=backend.device)
+        images = torch.zeros((len(samples), *self.contract.image), dtype=torch.float32, device=backend.device)
         converted = backend.dtype != torch.float32
         latents = torch.zeros_like(samples, dtype=backend.dtype) if converted else samples
         out = torch.zeros_like(images, dtype=backend.dtype) if converted else images

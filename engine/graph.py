@@ -33,7 +33,7 @@ from .contract import Contract
 from .decoder import LoadedDecoder, not_finite
 from .device import check_batch_fits
 from .errors import BackendError, PfdiffError
-from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy
+from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy, lasting
 
 LARGEST_CACHE = 16
 ALIGNMENT_BYTES = 256
@@ -88,9 +88,9 @@ class Sampler:
         separate = is_separate(tables, backend.dtype)
         self.variant = variant
         self.range = contract.data_range
-        self.states = torch.zeros(tables.buffers, bucket * elements, device=device)
+        self.states = torch.zeros(tables.buffers, bucket * elements, dtype=torch.float32, device=device)
         self.y_in = torch.zeros(bucket * elements, dtype=backend.dtype, device=device) if separate else None
-        self.noise = torch.zeros(bucket, elements, device=device)
+        self.noise = torch.zeros(bucket, elements, dtype=torch.float32, device=device)
         self.seeds = torch.zeros(bucket, dtype=torch.int64, device=device)
         self.samples = self.states[0].view(shape)
         self.pixels = self.decode = None
@@ -280,7 +280,8 @@ class GraphLoop(Loop):
         if key not in self._held:
             check_batch_fits(variant.bucket, self._bytes_per_sample(tables, variant), self.device)
             with torch.cuda.device(self.device), torch.cuda.stream(self._stream), _explained(variant):
-                sampler = Sampler(self._backend, self._contract, tables, variant, self._decoder)
+                with lasting():
+                    sampler = Sampler(self._backend, self._contract, tables, variant, self._decoder)
                 if inputs is not None:
                     sampler.load(inputs)  # so that the network warms up on what it is meant for
                 self._capture(sampler)

@@ -22,7 +22,7 @@ from .backends.abstract import Backend, Buffers, first_line
 from .contract import Contract
 from .decoder import Decode, LoadedDecoder, not_finite
 from .errors import BackendError, PfdiffError
-from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy
+from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy, lasting
 from .noise import fill_noise
 
 # OpenBLAS splits a product over threads from about 2^18 multiplications. Beside the network's own threads that costs
@@ -39,7 +39,7 @@ class Bucket:
         elements = size * math.prod(contract.shape)
         stride = -(-elements // ALIGNMENT) * ALIGNMENT
         self.size = size
-        self._matrices = [torch.zeros(states + 1, stride)[:, :elements] for _ in range(2)]
+        self._matrices = [torch.zeros(states + 1, stride, dtype=torch.float32)[:, :elements] for _ in range(2)]
         self._rows = [matrix.numpy() for matrix in self._matrices]
         self._states = self._rows[0][:-1].reshape(states, size, -1)  # a view
         self._products = [_blocks(source, target[:-1]) for source, target in permutations(self._rows)]
@@ -202,7 +202,8 @@ class HostLoop(Loop):
         return bare
 
     def updates(self, tables: Tables, size: int) -> Callable[[], None]:
-        bucket = Bucket(self._backend, self._contract, size, tables.buffers, tables.scaled)  # zeros, and they stay so
+        with lasting():
+            bucket = Bucket(self._backend, self._contract, size, tables.buffers, tables.scaled)  # zeros that stay so
 
         def bare() -> None:
             for n in range(tables.nfe):
@@ -224,8 +225,9 @@ class HostLoop(Loop):
         """The images float32 [size, C, H, W] of all samples of a bucket."""
         size = len(samples)
         if size not in self._decodings:
-            latents = torch.zeros_like(samples)
-            self._decodings[size] = latents, decoder.bind(latents)
+            with lasting():
+                latents = torch.zeros_like(samples)
+                self._decodings[size] = latents, decoder.bind(latents)
         latents, decode = self._decodings[size]
         latents.copy_(samples)
         try:
@@ -239,5 +241,6 @@ class HostLoop(Loop):
     def _bucket(self, tables: Tables, size: int) -> Bucket:
         key = (size, tables.buffers, tables.scaled)
         if key not in self._buckets:
-            self._buckets[key] = Bucket(self._backend, self._contract, *key)
+            with lasting():
+                self._buckets[key] = Bucket(self._backend, self._contract, *key)
         return self._buckets[key]

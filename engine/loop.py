@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -145,6 +146,16 @@ class Loop(ABC):
         """Free the buffers."""
 
 
+@contextlib.contextmanager
+def lasting() -> Iterator[None]:
+    """For tensors that outlive the caller's `torch.inference_mode`, outside of which those made inside are read-only.
+
+    They stand on the CPU unless another device is named, whatever the caller's default is.
+    """
+    with torch.inference_mode(False), torch.device("cpu"):
+        yield
+
+
 def fill(buffer: torch.Tensor, values: torch.Tensor) -> None:
     """The first rows of `buffer` from `values`, the rest repeats its last row, so that padding is valid data.
 
@@ -153,7 +164,7 @@ def fill(buffer: torch.Tensor, values: torch.Tensor) -> None:
     """
     count = len(values)
     if buffer.is_cuda and not values.is_cuda:
-        values = torch.empty(values.shape, dtype=buffer.dtype, pin_memory=True).copy_(values)
+        values = torch.empty(values.shape, dtype=buffer.dtype, device="cpu", pin_memory=True).copy_(values)
     buffer[:count].copy_(values, non_blocking=True)
     if count < len(buffer):
         buffer[count:] = buffer[count - 1]

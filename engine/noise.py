@@ -53,7 +53,7 @@ def noise(seeds: Seeds, shape: Sequence[int], device: str | torch.device = "cpu"
 
     keys, size = parse_seeds(seeds), _check_shape(shape)
     if torch.device(device).type == "cpu":
-        z = torch.empty((len(keys), *size), dtype=torch.float32)
+        z = torch.empty((len(keys), *size), dtype=torch.float32, device="cpu")
         fill_noise(z.view(len(keys), math.prod(size)).numpy(), keys)
         return z
     from ..kernels.noise import noise as fill_on_device

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..contract import Contract
 from ..errors import BackendError, PfdiffError
-from ..loop import TORCH_DTYPES, from_numpy
+from ..loop import TORCH_DTYPES, from_numpy, lasting
 from . import BACKENDS, check_precision, open_backend
 from .abstract import Backend, Buffers, Evaluate, Source
 
@@ -41,7 +41,8 @@ def open_fastest(source: Source, threads: int | None) -> tuple[Backend, str]:
         try:
             check_precision(name, contract.precision)
             backend = open_backend(name, source, threads)
-            buffers.append(_buffers(backend, contract, batch))
+            with lasting():
+                buffers.append(_buffers(backend, contract, batch))
             evaluations += backend.bind(buffers[-1:])
         except PfdiffError as error:
             skipped.append(f"{name}: {error}")

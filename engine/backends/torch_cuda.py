@@ -15,7 +15,7 @@ from typing import final
 import torch
 
 from ..capture import EXCLUSIVE
-from ..casting import cast_copy
+from ..casting import cast_copy, own_dtypes
 from ..contract import Contract, DecoderContract
 from ..device import check_fits
 from ..errors import BackendError
@@ -63,7 +63,7 @@ class TorchCuda(Backend):
         inputs, shape, dtype, tf32 = buffers.inputs, buffers.out.shape, self.dtype, self._tf32
 
         def evaluate() -> torch.Tensor:
-            with torch.inference_mode(), _arithmetic(tf32, search):
+            with torch.inference_mode(), own_dtypes("cuda"), _arithmetic(tf32, search):
                 out = module(*inputs)
                 if out.shape != shape:
                     raise ValueError(f"the module returned {list(out.shape)}, expected {list(shape)}")

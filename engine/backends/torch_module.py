@@ -11,6 +11,7 @@ from typing import final
 
 import torch
 
+from ..casting import own_dtypes
 from ..errors import BackendError
 from .abstract import Backend, Buffers, Evaluate, Source
 
@@ -54,7 +55,7 @@ class TorchModule(Backend):
         def evaluate() -> torch.Tensor:
             if threads is not None and torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
-            with torch.inference_mode():
+            with torch.inference_mode(), own_dtypes("cpu"):
                 result = module(*inputs)
                 if result.shape != out.shape:
                     raise ValueError(f"the module returned {list(result.shape)}, expected {list(out.shape)}")
