@@ -74,6 +74,11 @@ RULES: dict[str, Callable[..., Array]] = {
 EARLY = ("trailing", "leading")  # these stop one interval before the end
 
 
+def usual_rule(schedule: Schedule) -> str:
+    """The rule where none is said: logsnr, or uniform where alpha starts at 0 and lambda has no start."""
+    return "logsnr" if schedule.alpha(schedule.last) > 0 else "uniform"
+
+
 def make_grid(
     grid: Grid,
     schedule: Schedule,

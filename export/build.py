@@ -22,6 +22,7 @@ from ..engine.contract import PRECISIONS
 from ..engine.device import parse_device
 from ..engine.directory import replacing
 from ..engine.errors import BackendError, EngineFileError, InputError
+from ..engine.grid import usual_rule
 from ..engine.plans import check_target, obtain_plan, parse_targets, plan_key
 from ..engine.program import Program
 from ..engine.program import compile as compile_program
@@ -170,8 +171,7 @@ def _compile(source: Network, solver: str, nfe: int, settings: Mapping[str, Any]
         own["grid"] = convention.grid if "t_start" in chosen else convention.walk(parse_solver(solver), nfe)
         chosen = own | chosen
     else:
-        process = parse_schedule(contract.schedule)
-        chosen.setdefault("grid", "logsnr" if process.alpha(process.last) > 0 else "uniform")
+        chosen.setdefault("grid", usual_rule(parse_schedule(contract.schedule)))
     program = compile_program(
         solver,
         contract.schedule,

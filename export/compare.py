@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from ..engine.basis import BASES
 from ..engine.candidates import GRIDS, Candidate, Setting
 from ..engine.errors import InputError
+from ..engine.grid import usual_rule
 from ..engine.pool import Floats
 from ..engine.program import Program
 from ..engine.reference import Reference
+from ..engine.schedule import parse_schedule
 from ..engine.search import Judge, Progress
 from . import pictures
 from .black_box import LATENTS, Subject
@@ -95,7 +97,10 @@ class Comparison:
         return text.getvalue()
 
     def plot(self) -> Image.Image:
-        """Error against NFE, logarithmic, one line a sampler."""
+        """Error against NFE, logarithmic, one line a sampler. InputError: no point has an error."""
+        if all(one.error is None for one in self.points):
+            first = self.points[0]
+            raise InputError(f"nothing to plot; {first.solver}, NFE {first.nfe}: {first.note}")
         curves = [
             Curve(sampler, [(one.nfe, one.error) for one in self.of(sampler) if one.error is not None])
             for sampler in self.samplers
@@ -136,7 +141,7 @@ def compare(
     nfe: int | Sequence[int] = (4, 6, 8, 10),
     solvers: Sequence[str] = SOLVERS,
     *,
-    grid: str = "logsnr",
+    grid: str | None = None,
     basis: str | None = None,
     clip: float | None = None,
     t_start: float | None = None,
@@ -155,9 +160,10 @@ def compare(
 ) -> Comparison:
     """RMS error to a many-step reference of every solver at every NFE, on `seeds` seeds.
 
-    solvers: `solver`, `solver@grid` or `solver@grid/basis`; `grid` and `basis` serve where none is said, and grid
-    "best" means the rule with the least error on `calibration` further seeds. out, csv, sheet: files to write, the log
-    plot (.png), the table, and the samples (.png; images only). The rest: as in `pfdiff.tune`.
+    solvers: `solver`, `solver@grid` or `solver@grid/basis`; `grid` and `basis` serve where none is said: by default
+    logsnr, uniform where alpha starts at 0; "best" is the rule with the least error on `calibration` further seeds.
+    out, csv, sheet: files to write, the log plot (.png), the table, and the samples (.png; images only). The rest: as
+    in `pfdiff.tune`.
     Where a solver is not defined at an NFE its error is None and `note` says why. Raises InputError, BackendError.
     """
     counts = tuple(dict.fromkeys([nfe] if isinstance(nfe, int) else nfe))
@@ -174,7 +180,8 @@ def compare(
         raise InputError(f"output {sheet}: {what} are no pictures; leave it out")
     settings = [make_setting(subject, count, clip, t_start, end) for count in counts]
     chosen = Reference.of(settings[0].schedule, settings[0].t_start, reference)
-    parsed = [parse_sampler(text, grid, basis) for text in samplers]
+    rule = grid or usual_rule(parse_schedule(settings[0].schedule))
+    parsed = [parse_sampler(text, rule, basis) for text in samplers]
     tell: Progress = progress or (lambda stage, done, expected: None)
     searching = any(one.grid == "best" for one in parsed)
     budget = parse_budget(None)

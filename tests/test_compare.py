@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 import pfdiff
 from pfdiff.export.compare import parse_sampler
@@ -112,3 +113,25 @@ def test_plot_shows_many_curves_and_one_point():
     log_plot([Curve("one", [(8, 0.1)])], title="", x_label="", y_label="")
     with pytest.raises(pfdiff.InputError, match="nothing to plot"):
         log_plot([Curve("none", [(8, 0.0)])], title="", x_label="", y_label="")
+
+
+class Drift(nn.Module):
+    """A velocity that no grid is exact for."""
+
+    def forward(self, x, t):
+        return x * (1 + t.reshape(-1, 1, 1, 1))
+
+
+def test_flows_are_compared_on_a_grid_that_they_have():
+    flow = pfdiff.Network(Drift(), shape=(1, 2, 2), schedule="flow", prediction="flow")
+    result = pfdiff.compare(flow, [4, 8], ["ddim"], seeds=2, reference=40)
+    assert {one.grid for one in result.points} == {"uniform"}
+    coarse, fine = (one.error for one in result.points)
+    assert coarse is not None
+    assert fine is not None
+    assert 0 < fine < coarse
+
+
+def test_a_plot_without_points_says_why(network, tmp_path):
+    with pytest.raises(pfdiff.InputError, match=r"nothing to plot; heun, NFE 5: .*use 4 or 6"):
+        pfdiff.compare(network, 5, ["heun"], out=tmp_path / "c.png", **SETTINGS)
