@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail("interrupted", 130)
         return status if isinstance(status, int) else 0
     except ClickException as error:
-        return _fail(error.format_message())
+        return _fail(_with_help(error))
     except PfdiffError as error:
         return _fail(str(error))
     except BrokenPipeError:
@@ -52,6 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _announce(message: Warning | str, *_: object, **__: object) -> None:
     """What the library announces once, such as a plan that is built, in one line on stderr."""
     print("pfdiff:", " ".join(str(message).split()), file=sys.stderr)
+
+
+def _with_help(error: Any) -> str:
+    """What a command says of words that it refuses, and where its help is, if it does not ask "did you mean"."""
+    message = error.format_message()
+    command = error.ctx.command_path if error.ctx else "pfdiff"
+    return message if message.endswith("?") else f"{message.rstrip('.')}; see {command} --help"
 
 
 def _fail(message: str, status: int = 2) -> int:
@@ -78,6 +85,7 @@ def pfdiff(
 
 @app.command()
 def build(
+    context: typer.Context,
     network: options.NetworkArgument,
     nfe: options.EvaluationsList,
     out: options.EngineOut = None,
@@ -110,22 +118,7 @@ def build(
     from .cli_progress import stages
     from .cli_words import grid_from, integers_from, network_words
 
-    words = network_words(
-        network,
-        shape=shape,
-        output=output_name,
-        conditions=condition,
-        schedule=schedule,
-        prediction=prediction,
-        input=input_name,
-        time=time_name,
-        time_scale=time_scale,
-        time_dtype=time_dtype,
-        learned_sigma=learned_sigma,
-        sigma_data=sigma_data,
-        guidance=guidance,
-        decoder=decoder,
-    )
+    words = network_words(network, context.params)
     settings: dict[str, Any] = {"basis": basis, "clip": clip, "t_start": t_start}
     settings |= {"precision": precision, "backend": backend, "device": device, "threads": threads, "out": out}
     settings |= {"target": target or ()}
@@ -149,7 +142,7 @@ def sample(
     out: Annotated[Path, typer.Option("--out", "-o", help=".png (one grid), .npy, .npz, or a folder of PNGs.")],
     nfe: Annotated[
         int | None,
-        typer.Option("--nfe", parser=options.integer, metavar="INT", help="Needed if the engine has several."),
+        typer.Option("--nfe", parser=options.integer, metavar="<int>", help="Needed if the engine has several."),
     ] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")] = "0-15",
     backend: options.Backend = "auto",
@@ -187,7 +180,7 @@ def info(
     engine: options.EngineArgument,
     nfe: Annotated[
         int | None,
-        typer.Option("--nfe", parser=options.integer, metavar="INT", help="This program, with its table."),
+        typer.Option("--nfe", parser=options.integer, metavar="<int>", help="This program, with its table."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     device: Annotated[

@@ -24,7 +24,7 @@ def bench(
     nfe: Annotated[str | None, typer.Option("--nfe", help="Only these: 5,8.")] = None,
     batch: Annotated[str | None, typer.Option("--batch", help="Only these batch sizes: 1,8.")] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", parser=options.integer, metavar="INT", help="Whole samples timed for each row.")
+        int, typer.Option("--rounds", parser=options.integer, metavar="<int>", help="Whole samples timed for each row.")
     ] = 50,
     json: options.JsonFile = None,
     backend: options.Backend = "auto",
@@ -35,7 +35,7 @@ def bench(
     ] = False,
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="PATH", help="Of --report: the page; plots in a folder beside it."),
+        typer.Option("--out", "-o", help="Of --report: the page; plots in a folder beside it."),
     ] = Path("bench.md"),
 ) -> None:
     """Time whole samples and the bare network: p50, p90, p99, max, first call, floor, overhead."""

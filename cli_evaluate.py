@@ -26,23 +26,21 @@ def evaluate(
     reference: Annotated[str, typer.Option("--reference", help="The real pictures: a file or a folder likewise.")],
     features: Annotated[
         str,
-        typer.Option(
-            "--features", metavar="TEXT", help="fashion, inception:FILE, judge.onnx:OUTPUT or judge.py:factory."
-        ),
+        typer.Option("--features", help="fashion, inception:FILE, judge.onnx:OUTPUT or judge.py:factory."),
     ],
     nfe: Annotated[
         int | None,
-        typer.Option("--nfe", parser=options.integer, metavar="INT", help="Needed if the engine has several."),
+        typer.Option("--nfe", parser=options.integer, metavar="<int>", help="Needed if the engine has several."),
     ] = None,
     count: Annotated[
         int | None,
-        typer.Option("--count", parser=options.integer, metavar="INT", help="Samples of the engine; default: 10000."),
+        typer.Option("--count", parser=options.integer, metavar="<int>", help="Samples of the engine; default: 10000."),
     ] = None,
-    first: Annotated[int, typer.Option("--first", min=0, help="The first seed.")] = 0,
+    first: Annotated[int, typer.Option("--first", parser=options.natural, metavar="<int>", help="The first seed.")] = 0,
     scale: Annotated[
         str, typer.Option("--scale", metavar="LOW,HIGH", help="What 0 and 255 become for your own features.")
     ] = "-1,1",
-    json: Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Also write the report here.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,

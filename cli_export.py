@@ -15,7 +15,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The .onnx file to write.")],
     nfe: Annotated[
         int | None,
-        typer.Option("--nfe", parser=options.integer, metavar="INT", help="Needed if the engine has several."),
+        typer.Option("--nfe", parser=options.integer, metavar="<int>", help="Needed if the engine has several."),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare with the engine before the file appears.")

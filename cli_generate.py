@@ -24,29 +24,33 @@ def register(app: typer.Typer) -> None:
 def generate(
     context: typer.Context,
     engine: options.EngineArgument,
-    count: Annotated[int, typer.Option("--count", parser=options.integer, metavar="INT", help="How many samples.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="The folder: shards and manifest.json.")],
+    count: Annotated[int, typer.Option("--count", parser=options.integer, metavar="<int>", help="How many samples.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder: shards and manifest.json.")],
     nfe: Annotated[
         int | None,
-        typer.Option("--nfe", parser=options.integer, metavar="INT", help="Needed if the engine has several."),
+        typer.Option("--nfe", parser=options.integer, metavar="<int>", help="Needed if the engine has several."),
     ] = None,
-    first: Annotated[int, typer.Option("--first", min=0, help="The first seed; one seed a sample.")] = 0,
+    first: Annotated[
+        int, typer.Option("--first", parser=options.natural, metavar="<int>", help="The first seed; one seed a sample.")
+    ] = 0,
     format: Annotated[str, typer.Option("--format", help="parquet, npz or png.")] = "parquet",
     pixels: Annotated[bool, typer.Option("--pixels", help="uint8 pixels, not float32 samples.")] = False,
     shard: Annotated[
         int | None,
-        typer.Option("--shard", parser=options.integer, metavar="INT", help="Samples a file; default: about 256."),
+        typer.Option("--shard", parser=options.integer, metavar="<int>", help="Samples a file; default: about 256."),
     ] = None,
     ray: Annotated[
         str | None, typer.Option("--ray", metavar="ADDRESS", help="local, auto (the running cluster) or HOST:PORT.")
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", parser=options.integer, metavar="INT", help="On Ray; default: what it has room for."),
+        typer.Option(
+            "--workers", parser=options.integer, metavar="<int>", help="On Ray; default: what it has room for."
+        ),
     ] = None,
     gpus_per_worker: Annotated[
         float | None,
-        typer.Option("--gpus-per-worker", parser=options.number, metavar="FLOAT", help="On Ray; default: 1 if any."),
+        typer.Option("--gpus-per-worker", parser=options.number, metavar="<float>", help="On Ray; default: 1 if any."),
     ] = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from .kernels.ahead import Record
 
 Capabilities = Annotated[str, typer.Option("--cc", help="Compute capabilities, 86 for sm_86: 75,80,86.")]
-Folder = Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="A new folder: cubin, PTX, index.json.")]
+Folder = Annotated[Path, typer.Option("--out", "-o", help="A new folder: cubin, PTX, index.json.")]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", parser=options.integer, metavar="INT", help="Processes at once; default: one a core."),
+    typer.Option("--workers", parser=options.integer, metavar="<int>", help="Processes at once; default: one a core."),
 ]
 
 

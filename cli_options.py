@@ -16,6 +16,14 @@ def integer(given: str | int) -> int:
     return int(text)
 
 
+def natural(given: str | int) -> int:
+    """An integer of at least 0, or a usage error that says what was got."""
+    text = str(given)
+    if not (text.isascii() and text.isdigit()):
+        raise typer.BadParameter(f"got '{text}', expected an integer of at least 0")
+    return int(text)
+
+
 def number(text: str) -> float:
     """A number, or a usage error that says what was got."""
     try:
@@ -40,25 +48,27 @@ TimeName = Annotated[str | None, typer.Option("--time", help="Name of the time's
 OutputName = Annotated[str | None, typer.Option("--output", help="Name or index of the prediction's output.")]
 ConditionOption = Annotated[
     list[str] | None,
-    typer.Option("--condition", metavar="TEXT", help="Further input, name:dtype[:77x768][=default]; repeatable."),
+    typer.Option("--condition", metavar="<str>", help="Further input, name:dtype[:77x768][=default]; repeatable."),
 ]
 TimeScale = Annotated[
     float | None,
-    typer.Option("--time-scale", parser=number, metavar="FLOAT", help="The network is fed t times this; default: 1."),
+    typer.Option("--time-scale", parser=number, metavar="<float>", help="The network is fed t times this; default: 1."),
 ]
 TimeDtype = Annotated[str | None, typer.Option("--time-dtype", help="float32 or int64; found by trying.")]
 LearnedSigma = Annotated[bool, typer.Option("--learned-sigma", help="The output's second half is a variance.")]
 SigmaData = Annotated[
     float | None,
-    typer.Option("--sigma-data", parser=number, metavar="FLOAT", help="Of edm networks; default: 0.5."),
+    typer.Option("--sigma-data", parser=number, metavar="<float>", help="Of edm networks; default: 0.5."),
 ]
 Guidance = Annotated[
     str | None,
-    typer.Option("--guidance", help="label=10[,scale=2], or classifier=FILE.py:FACTORY[,clip=1]; then an input."),
+    typer.Option(
+        "--guidance", help="label=10[,scale=2], context=input, or classifier=FILE.py:LOAD; its scale is an input."
+    ),
 ]
 DecoderOption = Annotated[
     str | None,
-    typer.Option("--decoder", metavar="TEXT", help="Of latents: FILE.py:FACTORY or FILE.onnx[,scaling=0.18215,...]."),
+    typer.Option("--decoder", help="Of latents: FILE.py:FACTORY or FILE.onnx[,scaling=0.18215,...]."),
 ]
 
 # The programs.
@@ -72,17 +82,15 @@ GridOption = Annotated[
 ]
 Basis = Annotated[str | None, typer.Option("--basis", help="What the solver combines: eps, x0 or v.")]
 Clip = Annotated[
-    float | None, typer.Option("--clip", parser=number, metavar="FLOAT", help="Clamp x0 to [-CLIP, CLIP].")
+    float | None, typer.Option("--clip", parser=number, metavar="<float>", help="Clamp x0 to [-CLIP, CLIP].")
 ]
 StartTime = Annotated[
-    float | None, typer.Option("--t-start", parser=number, metavar="FLOAT", help="Where the grid starts.")
+    float | None, typer.Option("--t-start", parser=number, metavar="<float>", help="Where the grid starts.")
 ]
 
 # The engine and where it runs.
 EngineArgument = Annotated[Path, typer.Argument(metavar="ENGINE", help="The engine directory that 'build' wrote.")]
-EngineOut = Annotated[
-    Path | None, typer.Option("--out", "-o", metavar="PATH", help="The engine directory; default: NAME.engine.")
-]
+EngineOut = Annotated[Path | None, typer.Option("--out", "-o", help="The engine directory; default: NAME.engine.")]
 Batch = Annotated[str | None, typer.Option("--batch", help="Batch sizes to prepare, 1,8; default: 1.")]
 Precision = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")]
 Backend = Annotated[
@@ -95,8 +103,6 @@ Target = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", parser=integer, metavar="INT", help="CPU threads; default: what the backend picks."),
+    typer.Option("--threads", parser=integer, metavar="<int>", help="CPU threads; default: what the backend picks."),
 ]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="PATH", help="Also write the figures to this file, with the machine.")
-]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file, with the machine.")]

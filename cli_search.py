@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,19 +12,19 @@ from . import cli_options as options
 if TYPE_CHECKING:
     from .engine.contract import Contract
     from .export.compare import Comparison
-    from .export.tune import Ranking
+    from .export.tune import Ranked, Ranking
 
 SHOWN = 10  # rows of a ranking
-Solvers = Annotated[
-    list[str] | None,
-    typer.Option("--solver", metavar="TEXT", help="Only this one; repeatable. compare: also solver@grid/basis."),
+NetworkOrEngine = Annotated[
+    str,
+    typer.Argument(metavar="NETWORK", help="What build takes, or an engine directory."),
 ]
 Calibration = Annotated[
-    int, typer.Option("--calibration", parser=options.integer, metavar="INT", help="Seeds that choose.")
+    int, typer.Option("--calibration", parser=options.integer, metavar="<int>", help="Seeds that choose.")
 ]
 Reference = Annotated[
     int | None,
-    typer.Option("--reference", parser=options.integer, metavar="INT", help="Evaluations of the reference."),
+    typer.Option("--reference", parser=options.integer, metavar="<int>", help="Evaluations of the reference."),
 ]
 
 
@@ -38,11 +37,9 @@ def register(app: typer.Typer) -> None:
 
 def tune(
     context: typer.Context,
-    network: options.NetworkArgument,
+    network: NetworkOrEngine,
     nfe: options.EvaluationsList,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="PATH", help="Write the best into this engine directory.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the best into this engine directory.")] = None,
     refine: Annotated[bool, typer.Option("--refine", help="Then polish the best one's coefficients.")] = False,
     metric: Annotated[str, typer.Option("--metric", help="error, to a reference, or fd, to real pictures.")] = "error",
     pictures: Annotated[str | None, typer.Option("--pictures", help="Real pictures, for fd: a file or folder.")] = None,
@@ -52,23 +49,27 @@ def tune(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", parser=options.integer, metavar="INT", help="On Ray; default: what it has room for."),
+        typer.Option(
+            "--workers", parser=options.integer, metavar="<int>", help="On Ray; default: what it has room for."
+        ),
     ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="Evaluations for each NFE, 20000, or a time, 2min.")
     ] = None,
-    solver: Solvers = None,
+    solver: Annotated[
+        list[str] | None, typer.Option("--solver", metavar="<str>", help="Only this one; repeatable.")
+    ] = None,
     clip: options.Clip = None,
     t_start: options.StartTime = None,
     calibration: Annotated[
         int | None,
-        typer.Option("--calibration", parser=options.integer, metavar="INT", help="Seeds that choose: 16; fd 512."),
+        typer.Option("--calibration", parser=options.integer, metavar="<int>", help="Seeds that choose: 16; fd 512."),
     ] = None,
     held_out: Annotated[
         int | None,
-        typer.Option("--held-out", parser=options.integer, metavar="INT", help="Seeds that judge: 32; fd 512."),
+        typer.Option("--held-out", parser=options.integer, metavar="<int>", help="Seeds that judge: 32; fd 512."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Which seeds.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", parser=options.natural, metavar="<int>", help="Which seeds.")] = 0,
     reference: Reference = None,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the record of the search here.")] = None,
     shape: options.Shape = None,
@@ -86,31 +87,19 @@ def tune(
     backend: options.Backend = "auto",
     threads: options.Threads = None,
 ) -> None:
-    """Search the best solver, order, k and l, grid, basis and start for a network; the metric error needs no data.
+    """Search the best solver, order, k and l, grid, basis and start for a network or an engine.
 
-    Interrupted, it goes on where it was when run again.
+    The metric error needs no data. Interrupted, it goes on where it was when run again.
+    The network's conditions are options too: --label 3; by default each label in turn.
     """
     from .cli_progress import meter
+    from .cli_tables import write_json
     from .cli_words import integers_from
 
     evaluations = integers_from("--nfe", nfe)
-    words = {
-        "shape": shape,
-        "output": output_name,
-        "conditions": condition,
-        "schedule": schedule,
-        "prediction": prediction,
-        "input": input_name,
-        "time": time_name,
-        "time_scale": time_scale,
-        "time_dtype": time_dtype,
-        "learned_sigma": learned_sigma,
-        "sigma_data": sigma_data,
-        "guidance": guidance,
-    }
     with meter() as progress:
         progress("reading the network", 0, 0)
-        source, given = _opened(network, context.args, words)
+        source, given = _opened(network, context)
         from .export.tune import tune as search
 
         rankings = [
@@ -142,27 +131,33 @@ def tune(
     for ranking in rankings:
         print_ranking(ranking)
     if json is not None:
-        _write_json(json, {str(ranking.nfe): ranking.to_dict() for ranking in rankings})
+        write_json(json, {str(ranking.nfe): ranking.to_dict() for ranking in rankings})
     if out is not None:
         print(f"{out}: NFE {', '.join(map(str, evaluations))}, each with its best sampler")
 
 
 def compare(
     context: typer.Context,
-    network: options.NetworkArgument,
+    network: NetworkOrEngine,
     nfe: options.EvaluationsList,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PATH", help="The log plot, .png.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The log plot, .png.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="The table.")] = None,
     sheet: Annotated[
         Path | None, typer.Option("--pictures", help="Rows solvers, columns NFE, the same seeds, .png.")
     ] = None,
-    solver: Solvers = None,
-    grid: Annotated[str, typer.Option("--grid", help="Where none is said; best: on calibration seeds.")] = "logsnr",
+    solver: Annotated[
+        list[str] | None,
+        typer.Option("--solver", metavar="<str>", help="solver, solver@grid or solver@grid/basis; repeatable."),
+    ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option("--grid", help="Where a solver has none; best: by the calibration seeds; default: as build."),
+    ] = None,
     basis: options.Basis = None,
     clip: options.Clip = None,
     t_start: options.StartTime = None,
     seeds: Annotated[
-        int, typer.Option("--seeds", parser=options.integer, metavar="INT", help="Seeds of the errors.")
+        int, typer.Option("--seeds", parser=options.integer, metavar="<int>", help="How many the errors are of.")
     ] = 32,
     calibration: Calibration = 16,
     reference: Reference = None,
@@ -181,28 +176,17 @@ def compare(
     backend: options.Backend = "auto",
     threads: options.Threads = None,
 ) -> None:
-    """Error against network evaluations for any list of solvers: table, log plot, pictures."""
+    """Error against network evaluations for any list of solvers: table, log plot, pictures.
+
+    The network's conditions are options too: --label 3; by default each label in turn.
+    """
     from .cli_progress import meter
     from .cli_words import integers_from
 
     evaluations = integers_from("--nfe", nfe)
-    words = {
-        "shape": shape,
-        "output": output_name,
-        "conditions": condition,
-        "schedule": schedule,
-        "prediction": prediction,
-        "input": input_name,
-        "time": time_name,
-        "time_scale": time_scale,
-        "time_dtype": time_dtype,
-        "learned_sigma": learned_sigma,
-        "sigma_data": sigma_data,
-        "guidance": guidance,
-    }
     with meter() as progress:
         progress("reading the network", 0, 0)
-        source, given = _opened(network, context.args, words)
+        source, given = _opened(network, context)
         from .export.compare import SOLVERS
         from .export.compare import compare as measure
 
@@ -231,20 +215,21 @@ def compare(
 
 
 # What goes in.
-def _opened(network: str, extra: Sequence[str], words: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _opened(network: str, context: typer.Context) -> tuple[Any, dict[str, Any]]:
     """(a Network, or the path of an engine directory; the conditions that the command line gives)."""
     from .cli_words import conditions_from, network_words
     from .engine.artifact import MANIFEST, read_artifact
 
     contract: Contract
+    extra = context.args
     if (Path(network) / MANIFEST).is_file():
         source, contract = Path(network), read_artifact(network).contract
-        guidance = words["guidance"]
+        guidance = context.params["guidance"]
         extra = [*extra, "--guidance", guidance] if guidance else extra  # of an engine it is the scale
     else:
         from . import Network
 
-        source = Network(network, **network_words(network, **words))
+        source = Network(network, **network_words(network, context.params))
         contract = source.contract
     given = conditions_from(extra, contract, 1) if extra else {}
     return source, {name: values[0] for name, values in given.items()}
@@ -262,25 +247,49 @@ def print_ranking(ranking: Ranking) -> None:
         table.add_column(name, justify="right" if name in ("", "start") else "left", overflow="fold")
     for name in ("error", "held out"):
         table.add_column(name, justify="right", no_wrap=True)
-    plain = next((place for place, one in enumerate(ranking) if one.solver == "ddim"), None)
-    for place, one in enumerate(ranking):
-        if place < SHOWN or place == plain:
-            grid = one.grid if isinstance(one.grid, str) else f"{len(one.grid)} times"
-            held = "" if one.held_out_error is None else f"{one.held_out_error:.4f}"
-            start = f"{one.t_start:.4g}"
-            table.add_row(str(place + 1), one.solver, grid, one.basis, start, f"{one.error:.4f}", held)
-    print(f"NFE {ranking.nfe}: {ranking.criterion},", end=" ")
-    print(f"{ranking.calibration} calibration and {ranking.held_out} held-out seeds")
-    Console(highlight=False).print(table)
-    ended = "" if ranking.complete else "; the budget ended the search early"
-    print(f"{ranking.evaluations} evaluations, {ranking.cached} of them cached, {ranking.seconds:.1f} s{ended}")
+    for place in _shown_places(ranking):
+        one = ranking[place]
+        start = f"{one.t_start:.4g}"
+        errors = (_error(one.error), _error(one.held_out_error))
+        table.add_row(str(place + 1), one.solver, _grid(one), one.basis, start, *errors)
+    console = Console(highlight=False, markup=False)
+    seeds = f"{ranking.calibration} calibration and {ranking.held_out} held-out seeds"
+    console.print(f"NFE {ranking.nfe}: {ranking.criterion}, {seeds}")
+    console.print(table)
+    best = ranking[0]
+    if not isinstance(best.grid, str):
+        print(f"times of 1: {','.join(f'{t:.6g}' for t in best.grid)}")
+    ended = "" if ranking.complete else "; the budget ended the search early, without held-out seeds and refining"
+    console.print(f"{ranking.evaluations} evaluations, {ranking.cached} of them cached, {ranking.seconds:.1f} s{ended}")
     if ranking.refinement:
-        print(_refinement_line(ranking.refinement))
+        console.print(_refinement_line(ranking.refinement))
+
+
+def _shown_places(ranking: Ranking) -> list[int]:
+    """The first ten and the best DDIM; of samplers that differ in single times only, the best."""
+    seen: set[tuple[str, str, str]] = set()
+    places: list[int] = []
+    for place, one in enumerate(ranking):
+        name = (one.solver, _grid(one), one.basis)
+        first_ddim = one.solver == "ddim" and all(ranking[earlier].solver != "ddim" for earlier in places)
+        if name not in seen and (len(places) < SHOWN or first_ddim):
+            places.append(place)
+        seen.add(name)
+    return places
+
+
+def _grid(one: Ranked) -> str:
+    return one.grid if isinstance(one.grid, str) else f"{len(one.grid)} times"
+
+
+def _error(value: float | None) -> str:
+    """Four decimals, or two digits below 0.001; nothing for None."""
+    return "" if value is None else f"{value:.4f}" if value >= 0.001 else f"{value:.1e}"
 
 
 def _refinement_line(record: dict[str, Any]) -> str:
-    before, after = (record[name] for name in ("held_out_before", "held_out_after"))
-    errors = "" if before is None or after is None else f": held-out error {before:.4f} before, {after:.4f} after"
+    before, after = (_error(record[name]) for name in ("held_out_before", "held_out_after"))
+    errors = f": held-out error {before} before, {after} after" if before and after else ""
     if record["kept"]:
         return f"refined {record['from']} in {record['steps']} steps{errors}"
     return f"refining {record['from']} gained nothing on held-out seeds{errors}; the unrefined one is kept"
@@ -299,24 +308,14 @@ def print_comparison(result: Comparison) -> None:
     notes: list[str] = []
     for sampler in result.samplers:
         points = result.of(sampler)
-        table.add_row(sampler, *("" if one.error is None else f"{one.error:.4f}" for one in points))
+        table.add_row(sampler, *(_error(one.error) for one in points))
         notes += [f"{sampler}, NFE {one.nfe}: {one.note}" for one in points if one.note]
-    Console(highlight=False).print(table)
-    print(
-        f"RMS distance to {result.reference.solver} in {result.reference.nfe} evaluations, {result.seeds} seeds;",
-        end=" ",
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    reference, spent = result.reference, f"{result.evaluations} evaluations, {result.cached} of them cached"
+    console.print(
+        f"RMS distance to {reference.solver} in {reference.nfe} evaluations, {result.seeds} seeds; "
+        f"{spent}, {result.seconds:.1f} s"
     )
-    print(f"{result.evaluations} evaluations, {result.cached} of them cached, {result.seconds:.1f} s")
     for note in notes:
-        print(note)
-
-
-def _write_json(path: Path, data: Any) -> None:
-    import json
-
-    from .engine.errors import InputError
-
-    try:
-        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--json {path}: {error.strerror}; choose a file that can be written") from None
+        console.print(note)

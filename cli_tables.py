@@ -169,9 +169,14 @@ def write_figures(path: Path, figures: dict[str, Any]) -> None:
     """Write figures and the machine they were measured on as JSON. Raises InputError when that cannot be written."""
     from .bench.machine import describe
 
+    write_json(path, {"machine": describe(), **figures})
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write what --json asks for. Raises InputError when that cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": describe(), **figures}, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"--json {path}: {error.strerror}; choose a file that can be written") from None
 

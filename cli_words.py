@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from .engine.contract import Condition, Contract
 
 LAST_SEED = 2**64 - 1
+SAME_WORDS = (  # options of a command that `Network` takes by the same name and as they are
+    "schedule",
+    "prediction",
+    "time_scale",
+    "time_dtype",
+    "learned_sigma",
+    "sigma_data",
+    "guidance",
+    "decoder",
+)
 MOST_SEEDS = 1_000_000  # one command; a slip such as 0-99999999999 should not fill the memory
 
 
@@ -74,21 +84,17 @@ def grid_from(text: str) -> str | tuple[float, ...]:
         raise InputError(f"--grid '{text}': expected a rule's name, or all times separated by commas") from None
 
 
-def network_words(
-    network: str,
-    *,
-    shape: str | None,
-    output: str | None,
-    conditions: Sequence[str] | None,
-    **others: Any,
-) -> dict[str, Any]:
-    """The keywords of `Network` for the options of a network; `others` are passed as they are. Raises InputError."""
-    index = output is not None and output.isdigit() and not network.endswith(".onnx")  # of a module's tuple
+def network_words(network: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of `Network` for what a command's options say of a network. Raises InputError."""
+    shape, output = options["shape"], options["output_name"]
+    is_index = output is not None and output.isdigit() and not network.endswith(".onnx")  # of a module's tuple
     return {
         "shape": shape_from(shape) if shape else None,
-        "output": int(output) if output is not None and index else output,
-        "conditions": described_conditions(conditions or []),
-        **others,
+        "input": options["input_name"],
+        "time": options["time_name"],
+        "output": int(output) if output and is_index else output,
+        "conditions": described_conditions(options["condition"] or []),
+        **{name: options[name] for name in SAME_WORDS if name in options},
     }
 
 

@@ -1,0 +1,68 @@
+"""What `pfdiff tune` and `pfdiff compare` print, and the options that stand for a network."""
+
+from __future__ import annotations
+
+import pytest
+
+import pfdiff
+from pfdiff.cli_search import print_ranking
+from pfdiff.cli_words import network_words
+from pfdiff.engine.reference import Reference
+from pfdiff.export.tune import Ranked, Ranking
+
+SWEPT = [(58.0, 40.0 - moved, 9.0, 2.0, -1.0) for moved in range(12)]
+
+
+def ranking(complete: bool = True) -> Ranking:
+    """Twelve samplers that differ in one time, then one on a rule, and DDIM."""
+
+    def ranked(solver: str, grid: str | tuple[float, ...], error: float) -> Ranked:
+        program = pfdiff.compile(solver, "cosine:60", 4, grid=grid, t_start=58)
+        return Ranked(solver, grid, "eps", 58.0, None, error, error if complete else None, program)
+
+    samplers = [ranked("ipndm:order=3", grid, 1e-5 * (1 + place)) for place, grid in enumerate(SWEPT)]
+    samplers += [ranked("ipndm:order=3", "logsnr", 0.03), ranked("ddim", "uniform", 0.12)]
+    words = {
+        "criterion": "RMS distance",
+        "reference": Reference("ddim", "uniform", 59),
+        "cached": 0,
+        "refinement": None,
+    }
+    return Ranking(
+        samplers, nfe=4, calibration=16, held_out=32, evaluations=99, seconds=1.0, complete=complete, **words
+    )
+
+
+def test_samplers_that_differ_in_one_time_are_one_row(capsys):
+    print_ranking(ranking())
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line.split()[:1] and line.split()[0].isdigit() and "eps" in line]
+    assert [(row[0], row[1]) for row in rows] == [("1", "ipndm:order=3"), ("13", "ipndm:order=3"), ("14", "ddim")]
+    assert [row[-1] for row in rows] == ["1.0e-05", "0.0300", "0.1200"]
+    assert "times of 1: 58,40,9,2,-1" in lines
+
+
+def test_a_spent_budget_says_what_was_left_out(capsys):
+    print_ranking(ranking(complete=False))
+    assert "without held-out seeds and refining" in " ".join(capsys.readouterr().out.split())
+
+
+def test_options_become_the_words_of_network():
+    names = ("shape", "output_name", "input_name", "time_name", "condition", "schedule", "guidance")
+    options = dict.fromkeys(names) | {"shape": "3x8x8", "output_name": "1", "schedule": "vp", "nfe": "5"}
+    words = network_words("nets.py:unet", options)
+    assert (words["shape"], words["output"], words["schedule"]) == ((3, 8, 8), 1, "vp")
+    assert words.keys() <= pfdiff.Network.__init__.__annotations__.keys()
+    assert network_words("unet.onnx", options)["output"] == "1"
+
+
+@pytest.mark.parametrize("command", ["build", "tune", "compare"])
+def test_every_word_of_a_network_has_its_option(command):
+    from typer.main import get_command
+
+    from pfdiff.cli import app
+
+    group = get_command(app)
+    parameters = {one.name for one in group.commands[command].params}  # type: ignore[attr-defined]
+    wanted = {"shape", "schedule", "prediction", "input_name", "time_name", "output_name", "condition"}
+    assert wanted | {"time_scale", "time_dtype", "learned_sigma", "sigma_data", "guidance"} <= parameters
