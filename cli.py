@@ -130,8 +130,14 @@ def build(
         from . import build as build_engine
 
         source = Network(network, **words)
-        build_engine(source, evaluations, solver, **settings, progress=progress, plan_progress=progress.step).close()
+        settings |= {"progress": progress, "plan_progress": progress.step}
+        with build_engine(source, evaluations, solver, **settings) as engine:
+            programs = [engine.programs[count] for count in evaluations]
     print(progress.last)
+    from .engine.reference import doubt_of_start
+
+    for doubt in list(filter(None, map(doubt_of_start, programs)))[:1]:
+        print("pfdiff:", doubt, file=sys.stderr)
 
 
 # Options that no command declares are the network's own conditions: --label 3.

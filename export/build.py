@@ -67,6 +67,8 @@ def build(
     network: a Network, or what Network takes alone. nfe: evaluations a sample, one or several; one program each.
     solver, grid, basis, clip, t_start, end: as in `pfdiff.compile`; grid, basis, clip and end are by default those of
     the network's diffusers scheduler, its times exactly, else logsnr (uniform where alpha starts at 0), no clip, clean.
+    An eps-network on a cosine schedule needs a t_start below the last time, or clip: see `default_start` in
+    engine/reference.py.
     batch: bucket sizes, by default those of the engine at `out`, else 1. precision: fp32, fp16 or bf16. backend,
     device, threads: as in `pfdiff.load`. target: compute capabilities, "sm86,sm89" or a list, to build TensorRT-RTX
     plans for; no GPU is needed. out: by default NAME.engine in the current folder. progress: called with one line at

@@ -16,7 +16,7 @@ import pfdiff
 from pfdiff.engine.cache import ArrayStore, Journal, cache_folder, content_key
 from pfdiff.engine.candidates import Candidate, Setting, all_candidates, behaviour, compiled, neighbours
 from pfdiff.engine.pool import Budget, Pool
-from pfdiff.engine.reference import Reference, default_start, targets
+from pfdiff.engine.reference import Reference, default_start, doubt_of_start, targets
 from pfdiff.engine.search import Judge, Search
 from pfdiff.export.black_box import conditions_of
 from pfdiff.export.tune import parse_budget
@@ -218,6 +218,22 @@ def test_reference_is_far_more_exact_than_what_it_judges():
         found = program.evaluate(oracle.network(prediction), noise)
         exact = oracle.flow(noise * scale, start, oracle.schedule.clean)
         assert np.abs(found - exact).max() < 0.01, schedule
+
+
+def test_a_start_where_x0_is_rounding_is_doubted():
+    program = pfdiff.compile("pfdiff:k=2,l=1", "cosine:60", 5)
+    doubt = doubt_of_start(program)
+    assert doubt is not None
+    # alpha_59 = sqrt(cos^2(...) product with betas up to 0.9999), written out.
+    every = np.cos((np.arange(61) / 60 + 0.008) / 1.008 * np.pi / 2) ** 2
+    alpha = math.sqrt(np.prod(1 - np.minimum(1 - every[1:] / every[:-1], 0.9999)))
+    assert f"alpha is {alpha:.1e}" in doubt
+    assert f"times {1 / alpha:.0f};" in doubt
+    assert "start at 58 " in doubt
+    sound: tuple[dict[str, Any], ...] = ({"t_start": 58}, {"clip": 1.0}, {"prediction": "v"})
+    for words in sound:
+        assert doubt_of_start(pfdiff.compile("pfdiff:k=2,l=1", "cosine:60", 5, **words)) is None
+    assert doubt_of_start(pfdiff.compile("ddim", "linear:1000", 5)) is None
 
 
 def test_default_start_is_where_an_eps_network_is_sound():
