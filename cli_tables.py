@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -210,4 +212,9 @@ def print_demo(report: Report) -> None:
     console.print(f"fashion, {report.samples} seeds, one for each class; {report.description}")
     console.print(table)
     print(f"wrote {report.picture} and {report.engine}")
-    print(f"next: pfdiff sample {report.engine} --nfe 8 --label bag -o bags.png")
+    print(f"next: {_started_as()} sample {report.engine} --nfe 8 --label bag -o bags.png")
+
+
+def _started_as() -> str:
+    """`pfdiff`, or the path that it was started by where the shell would not find it."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "pfdiff" and not shutil.which("pfdiff") else "pfdiff"

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pfdiff.cli import main
+from pfdiff.cli_tables import print_demo
 from pfdiff.export import demo
 
 
@@ -48,6 +49,17 @@ def test_the_demo_draws_every_row_and_pfdiff_is_nearer_to_the_reference(
     text = capsys.readouterr().out
     assert "bag" in text
     assert "pfdiff:k=2,l=1" in text
+
+
+def test_the_next_command_is_one_that_the_shell_finds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = demo.Report(Path("fashion.engine"), Path("demo.png"), "onnxruntime", 10, ())
+    monkeypatch.setattr("sys.argv", [".venv/bin/pfdiff", "demo"])
+    for found, command in (("/usr/bin/pfdiff", "pfdiff"), (None, ".venv/bin/pfdiff")):
+        monkeypatch.setattr("shutil.which", lambda name, found=found: found)
+        print_demo(report)
+        assert capsys.readouterr().out.splitlines()[-1].startswith(f"next: {command} sample fashion.engine ")
 
 
 def test_a_bad_place_for_the_picture_is_found_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
