@@ -185,6 +185,8 @@ struct pfd_tensorrt_t final {
         const auto bytes = feed.bytes(feed.conditions[index], batch);
         check(cudaMemcpy(conditions[index].get(), bytes.data(), bytes.size(), cudaMemcpyHostToDevice),
               "copy a condition");
+        // From pageable memory the copy may still be on its way, and a sampler's stream does not wait for this one.
+        check(cudaStreamSynchronize(nullptr), "copy a condition");
     }
 
     // Each evaluation's times stand ready on the device, 256 bytes apart at least: TensorRT wants aligned addresses.
