@@ -18,7 +18,7 @@ import torch
 
 WARM_UP_RUNS = 3
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on allocating
-EXCLUSIVE = threading.RLock()  # held for a capture, and for a synchronisation of the whole device
+EXCLUSIVE = threading.RLock()  # held for a capture, for synchronising the whole device, and for settings of torch
 
 Launch = Callable[[], None]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -55,6 +56,25 @@ def test_tf32_only_where_asked_for(chosen: str, tf32: bool, fresh: None) -> None
         assert settings() == before
     with pytest.raises(ValueError, match="inside"), _arithmetic(tf32, search=True):
         raise ValueError("inside")
+    assert settings() == before
+
+
+def test_two_threads_take_turns(fresh: None) -> None:
+    found: list[str] = []
+
+    def other() -> None:
+        with _arithmetic(True, search=False):
+            found.append(read("cuda", "conv"))
+
+    thread = threading.Thread(target=other)
+    before = settings()
+    with _arithmetic(False, search=False):
+        thread.start()
+        thread.join(timeout=0.2)
+        assert read("cuda", "conv") == "ieee"
+        assert not found
+    thread.join()
+    assert found == ["tf32"]
     assert settings() == before
 
 

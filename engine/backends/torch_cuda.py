@@ -134,24 +134,26 @@ def _arithmetic(tf32: bool, search: bool) -> Iterator[None]:
 
     By default torch rounds float32 convolutions to TF32 and leaves matrix products alone. From 2.9 on it has a newer
     interface to these settings, where each operation may also inherit; compiled code still reads the older one.
+    The settings are the process's, so one thread at a time: what another engine asks for must not be captured here.
     """
     read, write = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
-    newer = [(operation, read("cuda", operation)) for operation in ("conv", "rnn", "matmul")]
-    _hear_announcements()
-    older, cudnn = _older_settings(), (torch._C._get_cudnn_enabled(), torch._C._get_cudnn_benchmark())
-    try:
-        if older is not None:
-            _set_older("high" if tf32 else "highest", tf32)
-        for operation, _ in newer:
-            write("cuda", operation, "tf32" if tf32 else "ieee")
-        _set_cudnn(True, search)
-        yield
-    finally:
-        _set_cudnn(*cudnn)
-        if older is not None:
-            _set_older(*older)
-        for operation, precision in newer:
-            write("cuda", operation, precision)
+    with EXCLUSIVE:
+        newer = [(operation, read("cuda", operation)) for operation in ("conv", "rnn", "matmul")]
+        _hear_announcements()
+        older, cudnn = _older_settings(), (torch._C._get_cudnn_enabled(), torch._C._get_cudnn_benchmark())
+        try:
+            if older is not None:
+                _set_older("high" if tf32 else "highest", tf32)
+            for operation, _ in newer:
+                write("cuda", operation, "tf32" if tf32 else "ieee")
+            _set_cudnn(True, search)
+            yield
+        finally:
+            _set_cudnn(*cudnn)
+            if older is not None:
+                _set_older(*older)
+            for operation, precision in newer:
+                write("cuda", operation, precision)
 
 
 def _older_settings() -> tuple[str, bool] | None:
