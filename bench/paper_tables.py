@@ -17,6 +17,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from pfdiff.bench.machine import describe
 from pfdiff.bench.paper_cells import Cell
 from pfdiff.bench.paper_report import markdown, plot
 from pfdiff.bench.search_tables import show, spearman
-from pfdiff.export.distances import FrechetDistance, precision_recall, thinned
+from pfdiff.export.distances import Array, FrechetDistance, Manifold, thinned
 from pfdiff.export.evaluate import reference_features
 from pfdiff.export.features import Features, extractor, joined
 from pfdiff.export.zoo.train_fashion import load_fashion
@@ -124,6 +125,8 @@ class Ruler:
         self._cells = cells
         self.pooled = FrechetDistance(self.real.pooled)
         self.spatial = FrechetDistance(np.asarray(self.real.spatial))
+        self.manifold = cache(lambda count: Manifold(self.drawn(count)))
+        self.figures = cache(lambda cell, blocks: self.measure(self.features(cell, blocks)))
 
     def blocks(self, cell: Cell) -> int:
         """How many were sampled, from the first on."""
@@ -140,13 +143,14 @@ class Ruler:
                 parts.append(Features(held["pooled"], held["spatial"]))
         return joined(parts)
 
-    def figures(self, cell: Cell, blocks: int) -> dict[str, float]:
-        """FD, sFD, and precision and recall against as many real pictures."""
-        return self.measure(self.features(cell, blocks))
+    def drawn(self, count: int) -> Array:
+        """As many real pictures' features."""
+        return thinned(self.real.pooled, count)
 
     def measure(self, made: Features) -> dict[str, float]:
-        """The figures of any features."""
-        precision, recall = precision_recall(thinned(self.real.pooled, len(made)), made.pooled)
+        """FD, sFD, and precision and recall against as many real pictures."""
+        precision = self.manifold(len(made)).share(made.pooled)
+        recall = Manifold(made.pooled).share(self.drawn(len(made)))
         values = (self.pooled(made.pooled), self.spatial(np.asarray(made.spatial)), precision, recall)
         return {name: round(value, 4) for name, value in zip(FIGURES, values, strict=True)}
 
@@ -154,7 +158,8 @@ class Ruler:
 def tables(cells: Path, data: Path, errors: dict[str, Any]) -> dict[str, Any]:
     """Every table that the cells allow."""
     ruler = Ruler(cells, data)
-    few = tuple(nfe for nfe in plan.NFE if ruler.blocks(Cell("conditional", plan.SEARCHED[0], nfe)))
+    least = [(nfe, min(map(ruler.blocks, plan.cells("conditional", plan.SEARCHED, (nfe,))))) for nfe in plan.NFE]
+    few = tuple(nfe for nfe, blocks in least if blocks and blocks == max(blocks for _, blocks in least))
     found = {
         "features": {"extractor": ruler.network.name, "sha256": ruler.network.digest, "real": len(ruler.real)},
         "reference_sha256": ruler.digest,

@@ -82,22 +82,32 @@ def thinned(features: NDArray[Any], count: int, seed: int = 0) -> NDArray[Any]:
     return features[np.sort(np.random.default_rng(seed).choice(len(features), count, replace=False))]
 
 
+@final
+class Manifold:
+    """Of features [n, d]: the union of the balls around them that reach to the k-th neighbour; n above k."""
+
+    def __init__(self, features: Array, neighbours: int = NEIGHBOURS) -> None:
+        self._centres = torch.from_numpy(features).double()
+        # The smallest distance of a centre is that to itself.
+        near = [torch.cdist(part, self._centres).kthvalue(neighbours + 1) for part in self._parts(self._centres)]
+        self._radii = torch.cat([one.values for one in near])
+
+    def share(self, features: Array) -> float:
+        """Of features [m, d], the share that lies inside."""
+        points = self._parts(torch.from_numpy(features).double())
+        inside = [(torch.cdist(part, self._centres) <= self._radii).any(dim=1) for part in points]
+        return float(torch.cat(inside).double().mean())
+
+    def _parts(self, points: Tensor) -> tuple[Tensor, ...]:
+        return points.split(max(1, BLOCK_ELEMENTS // len(self._centres)))
+
+
 def precision_recall(real: Array, samples: Array, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
     """(precision, recall) of samples [n, d], to be compared with as many real ones. Raises InputError on too few."""
     if min(len(real), len(samples)) <= neighbours:
         got = f"{len(samples)} samples and {len(real)} real pictures"
         raise InputError(f"precision and recall of {got}, expected more than {neighbours} of each; draw more")
-    one, other = torch.from_numpy(real).double(), torch.from_numpy(samples).double()
-    return _share_inside(one, other, neighbours), _share_inside(other, one, neighbours)
-
-
-def _share_inside(centres: Tensor, points: Tensor, neighbours: int) -> float:
-    """The share of `points` inside a ball around some centre that reaches to its k-th neighbour among the centres."""
-    rows = max(1, BLOCK_ELEMENTS // len(centres))
-    # The smallest distance of a centre is that to itself.
-    radii = torch.cat([torch.cdist(part, centres).kthvalue(neighbours + 1).values for part in centres.split(rows)])
-    inside = [(torch.cdist(part, centres) <= radii).any(dim=1) for part in points.split(rows)]
-    return float(torch.cat(inside).double().mean())
+    return Manifold(real, neighbours).share(samples), Manifold(samples, neighbours).share(real)
 
 
 def _torchmetrics(module: str) -> Any:
