@@ -146,10 +146,7 @@ def sample(
     context: typer.Context,
     engine: options.EngineArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help=".png (one grid), .npy, .npz, or a folder of PNGs.")],
-    nfe: Annotated[
-        int | None,
-        typer.Option("--nfe", parser=options.integer, metavar="<int>", help="Needed if the engine has several."),
-    ] = None,
+    nfe: options.Evaluations = None,
     seeds: Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")] = "0-15",
     backend: options.Backend = "auto",
     device: options.Device = "auto",

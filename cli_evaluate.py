@@ -28,10 +28,7 @@ def evaluate(
         str,
         typer.Option("--features", help="fashion, inception:FILE, judge.onnx:OUTPUT or judge.py:factory."),
     ],
-    nfe: Annotated[
-        int | None,
-        typer.Option("--nfe", parser=options.integer, metavar="<int>", help="Needed if the engine has several."),
-    ] = None,
+    nfe: options.Evaluations = None,
     count: Annotated[
         int | None,
         typer.Option("--count", parser=options.integer, metavar="<int>", help="Samples of the engine; default: 10000."),

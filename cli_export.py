@@ -13,10 +13,7 @@ from . import cli_options as options
 def export(
     engine: options.EngineArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The .onnx file to write.")],
-    nfe: Annotated[
-        int | None,
-        typer.Option("--nfe", parser=options.integer, metavar="<int>", help="Needed if the engine has several."),
-    ] = None,
+    nfe: options.Evaluations = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare with the engine before the file appears.")
     ] = True,

@@ -26,10 +26,7 @@ def generate(
     engine: options.EngineArgument,
     count: Annotated[int, typer.Option("--count", parser=options.integer, metavar="<int>", help="How many samples.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder: shards and manifest.json.")],
-    nfe: Annotated[
-        int | None,
-        typer.Option("--nfe", parser=options.integer, metavar="<int>", help="Needed if the engine has several."),
-    ] = None,
+    nfe: options.Evaluations = None,
     first: Annotated[
         int, typer.Option("--first", parser=options.natural, metavar="<int>", help="The first seed; one seed a sample.")
     ] = 0,
@@ -42,12 +39,7 @@ def generate(
     ray: Annotated[
         str | None, typer.Option("--ray", metavar="ADDRESS", help="local, auto (the running cluster) or HOST:PORT.")
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", parser=options.integer, metavar="<int>", help="On Ray; default: what it has room for."
-        ),
-    ] = None,
+    workers: options.Workers = None,
     gpus_per_worker: Annotated[
         float | None,
         typer.Option("--gpus-per-worker", parser=options.number, metavar="<float>", help="On Ray; default: 1 if any."),

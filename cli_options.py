@@ -105,4 +105,12 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", parser=integer, metavar="<int>", help="CPU threads; default: what the backend picks."),
 ]
+Evaluations = Annotated[
+    int | None,
+    typer.Option("--nfe", parser=integer, metavar="<int>", help="Needed if the engine has several."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", parser=integer, metavar="<int>", help="On Ray; default: what it has room for."),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file, with the machine.")]

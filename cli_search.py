@@ -47,12 +47,7 @@ def tune(
     ray: Annotated[
         str | None, typer.Option("--ray", metavar="ADDRESS", help="Draw on Ray, for fd: local, auto or HOST:PORT.")
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", parser=options.integer, metavar="<int>", help="On Ray; default: what it has room for."
-        ),
-    ] = None,
+    workers: options.Workers = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="Evaluations for each NFE, 20000, or a time, 2min.")
     ] = None,
