@@ -148,7 +148,8 @@ class Engine:
         A latent model's samples are decoded first. Raises InputError also when a sample is not [C, H, W].
         """
         if self.decoder is None and len(self.contract.shape) != 3:
-            raise InputError(f"samples of shape {list(self.contract.shape)} are no images [C, H, W]; use sample()")
+            shape = list(self.contract.shape)
+            raise InputError(f"samples of shape {shape} are no images [C, H, W]; use sample(), or write .npy or .npz")
         return self._sample(self._session, seeds, noise, nfe, conditions, pixels=True)
 
     def bench(self, nfe: int | None = None, batch: int | None = None, rounds: int = 50) -> Latency:

@@ -124,7 +124,7 @@ class OnnxRun:
         except Exception as error:
             raise InputError(
                 f"{self._name}: fails at batch {len(values[0])} ({_line(error)}); "
-                "export it with a batch size that is open"
+                "export it with an open batch, or give the schedule whose times it knows"
             ) from error
         return np.asarray(out).astype(np.float32)
 

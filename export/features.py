@@ -114,7 +114,7 @@ def extractor(source: str | nn.Module, *, scale: tuple[float, float] = (-1.0, 1.
     if kind == INCEPTION:
         from .inception import run_inception
 
-        path = _file(source, rest, "inception:inception-2015-12-05.pt")
+        path = _file(source, rest, "inception:PATH of StyleGAN2-ADA's inception-2015-12-05.pt")
         return Extractor(INCEPTION, _sha256(path), run_inception(path, place))
     if ".onnx" in source:
         file, _, output = source.rpartition(":") if not source.endswith(".onnx") else (source, "", "")

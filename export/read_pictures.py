@@ -59,7 +59,7 @@ def pixels_from(values: NDArray[Any], where: str) -> Pixels:
         values = values[:, None] if floating else values[..., None]
     if not floating:
         return np.ascontiguousarray(values if values.shape[3] in CHANNELS else np.moveaxis(values, 1, 3))
-    samples = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    samples = torch.tensor(np.ascontiguousarray(values, np.float32))  # a copy: what a file gives may be read-only
     pixels = torch.empty((len(samples), *samples.shape[2:], samples.shape[1]), dtype=torch.uint8)
     eager.images(pixels, samples, -1.0, 1.0)
     return pixels.numpy()

@@ -35,6 +35,15 @@ def test_parquet_shards_in_a_folder(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_pictures(tmp_path), PIXELS)
 
 
+def test_samples_in_a_parquet_file_become_pixels(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    samples = np.moveaxis(PIXELS, 3, 1).astype(np.float32) / np.float32(127.5) - 1
+    column = pyarrow.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(samples))
+    parquet.write_table(pyarrow.table({"sample": column}), tmp_path / "shard.parquet")
+    np.testing.assert_array_equal(read_pictures(tmp_path), PIXELS)
+
+
 def test_grey_pictures_have_one_channel(tmp_path: Path) -> None:
     np.savez(tmp_path / "grey.npz", x=PIXELS[..., 0], y=np.arange(5))
     np.testing.assert_array_equal(read_pictures(tmp_path / "grey.npz"), PIXELS[..., :1])
