@@ -189,8 +189,19 @@ def _body(network: onnx.GraphProto, contract: Contract, program: Program, elemen
     add("Reshape", [product, "shape"], "S_next")
     add("Identity", ["go"], "go_next")
 
-    states: list[Any] = [program.buffers, contract.fixed_batch or "batch", *contract.shape]
-    body = helper.make_graph(
+    body = _graph(nodes, [program.buffers, contract.fixed_batch or "batch", *contract.shape], _initializers(constants))
+    body.initializer.extend(network.initializer)
+    body.sparse_initializer.extend(network.sparse_initializer)
+    return body
+
+
+def _graph(
+    nodes: Sequence[onnx.NodeProto], states: Sequence[Any], constants: Sequence[onnx.TensorProto]
+) -> onnx.GraphProto:
+    """The nodes of one evaluation with the inputs and outputs that a Loop asks of its body."""
+    from onnx import TensorProto, helper
+
+    return helper.make_graph(
         nodes,
         "evaluation",
         [
@@ -202,11 +213,8 @@ def _body(network: onnx.GraphProto, contract: Contract, program: Program, elemen
             helper.make_tensor_value_info(f"{SAMPLER_PREFIX}go_next", TensorProto.BOOL, []),
             helper.make_tensor_value_info(f"{SAMPLER_PREFIX}S_next", TensorProto.FLOAT, states),
         ],
-        _initializers(constants),
+        constants,
     )
-    body.initializer.extend(network.initializer)
-    body.sparse_initializer.extend(network.sparse_initializer)
-    return body
 
 
 def _initializers(constants: Mapping[str, Any]) -> list[onnx.TensorProto]:
