@@ -48,7 +48,9 @@ TimeName = Annotated[str | None, typer.Option("--time", help="Name of the time's
 OutputName = Annotated[str | None, typer.Option("--output", help="Name or index of the prediction's output.")]
 ConditionOption = Annotated[
     list[str] | None,
-    typer.Option("--condition", metavar="<str>", help="Further input, name:dtype[:77x768][=default]; repeatable."),
+    typer.Option(
+        "--condition", metavar="<str>", help="Further input, name:dtype[:77x768][:0..9][=default]; repeatable."
+    ),
 ]
 TimeScale = Annotated[
     float | None,

@@ -100,20 +100,11 @@ def network_words(network: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def described_conditions(texts: Sequence[str]) -> dict[str, Condition]:
     """'label:int64=10' and 'text:float32:77x768' as conditions by name. Raises InputError."""
-    from .engine.contract import Condition
+    from .engine.contract import parse_condition
 
-    found: dict[str, Condition] = {}
-    for text in texts:
-        described, equals, default = text.partition("=")
-        name, *rest = described.split(":")
-        if not 1 <= len(rest) <= 2 or name in found:
-            raise InputError(f"--condition '{text}': expected name:dtype[:shape][=default], each name once")
-        shape = tuple(int(size) if size.isdigit() else 0 for size in rest[1].split("x")) if rest[1:] else ()
-        try:
-            value = (float(default) if "." in default or "e" in default else int(default)) if equals else None
-        except ValueError:
-            raise InputError(f"--condition '{text}': the default '{default}' is no number") from None
-        found[name] = Condition(name, rest[0], shape, value)
+    found = {one.name: one for one in map(parse_condition, texts)}
+    if len(found) < len(texts):
+        raise InputError(f"--condition {' --condition '.join(texts)}: expected each name once")
     return found
 
 

@@ -8,6 +8,7 @@ is plain data (NumPy only) and stands in `engine.json`; `from_dict` refuses a fi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -253,19 +254,23 @@ class Contract:
 
 
 def parse_condition(text: str) -> Condition:
-    """The condition that `name:dtype[:shape][:low..high]` means, as written on a command line.
+    """The condition that `name:dtype[:shape][:low..high][=default]` means, as written on a command line.
 
-    For instance `label:int64:0..9`, `context:float32:77x768`. Raises InputError.
+    For instance `label:int64:0..9=9`, `context:float32:77x768`. Raises InputError.
     """
-    name, *rest = text.split(":")
+    described, equals, last = text.partition("=")
+    name, *rest = described.split(":")
     usage = (
-        f"condition '{text}': expected name:dtype[:shape][:low..high], such as label:int64:0..9 or text:float32:77x768"
+        f"condition '{text}': expected name:dtype[:shape][:low..high][=default], such as label:int64:0..9=9 or "
+        "text:float32:77x768"
     )
     if not 1 <= len(rest) <= 3:
         raise InputError(usage)
     shape: tuple[int, ...] = ()
-    low = high = None
+    low = high = default = None
     try:
+        if equals:
+            default = int(last) if re.fullmatch(r"[-+]?\d+", last) else float(last)
         for part in rest[1:]:
             if ".." in part:
                 low, high = (int(bound) for bound in part.split(".."))
@@ -273,7 +278,7 @@ def parse_condition(text: str) -> Condition:
                 shape = tuple(int(size) for size in part.split("x"))
     except ValueError:
         raise InputError(usage) from None
-    return Condition(name, rest[0], shape, low=low, high=high)
+    return Condition(name, rest[0], shape, default, low=low, high=high)
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,9 @@ def test_conditions_by_their_aliases() -> None:
 def test_parse_condition() -> None:
     assert parse_condition("label:int64:0..9") == Condition("label", "int64", low=0, high=9)
     assert parse_condition("text:float32:77x768") == Condition("text", "float32", (77, 768))
+    assert parse_condition("label:int64:0..9=9") == Condition("label", "int64", default=9, low=0, high=9)
+    assert parse_condition("scale:float32=-1.5") == Condition("scale", "float32", default=-1.5)
     assert parse_condition("size:int64:6:0..1024") == Condition("size", "int64", (6,), low=0, high=1024)
-    for wrong in ("label", "label:int64:a", "label:int64:1:2:3", "label:int64:0..1..2"):
+    for wrong in ("label", "label:int64:a", "label:int64:1:2:3", "label:int64:0..1..2", "label:int64=ten"):
         with pytest.raises(InputError, match="expected name:dtype"):
             parse_condition(wrong)
