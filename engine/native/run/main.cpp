@@ -75,8 +75,8 @@ Sampler make_sampler(const pfd_engine_t* engine, const pfd_program_t* program, c
     if (options.network == "gaussian") return gaussian_sampler(program, options, contract);
     if (options.network == "auto")
         throw input_error(
-            "this pfdiff-run was built without a network adapter; build it with ONNX Runtime or TensorRT, "
-            "or try --network gaussian");
+            "this pfdiff-run was built without a network adapter; run cmake with -DONNXRUNTIME_ROOT=FOLDER or "
+            "-DTENSORRT_ROOT=FOLDER, or try --network gaussian");
     throw input_error("network " + quoted(options.network) + " is not built in; there is " + built + "gaussian");
 }
 
