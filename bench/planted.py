@@ -80,10 +80,10 @@ def _plant_update() -> None:
 
     update, count = Bucket.update, itertools.count(1)
 
-    def slower(self: Bucket, tables: Tables, n: int, here: int) -> None:
-        update(self, tables, n, here)
+    def slower(self: Bucket, tables: Tables, n: int, here: int) -> bool:
         if next(count) % 10 == 0:
             update(self, tables, n, here)
+        return update(self, tables, n, here)
 
     Bucket.update = slower
 

@@ -77,8 +77,11 @@ class Condition:
 
     def _check_range(self, values: NDArray[Any]) -> None:
         low, high = self.low, self.high
-        if values.size and ((low is not None and values.min() < low) or (high is not None and values.max() > high)):
-            got = f"{values.min()}" if values.min() == values.max() else f"{values.min()}..{values.max()}"
+        if not values.size or (low is None and high is None):
+            return
+        least, most = 2 * (values.item(),) if values.size == 1 else (values.min(), values.max())
+        if (low is not None and least < low) or (high is not None and most > high):
+            got = f"{least}" if least == most else f"{least}..{most}"
             span = f"{'' if low is None else low}..{'' if high is None else high}"
             raise InputError(f"condition '{self.name}': got {got}, expected values in {span}")
 
@@ -108,7 +111,9 @@ class Condition:
                 f"or {[batch, *self.shape]}, one for each"
             )
         self._check_range(values)
-        return np.full((batch, *self.shape), values, dtype=dtype)
+        fed = np.empty((batch, *self.shape), dtype)
+        fed[...] = values
+        return fed
 
     def _from_labels(self, given: Any) -> Any:
         names = [given] if isinstance(given, str) else given

@@ -216,6 +216,9 @@ class GraphLoop(Loop):
     def empty(self, shape: Sequence[int], *, pixels: bool) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.uint8 if pixels else torch.float32, device=self.device)
 
+    def tensor(self, result: torch.Tensor) -> torch.Tensor:
+        return result
+
     def run(self, tables: Tables, size: int, inputs: Inputs, *, pixels: bool, into: torch.Tensor) -> None:
         self._check_stream()
         current = torch.cuda.current_stream(self.device)

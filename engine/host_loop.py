@@ -1,17 +1,15 @@
 """The loop of a program on a CPU, the same for every backend.
 
 Static buffers for one batch size are two matrices [B + 1, batch * elements] float32. The last row of each is the
-network's output, the others are the states, row 0 the network's input. One update is one small matrix product
-(W_n | w_n) @ matrix, written into the other matrix; then the two change places. The last one computes row 0 alone,
-straight into the result.
+network's output, the others are the states, row 0 the network's input. One update is (W_n | w_n) @ matrix, written
+into the other matrix; then the two change places. The last one computes row 0 alone, straight into the result.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import permutations
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -24,10 +22,8 @@ from .decoder import Decode, LoadedDecoder, not_finite
 from .errors import BackendError, PfdiffError
 from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy, lasting
 from .noise import fill_noise
+from .update import all_finite, combine
 
-# OpenBLAS splits a product over threads from about 2^18 multiplications. Beside the network's own threads that costs
-# more than it brings: 8 ms in place of 0.7 ms for [2, 3] @ [3, 786432] on two busy cores. Blocks stay below.
-MULTIPLICATIONS = 200_000
 ALIGNMENT = 16  # floats: every row starts on a cache line
 
 
@@ -41,8 +37,6 @@ class Bucket:
         self.size = size
         self._matrices = [torch.zeros(states + 1, stride, dtype=torch.float32)[:, :elements] for _ in range(2)]
         self._rows = [matrix.numpy() for matrix in self._matrices]
-        self._states = self._rows[0][:-1].reshape(states, size, -1)  # a view
-        self._products = [_blocks(source, target[:-1]) for source, target in permutations(self._rows)]
         self._shape = shape = (size, *contract.shape)
 
         # The network reads row 0 and writes the last row themselves, unless its dtype or scale differs.
@@ -72,16 +66,20 @@ class Bucket:
     def load(self, tables: Tables, inputs: Inputs) -> None:
         """Set the states to init * noise and the conditions; at most `size` samples, the last is repeated."""
         count = inputs.count
-        noise = self._rows[0][-1].reshape(self.size, -1)[:count]  # the network's output is not there yet
+        states, out = self._rows[0][:-1], self._rows[0][-1]
+        wanted = count * len(out) // self.size
+        noise = out[:wanted]  # the network's output is not there yet
         if inputs.seeds is not None:
-            fill_noise(noise, inputs.seeds)
+            fill_noise(noise.reshape(count, -1), inputs.seeds)
         else:
             assert inputs.noise is not None
             noise = inputs.noise.numpy()
-        np.multiply(noise, tables.init[:, None, None], out=self._states[:, :count])
+        combine(tables.init[:, None], noise.reshape(1, -1), states[:, :wanted])
         padded = count < self.size
         if padded:
-            self._states[:, count:] = self._states[:, count - 1 : count]
+            for state in states:
+                rows = state.reshape(self.size, -1)
+                rows[count:] = rows[count - 1]
         for buffer, array, values in zip(self.conditions, self._arrays, inputs.conditions, strict=True):
             if array is None:  # NumPy has no bfloat16
                 fill(buffer, from_numpy(values))
@@ -95,23 +93,20 @@ class Bucket:
         here = 0
         n = 0
         try:
-            with np.errstate(all="ignore"):  # what is not finite is found by the check
-                for n in range(tables.nfe):
-                    out = self._rows[here][-1]
-                    self._time.fill(tables.times[n])
-                    if self._x is not None:
-                        torch.mul(self._matrices[here][0].view(self._shape), float(tables.c_in[n]), out=self._x)
-                    self.evaluations[here]()
-                    if self._out is not None:
-                        self._matrices[here][-1].view(self._shape).copy_(self._out)
-                    # The sum is finite unless something in it is not, or, with no harm done, it overflows.
-                    if not math.isfinite(np.add.reduce(out)) and not np.isfinite(out).all():
-                        raise BackendError(_not_finite(tables, n))
-                    if n + 1 < tables.nfe:
-                        self.update(tables, n, here)
-                        here = 1 - here
-                    else:
-                        self._finish(tables, here, into.reshape(1, -1))
+            for n in range(tables.nfe):
+                self._time.fill(tables.times[n])
+                if self._x is not None:
+                    torch.mul(self._matrices[here][0].view(self._shape), float(tables.c_in[n]), out=self._x)
+                self.evaluations[here]()
+                if self._out is not None:
+                    self._matrices[here][-1].view(self._shape).copy_(self._out)
+                if n + 1 < tables.nfe:
+                    finite = self.update(tables, n, here)
+                    here = 1 - here
+                else:
+                    finite = self._finish(tables, here, into.reshape(1, -1))
+                if not finite:
+                    raise BackendError(_not_finite(tables, n))
         except PfdiffError:
             raise
         except Exception as error:  # whatever the backend's library raises
@@ -119,37 +114,32 @@ class Bucket:
                 f"evaluation {n + 1} of {tables.nfe} failed at time {tables.times[n]:g}: {first_line(error)}"
             ) from error
 
-    def update(self, tables: Tables, n: int, here: int) -> None:
-        """The states after evaluation n in the other matrix, from those and the network's output in matrix `here`."""
-        self._clip(tables, n, here)
-        update = tables.update[n]
-        for source, target in self._products[here]:
-            np.matmul(update, source, out=target)
+    def update(self, tables: Tables, n: int, here: int) -> bool:
+        """The states after evaluation n in the other matrix, from those and the network's output in matrix `here`.
 
-    def _finish(self, tables: Tables, here: int, samples: NDArray[np.float32]) -> None:
+        Returns whether the network's output is finite, like `_finish`.
+        """
+        return self._clip(tables, n, here) and combine(tables.update[n], self._rows[here], self._rows[1 - here][:-1])
+
+    def _finish(self, tables: Tables, here: int, samples: NDArray[np.float32]) -> bool:
         """The last update, of which only state 0 is asked for: its first elements go to `samples` [1, elements]."""
-        self._clip(tables, tables.nfe - 1, here)
-        update = tables.update[-1, :1]
-        for source, target in _blocks(self._rows[here][:, : samples.size], samples):
-            np.matmul(update, source, out=target)
+        source = self._rows[here][:, : samples.size]
+        return self._clip(tables, tables.nfe - 1, here) and combine(tables.update[-1, :1], source, samples)
 
-    def _clip(self, tables: Tables, n: int, here: int) -> None:
-        """z = clamp(p s_0 + q out, -clip, clip) in the last row of matrix `here`, if the program clips."""
+    def _clip(self, tables: Tables, n: int, here: int) -> bool:
+        """z = clamp(p s_0 + q out, -clip, clip) in the last row of matrix `here`, if it clips; False if not finite."""
         if tables.clip is None:
-            return
+            return True
         rows = self._rows[here]
         out = rows[-1]
-        np.multiply(rows[0], tables.p[n], out=self._scratch)
-        out *= tables.q[n]
-        out += self._scratch
+        if not all_finite(out):
+            return False
+        with np.errstate(over="ignore"):
+            np.multiply(rows[0], tables.p[n], out=self._scratch)
+            out *= tables.q[n]
+            out += self._scratch
         np.clip(out, -tables.clip, tables.clip, out=out)
-
-
-def _blocks(source: NDArray[np.float32], target: NDArray[np.float32]) -> list[tuple[NDArray[np.float32], ...]]:
-    """The column blocks of `source` [B + 1, elements] and of `target`, for one product each."""
-    width = max(1, MULTIPLICATIONS // (len(source) * len(target)))
-    starts = range(0, source.shape[1], width)
-    return [(source[:, start : start + width], target[:, start : start + width]) for start in starts]
+        return True
 
 
 def _not_finite(tables: Tables, n: int) -> str:
@@ -175,22 +165,25 @@ class HostLoop(Loop):
     def execution(self) -> str:
         return "evaluation by evaluation on the CPU"
 
-    def empty(self, shape: Sequence[int], *, pixels: bool) -> torch.Tensor:
-        # From NumPy: torch's own allocation takes 0.03 ms more while its code is not in the cache.
-        return torch.from_numpy(np.empty(shape, np.uint8 if pixels else np.float32))
+    # NumPy's: torch's own allocation takes 0.03 ms more while its code is not in the cache.
+    def empty(self, shape: Sequence[int], *, pixels: bool) -> NDArray[Any]:
+        return np.empty(shape, np.uint8 if pixels else np.float32)
 
-    def run(self, tables: Tables, size: int, inputs: Inputs, *, pixels: bool, into: torch.Tensor) -> None:
+    def tensor(self, result: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(result)
+
+    def run(self, tables: Tables, size: int, inputs: Inputs, *, pixels: bool, into: NDArray[Any]) -> None:
         bucket = self._bucket(tables, size)
         bucket.load(tables, inputs)
         if not pixels:
-            bucket.run(tables, into.numpy())
+            bucket.run(tables, into)
             return
         samples = np.empty((size, *self._contract.shape), np.float32)
         bucket.run(tables, samples)
         images = torch.from_numpy(samples)
         if self._decoder is not None:
             images = self._decoded(images, self._decoder)
-        eager.images(into, images[: inputs.count], *self._contract.data_range)
+        eager.images(torch.from_numpy(into), images[: inputs.count], *self._contract.data_range)
 
     def floor(self, tables: Tables, size: int) -> Callable[[], None]:
         evaluate, evaluations = self._bucket(tables, size).evaluations[0], tables.nfe

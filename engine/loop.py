@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -114,15 +114,19 @@ class Loop(ABC):
     def execution(self) -> str: ...
 
     @abstractmethod
-    def empty(self, shape: Sequence[int], *, pixels: bool) -> torch.Tensor:
-        """What `run` is to write into: float32, or with `pixels` uint8, on this device."""
+    def empty(self, shape: Sequence[int], *, pixels: bool) -> Any:
+        """Memory for `run` to write into, float32, or with `pixels` uint8: an array on the host, a tensor elsewhere."""
 
     @abstractmethod
-    def run(self, tables: Tables, size: int, inputs: Inputs, *, pixels: bool, into: torch.Tensor) -> None:
+    def tensor(self, result: Any) -> torch.Tensor:
+        """What `empty` gave, as a tensor on its memory."""
+
+    @abstractmethod
+    def run(self, tables: Tables, size: int, inputs: Inputs, *, pixels: bool, into: Any) -> None:
         """Sample at most `size` samples with the buffers of that bucket and write them into `into` [m, ..].
 
-        `into` is float32 [m, *shape], or with `pixels` uint8 [m, H, W, C]. On a CUDA device this returns before the
-        device is done. Raises BackendError.
+        `into` is of `empty`, [m, *shape] or with `pixels` [m, H, W, C], or part of it. On a CUDA device this returns
+        before the device is done. Raises BackendError.
         """
 
     @abstractmethod

@@ -5,7 +5,7 @@ key (seed mod 2^32, seed >> 32) and counter (e mod 2^32, e >> 32, 0, 0):
 
     u_1 = (r_0 + 1/2) 2^-32,  u_2 = (r_1 + 1/2) 2^-32,  z = sqrt(-2 ln u_1) cos(2 pi u_2)     in float64, rounded once
 
-On the CPU this is `_noise.cpp`, 0.02 ms for 784 elements, or where it was not compiled the same bits from NumPy over
+On the CPU this is `_host.cpp`, 0.02 ms for 784 elements, or where it was not compiled the same bits from NumPy over
 blocks that stay in the cache, 0.07 ms. Other devices run `kernels`.
 """
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from .errors import InputError
 
 try:
-    from ._noise import fill as fill_compiled
+    from ._host import fill as fill_compiled
 except ImportError:  # there was no C++ compiler when pfdiff was installed
     fill_compiled = None
 
@@ -68,7 +68,7 @@ def parse_seeds(seeds: Any) -> NDArray[np.uint64]:
     """The seeds as uint64 [n]. Raises InputError for what is no sequence of integers in [0, 2^64)."""
     if isinstance(seeds, int) and not isinstance(seeds, bool):
         raise InputError(f"seeds={seeds}, expected a sequence: range({seeds}) for {seeds} samples, [{seeds}] for one")
-    if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable):
+    if isinstance(seeds, (bool, str, bytes)) or not hasattr(seeds, "__iter__"):
         raise InputError(f"seeds of type {type(seeds).__name__}, expected a sequence of integers such as range(8)")
     found: list[int] = []
     for seed in seeds:
@@ -98,7 +98,7 @@ def fill_noise(z: NDArray[np.float32], seeds: NDArray[np.uint64]) -> None:
 
 
 def fill_numpy(z: NDArray[np.float32], seeds: NDArray[np.uint64]) -> None:
-    """What `_noise.cpp` computes, the same bits."""
+    """What `_host.cpp` computes, the same bits."""
     samples, elements = z.shape
     rows = max(1, BLOCK // max(elements, 1))
     for first in range(0, samples, rows):

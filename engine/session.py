@@ -70,13 +70,13 @@ class Session:
             into = self._loop.empty((inputs.count, *((*shape[1:], shape[0]) if pixels else shape)), pixels=pixels)
             if inputs.count in self._sizes:  # one batch, nothing to cut
                 self._loop.run(tables, inputs.count, inputs, pixels=pixels, into=into)
-                return into
+                return self._loop.tensor(into)
             start = 0
             for size, bucket in plan_chunks(inputs.count, self._sizes):
                 part = slice(start, start + size)
                 self._loop.run(tables, bucket, inputs.part(part), pixels=pixels, into=into[part])
                 start += size
-            return into
+            return self._loop.tensor(into)
         finally:
             self._lock.release()
 

@@ -11,7 +11,7 @@ from pfdiff.engine.noise import BLOCK, fill_numpy, noise
 SEEDS = np.array([0, 1, 2**32 - 1, 2**32, 2**63, 2**64 - 1, 0x299F31D0A4093822], np.uint64)
 
 compiled = pytest.mark.skipif(
-    engine_noise.fill_compiled is None, reason="engine/_noise.cpp was not compiled when pfdiff was installed"
+    engine_noise.fill_compiled is None, reason="engine/_host.cpp was not compiled when pfdiff was installed"
 )
 
 
