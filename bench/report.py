@@ -18,7 +18,7 @@ from PIL import Image
 from ..engine.errors import InputError
 from ..export.bars import Bar, share_bars
 from ..export.plot import Curve, log_plot
-from .pareto import at_equal_latency, plot, points_of
+from .pareto import at_equal_latency, plot
 from .tracking import RESULTS, runs
 
 Run = Mapping[str, Any]
@@ -109,7 +109,7 @@ def _peers(run: Run) -> Iterator[str]:
 
 def _front(device: str, path: Path, plots: Path) -> Iterator[str]:
     """Error against latency, and in DDIM's time how many times less error there is to have."""
-    name, points = path.stem.removeprefix("pareto_"), points_of(path)
+    name, points = path.stem.removeprefix("pareto_"), json.loads(path.read_bytes())["points"]
     yield from _shown(plot(name, points), plots / f"{device}_{path.stem}.png", f"Error against latency: {name}")
     yield f"\n`{path.name}`\n"
     yield from at_equal_latency(points)
