@@ -59,7 +59,10 @@ def cast_copy(module: nn.Module, dtype: torch.dtype, device: torch.device | str 
 
 @contextlib.contextmanager
 def own_dtypes(device_type: str) -> Iterator[None]:
-    """The network computes in the dtypes it was cast to, whatever `torch.autocast` the caller stands in."""
+    """The network computes in the dtypes it was cast to, whatever `torch.autocast` the caller stands in.
+
+    `torch.autocast(.., enabled=False)` says the same, but warns for CUDA where there is none, as in shape checks.
+    """
     before = torch.is_autocast_enabled(device_type)
     torch.set_autocast_enabled(device_type, False)
     try:

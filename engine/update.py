@@ -26,7 +26,7 @@ MULTIPLICATIONS = 200_000
 def combine(update: Matrix, source: Matrix, target: Matrix) -> bool:
     """`update` [m, k] @ `source` [k, elements] into `target` [m, elements]; whether source's last row is finite.
 
-    Rows are contiguous, and `target` is other memory than `source`.
+    All float32 with contiguous rows; `target` is other memory than `source`. Raises ValueError when shapes do not fit.
     """
     return (combine_compiled or combine_numpy)(update, source, target)
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import shutil
+import sysconfig
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import pfdiff.engine.noise as engine_noise
+import pfdiff.engine.update as engine_update
 from pfdiff.engine.noise import BLOCK, fill_numpy, noise
 
 SEEDS = np.array([0, 1, 2**32 - 1, 2**32, 2**63, 2**64 - 1, 0x299F31D0A4093822], np.uint64)
@@ -49,6 +55,19 @@ def test_memory_that_is_not_to_be_written_is_refused() -> None:
     z.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
         engine_noise.fill_compiled(z, SEEDS)
+
+
+def test_what_can_be_compiled_was() -> None:
+    """The installation goes on without a compiler, and every comparison with the compiled code would skip."""
+    try:
+        importlib.metadata.distribution("pfdiff")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("pfdiff is not installed here, only on the path")
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    if shutil.which("g++") is None or not headers.is_file():
+        pytest.skip("no g++ or no headers of Python")
+    assert engine_noise.fill_compiled is not None
+    assert engine_update.combine_compiled is not None
 
 
 def test_noise_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
