@@ -1,7 +1,7 @@
 """Error against latency: `python -m pfdiff.bench.pareto fashion`, or `mnist --network FILE.onnx`.
 
-DDIM on its best grid, and what `tune` finds and refines (or with --no-refine only finds), each at several NFE: the RMS
-error on held-out seeds, and the median time of a whole sample at batch 1. Two files in bench/results/<machine>/:
+DDIM on its best grid, and what `tune` finds and, up to --refine-to NFE, refines, each at several NFE: the RMS error on
+held-out seeds, and the median time of a whole sample at batch 1. Two files in bench/results/<machine>/:
 
 pareto_NAME.json   {network, machine, backend, threads, seeds, points}, a point {solver, grid, nfe, error, latency_ms}
 pareto_NAME.png    its plot
@@ -35,8 +35,9 @@ from .measure import PAUSE_S
 from .search_tables import NETWORKS, T_START, show
 
 DDIM_NFE = (5, 6, 8, 10, 15, 20, 30)
-TUNED_NFE = (4, 5, 6, 8, 10, 12, 15, 20)
+TUNED_NFE = (4, 5, 8, 12, 20, 30)
 HELD_OUT = 64
+REFINE_TO = 12  # which takes one core more than half an hour, and 20 several times that
 SAME_TIME = 1.01  # of two engines of one NFE the times differ by as much, either way
 ROUNDS = 30
 
@@ -50,7 +51,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--network", help="the ONNX file of mnist")
     parser.add_argument("--ddim-nfe", type=int, nargs="+", default=DDIM_NFE)
     parser.add_argument("--tuned-nfe", type=int, nargs="+", default=TUNED_NFE)
-    parser.add_argument("--refine", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--refine-to", type=int, default=REFINE_TO, metavar="NFE", help="larger ones are only tuned")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--work", type=Path, help="keep the engines in this folder; default: a temporary one")
@@ -74,10 +75,10 @@ def measure(given: argparse.Namespace, work: Path) -> dict[str, Any]:
     source = Network(given.network or given.name, **NETWORKS[given.name])
     settings = {"t_start": T_START[given.name], "threads": given.threads, "progress": show}
     plain = work / f"{given.name}_ddim.engine"
-    best = work / f"{given.name}_{'refined' if given.refine else 'tuned'}.engine"
+    best = work / f"{given.name}_tuned.engine"
     points = [
         *(searched(source, nfe, plain, solvers=["ddim"], local=False, **settings) for nfe in given.ddim_nfe),
-        *(searched(source, nfe, best, refine=given.refine, **settings) for nfe in given.tuned_nfe),
+        *(searched(source, nfe, best, refine=nfe <= given.refine_to, **settings) for nfe in given.tuned_nfe),
     ]
     with (
         load(plain, threads=given.threads) as ddim,

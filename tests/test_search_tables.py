@@ -68,7 +68,7 @@ def test_what_was_searched_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def run(network: Path, *tuned_nfe: int) -> dict[str, Any]:
         asked.clear()
-        words = ["mnist", "--network", str(network), "--ddim-nfe", "2", "--no-refine", "--rounds", "1"]
+        words = ["mnist", "--network", str(network), "--ddim-nfe", "2", "--refine-to", "0", "--rounds", "1"]
         folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
         pareto.main([*words, *folders, "--tuned-nfe", *map(str, tuned_nfe)])
         return json.loads((tmp_path / "pareto_mnist.json").read_text())
