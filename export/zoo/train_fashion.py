@@ -24,6 +24,7 @@ import platform
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,72 +75,97 @@ def commit() -> str:
     return answer.stdout.strip() or "unknown"
 
 
-def train(arguments: argparse.Namespace) -> None:
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    checkpoint = arguments.out / "checkpoint.pt"
-    pixels, labels = load_fashion(arguments.data)
+class Training:
+    """Network, moving average and optimiser after `state["step"]` steps; `state` also has seconds, curve, commit."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        torch.manual_seed(given.seed)
+        self.given = given
+        self.model = FashionUNet()
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's overloads leave it out
+        moving = torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_RATE)
+        self.average = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=moving)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "curve": [], "commit": commit()}
+        self._file = given.out / "checkpoint.pt"
+        self._kept = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
+        if self._file.exists():
+            saved = torch.load(self._file, weights_only=True)
+            for name, one in self._kept.items():
+                one.load_state_dict(saved[name])
+            self.state = saved["state"]
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        partial = self._file.with_suffix(".partial")
+        torch.save({**{name: one.state_dict() for name, one in self._kept.items()}, "state": self.state}, partial)
+        partial.replace(self._file)
+
+    def step(self, step: int, x_t: Tensor, t: Tensor, label: Tensor, v: Tensor) -> float:
+        """One step of AdamW and of the moving average; the loss."""
+        fall = (self.given.steps - step) / (DECAY_FRACTION * self.given.steps)
+        rate = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, fall)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = functional.mse_loss(self.model(x_t, t, label), v)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+        return loss.item()
+
+
+def train(given: argparse.Namespace) -> None:
+    """Train up to `given.steps` steps from the last checkpoint, then write weights and record."""
+    given.out.mkdir(parents=True, exist_ok=True)
+    pixels, labels = load_fashion(given.data)
     x_0_all = torch.from_numpy(pixels.copy())[:, None]
     label_all = torch.from_numpy(labels.astype(np.int64))
     alphas, sigmas = linear_schedule()
     log_ratio = (sigmas / alphas).log()
-
-    torch.manual_seed(arguments.seed)
-    model = FashionUNet()
-    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's overloads leave it out
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_RATE)
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    state = {"step": 0, "seconds": 0.0, "curve": [], "commit": commit()}
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-        state = saved["state"]
+    training = Training(given)
 
     running, since = [], time.perf_counter()
-    for step in range(state["step"], arguments.steps):
+    for step in range(training.state["step"], given.steps):
         # One draw of data, labels, times and noise.
-        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)
-        index = torch.randint(len(x_0_all), (arguments.batch,), generator=generator)
+        generator = torch.Generator().manual_seed(given.seed * 1_000_003 + step)
+        index = torch.randint(len(x_0_all), (given.batch,), generator=generator)
         x_0 = x_0_all[index].float() / 127.5 - 1
-        keep = torch.rand(arguments.batch, generator=generator) >= LABEL_DROPOUT
+        keep = torch.rand(given.batch, generator=generator) >= LABEL_DROPOUT
         label = torch.where(keep, label_all[index], NO_LABEL)
-        t = draw_times(arguments.batch, log_ratio, generator)
+        t = draw_times(given.batch, log_ratio, generator)
         eps = torch.randn(x_0.shape, generator=generator)
         alpha_t, sigma_t = alphas[t, None, None, None], sigmas[t, None, None, None]
-
-        # One step of AdamW and of the moving average.
-        fall = (arguments.steps - step) / (DECAY_FRACTION * arguments.steps)
-        rate = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, fall)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         x_t = (alpha_t * x_0 + sigma_t * eps).contiguous(memory_format=torch.channels_last)
-        loss = functional.mse_loss(model(x_t, t, label), alpha_t * eps - sigma_t * x_0)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(model)
-        running.append(loss.item())
+        running.append(training.step(step, x_t, t, label, alpha_t * eps - sigma_t * x_0))
 
-        if (step + 1) % 250 == 0 or step + 1 == arguments.steps:
-            now = time.perf_counter()
-            state = {**state, "step": step + 1, "seconds": state["seconds"] + now - since}
-            state["curve"] = [*state["curve"], [step + 1, round(float(np.mean(running)), 5)]]
+        if (step + 1) % 250 == 0 or step + 1 == given.steps:
+            now, loss = time.perf_counter(), round(float(np.mean(running)), 5)
+            state = training.state
+            state |= {
+                "step": step + 1,
+                "seconds": state["seconds"] + now - since,
+                "curve": [*state["curve"], [step + 1, loss]],
+            }
             running, since = [], now
-            line = {"step": step + 1, "loss": state["curve"][-1][1], "seconds": round(state["seconds"])}
-            print(json.dumps(line), flush=True)
-            saved = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**saved, "state": state}, checkpoint.with_suffix(".partial"))
-            checkpoint.with_suffix(".partial").replace(checkpoint)
+            print(json.dumps({"step": step + 1, "loss": loss, "seconds": round(state["seconds"])}), flush=True)
+            training.save()
 
-    weights = {name: value.to(torch.float16).contiguous() for name, value in average.module.state_dict().items()}
-    save_file(weights, arguments.out / "fashion.safetensors")
-    record = {
+    weights = training.average.module.state_dict()
+    save_file(
+        {name: value.to(torch.float16).contiguous() for name, value in weights.items()},
+        given.out / "fashion.safetensors",
+    )
+    (given.out / "fashion.json").write_text(json.dumps(record(training), indent=1) + "\n")
+
+
+def record(training: Training) -> dict[str, Any]:
+    """What is kept beside the weights: data, settings, time, hardware, losses."""
+    state = training.state
+    return {
         "network": "FashionUNet",
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in training.model.parameters()),
         "data": "Fashion-MNIST, 60,000 training pictures",
         "classes": CLASSES,
         "schedule": "linear:1000",
@@ -147,8 +173,8 @@ def train(arguments: argparse.Namespace) -> None:
         "commit": state["commit"],
         "date": datetime.date.today().isoformat(),
         "steps": state["step"],
-        "batch": arguments.batch,
-        "seed": arguments.seed,
+        "batch": training.given.batch,
+        "seed": training.given.seed,
         "learning_rate": LEARNING_RATE,
         "ema_rate": EMA_RATE,
         "label_dropout": LABEL_DROPOUT,
@@ -156,7 +182,6 @@ def train(arguments: argparse.Namespace) -> None:
         "hardware": f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
         "loss_curve": state["curve"],
     }
-    (arguments.out / "fashion.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
