@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .machine import describe, folder_name
 
@@ -149,14 +150,20 @@ def combined(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _combined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     infos = [one["extra_info"] for one in parts]
     row = {key: _median([info[key] for info in infos]) for key in infos[0] if key != "ratios"}
-    scale = row["p50_ms"] / (1e3 * _median([one["stats"]["median"] for one in parts]))  # of one evaluation or update
-    rounds = scale * 1e3 * np.concatenate([one["stats"]["data"] for one in parts])
+    rounds = np.concatenate([_rounds_ms(one) for one in parts])
     quantiles = np.percentile(rounds, list(QUANTILES.values())).tolist()
     row |= {"rounds": len(rounds), **dict(zip(QUANTILES, quantiles, strict=True))}
+    row["per_sample_ms"] = row["p50_ms"] / row["batch"]
     row["ratios"] = {
         name: vars(ratio_of([info["ratios"][name] for info in infos])) for name in infos[0].get("ratios", {})
     }
     return rounded(row)
+
+
+def _rounds_ms(part: Mapping[str, Any]) -> NDArray[np.float64]:
+    """One pass's rounds in what its p50_ms is of: evaluations or updates, of which a round has as many as it chose."""
+    stats = part["stats"]
+    return np.asarray(stats["data"]) * (part["extra_info"]["p50_ms"] / stats["median"])
 
 
 def ratio_of(blocks: Sequence[Sequence[float]]) -> Ratio:

@@ -61,6 +61,28 @@ def test_the_passes_of_a_run_are_put_together() -> None:
     assert row["ratios"]["update / copy of its bytes"]["value"] == pytest.approx(1, abs=0.02)
 
 
+def test_each_pass_chooses_how_many_updates_a_round_has() -> None:
+    """Every update takes 1 us, a round of the last pass has twice as many of them."""
+    parts = passes(0)
+    for one, count in zip(parts, (10, 10, 20), strict=True):
+        [update] = (row for row in one["benchmarks"] if row["name"].startswith("test_update"))
+        update["stats"] = {"median": count * 1e-6, "data": [count * 1e-6] * 5}
+        update["extra_info"]["p50_ms"] = 1e-3
+    row = combined(parts)["benchmarks"]["test_update[fashion]"]
+    assert [row[name] for name in tracking.QUANTILES] == [1e-3] * 4
+
+
+def test_a_sample_takes_the_median_time_over_its_batch() -> None:
+    """Which the median of the passes' medians, here 5 ms, is not."""
+    parts = passes(0)
+    for one, data in zip(parts, ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [1.0, 9.0, 9.0]), strict=True):
+        for row in one["benchmarks"]:
+            row["stats"] = {"median": np.median(data), "data": data}
+            row["extra_info"] |= {"p50_ms": np.median(data), "per_sample_ms": np.median(data) / 8}
+    row = combined(parts)["benchmarks"]["test_sample[fashion]"]
+    assert (row["p50_ms"], row["per_sample_ms"]) == (4.0, 0.5)
+
+
 def test_a_ratio_is_the_median_of_its_blocks() -> None:
     found = ratio_of([[1.0, 1.1, 1.2], [1.1, 1.1, 1.4], [0.9, 1.0, 1.1]])
     assert found.value == 1.1
