@@ -38,6 +38,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.errors import InputError
 from .machine import describe, folder_name
 
 PASSES = 3
@@ -45,6 +46,7 @@ THREADS = 1
 WIDTH = 5.0
 RESULTS = Path(__file__).resolve().parent / "results"
 DIGITS = 5  # significant ones that are stored
+FOUND = (": commit", ": ours.backend")  # what a process finds and nobody chose: where passes differ, all are stored
 QUANTILES = {"p50_ms": 50, "p90_ms": 90, "p99_ms": 99, "max_ms": 100}
 
 
@@ -97,6 +99,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except subprocess.CalledProcessError as error:
         print(f"make bench: the suite failed, pytest exit {error.returncode}; nothing is stored", file=sys.stderr)
         return 2
+    except InputError as error:
+        print(f"make bench: {error}; nothing is stored", file=sys.stderr)
+        return 2
     run["seconds"] = round(time.perf_counter() - start)
     folder = given.results or RESULTS / folder_name()
     stored = runs(folder)
@@ -143,13 +148,13 @@ def combined(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "format": 1,
         "machine": describe(),
         "passes": len(found),
-        "benchmarks": {name: _combined(parts) for name, parts in by_name.items()},
+        "benchmarks": {name: _combined(name, parts) for name, parts in by_name.items()},
     }
 
 
-def _combined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _combined(name: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     infos = [one["extra_info"] for one in parts]
-    row = {key: _median([info[key] for info in infos]) for key in infos[0] if key != "ratios"}
+    row = {key: _together([info[key] for info in infos], f"{name}: {key}") for key in infos[0] if key != "ratios"}
     rounds = np.concatenate([_rounds_ms(one) for one in parts])
     quantiles = np.percentile(rounds, list(QUANTILES.values())).tolist()
     row |= {"rounds": len(rounds), **dict(zip(QUANTILES, quantiles, strict=True))}
@@ -173,14 +178,19 @@ def ratio_of(blocks: Sequence[Sequence[float]]) -> Ratio:
     return Ratio(middle, WIDTH * (high - low) / 1.349 / math.sqrt(len(blocks)))
 
 
-def _median(values: Sequence[Any]) -> Any:
-    """The median of numbers, of each of a mapping's numbers, or what is the same in all passes."""
+def _together(values: Sequence[Any], where: str) -> Any:
+    """The median of numbers, of each of a mapping's numbers, or what is the same in all passes. Raises InputError."""
     first = values[0]
-    if isinstance(first, Mapping):
-        return {key: _median([one[key] for one in values]) for key in first}
-    if isinstance(first, float):
+    if all(isinstance(one, Mapping) for one in values):
+        return {key: _together([one[key] for one in values], f"{where}.{key}") for key in first}
+    if all(isinstance(one, float) for one in values):
         return float(np.median(values))
-    return first
+    others = [one for one in values if one != first]
+    if not others:
+        return first
+    if where.endswith(FOUND):
+        return " or ".join(dict.fromkeys(map(str, values)))
+    raise InputError(f"{where} is {first!r} in one pass and {others[0]!r} in another; run the suite again")
 
 
 def rounded(value: Any) -> Any:

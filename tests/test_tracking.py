@@ -83,6 +83,45 @@ def test_a_sample_takes_the_median_time_over_its_batch() -> None:
     assert (row["p50_ms"], row["per_sample_ms"]) == (4.0, 0.5)
 
 
+def in_the_last_pass(**facts: Any) -> list[dict[str, Any]]:
+    """Passes of which the last one says something else of its samples."""
+    parts = passes(0)
+    for number, one in enumerate(parts):
+        info = one["benchmarks"][-1]["extra_info"]
+        info |= {"threads": 1, "commit": "a", "floor_ms": None, "ours": {"backend": "onnxruntime", "p50_ms": 3.0}}
+        info |= facts if number == PASSES - 1 else {}
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"threads": 2}, "threads is 1 in one pass and 2 in another"),
+        ({"floor_ms": 1.0}, "floor_ms is None in one pass and 1.0 in another"),
+        ({"peer": "diffusers 1"}, "peer is None in one pass and 'diffusers 1' in another"),
+    ],
+)
+def test_passes_that_differ_are_not_one_run(
+    facts: dict[str, Any],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tracking, "passes", lambda count, options: in_the_last_pass(**facts))
+    assert tracking.main(["--results", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"make bench: test_sample[fashion]: {said}; run the suite again; nothing is stored\n"
+    assert not runs(tmp_path)
+
+
+def test_what_each_pass_finds_is_all_stored() -> None:
+    found = combined(in_the_last_pass(commit="a+", ours={"backend": "openvino", "p50_ms": 4.0}))
+    row = found["benchmarks"]["test_sample[fashion]"]
+    assert row["commit"] == "a or a+"
+    assert row["ours"] == {"backend": "onnxruntime or openvino", "p50_ms": 3.0}
+
+
 def test_a_ratio_is_the_median_of_its_blocks() -> None:
     found = ratio_of([[1.0, 1.1, 1.2], [1.1, 1.1, 1.4], [0.9, 1.0, 1.1]])
     assert found.value == 1.1
