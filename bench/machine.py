@@ -9,11 +9,12 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from .gpu import _slug
 
 PACKAGES = (
     "pfdiff",
@@ -31,7 +32,7 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """Processor, GPU (None if torch is not in use), cores, system, versions, commit (None outside a checkout), UTC."""
+    """Processor, GPU (None if torch can use none), cores, system, versions, commit (None outside a checkout), UTC."""
     return {
         "processor": _processor(),
         "gpu": _gpu(),
@@ -46,11 +47,12 @@ def describe() -> dict[str, Any]:
 
 
 def folder_name() -> str:
-    """The processor's name and its cores in letters, digits and dashes."""
+    """The GPU's name as `make gpu` writes it, or the processor's and its cores; letters, digits and dashes."""
     machine = describe()
+    if machine["gpu"]:
+        return _slug(machine["gpu"])
     words = re.sub(r"\((R|TM)\)|CPU|Processor|@.*", " ", machine["processor"], flags=re.IGNORECASE)
-    name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-    return f"{name}-{machine['cores']}-cores"
+    return f"{_slug(words)}-{machine['cores']}-cores"
 
 
 def _processor() -> str:
@@ -63,8 +65,11 @@ def _processor() -> str:
 
 
 def _gpu() -> str | None:
-    torch = sys.modules.get("torch")
-    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+    import torch  # here: what only asks for the commit does without
+
+    from ..engine.device import why_not_cuda
+
+    return None if why_not_cuda() else torch.cuda.get_device_name()
 
 
 def _version(package: str) -> str | None:

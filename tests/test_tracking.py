@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +193,31 @@ def test_runs_are_numbered_and_read_back(tmp_path: Path) -> None:
     assert store(tmp_path, run).name == "0008_0123456789ab.json"
     assert [path.name[:4] for path in runs(tmp_path)] == ["0001", "0007", "0008"]
     assert json.loads(runs(tmp_path)[0].read_bytes()) == run
+
+
+TORCH = """
+from types import SimpleNamespace as Part
+
+__version__, version = "2", Part(cuda={cuda!r})
+cuda = Part(is_available=lambda: True, device_count=lambda: 1, get_device_name=lambda index=0: "NVIDIA H200")
+cuda.get_device_capability, cuda.get_arch_list = lambda index: (9, 0), lambda: {kernels!r}
+"""
+
+
+@pytest.mark.parametrize(
+    ("cuda", "kernels", "folder"),
+    [
+        ("13.0", ["sm_90"], "nvidia-h200"),
+        ("13.0", ["sm_120"], r"[a-z0-9-]+-\d+-cores"),  # no kernels for that GPU: the suite runs on the CPU
+        (None, [], r"[a-z0-9-]+-\d+-cores"),
+    ],
+)
+def test_a_device_has_its_own_folder(cuda: str | None, kernels: list[str], folder: str, tmp_path: Path) -> None:
+    """In a process that has not imported torch, as that of `make bench`; the torch that it finds is a stand-in."""
+    (tmp_path / "torch.py").write_text(TORCH.format(cuda=cuda, kernels=kernels))
+    words = [sys.executable, "-m", "pfdiff.bench.machine"]
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert re.fullmatch(folder, done.stdout.strip()), done.stdout + done.stderr
 
 
 def test_make_bench_fails_on_a_worse_ratio(
