@@ -17,8 +17,8 @@ from pfdiff.bench.measure import Measure, blocks, repeated
 
 def select(cases: Sequence[Case]) -> list[Case]:
     """One case for each engine and batch: the first backend's, since it has no part in it."""
-    first = cases[0].backend, cases[0].precision
-    return list({(one.engine, one.batch): one for one in cases if (one.backend, one.precision) == first}.values())
+    first = [(one.backend, one.precision) for one in cases[:1]]
+    return list({(one.engine, one.batch): one for one in cases if (one.backend, one.precision) in first}.values())
 
 
 def test_update(measure: Measure, engines: Engines, case: Case) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -32,6 +33,11 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((folder / "found.json").read_bytes())["benchmarks"]
     return {one["name"]: one for one in found}
+
+
+@pytest.mark.parametrize("name", ["network", "sample", "start", "update"])
+def test_an_engine_that_nothing_runs_here_has_no_cases(name: str) -> None:
+    assert import_module(f"pfdiff.bench.test_{name}").select([]) == []
 
 
 @pytest.mark.slow
