@@ -35,7 +35,7 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {one["name"]: one for one in found}
 
 
-@pytest.mark.parametrize("name", ["network", "sample", "start", "update"])
+@pytest.mark.parametrize("name", ["network", "sample", "update"])
 def test_an_engine_that_nothing_runs_here_has_no_cases(name: str) -> None:
     assert import_module(f"pfdiff.bench.test_{name}").select([]) == []
 
