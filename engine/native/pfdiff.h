@@ -155,13 +155,15 @@ typedef int (*pfd_network_t)(void* context, const pfd_evaluation_t* evaluation, 
 
 /* Samples in place: `state` [batch][elements] holds the noise and then the samples. The network is called on the
  * calling thread, nfe times; the updates run on `threads` threads (0: as many as the machine has), and the result does
- * not depend on their number. On failure the content of `state` is undefined. */
+ * not depend on their number. An evaluation that gives NaN or infinity anywhere ends it with PFD_BACKEND_ERROR. On
+ * failure the content of `state` is undefined. */
 pfd_status_t pfd_sample_cpu(const pfd_program_t* program, pfd_network_t network, void* context, float* state,
                             int64_t batch, int64_t elements, int32_t threads);
 
 /* One fused update, evaluation `index` of the program, for callers with a loop of their own: states [B][count] in
  * place, `output` [count] from the network; writes input [count] = c_in[index+1] * s_0 unless `input` is NULL or the
- * evaluation is the last. States that nothing reads later are left as they are; s_0 too when `input` replaces it. */
+ * evaluation is the last. States that nothing reads later are left as they are; s_0 too when `input` replaces it.
+ * `output` is taken as it is, NaN and infinity too. */
 pfd_status_t pfd_update_cpu(const pfd_program_t* program, int32_t index, float* states, const float* output,
                             float* input, int64_t count, int32_t threads);
 

@@ -55,7 +55,8 @@ const float* pfd_cuda_sampler_samples(const pfd_cuda_sampler_t* sampler);
  * noise buffer. */
 pfd_status_t pfd_cuda_sampler_run(pfd_cuda_sampler_t* sampler, const uint64_t* seeds, pfd_stream_t stream);
 
-/* Waits for `stream` and copies the samples to host memory [batch][elements]. */
+/* Waits for `stream` and copies the samples to host memory [batch][elements]. They are not looked at: a network that
+ * overflows in its dtype gives NaN or infinity here, where pfd_sample_cpu says so. */
 pfd_status_t pfd_cuda_sampler_copy(pfd_cuda_sampler_t* sampler, float* samples, pfd_stream_t stream);
 
 /* Noise and pictures on their own, all in device memory. pixels uint8 [batch][area][channels] from x float32

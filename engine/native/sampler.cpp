@@ -64,14 +64,17 @@ void sample(const pfd_program_t& program, pfd_network_t network, void* context, 
         const auto at = static_cast<std::size_t>(n);
         const pfd_evaluation_t evaluation{n,     program.nfe, program.times[at], program.network_times[at],
                                           batch, elements};
+        const auto where = "at evaluation " + std::to_string(n + 1) + " of " + std::to_string(program.nfe);
         take_callback_error();
         if (const int status = network(context, &evaluation, input, output); status != 0) {
             const auto words = take_callback_error();
-            throw backend_error("the network failed at evaluation " + std::to_string(n) + " of " +
-                                std::to_string(program.nfe) + ": " +
+            throw backend_error("the network failed " + where + ": " +
                                 (words.empty() ? "it returned " + std::to_string(status) : words));
         }
-        Update(program, n, access[at]).run(states, output, input, count, workers);
+        if (!Update(program, n, access[at]).run(states, output, input, count, workers))
+            throw backend_error("the network's output is not finite " + where + ", time " +
+                                decimal(evaluation.network_time) +
+                                "; check the network, its conditions and its time scale, and try precision fp32");
     }
 }
 

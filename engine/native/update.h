@@ -15,8 +15,9 @@ class Update final {
     Update(const pfd_program_t& program, int index, const Access& access);
 
     // states[j] and output: [count]; input [count] receives c_in_next * s_0 when the access is `separate`.
-    // `output` may be states[0] itself.
-    void run(float* const* states, const float* output, float* input, std::int64_t count, Workers& workers) const;
+    // `output` may be states[0] itself. Returns whether `output` is finite throughout: its clip and its sums could hide
+    // that it is not.
+    bool run(float* const* states, const float* output, float* input, std::int64_t count, Workers& workers) const;
 
     // Arrays of [count] that one run reads or writes, for the bandwidth of a benchmark.
     int arrays() const;
@@ -29,7 +30,8 @@ class Update final {
         std::vector<float> factors;
     };
 
-    void block(float* const* states, const float* output, float* input, std::int64_t begin, int size) const;
+    // The sign bit of what it returns says that `output` is not finite.
+    std::uint32_t block(float* const* states, const float* output, float* input, std::int64_t begin, int size) const;
 
     std::vector<Row> rows_;
     Access access_;

@@ -26,6 +26,43 @@ static int failing(void* context, const pfd_evaluation_t* evaluation, const floa
     return evaluation->index == 1;
 }
 
+/* Finite, but for the last element of one evaluation. */
+typedef struct overflow_t {
+    int32_t index;
+    float value;
+} overflow_t;
+
+static int overflowing(void* context, const pfd_evaluation_t* evaluation, const float* input, float* output) {
+    const overflow_t* overflow = context;
+    const int64_t count = evaluation->batch * evaluation->elements;
+    for (int64_t i = 0; i < count; ++i) output[i] = 0.5f * input[i];
+    if (evaluation->index == overflow->index) output[count - 1] = overflow->value;
+    return 0;
+}
+
+/* What is not finite must not come out as a sample, wherever it stands and whichever thread updates it. */
+static void test_overflow(const pfd_program_t* program) {
+    const int64_t counts[] = {1, 1025, 100003};
+    const float values[] = {NAN, -NAN, INFINITY, -INFINITY};
+    float* state = calloc(100003, sizeof *state);
+    CHECK(state != NULL);
+    for (int c = 0; c < 3; ++c)
+        for (int32_t index = 0; index < 3; ++index)
+            for (int v = 0; v < 4; ++v) {
+                overflow_t overflow = {index, values[v]};
+                char words[64];
+                snprintf(words, sizeof words, "the network's output is not finite at evaluation %d of 3, time ",
+                         (int)index + 1);
+                memset(state, 0, (size_t)counts[c] * sizeof *state);
+                CHECK(pfd_sample_cpu(program, overflowing, &overflow, state, 1, counts[c], 3) == PFD_BACKEND_ERROR);
+                CHECK(strncmp(pfd_last_error(), words, strlen(words)) == 0);
+                overflow.value = 3e38f; /* large, and finite */
+                memset(state, 0, (size_t)counts[c] * sizeof *state);
+                CHECK(index != 2 || pfd_sample_cpu(program, overflowing, &overflow, state, 1, counts[c], 3) == PFD_OK);
+            }
+    free(state);
+}
+
 static void test_bad_arguments(const pfd_engine_t* engine, const pfd_program_t* program) {
     pfd_engine_t* none = (pfd_engine_t*)&none;
     const pfd_program_t* missing = NULL;
@@ -45,7 +82,7 @@ static void test_bad_arguments(const pfd_engine_t* engine, const pfd_program_t* 
     CHECK(pfd_sample_cpu(program, NULL, NULL, state, 1, 16, 1) == PFD_INPUT_ERROR);
     CHECK(pfd_sample_cpu(program, network, &calls, state, 1, 16, -1) == PFD_INPUT_ERROR);
     CHECK(pfd_sample_cpu(program, failing, NULL, state, 1, 16, 1) == PFD_BACKEND_ERROR);
-    CHECK(strcmp(pfd_last_error(), "the network failed at evaluation 1 of 3: the cable is loose") == 0);
+    CHECK(strcmp(pfd_last_error(), "the network failed at evaluation 2 of 3: the cable is loose") == 0);
     CHECK(pfd_update_cpu(program, 3, state, state, NULL, 8, 1) == PFD_INPUT_ERROR);
     CHECK(pfd_noise(NULL, 1, 1, state) == PFD_INPUT_ERROR && pfd_noise(NULL, 0, 5, NULL) == PFD_OK);
     CHECK(calls == 0);
@@ -88,6 +125,7 @@ int main(int count, char** words) {
     CHECK(memcmp(both + 16, second, sizeof second) == 0); /* a sample depends on its seed only */
     for (int i = 0; i < 32; ++i) CHECK(isfinite(both[i]));
     test_bad_arguments(engine, program);
+    test_overflow(program);
     pfd_close(engine);
     CHECK(strlen(pfd_version()) >= 5);
     return 0;

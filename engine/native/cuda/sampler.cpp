@@ -138,7 +138,7 @@ void pfd_cuda_sampler_t::enqueue(bool from_seeds, cudaStream_t stream) {
         pfdiff::take_callback_error();
         if (const int status = network_(context_, &evaluation, input, output_.get(), stream); status != 0) {
             const auto words = pfdiff::take_callback_error();
-            throw pfdiff::backend_error("the network failed at evaluation " + std::to_string(n) + " of " +
+            throw pfdiff::backend_error("the network failed at evaluation " + std::to_string(n + 1) + " of " +
                                         std::to_string(program_.nfe) + ": " +
                                         (words.empty() ? "it returned " + std::to_string(status) : words));
         }

@@ -1,6 +1,7 @@
 #include "tensorrt.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 
@@ -43,6 +44,10 @@ std::function<void(const std::vector<std::uint64_t>& seeds, float* into)> tensor
         std::vector<float> samples(filled.size() * static_cast<std::size_t>(elements));
         check(pfd_cuda_sampler_run(sampler.get(), filled.data(), nullptr));
         check(pfd_cuda_sampler_copy(sampler.get(), samples.data(), nullptr));
+        if (!std::all_of(samples.begin(), samples.end(), [](float value) { return std::isfinite(value); }))
+            throw backend_error(
+                "the samples are not finite: the network overflows in the plan's precision or gives NaN; check the "
+                "network, its conditions and its time scale, and try precision fp32");
         std::copy_n(samples.begin(), static_cast<std::int64_t>(seeds.size()) * elements, into);
     };
 }
