@@ -20,6 +20,7 @@ from ..engine.api import Engine
 from ..engine.latency import Timer
 from .cases import Case
 from .machine import commit
+from .tracking import OVERHEAD
 
 Function = Callable[[], object]
 Times = NDArray[np.float64]
@@ -96,8 +97,13 @@ class Measure:
         return times, {name: np.asarray(found) for name, found in turns.rounds.items()}
 
     def record(self, times: Times, case: Case | None = None, engine: Engine | None = None, **facts: Any) -> None:
-        """Fill `extra_info`: every field of every benchmark, None where it means nothing."""
+        """Fill `extra_info`: every field of every benchmark, None where it means nothing.
+
+        overhead_ratio: what is tracked, the median of a sample's `blocks`, and not the median of its rounds' ratios,
+        which with a dozen rounds moves with whatever else ran in them.
+        """
         batch = case.batch if case else 1
+        overhead = facts.get("ratios", {}).get(OVERHEAD)
         p50, p90, p99 = (float(one) for one in np.percentile(times, (50, 90, 99)))
         known = {
             "engine": case.engine if case else None,
@@ -114,7 +120,7 @@ class Measure:
             "p90_ms": p90,
             "p99_ms": p99,
             "max_ms": float(times.max()),
-            "overhead_ratio": None,
+            "overhead_ratio": float(np.median(overhead)) if overhead else None,
             "floor_ms": None,
             "bytes": None,
             "ratios": {},

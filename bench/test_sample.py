@@ -14,6 +14,7 @@ import numpy as np
 
 from pfdiff.bench.cases import Case, Engines, network_bytes, update_bytes
 from pfdiff.bench.measure import Measure, blocks
+from pfdiff.bench.tracking import OVERHEAD
 
 
 def select(cases: Sequence[Case]) -> Sequence[Case]:
@@ -30,9 +31,8 @@ def test_sample(measure: Measure, engines: Engines, case: Case) -> None:
         whole,
         case,
         engine,
-        overhead_ratio=float(np.median(whole / beside["network"])),
         floor_ms=float(np.median(beside["network"])),
         bytes=case.nfe * network_bytes(engine, case.batch) + update_bytes(engine, case.nfe, case.batch),
         shares={"network": network, "updates": updates, "rest": 1 - network - updates},
-        ratios={"whole / bare evaluations": blocks(whole, beside["network"])},
+        ratios={OVERHEAD: blocks(whole, beside["network"])},
     )

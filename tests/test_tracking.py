@@ -45,6 +45,7 @@ def passes(seed: int, slower: dict[str, float] | None = None) -> list[dict[str, 
                         "p50_ms": 4.0,
                         "peer": None,
                         "batch": 8,
+                        "overhead_ratio": sorted(found[name][number])[1] if name.startswith("test_sample") else None,
                         "shares": {"network": 0.9 + 0.01 * number},
                         "ratios": {RATIOS[name]: found[name][number]},
                     },
@@ -85,6 +86,18 @@ def test_a_sample_takes_the_median_time_over_its_batch() -> None:
             row["extra_info"] |= {"p50_ms": np.median(data), "per_sample_ms": np.median(data) / 8}
     row = combined(parts)["benchmarks"]["test_sample[fashion]"]
     assert (row["p50_ms"], row["per_sample_ms"]) == (4.0, 0.5)
+
+
+def test_the_overhead_is_the_ratio_that_is_tracked() -> None:
+    """The median of all blocks, which the median of the passes' medians need not be."""
+    parts = passes(0)
+    for one, blocks in zip(parts, ([1.1, 1.1, 1.1], [1.1, 1.2, 1.3], [1.1, 1.4, 1.5]), strict=True):
+        info = one["benchmarks"][-1]["extra_info"]
+        info |= {"overhead_ratio": blocks[1], "ratios": {"whole / bare evaluations": blocks}}
+    rows = combined(parts)["benchmarks"]
+    assert rows["test_sample[fashion]"]["ratios"]["whole / bare evaluations"]["value"] == 1.1
+    assert rows["test_sample[fashion]"]["overhead_ratio"] == 1.1
+    assert rows["test_update[fashion]"]["overhead_ratio"] is None
 
 
 def in_the_last_pass(**facts: Any) -> list[dict[str, Any]]:
