@@ -100,7 +100,9 @@ class Measure:
         """Fill `extra_info`: every field of every benchmark, None where it means nothing.
 
         overhead_ratio: what is tracked, the median of a sample's `blocks`, and not the median of its rounds' ratios,
-        which with a dozen rounds moves with whatever else ran in them.
+        which with a dozen rounds moves with whatever else ran in them. floor_ms: of a sample its bare evaluations, of
+        an update a copy of its bytes; None where no floor is measured beside. A network's needs the rate of a product
+        in its own library: see `cpu`.
         """
         batch = case.batch if case else 1
         overhead = facts.get("ratios", {}).get(OVERHEAD)

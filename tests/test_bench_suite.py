@@ -7,9 +7,13 @@ import os
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from pfdiff.bench.cases import Case, Engines
 
 from .small_engine import write_engine
 
@@ -38,6 +42,28 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["network", "sample", "update"])
 def test_an_engine_that_nothing_runs_here_has_no_cases(name: str) -> None:
     assert import_module(f"pfdiff.bench.test_{name}").select([]) == []
+
+
+class Chosen:
+    """The fixture `measure`, with times of its own."""
+
+    def __call__(self, function: Any, beside: dict[str, Any], **_: Any) -> tuple[Any, dict[str, Any]]:
+        for one in (function, *beside.values()):
+            one()
+        return np.array([6.0, 2.0, 4.0]), {"copies": np.array([9.0, 1.0, 1.0])}
+
+    def record(self, times: Any, case: Case, engine: Any, **facts: Any) -> None:
+        self.times, self.facts = times, facts
+
+
+def test_the_floor_of_an_update_is_one_copy(tmp_path: Path) -> None:
+    """As many updates as copies in a round: the floor is to p50 as a round of copies to one of updates."""
+    measure = Chosen()
+    write_engine(tmp_path / "my.engine")
+    case = Case(str(tmp_path / "my.engine"), "fp32", "onnxruntime", 6, 8)
+    with Engines(tmp_path) as engines:
+        import_module("pfdiff.bench.test_update").test_update(measure, engines, case)
+    assert measure.facts["floor_ms"] == pytest.approx(np.median(measure.times) / 4, rel=1e-12)
 
 
 @pytest.mark.slow
@@ -72,3 +98,5 @@ def test_the_fields_mean_what_they_say(benchmarks: dict[str, Any]) -> None:
     update = benchmarks["test_update[my.engine-fp32-onnxruntime-nfe6-batch8]"]["extra_info"]
     assert update["bytes"] == 4 * 8 * 30 * 5  # two states and an output read, two states written, 8 samples of 30
     assert update["p50_ms"] < info["p50_ms"]
+    network = benchmarks["test_network[my.engine-fp32-onnxruntime-nfe6-batch8]"]["extra_info"]
+    assert network["floor_ms"] is None
