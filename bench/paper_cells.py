@@ -3,6 +3,7 @@
 A cell is one solver at one NFE for `fashion`, conditional (sample s has label s mod 10) or unconditional (label 10).
 Sample s has seed s. Cells are drawn in blocks of 1,000 seeds, one table after the other. Features are kept, not
 pictures. What lies in DIR is not drawn again; several processes share the work as `--part 0/2` and `--part 1/2`.
+DIR/made_by.json names network and features: with others, another DIR is asked for.
 
 Grids: uniform in t, unless quadratic or logsnr lowered the error to the reference by 5 % or more (16 seeds, mean of
 the logarithms at 4 and 8 evaluations). That was settled before any distance was computed.
@@ -11,6 +12,7 @@ the logarithms at 4 and 8 evaluations). That was settled before any distance was
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -97,6 +99,17 @@ def draw(cell: Cell, block: int, engine_folder: Path, threads: int) -> Features:
     return extractor("fashion")(pixels)
 
 
+def check_same(folder: Path) -> None:
+    """Say in `folder` what its cells are made of; exit where they were made of something else."""
+    now = {"network": pfdiff.Network("fashion").digest, "features": extractor("fashion").digest}
+    path = folder / "made_by.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(now, indent=1) + "\n")
+    elif json.loads(path.read_text()) != now:
+        raise SystemExit(f"{folder} holds cells of another network or of other features; name another folder")
+
+
 def main() -> None:
     """Draw what is missing of the plan."""
     parser = argparse.ArgumentParser(description="Sample the cells of the paper's tables.")
@@ -107,6 +120,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     place, parts = map(int, given.part.split("/"))
+    check_same(given.out)
     with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder:
         for cell, block in list(plan(given.blocks))[place::parts]:
             path = cell.file(given.out, block)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from PIL import Image
+
 from pfdiff.export.plot import Curve, log_plot
 
 
@@ -24,9 +26,7 @@ def markdown(found: dict[str, Any]) -> str:
     )
     titles = {
         "conditional": "Conditional",
-        "conditional_later": "Conditional, more evaluations",
         "unconditional": "Unconditional",
-        "unconditional_later": "Unconditional, more evaluations",
         "ablation": "Ablation: DDIM, past, future, both",
         "k_l": "(k, l) over DDIM",
         "k_l_over_dpm": "(k, l) over DPM-Solver-2",
@@ -34,7 +34,7 @@ def markdown(found: dict[str, Any]) -> str:
     for key, title in titles.items():
         parts.append(f"## {title}\n")
         parts.append(rows_of(found[key]) if found.get(key) else "Not measured.\n")
-    parts += [search_lines(found), correlation_lines(found), time_lines(found)]
+    parts += [search_lines(found), correlation_lines(found), grid_lines(found), time_lines(found)]
     return "\n".join(parts)
 
 
@@ -74,8 +74,7 @@ def search_lines(found: dict[str, Any]) -> str:
             f"{one['fd_of_choice_over_best']:.3f} |"
         )
     if found["search"]:
-        one = found["search"][0]
-        lines.append(f"\n{one['draws']} draws of {one['tenth']} of {one['samples']:,} samples, the same for all six.")
+        lines.append(f"\n{found['search'][0]['draws']} draws of a tenth of the samples, the same for all six.")
     return "\n".join(lines) + "\n"
 
 
@@ -99,6 +98,26 @@ def correlation_lines(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def grid_lines(found: dict[str, Any]) -> str:
+    """How the grids of the tables were chosen."""
+    lines = ["## Grids\n"]
+    if "grids" not in found:
+        return "\n".join([*lines, "Not measured."]) + "\n"
+    given = found["grids"]
+    names = list(next(iter(given["error"].values())))
+    lines += [
+        f"Error to the reference on {given['seeds']} seeds, the mean of the logarithms at {given['nfe'][0]} and "
+        f"{given['nfe'][1]} evaluations. Uniform is taken, unless another lowers it by 5 % or more.\n",
+        "| sampler | " + " | ".join(names) + " | taken |",
+        "|---|" + "---|" * (len(names) + 1),
+    ]
+    for solver, row in given["error"].items():
+        lines.append(
+            f"| `{solver}` | " + " | ".join(f"{row[one]:.3f}" for one in names) + f" | {given['chosen'][solver]} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def time_lines(found: dict[str, Any]) -> str:
     """With and without PFDiff at equal NFE."""
     lines = ["## CPU seconds for 1,000 samples\n"]
@@ -118,18 +137,41 @@ def time_lines(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(found: dict[str, Any]) -> Any:
-    """FD against NFE, conditional."""
-    one = found["conditional"]
+def plots(found: dict[str, Any]) -> dict[str, Image.Image]:
+    """By file name: FD against NFE, conditional and unconditional; FD against the error to the reference."""
+    note = "features of the shipped classifier, not FID"
+    drawn = {}
+    for kind, name in (("conditional", "fashion_paper"), ("unconditional", "fashion_paper_unconditional")):
+        if one := found[kind]:
+            drawn[name] = log_plot(
+                [
+                    Curve(short(sampler), [(int(nfe), cell["fd"]) for nfe, cell in row.items()])
+                    for sampler, row in one["rows"].items()
+                ],
+                title=f"fashion, {kind}: Frechet distance against network evaluations",
+                x_label="network evaluations",
+                y_label="FD, not FID",
+                note=f"{one['samples']:,} samples, {found['features']['real']:,} real pictures, {note}",
+            )
+    rms = found.get("errors", {}).get("rms", {})
+    rows = (found["conditional"] or {"rows": {}})["rows"]
     curves = [
-        Curve(sampler.partition("@")[0], [(int(nfe), figures["fd"]) for nfe, figures in row.items()])
-        for sampler, row in one["rows"].items()
+        Curve(short(sampler), [(rms[sampler][nfe], cell["fd"]) for nfe, cell in row.items() if nfe in rms[sampler]])
+        for sampler, row in rows.items()
+        if sampler in rms
     ]
-    return log_plot(
-        curves,
-        title="fashion: Frechet distance against network evaluations",
-        x_label="network evaluations",
-        y_label="FD, not FID",
-        note=f"{one['samples']:,} samples with labels in turn, features of the shipped classifier, "
-        f"{found['features']['real']:,} real pictures",
-    )
+    if curves:
+        drawn["fashion_paper_errors"] = log_plot(
+            curves,
+            title="fashion: Frechet distance against the error to the reference",
+            x_label="RMS error to the many-step reference, the same seeds",
+            y_label="FD, not FID",
+            note=f"each line one sampler at 4 to 20 evaluations, {note}",
+            log_x=True,
+        )
+    return drawn
+
+
+def short(sampler: str) -> str:
+    """Without its grid."""
+    return sampler.partition("@")[0]

@@ -1,22 +1,27 @@
 """The paper's tables for `fashion`: what `paper_cells` sampled becomes figures, tables and a plot.
 
-    python -m pfdiff.bench.paper_cells --out CELLS                          # hours; goes on where it was
-    python -m pfdiff.bench.paper_tables --part errors                       # errors to the reference
-    python -m pfdiff.bench.paper_tables --part times                        # on a quiet machine
-    python -m pfdiff.bench.paper_tables --part tables --cells CELLS --data DATA
+    python -m pfdiff.bench.paper_cells --out CELLS                  # six hours of a core; goes on where it was
+    python -m pfdiff.bench.paper_tables --cells CELLS --data DATA   # all that follows from it
 
-Each part replaces its own keys of OUT/fashion_paper.json; the last one also writes fashion_paper.md and .png. A table
-holds one sample count, the largest that all its cells have: distances fall with the count. A cell that was not sampled
-is left empty. The features are those of the shipped classifier: these are no FID.
+--part does one of these alone, each of which replaces its own keys of OUT/fashion_paper.json:
+
+grids    errors of every solver on every grid: the choice that paper_cells made
+errors   errors to the reference, for their correlation with the distances
+times    processor time for 1,000 samples
+tables   distances, precision and recall; and from all of it fashion_paper.md and its plots
+
+A table holds one sample count, the largest that all its cells have: distances fall with the count. A cell that was not
+sampled is left empty. The features are those of the shipped classifier: these are no FID.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -28,7 +33,7 @@ import pfdiff
 from pfdiff.bench import paper_cells as plan
 from pfdiff.bench.machine import describe
 from pfdiff.bench.paper_cells import Cell
-from pfdiff.bench.paper_report import markdown, plot
+from pfdiff.bench.paper_report import markdown, plots
 from pfdiff.bench.search_tables import show, spearman
 from pfdiff.export.distances import Array, FrechetDistance, Manifold, thinned
 from pfdiff.export.evaluate import reference_features
@@ -39,39 +44,75 @@ RESULTS = Path(__file__).parent / "results"
 FIGURES = ("fd", "sfd", "precision", "recall")
 DRAWS, PART = 100, 10  # of the search on a tenth of the samples
 ERROR_SEEDS, REFERENCE = 16, 100  # tune chooses on 16 seeds
+GRIDS, BETTER = ("uniform", "quadratic", "logsnr"), 0.95  # of the uniform grid's error
 TIMED, ROUNDS = 100, 3
 TIMED_NFE = (4, 8, 20)
+TIMED_SAMPLERS = ("ddim@uniform", plan.DDIM_2_1, "dpm-solver:order=2@logsnr", plan.DPM_2_1)
+ALL_NFE = (*plan.NFE, *plan.LATER_NFE)
 
 
 def main() -> None:
-    """Compute one part and write it."""
+    """Compute one part, or all, and write it."""
     parser = argparse.ArgumentParser(description="The paper's tables for the fashion network.")
-    parser.add_argument("--part", choices=["errors", "times", "tables"], required=True)
+    parser.add_argument("--part", choices=["grids", "errors", "times", "tables"], help="default: all")
     parser.add_argument("--cells", type=Path, help="what paper_cells wrote")
     parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--threads", type=int)
     given = parser.parse_args()
+    if given.part in (None, "tables") and not (given.cells and given.data):
+        parser.error("the tables need --cells and --data")
     path = given.out / "fashion_paper.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    if given.part == "errors":
-        found["errors"] = errors(given.threads)
-    elif given.part == "times":
-        found["times"] = times(given.threads)
-    else:
+    for part, measure in {"grids": grids, "errors": errors, "times": times}.items():
+        if given.part in (None, part):
+            found[part] = {"machine": describe(), **measure(given.threads)}
+            path.write_text(json.dumps(found, indent=1) + "\n")
+    if given.part in (None, "tables"):
+        found["machine"] = describe()
         found.update(tables(given.cells, given.data, found.get("errors", {})))
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    if given.part == "tables":
+        path.write_text(json.dumps(found, indent=1) + "\n")
         (given.out / "fashion_paper.md").write_text(markdown(found))
-        plot(found).save(given.out / "fashion_paper.png")
+        for name, picture in plots(found).items():
+            picture.save(given.out / f"{name}.png")
 
 
 # Errors and times.
+def grids(threads: int | None) -> dict[str, Any]:
+    """Errors by solver and grid, mean of the logarithms at 4 and 8 evaluations; and the choice, by the plan's rule."""
+    solvers = [sampler.partition("@")[0] for sampler in plan.ROWS]
+    result = pfdiff.compare(
+        "fashion",
+        plan.FEW_NFE,
+        [f"{solver}@{grid}" for solver, grid in product(solvers, GRIDS)],
+        seeds=ERROR_SEEDS,
+        reference=REFERENCE,
+        threads=threads,
+        progress=show,
+    )
+    mean: dict[str, dict[str, float]] = {}
+    for solver, grid in product(solvers, GRIDS):
+        logarithms = [math.log(one.error) for one in result.of(f"{solver}@{grid}") if one.error is not None]
+        mean.setdefault(solver, {})[grid] = round(math.exp(sum(logarithms) / len(plan.FEW_NFE)), 5)
+    return {
+        "seeds": ERROR_SEEDS,
+        "nfe": plan.FEW_NFE,
+        "error": mean,
+        "chosen": {one: chosen_grid(mean[one]) for one in mean},
+    }
+
+
+def chosen_grid(error: Mapping[str, float]) -> str:
+    """Uniform, unless another lowers the error by 5 % or more; then the best."""
+    best = min(error, key=lambda grid: error[grid])
+    return best if error[best] <= BETTER * error["uniform"] else "uniform"
+
+
 def errors(threads: int | None) -> dict[str, Any]:
     """RMS distance to the many-step reference of the same seeds, labels in turn: what `tune` minimises."""
     samplers = (*plan.ROWS, *plan.SEARCHED)
     result = pfdiff.compare(
-        "fashion", plan.NFE, samplers, seeds=ERROR_SEEDS, reference=REFERENCE, threads=threads, progress=show
+        "fashion", ALL_NFE, samplers, seeds=ERROR_SEEDS, reference=REFERENCE, threads=threads, progress=show
     )
     return {
         "seeds": ERROR_SEEDS,
@@ -84,28 +125,26 @@ def errors(threads: int | None) -> dict[str, Any]:
 
 
 def times(threads: int | None) -> dict[str, Any]:
-    """CPU seconds for 1,000 samples in batches of 100: DDIM and PFDiff at equal NFE, in turns."""
-    samplers = ("ddim@uniform", plan.DDIM_2_1)
+    """CPU seconds for 1,000 samples in batches of 100: two solvers, each with and without PFDiff, in turns."""
     seconds: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder:
         engines = {}
-        for sampler in samplers:
+        for number, sampler in enumerate(TIMED_SAMPLERS):
             solver, _, grid = sampler.partition("@")
-            out = Path(folder) / f"{solver.partition(':')[0]}.engine"
+            out = Path(folder) / f"{number}.engine"
             settings = {"grid": grid, "batch": plan.BATCH, "threads": threads, "out": out}
             engines[sampler] = pfdiff.build("fashion", TIMED_NFE, solver, **settings)
             engines[sampler].sample(seeds=range(plan.BATCH), nfe=TIMED_NFE[0], label=0)  # the first call binds
-        for nfe, _, sampler in product(TIMED_NFE, range(ROUNDS), samplers):
+        for nfe, _, sampler in product(TIMED_NFE, range(ROUNDS), TIMED_SAMPLERS):
             start = time.process_time()
             engines[sampler].sample(seeds=range(TIMED), nfe=nfe, label=np.arange(TIMED) % 10)
             seconds.setdefault(sampler, {}).setdefault(str(nfe), []).append(
                 round((time.process_time() - start) * 1000 / TIMED, 3)
             )
-        backend = engines[samplers[0]].description
+        backend = engines[TIMED_SAMPLERS[0]].description
         for engine in engines.values():
             engine.close()
     return {
-        "machine": describe(),
         "backend": backend,
         "timed": TIMED,
         "batch": plan.BATCH,
@@ -157,20 +196,24 @@ class Ruler:
 
 def tables(cells: Path, data: Path, errors: dict[str, Any]) -> dict[str, Any]:
     """Every table that the cells allow."""
+    plan.check_same(cells)
     ruler = Ruler(cells, data)
     least = [(nfe, min(map(ruler.blocks, plan.cells("conditional", plan.SEARCHED, (nfe,))))) for nfe in plan.NFE]
     few = tuple(nfe for nfe, blocks in least if blocks and blocks == max(blocks for _, blocks in least))
     found = {
         "features": {"extractor": ruler.network.name, "sha256": ruler.network.digest, "real": len(ruler.real)},
         "reference_sha256": ruler.digest,
-        "conditional": table(ruler, "conditional", plan.ROWS, plan.NFE),
-        "conditional_later": table(ruler, "conditional", plan.ROWS, plan.LATER_NFE),
-        "unconditional": table(ruler, "unconditional", plan.ROWS, plan.NFE),
-        "unconditional_later": table(ruler, "unconditional", plan.ROWS, plan.LATER_NFE),
+        "conditional": table(ruler, "conditional", plan.ROWS, ALL_NFE),
+        "unconditional": table(ruler, "unconditional", plan.ROWS, ALL_NFE),
         "ablation": table(ruler, "conditional", ("ddim@uniform", *plan.ABLATION, plan.DDIM_2_1), few),
         "k_l": table(ruler, "conditional", plan.OVER_DDIM, few),
-        "k_l_over_dpm": table(ruler, "conditional", plan.OVER_DPM, few),
-        "search": [one for nfe in few if (one := search(ruler, plan.OVER_DDIM, nfe))],
+        "k_l_over_dpm": table(ruler, "conditional", plan.OVER_DPM, plan.FEW_NFE),
+        "search": [
+            one
+            for samplers, counts in ((plan.OVER_DDIM, few), (plan.OVER_DPM, plan.FEW_NFE))
+            for nfe in counts
+            if (one := search(ruler, samplers, nfe))
+        ],
     }
     count = found["conditional"]["samples"]
     test_pixels, _ = load_fashion(data, "test")

@@ -11,7 +11,7 @@ import pfdiff
 from pfdiff.bench import paper_cells as plan
 from pfdiff.bench import paper_tables
 from pfdiff.bench.paper_cells import Cell
-from pfdiff.bench.paper_report import rows_of
+from pfdiff.bench.paper_report import plots, rows_of
 from pfdiff.export.distances import FrechetDistance, precision_recall, thinned
 from pfdiff.export.features import Features, extractor
 
@@ -108,3 +108,27 @@ def test_a_cell_is_drawn_with_its_seeds_labels_and_solver(tmp_path: Path, monkey
         assert engine.programs[2].digest == pfdiff.compile("ddim", "linear:1000", 2, "uniform", prediction="v").digest
         pixels = engine.images(seeds=[12, 13, 14, 15], label=[2, 3, 4, 5]).numpy()
     np.testing.assert_allclose(made.pooled, extractor("fashion")(pixels).pooled, atol=2e-2)
+
+
+def test_the_grid_is_uniform_unless_another_is_clearly_better() -> None:
+    assert paper_tables.chosen_grid({"uniform": 0.1, "quadratic": 0.096, "logsnr": 0.2}) == "uniform"
+    assert paper_tables.chosen_grid({"uniform": 0.1, "quadratic": 0.094, "logsnr": 0.093}) == "logsnr"
+
+
+def test_cells_of_another_network_are_not_mixed_in(tmp_path: Path) -> None:
+    plan.check_same(tmp_path)
+    plan.check_same(tmp_path)  # the same: nothing to say
+    (tmp_path / "made_by.json").write_text('{"network": "another"}')
+    with pytest.raises(SystemExit, match="another network"):
+        plan.check_same(tmp_path)
+
+
+def test_plots_show_both_kinds_and_the_correlation() -> None:
+    rows = {"ddim@uniform": {"4": {"fd": 3.0}, "8": {"fd": 1.0}}, "dpm++:2m@uniform": {"4": {"fd": 2.0}}}
+    table = {"samples": 40, "rows": rows}
+    found = {"features": {"real": 200}, "conditional": table, "unconditional": None}
+    assert list(plots(found)) == ["fashion_paper"]
+    found |= {"unconditional": table, "errors": {"rms": {"ddim@uniform": {"4": 0.2}}}}
+    drawn = plots(found)
+    assert list(drawn) == ["fashion_paper", "fashion_paper_unconditional", "fashion_paper_errors"]
+    assert len({one.tobytes() for one in drawn.values()}) == 3
