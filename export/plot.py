@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -30,22 +30,31 @@ class Curve:
 
 
 def log_plot(
-    curves: Sequence[Curve], *, title: str, x_label: str, y_label: str, note: str = "", log_x: bool = False
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    note: str = "",
+    log_x: bool = False,
+    x_names: Mapping[float, str] | None = None,
 ) -> Image.Image:
     """The curves, y logarithmic, names at the right in the order of their last points. x is linear with a tick at
-    every x, or with `log_x` logarithmic and above 0. Raises InputError when there is no point with a y above 0."""
+    every x, or with `log_x` logarithmic and above 0. x_names: what stands at a tick in place of its number.
+    Raises InputError when there is no point with a y above 0."""
     drawn = [Curve(one.name, sorted((x, y) for x, y in one.points if y > 0 and math.isfinite(y))) for one in curves]
     drawn = [one for one in drawn if one.points]
     if not drawn:
         raise InputError("nothing to plot: no sampler has an error above 0")
-    return _Page(drawn, log_x).draw(title, x_label, y_label, note)
+    return _Page(drawn, log_x, x_names or {}).draw(title, x_label, y_label, note)
 
 
 @final
 class _Page:
-    def __init__(self, curves: Sequence[Curve], log_x: bool) -> None:
+    def __init__(self, curves: Sequence[Curve], log_x: bool, x_names: Mapping[float, str]) -> None:
         self.curves = curves
         self.log_x = log_x
+        self.x_names = x_names
         self.image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), PAPER)
         self.ink = ImageDraw.Draw(self.image)
         xs = sorted({x for one in curves for x, _ in one.points})
@@ -81,9 +90,14 @@ class _Page:
         for value in _log_ticks(*self.y_range):
             self._line([(LEFT, self.y(value)), (WIDTH - RIGHT, self.y(value))], LINE, 1)
             self._text((LEFT - 8, self.y(value)), f"{value:g}", 12, QUIET, "rm")
-        for value in self.x_ticks:
+        free = math.inf  # left of what is written: from the last tick on, those whose names would touch have none
+        for value in reversed(self.x_ticks):
             self._line([(self.x(value), HEIGHT - BOTTOM), (self.x(value), HEIGHT - BOTTOM + 5)], QUIET, 1)
-            self._text((self.x(value), HEIGHT - BOTTOM + 8), f"{value:g}", 12, QUIET, "mt")
+            name = self.x_names.get(value, f"{value:g}")
+            half = ImageFont.load_default(12 * SCALE).getlength(name) / SCALE / 2
+            if self.x(value) + half < free:
+                self._text((self.x(value), HEIGHT - BOTTOM + 8), name, 12, QUIET, "mt")
+                free = self.x(value) - half - 6
         self._line([(LEFT, HEIGHT - BOTTOM), (WIDTH - RIGHT, HEIGHT - BOTTOM)], QUIET, 1)
         self._text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 30), x_label, 13, INK, "mt")
         self._text((LEFT - 8, TOP - 16), y_label, 13, INK, "lb")

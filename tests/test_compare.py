@@ -14,7 +14,7 @@ from torch import nn
 
 import pfdiff
 from pfdiff.export.compare import parse_sampler
-from pfdiff.export.plot import Curve, log_plot
+from pfdiff.export.plot import BOTTOM, HEIGHT, Curve, log_plot
 
 from .test_search import SCHEDULE, Analytic
 
@@ -113,6 +113,20 @@ def test_plot_shows_many_curves_and_one_point():
     log_plot([Curve("one", [(8, 0.1)])], title="", x_label="", y_label="")
     with pytest.raises(pfdiff.InputError, match="nothing to plot"):
         log_plot([Curve("none", [(8, 0.0)])], title="", x_label="", y_label="")
+
+
+def test_ticks_with_names_do_not_touch():
+    """Dark stretches below the axis: three names of three runs, and of a hundred the last and what fits beside it."""
+
+    def written(count: int) -> int:
+        names = {n: f"{n}: abcdef0" for n in range(1, count + 1)}
+        curve = Curve("one", [(n, 0.1) for n in names])
+        page = np.asarray(log_plot([curve], title="", x_label="", y_label="", x_names=names).convert("L"))
+        dark = np.flatnonzero((page[HEIGHT - BOTTOM + 8 : HEIGHT - BOTTOM + 20] < 200).any(axis=0))
+        return 1 + int((np.diff(dark) > 6).sum())  # names are 6 pixels apart or more, their parts less
+
+    assert written(3) == 3
+    assert 6 <= written(100) <= 9
 
 
 class Drift(nn.Module):
