@@ -1,8 +1,8 @@
 """`pfdiff bench --report`: every stored run on one page of Markdown, with plots beside it.
 
-For each device: latency over the runs, what a sample's time consists of, the peers, all figures of the last run, and
-error against latency where `pareto` has measured it. Latencies of different runs are drawn, not compared: only ratios
-are (see `tracking`).
+For each device: latency over the commits, what a sample's time consists of, the peers, starting, all figures of the
+last run, and error against latency where `pareto` has measured it. Latencies of different runs are drawn, not compared:
+only ratios are (see `tracking`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from ..engine.errors import InputError
 from ..export.bars import Bar, share_bars
 from ..export.plot import Curve, log_plot
 from .pareto import at_equal_latency, plot
-from .tracking import RESULTS, runs
+from .tracking import P99_ROUNDS, RESULTS, runs
 
 Run = Mapping[str, Any]
 PARTS = ("network", "updates", "rest")
+STARTS = ("test_command", "test_first_sample", "test_build")
 NOTE = "b8: a batch of 8."
 
 
@@ -58,27 +59,39 @@ def _device(device: str, stored: Sequence[tuple[Path, Run]], plots: Path) -> Ite
     yield "| run | file | time | passes | seconds |\n|---|---|---|--:|--:|"
     for number, (one, run) in enumerate(stored, 1):
         yield f"| {number} | `{one.name}` | {run['machine']['time']} | {run['passes']} | {run['seconds']} |"
-    yield from _shown(_latencies([run for _, run in stored]), plots / f"{device}_latency.png", "Latency over the runs")
+    yield from _shown(_latencies(stored), plots / f"{device}_latency.png", "Latency over the commits")
     yield from _shown(_shares(last), plots / f"{device}_shares.png", "What a sample's time consists of")
     yield from _peers(last)
+    yield from _starts(last)
     yield f"\n### All figures of `{path.name}`\n"
-    yield "Ratios are of times taken in turns, larger is worse; milliseconds of a whole batch.\n"
-    yield "| benchmark | p50 | p90 | p99 | max | ratio | |\n|---|--:|--:|--:|--:|---|---|"
+    yield "Ratios are of times taken in turns, larger is worse; milliseconds of a whole batch."
+    yield f"A p99 is that of {P99_ROUNDS} rounds or more.\n"
+    yield "| benchmark | rounds | p50 | p90 | p99 | max | ratio | |\n|---|--:|--:|--:|--:|--:|---|---|"
     for name, row in last["benchmarks"].items():
-        times = " | ".join(f"{row[key]:.4g}" for key in ("p50_ms", "p90_ms", "p99_ms", "max_ms"))
+        p99_ms = row["p99_ms"] if row["rounds"] >= P99_ROUNDS else None
+        times = f"{row['rounds']} | " + _cells(row["p50_ms"], row["p90_ms"], p99_ms, row["max_ms"])
         ratios = [f"{kind} | {one['value']:.3f} ± {one['spread']:.3f}" for kind, one in row["ratios"].items()]
         yield f"| {_short(name)} | {times} | {ratios[0] if ratios else '| '} |"
-        yield from (f"| | | | | | {ratio} |" for ratio in ratios[1:])
+        yield from (f"| | | | | | | {ratio} |" for ratio in ratios[1:])
 
 
-def _latencies(stored: Sequence[Run]) -> Image.Image:
-    """Milliseconds a sample of every whole-sample benchmark, over the number of the run."""
+def _latencies(stored: Sequence[tuple[Path, Run]]) -> Image.Image:
+    """Milliseconds a sample of every whole-sample benchmark, over the runs, by number and commit."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    for number, run in enumerate(stored, 1):
+    names: dict[float, str] = {}
+    for number, (path, run) in enumerate(stored, 1):
+        names[number] = f"{number}: {path.stem.split('_', 1)[1][:7]}"
         for name, row in _samples(run):
             curves.setdefault(name, []).append((number, row["per_sample_ms"]))
     found = [Curve(name, points) for name, points in curves.items()]
-    return log_plot(found, title="A whole sample over the runs", x_label="run", y_label="ms a sample, p50", note=NOTE)
+    return log_plot(
+        found,
+        title="A whole sample over the commits",
+        x_label="run and commit",
+        y_label="ms a sample, p50",
+        note=NOTE,
+        x_names=names,
+    )
 
 
 def _shares(run: Run) -> Image.Image:
@@ -97,14 +110,32 @@ def _peers(run: Run) -> Iterator[str]:
     yield "\n### The same sample drawn by others\n"
     threads = "one thread" if found[0]["threads"] == 1 else f"{found[0]['threads']} threads"
     yield f"Same network, noise, times and solver, batch 1, {threads}; outputs differ by that of the largest element.\n"
-    yield "| network | solver | NFE | peer | its ms | pfdiff ms | pfdiff is faster by | outputs differ by |"
-    yield "|---|---|--:|---|--:|--:|--:|--:|"
+    yield "| network | solver | NFE | peer | its ms | pfdiff ms | on | pfdiff is faster by | outputs differ by |"
+    yield "|---|---|--:|---|--:|--:|---|--:|--:|"
     for row in found:
         [ratio] = row["ratios"].values()
         faster = f"{1 / ratio['value']:.2f} ± {ratio['spread'] / ratio['value'] ** 2:.2f}"
-        times = f"{row['p50_ms']:.4g} | {row['ours']['p50_ms']:.4g}"
+        times = f"{row['p50_ms']:.4g} | {row['ours']['p50_ms']:.4g} | {row['ours']['backend']}"
         peer = f"{row['engine']} | {row['solver']} | {row['nfe']} | {row['peer']}"
         yield f"| {peer} | {times} | {faster} | {row['error']:.0e} |"
+
+
+def _starts(run: Run) -> Iterator[str]:
+    """Commands, first samples and builds: their times, what of them is loading, and what they may take."""
+    found = [(name, row) for name, row in run["benchmarks"].items() if name.startswith(STARTS)]
+    if not found:
+        return
+    yield "\n### Starting\n"
+    yield "Milliseconds; a first sample from its engine's directory on; a command's budget is for what Python is not.\n"
+    yield "| benchmark | p50 | max | of which loading | beyond Python's start | budget |\n|---|--:|--:|--:|--:|--:|"
+    for name, row in found:
+        kinds = ("p50_ms", "max_ms", "load_ms", "added_ms", "budget_ms")
+        yield f"| {_short(name)} | {_cells(*(row.get(kind) for kind in kinds))} |"
+
+
+def _cells(*times_ms: float | None) -> str:
+    """Milliseconds side by side, nothing where there are none."""
+    return " | ".join("" if one is None else f"{one:.4g}" for one in times_ms)
 
 
 def _front(device: str, path: Path, plots: Path) -> Iterator[str]:

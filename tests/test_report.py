@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pfdiff.bench import report
 from pfdiff.bench.report import write_report
 from pfdiff.bench.tracking import RESULTS, store
 from pfdiff.cli import main
@@ -18,7 +19,8 @@ from pfdiff.export.bars import COLOURS, LEFT, RIGHT, ROW, TOP, WIDTH, Bar, share
 
 
 def row(p50: float, **facts: Any) -> dict[str, Any]:
-    return {"p50_ms": p50, "p90_ms": p50, "p99_ms": p50, "max_ms": p50, "peer": None, "ratios": {}, **facts}
+    known = {"rounds": 99, "p50_ms": p50, "p90_ms": p50, "p99_ms": 2 * p50, "max_ms": 3 * p50}
+    return {**known, "peer": None, "ratios": {}, **facts}
 
 
 def run(p50: float) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def run(p50: float) -> dict[str, Any]:
         "peer": "diffusers",
         "error": 2e-6,
         "threads": 1,
-        "ours": {"p50_ms": 20},
+        "ours": {"backend": "onnxruntime 1, CPU, fp32", "p50_ms": 20},
     }
     return {
         "machine": {
@@ -49,7 +51,10 @@ def run(p50: float) -> dict[str, Any]:
         "seconds": 100,
         "benchmarks": {
             "test_sample[fashion-fp32]": row(p50, per_sample_ms=p50, shares=shares, ratios=overhead, **case),
-            "test_pytorch[ddim]": row(40.0, ratios=ours, **{**peer, "peer": "diffusers 1"}),
+            "test_pytorch[ddim]": row(40.0, rounds=100, ratios=ours, **{**peer, "peer": "diffusers 1"}),
+            "test_first_sample[fashion-fp32]": row(300.0, load_ms=200.0),
+            "test_command[import pfdiff]": row(25.0, added_ms=4.5, budget_ms=150),
+            "test_build": row(3000.0),
         },
     }
 
@@ -75,8 +80,12 @@ def test_the_page_names_every_run_and_shows_every_plot(results: Path, tmp_path: 
     assert "## other" not in page
     assert "| 1 | `0001_0123456789ab.json` |" in page
     assert "| 2 | `0002_0123456789ab.json` |" in page
-    assert "| sample fashion-fp32 | 10 | 10 | 10 | 10 | whole / bare evaluations | 1.062 ± 0.011 |" in page
-    assert "| fashion | ddim | 8 | diffusers 1 | 40 | 20 | 2.00 ± 0.04 | 2e-06 |" in page
+    assert "| sample fashion-fp32 | 99 | 10 | 10 |  | 30 | whole / bare evaluations | 1.062 ± 0.011 |" in page
+    assert "| pytorch ddim | 100 | 40 | 40 | 80 | 120 | pfdiff / this | 0.500 ± 0.010 |" in page
+    assert "| first_sample fashion-fp32 | 300 | 900 | 200 |  |  |" in page
+    assert "| command import pfdiff | 25 | 75 |  | 4.5 | 150 |" in page
+    assert "| build | 3000 | 9000 |  |  |  |" in page
+    assert "| fashion | ddim | 8 | diffusers 1 | 40 | 20 | onnxruntime 1, CPU, fp32 | 2.00 ± 0.04 | 2e-06 |" in page
     assert "| 8 | 16.0 | 0.2500 | pfdiff:k=2,l=1 | 8 | 16.0 | 0.0625 | 4.00 |" in page
     shown = [line.split("](")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
     assert len(shown) == 3
@@ -84,6 +93,16 @@ def test_the_page_names_every_run_and_shows_every_plot(results: Path, tmp_path: 
         with Image.open(tmp_path / path) as image:
             assert image.width == 900
     assert sorted(path.name for path in (tmp_path / "page").iterdir()) == sorted(Path(path).name for path in shown)
+
+
+def test_ticks_of_the_latencies_are_runs_and_commits(results: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    named: list[Any] = []
+    draw = report.log_plot
+    monkeypatch.setattr(
+        report, "log_plot", lambda *curves, **words: named.append(words["x_names"]) or draw(*curves, **words)
+    )
+    write_report(tmp_path / "page.md", results)
+    assert named == [{1: "1: 0123456", 2: "2: 0123456"}]
 
 
 def test_bars_are_as_long_as_their_shares() -> None:
