@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from ..engine.cache import content_key
 from ..engine.device import parse_device, why_not_cuda
 from ..engine.errors import InputError
-from .module_call import content_digest, load_factory
+from .module_call import load_factory
+from .module_content import content_digest
 from .onnx_mapping import external_files, read_model
 from .to_onnx import first_line
 

@@ -6,12 +6,11 @@ Anything else is said by name: `input=`, `time=`, `conditions=`, `output=`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from ..engine.contract import Condition, Contract
 from ..engine.errors import InputError
+from .neighbours import importing_beside
 from .to_onnx import CONDITION_DTYPES, example_inputs, first_line, prepared
 
 LABEL_NAMES = ("label", "labels", "class_label", "class_labels", "y")  # taken as int64 [B] when nothing else is said
@@ -76,7 +76,7 @@ def pick_output(returned: Any, output: str | int | None) -> Tensor:
 
 # Where a module comes from.
 def load_factory(text: str) -> tuple[nn.Module, bytes]:
-    """The module that "file.py:factory" makes, and the file's bytes. Raises InputError."""
+    """The module that "file.py:factory" makes, and the bytes of the file and of its neighbours. Raises InputError."""
     file, _, factory = text.rpartition(":")
     path = Path(file)
     if not factory.isidentifier():
@@ -88,39 +88,25 @@ def load_factory(text: str) -> tuple[nn.Module, bytes]:
     loaded = types.ModuleType(name)
     loaded.__file__ = str(path)
     sys.modules[name] = loaded  # dataclasses and pickles inside the file look themselves up
-    try:
-        with _beside(path):  # compiled here: Python's cache would miss an edit within the same second
+    with importing_beside(path) as neighbours:
+        try:  # compiled here: Python's cache would miss an edit within the same second
             exec(compile(source, path, "exec"), vars(loaded))
-    except Exception as error:
-        del sys.modules[name]
-        raise InputError(f"network '{text}': {file} cannot be imported ({first_line(error)})") from error
-    make = getattr(loaded, factory, None)
-    if not callable(make):
-        found = [
-            key for key, value in vars(loaded).items() if getattr(value, "__module__", "") == name and callable(value)
-        ]
-        raise InputError(f"network '{text}': {file} has no function '{factory}'; it has {', '.join(found) or 'none'}")
-    try:
-        with _beside(path):
+        except Exception as error:
+            del sys.modules[name]
+            raise InputError(f"network '{text}': {file} cannot be imported ({first_line(error)})") from error
+        make = getattr(loaded, factory, None)
+        if not callable(make):
+            own = [key for key, one in vars(loaded).items() if getattr(one, "__module__", "") == name and callable(one)]
+            raise InputError(f"network '{text}': {file} has no function '{factory}'; it has {', '.join(own) or 'none'}")
+        try:
             module = make()
-    except Exception as error:
-        raise InputError(
-            f"network '{text}': {factory}() failed ({first_line(error)}); it is called without arguments"
-        ) from error
+        except Exception as error:
+            raise InputError(
+                f"network '{text}': {factory}() failed ({first_line(error)}); it is called without arguments"
+            ) from error
     if not isinstance(module, nn.Module):
         raise InputError(f"network '{text}': {factory}() returned {type(module).__name__}, expected an nn.Module")
-    return module, source
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[None]:
-    """The file's folder on sys.path, as Python does for a script."""
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
+    return module, b"".join((source, *(f"|{one}|".encode() + neighbours[one] for one in sorted(neighbours))))
 
 
 # How forward is called.
@@ -215,41 +201,3 @@ def _note_table(labels: Mapping[str, Tensor], sizes: dict[str, int]) -> Any:
                 sizes[name] = min(table.num_embeddings, sizes.get(name, table.num_embeddings))
 
     return hook
-
-
-# Content.
-def content_digest(module: nn.Module, source: bytes) -> bytes:
-    """sha256 of every weight and buffer, of the code of every class, and of the plain values its objects hold."""
-    digest = hashlib.sha256(source)
-    for name, tensor in _sorted_tensors(module):
-        digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    seen: set[type] = set()
-    for name, one in module.named_modules():
-        digest.update(f"{name}|{type(one).__module__}.{type(one).__qualname__}|{one.extra_repr()}|".encode())
-        plain = {key: value for key, value in vars(one).items() if key != "training" and _is_plain(value)}
-        digest.update(repr(sorted(plain.items())).encode())
-        for kind in type(one).__mro__:
-            if kind not in seen and not kind.__module__.startswith("torch."):
-                seen.add(kind)
-                digest.update(_code(kind).encode())
-    return digest.digest()
-
-
-def _sorted_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from sorted(module.named_parameters())
-    yield from sorted(module.named_buffers())
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (int, float, str, bool))
-
-
-def _code(kind: type) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return f"{kind.__module__}.{kind.__qualname__}"

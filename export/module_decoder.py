@@ -17,7 +17,8 @@ from ..engine.contract import Contract, DecoderContract
 from ..engine.errors import InputError
 from .check import Array, Case, compare
 from .decoder import FORMAT, Constant, Decoder, constants, image_shape, said
-from .module_call import content_digest, pick_output
+from .module_call import pick_output
+from .module_content import content_digest
 from .to_onnx import DTYPES, Progress, export_module, first_line, prepared
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..engine.contract import Condition, Contract
 from ..engine.errors import InputError
 from .check import Array, Case, compare
-from .module_call import Call, Normalised, content_digest, probe, read_conditions, read_signature
+from .module_call import Call, Normalised, probe, read_conditions, read_signature
+from .module_content import content_digest
 from .to_onnx import CONDITION_DTYPES, DTYPES, export_module, first_line, prepared
 
 
