@@ -90,14 +90,9 @@ def build(
     check_runnable(backend, precision, module, parse_device(device))
     settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}
     programs = {count: _compile(source, solver, count, settings) for count in _integers("nfe", nfe)}
-    place = _check_target(Path(f"{source.contract.name}.engine" if out is None else out))
+    place = check_place(Path(f"{source.contract.name}.engine" if out is None else out))
 
-    say(f"comparing {source.contract.name} with what is built")
-    former = _former(place, say)
-    if former and _is_same(former, source, precision):
-        artifact = _with_programs(former, programs, sizes or former.batch, say)
-    else:
-        artifact = _exported(place, source, precision, programs, sizes or (1,), say)
+    artifact = write_programs(place, source, programs, precision=precision, batch=sizes, replaces=True, say=say)
     for one in targets:
         say(f"building the TensorRT-RTX plan for {one}")
         for file in artifact.contracts:
@@ -115,26 +110,74 @@ def build(
     )
 
 
-def _is_same(former: Artifact, source: Network, precision: str) -> bool:
-    """Whether the engine holds these networks already, in this precision."""
+# The engine directory.
+def write_programs(
+    place: Path,
+    source: Network,
+    programs: Mapping[int, Program],
+    *,
+    precision: str | None = None,
+    batch: tuple[int, ...] = (),
+    replaces: bool = False,
+    search: Mapping[int, Any] | None = None,
+    say: Progress,
+) -> Artifact:
+    """The engine of `source` at `place` with `programs`: left as it is, extended, or exported.
+
+    precision, batch: None and () for those of the engine there, else the network's own. replaces: also an engine of
+    another network or precision; without it that is an InputError. search: by NFE, the record to keep of a program.
+    """
+    say(f"comparing {source.contract.name} with what is built")
+    former = _former(place, say)
+    if former and not replaces:
+        refuse_another(former, source, precision)
+    if former and _difference(former, source, precision) is None:
+        return _with_programs(former, programs, batch or former.batch, search or {}, say)
+    fixed = _fixed_batch(source)
+    sizes = batch or (1 if fixed is None else fixed,)
+    return _exported(place, source, precision or source.contract.precision, programs, sizes, search or {}, say)
+
+
+def refuse_another(former: Artifact, source: Network, precision: str | None = None) -> None:
+    """Raises InputError when the engine is of another network, decoder or precision; None is any precision."""
+    if what := _difference(former, source, precision):
+        raise InputError(f"'{former.path}' holds {what}; give the engine another name (out, -o)")
+
+
+def _difference(former: Artifact, source: Network, precision: str | None) -> str | None:
     held = former.provenance
-    decoder = source.decoder.digest if source.decoder else None
-    return (held.get("network_digest"), held.get("decoder_digest"), former.precision) == (
-        source.digest,
-        decoder,
-        precision,
-    )
+    if held.get("network_digest") != source.digest:
+        return "another network"
+    if held.get("decoder_digest") != (source.decoder.digest if source.decoder else None):
+        return "the network with another decoder"
+    return f"precision {former.precision}" if precision not in (None, former.precision) else None
+
+
+def extended(former: Artifact, programs: Mapping[int, Program], search: Mapping[int, Any]) -> Artifact:
+    """With these programs too, and the records of the search that found them under provenance "search"."""
+    provenance = {**former.provenance, **_searched(search, former.provenance)}
+    return replace(former, programs={**former.programs, **programs}, provenance=provenance)
+
+
+def _searched(search: Mapping[int, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of the provenance; none where there is no record."""
+    records = {**held.get("search", {}), **{str(nfe): record for nfe, record in search.items()}}
+    return {"search": records} if records else {}
 
 
 def _with_programs(
-    former: Artifact, programs: Mapping[int, Program], batch: tuple[int, ...], say: Progress
+    former: Artifact,
+    programs: Mapping[int, Program],
+    batch: tuple[int, ...],
+    search: Mapping[int, Any],
+    say: Progress,
 ) -> Artifact:
     held = {nfe: program.digest for nfe, program in former.programs.items()}
-    changed = [nfe for nfe, program in programs.items() if held.get(nfe) != program.digest]
+    changed = [nfe for nfe, program in programs.items() if held.get(nfe) != program.digest or nfe in search]
     if not changed and batch == former.batch:
         say(f"{former.path} is up to date: nothing to do")
         return former
-    artifact = replace(former, batch=batch, programs={**former.programs, **programs})
+    artifact = replace(extended(former, programs, search), batch=batch)
     write_manifest(artifact)
     what = f"NFE {', '.join(map(str, changed))}" if changed else f"batch {', '.join(map(str, batch))}"
     say(f"{former.path}: the network is unchanged and not exported again; written: {what}")
@@ -147,11 +190,13 @@ def _exported(
     precision: str,
     programs: Mapping[int, Program],
     batch: tuple[int, ...],
+    search: Mapping[int, Any],
     say: Progress,
 ) -> Artifact:
     provenance = {"pfdiff": __version__, "network": source.contract.name, "network_digest": source.digest}
     if source.decoder:
         provenance["decoder_digest"] = source.decoder.digest
+    provenance |= _searched(search, {})
     with replacing(target) as folder:
         contract = source.write(folder, precision, say)
         decoder = source.decoder.write(folder, precision, say) if source.decoder else None
@@ -199,9 +244,7 @@ def _integers(what: str, given: Any) -> tuple[int, ...]:
 
 def _check_batch(batch: Any, source: Network) -> tuple[int, ...]:
     """The bucket sizes, or () for none said."""
-    fixed = source.contract.fixed_batch
-    if fixed is None and source.decoder:
-        fixed = source.decoder.contract.fixed_batch
+    fixed = _fixed_batch(source)
     sizes = _integers("batch", batch) if batch is not None else () if fixed is None else (fixed,)
     if fixed is not None and sizes != (fixed,):
         raise InputError(
@@ -212,8 +255,16 @@ def _check_batch(batch: Any, source: Network) -> tuple[int, ...]:
     return sizes
 
 
-def _check_target(out: Path) -> Path:
-    """Where the engine goes, links resolved; only an engine or an empty directory may stand there."""
+def _fixed_batch(source: Network) -> int | None:
+    fixed = source.contract.fixed_batch
+    return source.decoder.contract.fixed_batch if fixed is None and source.decoder else fixed
+
+
+def check_place(out: Path) -> Path:
+    """Where the engine goes, links resolved; only an engine or an empty directory may stand there.
+
+    Raises InputError.
+    """
     target = Path(os.path.realpath(out))
     if not target.parent.is_dir():
         raise InputError(f"out '{out}': the folder {target.parent} does not exist; create it first")

@@ -12,28 +12,28 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.artifact import read_artifact, write_manifest
-from ..engine.backends.abstract import Backend
+from ..engine.artifact import MANIFEST, Artifact, read_artifact, write_manifest
 from ..engine.candidates import Setting, all_candidates
 from ..engine.errors import InputError
 from ..engine.pool import Budget, BudgetSpentError
 from ..engine.program import Program
 from ..engine.reference import Reference
 from ..engine.refine import Refinement, Step, finished
-from ..engine.search import Judge, Progress, Search, Trial
+from ..engine.search import Criterion, Judge, Progress, Search, Trial
 from .black_box import Subject
-from .build import build
+from .build import check_place, extended, refuse_another, write_programs
 from .distance_judge import RealPictures, Sampler, check_pictures, make_distance_judge
 from .judging import chosen_seeds, make_judge, make_setting
+from .ranking import Ranked, Ranking
 from .search_cluster import crew
 from .sources import Network
 
@@ -44,83 +44,8 @@ if TYPE_CHECKING:
 # the MNIST network at 8 NFE came to 0.023 on the training seeds and 0.047 on others.
 TRAINING, VALIDATION = 96, 32
 STEPS = 20  # of Levenberg-Marquardt at most; it stops by itself
-RECORDED = 10  # of the ranking, in the engine's record
 SEEDS = {"error": (16, 32), "fd": (512, 512)}  # calibration and held-out ones by metric
 FEWEST_OF_FD = 16  # calibration seeds: the search begins with an eighth, and one sample has no distance
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Ranked:
-    """One sampler of the ranking.
-
-    solver, grid, basis, t_start, clip: as `pfdiff.compile` takes them; a refined program's solver ends in " refined".
-    error: on the calibration seeds, RMS distance to the reference, clipped to the data's range, or what the ranking's
-    `criterion` says. held_out_error: on seeds that chose nothing, None where it was not measured. program: the table.
-    """
-
-    solver: str
-    grid: str | tuple[float, ...]
-    basis: str
-    t_start: float
-    clip: float | None
-    error: float
-    held_out_error: float | None
-    program: Program
-
-
-@final
-class Ranking(list[Ranked]):
-    """Best first. Beside the samplers:
-
-    nfe, calibration, held_out   evaluations of a sample; numbers of seeds
-    criterion                    what the errors are, in words
-    reference                    solver, grid and evaluations of the reference, None when errors are distances to data
-    evaluations, cached          samples through the network once, all in all; of these read from the cache
-    seconds                      wall-clock
-    complete                     False when the budget ended the search early
-    refinement                   None, or {"from": .., "training": [..], "validation": [..], "kept": bool, ..}
-    """
-
-    def __init__(self, ranked: Sequence[Ranked], **record: Any) -> None:
-        super().__init__(ranked)
-        self.nfe: int = record["nfe"]
-        self.calibration: int = record["calibration"]
-        self.held_out: int = record["held_out"]
-        self.criterion: str = record["criterion"]
-        self.reference: Reference | None = record["reference"]
-        self.evaluations: int = record["evaluations"]
-        self.cached: int = record["cached"]
-        self.seconds: float = record["seconds"]
-        self.complete: bool = record["complete"]
-        self.refinement: dict[str, Any] | None = record["refinement"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The record of the search as plain JSON data, with the first ten of the ranking."""
-        return {
-            "nfe": self.nfe,
-            "calibration_seeds": self.calibration,
-            "held_out_seeds": self.held_out,
-            "criterion": self.criterion,
-            "reference": vars(self.reference) if self.reference else None,
-            "evaluations": self.evaluations,
-            "cached_evaluations": self.cached,
-            "seconds": round(self.seconds, 2),
-            "complete": self.complete,
-            "refinement": self.refinement,
-            "ranking": [
-                {
-                    "solver": one.solver,
-                    "grid": one.grid,
-                    "basis": one.basis,
-                    "t_start": one.t_start,
-                    "clip": one.clip,
-                    "error": one.error,
-                    "held_out_error": one.held_out_error,
-                }
-                for one in self[:RECORDED]
-            ],
-        }
 
 
 def tune(
@@ -156,81 +81,37 @@ def tune(
     network: a Network, what Network takes alone, or an engine directory.
     metric: error, the RMS distance to a many-step reference, or fd, the Frechet distance to real `pictures` on
     `features`, both as `pfdiff.evaluate` takes them. A distance of few samples is biased, alike for all candidates.
-    calibration, held_out: seeds that choose (16; 512 for fd), and seeds that judge the best afterwards (32; 512).
-    seed: which ones.
+    calibration, held_out: seeds that choose (16; 512 for fd), and that judge the best (32; 512). seed: which ones.
     solvers, grids, bases: only these. local: also race the neighbours of the best, not the tables alone.
     t_start: the latest start, where the reference starts too; by default the schedule's last time, or for an
     eps-network the last at which its x0 is sound. clip, end: as in `pfdiff.compile`.
     conditions: by name, one value or several that the seeds take in turn; by default each label in turn.
-    reference: evaluations of the reference, by default all times of a short schedule, else 200.
-    refine: polish the winner's coefficients as well, on seeds of its own.
-    budget: evaluations (samples through the network once, the reference included), or a time such as "2min", after
-    which the search ends with the best so far. backend, threads: as in `pfdiff.load`, a module by PyTorch.
+    reference: its evaluations, by default all times of a short schedule, else 200. refine: polish the winner's
+    coefficients as well, on seeds of its own. backend, threads: as in `pfdiff.load`, a module by PyTorch.
+    budget: evaluations (samples through the network once, the reference included), or a time such as "2min".
     ray, workers: for fd of an engine directory, draw on the Ray cluster at this address (local, auto, HOST:PORT).
-    out: an engine directory, written or extended with the winner and the record of the search.
+    out: an engine of this network to extend with the winner and the record of the search, or where to build one.
 
-    The same arguments give the same ranking, but for a budget in time. What was computed stands in the cache folder,
-    so that an interrupted search goes on where it was. Raises InputError, BackendError, EngineFileError.
+    The same arguments give the same ranking, but for a budget in time, and an interrupted search goes on where it
+    was: what was computed is in the cache folder. Raises InputError, BackendError, EngineFileError.
     """
     calibration, held_out = _checked_seeds(metric, calibration, held_out)
-    if metric == "error":
-        if pictures is not None or features is not None:
-            raise InputError("pictures and features are of metric fd; say metric='fd', or leave them out")
-        real = None
-    elif pictures is None or features is None or refine or reference is not None:
-        raise InputError("metric fd needs pictures and features, and takes neither refine nor reference")
-    else:
-        real = RealPictures.of(pictures, features)
-    subject = Subject.of(network)
-    if real:
-        check_pictures(subject)
-    crew_words = (subject.engine, features) if real and subject.engine and isinstance(features, str) else None
-    if ray is not None and crew_words is None:
-        raise InputError("ray takes metric fd, an engine directory and features by name; build the engine first")
+    subject, limit, tell = Subject.of(network), parse_budget(budget), progress or _silent
     setting = make_setting(subject, nfe, clip, t_start, end)
-    chosen = Reference.of(setting.schedule, setting.t_start, reference)
-    limit = parse_budget(budget)
-    tell: Progress = progress or (lambda stage, done, expected: None)
-
-    extra = max(0, TRAINING - calibration) + VALIDATION if refine else 0
-    seeds = chosen_seeds(seed, calibration + extra, held_out)
-    with ExitStack() as stack:
-        if real:
-            opened = Sampler.opened(subject, seeds, conditions, real.extractor, backend, threads)
-            ahead = None
-            if ray is not None and crew_words:
-                place = {"backend": backend, "threads": threads, "workers": workers}
-                ahead = stack.enter_context(crew(ray, *crew_words, seeds, conditions, **place))
-            sampler = stack.enter_context(opened)
-            judge = make_distance_judge(subject, sampler, seeds, conditions, real, limit, ahead)
-        else:
-            opened = stack.enter_context(subject.opened(backend, threads))
-            judge = _reference_judge(subject, opened, seeds, conditions, setting, chosen, limit, tell)
-        rows = np.arange(len(seeds) - held_out, len(seeds))
-        search = Search(judge, setting, calibration, rows, tell)
-        trials = search.run(all_candidates(setting, solvers=solvers, grids=grids, bases=bases), seed, local=local)
-        if not trials:
-            raise InputError(_nothing_found(setting, solvers, grids, bases, limit))
-        ranked = [_ranked(trial, setting) for trial in trials]
-        refinement = None
-        if refine and search.complete and isinstance(judge, Judge):
-            ranked, refinement = _refined(judge, ranked, calibration, rows, tell)
-    result = Ranking(
-        ranked,
-        nfe=nfe,
-        calibration=calibration,
-        held_out=held_out,
-        criterion=str(real) if real else f"RMS distance to {chosen.solver} in {chosen.nfe} evaluations",
-        reference=None if real else chosen,
-        evaluations=limit.spent,
-        cached=limit.cached,
-        seconds=limit.elapsed,
-        complete=search.complete,
-        refinement=refinement,
-    )
-    if out is not None:
-        write_winner(subject, result, end, out)
+    aim = _aim(metric, pictures, features, setting, refine=refine, reference=reference)
+    check_destination(subject, out)
+    seeds = chosen_seeds(seed, calibration + (_refining_seeds(calibration) if refine else 0), held_out)
+    members = _crew(ray, subject, features, seeds, conditions, backend, threads, workers)
+    with _judge(subject, setting, aim, seeds, conditions, limit, tell, members, backend, threads) as judge:
+        search = Search(judge, setting, calibration, np.arange(len(seeds) - held_out, len(seeds)), tell)
+        result = _searched(search, aim, seed, solvers, grids, bases, local=local, refine=refine, tell=tell)
+    write_winner(subject, result, out, lambda line: tell(line, limit.spent, limit.spent))
     return result
+
+
+# What is checked before any work.
+def _silent(stage: str, done: int, expected: int) -> None:
+    """No progress shown."""
 
 
 def _checked_seeds(metric: str, calibration: int | None, held_out: int | None) -> tuple[int, int]:
@@ -247,24 +128,54 @@ def _checked_seeds(metric: str, calibration: int | None, held_out: int | None) -
     return calibration, held_out
 
 
-def _reference_judge(
-    subject: Subject,
-    opened: Backend,
-    seeds: Sequence[int],
-    conditions: Mapping[str, Any] | None,
+def _refining_seeds(calibration: int) -> int:
+    """How many more than the calibration seeds refining needs."""
+    return max(0, TRAINING - calibration) + VALIDATION
+
+
+def _aim(
+    metric: str,
+    pictures: Any,
+    features: str | nn.Module | None,
     setting: Setting,
-    reference: Reference,
-    limit: Budget,
-    tell: Progress,
-) -> Judge:
-    try:
-        return make_judge(subject, opened, seeds, conditions, setting, reference, limit, tell)
-    except BudgetSpentError:
-        most = limit.evaluations if limit.evaluations is not None else f"{limit.seconds:g}s"
-        raise InputError(
-            f"budget {most} does not pay for the reference of {len(seeds)} seeds in {reference.nfe} evaluations "
-            f"({len(seeds) * reference.nfe}); give more, or fewer seeds"
-        ) from None
+    *,
+    refine: bool,
+    reference: int | None,
+) -> RealPictures | Reference:
+    """What samples are measured against. Raises InputError."""
+    if metric == "error":
+        if pictures is not None or features is not None:
+            raise InputError("pictures and features are of metric fd; say metric='fd', or leave them out")
+        return Reference.of(setting.schedule, setting.t_start, reference)
+    if pictures is None or features is None or refine or reference is not None:
+        raise InputError("metric fd needs pictures and features, and takes neither refine nor reference")
+    return RealPictures.of(pictures, features)
+
+
+def check_destination(subject: Subject, out: str | os.PathLike[str] | None) -> None:
+    """Whether what is found for the subject may be written to `out`, which is read only.
+
+    Raises InputError when an engine of another network is there, EngineFileError when it is damaged, or missing where
+    the subject is an engine.
+    """
+    if out is None:
+        return
+    if subject.engine is not None:
+        if _identity(read_artifact(out)) != _identity(read_artifact(subject.engine, verify=False)):
+            raise InputError(
+                f"out '{out}' holds another network or schedule than '{subject.engine}'; write into that engine, or "
+                "tune this one"
+            )
+    elif subject.network is not None and (check_place(Path(out)) / MANIFEST).exists():
+        refuse_another(read_artifact(out), subject.network)
+
+
+def _identity(artifact: Artifact) -> tuple[Any, ...]:
+    """Equal for engines that a program serves alike: of one network, in any precision."""
+    held = artifact.provenance
+    if "network_digest" in held:
+        return held["network_digest"], held.get("decoder_digest"), artifact.contract.schedule
+    return artifact.contract, artifact.files
 
 
 def parse_budget(budget: int | str | None) -> Budget:
@@ -278,6 +189,95 @@ def parse_budget(budget: int | str | None) -> Budget:
     if found[2] is None:
         return Budget(evaluations=int(number))
     return Budget(seconds=number * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2]])
+
+
+# Who judges.
+def _crew(
+    ray: str | None,
+    subject: Subject,
+    features: str | nn.Module | None,
+    seeds: Sequence[int],
+    conditions: Mapping[str, Any] | None,
+    backend: str,
+    threads: int | None,
+    workers: int | None,
+) -> AbstractContextManager[Any]:
+    """Who draws for metric fd ahead of time, None without ray. Raises InputError."""
+    if ray is None:
+        return nullcontext()
+    if subject.engine is None or not isinstance(features, str):
+        raise InputError("ray takes metric fd, an engine directory and features by name; build the engine first")
+    place = {"backend": backend, "threads": threads, "workers": workers}
+    return crew(ray, subject.engine, features, seeds, conditions, **place)
+
+
+@contextmanager
+def _judge(
+    subject: Subject,
+    setting: Setting,
+    aim: RealPictures | Reference,
+    seeds: Sequence[int],
+    conditions: Mapping[str, Any] | None,
+    limit: Budget,
+    tell: Progress,
+    members: AbstractContextManager[Any],
+    backend: str,
+    threads: int | None,
+) -> Iterator[Criterion]:
+    """The distance to real pictures or to the reference, with the subject's network, closed at the end."""
+    if isinstance(aim, RealPictures):
+        check_pictures(subject)
+        opened = Sampler.opened(subject, seeds, conditions, aim.extractor, backend, threads)
+        with members as ahead, opened as sampler:
+            yield make_distance_judge(subject, sampler, seeds, conditions, aim, limit, ahead)
+        return
+    with subject.opened(backend, threads) as running:
+        try:
+            judge = make_judge(subject, running, seeds, conditions, setting, aim, limit, tell)
+        except BudgetSpentError:
+            most = limit.evaluations if limit.evaluations is not None else f"{limit.seconds:g}s"
+            raise InputError(
+                f"budget {most} does not pay for the reference of {len(seeds)} seeds in {aim.nfe} evaluations "
+                f"({len(seeds) * aim.nfe}); give more, or fewer seeds"
+            ) from None
+        yield judge
+
+
+# What is found.
+def _searched(
+    search: Search,
+    aim: RealPictures | Reference,
+    seed: int,
+    solvers: Sequence[str] | None,
+    grids: Sequence[str] | None,
+    bases: Sequence[str] | None,
+    *,
+    local: bool,
+    refine: bool,
+    tell: Progress,
+) -> Ranking:
+    """Run the search, and refine its winner. Raises InputError when there is none."""
+    judge, setting, limit = search.judge, search.setting, search.judge.budget
+    trials = search.run(all_candidates(setting, solvers=solvers, grids=grids, bases=bases), seed, local=local)
+    if not trials:
+        raise InputError(_nothing_found(setting, solvers, grids, bases, limit))
+    ranked, refinement = [_ranked(trial, setting) for trial in trials], None
+    if refine and search.complete and isinstance(judge, Judge):
+        ranked, refinement = _refined(judge, ranked, search.calibration, search.held_out, tell)
+    reference = aim if isinstance(aim, Reference) else None
+    return Ranking(
+        ranked,
+        nfe=setting.nfe,
+        calibration=search.calibration,
+        held_out=len(search.held_out),
+        criterion=f"RMS distance to {reference.solver} in {reference.nfe} evaluations" if reference else str(aim),
+        reference=reference,
+        evaluations=limit.spent,
+        cached=limit.cached,
+        seconds=limit.elapsed,
+        complete=search.complete,
+        refinement=refinement,
+    )
 
 
 def _ranked(trial: Trial, setting: Setting) -> Ranked:
@@ -349,31 +349,16 @@ def _error(judge: Judge, program: Program, rows: np.ndarray) -> float:
 
 # The engine.
 def write_winner(
-    subject: Subject,
-    ranking: Ranking,
-    end: str | float,
-    out: str | os.PathLike[str],
-    say: Callable[[str], None] | None = None,
-) -> Path:
-    """Build or extend the engine at `out` with the best program, its record under provenance "search"; the path.
+    subject: Subject, ranking: Ranking, out: str | os.PathLike[str] | None, say: Callable[[str], None]
+) -> None:
+    """Build or extend the engine at `out` with the best program, its record under provenance "search".
 
-    Raises InputError, BackendError, EngineFileError.
+    Raises InputError, EngineFileError.
     """
-    best = ranking[0]
+    if out is None:
+        return
+    programs, search = {ranking.nfe: ranking[0].program}, {ranking.nfe: ranking.to_dict()}
     if subject.network is not None:
-        solver = best.solver.removesuffix(" refined")
-        settings = {"grid": best.grid, "basis": best.basis, "clip": best.clip, "t_start": best.t_start, "end": end}
-        with build(subject.network, best.program.nfe, solver, out=out, progress=say, **settings) as engine:
-            path = engine.path
+        write_programs(check_place(Path(out)), subject.network, programs, search=search, say=say)
     else:
-        path = Path(out)
-    artifact = read_artifact(path)
-    record = {**artifact.provenance.get("search", {}), str(best.program.nfe): ranking.to_dict()}
-    write_manifest(
-        replace(
-            artifact,
-            programs={**artifact.programs, best.program.nfe: best.program},
-            provenance={**artifact.provenance, "search": record},
-        )
-    )
-    return path
+        write_manifest(extended(read_artifact(out), programs, search))

@@ -1,0 +1,131 @@
+"""`tune(..., out=ENGINE)`: where the winner goes, and what it leaves alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+import pfdiff
+from pfdiff.engine.artifact import read_artifact, write_manifest
+
+from .small_engine import CONDITIONS, CONTRACT, SHAPE, Small, write_engine
+
+FEW: dict[str, Any] = {
+    "calibration": 2,
+    "held_out": 2,
+    "reference": 8,
+    "solvers": ["ddim", "euler"],
+    "grids": ["uniform"],
+    "bases": ["eps"],
+    "local": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def network(weight: float = 0.7) -> pfdiff.Network:
+    conditions = {one.name: one for one in CONDITIONS}
+    return pfdiff.Network(
+        Small(weight), shape=SHAPE, schedule="linear:1000", prediction="eps", conditions=conditions, name="small"
+    )
+
+
+def engine_of(source: pfdiff.Network, folder: Path, precision: str = "fp32", **digests: str) -> Path:
+    """An engine as `build` leaves it, without the exporter."""
+    artifact = write_engine(folder, contract=replace(CONTRACT, precision=precision))
+    provenance = {**artifact.provenance, "network_digest": source.digest, **digests}
+    write_manifest(replace(artifact, precision=precision, provenance=provenance))
+    return folder
+
+
+def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*rest: Any, **options: Any) -> Any:
+        raise AssertionError("searched")
+
+    monkeypatch.setattr("pfdiff.engine.search.Search.run", run)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+# What is there already.
+def test_an_engine_is_extended_in_its_own_precision(tmp_path: Path) -> None:
+    out = engine_of(network(), tmp_path / "e", "fp16")
+    before = read_artifact(out)
+    best = pfdiff.tune(network(), 4, **FEW, out=out)[0]
+    after = read_artifact(out)
+    assert (after.precision, after.batch, sorted(after.programs)) == ("fp16", (1, 8), [4, 6])
+    assert after.programs[4].digest == best.program.digest != before.programs[4].digest
+    assert after.programs[6].digest == before.programs[6].digest
+    assert after.files == before.files
+
+
+OTHERS: dict[str, tuple[float, dict[str, str], str]] = {
+    "weights": (0.8, {}, "another network"),
+    "decoder": (0.7, {"decoder_digest": "0" * 64}, "the network with another decoder"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_network_is_refused_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    weight, digests, holds = OTHERS[case]
+    out = engine_of(network(weight), tmp_path / "e", **digests)
+    before = content(out)
+    no_search(monkeypatch)
+    with pytest.raises(pfdiff.InputError, match=f"e' holds {holds}; give the engine another name"):
+        pfdiff.tune(network(), 4, **FEW, out=out)
+    assert content(out) == before
+
+
+def test_what_cannot_take_an_engine_is_refused_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_search(monkeypatch)
+    with pytest.raises(pfdiff.InputError, match="does not exist; create it first"):
+        pfdiff.tune(network(), 4, **FEW, out=tmp_path / "no" / "e")
+    engine = write_engine(tmp_path / "small.engine").path
+    with pytest.raises(pfdiff.EngineFileError, match="does not exist; give a directory"):
+        pfdiff.tune(engine, 4, **FEW, out=tmp_path / "absent.engine")
+
+
+# From one engine into another.
+def test_an_engine_of_another_schedule_is_refused_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_engine(tmp_path / "a")
+    write_engine(tmp_path / "b", contract=replace(CONTRACT, schedule="scaled_linear:1000"))
+    before = content(tmp_path / "b")
+    no_search(monkeypatch)
+    with pytest.raises(pfdiff.InputError, match=r"b' holds another network or schedule than '.*a'"):
+        pfdiff.tune(tmp_path / "a", 4, **FEW, out=tmp_path / "b")
+    assert content(tmp_path / "b") == before
+
+
+def test_an_engine_of_the_same_network_takes_the_winner(tmp_path: Path) -> None:
+    one, other = (write_engine(tmp_path / name).path for name in ("a", "b"))
+    best = pfdiff.tune(one, 5, **FEW, out=other)[0]
+    assert read_artifact(other).programs[5].digest == best.program.digest
+    assert sorted(read_artifact(one).programs) == [4, 6]
+
+
+# What is not there yet.
+def test_a_network_of_half_precision_is_built_in_it(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    half (float16[b,2,3,5] x, float[b] t) => (float16[b,2,3,5] noise) { noise = Tanh(x) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "half.onnx")
+    half = pfdiff.Network(tmp_path / "half.onnx", schedule="linear:1000", prediction="eps")
+    best = pfdiff.tune(half, 4, **FEW, out=tmp_path / "e")[0]
+    with pfdiff.load(tmp_path / "e") as engine:
+        assert read_artifact(engine.path).precision == "fp16"
+        assert engine.programs[4].digest == best.program.digest
+        assert engine.provenance["search"]["4"]["ranking"][0]["solver"] == best.solver
