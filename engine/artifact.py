@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +30,12 @@ from .program import Program
 
 FORMAT = 1
 MANIFEST = "engine.json"
+PART = f".{MANIFEST}.part-"  # begins the name of a manifest that is being written
 NETWORK = "network.onnx"
 DECODER = "decoder.onnx"
 PLANS = "plans"
 KEYS = ("format", "provenance", "contract", "batch", "precision", "programs", "files", "digest")
 LARGEST_MANIFEST_BYTES = 64 << 20
-CHUNK_BYTES = 1 << 20
 
 
 @final
@@ -179,6 +180,8 @@ def _damaged(folder: Path, why: str) -> EngineFileError:
 def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
     """Write engine.json into `folder` (default: the artifact's own) and rename it into place.
 
+    What another process wrote since `artifact` was read is lost, unless both read and write inside `alone`.
+
     Raises EngineFileError when the disk is full or the directory cannot be written; the former manifest then stands.
     """
     folder = folder or artifact.path
@@ -194,7 +197,7 @@ def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
     if artifact.decoder is not None:
         content["decoder"] = artifact.decoder.to_dict()
     content["digest"] = _digest(content)
-    part = folder / f".{MANIFEST}.part"
+    part = folder / f"{PART}{secrets.token_hex(4)}"
     with writing(artifact.path):
         try:
             with open(part, "w", encoding="utf-8") as file:

@@ -3,6 +3,8 @@
 It is built as a sibling `.NAME.building-*`, synced, and swapped with the former one by `renameat2(RENAME_EXCHANGE)`,
 so that no moment exists without an engine; where the file system cannot swap, two renames do it. Whoever builds holds
 a lock on the sibling: what a killed build left behind is known by its free lock and removed by the next one.
+
+Whoever reads a directory to write it again does both inside `alone`, or of two writers one would undo the other's work.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import EngineFileError
@@ -33,6 +35,28 @@ def writing(target: Path) -> Iterator[None]:
             f"cannot write engine '{target}': {error.strerror or error}; nothing was changed, "
             "free some space or choose another place"
         ) from error
+
+
+@contextlib.contextmanager
+def alone(target: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """One writer of `target` at a time; the others wait, and say so.
+
+    The lock is on a sibling `.NAME.lock`, since `target` itself may be replaced, and is gone afterwards. Where the
+    folder cannot be written, and on Windows, nothing is locked. Raises EngineFileError.
+    """
+    target = Path(os.path.realpath(target))
+    if sys.platform == "win32" or not os.access(target.parent, os.W_OK):
+        yield
+        return
+    lock = target.with_name(f".{target.name}.lock")
+    with writing(target):
+        descriptor = _acquired(lock, lambda: say(f"waiting for another build of {target.name}"))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink()  # before it is free: see `_acquired`
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -95,6 +119,28 @@ def _exchange(one: Path, other: Path) -> bool:
     if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # this file system or kernel cannot swap
         return False
     raise OSError(number, os.strerror(number))
+
+
+def _acquired(lock: Path, wait: Callable[[], None]) -> int:
+    """A descriptor that holds the lock on the file; `wait` is called when somebody else has it."""
+    import fcntl
+
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                wait()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Who held it before has removed the file; a lock on that one would keep nobody out.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -16,11 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..engine.api import Engine
-from ..engine.artifact import DECODER, MANIFEST, NETWORK, PLANS, Artifact, read_artifact, records_of, write_manifest
+from ..engine.artifact import (
+    DECODER,
+    MANIFEST,
+    NETWORK,
+    PART,
+    PLANS,
+    Artifact,
+    read_artifact,
+    records_of,
+    write_manifest,
+)
 from ..engine.backends import check_runnable
 from ..engine.contract import PRECISIONS
 from ..engine.device import parse_device
-from ..engine.directory import replacing
+from ..engine.directory import alone, replacing
 from ..engine.errors import BackendError, EngineFileError, InputError
 from ..engine.grid import usual_rule
 from ..engine.plans import check_target, obtain_plan, parse_targets, plan_key
@@ -122,20 +132,21 @@ def write_programs(
     search: Mapping[int, Any] | None = None,
     say: Progress,
 ) -> Artifact:
-    """The engine of `source` at `place` with `programs`: left as it is, extended, or exported.
+    """The engine of `source` at `place` with `programs`: left as it is, extended, or exported; one writer at a time.
 
     precision, batch: None and () for those of the engine there, else the network's own. replaces: also an engine of
     another network or precision; without it that is an InputError. search: by NFE, the record to keep of a program.
     """
     say(f"comparing {source.contract.name} with what is built")
-    former = _former(place, say)
-    if former and not replaces:
-        refuse_another(former, source, precision)
-    if former and _difference(former, source, precision) is None:
-        return _with_programs(former, programs, batch or former.batch, search or {}, say)
-    fixed = _fixed_batch(source)
-    sizes = batch or (1 if fixed is None else fixed,)
-    return _exported(place, source, precision or source.contract.precision, programs, sizes, search or {}, say)
+    with alone(place, say):
+        former = _former(place, say)
+        if former and not replaces:
+            refuse_another(former, source, precision)
+        if former and _difference(former, source, precision) is None:
+            return _with_programs(former, programs, batch or former.batch, search or {}, say)
+        fixed = _fixed_batch(source)
+        sizes = batch or (1 if fixed is None else fixed,)
+        return _exported(place, source, precision or source.contract.precision, programs, sizes, search or {}, say)
 
 
 def refuse_another(former: Artifact, source: Network, precision: str | None = None) -> None:
@@ -272,9 +283,9 @@ def check_place(out: Path) -> Path:
         return target
     if not target.is_dir():
         raise InputError(f"out '{out}' is a file, expected a directory to write or an engine to replace")
-    ours = (MANIFEST, f".{MANIFEST}.part", NETWORK, DECODER, PLANS)
+    ours = (MANIFEST, NETWORK, DECODER, PLANS)
     for path in sorted(target.iterdir()):
-        if path.name not in ours and not path.name.startswith((f"{NETWORK}.", f"{DECODER}.")):
+        if path.name not in ours and not path.name.startswith((PART, f"{NETWORK}.", f"{DECODER}.")):
             raise InputError(f"out '{out}' holds '{path.name}', which is no part of an engine; move it away")
     return target
 

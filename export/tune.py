@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..engine.artifact import MANIFEST, Artifact, read_artifact, write_manifest
 from ..engine.candidates import Setting, all_candidates
+from ..engine.directory import alone
 from ..engine.errors import InputError
 from ..engine.pool import Budget, BudgetSpentError
 from ..engine.program import Program
@@ -361,4 +362,6 @@ def write_winner(
     if subject.network is not None:
         write_programs(check_place(Path(out)), subject.network, programs, search=search, say=say)
     else:
-        write_manifest(extended(read_artifact(out), programs, search))
+        with alone(Path(out), say):
+            check_destination(subject, out)
+            write_manifest(extended(read_artifact(out), programs, search))

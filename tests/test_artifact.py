@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import pytest
 from pfdiff.engine import directory
 from pfdiff.engine.api import load
 from pfdiff.engine.artifact import read_artifact, sha256_of, write_manifest
-from pfdiff.engine.directory import replacing
+from pfdiff.engine.directory import alone, replacing
 from pfdiff.engine.errors import EngineFileError
 
 from .small_engine import CONTRACT, write_engine
@@ -251,6 +253,41 @@ def test_a_full_disk_is_one_line(engine: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (engine / "engine.json").read_bytes() == before
     assert names(engine) == ["engine.json", "network.onnx"]
     assert names(engine.parent) == ["small.engine"]
+
+
+# Two writers.
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    """Read, add, write: without the lock most of these additions are lost."""
+    number, waits = tmp_path / "e", []
+    number.write_text("0")
+    (tmp_path / ".e.lock").touch()  # as a killed writer leaves it
+
+    def add(_: int) -> None:
+        with alone(number, waits.append):
+            held = int(number.read_text())
+            time.sleep(0.001)
+            number.write_text(str(held + 1))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(64)))
+    assert number.read_text() == "64"
+    assert set(waits) == {"waiting for another build of e"}
+    assert names(tmp_path) == ["e"]
+
+
+def test_a_link_and_what_it_names_have_one_lock(engine: Path) -> None:
+    link = engine.with_name("link")
+    link.symlink_to(engine)
+    with alone(link, lambda line: None):
+        assert names(engine.parent) == [".small.engine.lock", "link", "small.engine"]
+
+
+def test_manifests_written_at_once_do_not_hinder_each_other(engine: Path) -> None:
+    artifact = read_artifact(engine)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: write_manifest(artifact), range(40)))
+    assert names(engine) == ["engine.json", "network.onnx"]
+    read_artifact(engine)
 
 
 def environment() -> dict[str, str]:

@@ -6,13 +6,16 @@ import errno
 import hashlib
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
 from pfdiff.engine.artifact import FileRecord, read_artifact
 from pfdiff.engine.errors import BackendError, EngineFileError, InputError, PfdiffError
+from pfdiff.export import build as build_module
 from pfdiff.export.build import build
 from pfdiff.export.sources import Network
 
@@ -206,6 +209,40 @@ def test_the_former_engine_survives(
     assert sorted(path.name for path in tmp_path.iterdir()) == (["e", "small.onnx"] if existing else ["small.onnx"])
     if existing:
         assert state(out) == before
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_of_two_builds_one_waits_and_both_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: bool
+) -> None:
+    out, waiting = tmp_path / "e", Event()
+    if existing:
+        build(onnx_network(tmp_path), 6, out=out).close()
+    export, write = Network.write, build_module.write_manifest
+
+    def slow(self: Network, *rest: Any, **options: Any) -> Any:
+        assert waiting.wait(10)
+        return export(self, *rest, **options)
+
+    def slow_write(*rest: Any) -> None:
+        assert waiting.wait(10)
+        write(*rest)
+
+    def tell(line: str) -> None:
+        if line == "waiting for another build of e":
+            waiting.set()
+
+    monkeypatch.setattr(Network, "write", slow)
+    monkeypatch.setattr(build_module, "write_manifest", slow_write)
+    networks = [onnx_network(tmp_path) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        running = [
+            pool.submit(build, one, nfe, out=out, progress=tell) for one, nfe in zip(networks, (4, 5), strict=True)
+        ]
+        for one in running:
+            one.result().close()
+    assert sorted(read_artifact(out).programs) == ([4, 5, 6] if existing else [4, 5])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e", "small.onnx"]
 
 
 def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
