@@ -119,7 +119,7 @@ def test_ticks_with_names_do_not_touch():
     """Dark stretches below the axis: three names of three runs, and of a hundred the last and what fits beside it."""
 
     def written(count: int) -> int:
-        names = {n: f"{n}: abcdef0" for n in range(1, count + 1)}
+        names = {float(n): f"{n}: abcdef0" for n in range(1, count + 1)}
         curve = Curve("one", [(n, 0.1) for n in names])
         page = np.asarray(log_plot([curve], title="", x_label="", y_label="", x_names=names).convert("L"))
         dark = np.flatnonzero((page[HEIGHT - BOTTOM + 8 : HEIGHT - BOTTOM + 20] < 200).any(axis=0))
