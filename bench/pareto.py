@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -102,7 +103,10 @@ def measure(given: argparse.Namespace, work: Path) -> dict[str, Any]:
 def searched(source: Network, nfe: int, engine: Path, **settings: Any) -> dict[str, Any]:
     """What `tune` finds for one NFE; what an earlier run found when `engine` has it."""
     held = read_artifact(engine).provenance if (engine / MANIFEST).is_file() else {}
-    record = held.get("search", {}).get(str(nfe)) if held.get("network_digest") == source.digest else None
+    if held and held.get("network_digest") != source.digest:  # tune replaces no engine, and this folder is our own
+        shutil.rmtree(engine)
+        held = {}
+    record = held.get("search", {}).get(str(nfe))
     if record is None:
         record = tune(source, nfe, held_out=HELD_OUT, out=engine, **settings).to_dict()
     best = record["ranking"][0]
