@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -59,28 +60,42 @@ class Ranking(list[Ranked]):
         self.refinement: dict[str, Any] | None = record["refinement"]
 
     def to_dict(self) -> dict[str, Any]:
-        """The record of the search as plain JSON data, with the first ten of the ranking."""
-        return {
-            "nfe": self.nfe,
-            "calibration_seeds": self.calibration,
-            "held_out_seeds": self.held_out,
-            "criterion": self.criterion,
-            "reference": vars(self.reference) if self.reference else None,
-            "evaluations": self.evaluations,
-            "cached_evaluations": self.cached,
-            "seconds": round(self.seconds, 2),
-            "complete": self.complete,
-            "refinement": self.refinement,
-            "ranking": [
-                {
-                    "solver": one.solver,
-                    "grid": one.grid,
-                    "basis": one.basis,
-                    "t_start": one.t_start,
-                    "clip": one.clip,
-                    "error": one.error,
-                    "held_out_error": one.held_out_error,
-                }
-                for one in self[:RECORDED]
-            ],
-        }
+        """The record of the search as plain JSON data, with the first ten of the ranking.
+
+        An error that is not finite, of samples that are not, is None: JSON has no infinity.
+        """
+        return _as_json(
+            {
+                "nfe": self.nfe,
+                "calibration_seeds": self.calibration,
+                "held_out_seeds": self.held_out,
+                "criterion": self.criterion,
+                "reference": vars(self.reference) if self.reference else None,
+                "evaluations": self.evaluations,
+                "cached_evaluations": self.cached,
+                "seconds": round(self.seconds, 2),
+                "complete": self.complete,
+                "refinement": self.refinement,
+                "ranking": [
+                    {
+                        "solver": one.solver,
+                        "grid": one.grid,
+                        "basis": one.basis,
+                        "t_start": one.t_start,
+                        "clip": one.clip,
+                        "error": one.error,
+                        "held_out_error": one.held_out_error,
+                    }
+                    for one in self[:RECORDED]
+                ],
+            }
+        )
+
+
+def _as_json(value: Any) -> Any:
+    """The same without numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _as_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

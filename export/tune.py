@@ -257,11 +257,16 @@ def _searched(
     refine: bool,
     tell: Progress,
 ) -> Ranking:
-    """Run the search, and refine its winner. Raises InputError when there is none."""
+    """Run the search, and refine its winner. Raises InputError when there is none, or its samples are not finite."""
     judge, setting, limit = search.judge, search.setting, search.judge.budget
     trials = search.run(all_candidates(setting, solvers=solvers, grids=grids, bases=bases), seed, local=local)
     if not trials:
         raise InputError(_nothing_found(setting, solvers, grids, bases, limit))
+    if not math.isfinite(trials[0].error()):
+        raise InputError(
+            f"no candidate for NFE {setting.nfe} has a finite error: the network gives all, or the reference, NaN "
+            "or infinity; start later (t_start, --t-start), clip x0 (clip, --clip 1), or repair the network"
+        )
     ranked, refinement = [_ranked(trial, setting) for trial in trials], None
     if refine and search.complete and isinstance(judge, Judge):
         ranked, refinement = _refined(judge, ranked, search.calibration, search.held_out, tell)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+import torch
 
 import pfdiff
 from pfdiff.engine.artifact import read_artifact, write_manifest
+from pfdiff.engine.reference import Reference
 
 from .small_engine import CONDITIONS, CONTRACT, SHAPE, Small, write_engine
 
@@ -22,6 +26,14 @@ FEW: dict[str, Any] = {
     "grids": ["uniform"],
     "bases": ["eps"],
     "local": False,
+}
+
+PLAIN: dict[str, Any] = {
+    "schedule": "linear:1000",
+    "prediction": "eps",
+    "clip": None,
+    "t_start": 999,
+    "sigma_data": 0.5,
 }
 
 
@@ -129,3 +141,37 @@ def test_a_network_of_half_precision_is_built_in_it(tmp_path: Path) -> None:
         assert read_artifact(engine.path).precision == "fp16"
         assert engine.programs[4].digest == best.program.digest
         assert engine.provenance["search"]["4"]["ranking"][0]["solver"] == best.solver
+
+
+# Samples that are not finite.
+class Holed(torch.nn.Module):
+    """NaN at times above `low` and up to `high`."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.hole = torch.nn.Parameter(torch.tensor([float(low), float(high)]))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        low, high = self.hole
+        return torch.where(((low < t) & (t <= high)).view(-1, 1, 1, 1), torch.nan, 0.1 * torch.tanh(x))
+
+
+def holed(low: float, high: float) -> pfdiff.Network:
+    return pfdiff.Network(Holed(low, high), shape=(1, 2, 2), schedule="linear:1000", prediction="eps")
+
+
+def test_errors_that_are_not_finite_are_none_in_the_record(tmp_path: Path) -> None:
+    heun, ddim = (pfdiff.compile(solver, "linear:1000", 4).times for solver in ("heun", "ddim"))
+    (only, *_) = set(heun) - set(ddim) - set(Reference.of("linear:1000", 999, 8).compile(**PLAIN).times)
+    ranking = pfdiff.tune(holed(only - 0.5, only), 4, **{**FEW, "solvers": ["heun", "ddim"], "t_start": 999})
+    assert [math.isfinite(one.error) for one in ranking] == [True, False]
+    record = ranking.to_dict()
+    assert [one["error"] for one in record["ranking"]] == [ranking[0].error, None]
+    assert [one["held_out_error"] for one in record["ranking"]] == [ranking[0].held_out_error, None]
+    json.dumps(record, allow_nan=False)  # as engine.json is written
+
+
+def test_a_winner_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(pfdiff.InputError, match="no candidate for NFE 4 has a finite error"):
+        pfdiff.tune(holed(0, 999), 4, **FEW, out=tmp_path / "e")
+    assert not (tmp_path / "e").exists()
