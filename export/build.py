@@ -165,15 +165,30 @@ def _difference(former: Artifact, source: Network, precision: str | None) -> str
 
 
 def extended(former: Artifact, programs: Mapping[int, Program], search: Mapping[int, Any]) -> Artifact:
-    """With these programs too, and the records of the search that found them under provenance "search"."""
-    provenance = {**former.provenance, **_searched(search, former.provenance)}
-    return replace(former, programs={**former.programs, **programs}, provenance=provenance)
+    """With these programs too, and the records of the search that found them under provenance "search".
+
+    The record of a program that another takes the place of goes with it.
+    """
+    gone = {str(nfe) for nfe in _changed(former, programs)}
+    kept = {nfe: record for nfe, record in former.provenance.get("search", {}).items() if nfe not in gone}
+    provenance = {key: value for key, value in former.provenance.items() if key != "search"}
+    return replace(
+        former,
+        programs={**former.programs, **programs},
+        provenance={**provenance, **_searched(search, kept)},
+    )
 
 
 def _searched(search: Mapping[int, Any], held: Mapping[str, Any]) -> dict[str, Any]:
     """The entry of the provenance; none where there is no record."""
-    records = {**held.get("search", {}), **{str(nfe): record for nfe, record in search.items()}}
+    records = {**held, **{str(nfe): record for nfe, record in search.items()}}
     return {"search": records} if records else {}
+
+
+def _changed(former: Artifact, programs: Mapping[int, Program]) -> list[int]:
+    """The NFE whose program is not in the engine yet."""
+    held = {nfe: program.digest for nfe, program in former.programs.items()}
+    return [nfe for nfe, program in programs.items() if held.get(nfe) != program.digest]
 
 
 def _with_programs(
@@ -183,8 +198,7 @@ def _with_programs(
     search: Mapping[int, Any],
     say: Progress,
 ) -> Artifact:
-    held = {nfe: program.digest for nfe, program in former.programs.items()}
-    changed = [nfe for nfe, program in programs.items() if held.get(nfe) != program.digest or nfe in search]
+    changed = sorted({*_changed(former, programs), *search})
     if not changed and batch == former.batch:
         say(f"{former.path} is up to date: nothing to do")
         return former

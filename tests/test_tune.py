@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import pfdiff
+from pfdiff.cli_tables import print_info
 from pfdiff.engine.artifact import read_artifact, write_manifest
 from pfdiff.engine.reference import Reference
+from pfdiff.export.build import extended
 
-from .small_engine import CONDITIONS, CONTRACT, SHAPE, Small, write_engine
+from .small_engine import CONDITIONS, CONTRACT, SHAPE, Small, program, write_engine
 
 FEW: dict[str, Any] = {
     "calibration": 2,
@@ -78,6 +80,32 @@ def test_an_engine_is_extended_in_its_own_precision(tmp_path: Path) -> None:
     assert after.programs[4].digest == best.program.digest != before.programs[4].digest
     assert after.programs[6].digest == before.programs[6].digest
     assert after.files == before.files
+
+
+def test_the_record_of_a_search_goes_with_its_program(tmp_path: Path) -> None:
+    out = write_engine(tmp_path / "e").path
+    for nfe in (4, 6):
+        pfdiff.tune(out, nfe, **FEW, out=out)
+    tuned = read_artifact(out)
+    assert sorted(extended(tuned, {}, {}).provenance["search"]) == ["4", "6"]
+    same = {4: tuned.programs[4]}
+    assert sorted(extended(tuned, same, {}).provenance["search"]) == ["4", "6"]
+    other = {4: program(4), 5: program(5)}
+    assert sorted(extended(tuned, other, {}).provenance["search"]) == ["6"]
+    assert "search" not in extended(tuned, {**other, 6: program(6)}, {}).provenance
+
+
+def test_info_shows_a_line_for_each_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = write_engine(tmp_path / "e").path
+    best = pfdiff.tune(out, 6, **{**FEW, "held_out": 0}, out=out)[0]
+    pfdiff.tune(out, 4, **FEW, out=out)
+    print_info(out, nfe=None, as_json=False)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    searched = [" ".join(line) for line in lines if line and line[0] == "search"]
+    assert len(searched) == 2
+    assert searched[0].startswith("search NFE 4: ")
+    assert ", held out " in searched[0]
+    assert searched[1] == f"search NFE 6: {best.solver}, error {best.error:.3g}"
 
 
 OTHERS: dict[str, tuple[float, dict[str, str], str]] = {
