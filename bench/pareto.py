@@ -1,13 +1,15 @@
 """Error against latency: `python -m pfdiff.bench.pareto fashion`, or `mnist --network FILE.onnx`.
 
-DDIM on its best grid, and what `tune` finds and, up to --refine-to NFE, refines, each at several NFE: the RMS error on
-held-out seeds, and the median time of a whole sample at batch 1. Two files in bench/results/<machine>/:
+Curves, each at several NFE: DDIM on its best grid, other solvers on theirs at the same NFE, and what `tune` finds and,
+up to --refine-to NFE, refines. Of each point the RMS error on held-out seeds, and the median time of a whole sample at
+batch 1, all in turns and on the same backend. Two files in bench/results/<machine>/:
 
-pareto_NAME.json   {network, machine, backend, threads, seeds, points}, a point {solver, grid, nfe, error, latency_ms}
+pareto_NAME.json   {network, machine, backend, threads, seeds, points}, a point {curve, solver, grid, nfe, error,
+                   latency_ms}; curve: ddim, tuned, or the solver that was asked for
 pareto_NAME.png    its plot
 
-What is printed at the end: for each point of DDIM, its error over the least that an engine reached in no more time,
-give or take 1 %.
+What is printed at the end: for each point of DDIM, its error over the least that a tuned engine reached in no more
+time, give or take 1 %.
 With --work the engines are kept, and an NFE that one has is not searched again: run it once for the search and again,
 on an idle machine, for the times.
 """
@@ -19,6 +21,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from .measure import PAUSE_S
 from .search_tables import NETWORKS, T_START, show
 
 DDIM_NFE = (5, 6, 8, 10, 15, 20, 30)
+SOLVERS = ("dpm++:2m", "unipc:order=2", "pfdiff:k=2,l=1")
 TUNED_NFE = (4, 5, 8, 12, 20, 30)
 HELD_OUT = 64
 REFINE_TO = 12  # which takes one core more than half an hour, and 20 several times that
@@ -51,6 +55,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("name", choices=list(NETWORKS))
     parser.add_argument("--network", help="the ONNX file of mnist")
     parser.add_argument("--ddim-nfe", type=int, nargs="+", default=DDIM_NFE)
+    parser.add_argument("--solvers", nargs="*", default=SOLVERS, help="others on their best grid, at DDIM's NFE")
     parser.add_argument("--tuned-nfe", type=int, nargs="+", default=TUNED_NFE)
     parser.add_argument("--refine-to", type=int, default=REFINE_TO, metavar="NFE", help="larger ones are only tuned")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
@@ -72,20 +77,26 @@ def main(words: list[str] | None = None) -> None:
 
 
 def measure(given: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Both curves, searched in the folder `work` and timed."""
+    """All curves, searched in the folder `work`, an engine each, and timed."""
     source = Network(given.network or given.name, **NETWORKS[given.name])
     settings = {"t_start": T_START[given.name], "threads": given.threads, "progress": show}
-    plain = work / f"{given.name}_ddim.engine"
-    best = work / f"{given.name}_tuned.engine"
+    solvers = tuple(dict.fromkeys(("ddim", *given.solvers)))
+    paths = {curve: work / f"{given.name}_{curve}.engine" for curve in (*solvers, "tuned")}
     points = [
-        *(searched(source, nfe, plain, solvers=["ddim"], local=False, **settings) for nfe in given.ddim_nfe),
-        *(searched(source, nfe, best, refine=nfe <= given.refine_to, **settings) for nfe in given.tuned_nfe),
+        {"curve": solver, **searched(source, nfe, paths[solver], solvers=[solver], local=False, **settings)}
+        for solver in solvers
+        for nfe in given.ddim_nfe
     ]
-    with (
-        load(plain, threads=given.threads) as ddim,
-        load(best, threads=given.threads, backend=ddim.backend) as tuned,
-    ):
-        parts = [*map(ddim.parts, given.ddim_nfe), *map(tuned.parts, given.tuned_nfe)]
+    points += [
+        {"curve": "tuned", **searched(source, nfe, paths["tuned"], refine=nfe <= given.refine_to, **settings)}
+        for nfe in given.tuned_nfe
+    ]
+    with ExitStack() as opened:
+        ddim = opened.enter_context(load(paths.pop("ddim"), threads=given.threads))
+        engines = {"ddim": ddim}
+        for curve, path in paths.items():
+            engines[curve] = opened.enter_context(load(path, threads=given.threads, backend=ddim.backend))
+        parts = [engines[one["curve"]].parts(one["nfe"]) for one in points]
         times = in_turns([one.whole for one in parts], given.rounds, parts[0].timer, PAUSE_S)
         return {
             "network": given.name,
@@ -114,11 +125,16 @@ def searched(source: Network, nfe: int, engine: Path, **settings: Any) -> dict[s
     return {"solver": best["solver"], "grid": best["grid"], "nfe": nfe, "error": best["held_out_error"]}
 
 
+def curve_of(point: Point) -> str:
+    """ddim, tuned, or the solver that was asked for; older files have DDIM and what was tuned alone, and do not say."""
+    return point.get("curve") or ("ddim" if point["solver"] == "ddim" else "tuned")
+
+
 def pairs(points: Sequence[Point]) -> list[tuple[Point, Point | None]]:
     """Each point of DDIM, and the engine that was tuned with the least error in its time, if any is as fast."""
-    tuned = [one for one in points if one["solver"] != "ddim"]
+    tuned = [one for one in points if curve_of(one) == "tuned"]
     found = []
-    for plain in (one for one in points if one["solver"] == "ddim"):
+    for plain in (one for one in points if curve_of(one) == "ddim"):
         in_time = [one for one in tuned if one["latency_ms"] <= SAME_TIME * plain["latency_ms"]]
         found.append((plain, min(in_time, key=lambda one: one["error"], default=None)))
     return found
@@ -138,17 +154,20 @@ def at_equal_latency(points: Sequence[Point]) -> Iterator[str]:
 
 
 def plot(name: str, points: Sequence[Point]) -> Image.Image:
-    """Error against latency, both logarithmic: DDIM, half of its error, and what was tuned as one family."""
-    plain = [(one["latency_ms"], one["error"]) for one in points if one["solver"] == "ddim"]
-    tuned = [one for one in points if one["solver"] != "ddim"]
-    refined = any(one["solver"].endswith(" refined") for one in tuned)
-    curves = [
+    """Error against latency, both logarithmic: DDIM, half of its error, what was tuned as one family, other solvers."""
+    curves: dict[str, list[tuple[float, float]]] = {"ddim": [], "tuned": []}
+    for one in points:
+        curves.setdefault(curve_of(one), []).append((one["latency_ms"], one["error"]))
+    plain, tuned = curves.pop("ddim"), curves.pop("tuned")
+    refined = any(one["solver"].endswith(" refined") for one in points)
+    shown = [
         Curve("DDIM, best grid", plain),
         Curve("half of DDIM's error", [(latency_ms, error / 2) for latency_ms, error in plain]),
-        Curve("tuned and refined" if refined else "tuned", [(one["latency_ms"], one["error"]) for one in tuned]),
+        Curve("tuned and refined" if refined else "tuned", tuned),
+        *(Curve(f"{curve}, best grid", found) for curve, found in curves.items()),
     ]
     return log_plot(
-        curves,
+        shown,
         title=f"{name}: error against the time for one sample",
         x_label="ms for one sample, batch 1",
         y_label="RMS error",

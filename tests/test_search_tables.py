@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pfdiff.bench import pareto, search_tables
 from pfdiff.export.sources import Network
@@ -55,20 +54,52 @@ def test_at_equal_latency_is_the_least_error_in_time():
     assert table[2] == "| 4 | 4.0 | 0.4000 | none | | | | |"
     assert table[3] == "| 5 | 5.0 | 0.3000 | pfdiff:k=1,l=1 refined | 4 | 4.1 | 0.1000 | 3.00 |"
     assert table[4] == "| 8 | 8.0 | 0.2000 | pfdiff:k=2,l=1 refined | 8 | 8.0 | 0.0200 | 10.00 |"
-    assert isinstance(pareto.plot("name", points), Image.Image)
+
+
+def test_other_solvers_are_curves_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    """They are not taken for tuned ones however good they are, and DDIM may be what `tune` finds."""
+    points = [
+        {"curve": "ddim", **point("ddim", 5, 5.0, 0.3)},
+        {"curve": "dpm++:2m", **point("dpm++:2m", 4, 4.0, 0.01)},
+        {"curve": "dpm++:2m", **point("dpm++:2m", 5, 5.0, 0.02)},
+        {"curve": "pfdiff:k=2,l=1", **point("pfdiff:k=2,l=1", 5, 5.0, 0.03)},
+        {"curve": "tuned", **point("ddim refined", 4, 4.5, 0.2)},
+        {"curve": "tuned", **point("ddim", 5, 5.0, 0.1)},
+    ]
+    assert pareto.pairs(points) == [(points[0], points[5])]
+    drawn: list[Any] = []
+    monkeypatch.setattr(pareto, "log_plot", lambda curves, **_: drawn.extend(curves))
+    pareto.plot("name", points)
+    assert {one.name: one.points for one in drawn} == {
+        "DDIM, best grid": [(5.0, 0.3)],
+        "half of DDIM's error": [(5.0, 0.15)],
+        "tuned and refined": [(4.5, 0.2), (5.0, 0.1)],
+        "dpm++:2m, best grid": [(4.0, 0.01), (5.0, 0.02)],
+        "pfdiff:k=2,l=1, best grid": [(5.0, 0.03)],
+    }
+
+
+def test_older_points_do_not_say_their_curve(monkeypatch: pytest.MonkeyPatch):
+    points = [point("ddim", 5, 5.0, 0.3), point("pfdiff:k=2,l=1", 5, 5.0, 0.1)]
+    assert pareto.pairs(points) == [(points[0], points[1])]
+    drawn: list[Any] = []
+    monkeypatch.setattr(pareto, "log_plot", lambda curves, **_: drawn.extend(curves))
+    pareto.plot("name", points)
+    assert [one.name for one in drawn] == ["DDIM, best grid", "half of DDIM's error", "tuned"]
 
 
 def test_what_was_searched_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run again, `pareto` searches only what the kept engines of the same network lack, and measures all again."""
-    asked: list[int] = []
+    asked: list[tuple[str, int]] = []
 
     def few(source: Network, nfe: int, **settings: Any) -> Ranking:
-        asked.append(nfe)
+        asked.append((" ".join(settings.get("solvers", ["tuned"])), nfe))
         return tune(source, nfe, **{"solvers": ["ddim", "ipndm:order=2"], "local": False, **settings})
 
     def run(network: Path, *tuned_nfe: int) -> dict[str, Any]:
         asked.clear()
         words = ["mnist", "--network", str(network), "--ddim-nfe", "2", "--refine-to", "0", "--rounds", "1"]
+        words += ["--solvers", "dpm++:2m"]
         folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
         pareto.main([*words, *folders, "--tuned-nfe", *map(str, tuned_nfe)])
         return json.loads((tmp_path / "pareto_mnist.json").read_text())
@@ -85,12 +116,16 @@ def test_what_was_searched_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_onnx(other, weight=0.6)
 
     first = run(one, 3)
-    assert asked == [2, 3]
+    assert asked == [("ddim", 2), ("dpm++:2m", 2), ("tuned", 3)]
     assert first["machine"].keys() >= {"processor", "commit", "time"}
-    assert [(held["solver"], held["nfe"]) for held in first["points"]] == [("ddim", 2), ("ipndm:order=2", 3)]
+    assert [(held["curve"], held["solver"], held["nfe"]) for held in first["points"]] == [
+        ("ddim", "ddim", 2),
+        ("dpm++:2m", "dpm++:2m", 2),
+        ("tuned", "ipndm:order=2", 3),
+    ]
     assert all(held["latency_ms"] > 0 for held in first["points"])
     second = run(one, 3, 4)
-    assert asked == [4]
-    assert [held["error"] for held in second["points"][:2]] == [held["error"] for held in first["points"]]
+    assert asked == [("tuned", 4)]
+    assert [held["error"] for held in second["points"][:3]] == [held["error"] for held in first["points"]]
     run(other, 3)
-    assert asked == [2, 3]
+    assert asked == [("ddim", 2), ("dpm++:2m", 2), ("tuned", 3)]
