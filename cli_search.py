@@ -39,7 +39,9 @@ def tune(
     context: typer.Context,
     network: NetworkOrEngine,
     nfe: options.EvaluationsList,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the best into this engine directory.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Extend this engine with the best, or build one.")
+    ] = None,
     refine: Annotated[bool, typer.Option("--refine", help="Then polish the best one's coefficients.")] = False,
     metric: Annotated[str, typer.Option("--metric", help="error, to a reference, or fd, to real pictures.")] = "error",
     pictures: Annotated[str | None, typer.Option("--pictures", help="Real pictures, for fd: a file or folder.")] = None,

@@ -85,8 +85,9 @@ def build(
     each stage; plan_progress: with a TensorRT plan's phase, steps done and steps in all.
 
     An engine of the same network and precision keeps its programs of other NFE and is not exported again; when nothing
-    changes, nothing is written. Any other engine at `out` is replaced, at the very end and at once; after an error,
-    an interruption or a full disk it is as it was. Raises InputError, BackendError, EngineFileError.
+    changes, nothing is written. Any other engine at `out` is replaced, at the very end and at once; without `out` it
+    is not, and an InputError. After an error, an interruption or a full disk it is as it was. Raises InputError,
+    BackendError, EngineFileError.
     """
     say: Progress = progress or (lambda line: None)
     source = network if isinstance(network, Network) else Network(network)
@@ -102,7 +103,8 @@ def build(
     programs = {count: _compile(source, solver, count, settings) for count in _integers("nfe", nfe)}
     place = check_place(Path(f"{source.contract.name}.engine" if out is None else out))
 
-    artifact = write_programs(place, source, programs, precision=precision, batch=sizes, replaces=True, say=say)
+    given = {"precision": precision, "batch": sizes, "replaces": out is not None}
+    artifact = write_programs(place, source, programs, **given, say=say)
     for one in targets:
         say(f"building the TensorRT-RTX plan for {one}")
         for file in artifact.contracts:

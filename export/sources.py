@@ -104,7 +104,7 @@ class Network:
             schedule, prediction = schedule or known.schedule, prediction or known.prediction
             conditions = {one.name: one for one in known.conditions} | told
         words = {
-            "name": name or (type(source).__name__ if text is None else Path(text.rpartition(":")[0] or text).stem),
+            "name": name or (type(source).__name__ if text is None else _name_of(text)),
             "schedule": schedule,
             "prediction": prediction,
             "time_scale": _first(time_scale, known and known.time_scale, 1.0),
@@ -181,6 +181,12 @@ class Network:
         times = np.broadcast_to(times, (len(x),)).copy() if contract.time_rank else times.reshape(-1)[:1].reshape(())
         case = Case(np.ascontiguousarray(_as_array(x.float())), times, fed)
         return torch.from_numpy(self._source.evaluate(case)).to(x.device)
+
+
+def _name_of(text: str) -> str:
+    """`stem` of a file or a folder, `stem-factory` of "file.py:factory": one file may make several networks."""
+    file, separator, factory = text.rpartition(".py:")
+    return f"{Path(file).name}-{factory}" if separator else Path(text).stem
 
 
 def _first(*values: float | None) -> float:

@@ -108,6 +108,22 @@ def test_another_network_replaces_the_engine(tmp_path: Path) -> None:
     assert read_artifact(out).provenance["network_digest"] != former.provenance["network_digest"]
 
 
+def test_at_the_default_place_another_engine_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = onnx_network(tmp_path)
+    build(network, 4).close()
+    build(network, 5).close()
+    out = tmp_path / "small.engine"
+    assert sorted(read_artifact(out).programs) == [4, 5]
+    before = state(out)
+    no_export(monkeypatch)
+    with pytest.raises(InputError, match=r"small\.engine' holds precision fp32; give the engine another name"):
+        build(network, 4, precision="bf16")
+    with pytest.raises(InputError, match=r"small\.engine' holds another network; give the engine another name"):
+        build(onnx_network(tmp_path, weight=0.8), 4)
+    assert state(out) == before
+
+
 def test_a_damaged_engine_is_built_anew(tmp_path: Path) -> None:
     network, out, stages = onnx_network(tmp_path), tmp_path / "e", []
     build(network, 4, out=out).close()

@@ -116,7 +116,7 @@ def test_a_factory_in_a_file(tmp_path: Path) -> None:
         "def make():\n    torch.manual_seed(0)\n    return Net()\n"
     )
     network = Network(f"{file}:make", shape=SHAPE, **WORDS)
-    assert network.contract.name == "nets"
+    assert network.contract.name == "nets-make"
     check_written(network, tmp_path)
     file.write_text(file.read_text().replace("torch.cos(t)", "torch.sin(t)"))  # same size, same second
     changed = Network(f"{file}:make", shape=SHAPE, **WORDS)
