@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.artifact import read_artifact
 from ..engine.backends.abstract import Backend
 from ..engine.cache import ArrayStore, Journal, cache_folder, content_key
 from ..engine.candidates import Setting
@@ -22,17 +23,32 @@ SEED_STRIDE = 1 << 20  # seeds of one role: calibration from seed * stride, held
 HELD_OUT = 1 << 40
 
 
-def make_setting(subject: Subject, nfe: int, clip: float | None, t_start: float | None, end: str | float) -> Setting:
-    """What all candidates share. Raises InputError on what does not fit the network's schedule."""
+def make_setting(
+    subject: Subject, nfe: int, clip: float | None, t_start: float | None, end: str | float | None
+) -> Setting:
+    """What all candidates share; clip and end are by default the subject's own.
+
+    Raises InputError on what does not fit the network's schedule.
+    """
     contract = subject.contract
-    if clip is None and subject.network is not None and subject.network.convention is not None:
-        clip = subject.network.convention.clip
+    own_clip, own_end = _own(subject)
+    clip, end = own_clip if clip is None else clip, own_end if end is None else end
     process = parse_schedule(contract.schedule)
     start = default_start(contract.schedule, contract.prediction) if t_start is None else float(t_start)
     process.alpha(start)
     if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
         raise InputError(f"nfe={nfe!r}, expected an integer of at least 1")
     return Setting(contract.schedule, nfe, contract.prediction, start, clip, end, contract.sigma_data)
+
+
+def _own(subject: Subject) -> tuple[float | None, str | float]:
+    """(clip, end) of the network's scheduler, or what an engine's programs agree on; else no clip, and clean."""
+    if subject.engine is not None:
+        programs = read_artifact(subject.engine, verify=False).programs.values()
+        clips, ends = {one.clip for one in programs}, {one.end for one in programs}
+        return clips.pop() if len(clips) == 1 else None, ends.pop() if len(ends) == 1 else "clean"
+    convention = subject.network and subject.network.convention
+    return (convention.clip, convention.end) if convention else (None, "clean")
 
 
 def chosen_seeds(seed: int, calibration: int, held_out: int) -> list[int]:

@@ -64,7 +64,7 @@ def tune(
     bases: Sequence[str] | None = None,
     clip: float | None = None,
     t_start: float | None = None,
-    end: str | float = "clean",
+    end: str | float | None = None,
     conditions: Mapping[str, Any] | None = None,
     reference: int | None = None,
     local: bool = True,
@@ -85,7 +85,7 @@ def tune(
     calibration, held_out: seeds that choose (16; 512 for fd), and that judge the best (32; 512). seed: which ones.
     solvers, grids, bases: only these. local: also race the neighbours of the best, not the tables alone.
     t_start: the latest start, where the reference starts too; by default the schedule's last time, or for an
-    eps-network the last at which its x0 is sound. clip, end: as in `pfdiff.compile`.
+    eps-network the last at which its x0 is sound. clip, end: by default the scheduler's, or the engine's if all agree.
     conditions: by name, one value or several that the seeds take in turn; by default each label in turn.
     reference: its evaluations, by default all times of a short schedule, else 200. refine: polish the winner's
     coefficients as well, on seeds of its own. backend, threads: as in `pfdiff.load`, a module by PyTorch.

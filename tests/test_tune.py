@@ -17,6 +17,7 @@ from pfdiff.cli_tables import print_info
 from pfdiff.engine.artifact import read_artifact, write_manifest
 from pfdiff.engine.reference import Reference
 from pfdiff.export.build import extended
+from pfdiff.export.diffusers_config import Convention
 
 from .small_engine import CONDITIONS, CONTRACT, SHAPE, Small, program, write_engine
 
@@ -156,6 +157,32 @@ def test_an_engine_of_the_same_network_takes_the_winner(tmp_path: Path) -> None:
     best = pfdiff.tune(one, 5, **FEW, out=other)[0]
     assert read_artifact(other).programs[5].digest == best.program.digest
     assert sorted(read_artifact(one).programs) == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        ({"clip": 1.0, "end": "first"}, (1.0, "first")),
+        ({"clip": 2.0, "end": "first"}, (None, "first")),
+        ({"clip": 1.0}, (1.0, "clean")),
+    ],
+    ids=["all agree", "two clips", "two ends"],
+)
+def test_clip_and_end_are_what_the_programs_agree_on(tmp_path: Path, second: Any, expected: Any) -> None:
+    artifact = write_engine(tmp_path / "e")
+    programs = {4: program(4, clip=1.0, end="first"), 6: program(6, **second)}
+    write_manifest(replace(artifact, programs=programs))
+    best = pfdiff.tune(artifact.path, 4, **FEW)[0].program
+    assert (best.clip, best.end) == expected
+    said = pfdiff.tune(artifact.path, 4, **FEW, clip=3.0, end="clean")[0].program
+    assert (said.clip, said.end) == (3.0, "clean")
+
+
+def test_clip_and_end_are_those_of_a_scheduler() -> None:
+    source = network()
+    source.convention = Convention("linear:1000", "eps", "leading", end="first", clip=1.5)
+    best = pfdiff.tune(source, 4, **FEW)[0].program
+    assert (best.clip, best.end) == (1.5, "first")
 
 
 # What is not there yet.
