@@ -22,6 +22,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from PIL import Image
 
 from ..engine.api import load
 from ..engine.artifact import MANIFEST, read_artifact
+from ..engine.errors import InputError
 from ..engine.latency import in_turns
 from ..export.plot import Curve, log_plot
 from ..export.sources import Network
@@ -80,13 +82,17 @@ def measure(given: argparse.Namespace, work: Path) -> dict[str, Any]:
     """All curves, searched in the folder `work`, an engine each, and timed."""
     source = Network(given.network or given.name, **NETWORKS[given.name])
     settings = {"t_start": T_START[given.name], "threads": given.threads, "progress": show}
-    solvers = tuple(dict.fromkeys(("ddim", *given.solvers)))
+    solvers: tuple[str, ...] = tuple(dict.fromkeys(("ddim", *given.solvers)))
+    counts: tuple[int, ...] = tuple(given.ddim_nfe)
     paths = {curve: work / f"{given.name}_{curve}.engine" for curve in (*solvers, "tuned")}
-    points = [
-        {"curve": solver, **searched(source, nfe, paths[solver], solvers=[solver], local=False, **settings)}
-        for solver in solvers
-        for nfe in given.ddim_nfe
-    ]
+    points: list[Point] = []
+    for solver, nfe in product(solvers, counts):
+        try:
+            found = searched(source, nfe, paths[solver], solvers=[solver], local=False, **settings)
+        except InputError as error:  # few times trained, and a solver that walks several for an evaluation
+            print(f"{nfe:3} NFE: {error}", flush=True)
+        else:
+            points.append({"curve": solver, **found})
     points += [
         {"curve": "tuned", **searched(source, nfe, paths["tuned"], refine=nfe <= given.refine_to, **settings)}
         for nfe in given.tuned_nfe
