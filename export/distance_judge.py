@@ -25,7 +25,7 @@ from ..kernels import eager
 from .black_box import LATENTS, BlackBox, Subject, conditions_of
 from .distances import FrechetDistance
 from .evaluate import VERSION, pictures_of, reference_features
-from .features import INCEPTION, Extractor, Features, extractor
+from .features import Extractor, Features, extractor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +52,7 @@ class RealPictures:
         return RealPictures(name, network, FrechetDistance(real.pooled), real.pooled.shape[1])
 
     def __str__(self) -> str:
-        kind = "FID" if self.extractor.name == INCEPTION else "FD"
+        kind = "FID" if self.extractor.fid else "FD"
         return f"{kind} to {self.name} on features {self.extractor.name}"
 
 

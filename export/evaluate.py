@@ -25,7 +25,7 @@ from ..engine.cache import ArrayStore, cache_folder, content_key
 from ..engine.errors import InputError
 from .black_box import conditions_of
 from .distances import FrechetDistance, kernel_distance, precision_recall, thinned
-from .features import INCEPTION, Extractor, Features, extractor, joined
+from .features import FID_DIGEST, Extractor, Features, extractor, joined
 from .read_pictures import pixels_from, read_pictures
 
 if TYPE_CHECKING:
@@ -65,8 +65,11 @@ class Evaluation:
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """What distance, spatial_distance and kernel_distance are called: FID, sFID, KID on Inception's features."""
-        return ("FID", "sFID", "KID") if self.extractor == INCEPTION else ("FD", "sFD", "KD")
+        """What distance, spatial_distance and kernel_distance are called: FID, sFID, KID on Inception's features.
+
+        What decides is the extractor's digest: its name is the user's.
+        """
+        return ("FID", "sFID", "KID") if self.extractor_digest == FID_DIGEST else ("FD", "sFD", "KD")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

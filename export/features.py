@@ -5,7 +5,8 @@
 | name                   | what it is                                                                               |
 |------------------------|------------------------------------------------------------------------------------------|
 | `fashion`              | the shipped Fashion-MNIST classifier: its 128 mean activations, its 7x7 maps             |
-| `inception:FILE`       | Inception-v3 of 2015-12-05 as TorchScript, the user's file: the only one that gives FID  |
+| `inception:FILE`       | Inception-v3 of 2015-12-05 as TorchScript, the user's file: the only one that gives FID, |
+|                        | and only if its SHA-256 is that of NVIDIA's                                              |
 | `judge.onnx[:OUTPUT]`  | an ONNX network of the user's: x [n, C, H, W] -> features [n, d]; maps are an output     |
 |                        | [n, c, h, w] if it has just one. OUTPUT names the features                               |
 | `judge.py:factory`     | a module of the user's: forward(x) -> features [n, d], or (features, maps)               |
@@ -39,7 +40,9 @@ Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 SPATIAL_CHANNELS = 7
 BATCH = 100
-INCEPTION = "inception"  # the name whose distances may be called FID
+INCEPTION = "inception"
+# SHA-256 of NVIDIA's inception-2015-12-05.pt, as k-diffusion's evaluation.py checks it: what gives FID.
+FID_DIGEST = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 EXPECTED = "fashion, inception:FILE, an .onnx file or file.py:factory"
 
 
@@ -66,6 +69,11 @@ class Extractor:
     name: str
     digest: str
     run: Callable[[Pixels], tuple[Tensor, Tensor | None]]
+
+    @property
+    def fid(self) -> bool:
+        """Whether a Frechet distance on these features is FID."""
+        return self.digest == FID_DIGEST
 
     def __call__(self, pixels: Pixels) -> Features:
         """The features of pixels uint8 [n, H, W, C], n at least 1, in batches. Raises InputError."""
@@ -116,7 +124,9 @@ def extractor(source: str | nn.Module, *, scale: tuple[float, float] = (-1.0, 1.
         from .inception import run_inception
 
         path = _file(source, rest, "inception:PATH of StyleGAN2-ADA's inception-2015-12-05.pt")
-        return Extractor(INCEPTION, _sha256(path), run_inception(path, place))
+        digest = _sha256(path)
+        name = INCEPTION if digest == FID_DIGEST else f"{INCEPTION}:{path.name}"
+        return Extractor(name, digest, run_inception(path, place))
     if ".onnx" in source:
         file, _, output = source.rpartition(":") if not source.endswith(".onnx") else (source, "", "")
         return _of_onnx(_file(source, file, "judge.onnx or judge.onnx:OUTPUT"), output, scale)

@@ -156,13 +156,17 @@ def test_only_inceptions_distances_are_called_fid() -> None:
     def run(pixels: np.ndarray) -> tuple[Tensor, None]:
         return torch.from_numpy(pixels).float().flatten(1)[:, :3], None
 
+    from pfdiff.export.distance_judge import RealPictures
     from pfdiff.export.evaluate import compare_features
 
-    for name, names in (("inception", ("FID", "sFID", "KID")), ("inception.py:net", ("FD", "sFD", "KD"))):
-        network = Extractor(name, "0", run)
+    nvidia = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+    for digest, names in ((nvidia, ("FID", "sFID", "KID")), ("0", ("FD", "sFD", "KD"))):
+        network = Extractor("inception", digest, run)
         real = network(REAL)
         found = compare_features(network, real, real, drawn={}, reference="", reference_digest="")
         assert found.names == names
+        judge = RealPictures("real.npz", network, FrechetDistance(real.pooled), 3)
+        assert str(judge) == f"{names[0]} to real.npz on features inception"
         assert found.spatial_distance is None
         assert found.distance == pytest.approx(0, abs=1e-6)
 

@@ -174,7 +174,7 @@ def test_inception_is_walked_to_its_own_answer(tmp_path: Path, channels: int) ->
     with torch.inference_mode():
         expected = network(x, return_features=True)
     found = extractor(save_script(InceptionLike(), tmp_path / "inception.pt"))
-    assert found.name == "inception"
+    assert (found.name, found.fid) == ("inception:inception.pt", False)  # its weights are not Inception's
     features = found(pixels)
     assert features.spatial is not None
     np.testing.assert_allclose(features.pooled, expected.numpy(), atol=1e-5)
@@ -222,3 +222,9 @@ def test_features_that_are_not_finite_are_refused() -> None:
 
     with pytest.raises(InputError, match="gave NaN or infinity"):
         Extractor("mine", "0", run)(PIXELS[:2])
+
+
+def test_a_class_that_is_called_inception_is_another_network() -> None:
+    named = type("inception", (nn.Flatten,), {})
+    found = extractor(named())
+    assert (found.name, found.fid) == ("inception", False)
