@@ -22,6 +22,8 @@ from .recipe import Recipe
 from .worker import Worker, Workplace
 
 CONNECT_SECONDS = 5
+# HTTP/2 (RFC 9113, 3.4): a client's first bytes, with empty settings; a gRPC server answers with its settings, kind 4.
+PREFACE, SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)), 4
 OBJECT_STORE_BYTES = 128 << 20  # of a local cluster: only records pass through it
 
 
@@ -133,7 +135,7 @@ def connected(address: str) -> Iterator[None]:
         settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         settings |= {"num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None}
     elif address != "auto":
-        _check_listening(address)
+        check_listening(address)
     try:
         with _silence():
             ray.init(address=address, **settings)
@@ -160,18 +162,29 @@ def _silence() -> Iterator[None]:
         os.close(nothing)
 
 
-def _check_listening(address: str) -> None:
+def check_listening(address: str) -> None:
     """Ray itself would wait for minutes. Raises InputError."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and host and port.isdigit()):
         raise InputError(f"Ray address '{address}', expected local, auto, HOST:PORT or ray://HOST:PORT")
     try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        with socket.create_connection((host, int(port)), CONNECT_SECONDS) as line:
+            # Behind TLS nothing can be asked.
+            why = "" if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true") else _no_grpc(line)
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"no Ray cluster at '{address}': {why}; start one with 'ray start --head', or give local"
-        ) from None
+        why = getattr(error, "strerror", None) or str(error)
+    if why:
+        raise InputError(f"no Ray cluster at '{address}': {why}; start one with 'ray start --head', or give local")
+
+
+def _no_grpc(line: socket.socket) -> str:
+    """Why the other side is no Ray, empty when it may be. Raises OSError when it does not answer."""
+    line.settimeout(CONNECT_SECONDS)
+    line.sendall(PREFACE)
+    head = b""
+    while len(head) < 4 and (part := line.recv(4 - len(head))):
+        head += part
+    return "" if head[3:] == bytes((SETTINGS,)) else "something else than Ray answers there"
 
 
 def _line(error: BaseException) -> str:

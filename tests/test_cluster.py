@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 import pfdiff
-from pfdiff.engine.cluster import size_pool
+from pfdiff.engine.cluster import check_listening, connected, size_pool
 
 from .small_engine import write_engine
 from .test_generate import tree
@@ -88,3 +89,50 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: py
         with pytest.raises(pfdiff.InputError, match=said) as caught:
             pfdiff.generate(engine, 8, tmp_path / "out", nfe=4, format="npz", ray=where)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, "timed out"),
+        (b"", "something else than Ray answers there"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "something else than Ray answers there"),
+        (bytes((0, 0, 6, 4)), None),  # a frame of settings, as Ray's gRPC server sends
+    ],
+)
+def test_what_listens_and_is_not_ray_is_one_line(
+    answer: bytes | None, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pfdiff.engine.cluster.CONNECT_SECONDS", 0.2 if answer is None else 5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            line, _ = server.accept()
+            with line:
+                line.recv(100)
+                line.sendall(answer or b"")
+
+        thread = threading.Thread(target=serve)
+        if answer is not None:
+            thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        if said is None:
+            check_listening(address)
+        else:
+            with pytest.raises(pfdiff.InputError, match=f"no Ray cluster at '{address}': {said}; start one with"):
+                check_listening(address)
+        if answer is not None:
+            thread.join()
+
+
+# What Ray is asked for.
+def test_auto_without_a_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+
+    def none_found(**settings: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.\nPlease specify the one to connect to.")
+
+    monkeypatch.setattr(ray, "init", none_found)
+    with pytest.raises(pfdiff.InputError) as caught, connected("auto"):
+        pass
+    assert str(caught.value) == "no Ray cluster runs here; start one with 'ray start --head', or give local"
