@@ -133,7 +133,10 @@ def connected(address: str) -> Iterator[None]:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        settings |= {"num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None}
+        # Ray knows a container's limit, and not that of this process.
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        if allowed and allowed < (os.cpu_count() or 0):
+            settings["num_cpus"] = allowed
     elif address != "auto":
         check_listening(address)
     try:

@@ -136,3 +136,18 @@ def test_auto_without_a_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(pfdiff.InputError) as caught, connected("auto"):
         pass
     assert str(caught.value) == "no Ray cluster runs here; start one with 'ray start --head', or give local"
+
+
+@pytest.mark.parametrize(("allowed", "given"), [(64, None), (3, 3)])
+def test_ray_counts_the_processors_unless_this_process_has_fewer(
+    allowed: int, given: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it also knows a container's limit."""
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(allowed)), raising=False)
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(ray, "init", lambda **settings: asked.update(settings))
+    with connected("local"):
+        pass
+    assert asked.get("num_cpus") == given
