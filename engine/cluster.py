@@ -2,7 +2,7 @@
 
 Actors write their shards themselves and send back a record of some hundred bytes, so engine and folder must be on a
 file system that every machine has at the same path, and this package installed there. Ray starts an actor that dies
-again, and gives its shard to another one; both as often as it takes.
+again, and gives its shard to another one, until a shard has cost MOST_TRIES of them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any, final
 
 from .errors import BackendError, InputError, PfdiffError
-from .ledger import Record
+from .ledger import Record, shard_name, writing_to
 from .recipe import Recipe
-from .worker import Worker, Workplace
+from .shards import attempt
+from .worker import Worker, Workplace, check_tries
 
 CONNECT_SECONDS = 5
 # HTTP/2 (RFC 9113, 3.4): a client's first bytes, with empty settings; a gRPC server answers with its settings, kind 4.
@@ -40,12 +41,21 @@ class Actor:
         indices = [int(index) for index in batch["index"]]
         try:
             if self._worker is None:
-                self._worker = Worker(self._recipe, self._place)
+                self._worker = self._opened(indices[0])
             records = [json.dumps(asdict(self._worker.make(index))) for index in indices]
             return {"index": indices, "record": records, "error": [""] * len(indices)}
         except PfdiffError as error:
             where = f"{socket.gethostname()}: {error}"
             return {"index": indices, "record": [""] * len(indices), "error": [where] * len(indices)}
+
+    def _opened(self, index: int) -> Worker:
+        """The worker. An engine that ends its process while it is loaded has tried the shard too: Ray would go on."""
+        target = self._place.out / shard_name(self._recipe, index)
+        check_tries(target)
+        with ExitStack() as stack:
+            with writing_to(self._place.out):
+                stack.enter_context(attempt(target))
+            return Worker(self._recipe, self._place)
 
 
 def run_on_ray(

@@ -118,19 +118,25 @@ def check_format(name: str) -> Format:
 
 # Files.
 @contextmanager
-def placing(target: Path) -> Iterator[Path]:
-    """An empty part for `write_shard`, which takes the place of `target` when the block ends well. Raises OSError."""
+def attempt(target: Path) -> Iterator[Path]:
+    """An empty part of `target`, which stays, and `tries` counts it, if the process dies inside. Raises OSError."""
     part = target.with_name(f".{target.name}-{secrets.token_hex(4)}{PART}")
     part.touch()
     try:
+        yield part
+    finally:
+        remove(part)
+
+
+@contextmanager
+def placing(target: Path) -> Iterator[Path]:
+    """An attempt for `write_shard`, which takes the place of `target` when the block ends well. Raises OSError."""
+    with attempt(target) as part:
         yield part
         if part.is_dir():
             remove(target)
         os.replace(part, target)
         sync(target.parent)
-    except BaseException:
-        remove(part)
-        raise
 
 
 def tries(target: Path) -> int:

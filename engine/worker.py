@@ -55,8 +55,7 @@ class Worker:
         recipe = self._recipe
         seeds = recipe.seeds(index)
         name = shard_name(recipe, index)
-        if tries(self._out / name) >= MOST_TRIES:
-            raise BackendError(f"shard '{name}' has cost {MOST_TRIES} workers; see what ends them: memory, a driver")
+        check_tries(self._out / name)
         with writing_to(self._out), placing(self._out / name) as part:
             shard = draw(self._engine, seeds, recipe.nfe, recipe.conditions, pixels=recipe.pixels)
             sha256, size = write_shard(part, shard, recipe.format)
@@ -72,6 +71,12 @@ class Worker:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def check_tries(target: Path) -> None:
+    """Raises BackendError when a shard has cost so many workers that one more would die too."""
+    if tries(target) >= MOST_TRIES:
+        raise BackendError(f"shard '{target.name}' has cost {MOST_TRIES} workers; see what ends them: memory, a driver")
 
 
 def draw(

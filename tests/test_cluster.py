@@ -9,11 +9,17 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pfdiff
-from pfdiff.engine.cluster import check_listening, connected, size_pool
+from pfdiff.engine.artifact import read_artifact
+from pfdiff.engine.cluster import Actor, check_listening, connected, size_pool
+from pfdiff.engine.ledger import open_ledger
+from pfdiff.engine.recipe import make_recipe
+from pfdiff.engine.shards import tries
+from pfdiff.engine.worker import MOST_TRIES, Worker, Workplace
 
 from .small_engine import write_engine
 from .test_generate import tree
@@ -52,6 +58,28 @@ def test_killed_workers_and_a_killed_driver_leave_no_trace(tmp_path: Path) -> No
     assert 0 < done.made <= COUNT - 60
     pfdiff.generate(engine, COUNT, tmp_path / "undisturbed", nfe=4, format="npz", shard=1)
     assert tree(out) == tree(tmp_path / "undisturbed")
+
+
+# An engine that ends its process while it is loaded.
+def test_a_load_is_a_try_of_its_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, out = write_engine(tmp_path / "small.engine").path, tmp_path / "out"
+    recipe = make_recipe(read_artifact(engine), 4, 4, size=1, format="npz")
+    open_ledger(out, recipe)
+    target, loaded = out / "shard-000002.npz", []
+
+    def opened(*given: Any) -> Worker:
+        loaded.append(tries(target))
+        return Worker(*given)
+
+    monkeypatch.setattr("pfdiff.engine.cluster.Worker", opened)
+    actor = Actor(recipe, Workplace(engine, out))
+    assert actor({"index": [2]})["error"] == [""]
+    assert (loaded, tries(target)) == ([1], 0)
+    for death in range(MOST_TRIES):
+        (out / f".{target.name}-{death}.part").touch()
+    (error,) = Actor(recipe, Workplace(engine, out))({"index": [2]})["error"]
+    assert f"shard '{target.name}' has cost {MOST_TRIES} workers" in error
+    assert loaded == [1]  # and was not loaded again
 
 
 # Room: (GPUs of a worker, workers).
