@@ -107,6 +107,7 @@ def evaluate(
     )
     if not of_engine and any(value is not None for value in (nfe, count, conditions)):
         raise InputError("nfe, count and conditions are of an engine, and the samples are pictures; leave them out")
+    count = COUNT if count is None else count
     real_pixels, real_name = pictures_of(reference)
     pictures = None if of_engine else pictures_of(samples)
     tell("features of the real pictures", 0, 0)
@@ -115,10 +116,10 @@ def evaluate(
         tell("features of the samples", 0, 0)
         drawn, made = {"files": pictures[1]}, network(pictures[0])
     elif isinstance(samples, Engine):
-        drawn, made = draw(samples, network, nfe, first, count or COUNT, conditions, tell)
+        drawn, made = draw(samples, network, nfe, first, count, conditions, tell)
     else:
         with load(samples, device, backend, threads=threads) as engine:  # pyright: ignore[reportArgumentType]  # a path
-            drawn, made = draw(engine, network, nfe, first, count or COUNT, conditions, tell)
+            drawn, made = draw(engine, network, nfe, first, count, conditions, tell)
     tell("distances", 0, 0)
     return compare_features(network, made, real, drawn=drawn, reference=real_name, reference_digest=digest)
 

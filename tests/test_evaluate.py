@@ -208,6 +208,11 @@ def test_bad_input_is_one_line_and_status_2(case: str, capsys: pytest.CaptureFix
     assert len(shown.err.splitlines()) == 1
 
 
+def test_no_samples_are_not_ten_thousand() -> None:
+    with pytest.raises(InputError, match="count=0, expected an integer of at least 2"):
+        evaluate("tiny.engine", REAL, features="judge.py:both", nfe=4, count=0)
+
+
 def test_without_torchmetrics_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
     with pytest.raises(InputError, match=r"pip install pfdiff\[evaluate\]"):
