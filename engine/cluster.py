@@ -118,7 +118,9 @@ def size_pool(
         gpus_per_worker = 1.0 if gpus and device != "cpu" else 0.0
     room = int(cpus // threads)
     if gpus_per_worker:
-        room = min(room, int(gpus // gpus_per_worker))
+        # Workers of less than a GPU share one; none has parts of two. 1 / 0.1 is 10, and 1 // 0.1 is 9.
+        fit = int(1 / gpus_per_worker + 1e-9) * int(gpus) if gpus_per_worker < 1 else int(gpus / gpus_per_worker)
+        room = min(room, fit)
     wanted = workers or max(1, min(room, shards))
     if wanted > room:
         needs = f"{threads} CPUs" if threads > 1 else "1 CPU"

@@ -90,6 +90,10 @@ def test_workers_fill_the_cluster() -> None:
     assert size_pool(cpus, 3, 1, None, None, "auto") == (0, 3)
     assert size_pool(gpus, 100, 1, None, None, "auto") == (1, 4)
     assert size_pool(gpus, 100, 1, None, 0.5, "cuda") == (0.5, 8)
+    assert size_pool(gpus, 100, 1, None, 0.1, "cuda") == (0.1, 16)
+    assert size_pool({"CPU": 16.0, "GPU": 1.0}, 100, 1, 10, 0.1, "cuda") == (0.1, 10)
+    assert size_pool(gpus, 100, 1, None, 0.4, "cuda") == (0.4, 8)  # two on each
+    assert size_pool(gpus, 100, 1, None, 2, "cuda") == (2, 2)
     assert size_pool(gpus, 100, 1, None, None, "cpu") == (0, 16)
     assert size_pool(gpus, 100, 1, 2, None, "auto") == (1, 2)
 
