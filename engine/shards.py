@@ -133,10 +133,23 @@ def placing(target: Path) -> Iterator[Path]:
     """An attempt for `write_shard`, which takes the place of `target` when the block ends well. Raises OSError."""
     with attempt(target) as part:
         yield part
-        if part.is_dir():
-            remove(target)
-        os.replace(part, target)
+        if target.is_dir():
+            _exchange(part, target)
+        else:
+            os.replace(part, target)
         sync(target.parent)
+
+
+def _exchange(part: Path, target: Path) -> None:
+    """A folder cannot be replaced by one rename: the old one moves aside, and back when the new one cannot follow."""
+    aside = part.with_name(f"{part.name}.old{PART}")
+    os.replace(target, aside)
+    try:
+        os.replace(part, target)
+    except BaseException:
+        os.replace(aside, target)
+        raise
+    remove(aside)
 
 
 def tries(target: Path) -> int:

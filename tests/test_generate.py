@@ -120,6 +120,33 @@ def test_a_folder_of_pngs(tmp_path: Path, latent: bool) -> None:
         np.testing.assert_array_equal(np.asarray(Image.open(path)), images[seed])
 
 
+def test_a_folder_stays_until_another_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "shard-000000"
+    pixels = np.zeros((2, 3, 5, 1), np.uint8)
+
+    def place(value: int) -> None:
+        with shards.placing(target) as part:
+            shards.write_shard(part, shards.Shard(np.arange(2, dtype=np.uint64), {}, pixels + np.uint8(value)), "png")
+
+    place(0)
+    before = tree(tmp_path)
+    replace_file = os.replace
+
+    def refusing(source: Path, place: Path) -> None:
+        if place == target and not source.name.endswith(f".old{shards.PART}"):
+            raise OSError(errno.EIO, "Input/output error")
+        replace_file(source, place)
+
+    monkeypatch.setattr(os, "replace", refusing)
+    with pytest.raises(OSError, match="Input/output error"):
+        place(1)
+    assert tree(tmp_path) == before
+    monkeypatch.undo()
+    place(2)
+    assert tree(tmp_path).keys() == before.keys()  # nothing is left aside
+    assert (np.asarray(Image.open(target / "000000.png")) == 2).all()
+
+
 def image_engine(folder: Path) -> Path:
     """An engine whose samples are pictures of three channels."""
     path = folder / "image.engine"
