@@ -18,6 +18,7 @@ in sFID (Nash et al., arXiv 2103.03841).
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,14 @@ def extractor(source: str | nn.Module, *, scale: tuple[float, float] = (-1.0, 1.
         module, code = load_factory(source)
         return _of_module(Path(source).name, module, code, scale, place)
     raise InputError(f"unknown features '{source}'; expected {EXPECTED}")
+
+
+def with_whole_path(source: str) -> str:
+    """The same extractor's name for a process that works in another folder."""
+    if source == "fashion":
+        return source
+    kind = f"{INCEPTION}:" if source.startswith(f"{INCEPTION}:") else ""
+    return kind + os.path.join(os.getcwd(), source.removeprefix(kind))
 
 
 def scaled(pixels: Pixels, scale: tuple[float, float], device: torch.device) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,9 @@ import pfdiff
 from pfdiff import InputError
 from pfdiff.cli import main
 from pfdiff.engine.candidates import Setting, all_candidates, compiled
+from pfdiff.engine.cluster import connected
+from pfdiff.export.features import with_whole_path
+from pfdiff.export.search_cluster import Dealer
 
 REAL = np.random.default_rng(0).integers(0, 256, (80, 6, 5, 1), np.uint8)
 SOLVERS = ["ddim", "pfdiff:k=2,l=1"]
@@ -157,11 +162,52 @@ def test_ray_is_for_engines_and_features_by_name() -> None:
         pfdiff.tune(network(), 4, ray="local")
 
 
+def test_what_is_asked_goes_to_the_workers_that_have_answered() -> None:
+    """Three workers, one of which the cluster has no room for."""
+    dealt: list[tuple[int, int]] = []
+
+    class Task:
+        def __init__(self, place: int, name: str) -> None:
+            self.place, self.name = place, name
+
+        def remote(self, *given: Any) -> tuple[int, str, int]:
+            if self.name == "features":
+                dealt.append((self.place, int(given[1][0])))
+            return self.place, self.name, int(given[1][0]) if given else -1
+
+    class Worker:
+        def __init__(self, place: int) -> None:
+            self.ready, self.features = Task(place, "ready"), Task(place, "features")
+
+    def wait(references: list[tuple[int, str, int]]) -> list[tuple[int, str, int]]:
+        ready = [one for one in references if one[0] != 1]
+        assert ready, "would wait for ever"
+        return ready[:1]
+
+    ahead = Dealer([Worker(place) for place in range(3)], wait, lambda reference: [float(reference[2])])
+    setting = Setting("linear:1000", 4, "eps", 999)
+    _, program = next(compiled(all_candidates(setting, solvers=["ddim"]), setting, set()))
+    for first in (0, 7):
+        answers = ahead([(program, np.array([first + row])) for row in range(7)])
+        assert [float(answer()[0]) for answer in answers] == [first + row for row in range(7)]
+    assert sorted(row for _, row in dealt) == list(range(14))  # each once
+    assert {place for place, _ in dealt} == {0, 2}
+
+
+def test_files_of_extractors_are_named_for_another_folder(work: Path) -> None:
+    assert with_whole_path("fashion") == "fashion"
+    assert with_whole_path("nets.py:rows") == f"{work}/nets.py:rows"
+    assert with_whole_path("judge.onnx:/pool/out") == f"{work}/judge.onnx:/pool/out"
+    assert with_whole_path("inception:weights.pt") == f"inception:{work}/weights.pt"
+    assert with_whole_path("/judge.onnx") == "/judge.onnx"
+
+
 @pytest.mark.slow
 def test_on_ray_the_ranking_is_that_of_this_process(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="ray is not installed")
+    """Although the cluster works in another folder and has no room for the third worker."""
+    ray = pytest.importorskip("ray", reason="ray is not installed")
     pfdiff.build(network(), 4, "ddim", out="tiny.engine").close()
-    words = {"metric": "fd", "pictures": REAL, "features": str(work / "nets.py:rows"), "held_out": 8}
+    words = {"metric": "fd", "pictures": REAL, "features": "nets.py:rows", "held_out": 8}
     words |= {"calibration": 16, "solvers": SOLVERS, "local": False}
     here = pfdiff.tune("tiny.engine", 4, **words)
     monkeypatch.setenv("XDG_CACHE_HOME", str(work / "another"))
@@ -170,7 +216,20 @@ def test_on_ray_the_ranking_is_that_of_this_process(work: Path, monkeypatch: pyt
         raise AssertionError("drawn by the driver")
 
     monkeypatch.setattr("pfdiff.export.distance_judge.Sampler.__call__", never)
-    there = pfdiff.tune(work / "tiny.engine", 4, ray="local", workers=2, **words)
+
+    class Other:
+        def busy(self) -> bool:
+            return True
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(3)), raising=False)
+    monkeypatch.chdir("/")
+    with connected("local"):
+        monkeypatch.chdir(work)
+        other: Any = ray.remote(num_cpus=1)(Other)
+        other = other.remote()
+        assert ray.get(other.busy.remote())
+        there = pfdiff.tune(work / "tiny.engine", 4, ray="local", workers=3, **words)
     assert [(one.solver, one.grid) for one in there] == [(one.solver, one.grid) for one in here]
     assert [one.error for one in there] == pytest.approx([one.error for one in here], rel=1e-4)
     held_out = [[one.held_out_error for one in ranking if one.held_out_error is not None] for ranking in (here, there)]
