@@ -141,6 +141,17 @@ def test_the_real_features_are_computed_once(monkeypatch: pytest.MonkeyPatch) ->
     assert sum(seen) == 54 + 3 * 52
 
 
+def test_features_of_a_changed_extractor_with_the_same_digest_are_made_again() -> None:
+    """As when something was edited that the digest does not reach."""
+
+    def made(power: int) -> Extractor:
+        return Extractor("mine", "0", lambda pixels: (torch.from_numpy(pixels).float().flatten(1) ** power, None))
+
+    for power in (1, 2, 1):
+        found, _ = reference_features(made(power), REAL)
+        np.testing.assert_array_equal(found.pooled, REAL.reshape(50, -1).astype(np.float32) ** power)
+
+
 def test_real_pictures_that_are_sorted_by_class_are_compared_with_all_classes() -> None:
     """40 samples of both of two classes that nothing lies between, 400 real ones: one class, then the other."""
     rng = np.random.default_rng(3)
