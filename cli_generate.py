@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,24 +96,34 @@ def _bar() -> Iterator[Callable[[int, int], None] | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
     from rich.text import Text
 
     class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.speed or 0.0
-            return Text(f"{speed:.{0 if speed >= 100 else 2}f} samples/s" if speed else "")
+        """The whole run's speed, for rich forgets what is some minutes old, and shards may take longer."""
 
-    parts = ("generating", BarColumn(24), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    # The speed is that of the last five minutes: shards may take long.
-    with Progress(*parts, console=Console(stderr=True), transient=True, speed_estimate_period=300) as bar:
-        task = bar.add_task("", total=None)
+        def render(self, task: Task) -> Text:
+            return Text(rate_and_time_left(task.completed - task.fields["before"], task.remaining or 0, task.elapsed))
+
+    with Progress(
+        "generating", BarColumn(24), MofNCompleteColumn(), Rate(), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task("", total=None, before=0)
 
         def tell(done: int, total: int) -> None:
             begun = bar.tasks[0].total is None  # what earlier runs did is not this one's speed
             if begun:
-                bar.reset(task, total=total, completed=done)
+                bar.reset(task, total=total, completed=done, before=done)
             else:
                 bar.update(task, completed=done)
 
         yield tell
+
+
+def rate_and_time_left(made: float, missing: float, seconds: float | None) -> str:
+    """Of a run that has `made` samples in so many seconds; empty until the first ones are there."""
+    if not made or not seconds:
+        return ""
+    rate = made / seconds
+    left = timedelta(seconds=int(missing / rate))
+    return f"{rate:.{0 if rate >= 100 else 2}f} samples/s {left}"

@@ -110,11 +110,10 @@ def evaluate(
     count = COUNT if count is None else count
     real_pixels, real_name = pictures_of(reference)
     pictures = None if of_engine else pictures_of(samples)
-    tell("features of the real pictures", 0, 0)
-    real, digest = reference_features(network, real_pixels)
+    tell("features of the real pictures", 0, len(real_pixels))
+    real, digest = reference_features(network, real_pixels, tell)
     if pictures is not None:
-        tell("features of the samples", 0, 0)
-        drawn, made = {"files": pictures[1]}, network(pictures[0])
+        drawn, made = {"files": pictures[1]}, network(pictures[0], _counting(tell, "samples", len(pictures[0])))
     elif isinstance(samples, Engine):
         drawn, made = draw(samples, network, nfe, first, count, conditions, tell)
     else:
@@ -162,7 +161,7 @@ def spatial_distance(real: Features, made: Features) -> float | None:
     return FrechetDistance(real.spatial)(made.spatial)
 
 
-def reference_features(network: Extractor, pixels: Pixels) -> tuple[Features, str]:
+def reference_features(network: Extractor, pixels: Pixels, tell: Progress | None = None) -> tuple[Features, str]:
     """(features of real pictures, SHA-256 of these), from the cache when they were had before. Raises InputError.
 
     What is cached counts only if it agrees with features of the first pictures made now: a digest may
@@ -176,10 +175,14 @@ def reference_features(network: Extractor, pixels: Pixels) -> tuple[Features, st
     found = {kind: part for kind, part in held.items() if part is not None and _agree(part, probe[kind])}
     if found.keys() == probe.keys():
         return Features(found["pooled"], found.get("spatial")), digest
-    features = network(pixels)
+    features = network(pixels, _counting(tell, "features of the real pictures", len(pixels)) if tell else None)
     for kind, part in _parts(features).items():
         store.put(keys[kind], part)
     return features, digest
+
+
+def _counting(tell: Progress, stage: str, expected: int) -> Callable[[int], None]:
+    return lambda done: tell(stage, done, expected)
 
 
 def _parts(features: Features) -> dict[str, NDArray[np.float32]]:

@@ -76,8 +76,8 @@ class Extractor:
         """Whether a Frechet distance on these features is FID."""
         return self.digest == FID_DIGEST
 
-    def __call__(self, pixels: Pixels) -> Features:
-        """The features of pixels uint8 [n, H, W, C], n at least 1, in batches. Raises InputError."""
+    def __call__(self, pixels: Pixels, tell: Callable[[int], None] | None = None) -> Features:
+        """The features of pixels uint8 [n, H, W, C], n at least 1, in batches; tell(done). Raises InputError."""
         pooled: list[Array] = []
         spatial: list[Array] = []
         for first in range(0, len(pixels), BATCH):
@@ -86,6 +86,8 @@ class Extractor:
             pooled.append(features.float().cpu().numpy())
             if maps is not None:
                 spatial.append(maps[:, :SPATIAL_CHANNELS].flatten(1).float().cpu().numpy())
+            if tell:
+                tell(first + len(part))
         return Features(np.concatenate(pooled), np.concatenate(spatial) if spatial else None)
 
     def _checked(self, part: Pixels) -> tuple[Tensor, Tensor | None]:

@@ -141,6 +141,13 @@ def test_the_real_features_are_computed_once(monkeypatch: pytest.MonkeyPatch) ->
     assert sum(seen) == 54 + 3 * 52
 
 
+def test_progress_counts_real_pictures_and_samples() -> None:
+    told: list[tuple[str, int, int]] = []
+    evaluate(REAL[:20], REAL, features="judge.py:both", progress=lambda *given: told.append(given))
+    assert ("features of the real pictures", 50, 50) in told
+    assert ("samples", 20, 20) in told
+
+
 def test_features_of_a_changed_extractor_with_the_same_digest_are_made_again() -> None:
     """As when something was edited that the digest does not reach."""
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 import pfdiff
 from pfdiff.cli import main
+from pfdiff.cli_generate import rate_and_time_left
 from pfdiff.engine import generate as bulk
 from pfdiff.engine import shards
 from pfdiff.engine import worker as work
@@ -368,6 +369,13 @@ def test_progress_has_count_and_rate(engine: Path, tmp_path: Path, monkeypatch: 
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sys.stderr.getvalue())  # type: ignore[attr-defined]
     assert re.search(r"25/25 [\d.]+ samples/s 0:00:00", shown)
+
+
+def test_the_rate_is_that_of_the_whole_run() -> None:
+    """Shards an hour apart too, from the first one on."""
+    assert rate_and_time_left(0, 10_000, 900) == ""
+    assert rate_and_time_left(256, 256 * 3, 3600) == "0.07 samples/s 3:00:00"
+    assert rate_and_time_left(30_000, 15_000, 60) == "500 samples/s 0:00:30"
 
 
 # Bad input.
