@@ -46,6 +46,9 @@ def tune(
     metric: Annotated[str, typer.Option("--metric", help="error, to a reference, or fd, to real pictures.")] = "error",
     pictures: Annotated[str | None, typer.Option("--pictures", help="Real pictures, for fd: a file or folder.")] = None,
     features: Annotated[str | None, typer.Option("--features", help="What measures them: see evaluate.")] = None,
+    scale: Annotated[
+        str, typer.Option("--scale", metavar="LOW,HIGH", help="What 0 and 255 become for your own features.")
+    ] = "-1,1",
     ray: Annotated[
         str | None, typer.Option("--ray", metavar="ADDRESS", help="Draw on Ray, for fd: local, auto or HOST:PORT.")
     ] = None,
@@ -91,9 +94,9 @@ def tune(
     """
     from .cli_progress import meter
     from .cli_tables import write_json
-    from .cli_words import integers_from
+    from .cli_words import integers_from, scale_from
 
-    evaluations = integers_from("--nfe", nfe)
+    evaluations, ends = integers_from("--nfe", nfe), scale_from(scale)
     with meter() as progress:
         progress("reading the network", 0, 0)
         source, given = _opened(network, context)
@@ -106,6 +109,7 @@ def tune(
                 metric=metric,
                 pictures=pictures,
                 features=features,
+                scale=ends,
                 ray=ray,
                 workers=workers,
                 calibration=calibration,

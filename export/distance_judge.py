@@ -44,9 +44,13 @@ class RealPictures:
     width: int
 
     @staticmethod
-    def of(pictures: str | os.PathLike[str] | NDArray[Any], features: str | nn.Module) -> RealPictures:
+    def of(
+        pictures: str | os.PathLike[str] | NDArray[Any],
+        features: str | nn.Module,
+        scale: tuple[float, float] = (-1.0, 1.0),
+    ) -> RealPictures:
         """From files or an array, and what `extractor` takes. Raises InputError, BackendError."""
-        network = extractor(features)
+        network = extractor(features, scale=scale)
         pixels, name = pictures_of(pictures)
         real, _ = reference_features(network, pixels)
         return RealPictures(name, network, FrechetDistance(real.pooled), real.pooled.shape[1])

@@ -43,11 +43,12 @@ class Drawing:
         given: Mapping[str, Any] | None,
         backend: str,
         threads: int,
+        scale: tuple[float, float],
     ) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        opened = Sampler.opened(Subject.of(engine), seeds, given, extractor(features), backend, threads)
+        opened = Sampler.opened(Subject.of(engine), seeds, given, extractor(features, scale=scale), backend, threads)
         self._open = ExitStack()  # until the process ends
         self._sampler = self._open.enter_context(opened)
 
@@ -116,6 +117,7 @@ def crew(
     backend: str = "auto",
     threads: int | None = None,
     workers: int | None = None,
+    scale: tuple[float, float] = (-1.0, 1.0),
 ) -> Iterator[Callable[[Asked], list[Callable[[], Floats]]]]:
     """What `DistanceJudge` takes as `ahead`, on the cluster at `address`. Raises InputError, BackendError."""
     try:
@@ -129,7 +131,7 @@ def crew(
         remote: Any = ray.remote(Drawing)
         settings = {"num_cpus": threads, "num_gpus": gpus}
         settings |= {"max_restarts": MOST_TRIES, "max_task_retries": MOST_TRIES}
-        place = (engine.resolve(), with_whole_path(features), list(seeds), given, backend, threads)
+        place = (engine.resolve(), with_whole_path(features), list(seeds), given, backend, threads, scale)
         drawing = [remote.options(**settings).remote(*place) for _ in range(room)]
 
         def wait(references: list[Any]) -> list[Any]:

@@ -56,6 +56,7 @@ def tune(
     metric: str = "error",
     pictures: str | os.PathLike[str] | NDArray[Any] | None = None,
     features: str | nn.Module | None = None,
+    scale: tuple[float, float] = (-1.0, 1.0),
     calibration: int | None = None,
     held_out: int | None = None,
     seed: int = 0,
@@ -81,7 +82,7 @@ def tune(
 
     network: a Network, what Network takes alone, or an engine directory.
     metric: error, the RMS distance to a many-step reference, or fd, the Frechet distance to real `pictures` on
-    `features`, both as `pfdiff.evaluate` takes them. A distance of few samples is biased, alike for all candidates.
+    `features` with `scale`, as `pfdiff.evaluate` takes all three. A distance of few samples is biased, alike for all.
     calibration, held_out: seeds that choose (16; 512 for fd), and that judge the best (32; 512). seed: which ones.
     solvers, grids, bases: only these. local: also race the neighbours of the best, not the tables alone.
     t_start: the latest start, where the reference starts too; by default the schedule's last time, or for an
@@ -99,10 +100,10 @@ def tune(
     calibration, held_out = _checked_seeds(metric, calibration, held_out)
     subject, limit, tell = Subject.of(network), parse_budget(budget), progress or _silent
     setting = make_setting(subject, nfe, clip, t_start, end)
-    aim = _aim(metric, pictures, features, setting, refine=refine, reference=reference)
+    aim = _aim(metric, pictures, features, scale, setting, refine=refine, reference=reference)
     check_destination(subject, out)
     seeds = chosen_seeds(seed, calibration + (_refining_seeds(calibration) if refine else 0), held_out)
-    members = _crew(ray, subject, features, seeds, conditions, backend, threads, workers)
+    members = _crew(ray, subject, features, scale, seeds, conditions, backend, threads, workers)
     with _judge(subject, setting, aim, seeds, conditions, limit, tell, members, backend, threads) as judge:
         search = Search(judge, setting, calibration, np.arange(len(seeds) - held_out, len(seeds)), tell)
         result = _searched(search, aim, seed, solvers, grids, bases, local=local, refine=refine, tell=tell)
@@ -138,6 +139,7 @@ def _aim(
     metric: str,
     pictures: Any,
     features: str | nn.Module | None,
+    scale: tuple[float, float],
     setting: Setting,
     *,
     refine: bool,
@@ -150,7 +152,7 @@ def _aim(
         return Reference.of(setting.schedule, setting.t_start, reference)
     if pictures is None or features is None or refine or reference is not None:
         raise InputError("metric fd needs pictures and features, and takes neither refine nor reference")
-    return RealPictures.of(pictures, features)
+    return RealPictures.of(pictures, features, scale)
 
 
 def check_destination(subject: Subject, out: str | os.PathLike[str] | None) -> None:
@@ -197,6 +199,7 @@ def _crew(
     ray: str | None,
     subject: Subject,
     features: str | nn.Module | None,
+    scale: tuple[float, float],
     seeds: Sequence[int],
     conditions: Mapping[str, Any] | None,
     backend: str,
@@ -208,7 +211,7 @@ def _crew(
         return nullcontext()
     if subject.engine is None or not isinstance(features, str):
         raise InputError("ray takes metric fd, an engine directory and features by name; build the engine first")
-    place = {"backend": backend, "threads": threads, "workers": workers}
+    place = {"backend": backend, "threads": threads, "workers": workers, "scale": scale}
     return crew(ray, subject.engine, features, seeds, conditions, **place)
 
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 import pfdiff
 from pfdiff import InputError
 from pfdiff.cli import main
+from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.candidates import Setting, all_candidates, compiled
 from pfdiff.engine.cluster import connected
 from pfdiff.export.features import with_whole_path
-from pfdiff.export.search_cluster import Dealer
+from pfdiff.export.search_cluster import Dealer, Drawing
 
 REAL = np.random.default_rng(0).integers(0, 256, (80, 6, 5, 1), np.uint8)
 SOLVERS = ["ddim", "pfdiff:k=2,l=1"]
@@ -109,6 +110,29 @@ def test_twice_is_the_same_and_the_second_time_free() -> None:
     assert first.cached < first.evaluations == again.cached == again.evaluations
 
 
+def test_the_scale_of_the_features_is_that_of_the_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of x in 0..1 are half of those in -1..1, but for a constant: a quarter of the distance. On workers too."""
+    words = {
+        "pictures": REAL,
+        "metric": "fd",
+        "calibration": 16,
+        "held_out": 0,
+        "solvers": ["ddim"],
+        "grids": ["uniform"],
+    }
+    words |= {"bases": ["eps"], "local": False, "t_start": 999}
+    usual = pfdiff.tune(network(), 4, features=Rows(), **words)
+    halved = pfdiff.tune(network(), 4, features=Rows(), scale=(0, 1), **words)
+    assert halved[0].error == pytest.approx(usual[0].error / 4, rel=1e-3)
+    pfdiff.build(network(), 4, "ddim", grid="uniform", out="tiny.engine").close()
+    place = (Path("tiny.engine"), "nets.py:rows", range(8), None, "auto", 1)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # of a worker's process
+    drawing, ours = Drawing(*place, (-1, 1)), Drawing(*place, (0, 1))
+    program = read_artifact("tiny.engine").programs[4].to_json()
+    x, half = (one.features(program, np.arange(8)) for one in (drawing, ours))
+    np.testing.assert_allclose(half, (x + 5) / 2, atol=1e-4)
+
+
 def test_a_budget_ends_the_search_early() -> None:
     words = {"metric": "fd", "pictures": REAL, "features": Rows(), "calibration": 16, "held_out": 8}
     found = pfdiff.tune(network(), 4, solvers=SOLVERS, budget=100, **words)
@@ -119,6 +143,7 @@ def test_a_budget_ends_the_search_early() -> None:
 def test_the_command_shows_what_was_measured_and_writes_the_winner(capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--shape", "1x6x5", "--schedule", "linear:1000", "--prediction", "eps", "--solver", "ddim"]
     words = ["--metric", "fd", "--pictures", "real.npz", "--features", "nets.py:rows", "--calibration", "16"]
+    words += ["--scale", "0,1"]
     assert main(["tune", "nets.py:tiny", "--nfe", "4", *where, *words, "--held-out", "8", "-o", "best.engine"]) == 0
     shown = capsys.readouterr().out
     assert "NFE 4: FD to real.npz on features nets.py:rows" in shown
