@@ -6,7 +6,7 @@
 |------------------------|------------------------------------------------------------------------------------------|
 | `fashion`              | the shipped Fashion-MNIST classifier: its 128 mean activations, its 7x7 maps             |
 | `inception:FILE`       | Inception-v3 of 2015-12-05 as TorchScript, the user's file: the only one that gives FID, |
-|                        | and only if its SHA-256 is that of NVIDIA's                                              |
+|                        | and only if its SHA-256 is that of NVIDIA's. `inception` alone: the cache folder's       |
 | `judge.onnx[:OUTPUT]`  | an ONNX network of the user's: x [n, C, H, W] -> features [n, d]; maps are an output     |
 |                        | [n, c, h, w] if it has just one. OUTPUT names the features                               |
 | `judge.py:factory`     | a module of the user's: forward(x) -> features [n, d], or (features, maps)               |
@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..engine.cache import content_key
+from ..engine.cache import cache_folder, content_key
 from ..engine.device import parse_device, why_not_cuda
 from ..engine.errors import InputError
 from .module_call import load_factory
@@ -42,6 +42,8 @@ Pixels = NDArray[np.uint8]
 SPATIAL_CHANNELS = 7
 BATCH = 100
 INCEPTION = "inception"
+INCEPTION_FILE = "inception-2015-12-05.pt"
+INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_FILE}"
 # SHA-256 of NVIDIA's inception-2015-12-05.pt, as k-diffusion's evaluation.py checks it: what gives FID.
 FID_DIGEST = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 EXPECTED = "fashion, inception:FILE, an .onnx file or file.py:factory"
@@ -126,7 +128,9 @@ def extractor(source: str | nn.Module, *, scale: tuple[float, float] = (-1.0, 1.
     if kind == INCEPTION:
         from .inception import run_inception
 
-        path = _file(source, rest, "inception:PATH of StyleGAN2-ADA's inception-2015-12-05.pt")
+        cached = cache_folder() / INCEPTION_FILE
+        text = str(cached) if source == INCEPTION else rest
+        path = _file(source, text, f"{INCEPTION_URL} there, or as inception:FILE")
         digest = _sha256(path)
         name = INCEPTION if digest == FID_DIGEST else f"{INCEPTION}:{path.name}"
         return Extractor(name, digest, run_inception(path, place))
@@ -143,6 +147,8 @@ def with_whole_path(source: str) -> str:
     """The same extractor's name for a process that works in another folder."""
     if source == "fashion":
         return source
+    if source == INCEPTION:
+        return f"{INCEPTION}:{cache_folder() / INCEPTION_FILE}"
     kind = f"{INCEPTION}:" if source.startswith(f"{INCEPTION}:") else ""
     return kind + os.path.join(os.getcwd(), source.removeprefix(kind))
 

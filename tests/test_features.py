@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, save_model
 from torch import nn
 
 from pfdiff import InputError
-from pfdiff.export.features import BATCH, Extractor, extractor
+from pfdiff.export.features import BATCH, Extractor, extractor, with_whole_path
 from pfdiff.export.zoo.fashion_classifier import load_classifier
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (BATCH + 3, 28, 28, 1), np.uint8)
@@ -182,6 +182,18 @@ def test_inception_is_walked_to_its_own_answer(tmp_path: Path, channels: int) ->
 
 
 @needs_script
+def test_inception_alone_is_the_file_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place = tmp_path / "pfdiff" / "inception-2015-12-05.pt"
+    said = refusal("inception")
+    assert f"there is no file '{place}'; expected https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/" in said
+    place.parent.mkdir()
+    named = save_script(InceptionLike(), place)
+    assert extractor("inception").digest == extractor(named).digest
+    assert with_whole_path("inception") == named
+
+
+@needs_script
 def test_another_network_is_not_taken_for_inception(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="its layers do not add up to its answer"):
         extractor(save_script(InceptionLike(offset=100.0), tmp_path / "other.pt"))
@@ -201,7 +213,7 @@ def refusal(source: str | nn.Module, pixels: np.ndarray = PIXELS[:2], scale: tup
 
 def test_what_does_not_fit_is_one_clear_line(tmp_path: Path, judge: str) -> None:
     assert "unknown features 'vgg'; expected fashion, inception:FILE" in refusal("vgg")
-    assert "there is no file ''; expected inception:" in refusal("inception")
+    assert "there is no file 'none.pt'; expected https://nvlabs" in refusal("inception:none.pt")
     assert "there is no file 'gone.onnx'" in refusal("gone.onnx")
     assert "has no function 'nine'" in refusal(f"{judge}:nine")
     assert "gave [2, 1, 28, 28] for 2 pictures, expected [n, d]" in refusal(f"{judge}:four")
