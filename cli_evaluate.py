@@ -84,10 +84,12 @@ def _conditions(samples: str, extra: list[str]) -> dict[str, Any] | None:
 def print_evaluation(report: Evaluation) -> None:
     """The report in lines that fit 80 columns."""
     drawn = report.drawn
-    if "solver" in drawn:
-        print(f"{drawn['engine']}: {drawn['solver']}, {drawn['nfe']} evaluations, seeds {drawn['seeds']}")
+    source = drawn["engine"] if "engine" in drawn else drawn["files"]
+    if "nfe" in drawn:
+        solver = f"{drawn['solver']}, " if "solver" in drawn else ""
+        print(f"{source}: {solver}{drawn['nfe']} evaluations, seeds {drawn['seeds']}")
     else:
-        print(drawn["files"])
+        print(source)
     print(f"{report.samples} samples, {report.real} real pictures of {report.reference}")
     called = "" if report.names[0] == "FID" else "; so not FID"
     print(f"features {report.extractor}, SHA-256 {report.extractor_digest[:12]}{called}\n")

@@ -1,6 +1,7 @@
 """The folder of a bulk run: its manifest says which samples it is for and which shards are finished.
 
-    manifest.json     {format, recipe, finished, complete, shards: [{name, first, count, bytes, sha256, made_by}]}
+    manifest.json     {format, recipe, solver, finished, complete,
+                       shards: [{name, first, count, bytes, sha256, made_by}]}
     shard-000000.*    what the manifest lists; anything else of a shard is unfinished work and does not count
 
 The manifest is replaced by a rename after every shard. It holds no times and no machines, so it is the same for the
@@ -77,6 +78,7 @@ class Ledger:
         content = {
             "format": FORMAT,
             "recipe": self.recipe.to_dict(),
+            "solver": self.recipe.solver,
             "finished": sum(record.count for record in records),
             "complete": not self.missing,
             "shards": [asdict(record) for record in records],

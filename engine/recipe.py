@@ -35,9 +35,13 @@ LISTED_ROWS = 32  # a longer table stands in the manifest as its hash
 @final
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """A run's samples. `engine`, `program`: SHA-256; `batch`: the engine's buckets; `size`: samples of a shard."""
+    """A run's samples. `engine`, `program`: SHA-256; `batch`: the engine's buckets; `size`: samples of a shard.
+
+    `solver` says what the program is called and decides nothing.
+    """
 
     network: str
+    solver: str
     engine: str
     program: str
     nfe: int
@@ -105,6 +109,7 @@ def make_recipe(
         raise InputError(f"samples of shape {list(shape)} are no images [1|3|4, H, W]; generate float32 samples")
     return Recipe(
         network=contract.name,
+        solver=artifact.programs[chosen].solver,
         engine=engine_digest(artifact),
         program=artifact.programs[chosen].digest,
         nfe=chosen,

@@ -10,6 +10,7 @@ cache folder under the hash of pictures, extractor and version.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from ..engine.api import Engine, load
 from ..engine.artifact import MANIFEST
 from ..engine.cache import ArrayStore, cache_folder, content_key
 from ..engine.errors import InputError
+from ..engine.ledger import MANIFEST as RUN
 from .black_box import conditions_of
 from .distances import FrechetDistance, kernel_distance, precision_recall, thinned
 from .features import FID_DIGEST, Extractor, Features, extractor, joined
@@ -95,7 +97,8 @@ def evaluate(
 
     samples: an Engine or an engine directory, of which the seeds first .. first + count - 1 are drawn with `nfe`
     evaluations (may be left out when there is one program; count: 10,000); or files or an array, as `read_pictures`
-    takes them, all of them. reference: real pictures, likewise.
+    takes them, all of them; of a folder that `generate` wrote the report names solver and seeds. reference: real
+    pictures, likewise.
     features: as `extractor` takes them, with `scale` and `device`. conditions: by name, one value or several that the
     seeds take in turn; by default each label in turn. backend, threads: as in `pfdiff.load`.
     Raises InputError, BackendError, EngineFileError.
@@ -109,11 +112,15 @@ def evaluate(
         raise InputError("nfe, count and conditions are of an engine, and the samples are pictures; leave them out")
     count = COUNT if count is None else count
     real_pixels, real_name = pictures_of(reference)
+    generated = {} if of_engine or isinstance(samples, (Engine, np.ndarray)) else generated_by(samples)
     pictures = None if of_engine else pictures_of(samples)
     tell("features of the real pictures", 0, len(real_pixels))
     real, digest = reference_features(network, real_pixels, tell)
     if pictures is not None:
-        drawn, made = {"files": pictures[1]}, network(pictures[0], _counting(tell, "samples", len(pictures[0])))
+        drawn, made = (
+            {"files": pictures[1], **generated},
+            network(pictures[0], _counting(tell, "samples", len(pictures[0]))),
+        )
     elif isinstance(samples, Engine):
         drawn, made = draw(samples, network, nfe, first, count, conditions, tell)
     else:
@@ -231,6 +238,26 @@ def draw(
         "backend": engine.description,
     }
     return drawn, joined(parts)
+
+
+def generated_by(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `generate` says of the samples in a folder, nothing when it is not from there.
+
+    Raises InputError when they are not all there yet.
+    """
+    try:
+        content = json.loads((Path(folder) / RUN).read_text(encoding="utf-8"))
+        recipe, finished, complete = content["recipe"], content["finished"], content["complete"]
+        first, count = recipe["first"], recipe["count"]
+        drawn = {"network": recipe["network"], "nfe": recipe["nfe"], "program_digest": recipe["program"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    if not complete:
+        raise InputError(
+            f"samples '{folder}': {finished} of {count} are generated; run the same generate again, then evaluate"
+        )
+    solver = {"solver": content["solver"]} if "solver" in content else {}  # older runs do not say
+    return {**drawn, **solver, "seeds": f"{first}-{first + count - 1}", "conditions": recipe.get("conditions", {})}
 
 
 def pictures_of(given: Any) -> tuple[Pixels, str]:

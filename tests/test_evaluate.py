@@ -108,6 +108,28 @@ def test_files_arrays_and_engines_agree(work: Path) -> None:
     assert from_engine.drawn["conditions"] == {"label": {"1": COUNT}}
 
 
+def test_what_generate_wrote_is_named_and_must_be_complete(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = work / "samples"
+    pfdiff.generate("tiny.engine", COUNT, out, nfe=6, first=5, format="npz", shard=8, pixels=True)
+    words = ["--reference", "real.npz", "--features", "judge.py:both"]
+    assert main(["evaluate", str(out), *words]) == 0
+    assert capsys.readouterr().out.startswith("samples: pfdiff:k=2,l=1, 6 evaluations, seeds 5-34\n30 samples")
+    found = evaluate(out, "real.npz", features="judge.py:both").drawn
+    with pfdiff.load("tiny.engine") as engine:
+        assert found["program_digest"] == engine.programs[6].digest
+    assert (found["files"], found["solver"], found["nfe"], found["seeds"]) == ("samples", "pfdiff:k=2,l=1", 6, "5-34")
+
+    # An older run, and one that was cut short.
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["solver"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert "solver" not in evaluate(out, "real.npz", features="judge.py:both").drawn
+    assert pfdiff.generate("tiny.engine", COUNT, out, nfe=6, first=5, format="npz", shard=8, pixels=True).made == 0
+    (out / "manifest.json").write_text(json.dumps({**manifest, "finished": 16, "complete": False}))
+    assert main(["evaluate", str(out), *words]) == 2
+    assert "samples': 16 of 30 are generated; run the same generate again" in capsys.readouterr().err
+
+
 def test_the_real_features_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
