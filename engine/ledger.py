@@ -98,9 +98,10 @@ class Ledger:
                 raise
 
     def sweep(self) -> None:
-        """Remove what killed workers left half-written."""
-        for left in self.folder.glob(f".*{PART}"):
-            remove(left)
+        """Remove what killed workers left half-written. Raises InputError when the disk refuses."""
+        with writing_to(self.folder):
+            for left in self.folder.glob(f".*{PART}"):
+                remove(left)
 
 
 def shard_name(recipe: Recipe, index: int) -> str:

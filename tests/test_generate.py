@@ -391,6 +391,18 @@ def test_places_that_do_not_fit(engine: Path, tmp_path: Path) -> None:
         run(engine, tmp_path / "full")
 
 
+def test_what_cannot_be_swept_is_one_line(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(path: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / f".{NAMES[0]}-0.part").touch()
+    monkeypatch.setattr("pfdiff.engine.ledger.remove", refusing)
+    with pytest.raises(pfdiff.InputError, match=r"cannot write '.*-0\.part': Operation not permitted; finished shards"):
+        run(engine, out)
+
+
 def test_a_folder_that_cannot_be_written(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path, **_: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
