@@ -8,9 +8,11 @@ is plain data (NumPy only) and stands in `engine.json`; `from_dict` refuses a fi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,16 @@ from .fields import as_json, check_choice, check_name, check_shape, is_integer, 
 PREDICTIONS = ("eps", "x0", "v", "flow", "edm")
 PRECISIONS = ("fp32", "fp16", "bf16")
 TIME_DTYPES = ("float32", "int64")
-CONDITION_DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "bool")
+# The dtypes of a condition, and the least and the largest number that each holds.
+DTYPE_RANGES: dict[str, tuple[float, float]] = {
+    "float32": (-(2 - 2**-23) * 2.0**127, (2 - 2**-23) * 2.0**127),
+    "float16": (-65504.0, 65504.0),
+    "bfloat16": (-(2 - 2**-7) * 2.0**127, (2 - 2**-7) * 2.0**127),
+    "int64": (-(2**63), 2**63 - 1),
+    "int32": (-(2**31), 2**31 - 1),
+    "bool": (0, 1),
+}
+CONDITION_DTYPES = tuple(DTYPE_RANGES)
 RESERVED_NAMES = ("seeds", "noise", "nfe", "batch")  # words of `engine.sample` and of the ONNX graph
 
 
@@ -71,26 +82,36 @@ class Condition:
                 raise InputError(
                     f"{where}: default of {len(numbers)} numbers, expected one, or shape {list(self.shape)}"
                 )
-            if self.dtype.startswith("int") and any(one != int(one) for one in numbers):
+            if not self.dtype.startswith(("float", "bfloat")) and any(one != int(one) for one in numbers):
                 raise InputError(f"{where}: default {self.default!r} is no integer, but its dtype is {self.dtype}")
             self._check_range(np.asarray(numbers))
 
+    @cached_property
+    def _range(self) -> tuple[float, float]:
+        """Of the dtype, and within `low` and `high`. Python's numbers, which compare exactly."""
+        low, high = DTYPE_RANGES[self.dtype]
+        return max(low, low if self.low is None else self.low), min(high, high if self.high is None else self.high)
+
     def _check_range(self, values: NDArray[Any]) -> None:
-        low, high = self.low, self.high
-        if not values.size or (low is None and high is None):
+        if not values.size:
             return
-        least, most = 2 * (values.item(),) if values.size == 1 else (values.min(), values.max())
-        if (low is not None and least < low) or (high is not None and most > high):
-            got = f"{least}" if least == most else f"{least}..{most}"
-            span = f"{'' if low is None else low}..{'' if high is None else high}"
-            raise InputError(f"condition '{self.name}': got {got}, expected values in {span}")
+        low, high = self._range
+        least = values.item() if values.size == 1 else values.min().item()
+        most = least if values.size == 1 else values.max().item()
+        if low <= least and most <= high:  # false for NaN
+            return
+        if not (math.isfinite(least) and math.isfinite(most)):
+            raise InputError(f"condition '{self.name}': got NaN or infinity, expected finite numbers")
+        got = f"{least}" if least == most else f"{least}..{most}"
+        raise InputError(f"condition '{self.name}': got {got}, expected values in {low}..{high} ({self.dtype})")
 
     def values(self, given: ArrayLike | str | Sequence[str] | None, batch: int) -> NDArray[Any]:
         """The array [batch, *shape] to feed for what the caller gave.
 
         `given` is one value for all samples (shape `shape`), one for each ([batch, *shape]), a label's name or a list
         of names, or None for the default. float16 and bfloat16 come back as float32: the backend casts.
-        Raises InputError on a missing value, a wrong shape, an unknown label, a fraction for an integer, NaN.
+        Raises InputError on a missing value, a wrong shape, an unknown label, a fraction for an integer, NaN,
+        and what the dtype does not hold.
         """
         dtype = np.dtype("float32" if self.dtype in ("float16", "bfloat16") else self.dtype)
         if given is None:
@@ -101,16 +122,14 @@ class Condition:
         values = np.asarray(self._from_labels(given))
         if values.dtype.kind not in "biuf":
             raise InputError(f"condition '{self.name}': got {values.dtype}, expected numbers of dtype {self.dtype}")
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise InputError(f"condition '{self.name}': got NaN or infinity, expected finite numbers")
-        if dtype.kind == "i" and values.dtype.kind == "f" and (values != np.trunc(values)).any():
-            raise InputError(f"condition '{self.name}': got fractions, expected integers ({self.dtype})")
         if values.shape not in (self.shape, (1, *self.shape), (batch, *self.shape)):
             raise InputError(
                 f"condition '{self.name}': got shape {list(values.shape)}, expected {list(self.shape)} for all samples "
                 f"or {[batch, *self.shape]}, one for each"
             )
         self._check_range(values)
+        if dtype.kind != "f" and values.dtype.kind == "f" and (values != np.trunc(values)).any():
+            raise InputError(f"condition '{self.name}': got fractions, expected integers ({self.dtype})")
         fed = np.empty((batch, *self.shape), dtype)
         fed[...] = values
         return fed

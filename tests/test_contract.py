@@ -105,6 +105,10 @@ def test_a_missing_field_is_named(field: str) -> None:
         {"default": (1, 2, 3), "shape": (2,)},
         {"default": (1, 2.5), "shape": (2,)},
         {"default": (1, 5), "shape": (2,), "high": 4},
+        {"dtype": "int32", "default": 2**31},
+        {"dtype": "float16", "default": 65505},
+        {"dtype": "bool", "default": 0.5},
+        {"dtype": "bool", "default": 2},
     ],
 )
 def test_a_wrong_condition_is_refused(fields: dict[str, Any]) -> None:
@@ -133,6 +137,29 @@ def test_condition_values() -> None:
     text = Condition("text", "float16", (2, 3))
     assert text.values(np.ones((2, 3)), 4).shape == (4, 2, 3)
     assert text.values(np.ones((4, 2, 3)), 4).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "outside", "kept"),
+    [
+        ("int32", [2**32 + 5, -(2**31) - 1, 2.0**31], [2**31 - 1, -(2**31)]),
+        ("int64", [2**63, 2.0**63, -(2.0**64)], [2**63 - 1, -(2**63), 2.0**62]),
+        ("float32", [1e39, -1e39, float("inf")], [float(np.finfo(np.float32).max), 2**63]),
+        ("float16", [1e5, -65505], [65504, np.float32(-65504)]),
+        ("bfloat16", [3.4e38], [float(np.array(0x7F7F0000, np.uint32).view(np.float32))]),
+        ("bool", [0.3, 7, -1, float("nan")], [0, 1, 1.0, True, False, np.bool_(True)]),
+    ],
+)
+def test_what_a_dtype_does_not_hold_is_refused(dtype: str, outside: list[Any], kept: list[Any]) -> None:
+    one = Condition("value", dtype, (2,))
+    for value in outside:
+        for given in ([value, 0], np.array([value, 0])):
+            with pytest.raises(InputError, match="condition 'value': got"):
+                one.values(given, 1)
+        with pytest.raises(InputError, match="condition 'value': got"):
+            Condition("value", dtype).values(value, 1)
+    for value in kept:
+        assert one.values([value, 0], 3).tolist() == 3 * [[value, 0]]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ Condition read_condition(const json::Node& node) {
     if (const auto shape = node.find("shape")) condition.elements = read_shape(*shape, condition.shape);
     // A list has a number for each element, where this interface has one for all: such a condition must be set.
     if (const auto value = node.find("default"); value && !value->is_array())
-        condition.default_value = read_finite(*value);
+        condition.default_value = value->is_boolean() ? static_cast<double>(value->boolean()) : read_finite(*value);
     const auto bound = [](const json::Node& found) { return found.integer(INT64_MIN, INT64_MAX); };
     condition.low = read_or(node, "low", condition.low, bound);
     condition.high = read_or(node, "high", condition.high, bound);

@@ -16,6 +16,16 @@ void append(std::vector<std::uint8_t>& bytes, Element element) {
     std::memcpy(bytes.data() + at, &element, sizeof element);
 }
 
+// Whether the dtype has this number; the cast of another is undefined, or gives infinity.
+bool holds(const std::string& dtype, double value) {
+    if (dtype == "bool") return value == 0 || value == 1;
+    if (dtype.starts_with("int")) {
+        const double end = dtype == "int32" ? 0x1p31 : 0x1p63;
+        return value == std::floor(value) && -end <= value && value < end;
+    }
+    return std::abs(value) <= (dtype == "float16" ? 65504 : dtype == "bfloat16" ? 0x1.FEp127 : 0x1.FFFFFEp127);
+}
+
 }  // namespace
 
 void append_value(std::vector<std::uint8_t>& bytes, const std::string& dtype, double value) {
@@ -46,23 +56,22 @@ Feed::Feed(const pfd_engine_t* engine) {
         Condition condition{view.name,     view.dtype,        {view.shape, view.shape + view.rank},
                             view.elements, view.has_low != 0, view.has_high != 0,
                             view.low,      view.high,         {}};
-        if (view.has_default != 0) condition.values = {view.default_value};
         conditions.push_back(std::move(condition));
+        if (view.has_default != 0) set(view.name, &view.default_value, 1);
     }
 }
 
 void Feed::set(const std::string& name, const double* values, std::size_t count) {
     for (auto& condition : conditions) {
         if (condition.name != name) continue;
-        const bool integer = condition.dtype.starts_with("int");
         if (count == 0 || (count != 1 && count % static_cast<std::size_t>(condition.elements) != 0))
             throw input_error("condition '" + name + "': " + std::to_string(count) +
                               " values, expected a multiple of " + std::to_string(condition.elements));
         for (std::size_t i = 0; i < count; ++i) {
-            const double value = values[i], largest = condition.dtype == "int32" ? 0x1p31 : 0x1p63;
+            const double value = values[i];
             if (!std::isfinite(value))
                 throw input_error("condition '" + name + "': " + decimal(value) + " is not finite");
-            if (integer && (value != std::floor(value) || value < -largest || value >= largest))
+            if (!holds(condition.dtype, value))
                 throw input_error("condition '" + name + "': " + decimal(value) + " is no " + condition.dtype);
             if ((condition.has_low && value < static_cast<double>(condition.low)) ||
                 (condition.has_high && value > static_cast<double>(condition.high)))

@@ -23,8 +23,7 @@ struct Feed {
 
     explicit Feed(const pfd_engine_t* engine);
 
-    // Throws Error (PFD_INPUT_ERROR) on an unknown name, a wrong count, a value out of range or a fraction for an
-    // integer.
+    // Throws Error (PFD_INPUT_ERROR) on an unknown name, a wrong count, or a value out of range or not of the dtype.
     void set(const std::string& name, const double* values, std::size_t count);
     // The condition's batch * elements values as bytes of its dtype. Throws when it is missing or of another batch.
     std::vector<std::uint8_t> bytes(const Condition& condition, std::int64_t batch) const;

@@ -66,6 +66,7 @@ class Node final {
     std::vector<Node> items() const;
 
     bool is_array() const { return std::holds_alternative<Array>(value_->data); }
+    bool is_boolean() const { return std::holds_alternative<bool>(value_->data); }
     const std::string& string() const;
     double number() const;
     bool boolean() const;

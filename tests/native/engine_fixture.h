@@ -53,8 +53,8 @@ inline std::string sealed(const std::string& manifest) {
     }
 }
 
-inline std::string manifest() {
-    return R"({"format": 1, "provenance": {"pfdiff": "0.1.0", "seconds": 1e-05}, "contract": )" + contract +
+inline std::string manifest(const std::string& described = contract) {
+    return R"({"format": 1, "provenance": {"pfdiff": "0.1.0", "seconds": 1e-05}, "contract": )" + described +
            R"(, "batch": [1, 8], "precision": "fp32", "programs": {"3": )" + program + R"(}, "files": )" + files() +
            "}";
 }

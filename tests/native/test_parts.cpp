@@ -10,6 +10,7 @@
 #include "element.h"
 #include "engine_fixture.h"
 #include "error.h"
+#include "feed.h"
 #include "halfs.h"
 #include "update.h"
 
@@ -200,6 +201,41 @@ void test_single_updates() {
     CHECK(std::memcmp(whole.data(), states.data(), sizeof(float) * count) == 0);
 }
 
+// What a condition of a dtype takes, its default first, and what it refuses instead of feeding another number.
+void test_conditions() {
+    const struct {
+        std::string dtype, otherwise;
+        std::vector<double> taken, refused;
+    } cases[] = {
+        {"bool", "true", {0, 1}, {0.3, 7, -1}},
+        {"bool", "0", {1, 0}, {NAN}},
+        {"int32", "3", {0x1p31 - 1, -0x1p31}, {0x1p31, 0x1p32 + 5, 0.5}},
+        {"int64", "-3", {0x1p62, -0x1p63}, {0x1p63, INFINITY}},
+        {"float32", "0.5", {3e38, 1e-50}, {1e39, -1e39}},
+        {"float16", "0.5", {65504}, {65505}},
+        {"bfloat16", "true", {0x1.FEp127}, {3.4e38}},
+    };
+    for (const auto& one : cases) {
+        const fixture::Folder folder("pfdiff-conditions");
+        fixture::write_engine(folder.path);
+        auto contract = fixture::contract;
+        const std::string label =
+            R"("name": "label", "dtype": "int64", "shape": [], "default": 10, "low": 0, "high": 10)";
+        contract.replace(contract.find(label), label.size(),
+                         R"("name": "value", "dtype": ")" + one.dtype + R"(", "default": )" + one.otherwise);
+        fixture::write(folder.path / "engine.json", fixture::sealed(fixture::manifest(contract)));
+        pfd_engine_t* engine = nullptr;
+        CHECK(pfd_open(folder.path.c_str(), &engine) == PFD_OK);
+        pfdiff::Feed feed(engine);
+        const double otherwise = one.otherwise == "true" ? 1 : std::stod(one.otherwise);
+        CHECK(feed.conditions[0].values == std::vector<double>{otherwise});
+        for (const double value : one.refused) CHECK_REFUSED((feed.set("value", &value, 1), 0), "condition 'value': ");
+        for (const double value : one.taken) feed.set("value", &value, 1);
+        CHECK(feed.conditions[0].values == std::vector<double>{one.taken.back()});
+        pfd_close(engine);
+    }
+}
+
 void test_workers() {
     pfdiff::Workers workers(4);
     for (const std::int64_t count :
@@ -222,5 +258,6 @@ int main() {
     test_noise();
     test_sampling();
     test_single_updates();
+    test_conditions();
     test_workers();
 }
