@@ -101,7 +101,10 @@ def _parquet(file: Path) -> NDArray[Any]:
 
 def _png(file: Path) -> NDArray[Any]:
     with Image.open(file) as picture:
-        pixels = np.asarray(picture)
+        if picture.mode == "P":  # its pixels are indices of colours
+            pixels = np.asarray(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
+        else:
+            pixels = np.asarray(picture)
     return pixels[None, ..., None] if pixels.ndim == 2 else pixels[None]
 
 

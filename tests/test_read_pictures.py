@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pfdiff import InputError
 from pfdiff.export.pictures import write_images, write_samples
@@ -49,6 +50,18 @@ def test_grey_pictures_have_one_channel(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_pictures(tmp_path / "grey.npz"), PIXELS[..., :1])
     write_images(tmp_path / "grey", PIXELS[..., :1], range(5))
     np.testing.assert_array_equal(read_pictures(tmp_path / "grey"), PIXELS[..., :1])
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_palette_gives_its_colours(tmp_path: Path, channels: int) -> None:
+    colours = np.random.default_rng(2).integers(0, 256, (7, channels), np.uint8)
+    indices = np.arange(30, dtype=np.uint8).reshape(5, 6) % 7
+    picture = Image.fromarray(indices, "L")
+    picture.putpalette(colours[:, :3].tobytes())
+    if channels == 4:
+        picture.info["transparency"] = colours[:, 3].tobytes()
+    picture.save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(read_pictures(tmp_path), colours[indices][None])
 
 
 def test_samples_become_pixels_by_rounding(tmp_path: Path) -> None:
