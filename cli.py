@@ -159,6 +159,8 @@ def sample(
 
     chosen, kind = seeds_from(seeds), pictures.kind_of(out)
     with opened(engine, device, backend, threads) as loaded:
+        if kind in ("grid", "folder"):
+            pictures.check_shape(loaded.decoder.image if loaded.decoder else loaded.contract.shape)
         evaluations = _only_nfe(sorted(loaded.programs)) if nfe is None else nfe
         conditions = conditions_from(context.args, loaded.contract, len(chosen))
         draw = loaded.images if kind in ("grid", "folder") else loaded.sample

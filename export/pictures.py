@@ -56,6 +56,12 @@ def kind_of(path: str | Path) -> Kind:
     return KINDS[suffix]
 
 
+def check_shape(shape: Sequence[int]) -> None:
+    """Whether one sample, or one image of a decoder, is a picture, checked before any sampling. Raises InputError."""
+    if len(shape) != 3 or shape[0] not in MODES:
+        raise InputError(f"no pictures: got samples {list(shape)}, expected [1|3|4, H, W]; write .npy or .npz instead")
+
+
 def write_images(path: str | Path, images: NDArray[np.uint8], seeds: Sequence[int]) -> None:
     """Write images uint8 [n, height, width, channels] as one grid (.png) or as <seed>.png each (a folder).
 

@@ -15,6 +15,8 @@ import pytest
 import pfdiff
 from pfdiff.cli import app, main
 
+from .small_engine import write_engine
+
 NETWORKS = '''
 import torch
 from torch import nn
@@ -132,6 +134,17 @@ def test_the_same_seeds_come_out_of_every_kind_of_file(work: Path) -> None:
     assert sorted(path.name for path in Path("pictures").iterdir()) == names
     assert main(["sample", "tiny.engine", "--nfe", "5", "--seeds", "9", "-o", "alone.npy"]) == 0
     assert np.abs(np.load("alone.npy")[0] - samples[5]).max() <= 1e-5
+
+
+@pytest.mark.parametrize("out", ["x.png", "pictures"])
+def test_what_is_no_picture_is_refused_before_it_is_drawn(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], out: str
+) -> None:
+    write_engine(work / "two.engine", nfe=(4,))
+    monkeypatch.setattr(pfdiff.Engine, "images", lambda *_, **__: pytest.fail("drawn"))
+    assert main(["sample", "two.engine", "-o", out]) == 2
+    assert "no pictures: got samples [2, 3, 5], expected [1|3|4, H, W]" in capfd.readouterr().err
+    assert main(["sample", "two.engine", "-o", "x.npy"]) == 0
 
 
 def test_info_says_what_the_engine_holds(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
