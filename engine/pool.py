@@ -84,24 +84,28 @@ class Pool:
 
     def answer(self, program: Program, n: int, state: Floats, rows: Rows) -> Floats:
         """z_n [m, elements] for s_0 [m, elements]: the network's output, or with clip the clamped x0."""
+        return self._clipped(program, n, state, self._output(program, n, state, rows))
+
+    def first_answer(self, program: Program, rows: Rows) -> Floats:
+        """z_0; the network's output is kept for the next program that asks the same, whatever its clip."""
+        state = self.start(program, rows)[0]
+        key = self._key(program, rows)
+        if key not in self._first:
+            if len(self._first) >= 32:
+                self._first.pop(next(iter(self._first)))
+            self._first[key] = self._output(program, 0, state, rows)
+        return self._clipped(program, 0, state, self._first[key])
+
+    def _output(self, program: Program, n: int, state: Floats, rows: Rows) -> Floats:
         x = (np.float32(program.c_in[n]) * state).reshape(len(rows), *self.shape)
-        out = self._network(x, float(program.network_times[n]), rows).reshape(state.shape)
+        return self._network(x, float(program.network_times[n]), rows).reshape(state.shape)
+
+    def _clipped(self, program: Program, n: int, state: Floats, out: Floats) -> Floats:
         if program.clip is None:
             return out
         with np.errstate(all="ignore"):  # what is not finite shows in the error
             x_0 = np.float32(program.p[n]) * state + np.float32(program.q[n]) * out
         return np.clip(x_0, -program.clip, program.clip).astype(np.float32)
-
-    def first_answer(self, program: Program, rows: Rows) -> Floats:
-        """z_0, kept for the next program that asks the same."""
-        if program.clip is not None:
-            return self.answer(program, 0, self.start(program, rows)[0], rows)
-        key = self._key(program, rows)
-        if key not in self._first:
-            if len(self._first) >= 32:
-                self._first.pop(next(iter(self._first)))
-            self._first[key] = self.answer(program, 0, self.start(program, rows)[0], rows)
-        return self._first[key]
 
     def sample(self, program: Program, rows: Rows) -> Floats:
         """Samples [m, elements]."""

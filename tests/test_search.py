@@ -98,11 +98,12 @@ def test_pool_clips_as_its_reference_execution():
     np.testing.assert_allclose(judge.pool.sample(program, np.arange(8)), exact, atol=2e-5)
 
 
-def test_first_answer_is_asked_once_for_all_programs():
+@pytest.mark.parametrize("clips", [(None,) * 3, (0.5,) * 3, (1.0, None, 0.5)])
+def test_first_answer_is_asked_once_for_all_programs(clips: tuple[float | None, ...]):
     judge, setting, calls = judge_of()
     rows, before = np.arange(8), len(calls)
-    for grid in ("uniform", "logsnr", "trailing"):
-        judge.square(Candidate("ddim", grid, "eps", setting.t_start).compile(setting), rows)
+    for grid, clip in zip(("uniform", "logsnr", "trailing"), clips, strict=True):
+        judge.square(Candidate("ddim", grid, "eps", setting.t_start).compile(replace(setting, clip=clip)), rows)
     assert len(calls) - before == 3 * (setting.nfe - 1)  # the reference has asked already
     assert judge.budget.spent == 8 * (3 * (setting.nfe - 1) + 1)
 
