@@ -86,10 +86,11 @@ class Program:
         network(x_t, t) -> prediction of the same shape; t is an int on discrete schedules, else a float. For `edm` it
         is the raw F, called with c_in x and c_noise.
         """
+        whole = self.prediction != "edm" and parse_schedule(self.schedule).discrete
         states = [float(c) * noise for c in self.init]
         for n in range(self.nfe):
             t = float(self.network_times[n])
-            out = network(float(self.c_in[n]) * states[0], int(t) if t.is_integer() else t)
+            out = network(float(self.c_in[n]) * states[0], int(t) if whole else t)
             if self.clip is not None:
                 out = (float(self.p[n]) * states[0] + float(self.q[n]) * out).clip(-self.clip, self.clip)
             states = [self._combine(states, out, n, j) for j in range(self.buffers)]

@@ -274,3 +274,18 @@ def test_bad_arguments(options, says):
         pfdiff.compile(**arguments)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction", "kind"),
+    [("vp", "eps", float), ("flow", "flow", float), ("linear:1000", "eps", int), ("linear:1000", "edm", float)],
+)
+def test_the_reference_passes_times_of_one_type(schedule: str, prediction: str, kind: type):
+    """vp starts at time 1, a whole number, and a network that makes an int64 tensor of it truncates."""
+    program = pfdiff.compile(
+        "ddim", schedule, 2, "uniform", prediction=prediction, t_start=0.98 if schedule == "flow" else None
+    )
+    asked = []
+    program.evaluate(lambda x, t: asked.append(t) or x, NOISE)
+    assert [type(t) for t in asked] == 2 * [kind]
+    assert asked == program.network_times.tolist()
