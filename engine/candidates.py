@@ -17,7 +17,7 @@ import numpy as np
 
 from .basis import BASES
 from .errors import InputError
-from .grid import make_grid
+from .grid import Grid, listed, make_grid
 from .program import Program, compile
 from .schedule import Schedule, parse_schedule
 from .solvers import parse_solver
@@ -103,17 +103,24 @@ def all_candidates(
     setting: Setting,
     *,
     solvers: Sequence[str] | None = None,
-    grids: Sequence[str] | None = None,
+    grids: Sequence[Grid] | None = None,
     bases: Sequence[str] | None = None,
 ) -> Iterator[Candidate]:
-    """Every solver on every grid in every basis, from the latest start."""
+    """Every solver on every grid in every basis, from the latest start. Raises InputError on a list of no numbers."""
     process = parse_schedule(setting.schedule)
     known = solvers or SOLVERS + (() if process.discrete else FRACTIONAL)
     for solver in known:
         free = solvers is not None or _parameterisation(solver) is None
         for grid in grids or GRIDS:
             for basis in bases or (BASES if free else (None,)):
-                yield Candidate(solver, grid, basis, setting.t_start)
+                times = grid if isinstance(grid, str) else tuple(grid)
+                yield Candidate(solver, times, basis, start_of(grid, setting.t_start))
+
+
+def start_of(grid: Grid, t_start: float) -> float:
+    """Where a grid starts: a rule at `t_start`, a list at its own first time. Raises InputError."""
+    times = listed(grid)
+    return t_start if times is None or not len(times) else float(times[0])
 
 
 def neighbours(candidate: Candidate, setting: Setting) -> Iterator[Candidate]:

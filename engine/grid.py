@@ -79,6 +79,17 @@ def usual_rule(schedule: Schedule) -> str:
     return "logsnr" if schedule.alpha(schedule.last) > 0 else "uniform"
 
 
+def listed(grid: Grid) -> Array | None:
+    """The times of a list, "999,500,-1" or numbers; None for a rule. Raises InputError."""
+    if isinstance(grid, str) and "," not in grid:
+        return None
+    try:
+        parts = [part for part in grid.split(",") if part.strip()] if isinstance(grid, str) else grid
+        return np.asarray([float(t) for t in parts], np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"grid {grid!r} is not a list of numbers") from error
+
+
 def make_grid(
     grid: Grid,
     schedule: Schedule,
@@ -96,8 +107,9 @@ def make_grid(
     are at least that far apart, all intervals end at trained times, and the clean point comes in addition.
     Raises InputError: unknown rule, too few times in the schedule, a list of the wrong length or order.
     """
-    if not isinstance(grid, str) or "," in grid:
-        return _explicit(grid, schedule, intervals, t_start, gap)
+    if (given := listed(grid)) is not None:
+        return _checked(given, schedule, intervals, t_start, gap)
+    assert isinstance(grid, str)
     name, options = _parse(grid)
     start = float(schedule.check(schedule.last if t_start is None else t_start))
     stop, tail = _end(end, schedule)
@@ -172,12 +184,7 @@ def _space_out(times: Array, stop: float, start: float, gap: int) -> Array:
     return times
 
 
-def _explicit(grid: Grid, schedule: Schedule, intervals: int, t_start: float | None, gap: int) -> Array:
-    try:
-        parts = [part for part in grid.split(",") if part.strip()] if isinstance(grid, str) else grid
-        times = np.asarray([float(t) for t in parts], np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"grid {grid!r} is not a list of numbers") from error
+def _checked(times: Array, schedule: Schedule, intervals: int, t_start: float | None, gap: int) -> Array:
     if t_start is not None and (len(times) == 0 or times[0] != t_start):
         raise InputError("t_start and a list of times contradict each other; give one of them")
     ends_clean = len(times) > 0 and times[-1] == schedule.clean

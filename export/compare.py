@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.basis import BASES
-from ..engine.candidates import GRIDS, Candidate, Setting
+from ..engine.candidates import GRIDS, Candidate, Setting, start_of
 from ..engine.errors import InputError
 from ..engine.grid import usual_rule
 from ..engine.pool import Floats
@@ -246,8 +246,8 @@ class _Bench:
 
     def point(self, candidate: Candidate, setting: Setting) -> Point:
         """The candidate at one NFE, on its best grid where that is asked for."""
-        candidate = replace(candidate, t_start=setting.t_start)
         try:
+            candidate = replace(candidate, t_start=start_of(candidate.grid, setting.t_start))
             program = self._best(candidate, setting) if candidate.grid == "best" else candidate.compile(setting)
         except InputError as error:
             return Point(candidate.solver, candidate.grid, candidate.basis or "", setting.nfe, None, str(error), None)

@@ -19,6 +19,7 @@ from pfdiff.export.plot import BOTTOM, HEIGHT, Curve, log_plot
 from .test_search import SCHEDULE, Analytic
 
 SETTINGS: dict[str, Any] = {"seeds": 4, "calibration": 4, "t_start": 58}
+TUNED: dict[str, Any] = {"calibration": 4, "held_out": 4, "t_start": 58}
 
 
 @pytest.fixture
@@ -63,6 +64,18 @@ def test_errors_are_those_of_the_programs(network):
     many = pfdiff.compile("ddim", SCHEDULE, 59, "uniform", t_start=58).evaluate(predict, noise)
     expected = math.sqrt(np.mean((few.clip(-1, 1) - many.clip(-1, 1)) ** 2))
     assert result.points[0].error == pytest.approx(expected, rel=1e-3)
+
+
+def test_times_one_by_one_start_where_they_start(network):
+    """At 59, where a rule starts at 58: no start was given that they could contradict."""
+    grids = ("59,30,10,-1", "58,30,10,-1", "59,abc")
+    points = pfdiff.compare(network, 3, [f"ddim@{grid}" for grid in grids], **SETTINGS).points
+    assert [one.note for one in points] == ["", "", "grid '59,abc' is not a list of numbers"]
+    program = pfdiff.compile("ddim", SCHEDULE, 3, grids[0])
+    assert points[0].program is not None
+    np.testing.assert_array_equal(points[0].program.table, program.table)
+    found = pfdiff.tune(network, 3, solvers=["ddim"], grids=[grids[0]], local=False, **TUNED)
+    assert [(one.grid, one.t_start) for one in found] == [(grids[0], 59)]
 
 
 def test_best_grid_is_chosen_on_other_seeds(network):
