@@ -1,7 +1,9 @@
 """The fastest backend on this CPU, found by trying: which wins depends on network, machine and versions.
 
-Every installed one that computes in the engine's own precision evaluates the network a few times, all in turns, so that
-a machine that drifts slows them alike. It costs a load of each and about a second; nothing is remembered.
+Every installed one that computes in the engine's own precision evaluates the network as a sample does: some times in a
+row, after its threads have gone to sleep. Waking them costs one library more than another, and of a small network's few
+evaluations that is a part. All take turns, so that a machine that drifts slows them alike. It costs a load of each and
+about a second; nothing is remembered.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from ..loop import TORCH_DTYPES, from_numpy, lasting
 from . import BACKENDS, check_precision, open_backend
 from .abstract import Backend, Buffers, Evaluate, Source
 
-SECONDS = 0.5  # for all evaluations together
-ROUNDS = (3, 20)  # fewest and most
-PAUSE_S = 0.003  # lets the threads of the other library, which spin for a while after their work, go to sleep
+EVALUATIONS = 5  # in a row: a few-step sample's
+SECONDS = 0.5  # for all rounds together
+ROUNDS = (2, 20)  # fewest and most
+PAUSE_S = 0.003  # lets the threads of every library, which spin for a while after their work, go to sleep
 
 
 def open_fastest(source: Source, threads: int | None) -> tuple[Backend, str]:
-    """The loaded backend whose evaluation takes the least time, and all the times in one line.
+    """The loaded backend whose evaluations take the least time, and all the times in one line.
 
     The batch is the engine's smallest. Raises BackendError when no backend runs the network, InputError on bad threads.
     """
@@ -60,18 +63,20 @@ def open_fastest(source: Source, threads: int | None) -> tuple[Backend, str]:
 
 
 def _least_ms(evaluations: list[Evaluate]) -> NDArray[np.float64]:
-    """Milliseconds of an evaluation that follows another, as in a sampler's loop, the least of the rounds."""
+    """Milliseconds of an evaluation, the mean of EVALUATIONS in a row after a pause, the least of the rounds."""
+    for evaluate in evaluations:
+        evaluate()  # the first allocates
     times: list[list[float]] = []
     start = time.perf_counter()
-    while len(times) < 1 + ROUNDS[0] or (len(times) <= ROUNDS[1] and time.perf_counter() < start + SECONDS):
+    while len(times) < ROUNDS[0] or (len(times) < ROUNDS[1] and time.perf_counter() < start + SECONDS):
         times.append([])
         for evaluate in evaluations:
             time.sleep(PAUSE_S)
-            evaluate()
             before = time.perf_counter()
-            evaluate()
-            times[-1].append(1e3 * (time.perf_counter() - before))
-    return np.min(times[1:], axis=0)  # the first round allocates
+            for _ in range(EVALUATIONS):
+                evaluate()
+            times[-1].append(1e3 * (time.perf_counter() - before) / EVALUATIONS)
+    return np.min(times, axis=0)
 
 
 def _buffers(backend: Backend, contract: Contract, batch: int) -> Buffers:
