@@ -14,10 +14,11 @@ from typing import Any, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from ..engine.api import Engine, load
 from ..engine.artifact import read_artifact
-from ..engine.backends import NAMES, check_runnable
+from ..engine.backends import NAMES, check_runnable, is_installed
 from ..engine.contract import Contract
 from ..engine.device import why_not_cuda
 from ..engine.errors import PfdiffError
@@ -30,6 +31,7 @@ from .gpu_engines import module_of
 OWN = ("fashion", "cifar")
 SETTINGS: dict[str, Any] = {"solver": "pfdiff:k=2,l=1", "grid": "uniform", "basis": "eps"}
 NFE = {"fashion": (5, 8), "cifar": (4,)}
+BESIDE_PEERS = {"fashion": "onnxruntime", "cifar": "openvino"}  # the faster on a CPU: small nodes, large convolutions
 BATCH = {"fashion": (1, 8), "cifar": (1,)}
 PRECISIONS = {"cpu": {"fashion": ("fp32",), "cifar": ("fp32", "bf16")}, "cuda": dict.fromkeys(OWN, ("fp32", "fp16"))}
 
@@ -98,7 +100,6 @@ class Engines:
         self.threads: int | None = threads
         self._folder = folder
         self._open: dict[tuple[str, str, str], Engine] = {}
-        self._fastest: dict[str, str] = {}
 
     def __enter__(self) -> Engines:
         return self
@@ -129,25 +130,36 @@ class Engines:
         """The engine of a case, loaded once."""
         key = case.engine, case.precision, case.backend
         if key not in self._open:
-            module = module_of(case.engine, "cpu") if case.backend == "torch" else None
-            path = self.path(case.engine, case.precision)
-            self._open[key] = load(path, device_of(), case.backend, threads=self.threads, module=module)
+            self._open[key] = self.load(case, module_for(case.engine, case.backend))
         return self._open[key]
+
+    def load(self, case: Case, module: nn.Module | None) -> Engine:
+        """The engine of a case, loaded anew for the caller to close; module: of `module_for`."""
+        path = self.path(case.engine, case.precision)
+        return load(path, device_of(), case.backend, threads=self.threads, module=module)
 
     def contract(self, name: str) -> Contract:
         """What the float32 network of an engine takes and predicts."""
         return read_artifact(self.path(name, "fp32")).contract
 
-    def with_program(self, name: str, program: Program) -> Engine:
-        """A float32 engine of an own network, one program and batch 1, for the caller to close.
+    def with_program(self, name: str, program: Program, backend: str, precision: str = "fp32") -> Engine:
+        """An engine of an own network on a given backend, one program and batch 1, for the caller to close."""
+        artifact = replace(read_artifact(self.path(name, precision)), programs={program.nfe: program}, batch=(1,))
+        module = module_for(name, backend)
+        return Engine(artifact, device=device_of(), backend=backend, threads=self.threads, module=module)
 
-        On the fastest backend, which is found once for each network.
-        """
-        artifact = replace(read_artifact(self.path(name, "fp32")), programs={program.nfe: program}, batch=(1,))
-        backend = self._fastest.get(name, "fastest")
-        engine = Engine(artifact, device=device_of(), backend=backend, threads=self.threads)
-        self._fastest[name] = engine.backend
-        return engine
+
+def backend_of(name: str) -> str:
+    """Ours beside the peers of an own network: on a CPU always the same, so that ratios of two runs can be compared."""
+    if device_of() != "cpu":
+        return "auto"
+    return BESIDE_PEERS[name] if is_installed(BESIDE_PEERS[name]) else "onnxruntime"
+
+
+def module_for(name: str, backend: str) -> nn.Module | None:
+    """What a backend needs of an own network beside its directory: the module for torch, and for auto on a GPU."""
+    asked = backend == "torch" or (backend == "auto" and device_of() == "cuda")
+    return module_of(name, "cpu") if asked and name in OWN else None
 
 
 def source_of(name: str) -> Network:
@@ -169,13 +181,17 @@ def network_bytes(engine: Engine, batch: int) -> int:
     return weights + 8 * batch * math.prod(engine.contract.shape)
 
 
+def conditions_of(engine: Engine, batch: int) -> dict[str, NDArray[Any]]:
+    """Values [batch, ..] by name: the conditions' defaults, or the least that they may be."""
+    return {
+        one.name: one.values(np.full(one.shape, one.low or 0) if one.default is None else None, batch)
+        for one in engine.contract.conditions
+    }
+
+
 def feed(engine: Engine, nfe: int, batch: int) -> dict[str, NDArray[Any]]:
-    """Input arrays of the network file by name: seeds' noise, the program's first time, conditions' defaults."""
+    """Input arrays of the network file by name: seeds' noise, the program's first time, conditions."""
     contract = engine.contract
     times = contract.feed_times(engine.programs[nfe].network_times)[:1]
-    conditions = {
-        one.name: one.values(np.full(one.shape, one.low or 0) if one.default is None else None, batch)
-        for one in contract.conditions
-    }
-    x = noise(range(batch), contract.shape).numpy()
-    return {contract.input: x, contract.time: np.repeat(times, batch) if contract.time_rank else times[0], **conditions}
+    x, t = noise(range(batch), contract.shape).numpy(), np.repeat(times, batch) if contract.time_rank else times[0]
+    return {contract.input: x, contract.time: t, **conditions_of(engine, batch)}

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..engine.errors import PfdiffError
 from ..engine.grid import make_grid
 from ..engine.program import Program
 from ..engine.program import compile as compile_program
@@ -47,6 +48,14 @@ def fed(network: Network, dtype: torch.dtype, conditions: Sequence[torch.Tensor]
         return network(x.to(dtype), times, *conditions).float()
 
     return evaluate
+
+
+def same_sample(who: str, drawn: Any, expected: torch.Tensor, tolerance: float) -> float:
+    """The largest difference of two samples relative to the largest element. Raises PfdiffError above the tolerance."""
+    error = float((torch.as_tensor(drawn, device=expected.device) - expected).abs().max() / expected.abs().max())
+    if not error <= tolerance:  # NaN is neither
+        raise PfdiffError(f"{who}: another sample, by {error:.1e} of the largest element; allowed are {tolerance:g}")
+    return error
 
 
 # Written by hand.
