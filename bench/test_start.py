@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import pfdiff
-from pfdiff.bench.cases import BATCH, NFE, SETTINGS, Case, Engines, device_of, source_of
+from pfdiff.bench.cases import BATCH, NFE, SETTINGS, Case, Engines, conditions_of, device_of, module_for, source_of
 from pfdiff.bench.measure import Measure, blocks
 
 pytestmark = pytest.mark.host
@@ -43,14 +43,16 @@ def process(*words: str) -> Callable[[], object]:
 
 
 def test_first_sample(measure: Measure, engines: Engines, case: Case) -> None:
-    """From the directory to the first sample; files are in the system's cache."""
+    """From the directory to the first sample on the host; files are in the system's cache."""
     engine, load_ms = engines.open(case), []
+    module = module_for(case.engine, case.backend)
+    given = conditions_of(engine, case.batch)
 
     def load_and_sample() -> None:
         start = time.perf_counter()
-        with pfdiff.load(engine.path, engine.device, case.backend, threads=engine.threads) as fresh:
+        with engines.load(case, module) as fresh:
             load_ms.append(1e3 * (time.perf_counter() - start))
-            fresh.parts(case.nfe, case.batch).whole()
+            fresh.sample(seeds=range(case.batch), nfe=case.nfe, **given).cpu()
 
     times, _ = measure(load_and_sample, rounds=3)
     measure.record(times, case, engine, load_ms=float(np.median(load_ms)))
