@@ -6,7 +6,7 @@ and stands in the ratio's name: the fastest of one run may be another in the nex
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -46,6 +46,13 @@ ROWS = [
     *(("fashion", how, solver) for how in ("eager", "compiled") for solver in (*DIFFUSERS, PFDIFF)),
     *((network, how, "ddim") for network in OWN for how in ("eager", "channels_last")),
 ]
+
+
+@pytest.fixture(autouse=True)
+def ieee() -> Iterator[None]:
+    """On a GPU PyTorch rounds float32 convolutions to TF32 unless told otherwise; ours does not."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+        yield
 
 
 @lru_cache(maxsize=1)  # neighbouring rows share one network: it is compiled once
