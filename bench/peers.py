@@ -50,6 +50,18 @@ def fed(network: Network, dtype: torch.dtype, conditions: Sequence[torch.Tensor]
     return evaluate
 
 
+def why_not_compiled() -> str:
+    """Why torch.compile cannot be used here, in one line; empty when it can."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        return f"torch.compile: {str(error).splitlines()[0]}"
+    return ""
+
+
 def same_sample(who: str, drawn: Any, expected: torch.Tensor, tolerance: float) -> float:
     """The largest difference of two samples relative to the largest element. Raises PfdiffError above the tolerance."""
     error = float((torch.as_tensor(drawn, device=expected.device) - expected).abs().max() / expected.abs().max())

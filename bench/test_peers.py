@@ -26,6 +26,7 @@ from pfdiff.bench.peers import (
     numpy_ddim,
     plain_pfdiff,
     same_sample,
+    why_not_compiled,
 )
 from pfdiff.engine.api import Engine
 from pfdiff.engine.program import Program, compile
@@ -66,6 +67,8 @@ def torch_network(network: str, how: str) -> Any:
 
 @pytest.mark.parametrize(("network", "how", "solver"), list(dict.fromkeys(ROWS)))
 def test_pytorch(measure: Measure, engines: Engines, network: str, how: str, solver: str) -> None:
+    if how == "compiled" and (reason := why_not_compiled()):
+        pytest.skip(reason)
     module = torch_network(network, how)
     nfe, contract = NFE[network][-1], engines.contract(network)
     if solver == PFDIFF:

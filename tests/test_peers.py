@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from pfdiff.bench import cases
 from pfdiff.bench.cases import Engines
-from pfdiff.bench.peers import same_sample
+from pfdiff.bench.peers import same_sample, why_not_compiled
 from pfdiff.engine.errors import PfdiffError
 
 from .small_engine import program, write_engine
@@ -35,6 +36,11 @@ def test_on_a_gpu_an_own_network_is_there_as_a_module_too(tmp_path: Path, monkey
         engines.with_program("fashion", program(4), cases.backend_of("fashion"))
     assert (given["device"], given["backend"]) == ("cuda", "auto")
     assert isinstance(given["module"], torch.nn.Module)
+
+
+def test_without_a_compiler_torch_compile_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
+    assert why_not_compiled().startswith("torch.compile: No working C++ compiler found")
 
 
 def test_another_sample_is_refused() -> None:
