@@ -2,6 +2,10 @@
 
 Outputs are compared before anything is timed. A peer's ratio is our time over its own. Our backend on a CPU is fixed
 and stands in the ratio's name: the fastest of one run may be another in the next, which would be another comparison.
+
+The small network shows the schedulers, the large one the network. Through torch.compile there is only the small one:
+compiling the large one takes longer than everything else together. Where the CPU has bf16, ours in bf16 stands beside
+the float32 loop too, with the error that it costs in `error`.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ from pfdiff.bench.peers import (
     why_not_compiled,
 )
 from pfdiff.engine.api import Engine
+from pfdiff.engine.backends import check_precision
+from pfdiff.engine.errors import PfdiffError
 from pfdiff.engine.program import Program, compile
 
 # diffusers turns tensors into NumPy 2 arrays in a way that PyTorch does not know yet.
@@ -37,15 +43,17 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
 ]
 
-TOLERANCE = 1e-4  # of the largest element
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}  # of the largest element; 0.017 was measured in bf16
 PFDIFF = "pfdiff:k=2,l=1"
 
 
-# network, how PyTorch runs it, solver. The small network shows the schedulers, the large one the network; compiling
-# that one takes longer than everything else together.
+# network, how PyTorch runs it in fp32, solver, our precision; neighbours share a network.
 ROWS = [
-    *(("fashion", how, solver) for how in ("eager", "compiled") for solver in (*DIFFUSERS, PFDIFF)),
-    *((network, how, "ddim") for network in OWN for how in ("eager", "channels_last")),
+    *(("fashion", how, solver, "fp32") for how in ("eager", "compiled") for solver in (*DIFFUSERS, PFDIFF)),
+    ("fashion", "channels_last", "ddim", "fp32"),
+    *(("cifar", "eager", solver, "fp32") for solver in DIFFUSERS),
+    ("cifar", "eager", "ddim", "bf16"),
+    ("cifar", "channels_last", "ddim", "fp32"),
 ]
 
 
@@ -65,9 +73,26 @@ def torch_network(network: str, how: str) -> Any:
     return torch.compile(module, dynamic=False) if how == "compiled" else module
 
 
-@pytest.mark.parametrize(("network", "how", "solver"), list(dict.fromkeys(ROWS)))
-def test_pytorch(measure: Measure, engines: Engines, network: str, how: str, solver: str) -> None:
-    if how == "compiled" and (reason := why_not_compiled()):
+def why_not(how: str, precision: str) -> str:
+    """Why a row cannot be measured here, in one line; empty when it can."""
+    if how == "compiled":
+        return why_not_compiled()
+    if precision == "fp32":
+        return ""
+    if device_of() != "cpu":
+        return f"ours in {precision} is measured on the CPU"
+    try:
+        check_precision("openvino", precision)
+    except PfdiffError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("network", "how", "solver", "precision"), ROWS, ids=["-".join(row).removesuffix("-fp32") for row in ROWS]
+)
+def test_pytorch(measure: Measure, engines: Engines, network: str, how: str, solver: str, precision: str) -> None:
+    if reason := why_not(how, precision):
         pytest.skip(reason)
     module = torch_network(network, how)
     nfe, contract = NFE[network][-1], engines.contract(network)
@@ -79,7 +104,7 @@ def test_pytorch(measure: Measure, engines: Engines, network: str, how: str, sol
             pytest.skip("diffusers is not installed")
         program = diffusers_program(solver, contract.schedule, nfe, contract.prediction)
         peer, loop = f"diffusers {version('diffusers')}, torch {torch.__version__}", diffusers_loop
-    with engines.with_program(network, program, backend_of(network)) as ours:
+    with engines.with_program(network, program, backend_of(network), precision) as ours:
         given = list(feed(ours, nfe, 1).values())
         conditions = [torch.from_numpy(one).to(ours.device) for one in given[2:]]
         z = torch.from_numpy(given[0]).to(ours.device)
@@ -117,7 +142,7 @@ def compare(
     peer: str,
 ) -> None:
     """Check that both draw the same sample from the noise z, then time them in turns."""
-    error = same_sample(peer, theirs(), ours.sample(noise=z), TOLERANCE)
+    error = same_sample(peer, theirs(), ours.sample(noise=z), TOLERANCE[ours.precision])
     case = Case(network, "fp32", ours.backend, program.nfe, 1)
     times, beside = measure(theirs, {"pfdiff": lambda: ours.sample(noise=z)}, pause_s=PAUSE_S)
     measure.record(
@@ -130,5 +155,5 @@ def compare(
         solver=program.solver,
         error=error,
         ours={"backend": ours.description, "p50_ms": float(np.median(beside["pfdiff"]))},
-        ratios={f"pfdiff on {ours.backend} / this": blocks(beside["pfdiff"], times)},
+        ratios={f"pfdiff on {ours.backend} {ours.precision} / this": blocks(beside["pfdiff"], times)},
     )
