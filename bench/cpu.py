@@ -6,19 +6,25 @@ floor of an evaluation = max(FLOPs / rate, bytes of the weights / copy) + call
 rate    FLOP/s of one large matrix product in the backend's own library and precision
 copy    bytes/s read by a copy of 64 MiB
 call    one run of a graph that does nothing
+
+Each of the three is the best of several tries that are spread over the whole run, for another program may disturb any
+moment. Backends and precisions are those that this CPU has. Samples are compared with diffusers' before anything is
+timed: in fp32 the error is below 1e-4 of the largest element, or nothing is measured; what bf16 costs is recorded.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import onnx
@@ -27,16 +33,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..engine.api import Engine
 from ..engine.artifact import read_artifact
-from ..engine.backends import open_backend
+from ..engine.backends import check_precision, open_backend
 from ..engine.backends.abstract import Buffers, Source
 from ..engine.contract import Contract
+from ..engine.errors import PfdiffError
 from .cases import NFE, Engines, feed, network_bytes
 from .gpu_engines import module_of
 from .machine import describe
-from .peers import diffusers_loop, diffusers_program
+from .peers import diffusers_loop, diffusers_program, same_sample
 
 CONFIGURATIONS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
-NETWORKS = {"fashion": CONFIGURATIONS[:2], "cifar": CONFIGURATIONS}
+NETWORKS = {"fashion": ("fp32",), "cifar": ("fp32", "bf16")}
+TOLERANCE = {"fp32": 1e-4, "bf16": math.inf}  # of the largest element
 PRODUCT = 1024  # rows, columns and terms of the matrix product
 COPIED = 64 << 20
 PAUSE_S = 0.003  # lets the threads of another library, which spin for a while after their work, go to sleep
@@ -53,17 +61,52 @@ def best_ms(function: Callable[[], object], seconds: float = 1.0) -> float:
     return found
 
 
-def rates(folder: Path) -> Iterator[dict[str, Any]]:
-    """FLOP/s of a matrix product and the cost of an empty call, for each backend and precision."""
+def configurations() -> list[tuple[str, str]]:
+    """The backends and precisions that are installed and that this CPU computes in."""
+    found = []
     for backend, precision in CONFIGURATIONS:
-        product, empty = (_evaluation(folder, backend, precision, size) for size in (PRODUCT, 0))
-        flops = 2 * PRODUCT**3
-        yield {
-            "backend": backend,
-            "precision": precision,
-            "gflops": 1e-6 * flops / best_ms(product),
-            "call_ms": best_ms(empty, 0.3),
+        with suppress(PfdiffError):
+            check_precision(backend, precision)
+            found.append((backend, precision))
+    return found
+
+
+@final
+class Rates:
+    """What the machine can do: a matrix product and an empty call of each configuration, and a copy."""
+
+    def __init__(self, folder: Path) -> None:
+        source, target = np.ones(COPIED, np.uint8), np.empty(COPIED, np.uint8)
+        self._tried: dict[tuple[str, str, str], tuple[Callable[[], object], float]] = {
+            ("copy", "", ""): (lambda: np.copyto(target, source), 0.5)
         }
+        for backend, precision in configurations():
+            for kind, size, seconds in (("product", PRODUCT, 0.5), ("call", 0, 0.2)):
+                self._tried[kind, backend, precision] = _evaluation(folder, backend, precision, size), seconds
+        self._best_ms = dict.fromkeys(self._tried, math.inf)
+
+    def again(self) -> None:
+        """Another try of everything."""
+        for key, (function, seconds) in self._tried.items():
+            self._best_ms[key] = min(self._best_ms[key], best_ms(function, seconds))
+
+    @property
+    def copy(self) -> float:
+        """Bytes read per second."""
+        return 1e3 * COPIED / self._best_ms["copy", "", ""]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """GFLOP/s of a product and the cost of an empty call, for each configuration."""
+        return [
+            {
+                "backend": backend,
+                "precision": precision,
+                "gflops": 1e-6 * 2 * PRODUCT**3 / ms,
+                "call_ms": self._best_ms["call", backend, precision],
+            }
+            for (kind, backend, precision), ms in self._best_ms.items()
+            if kind == "product"
+        ]
 
 
 def _evaluation(folder: Path, backend: str, precision: str, size: int) -> Callable[[], object]:
@@ -93,12 +136,6 @@ def _evaluation(folder: Path, backend: str, precision: str, size: int) -> Callab
     return lambda: evaluate() is buffers.out  # which keeps the buffers
 
 
-def copy_rate() -> float:
-    """Bytes read per second by a copy."""
-    source, target = np.ones(COPIED, np.uint8), np.empty(COPIED, np.uint8)
-    return 1e3 * COPIED / best_ms(lambda: np.copyto(target, source))
-
-
 def flops_of(module: torch.nn.Module, inputs: list[torch.Tensor]) -> int:
     """Multiplications and additions of one evaluation, as PyTorch counts its products and convolutions."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -106,79 +143,117 @@ def flops_of(module: torch.nn.Module, inputs: list[torch.Tensor]) -> int:
     return counter.get_total_flops()
 
 
-def network_figures(engines: Engines, name: str, seconds: float, found: list[dict[str, Any]], copy: float) -> Any:
-    """Whole samples at batch 1 on each backend and by diffusers, in turns; errors are those to diffusers' sample."""
+def network_figures(engines: Engines, name: str, seconds: float) -> dict[str, Any]:
+    """Whole samples at batch 1 on each backend and by diffusers, in turns; errors are those to diffusers' sample.
+
+    Raises PfdiffError, before anything is timed, when an error is larger than it may be.
+    """
     nfe, contract = NFE[name][-1], engines.contract(name)
     program = diffusers_program("ddim", contract.schedule, nfe, contract.prediction)
     module = module_of(name, "cpu").requires_grad_(False)
+    held = {precision for _, precision in configurations()}.intersection(NETWORKS[name])
+    alone = {
+        precision: replace(read_artifact(engines.path(name, precision)), programs={nfe: program}, batch=(1,))
+        for precision in held
+    }
     with ExitStack() as stack:
-        opened: dict[str, Engine] = {}
-        for backend, precision in NETWORKS[name]:
-            artifact = replace(
-                read_artifact(engines.path(name, precision)), programs={program.nfe: program}, batch=(1,)
-            )
-            opened[f"{backend} {precision}"] = stack.enter_context(Engine(artifact, device="cpu", backend=backend))
-        first = next(iter(opened.values()))
-        inputs = [torch.as_tensor(one) for one in feed(first, nfe, 1).values()]
+        opened = [
+            stack.enter_context(Engine(alone[precision], device="cpu", backend=backend))
+            for backend, precision in configurations()
+            if precision in alone
+        ]
+        inputs = [torch.as_tensor(one) for one in feed(opened[0], nfe, 1).values()]
         noise = inputs[0]
         draw = diffusers_loop(module, program, torch.float32, inputs[2:])
-        expected, flops = draw(noise), flops_of(module, inputs)
-        calls = {"diffusers": lambda: draw(noise)}
-        calls |= {key: lambda engine=engine: engine.sample(seeds=[0], nfe=nfe) for key, engine in opened.items()}
-        times = _in_turns(calls, seconds)
-        rows = []
-        for key, engine in opened.items():
-            rate = next(one for one in found if key == f"{one['backend']} {one['precision']}")
-            parts_ms = {
-                "flops": 1e-6 * flops / rate["gflops"],
-                "bytes": 1e3 * network_bytes(engine, 1) / copy,
-                "call": rate["call_ms"],
+        expected = draw(noise)
+        errors = [
+            same_sample(f"{name}, {one.description}", one.sample(seeds=[0]), expected, TOLERANCE[one.precision])
+            for one in opened
+        ]
+        calls: list[Callable[[], object]] = [lambda: draw(noise)]
+        calls += [lambda engine=engine: engine.sample(seeds=[0]) for engine in opened]
+        theirs, *ours = _in_turns(calls, seconds)
+        rows = [
+            {
+                "error": error,
+                "p50_ms": float(np.median(times)),
+                "faster": float(np.median(theirs / times)),
+                "bytes": network_bytes(engine, 1),
+                "bench": asdict(engine.bench(rounds=max(10, int(1e3 * seconds / np.median(times) / 3)))),
             }
-            sample = engine.sample(seeds=[0], nfe=nfe)
-            rows.append(
-                {
-                    "error": float((sample - expected).abs().max() / expected.abs().max()),
-                    "p50_ms": float(np.median(times[key])),
-                    "faster": float(np.median(times["diffusers"] / times[key])),
-                    "floor_network_ms": max(parts_ms["flops"], parts_ms["bytes"]) + parts_ms["call"],
-                    "floor_parts_ms": parts_ms,
-                    "bench": asdict(engine.bench(nfe, 1, max(10, int(1e3 * seconds / np.median(times[key]) / 3)))),
-                }
-            )
-    return {
-        "network": name,
-        "nfe": nfe,
-        "flops": flops,
-        "diffusers_ms": float(np.median(times["diffusers"])),
-        "engines": rows,
-    }
+            for engine, error, times in zip(opened, errors, ours, strict=True)
+        ]
+        return {
+            "network": name,
+            "nfe": nfe,
+            "flops": flops_of(module, inputs),
+            "diffusers_ms": float(np.median(theirs)),
+            "engines": rows,
+        }
 
 
-def _in_turns(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, np.ndarray]:
-    """Milliseconds of each call by name, each after a pause, for `seconds` in all; the first round does not count."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+def add_floors(network: dict[str, Any], rates: Rates) -> None:
+    """The floor of an evaluation and its parts in each row of `network_figures`."""
+    found = {(one["backend"], one["precision"]): one for one in rates.rows()}
+    for row in network["engines"]:
+        rate = found[row["bench"]["backend"], row["bench"]["precision"]]
+        flops_ms, bytes_ms = 1e-6 * network["flops"] / rate["gflops"], 1e3 * row.pop("bytes") / rates.copy
+        row["floor_network_ms"] = max(flops_ms, bytes_ms) + rate["call_ms"]
+        row["floor_parts_ms"] = {"flops": flops_ms, "bytes": bytes_ms, "call": rate["call_ms"]}
+
+
+def _in_turns(calls: Sequence[Callable[[], object]], seconds: float) -> list[np.ndarray]:
+    """Milliseconds of each call, each after a pause, for `seconds` in all; the first round does not count."""
+    rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["diffusers"]) < 6:
-        for name, call in calls.items():
+    while time.perf_counter() < end or len(rounds) < 6:
+        rounds.append([])
+        for call in calls:
             time.sleep(PAUSE_S)
             start = time.perf_counter()
             call()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: np.array(found[1:]) for name, found in times.items()}
+            rounds[-1].append(1e3 * (time.perf_counter() - start))
+    return list(np.array(rounds[1:]).T)
 
 
-def main(built: str, out: str, seconds: float = 15.0) -> None:
-    """Measure everything, write `out`, print what it says."""
-    with tempfile.TemporaryDirectory() as folder:
-        found, copy = list(rates(Path(folder))), copy_rate()
-    with Engines(Path(built)) as engines:
-        networks = [network_figures(engines, name, seconds, found, copy) for name in NETWORKS]
-    figures = {"machine": describe(), "copy_gbytes": 1e-9 * copy, "rates": found, "networks": networks}
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps(figures, indent=1) + "\n")
-    for one in found:
-        print(f"{one['backend']} {one['precision']}: {one['gflops']:.0f} GFLOP/s, {1e3 * one['call_ms']:.0f} us a call")
+def main(words: list[str] | None = None) -> None:
+    """Measure everything, write, print."""
+    about = str(__doc__).splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m pfdiff.bench.cpu", description=about)
+    parser.add_argument("built", type=Path, help="folder where the suite's engines are, or are built")
+    parser.add_argument("out", type=Path, help="the JSON file to write")
+    parser.add_argument(
+        "--seconds", type=float, default=15.0, help="whole samples of each network; default %(default)g"
+    )
+    given = parser.parse_args(words)
+    networks = []
+    with tempfile.TemporaryDirectory() as folder, Engines(given.built) as engines:
+        rates = Rates(Path(folder))
+        rates.again()
+        for name in NETWORKS:
+            try:
+                networks.append(network_figures(engines, name, given.seconds))
+            except PfdiffError as error:
+                sys.exit(f"{parser.prog}: {error}; nothing is written")
+            rates.again()
     for network in networks:
+        add_floors(network, rates)
+    figures = {
+        "machine": describe(),
+        "copy_gbytes": 1e-9 * rates.copy,
+        "rates": rates.rows(),
+        "networks": networks,
+    }
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(figures, indent=1) + "\n")
+    show(figures)
+
+
+def show(figures: Mapping[str, Any]) -> None:
+    """What the file says, in a few lines."""
+    for one in figures["rates"]:
+        print(f"{one['backend']} {one['precision']}: {one['gflops']:.0f} GFLOP/s, {1e3 * one['call_ms']:.0f} us a call")
+    for network in figures["networks"]:
         print(f"{network['network']}, {network['nfe']} NFE, batch 1: diffusers {network['diffusers_ms']:.1f} ms")
         for row in network["engines"]:
             held = row["bench"]
@@ -190,4 +265,4 @@ def main(built: str, out: str, seconds: float = 15.0) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main()
