@@ -52,13 +52,27 @@ def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def measure(request: pytest.FixtureRequest) -> Any:
     """Times a function and others beside it, see `measure.Measure`; on a CUDA device by events."""
-    import torch
-
     from pfdiff.bench.cases import device_of
     from pfdiff.bench.measure import Measure
+
+    benchmark, timer = _timed(request, "cpu" if request.node.get_closest_marker("host") else device_of())
+    seconds: Any = request.config.getoption("--seconds", 1.0)
+    return Measure(benchmark, timer, seconds)
+
+
+@pytest.fixture
+def cuda_benchmark(request: pytest.FixtureRequest) -> Any:
+    """pytest-benchmark's fixture with rounds timed by events on the current stream, which need not be waited for."""
+    benchmark, _ = _timed(request, "cuda")
+    return benchmark
+
+
+def _timed(request: pytest.FixtureRequest, device: str) -> tuple[Any, Any]:
+    """The fixture `benchmark` with the timer of a device, and that timer."""
+    import torch
+
     from pfdiff.engine.latency import timer_of
 
-    timer = timer_of(torch.device("cpu" if request.node.get_closest_marker("host") else device_of()))
+    timer = timer_of(torch.device(device))
     request.node.add_marker(pytest.mark.benchmark(timer=timer))  # read when the fixture benchmark is made
-    seconds: Any = request.config.getoption("--seconds", 1.0)
-    return Measure(request.getfixturevalue("benchmark"), timer, seconds)
+    return request.getfixturevalue("benchmark"), timer

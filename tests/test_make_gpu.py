@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,32 @@ def test_slow():
     time.sleep(600)
 """
 FAILING = "import pytest\n\n\n@pytest.mark.gpu\ndef test_wrong():\n    assert False\n"
+
+EVENTS = """
+from pfdiff.bench.conftest import cuda_benchmark  # the fixture
+from pfdiff.engine import latency
+
+
+class Timer:  # an object, as the one of events is
+    seconds = 0.0
+
+    def __call__(self):
+        self.seconds += 2.0
+        return self.seconds
+
+
+def timer_of(device):
+    assert device.type == "cuda"
+    return Timer()
+
+
+latency.timer_of = timer_of
+
+
+def test_replay(cuda_benchmark):
+    cuda_benchmark.pedantic(lambda: None, rounds=3, iterations=1, warmup_rounds=2)
+    cuda_benchmark.extra_info["median_s"] = cuda_benchmark.stats.stats.median
+"""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -69,6 +98,18 @@ def test_parts_do_not_harm_each_other(
     assert "step copy     1 MiB      100 GB/s  100.0 % of the faster copy" in printed
     assert "test_failing.py::test_wrong - assert False" in printed
     assert len(list((tmp_path / "out").iterdir())) <= 8
+
+
+def test_figures_are_timed_by_the_device(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+    (tmp_path / "test_events.py").write_text(EVENTS)
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-json=found.json"]
+    alone = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=alone)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [found] = json.loads((tmp_path / "found.json").read_bytes())["benchmarks"]
+    assert found["stats"]["data"] == [2.0, 2.0, 2.0]
+    assert found["extra_info"]["median_s"] == 2.0
 
 
 def test_no_test_or_benchmark_is_left_out() -> None:
