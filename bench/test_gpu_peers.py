@@ -1,6 +1,7 @@
 """The same network, samples and precision drawn by others: plain PyTorch loops, torch.compile, diffusers if installed.
 
-Each row stands beside pfdiff's own of the same run. Nothing is compared across runs.
+Each row stands beside pfdiff's own of the same run. Nothing is compared across runs. Before a row is timed its sample
+is compared with that of pfdiff's row of the same seeds, which comes first; where that was not run `error` is None.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 
 from pfdiff.bench.gpu_engines import NAMES, contract_of, engine_of, module_of, program_of
 from pfdiff.bench.machine import describe
-from pfdiff.bench.peers import diffusers_loop, has_diffusers, plain_ddim, plain_program
+from pfdiff.bench.peers import diffusers_loop, has_diffusers, plain_ddim, plain_program, same_sample
 from pfdiff.engine.backends.abstract import CudaOptions
 from pfdiff.engine.casting import cast_copy
 from pfdiff.engine.noise import noise
@@ -28,6 +29,7 @@ UNTIL = float(os.environ.get("PFDIFF_GPU_UNTIL", "inf"))  # seconds since 1970: 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 ROUNDS = {"fashion": 40, "cifar": 20, "latents": 6}
 SETTINGS = {"ddim": {"grid": "trailing"}, "pfdiff:k=2,l=1": {"grid": "uniform"}}
+TOLERANCE = {"fp32": 1e-4, "fp16": 0.05}  # of the largest element; both round to fp16, in operations of their own
 COMPILE_SECONDS = {"fashion": 40, "cifar": 75, "latents": 150}  # time that must be left to begin, a guess
 
 
@@ -45,19 +47,22 @@ def modules(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
 network = pytest.fixture(scope="module", params=NAMES, name="network")(modules)
 again = pytest.fixture(scope="module", params=NAMES, name="again")(modules)  # what is compiled comes last
 
+drawn: dict[tuple[str, str, int, str], torch.Tensor] = {}  # pfdiff's samples by network, solver, batch, precision
 
-def timed(benchmark: Any, name: str, sample: Callable[[], object], **facts: Any) -> None:
+
+def timed(benchmark: Any, name: str, sample: Callable[[], torch.Tensor], **facts: Any) -> None:
+    """Compare the first sample with pfdiff's, then time calls by events before and after their launches."""
     start = time.perf_counter()
-    sample()
+    x = sample()
     torch.cuda.synchronize()
     first = time.perf_counter() - start
-
-    def whole() -> None:
-        sample()
-        torch.cuda.synchronize()
-
-    benchmark.pedantic(whole, rounds=ROUNDS[name], iterations=1, warmup_rounds=2)
-    benchmark.extra_info.update(machine=describe(), network=name, nfe=NFE, first_s=first, **facts)
+    key = name, facts["solver"], facts["batch"], facts["precision"]
+    if facts["who"] == "pfdiff":
+        drawn[key] = x.cpu()
+    expected = drawn.get(key)
+    error = None if expected is None else same_sample(facts["who"], x.cpu(), expected, TOLERANCE[facts["precision"]])
+    benchmark.pedantic(sample, rounds=ROUNDS[name], iterations=1, warmup_rounds=2)
+    benchmark.extra_info.update(machine=describe(), network=name, nfe=NFE, first_s=first, error=error, **facts)
 
 
 PLAIN = [
@@ -72,19 +77,19 @@ COMPILED = ["pfdiff compiled", "plain compiled", "plain reduce-overhead"]
 
 @pytest.mark.parametrize(("batch", "precision"), [(1, "fp16"), (8, "fp16"), (1, "fp32")])
 @pytest.mark.parametrize(("who", "solver"), PLAIN, ids=[" ".join(one) for one in PLAIN])
-def test_peer(benchmark: Any, network: tuple[str, Any], who: str, solver: str, batch: int, precision: str) -> None:
+def test_peer(cuda_benchmark: Any, network: tuple[str, Any], who: str, solver: str, batch: int, precision: str) -> None:
     if network[0] == "latents" and (batch, precision) != (1, "fp16"):
         pytest.skip("not measured: too long for the time there is")
     if time.time() > UNTIL:
         pytest.skip("no time left")
-    measure(benchmark, *network, who, solver, batch, precision)
+    measure(cuda_benchmark, *network, who, solver, batch, precision)
 
 
 @pytest.mark.parametrize("who", COMPILED)
-def test_compiled_peer(benchmark: Any, again: tuple[str, Any], who: str) -> None:
+def test_compiled_peer(cuda_benchmark: Any, again: tuple[str, Any], who: str) -> None:
     if time.time() + COMPILE_SECONDS[again[0]] > UNTIL:
         pytest.skip("no time left")
-    measure(benchmark, *again, who, "ddim", 1, "fp16", compiled=True)
+    measure(cuda_benchmark, *again, who, "ddim", 1, "fp16", compiled=True)
 
 
 def measure(
