@@ -170,6 +170,10 @@ def compare(
     samplers = tuple(dict.fromkeys(solvers))
     if not counts or not samplers:
         raise InputError("nothing to compare: give at least one NFE and one solver")
+    for name, value, least in (("seeds", seeds, 1), ("calibration", calibration, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            hint = "; the number of them, and seed= says which" if name == "seeds" else ""
+            raise InputError(f"{name}={value!r}, expected an integer of at least {least}{hint}")
     for path in filter(None, (out, sheet)):
         if pictures.kind_of(Path(path)) != "grid":
             raise InputError(f"output {path}: expected a file that ends in .png")

@@ -108,6 +108,10 @@ def test_sampler_refuses(text):
     [
         ({"nfe": []}, "nothing to compare"),
         ({"nfe": 4, "solvers": []}, "nothing to compare"),
+        ({"nfe": 4, "seeds": range(8)}, r"seeds=range\(0, 8\), expected an integer of at least 1; the number of them"),
+        ({"nfe": 4, "seeds": 0}, "seeds=0, expected an integer of at least 1"),
+        ({"nfe": 4, "calibration": 0, "grid": "best"}, "calibration=0, expected an integer of at least 1"),
+        ({"nfe": 4, "seed": -1}, "seed=-1, expected an integer of at least 0"),
         ({"nfe": 4, "out": "plot.jpg"}, "ends in '.jpg'"),
         ({"nfe": 4, "out": "plot.npy"}, "ends in .png"),
         ({"nfe": 4, "solvers": ["nonsense"], "out": "plot.png"}, "nothing to plot"),
