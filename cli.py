@@ -107,6 +107,7 @@ def build(
     basis: options.Basis = None,
     clip: options.Clip = None,
     t_start: options.StartTime = None,
+    end: options.EndTime = None,
     batch: options.Batch = None,
     precision: options.Precision = "fp32",
     backend: options.Backend = "auto",
@@ -116,12 +117,12 @@ def build(
 ) -> None:
     """Turn a network into an engine directory."""
     from .cli_progress import stages
-    from .cli_words import grid_from, integers_from, network_words
+    from .cli_words import end_from, grid_from, integers_from, network_words
 
     words = network_words(network, context.params)
     settings: dict[str, Any] = {"basis": basis, "clip": clip, "t_start": t_start}
     settings |= {"precision": precision, "backend": backend, "device": device, "threads": threads, "out": out}
-    settings |= {"target": target or ()}
+    settings |= {"target": target or (), "end": end_from(end) if end else None}
     settings |= {"grid": grid_from(grid) if grid else None, "batch": integers_from("--batch", batch) if batch else None}
     evaluations = integers_from("--nfe", nfe)
     with stages() as progress:

@@ -90,10 +90,15 @@ StartTime = Annotated[
     float | None, typer.Option("--t-start", parser=number, metavar="<float>", help="Where the grid starts.")
 ]
 
+EndTime = Annotated[
+    str | None,
+    typer.Option("--end", help="clean, first or a time; default: a diffusers scheduler's, else clean."),
+]
+
 # The engine and where it runs.
 EngineArgument = Annotated[Path, typer.Argument(metavar="ENGINE", help="The engine directory that 'build' wrote.")]
 EngineOut = Annotated[Path | None, typer.Option("--out", "-o", help="The engine directory; default: NAME.engine.")]
-Batch = Annotated[str | None, typer.Option("--batch", help="Batch sizes to prepare, 1,8; default: 1.")]
+Batch = Annotated[str | None, typer.Option("--batch", help="Batch sizes, 1,8; default: the engine's, else 1.")]
 Precision = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")]
 Backend = Annotated[
     str, typer.Option("--backend", help="auto, fastest, tensorrt, tensorrt_rtx, torch, onnxruntime or openvino.")

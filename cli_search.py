@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import cli_options as options
+from .engine.errors import InputError
 
 if TYPE_CHECKING:
     from .engine.contract import Contract
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from .export.tune import Ranked, Ranking
 
 SHOWN = 10  # rows of a ranking
+OF_NETWORKS = (
+    *("shape", "schedule", "prediction", "input_name", "time_name", "output_name", "condition"),
+    *("time_scale", "time_dtype", "learned_sigma", "sigma_data"),
+)
 NetworkOrEngine = Annotated[
     str,
     typer.Argument(metavar="NETWORK", help="What build takes, or an engine directory."),
@@ -67,7 +72,7 @@ def tune(
     ] = None,
     held_out: Annotated[
         int | None,
-        typer.Option("--held-out", parser=options.integer, metavar="<int>", help="Seeds that judge: 32; fd 512."),
+        typer.Option("--held-out", parser=options.natural, metavar="<int>", help="Seeds that judge: 32; fd 512."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", parser=options.natural, metavar="<int>", help="Which seeds.")] = 0,
     reference: Reference = None,
@@ -218,12 +223,13 @@ def compare(
 # What goes in.
 def _opened(network: str, context: typer.Context) -> tuple[Any, dict[str, Any]]:
     """(a Network, or the path of an engine directory; the conditions that the command line gives)."""
-    from .cli_words import conditions_from, network_words
+    from .cli_words import given_conditions, network_words
     from .engine.artifact import MANIFEST, read_artifact
 
     contract: Contract
     extra = context.args
     if (Path(network) / MANIFEST).is_file():
+        _check_of_no_network(network, context)
         source, contract = Path(network), read_artifact(network).contract
         guidance = context.params["guidance"]
         extra = [*extra, "--guidance", guidance] if guidance else extra  # of an engine it is the scale
@@ -232,8 +238,14 @@ def _opened(network: str, context: typer.Context) -> tuple[Any, dict[str, Any]]:
 
         source = Network(network, **network_words(network, context.params))
         contract = source.contract
-    given = conditions_from(extra, contract, 1) if extra else {}
-    return source, {name: values[0] for name, values in given.items()}
+    return source, given_conditions(extra, contract)
+
+
+def _check_of_no_network(engine: str, context: typer.Context) -> None:
+    """An engine says itself what its network is. Raises InputError on an option that says it again."""
+    for option in context.command.params:
+        if option.name in OF_NETWORKS and context.params[option.name]:
+            raise InputError(f"{engine} is an engine, which has its own {option.opts[0]}; leave it out")
 
 
 # What comes out.

@@ -84,6 +84,14 @@ def grid_from(text: str) -> str | tuple[float, ...]:
         raise InputError(f"--grid '{text}': expected a rule's name, or all times separated by commas") from None
 
 
+def end_from(text: str) -> str | float:
+    """'0.002' as the time; a word as it is."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def network_words(network: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of `Network` for what a command's options say of a network. Raises InputError."""
     shape, output = options["shape"], options["output_name"]

@@ -122,6 +122,17 @@ def test_an_engine_that_is_up_to_date_is_left_alone(
     assert content(work / "tiny.engine") == before
 
 
+@pytest.mark.parametrize("end", ["first", "20", "clean"])
+def test_a_program_ends_where_it_is_told(built: Path, work: Path, end: str) -> None:
+    words = ["build", f"{built}/nets.py:bare", "--nfe", "5", *BUILD, "--solver", "ddim", "-o", "tiny.engine"]
+    assert main([*words, "--end", end]) == 0
+    with pfdiff.load("tiny.engine") as engine:
+        program = engine.programs[5]
+    assert program.end == (20.0 if end == "20" else end)
+    expected = pfdiff.compile("ddim", "linear:1000", 5, "uniform", prediction="v", end=program.end)
+    np.testing.assert_array_equal(program.table, expected.table)
+
+
 def test_the_same_seeds_come_out_of_every_kind_of_file(work: Path) -> None:
     for out in ("x.npy", "x.npz", "x.png", "pictures"):
         assert main(["sample", "tiny.engine", "--nfe", "5", "--seeds", "0-4,9", "-o", out]) == 0
@@ -222,6 +233,8 @@ BAD: list[tuple[list[str], str]] = [
     (build("nets.py:bare", "--prediction", "score"), "score"),
     (build("nets.py:bare", "--basis", "y"), "unknown basis 'y'; known: eps, x0, v"),
     (build("nets.py:bare", "--clip", "-1"), "clip"),
+    (build("nets.py:bare", "--end", "frist"), "unknown end 'frist'; expected clean, first or a time"),
+    (build("nets.py:bare", "--end", "2000"), "2000"),
     (build("nets.py:bare", "--precision", "fp12"), "fp12"),
     (build("nets.py:bare", "--backend", "tensorflow"), "tensorflow"),
     (build("nets.py:bare", "--batch", "0"), "--batch '0'"),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import pytest
 
 import pfdiff
+from pfdiff.cli import main
 from pfdiff.cli_search import print_ranking
 from pfdiff.cli_words import network_words
 from pfdiff.engine.reference import Reference
 from pfdiff.export.tune import Ranked, Ranking
+
+from .small_engine import write_engine
 
 SWEPT = [(58.0, 40.0 - moved, 9.0, 2.0, -1.0) for moved in range(12)]
 
@@ -66,3 +72,54 @@ def test_every_word_of_a_network_has_its_option(command):
     parameters = {one.name for one in group.commands[command].params}  # type: ignore[attr-defined]
     wanted = {"shape", "schedule", "prediction", "input_name", "time_name", "output_name", "condition"}
     assert wanted | {"time_scale", "time_dtype", "learned_sigma", "sigma_data", "guidance"} <= parameters
+
+
+# On an engine.
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_engine(tmp_path / "small.engine", nfe=(4,))
+    return tmp_path / "small.engine"
+
+
+QUICK = ["--nfe", "4", "--solver", "ddim", "--reference", "20", "--calibration", "2"]
+
+
+def test_several_values_of_a_condition_are_taken_in_turn(engine: Path):
+    words = ["--label", "3,5", "--seeds", "3", "--csv", "found.csv"]
+    assert main(["compare", engine.name, *QUICK, *words]) == 0
+    found = list(csv.DictReader(Path("found.csv").read_text().splitlines()))
+    expected = [
+        pfdiff.compare(engine, 4, ["ddim"], reference=20, seeds=3, conditions={"label": labels})
+        for labels in ([3, 5], 3)
+    ]
+    errors = [f"{one.points[0].error:.6g}" for one in expected]
+    assert [row["error"] for row in found] == errors[:1]
+    assert errors[0] != errors[1]
+
+
+def test_a_search_without_held_out_seeds(engine: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["tune", engine.name, *QUICK, "--held-out", "0", "--label", "2"]) == 0
+    assert "2 calibration and 0 held-out seeds" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("command", ["tune", "compare"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--prediction", "v"],
+        ["--shape", "3x8x8"],
+        ["--schedule", "vp"],
+        ["--condition", "x:int64"],
+        ["--learned-sigma"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_an_engine_is_not_described_again(
+    engine: Path, capfd: pytest.CaptureFixture[str], command: str, words: list[str]
+):
+    assert main([command, engine.name, *QUICK, *words]) == 2
+    assert capfd.readouterr().err == (
+        f"pfdiff: small.engine is an engine, which has its own {words[0]}; leave it out\n"
+    )
