@@ -16,14 +16,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .assembly import Accesses, accesses, parameters, resources
 from .launch import triton_available
 from .variants import Variant, standard
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
 INDEX = "index.json"
@@ -236,31 +233,3 @@ def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
         }
         for (capability, op, states), group in groups.items()
     ]
-
-
-COLUMNS = ("sm", "kernel", "registers", "shared", "spills", "load", "store", "bytes read", "bytes written")
-
-
-def row(record: Record) -> tuple[str, ...]:
-    """The record as the cells of COLUMNS; bytes per element as `moved / floor`."""
-    return (
-        str(record.capability),
-        record.name,
-        str(record.registers),
-        str(record.shared_bytes),
-        str(record.spill_bytes),
-        "+".join(map(str, record.load_bits)) or "-",
-        "+".join(map(str, record.store_bits)) or "-",
-        f"{record.read_bytes:g} / {record.read_floor_bytes}",
-        f"{record.write_bytes:g} / {record.write_floor_bytes}",
-    )
-
-
-def table(records: Iterable[Record]) -> Table:
-    """All records as one Rich table."""
-    from rich.table import Table
-
-    rich_table = Table(*COLUMNS, title="kernels: access widths in bits, bytes per element as moved / floor")
-    for record in records:
-        rich_table.add_row(*row(record))
-    return rich_table

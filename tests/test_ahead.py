@@ -218,11 +218,6 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_table_has_a_row_for_each_record(records: list[ahead.Record]) -> None:
-    assert ahead.table(records).row_count == len(records)
-    assert len(ahead.row(records[0])) == len(ahead.COLUMNS)
-
-
 def test_accesses_are_read_from_ptx() -> None:
     ptx = """
     @%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];

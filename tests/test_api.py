@@ -224,7 +224,7 @@ def test_a_missing_library_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
         backends.check_backend("openvino")
     for precision in ("fp32", "fp16", "bf16"):
         with pytest.raises(BackendError, match=precision):
-            choose_backend(precision, "cpu")
+            choose_backend(precision)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -239,7 +239,7 @@ def test_precision_is_never_changed_silently(folder: Path, precision: str, monke
     with pytest.raises(BackendError, match=precision):
         Engine(replace(artifact, contract=replace(CONTRACT, precision=precision)), backend="torch", module=Small())
     monkeypatch.setattr(openvino_cpu, "cpu_precisions", lambda: ("fp32", precision))
-    assert choose_backend(precision, "cpu") == ("openvino", f"this CPU computes in {precision} and openvino uses it")
+    assert choose_backend(precision) == ("openvino", f"this CPU computes in {precision} and openvino uses it")
 
 
 def test_onnxruntime_refuses_bf16_and_explains_fp16(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +247,7 @@ def test_onnxruntime_refuses_bf16_and_explains_fp16(folder: Path, monkeypatch: p
     with pytest.raises(BackendError, match="onnxruntime has no bf16 on a CPU"):
         Engine(replace(artifact, contract=replace(CONTRACT, precision="bf16")), backend="onnxruntime")
     monkeypatch.setattr(backends, "is_installed", lambda name: name == "onnxruntime")
-    name, reason = choose_backend("fp16", "cpu")
+    name, reason = choose_backend("fp16")
     assert name == "onnxruntime"
     assert "openvino is not installed" in reason
 

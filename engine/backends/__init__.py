@@ -67,13 +67,11 @@ def check_precision(name: str, precision: str) -> None:
         )
 
 
-def choose_backend(precision: str, device: str) -> tuple[str, str]:
-    """The backend that "auto" means for a precision (fp32, fp16, bf16) on `device` ("cpu"), and why, in one line.
+def choose_backend(precision: str) -> tuple[str, str]:
+    """The backend that "auto" means for a precision (fp32, fp16, bf16) on a CPU, and why, in one line.
 
     Raises BackendError when none that is installed can run it.
     """
-    if device != "cpu":
-        raise BackendError(f"device '{device}': this chooses for the CPU only; see open_best")
     if precision == "fp32":
         if is_installed("onnxruntime"):
             return "onnxruntime", "the default for fp32 on a CPU"
@@ -131,7 +129,7 @@ def check_runnable(name: str, precision: str, module: object, device: torch.devi
             raise BackendError(f"no backend runs this engine on {device}: {problem}")
     if name in TENSORRT and problem:
         raise BackendError(f"backend '{name}' cannot run here: {problem}")
-    check_precision(choose_backend(precision, "cpu")[0] if name in CHOICES else name, precision)
+    check_precision(choose_backend(precision)[0] if name in CHOICES else name, precision)
 
 
 def open_best(source: Source, device: torch.device | None, name: str, threads: int | None) -> tuple[Backend, str]:
@@ -161,7 +159,7 @@ def open_best(source: Source, device: torch.device | None, name: str, threads: i
 
         opened, reason = open_fastest(source, threads)
     else:
-        chosen, reason = (name, "asked for") if name != "auto" else choose_backend(source.contract.precision, "cpu")
+        chosen, reason = (name, "asked for") if name != "auto" else choose_backend(source.contract.precision)
         opened = open_backend(chosen, source, threads, torch.device("cpu"))
     return opened, "; ".join(filter(None, (reason, refused)))
 
