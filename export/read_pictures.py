@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..engine.backends.abstract import first_line
 from ..engine.errors import InputError
 from ..kernels import eager
 
@@ -76,8 +77,7 @@ def _read(file: Path) -> Pixels:
     except InputError:
         raise
     except Exception as error:  # each library has exceptions of its own
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"pictures '{file}': damaged or of another kind ({line[:120]})") from error
+        raise InputError(f"pictures '{file}': damaged or of another kind ({first_line(error)[:120]})") from error
 
 
 def _npz(file: Path) -> NDArray[Any]:
