@@ -22,9 +22,10 @@ from ..engine.artifact import MANIFEST, read_artifact
 from ..engine.backends import check_backend, open_best
 from ..engine.backends.abstract import Backend, Buffers, Source
 from ..engine.cache import content_key
-from ..engine.contract import Condition, Contract
+from ..engine.contract import Contract
 from ..engine.errors import BackendError
 from ..engine.pool import Floats, Rows
+from ..engine.recipe import condition_tables, rows
 from .module_call import Normalised
 from .module_source import ModuleSource
 from .sources import Network
@@ -139,19 +140,10 @@ class BlackBox:
 
 
 def conditions_of(contract: Contract, given: Mapping[str, Any] | None, seeds: Sequence[int]) -> list[np.ndarray]:
-    """Arrays [n, *shape] of every condition, for the pool's seeds.
+    """Arrays [n, *shape] of every condition, for the pool's seeds, as a bulk run has them.
 
-    A list or array of several values is gone through in turn, one value serves all; what is not given is each label
-    in turn where the condition has labels, else its default. Raises InputError.
+    Of m values seed s takes number s mod m, one value serves all; what is not given is each label in turn where the
+    condition has labels, else its default. Raises InputError.
     """
-    named = contract.by_name(given or {})
-    return [_values(one, named.get(one.name), seeds) for one in contract.conditions]
-
-
-def _values(one: Condition, given: Any, seeds: Sequence[int]) -> np.ndarray:
-    if given is None and one.labels:
-        return one.values(np.array([seed % len(one.labels) for seed in seeds]), len(seeds))
-    if given is None or isinstance(given, str) or np.ndim(given) != len(one.shape) + 1:
-        return one.values(given, len(seeds))
-    values = one.values(given, len(list(given)))
-    return values[np.arange(len(seeds)) % len(values)]
+    found = rows(condition_tables(contract, given), np.array(seeds, np.uint64))
+    return [found[one.name] for one in contract.conditions]
