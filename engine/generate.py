@@ -90,17 +90,16 @@ def generate(
     if ray is None and (workers is not None or gpus_per_worker is not None):
         raise InputError("workers and gpus_per_worker are for Ray; give ray='local' for a cluster of this machine")
     start = time.perf_counter()
-    ledger = open_ledger(Path(out), recipe)
-    missing = ledger.missing
-    if missing and ray is None:
-        with Worker(recipe, place) as worker:
-            _collect(ledger, ((index, worker.make(index)) for index in missing), progress)
-    elif missing:
-        from .cluster import run_on_ray
+    with open_ledger(Path(out), recipe) as ledger:
+        missing = ledger.missing
+        if missing and ray is None:
+            with Worker(recipe, place) as worker:
+                _collect(ledger, ((index, worker.make(index)) for index in missing), progress)
+        elif missing:
+            from .cluster import run_on_ray
 
-        records = run_on_ray(ray or "", recipe, place, missing, workers=workers, gpus_per_worker=gpus_per_worker)
-        _collect(ledger, records, progress)
-    ledger.sweep()
+            records = run_on_ray(ray or "", recipe, place, missing, workers=workers, gpus_per_worker=gpus_per_worker)
+            _collect(ledger, records, progress)
     return Generated(
         path=Path(out),
         count=count,

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -108,11 +109,12 @@ def shard_name(recipe: Recipe, index: int) -> str:
     return f"shard-{index:06d}{FORMATS[recipe.format].suffix}"
 
 
-def open_ledger(folder: Path, recipe: Recipe) -> Ledger:
+@contextmanager
+def open_ledger(folder: Path, recipe: Recipe) -> Iterator[Ledger]:
     """The ledger of a new or empty folder, or of one that this very run was begun in, its shards verified.
 
     A listed shard that is missing or changed is announced and made again. Raises InputError when the folder cannot be
-    written, holds something else, or the run that was begun there differs.
+    written, holds something else, another run writes there now, or the run that was begun there differs.
     """
     with writing_to(folder):
         if not folder.parent.is_dir():
@@ -120,13 +122,36 @@ def open_ledger(folder: Path, recipe: Recipe) -> Ledger:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"output {folder} is a file; name a new folder")
         folder.mkdir(exist_ok=True)
-        begun = (folder / MANIFEST).exists()
-        if not begun and any(not one.name.endswith(PART) for one in folder.iterdir()):
+        if not (folder / MANIFEST).exists() and any(not one.name.endswith(PART) for one in folder.iterdir()):
             raise InputError(f"output {folder} holds files and no {MANIFEST}; name a new or an empty folder")
-    ledger = Ledger(folder, recipe, _verified(folder, recipe) if begun else {})
-    ledger.sweep()
-    ledger.write()
-    return ledger
+    with _sole_writer(folder):
+        begun = (folder / MANIFEST).exists()
+        ledger = Ledger(folder, recipe, _verified(folder, recipe) if begun else {})
+        ledger.sweep()
+        ledger.write()
+        yield ledger
+        ledger.sweep()
+
+
+@contextmanager
+def _sole_writer(folder: Path) -> Iterator[None]:
+    """Holds a lock on the folder, where its file system has locks: another run would sweep away this one's parts."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with writing_to(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another run is writing to {folder}; wait for it, or name another folder") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_recipe(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:

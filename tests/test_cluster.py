@@ -64,7 +64,8 @@ def test_killed_workers_and_a_killed_driver_leave_no_trace(tmp_path: Path) -> No
 def test_a_load_is_a_try_of_its_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, out = write_engine(tmp_path / "small.engine").path, tmp_path / "out"
     recipe = make_recipe(read_artifact(engine), 4, 4, size=1, format="npz")
-    open_ledger(out, recipe)
+    with open_ledger(out, recipe):
+        pass
     target, loaded = out / "shard-000002.npz", []
 
     def opened(*given: Any) -> Worker:

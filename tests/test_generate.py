@@ -27,6 +27,7 @@ from pfdiff.engine import shards
 from pfdiff.engine import worker as work
 from pfdiff.engine.artifact import read_artifact, records_of, write_manifest
 from pfdiff.engine.contract import DecoderContract
+from pfdiff.engine.errors import InputError
 from pfdiff.engine.recipe import make_recipe
 from pfdiff.engine.shards import digest_of
 
@@ -251,6 +252,22 @@ def test_an_interrupted_run_goes_on(engine: Path, tmp_path: Path, format: str) -
     assert tree(out) == tree(tmp_path / "whole")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert run(engine, out, format=format).made == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
+def test_a_second_run_in_the_folder_leaves_the_first_alone(
+    engine: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out, refused = tmp_path / "out", []
+
+    def meanwhile(done: int, count: int) -> None:
+        with pytest.raises(InputError, match="another run is writing to"):
+            run(engine, out)
+        refused.append(done)
+
+    run(engine, out, progress=meanwhile)
+    assert len(refused) == 1 + len(NAMES)
+    assert tree(out) == whole
 
 
 @pytest.mark.parametrize(("damage", "said"), [(b"other", "has SHA-256"), (None, "is missing")])
