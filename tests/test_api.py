@@ -61,6 +61,15 @@ def test_every_backend_samples_the_program(folder: Path, backend: str) -> None:
     assert module is None or module.training
 
 
+def test_one_of_two_engines_of_a_module_closed_leaves_the_other_in_evaluation_mode(folder: Path) -> None:
+    module = Small().train()
+    first, second = (load(folder, backend="torch", module=module) for _ in range(2))
+    first.close()
+    assert not any(one.training for one in module.modules())
+    second.close()
+    assert all(one.training for one in module.modules())
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("taken", [{"time_dtype": "int64"}, {"time_rank": 0}, {"fixed_batch": 4}])
 def test_foreign_inputs_run(tmp_path: Path, backend: str, taken: dict[str, Any]) -> None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import final
+from weakref import WeakKeyDictionary
 
 import torch
 
 from ..casting import own_dtypes
 from ..errors import BackendError
 from .abstract import Backend, Buffers, Evaluate, Source
+
+# How many open backends put each module into evaluation mode: the last to close puts it back.
+_evaluated: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()
 
 
 @final
@@ -34,8 +38,9 @@ class TorchModule(Backend):
             raise BackendError(f"backend 'torch' computes in fp32, the engine is {contract.precision}; build with fp32")
         self._module = source.module
         modules = source.module.modules() if isinstance(source.module, torch.nn.Module) else ()
-        self._trained = [one for one in modules if one.training]
+        self._trained = [one for one in modules if one.training or one in _evaluated]
         for one in self._trained:
+            _evaluated[one] = _evaluated.get(one, 0) + 1
             one.training = False
         self.name = "torch"
         self.device = torch.device("cpu")
@@ -66,5 +71,8 @@ class TorchModule(Backend):
 
     def close(self) -> None:
         for one in self._trained:
-            one.training = True
+            _evaluated[one] -= 1
+            if not _evaluated[one]:
+                del _evaluated[one]
+                one.training = True
         self._module, self._trained = None, []
