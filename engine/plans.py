@@ -14,6 +14,7 @@ bucket is an optimisation profile with one fixed shape, which is what a captured
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -349,19 +350,26 @@ def _secret() -> bytes:
     """32 random bytes that this user's first build makes, readable by nobody else; lost, plans are only rebuilt."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     path = Path(state) / "pfdiff" / "plan-secret"
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
+        if not path.exists() or path.stat().st_size != SECRET_BYTES:  # a former pfdiff could leave an empty one
+            path.unlink(missing_ok=True)
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(_PROCESS_SECRET)
+            with contextlib.suppress(FileExistsError):  # another process was first
+                os.link(part, path)  # whole or not at all
+        found = path.read_bytes()
     except OSError:
         return _PROCESS_SECRET  # no place to keep one: plans of this process are trusted by this process
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(_PROCESS_SECRET)
-    return _PROCESS_SECRET
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+    return found if len(found) == SECRET_BYTES else _PROCESS_SECRET
 
 
-_PROCESS_SECRET = secrets.token_bytes(32)
+SECRET_BYTES = 32
+_PROCESS_SECRET = secrets.token_bytes(SECRET_BYTES)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -180,6 +180,19 @@ def test_somebody_elses_plan_needs_trust(small, monkeypatch, tmp_path):
     assert plans.read_plan(small, key, trust=True) == b"plan"
 
 
+def test_an_empty_secret_is_replaced(monkeypatch, tmp_path):
+    """What a kill while it was written left: a key that everybody knows."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    path = tmp_path / "pfdiff" / "plan-secret"
+    path.parent.mkdir()
+    path.touch()
+    made = plans._secret()
+    assert made == path.read_bytes() == plans._secret()
+    assert len(made) == plans.SECRET_BYTES
+    assert path.stat().st_mode & 0o077 == 0
+    assert [one.name for one in path.parent.iterdir()] == ["plan-secret"]
+
+
 def test_a_refused_plan_is_built_again(small, monkeypatch):
     key = plans.plan_key(small, "tensorrt_rtx", "sm75")
     plans.store_plan(small, key, b"old").write_bytes(b"new")
