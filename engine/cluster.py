@@ -89,7 +89,7 @@ def run_on_ray(
             Actor,
             fn_constructor_args=(recipe, place),
             batch_size=1,
-            compute=ActorPoolStrategy(size=pool, max_tasks_in_flight_per_actor=1),
+            compute=ActorPoolStrategy(size=pool, max_tasks_in_flight_per_actor=2),  # one waits while one is made
             num_cpus=threads,
             num_gpus=gpus,
         )
