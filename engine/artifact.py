@@ -1,7 +1,8 @@
 """The engine directory: read, verified, and written so that it is always either the former engine or the new one.
 
     faces.engine/
-        engine.json       {format, provenance, contract, batch, precision, programs, files, digest}, decoder if any
+        engine.json       {format, provenance, contract, batch, precision, programs, files, digest}, decoder if any,
+                          alphas: the numbers of a schedule `alphas:FILE`, which the contract names by their SHA-256
         network.onnx      and its external data files, if any
         decoder.onnx      of a latent model, likewise
         plans/            a local cache, never listed in `files`
@@ -27,6 +28,7 @@ from .contract import Contract, DecoderContract
 from .directory import sync, writing
 from .errors import EngineFileError, InputError
 from .program import Program
+from .schedule import held_alphas, hold_alphas
 
 FORMAT = 1
 MANIFEST = "engine.json"
@@ -85,6 +87,8 @@ def read_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artif
     content = _read_manifest(folder)
     try:
         contract = Contract.from_dict(content["contract"])
+        if "alphas" in content and hold_alphas(content["alphas"]) != contract.schedule:
+            raise InputError(f"'alphas' are not the numbers of its schedule {contract.schedule}")
         programs = {_nfe(key): Program.from_json(json.dumps(value)) for key, value in content["programs"].items()}
         batch = tuple(content["batch"])
         files = {name: FileRecord(**record) for name, record in content["files"].items()}
@@ -196,6 +200,8 @@ def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
     }
     if artifact.decoder is not None:
         content["decoder"] = artifact.decoder.to_dict()
+    if (alphas := held_alphas(artifact.contract.schedule)) is not None:
+        content["alphas"] = alphas
     content["digest"] = _digest(content)
     part = folder / f"{PART}{secrets.token_hex(4)}"
     with writing(artifact.path):

@@ -86,7 +86,8 @@ class Program:
         network(x_t, t) -> prediction of the same shape; t is an int on discrete schedules, else a float. For `edm` it
         is the raw F, called with c_in x and c_noise.
         """
-        whole = self.prediction != "edm" and parse_schedule(self.schedule).discrete
+        own = self.schedule.startswith("alphas:")  # discrete, wherever its numbers are
+        whole = self.prediction != "edm" and (own or parse_schedule(self.schedule).discrete)
         states = [float(c) * noise for c in self.init]
         for n in range(self.nfe):
             t = float(self.network_times[n])

@@ -21,6 +21,7 @@ discrete schedules take `terminal`, the last cumulative product after rescaling 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
@@ -292,14 +293,46 @@ DISCRETE = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine}
 CONTINUOUS = {"vp": Vp, "edm": Edm, "flow": Flow}
 
 
-@lru_cache(maxsize=64)
+# Own schedules by content: a file may change or stay behind, so networks and engines hold its numbers.
+CONTENT = "alphas:sha256="
+_held: dict[str, Discrete] = {}
+
+
+def hold_alphas(values: ArrayLike) -> str:
+    """The name `alphas:sha256=HEX` of own cumulative products, a schedule string in this process from now on."""
+    schedule = Discrete(np.asarray(values, np.float64))
+    name = CONTENT + hashlib.sha256(schedule.extended[:-1].astype("<f8").tobytes()).hexdigest()[:32]
+    _held.setdefault(name, schedule)
+    return name
+
+
+def held_alphas(name: str) -> list[float] | None:
+    """What `hold_alphas` made that name of; None for any other schedule string."""
+    return _held[name].extended[:-1].tolist() if name in _held else None
+
+
+def named_by_content(text: str) -> str:
+    """`alphas:FILE` as the name of its numbers, which are held; any other string as it is. Raises InputError."""
+    if not text.startswith("alphas:") or text in _held:
+        return text
+    return hold_alphas(alphas(text.removeprefix("alphas:")).alphas_cumprod)
+
+
 def parse_schedule(text: str) -> Schedule:
     """A schedule from its string, see the table above. Raises InputError."""
+    path = text.removeprefix("alphas:")
+    if text in _held:
+        return _held[text]
+    if text.startswith(CONTENT):
+        raise InputError(f"schedule {text!r}: its numbers are in no engine loaded here; give their file, alphas:FILE")
+    return alphas(path) if path not in (text, "") else _parsed(text)  # a file is read each time: it may have changed
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Schedule:
     head, _, query = text.partition("?")
     name, _, argument = head.partition(":")
     known = ", ".join([*DISCRETE, *CONTINUOUS, "alphas"])
-    if name == "alphas" and argument:
-        return alphas(text.partition(":")[2])
     if name not in DISCRETE and name not in CONTINUOUS:
         raise InputError(f"unknown schedule {text!r}; known: {known} (for example cosine:300)")
     if name in CONTINUOUS:

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..engine.contract import PRECISIONS, PREDICTIONS, Condition, Contract
 from ..engine.errors import InputError
-from ..engine.schedule import parse_schedule
+from ..engine.schedule import named_by_content, parse_schedule
 from . import zoo
 from .diffusers_source import Asked, open_diffusers
 
@@ -115,6 +115,7 @@ class Network:
         }
         self.convention: Convention | None = known and known.convention
         _check_words(words, shape)
+        words["schedule"] = named_by_content(words["schedule"])
         roles: dict[str, Any] = {"shape": shape, "input": input, "time": time, "output": output}
         self._source: ModuleSource | OnnxSource | GuidedOnnx = _open(
             source, words, roles, conditions, dict(example or {})

@@ -113,6 +113,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         "unknown field 'colour'",
     ),
     "an unfit contract": (lambda e: edit(e, lambda c: c["contract"].update(prediction="y")), "prediction 'y'"),
+    "numbers of another schedule": (
+        lambda e: edit(e, lambda c: c.update(alphas=[0.9, 0.5])),
+        "'alphas' are not the numbers of its schedule linear:1000",
+    ),
     "a program without times": (lambda e: edit(e, lambda c: c["programs"]["4"].pop("times")), "not a program"),
     "a program under another NFE": (
         lambda e: edit(e, lambda c: c["programs"].update({"5": c["programs"]["4"]})),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pfdiff.engine.artifact import FileRecord, read_artifact
@@ -122,6 +125,32 @@ def test_at_the_default_place_another_engine_is_not_replaced(tmp_path: Path, mon
     with pytest.raises(InputError, match=r"small\.engine' holds another network; give the engine another name"):
         build(onnx_network(tmp_path, weight=0.8), 4)
     assert state(out) == before
+
+
+def test_an_own_schedule_counts_by_its_numbers_and_lies_in_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_onnx(tmp_path / "small.onnx")
+    products, moved, out = tmp_path / "products.npy", tmp_path / "moved.txt", tmp_path / "e"
+
+    def network(file: Path, last: float) -> Network:
+        values = np.linspace(0.99, last, 60)
+        np.save(file, values) if file.suffix == ".npy" else np.savetxt(file, values, fmt="%.17g")
+        monkeypatch.chdir(file.parent)
+        return Network(tmp_path / "small.onnx", **{**GIVEN, "schedule": f"alphas:{file.name}"})
+
+    first, same, other = network(products, 0.01), network(moved, 0.01), network(products, 0.5)
+    assert first.digest == same.digest != other.digest
+    for one, held in ((first, [4]), (same, [4, 5]), (other, [6])):  # the edited schedule is another network's
+        with build(one, held[-1], out=out) as engine:
+            assert list(engine.programs) == held
+    build(first, 4, out=out).close()
+    for file in (products, moved):
+        file.unlink()
+    program = "from pfdiff.engine.artifact import *; from pfdiff.engine.schedule import *; import sys\n"
+    program += "print(parse_schedule(read_artifact(sys.argv[1]).contract.schedule).alpha(59) ** 2)"
+    done = subprocess.run([sys.executable, "-c", program, out], cwd="/", capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(0.01, rel=1e-12)
 
 
 def test_a_damaged_engine_is_built_anew(tmp_path: Path) -> None:

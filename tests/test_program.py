@@ -289,3 +289,14 @@ def test_the_reference_passes_times_of_one_type(schedule: str, prediction: str, 
     program.evaluate(lambda x, t: asked.append(t) or x, NOISE)
     assert [type(t) for t in asked] == 2 * [kind]
     assert asked == program.network_times.tolist()
+
+
+@pytest.mark.parametrize("schedule", ["alphas:moved.npy", f"alphas:sha256={32 * '0'}"])
+def test_the_reference_needs_no_numbers_of_an_own_schedule(schedule: str):
+    made = pfdiff.compile("ddim", "linear:1000", 4)
+    read = pfdiff.Program.from_json(json.dumps({**json.loads(made.to_json()), "schedule": schedule}))
+    asked = []
+    np.testing.assert_array_equal(
+        read.evaluate(lambda x, t: asked.append(t) or x, NOISE), made.evaluate(lambda x, t: x, NOISE)
+    )
+    assert [type(t) for t in asked] == 4 * [int]

@@ -96,6 +96,7 @@ def test_own_cumulative_products(tmp_path, suffix):
         ("linear:10?beta_max=1.5", "cumulative products must fall strictly"),
         ("alphas:/nowhere/products.npy", "cannot read schedule file /nowhere/products.npy"),
         ("alphas:", "unknown schedule"),
+        ("alphas:sha256=00", "its numbers are in no engine loaded here; give their file, alphas:FILE"),
     ],
 )
 def test_bad_strings(text, says):
