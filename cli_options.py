@@ -101,7 +101,7 @@ EngineOut = Annotated[Path | None, typer.Option("--out", "-o", help="The engine 
 Batch = Annotated[str | None, typer.Option("--batch", help="Batch sizes, 1,8; default: the engine's, else 1.")]
 Precision = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")]
 Backend = Annotated[
-    str, typer.Option("--backend", help="auto, fastest, tensorrt, tensorrt_rtx, torch, onnxruntime or openvino.")
+    str, typer.Option("--backend", help="auto, tensorrt, tensorrt_rtx, torch, onnxruntime or openvino.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Target = Annotated[

@@ -47,7 +47,8 @@ NETWORKS = {"fashion": ("fp32",), "cifar": ("fp32", "bf16")}
 TOLERANCE = {"fp32": 1e-4, "bf16": math.inf}  # of the largest element
 PRODUCT = 1024  # rows, columns and terms of the matrix product
 COPIED = 64 << 20
-PAUSE_S = 0.003  # lets the threads of another library, which spin for a while after their work, go to sleep
+QUIET_S = 0.05  # before another library's turn: ONNX Runtime's threads spin for 30 ms after their work
+PAUSE_S = 0.003  # before a call that is timed
 
 
 def best_ms(function: Callable[[], object], seconds: float = 1.0) -> float:
@@ -203,12 +204,17 @@ def add_floors(network: dict[str, Any], rates: Rates) -> None:
 
 
 def _in_turns(calls: Sequence[Callable[[], object]], seconds: float) -> list[np.ndarray]:
-    """Milliseconds of each call, each after a pause, for `seconds` in all; the first round does not count."""
+    """Milliseconds of each call for `seconds` in all, each as if its library were alone: after a call of its own.
+
+    The first round does not count.
+    """
     rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(rounds) < 6:
         rounds.append([])
         for call in calls:
+            time.sleep(QUIET_S)
+            call()
             time.sleep(PAUSE_S)
             start = time.perf_counter()
             call()

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..engine.machine import cores, processor
 from .gpu import _slug
 
 PACKAGES = (
@@ -34,9 +35,9 @@ PACKAGES = (
 def describe() -> dict[str, Any]:
     """Processor, GPU (None if torch can use none), cores, system, versions, commit (None outside a checkout), UTC."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "gpu": _gpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -53,15 +54,6 @@ def folder_name() -> str:
         return _slug(machine["gpu"])
     words = re.sub(r"\((R|TM)\)|CPU|Processor|@.*", " ", machine["processor"], flags=re.IGNORECASE)
     return f"{_slug(words)}-{machine['cores']}-cores"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _gpu() -> str | None:

@@ -47,12 +47,12 @@ def load(
 ) -> Engine:
     """The engine in the directory `path`, verified and ready; close it, or use it in a `with` block.
 
-    device: auto (a GPU that some backend can use, else the CPU), cpu, cuda or cuda:N. backend: auto, fastest (auto, but
-    on a CPU all that are installed are loaded and timed, about a second), tensorrt, tensorrt_rtx, torch, onnxruntime or
-    openvino. threads: CPU threads, None for the backend's own choice. module: for backend torch, the network as
-    module(x, t, *conditions), conditions in the contract's order; decoder_module: the decoder as
-    module(latents) -> images, without which another backend decodes. options: of CUDA backends. progress: called while
-    a TensorRT plan is built, which the first load on a GPU does.
+    device: auto (a GPU that some backend can use, else the CPU), cpu, cuda or cuda:N. backend: auto (the best that
+    works; on a CPU the fastest, timed when this machine first loads the engine, in a second or two, and remembered),
+    tensorrt, tensorrt_rtx, torch, onnxruntime or openvino. threads: CPU threads, None for the backend's own choice.
+    module: for backend torch, the network as module(x, t, *conditions), conditions in the contract's order;
+    decoder_module: the decoder as module(latents) -> images, without which another backend decodes. options: of CUDA
+    backends. progress: called while a TensorRT plan is built, which the first load on a GPU does.
     Raises InputError, EngineFileError (missing, damaged, of another format), BackendError (not installed, refuses).
     """
     check_backend(backend)

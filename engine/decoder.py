@@ -49,7 +49,7 @@ def load_decoder(
     source = Source(
         artifact.path / DECODER, contract, module, artifact, options or CudaOptions(), progress, network.stream
     )
-    name = "auto" if backend == "fastest" or (backend == "torch" and module is None) else backend
+    name = "auto" if backend == "torch" and module is None else backend
     try:
         opened, _ = open_best(source, network.device, name, threads)
     except BackendError as error:

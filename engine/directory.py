@@ -71,7 +71,7 @@ def replacing(target: Path) -> Iterator[Path]:
         staging = target.with_name(f".{target.name}.building-{secrets.token_hex(4)}")
         try:
             staging.mkdir()
-            with _locked(staging):
+            with locked(staging):
                 yield staging
                 for folder, _, names in os.walk(staging):
                     for name in names:
@@ -144,13 +144,14 @@ def _acquired(lock: Path, wait: Callable[[], None]) -> int:
 
 
 @contextlib.contextmanager
-def _locked(staging: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock on a folder, for which it waits; Windows has none. Raises OSError."""
     if sys.platform == "win32":
         yield
         return
     import fcntl
 
-    descriptor = os.open(staging, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

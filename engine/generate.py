@@ -78,10 +78,6 @@ def generate(
     """
     artifact = read_artifact(engine)
     check_format(format)
-    if backend == "fastest":
-        raise InputError(
-            "backend 'fastest' may be another in each worker and in each resumed run; name one, or use auto"
-        )
     pixels = pixels or format == "png"
     recipe = make_recipe(
         artifact, count, nfe, first=first, size=shard, format=format, pixels=pixels, conditions=conditions

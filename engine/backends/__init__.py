@@ -26,15 +26,14 @@ TENSORRT = {
     "tensorrt_rtx": ("tensorrt_rtx", "pip install 'pfdiff[rtx]'"),
 }
 NAMES = (*TENSORRT, "torch", "onnxruntime", "openvino")
-CHOICES = ("auto", "fastest")  # the default for the device and the precision; on a CPU, what is fastest when tried
 
 
 def check_backend(name: str) -> None:
     """Raises InputError for an unknown name, BackendError for one whose library is not installed."""
-    if name in CHOICES:
+    if name == "auto":
         return
     if name not in NAMES:
-        raise InputError(f"backend {name!r}, expected one of {', '.join((*CHOICES, *NAMES))}")
+        raise InputError(f"backend {name!r}, expected one of {', '.join(('auto', *NAMES))}")
     if not is_installed(name):
         library, remedy = _library(name)
         raise BackendError(f"backend '{name}' needs the package {library}, which is not installed; {remedy}")
@@ -68,7 +67,7 @@ def check_precision(name: str, precision: str) -> None:
 
 
 def choose_backend(precision: str) -> tuple[str, str]:
-    """The backend that "auto" means for a precision (fp32, fp16, bf16) on a CPU, and why, in one line.
+    """The default backend for a precision (fp32, fp16, bf16) on a CPU, and why, in one line.
 
     Raises BackendError when none that is installed can run it.
     """
@@ -120,7 +119,7 @@ def check_runnable(name: str, precision: str, module: object, device: torch.devi
     if gpu is not None and gpu.type == "cpu":
         gpu = None
     if gpu is not None:
-        asked = ON_CUDA if name in CHOICES else (name,)
+        asked = ON_CUDA if name == "auto" else (name,)
         reasons = {one: why_not(one, module, gpu) for one in asked}
         if not all(reasons.values()):
             return
@@ -129,14 +128,13 @@ def check_runnable(name: str, precision: str, module: object, device: torch.devi
             raise BackendError(f"no backend runs this engine on {device}: {problem}")
     if name in TENSORRT and problem:
         raise BackendError(f"backend '{name}' cannot run here: {problem}")
-    check_precision(choose_backend(precision)[0] if name in CHOICES else name, precision)
+    check_precision(choose_backend(precision)[0] if name == "auto" else name, precision)
 
 
 def open_best(source: Source, device: torch.device | None, name: str, threads: int | None) -> tuple[Backend, str]:
     """The backend `name`, or with "auto" the best that works on `device` (None: a GPU if one works, else the CPU).
 
-    "fastest" is "auto", but on a CPU those installed are timed. Also why, in one line. Raises InputError, BackendError
-    when none works; each is named with its reason.
+    Also why, in one line. Raises InputError, BackendError when none works; each is named with its reason.
     """
     import torch
 
@@ -154,13 +152,12 @@ def open_best(source: Source, device: torch.device | None, name: str, threads: i
             if name in TENSORRT:
                 raise
             warnings.warn(refused, RuntimeWarning, stacklevel=3)
-    if name == "fastest":
-        from .fastest import open_fastest
+    reason = "asked for"
+    if name == "auto":
+        from .measured import choose_measured
 
-        opened, reason = open_fastest(source, threads)
-    else:
-        chosen, reason = (name, "asked for") if name != "auto" else choose_backend(source.contract.precision)
-        opened = open_backend(chosen, source, threads, torch.device("cpu"))
+        name, reason = choose_measured(source, threads)
+    opened = open_backend(name, source, threads, torch.device("cpu"))
     return opened, "; ".join(filter(None, (reason, refused)))
 
 
@@ -171,7 +168,7 @@ def _first_gpu() -> torch.device:
 
 
 def _open_on_cuda(source: Source, device: torch.device, name: str, threads: int | None) -> tuple[Backend, str]:
-    if name not in CHOICES:
+    if name != "auto":
         problem = why_not(name, source.module, device)
         if problem:
             raise BackendError(f"backend '{name}' on {device}: {problem}")
