@@ -92,6 +92,11 @@ class Condition:
         low, high = DTYPE_RANGES[self.dtype]
         return max(low, low if self.low is None else self.low), min(high, high if self.high is None else self.high)
 
+    @cached_property
+    def _fed(self) -> np.dtype[Any]:
+        """NumPy has no bfloat16, and the backend casts."""
+        return np.dtype("float32" if self.dtype in ("float16", "bfloat16") else self.dtype)
+
     def _check_range(self, values: NDArray[Any]) -> None:
         if not values.size:
             return
@@ -113,12 +118,13 @@ class Condition:
         Raises InputError on a missing value, a wrong shape, an unknown label, a fraction for an integer, NaN,
         and what the dtype does not hold.
         """
-        dtype = np.dtype("float32" if self.dtype in ("float16", "bfloat16") else self.dtype)
+        fed = np.empty((batch, *self.shape), self._fed)
         if given is None:
             if self.default is None:
                 what = f"{self.dtype} {list(self.shape)}" if self.shape else f"a {self.dtype} value"
                 raise InputError(f"condition '{self.name}' is missing; give {self.alias or self.name}= {what}")
-            return np.full((batch, *self.shape), self.default, dtype=dtype)
+            fed[...] = self.default
+            return fed
         values = np.asarray(self._from_labels(given))
         if values.dtype.kind not in "biuf":
             raise InputError(f"condition '{self.name}': got {values.dtype}, expected numbers of dtype {self.dtype}")
@@ -128,9 +134,8 @@ class Condition:
                 f"or {[batch, *self.shape]}, one for each"
             )
         self._check_range(values)
-        if dtype.kind != "f" and values.dtype.kind == "f" and (values != np.trunc(values)).any():
+        if self._fed.kind != "f" and values.dtype.kind == "f" and (values != np.trunc(values)).any():
             raise InputError(f"condition '{self.name}': got fractions, expected integers ({self.dtype})")
-        fed = np.empty((batch, *self.shape), dtype)
         fed[...] = values
         return fed
 
@@ -222,9 +227,14 @@ class Contract:
         """Of one sample's prediction."""
         return self.shape
 
+    @cached_property
+    def _condition_names(self) -> dict[str, str]:
+        """A condition's own name by each that it may be given by."""
+        return {name: one.name for one in self.conditions for name in (one.alias, one.name) if name}
+
     def by_name(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """`given` by the conditions' own names in place of aliases. Raises InputError: unknown, or given twice."""
-        names = {name: one.name for one in self.conditions for name in (one.alias, one.name) if name}
+        names = self._condition_names
         found: dict[str, Any] = {}
         for name, value in given.items():
             if name not in names:
