@@ -3,6 +3,9 @@
 Static buffers for one batch size are two matrices [B + 1, batch * elements] float32. The last row of each is the
 network's output, the others are the states, row 0 the network's input. One update is (W_n | w_n) @ matrix, written
 into the other matrix; then the two change places. The last one computes row 0 alone, straight into the result.
+
+`_host.cpp` walks through the evaluations by itself where it was compiled, unless something is converted or clipped: at
+batch 1 the few lines of Python between two evaluations cost up to a hundredth of a small network (bench/NOTES.md).
 """
 
 from __future__ import annotations
@@ -24,6 +27,11 @@ from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy, lasting
 from .noise import fill_noise
 from .update import all_finite, combine
 
+try:
+    from ._host import walk as walk_compiled
+except ImportError:  # there was no C++ compiler when pfdiff was installed
+    walk_compiled = None
+
 ALIGNMENT = 16  # floats: every row starts on a cache line
 
 
@@ -36,7 +44,7 @@ class Bucket:
         stride = -(-elements // ALIGNMENT) * ALIGNMENT
         self.size = size
         self._matrices = [torch.zeros(states + 1, stride, dtype=torch.float32)[:, :elements] for _ in range(2)]
-        self._rows = [matrix.numpy() for matrix in self._matrices]
+        self._rows = tuple(matrix.numpy() for matrix in self._matrices)
         self._shape = shape = (size, *contract.shape)
 
         # The network reads row 0 and writes the last row themselves, unless its dtype or scale differs.
@@ -44,6 +52,7 @@ class Bucket:
         self._x = torch.zeros(shape, dtype=backend.dtype) if converted or scaled else None
         self._out = torch.zeros(shape, dtype=backend.dtype) if converted else None
         self._scratch = np.empty(elements, np.float32)  # of the clip
+        self._reached = np.zeros(1, np.int64)  # the evaluation that a walk is at
         time_dtype = TORCH_DTYPES[contract.time_dtype]
         time = torch.zeros((size,) if contract.time_rank else (), dtype=time_dtype)
         self._time = time.numpy()
@@ -51,17 +60,16 @@ class Bucket:
             torch.zeros((size, *one.shape), dtype=TORCH_DTYPES[one.dtype]) for one in contract.conditions
         )
         self._arrays = [None if one.dtype == torch.bfloat16 else one.numpy() for one in self.conditions]
-        self.evaluations = backend.bind(
-            [
-                Buffers(
-                    x=matrix[0].view(shape) if self._x is None else self._x,
-                    t=time,
-                    conditions=self.conditions,
-                    out=matrix[-1].view(shape) if self._out is None else self._out,
-                )
-                for matrix in self._matrices
-            ]
-        )
+        sets = [
+            Buffers(
+                x=matrix[0].view(shape) if self._x is None else self._x,
+                t=time,
+                conditions=self.conditions,
+                out=matrix[-1].view(shape) if self._out is None else self._out,
+            )
+            for matrix in self._matrices
+        ]
+        self.evaluations = tuple(backend.bind(sets))
 
     def load(self, tables: Tables, inputs: Inputs) -> None:
         """Set the states to init * noise and the conditions; at most `size` samples, the last is repeated."""
@@ -90,29 +98,40 @@ class Bucket:
 
     def run(self, tables: Tables, into: NDArray[np.float32]) -> None:
         """Every evaluation of the program; the first samples go to `into` [m, *shape], contiguous, m <= size."""
-        here = 0
-        n = 0
+        self._reached[0] = 0
+        plain = self._x is None and self._out is None and tables.clip is None
         try:
-            for n in range(tables.nfe):
-                self._time.fill(tables.times[n])
-                if self._x is not None:
-                    torch.mul(self._matrices[here][0].view(self._shape), float(tables.c_in[n]), out=self._x)
-                self.evaluations[here]()
-                if self._out is not None:
-                    self._matrices[here][-1].view(self._shape).copy_(self._out)
-                if n + 1 < tables.nfe:
-                    finite = self.update(tables, n, here)
-                    here = 1 - here
-                else:
-                    finite = self._finish(tables, here, into.reshape(1, -1))
-                if not finite:
-                    raise BackendError(_not_finite(tables, n))
+            if walk_compiled is not None and plain:
+                finite = walk_compiled(
+                    self.evaluations, self._rows, self._time, tables.times, tables.update, into, self._reached
+                )
+            else:
+                finite = self._walk(tables, into.reshape(1, -1))
         except PfdiffError:
             raise
         except Exception as error:  # whatever the backend's library raises
+            n = int(self._reached[0])
             raise BackendError(
                 f"evaluation {n + 1} of {tables.nfe} failed at time {tables.times[n]:g}: {first_line(error)}"
             ) from error
+        if not finite:
+            raise BackendError(_not_finite(tables, int(self._reached[0])))
+
+    def _walk(self, tables: Tables, samples: NDArray[np.float32]) -> bool:
+        """What `_host.cpp` does, for every network and program. Ends where an output is not finite, and says so."""
+        for n in range(tables.nfe):
+            here = n % 2
+            self._reached[0] = n
+            self._time.fill(tables.times[n])
+            if self._x is not None:
+                torch.mul(self._matrices[here][0].view(self._shape), float(tables.c_in[n]), out=self._x)
+            self.evaluations[here]()
+            if self._out is not None:
+                self._matrices[here][-1].view(self._shape).copy_(self._out)
+            last = n + 1 == tables.nfe
+            if not (self._finish(tables, here, samples) if last else self.update(tables, n, here)):
+                return False
+        return True
 
     def update(self, tables: Tables, n: int, here: int) -> bool:
         """The states after evaluation n in the other matrix, from those and the network's output in matrix `here`.

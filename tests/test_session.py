@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from pfdiff.engine import host_loop
 from pfdiff.engine.backends.abstract import Backend, Buffers, Evaluate
 from pfdiff.engine.contract import Condition, Contract
 from pfdiff.engine.errors import BackendError, InputError
@@ -25,6 +26,15 @@ from .small_engine import CONTRACT, SHAPE, program, small
 
 PLAIN = replace(CONTRACT, conditions=())
 Network = Callable[..., torch.Tensor]
+
+
+@pytest.fixture(autouse=True, params=["compiled", "python"])
+def _walk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways through the evaluations."""
+    if request.param == "python":
+        monkeypatch.setattr(host_loop, "walk_compiled", None)
+    elif host_loop.walk_compiled is None:
+        pytest.skip("engine/_host.cpp was not compiled when pfdiff was installed")
 
 
 @final
