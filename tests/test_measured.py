@@ -132,9 +132,29 @@ def test_one_that_is_alone_is_not_timed(artifact: Artifact, monkeypatch: pytest.
     made = Libraries(monkeypatch, tmp_path, onnxruntime=0.002, openvino=None)
     assert measured.choose_measured(source_of(artifact), None) == (DEFAULT, why)
     assert made.closed == [DEFAULT]
-    made = Libraries(monkeypatch, tmp_path / "another", onnxruntime=None, openvino=0.002)
-    with pytest.raises(BackendError, match="onnxruntime refuses"):
-        measured.choose_measured(source_of(artifact), None)
+    # A default that refuses says so itself when it is opened; another is not taken in its place.
+    Libraries(monkeypatch, tmp_path / "another", onnxruntime=None, openvino=0.002)
+    assert measured.choose_measured(source_of(artifact), None) == (DEFAULT, why)
+
+
+@pytest.mark.parametrize("failing", [DEFAULT, OTHER])
+def test_one_that_fails_on_made_up_inputs_is_not_timed(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failing: str
+) -> None:
+    made = Libraries(monkeypatch, tmp_path, onnxruntime=0.004, openvino=0.002)
+
+    def bind(self: Asleep, sets: Sequence[Buffers]) -> list[Evaluate]:
+        def evaluate() -> torch.Tensor:
+            if self.name == failing:
+                raise RuntimeError("index out of range")
+            time.sleep(self.seconds)
+            return sets[0].out
+
+        return [evaluate]
+
+    monkeypatch.setattr(Asleep, "bind", bind)
+    assert measured.choose_measured(source_of(artifact), None) == (DEFAULT, "the default for fp32 on a CPU")
+    assert sorted(made.closed) == sorted(made.loaded)
 
 
 def test_what_cannot_be_kept_is_not_taken(artifact: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

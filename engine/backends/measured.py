@@ -18,13 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..artifact import NETWORK, Artifact
 from ..cache import Journal, cache_folder, content_key, make_private
 from ..contract import Contract
 from ..directory import locked
-from ..errors import BackendError, InputError
+from ..errors import InputError
 from ..loop import TORCH_DTYPES, from_numpy, lasting
 from ..machine import cores, processor
 from ..plans import network_digest
@@ -45,7 +44,7 @@ PAUSE_S = 0.003  # before a row, so that it begins as a call of a user's does
 def choose_measured(source: Source, threads: int | None) -> tuple[str, str]:
     """The backend's name, and why it and no other, in one line. A first load times with its own `threads`.
 
-    Raises BackendError when no backend is installed for the precision, or the default does not run the network.
+    Raises BackendError when no backend is installed for the precision.
     """
     name, why = choose_backend(source.contract.precision)
     rivals = tuple(one for one in TIMED if one != name and is_installed(one))
@@ -88,58 +87,61 @@ def _fastest(source: Source, names: tuple[str, ...], why: str, batch: int, threa
     """Of the default, the first of `names`, and those of the others that run the network: the one to take, and why."""
     contract = source.contract
     assert isinstance(contract, Contract)
-    default = names[0]
+    default, kept = names[0], list[Buffers]()  # they live as long as what is bound to them
+    evaluations: dict[str, Evaluate] = {}
+    awake: dict[str, float] = {}
     with ExitStack() as stack:
-        buffers: list[Buffers] = []  # they live as long as what is bound to them
-        evaluations: dict[str, Evaluate] = {}
         for name in names:
             try:
                 check_precision(name, contract.precision)
                 backend = open_backend(name, source, threads)
                 stack.callback(backend.close)
                 with lasting():
-                    buffers.append(_buffers(backend, contract, batch))
-                (evaluations[name],) = backend.bind(buffers[-1:])
-            except BackendError:
+                    kept.append(_buffers(backend, contract, batch))
+                (evaluate,) = backend.bind(kept[-1:])
+                awake[name] = _awake_ms(evaluate)
+                evaluations[name] = evaluate
+            except InputError:
+                raise
+            except Exception:  # whatever its library raises: made-up inputs may be none that the network takes
                 if name == default:
-                    raise
-            if name == default and (alone := _awake_ms(evaluations[name])) < LEAST_MS:
-                return name, f"{why}; {alone:.2g} ms an evaluation are too few to gain by another"
+                    return default, why
+            if name == default and awake[name] < LEAST_MS:
+                return name, f"{why}; {awake[name]:.2g} ms an evaluation are too few to gain by another"
         if len(evaluations) == 1:
             return default, why
-        times = dict(zip(evaluations, _least_ms(list(evaluations.values())), strict=True))
+        times = dict.fromkeys(evaluations, np.inf)
+        for name in [*evaluations] * TURNS:
+            time.sleep(QUIET_S)
+            times[name] = min(times[name], _turn_ms(evaluations[name], awake[name]))
     best = min(times, key=times.__getitem__)
     figures = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
     return best if times[best] < GAIN * times[default] else default, f"timed here at batch {batch}: {figures}"
 
 
 def _awake_ms(evaluate: Evaluate) -> float:
-    """Milliseconds of an evaluation right after others, the first of which allocates."""
+    """Milliseconds of an evaluation right after another; the first of all allocates."""
     evaluate()
     times = [time.perf_counter()]
-    for _ in range(3):
+    while len(times) < 4 and times[-1] < times[0] + TURN_S:
         evaluate()
         times.append(time.perf_counter())
     return 1e3 * float(np.diff(times).min())
 
 
-def _least_ms(evaluations: list[Evaluate]) -> NDArray[np.float64]:
-    """Milliseconds of an evaluation, the mean of some in a row, the least of all rows, each library alone."""
-    in_row = [max(1, min(EVALUATIONS, int(1e3 * TURN_S / _awake_ms(evaluate)))) for evaluate in evaluations]
-    least = np.full(len(evaluations), np.inf)
-    for place in [*range(len(evaluations))] * TURNS:
-        time.sleep(QUIET_S)
-        end = time.perf_counter() + TURN_S
-        while True:
-            time.sleep(PAUSE_S)
-            before = time.perf_counter()
-            for _ in range(in_row[place]):
-                evaluations[place]()
-            now = time.perf_counter()
-            least[place] = min(least[place], 1e3 * (now - before) / in_row[place])
-            if now > end:
-                break
-    return least
+def _turn_ms(evaluate: Evaluate, awake_ms: float) -> float:
+    """Milliseconds of an evaluation: the mean of some in a row, the least of the rows of a turn."""
+    count = max(1, min(EVALUATIONS, int(1e3 * TURN_S / awake_ms)))
+    least, end = np.inf, time.perf_counter() + TURN_S
+    while True:
+        time.sleep(PAUSE_S)
+        before = time.perf_counter()
+        for _ in range(count):
+            evaluate()
+        now = time.perf_counter()
+        least = min(least, 1e3 * (now - before) / count)
+        if now > end:
+            return least
 
 
 def _buffers(backend: Backend, contract: Contract, batch: int) -> Buffers:
