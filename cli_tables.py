@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.filesize import decimal
@@ -32,8 +31,7 @@ WIDEST_TABLE = 10  # columns of coefficients that fit a line of 80 characters
 
 def how_it_runs(engine: Engine) -> dict[str, str]:
     """Backend, why this one, and how schedules are run, found out by one sample of the smallest batch."""
-    given = {one.name: np.full(one.shape, one.low or 0) for one in engine.contract.conditions if one.default is None}
-    engine.sample(seeds=[0], nfe=min(engine.programs), **given)
+    engine.sample(seeds=[0], nfe=min(engine.programs), **engine.contract.stand_ins)
     return {
         "device": engine.device,
         "backend": engine.description,

@@ -183,10 +183,8 @@ def network_bytes(engine: Engine, batch: int) -> int:
 
 def conditions_of(engine: Engine, batch: int) -> dict[str, NDArray[Any]]:
     """Values [batch, ..] by name: the conditions' defaults, or the least that they may be."""
-    return {
-        one.name: one.values(np.full(one.shape, one.low or 0) if one.default is None else None, batch)
-        for one in engine.contract.conditions
-    }
+    given = engine.contract.stand_ins
+    return {one.name: one.values(given.get(one.name), batch) for one in engine.contract.conditions}
 
 
 def feed(engine: Engine, nfe: int, batch: int) -> dict[str, NDArray[Any]]:

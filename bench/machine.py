@@ -10,11 +10,10 @@ import platform
 import re
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..engine.machine import cores, processor
+from ..engine.machine import cores, processor, version_of
 from .gpu import _slug
 
 PACKAGES = (
@@ -41,7 +40,7 @@ def describe() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in PACKAGES if (found := version_of(name))},
         "commit": commit(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -62,13 +61,6 @@ def _gpu() -> str | None:
     from ..engine.device import why_not_cuda
 
     return None if why_not_cuda() else torch.cuda.get_device_name()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def commit() -> str | None:

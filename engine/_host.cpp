@@ -126,7 +126,10 @@ PyObject* combine(PyObject*, PyObject* arguments) {
     return PyBool_FromLong(finite);
 }
 
-// walk((evaluate, evaluate), (matrix, matrix), time, times, update, result, reached) -> bool
+// walk((evaluate, evaluate), (matrix, matrix), time, times, update, result, reached) -> bool: are all outputs finite
+// Evaluation n of N: `time` is filled with times[n], evaluate[n % 2]() writes the last row of matrix[n % 2] [B + 1, E],
+// and update[n] [B, B + 1] times that matrix goes to the first B rows of the other; of the last, state 0 to `result`.
+// reached[0] is the evaluation that it came to.
 PyObject* walk(PyObject*, PyObject* arguments) {
     PyObject *evaluate[2], *matrix[2], *time_object, *times_object, *update_object, *result_object, *reached_object;
     if (!PyArg_ParseTuple(arguments, "(OO)(OO)OOOOO:walk", &evaluate[0], &evaluate[1], &matrix[0], &matrix[1],

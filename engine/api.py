@@ -222,7 +222,7 @@ class Engine:
         return Session(opened, self.contract, self.batch, graph=self._options.graph)
 
     def _whole(self, session: Session, nfe: int, batch: int) -> Callable[[], object]:
-        given = {one.name: np.full(one.shape, one.low or 0) for one in self.contract.conditions if one.default is None}
+        given = self.contract.stand_ins
         return lambda: self._sample(session, range(batch), None, nfe, given)
 
     def _parts(self, session: Session, nfe: int, batch: int) -> Parts:

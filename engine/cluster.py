@@ -18,6 +18,7 @@ from typing import Any, final
 
 from .errors import BackendError, InputError, PfdiffError
 from .ledger import Record, shard_name, writing_to
+from .machine import cores
 from .recipe import Recipe
 from .shards import attempt
 from .worker import Worker, Workplace, check_tries
@@ -146,9 +147,8 @@ def connected(address: str) -> Iterator[None]:
     if address == "local":
         settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         # Ray knows a container's limit, and not that of this process.
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        if allowed and allowed < (os.cpu_count() or 0):
-            settings["num_cpus"] = allowed
+        if cores() < (os.cpu_count() or 0):
+            settings["num_cpus"] = cores()
     elif address != "auto":
         check_listening(address)
     try:

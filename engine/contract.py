@@ -227,6 +227,11 @@ class Contract:
         """Of one sample's prediction."""
         return self.shape
 
+    @property
+    def stand_ins(self) -> dict[str, NDArray[Any]]:
+        """By name, for each condition without a default, one value `shape` that will do for a trial: `low`, or zero."""
+        return {one.name: np.full(one.shape, one.low or 0) for one in self.conditions if one.default is None}
+
     @cached_property
     def _condition_names(self) -> dict[str, str]:
         """A condition's own name by each that it may be given by."""

@@ -1,4 +1,4 @@
-"""Which CPU this is: what a measurement on it depends on."""
+"""Which CPU and which packages are here: what a measurement depends on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -20,3 +21,12 @@ def processor() -> str:
 def cores() -> int:
     """How many of its cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def version_of(package: str) -> str | None:
+    """The version of an installed package, None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -285,7 +285,7 @@ def _compare(artifact: Artifact, nfe: int, part: Path) -> None:
     contract = artifact.contract
     batch = contract.fixed_batch or artifact.batch[0]
     noise = np.random.default_rng(0).standard_normal((batch, *contract.shape), np.float32)
-    given = {one.name: np.full(one.shape, one.low or 0) for one in contract.conditions if one.default is None}
+    given = contract.stand_ins
     with Engine(artifact, backend="onnxruntime") as engine:
         wanted = engine.sample(noise=noise, nfe=nfe, **given).numpy()
     options = onnxruntime.SessionOptions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -106,7 +107,7 @@ def test_another_engine_machine_or_version_is_timed_again(
         measured.choose_measured(source_of(one), None)
     monkeypatch.setattr(measured, "processor", lambda: "another")
     measured.choose_measured(source_of(artifact), None)
-    monkeypatch.setattr(measured, "_version", lambda package: "9.9")
+    monkeypatch.setattr(measured, "version_of", lambda package: "9.9")
     measured.choose_measured(source_of(artifact), None)
     assert made.loaded == [DEFAULT, OTHER] * 5
 
@@ -132,9 +133,11 @@ def test_one_that_is_alone_is_not_timed(artifact: Artifact, monkeypatch: pytest.
     made = Libraries(monkeypatch, tmp_path, onnxruntime=0.002, openvino=None)
     assert measured.choose_measured(source_of(artifact), None) == (DEFAULT, why)
     assert made.closed == [DEFAULT]
-    # A default that refuses says so itself when it is opened; another is not taken in its place.
-    Libraries(monkeypatch, tmp_path / "another", onnxruntime=None, openvino=0.002)
-    assert measured.choose_measured(source_of(artifact), None) == (DEFAULT, why)
+    # A default that refuses says so itself when it is opened; another is not taken in its place, and nothing is kept.
+    made = Libraries(monkeypatch, tmp_path / "another", onnxruntime=None, openvino=0.002)
+    for _ in range(2):
+        assert measured.choose_measured(source_of(artifact), None) == (DEFAULT, why)
+    assert made.loaded == [DEFAULT, DEFAULT]
 
 
 @pytest.mark.parametrize("failing", [DEFAULT, OTHER])
@@ -193,16 +196,18 @@ def test_of_two_that_load_at_once_one_measures(
 def test_an_engine_samples_with_what_was_found(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The real libraries, the small network said to be long enough to be timed, and any gain enough."""
+    """The real libraries and the small network, said to be long enough to be timed, its times made up."""
     pytest.importorskip("openvino")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(measured, "LEAST_MS", 0.0)
     with pfdiff.load(artifact.path, device="cpu", backend=DEFAULT) as plain:
         expected = plain.sample(seeds=[3], nfe=4)
-    for gain, name in ((1e9, None), (0.0, DEFAULT)):
-        monkeypatch.setattr(measured, "GAIN", gain)
-        monkeypatch.setattr(measured, "processor", lambda gain=gain: f"machine {gain}")
-        with pfdiff.load(artifact.path, device="cpu") as found:
-            assert found.backend in ((DEFAULT, OTHER) if name is None else (name,))
-            assert found.backend_reason.startswith("timed here at batch 1: onnxruntime ")
-            assert (found.sample(seeds=[3], nfe=4) - expected).abs().max() <= 1e-4
+    for name, times in ((OTHER, (2.0, 1.0)), (DEFAULT, (1.0, 2.0))):
+        turns = itertools.cycle(times)
+        monkeypatch.setattr(measured, "_turn_ms", lambda evaluate, awake_ms, turns=turns: next(turns))
+        monkeypatch.setattr(measured, "processor", lambda name=name: f"where {name} is fast")
+        reason = f"timed here at batch 1: {DEFAULT} {times[0]:.3g} ms, {OTHER} {times[1]:.3g} ms"
+        for _ in range(2):
+            with pfdiff.load(artifact.path, device="cpu") as found:
+                assert (found.backend, found.backend_reason) == (name, reason)
+                assert (found.sample(seeds=[3], nfe=4) - expected).abs().max() <= 1e-4

@@ -79,6 +79,15 @@ def run(
     return Session(backend, contract, buckets).run(tables, Inputs(keys, None, conditions))
 
 
+@pytest.mark.skipif(host_loop.walk_compiled is None, reason="engine/_host.cpp was not compiled")
+@pytest.mark.parametrize("count", [1, 5, 8])
+def test_both_ways_give_the_same_bits(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    compiled = run(Direct(), 7, range(count))
+    monkeypatch.setattr(host_loop, "walk_compiled", None)
+    assert torch.equal(compiled, run(Direct(), 7, range(count)))
+
+
 # Equal to the reference.
 @pytest.mark.parametrize(
     "solver", ["ddim", "dpm++:2m", "dpm-solver:order=3", "pfdiff:k=3,l=2", "pfdiff:k=1,l=1,base=dpm-solver-2"]

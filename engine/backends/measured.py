@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
 
 from ..artifact import NETWORK, Artifact
 from ..cache import Journal, cache_folder, content_key, make_private
-from ..contract import Contract
+from ..contract import Contract, DecoderContract
 from ..directory import locked
 from ..errors import InputError
 from ..loop import TORCH_DTYPES, from_numpy, lasting
-from ..machine import cores, processor
+from ..machine import cores, processor, version_of
 from ..plans import network_digest
 from . import check_precision, choose_backend, is_installed, open_backend
 from .abstract import Backend, Buffers, Evaluate, Source
@@ -63,7 +61,7 @@ def _remembered(
 ) -> tuple[str, str]:
     """Name and reason, found before or now; the first of `names` and `why` where nothing can be kept."""
     path = cache_folder() / KEPT
-    versions = [_version(package) for package in ("pfdiff", *names)]
+    versions = [version_of(package) for package in ("pfdiff", *names)]
     key = content_key(
         network_digest(artifact), artifact.precision, artifact.batch[0], names, versions, processor(), cores()
     )
@@ -73,39 +71,38 @@ def _remembered(
             make_private(path.parent)
             with locked(path.parent):  # of two that load at once one measures, the other finds what it found
                 journal = Journal(path)
-                found = journal.get(key)
-                if found is None:
-                    found = _fastest(source, names, why, artifact.batch[0], threads)
+                found = journal.get(key) or _fastest(source, names, why, artifact.batch[0], threads)
+                if found:
                     journal.put(key, found)
         except (OSError, InputError):
-            return names[0], why
-    name, reason = found
+            found = None
+    name, reason = found or (names[0], why)
     return name, reason
 
 
-def _fastest(source: Source, names: tuple[str, ...], why: str, batch: int, threads: int | None) -> tuple[str, str]:
-    """Of the default, the first of `names`, and those of the others that run the network: the one to take, and why."""
-    contract = source.contract
-    assert isinstance(contract, Contract)
-    default, kept = names[0], list[Buffers]()  # they live as long as what is bound to them
+def _fastest(
+    source: Source, names: tuple[str, ...], why: str, batch: int, threads: int | None
+) -> tuple[str, str] | None:
+    """Of the default, the first of `names`, and those of the others that run the network: the one to take, and why.
+
+    None where the default does not run it.
+    """
+    default, buffers = names[0], list[Buffers]()  # which live as long as what is bound to them
     evaluations: dict[str, Evaluate] = {}
     awake: dict[str, float] = {}
     with ExitStack() as stack:
         for name in names:
             try:
-                check_precision(name, contract.precision)
+                check_precision(name, source.contract.precision)
                 backend = open_backend(name, source, threads)
                 stack.callback(backend.close)
-                with lasting():
-                    kept.append(_buffers(backend, contract, batch))
-                (evaluate,) = backend.bind(kept[-1:])
+                buffers.append(_buffers(backend, source.contract, batch))
+                (evaluate,) = backend.bind(buffers[-1:])
                 awake[name] = _awake_ms(evaluate)
                 evaluations[name] = evaluate
-            except InputError:
-                raise
-            except Exception:  # whatever its library raises: made-up inputs may be none that the network takes
+            except Exception:  # whatever its library raises: stand-ins may be no inputs that the network takes
                 if name == default:
-                    return default, why
+                    return None
             if name == default and awake[name] < LEAST_MS:
                 return name, f"{why}; {awake[name]:.2g} ms an evaluation are too few to gain by another"
         if len(evaluations) == 1:
@@ -144,22 +141,14 @@ def _turn_ms(evaluate: Evaluate, awake_ms: float) -> float:
             return least
 
 
-def _buffers(backend: Backend, contract: Contract, batch: int) -> Buffers:
-    x, out = (torch.zeros((batch, *contract.shape), dtype=backend.dtype) for _ in range(2))
-    t = torch.zeros((batch,) if contract.time_rank else (), dtype=TORCH_DTYPES[contract.time_dtype])
-    given = [
-        one.values(np.full(one.shape, one.low or 0) if one.default is None else None, batch)
-        for one in contract.conditions
-    ]
-    conditions = tuple(
-        from_numpy(values).to(TORCH_DTYPES[one.dtype]) for one, values in zip(contract.conditions, given, strict=True)
-    )
+def _buffers(backend: Backend, contract: Contract | DecoderContract, batch: int) -> Buffers:
+    assert isinstance(contract, Contract)  # a decoder is not timed
+    with lasting():
+        x, out = (torch.zeros((batch, *contract.shape), dtype=backend.dtype) for _ in range(2))
+        t = torch.zeros((batch,) if contract.time_rank else (), dtype=TORCH_DTYPES[contract.time_dtype])
+        given = contract.stand_ins
+        conditions = tuple(
+            from_numpy(one.values(given.get(one.name), batch)).to(TORCH_DTYPES[one.dtype])
+            for one in contract.conditions
+        )
     return Buffers(x, t, conditions, out)
-
-
-@cache
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
