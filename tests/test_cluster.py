@@ -21,8 +21,8 @@ from pfdiff.engine.recipe import make_recipe
 from pfdiff.engine.shards import tries
 from pfdiff.engine.worker import MOST_TRIES, Worker, Workplace
 
+from .small_bulk import tree
 from .small_engine import write_engine
-from .test_generate import tree
 
 COUNT = 600  # shards of one sample, some milliseconds each on a worker
 
