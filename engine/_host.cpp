@@ -55,6 +55,10 @@ PyObject* refuse(const char* expected) {
     return nullptr;
 }
 
+PFD_CLONES void normals(std::uint64_t seed, std::uint64_t elements, float* out) {
+    for (std::uint64_t element = 0; element < elements; ++element) out[element] = pfdiff::normal(seed, element);
+}
+
 // fill(z, seeds)
 PyObject* fill(PyObject*, PyObject* arguments) {
     PyObject *z_object, *seeds_object;
@@ -69,8 +73,7 @@ PyObject* fill(PyObject*, PyObject* arguments) {
     const auto* keys = static_cast<const std::uint64_t*>(seeds.view.buf);
 
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t sample = 0; sample < samples; ++sample)
-        for (std::uint64_t element = 0; element < elements; ++element) *out++ = pfdiff::normal(keys[sample], element);
+    for (Py_ssize_t sample = 0; sample < samples; ++sample) normals(keys[sample], elements, out + sample * elements);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

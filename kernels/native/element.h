@@ -60,13 +60,17 @@ PFD_BOTH Words philox(std::uint64_t seed, std::uint64_t element) {
 }
 
 // ln u for u = f 2^k in (0, 1), f in [sqrt(1/2), sqrt 2): k ln 2 + 2 artanh((f - 1) / (f + 1)), |error| < 2e-16 |ln u|.
+// u is a normal number, taken apart as by std::frexp, whose call would keep loops from being vectorised.
 PFD_BOTH double exact_log(double u) {
-    int k = 0;
-    double f = std::frexp(u, &k);
-    if (f < 0.70710678118654752440) {
-        f = f * 2.0;
-        k = k - 1;
-    }
+    std::uint64_t bits;
+    std::memcpy(&bits, &u, sizeof bits);
+    int k = static_cast<int>(bits >> 52) - 1022;
+    bits = (bits & 0x000FFFFFFFFFFFFFu) | 0x3FE0000000000000u;
+    double f;
+    std::memcpy(&f, &bits, sizeof f);
+    const bool low = f < 0.70710678118654752440;
+    f = low ? f * 2.0 : f;
+    k = low ? k - 1 : k;
     const double s = (f - 1.0) / (f + 1.0);
     const double z = s * s;
     double series = 2.0 / 23.0;
