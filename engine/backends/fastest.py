@@ -15,17 +15,15 @@ import time
 from contextlib import ExitStack
 
 import numpy as np
-import torch
 
 from ..artifact import NETWORK, Artifact
 from ..atomic import locked
 from ..cache import Journal, cache_folder, content_key, make_private
-from ..contract import Contract, DecoderContract
+from ..contract import Contract
 from ..errors import InputError
 from ..machine import cores, processor, version_of
 from ..plans.build import network_digest
-from ..runtime.loop import TORCH_DTYPES, from_numpy, lasting
-from .abstract import Backend, Buffers, Evaluate, Source
+from .abstract import Buffers, Evaluate, Source
 from .registry import check_precision, choose_backend, is_installed, open_backend
 
 TIMED = ("onnxruntime", "openvino")
@@ -96,7 +94,7 @@ def _fastest(
                 check_precision(name, source.contract.precision)
                 backend = open_backend(name, source, threads)
                 stack.callback(backend.close)
-                buffers.append(_buffers(backend, source.contract, batch))
+                buffers.append(Buffers.of(source.contract, batch, backend.dtype))
                 (evaluate,) = backend.bind(buffers[-1:])
                 awake[name] = _awake_ms(evaluate)
                 evaluations[name] = evaluate
@@ -139,16 +137,3 @@ def _turn_ms(evaluate: Evaluate, awake_ms: float) -> float:
         least = min(least, 1e3 * (now - before) / count)
         if now > end:
             return least
-
-
-def _buffers(backend: Backend, contract: Contract | DecoderContract, batch: int) -> Buffers:
-    assert isinstance(contract, Contract)  # a decoder is not timed
-    with lasting():
-        x, out = (torch.zeros((batch, *contract.shape), dtype=backend.dtype) for _ in range(2))
-        t = torch.zeros((batch,) if contract.time_rank else (), dtype=TORCH_DTYPES[contract.time_dtype])
-        given = contract.stand_ins
-        conditions = tuple(
-            from_numpy(one.values(given.get(one.name), batch)).to(TORCH_DTYPES[one.dtype])
-            for one in contract.conditions
-        )
-    return Buffers(x, t, conditions, out)

@@ -10,9 +10,10 @@ import onnxruntime
 import torch
 
 from ..errors import BackendError
+from ..tensors import PRECISION_DTYPES
 from .abstract import Backend, Buffers, Evaluate, Source, first_line
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+PRECISIONS = ("fp32", "fp16")
 ELEMENT_TYPES: dict[torch.dtype, Any] = {
     torch.float32: np.float32,
     torch.float16: np.float16,
@@ -30,7 +31,7 @@ class OnnxRuntime(Backend):
 
     def __init__(self, source: Source, threads: int | None) -> None:
         contract = source.contract
-        if contract.precision not in DTYPES:
+        if contract.precision not in PRECISIONS:
             raise BackendError(
                 f"onnxruntime has no {contract.precision} on a CPU; use backend openvino, or build with precision fp32"
             )
@@ -53,7 +54,7 @@ class OnnxRuntime(Backend):
         self._session: onnxruntime.InferenceSession | None = session
         self.name = "onnxruntime"
         self.device = torch.device("cpu")
-        self.dtype = DTYPES[contract.precision]
+        self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = threads
         self.description = f"onnxruntime {onnxruntime.__version__}, CPU, {contract.precision}"
 

@@ -13,11 +13,11 @@ import onnxruntime
 import torch
 
 from ..errors import BackendError
+from ..tensors import PRECISION_DTYPES
 from .abstract import Backend, Buffers, Evaluate, Source, first_line
 from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY
 
 PROVIDER = "CUDAExecutionProvider"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @final
@@ -51,7 +51,7 @@ class OnnxRuntimeCuda(Backend):
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self.name = "onnxruntime"
         self.device = device
-        self.dtype = DTYPES[contract.precision]
+        self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = None
         self.bytes_per_sample = 0  # its arena grows as it needs; it does not say
         gpu = torch.cuda.get_device_name(device)

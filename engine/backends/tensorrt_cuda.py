@@ -19,9 +19,8 @@ import torch
 from ..device import capability, free_bytes, mib
 from ..errors import BackendError
 from ..plans.build import PLAN_DTYPES, load_flavour, obtain_plan, plan_key
+from ..tensors import PRECISION_DTYPES
 from .abstract import Backend, Buffers, Evaluate, Source, first_line
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @final
@@ -55,7 +54,7 @@ class TensorRt(Backend):
         self.stream = source.stream or torch.cuda.Stream(device)
         self._check_dtypes(contract.precision)
         self._memory = self._allocate()
-        self.dtype = DTYPES[contract.precision]
+        self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = None
         self.bytes_per_sample = 0  # activation memory is allocated above, once for all buckets
         tf32 = ", TF32" if options.tf32 else ""

@@ -18,11 +18,9 @@ from ..contract import Contract, DecoderContract
 from ..device import check_fits
 from ..errors import BackendError
 from ..runtime.capture import EXCLUSIVE
-from ..runtime.loop import TORCH_DTYPES
+from ..tensors import PRECISION_DTYPES
 from .abstract import Backend, Buffers, Evaluate, Source, first_line
 from .casting import cast_copy, own_dtypes
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @final
@@ -38,7 +36,7 @@ class TorchCuda(Backend):
             )
         self.name = "torch"
         self.device = device
-        self.dtype = DTYPES[contract.precision]
+        self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = None
         self.stream = (source.stream or torch.cuda.Stream(device)) if device.type == "cuda" else None
         self._tf32 = source.options.tf32
@@ -84,7 +82,7 @@ class TorchCuda(Backend):
         need for a while is not what an evaluation takes.
         """
         device = self.device
-        evaluate = self._bound(module, _example(contract, batch, self.dtype, device), search=False)
+        evaluate = self._bound(module, Buffers.of(contract, batch, self.dtype, device), search=False)
         before = 0
         try:
             with EXCLUSIVE:
@@ -101,21 +99,6 @@ class TorchCuda(Backend):
 
     def close(self) -> None:
         self._module = None
-
-
-def _example(contract: Contract | DecoderContract, batch: int, dtype: torch.dtype, device: torch.device) -> Buffers:
-    """Inputs that any network takes; of the output there is only its shape."""
-    x = torch.zeros((batch, *contract.shape), dtype=dtype, device=device)
-    out = torch.empty((batch, *contract.output_shape), dtype=dtype, device="meta")
-    if isinstance(contract, DecoderContract):
-        return Buffers(x, None, (), out)
-    time_dtype = TORCH_DTYPES[contract.time_dtype]
-    t = torch.ones((batch,) if contract.time_rank else (), dtype=time_dtype, device=device)
-    conditions = tuple(
-        torch.full((batch, *one.shape), one.low or 0, dtype=TORCH_DTYPES[one.dtype], device=device)
-        for one in contract.conditions
-    )
-    return Buffers(x, t, conditions, out)
 
 
 def _on_device(module: torch.nn.Module, dtype: torch.dtype, device: torch.device, nhwc: bool) -> torch.nn.Module:

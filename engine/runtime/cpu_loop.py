@@ -22,8 +22,9 @@ from ...kernels import eager
 from ..backends.abstract import Backend, Buffers, first_line
 from ..contract import Contract
 from ..errors import BackendError, PfdiffError
+from ..tensors import TORCH_DTYPES, fill, from_numpy, lasting
 from .decoder import Decode, LoadedDecoder, not_finite
-from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy, lasting
+from .loop import Inputs, Loop, Tables
 from .noise import fill_noise
 from .update import all_finite, combine
 

@@ -31,9 +31,10 @@ from ..backends.abstract import Backend, Buffers, first_line
 from ..contract import Contract
 from ..device import check_batch_fits
 from ..errors import BackendError, PfdiffError
+from ..tensors import TORCH_DTYPES, fill, from_numpy, lasting
 from .capture import record
 from .decoder import LoadedDecoder, not_finite
-from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy, lasting
+from .loop import Inputs, Loop, Tables
 
 LARGEST_CACHE = 16
 ALIGNMENT_BYTES = 256

@@ -18,9 +18,10 @@ from pfdiff.engine.backends.abstract import Source
 from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.contract import Contract
 from pfdiff.engine.runtime.cuda_loop import GraphLoop, Sampler, Variant
-from pfdiff.engine.runtime.loop import Inputs, fill, lasting, make_tables
+from pfdiff.engine.runtime.loop import Inputs, make_tables
 from pfdiff.engine.runtime.noise import noise
 from pfdiff.engine.runtime.session import Session
+from pfdiff.engine.tensors import fill, lasting
 
 from ...small.engine import CONTRACT, SHAPE, Small, program, small
 from .test_session import Direct
