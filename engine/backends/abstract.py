@@ -43,7 +43,7 @@ class CudaOptions:
 
 
 @dataclass(frozen=True)
-class Source:
+class NetworkFiles:
     """What there is to load: an ONNX file of an engine directory and, when somebody gave it, the module itself.
 
     The TensorRT backends need the whole artifact, where its plans are kept. `stream`: on a CUDA device, where it runs;

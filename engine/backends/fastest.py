@@ -23,7 +23,7 @@ from ..contract import Contract
 from ..errors import InputError
 from ..machine import cores, processor, version_of
 from ..plans.build import network_digest
-from .abstract import Buffers, Evaluate, Source
+from .abstract import Buffers, Evaluate, NetworkFiles
 from .registry import check_precision, choose_backend, is_installed, open_backend
 
 TIMED = ("onnxruntime", "openvino")
@@ -37,25 +37,25 @@ QUIET_S = 0.05  # before a turn: ONNX Runtime's threads spin for 30 ms after the
 PAUSE_S = 0.003  # before a row, so that it begins as a call of a user's does
 
 
-def choose_measured(source: Source, threads: int | None) -> tuple[str, str]:
+def choose_fastest(files: NetworkFiles, threads: int | None) -> tuple[str, str]:
     """The backend's name, and why it and no other, in one line. A first load times with its own `threads`.
 
     Raises BackendError when no backend is installed for the precision.
     """
-    name, why = choose_backend(source.contract.precision)
+    name, why = choose_backend(files.contract.precision)
     rivals = tuple(one for one in TIMED if one != name and is_installed(one))
-    artifact = source.artifact
-    if rivals and artifact is not None and isinstance(source.contract, Contract):
+    artifact = files.artifact
+    if rivals and artifact is not None and isinstance(files.contract, Contract):
         size = sum(record.bytes for file, record in artifact.files.items() if file.startswith(NETWORK))
         if size > LARGEST_BYTES:
             why = f"{why}; {size / 2**30:.1f} GiB of weights are too many to try another"
         else:
-            name, why = _remembered(source, artifact, (name, *rivals), why, threads)
+            name, why = _remembered(files, artifact, (name, *rivals), why, threads)
     return name, why
 
 
 def _remembered(
-    source: Source, artifact: Artifact, names: tuple[str, ...], why: str, threads: int | None
+    files: NetworkFiles, artifact: Artifact, names: tuple[str, ...], why: str, threads: int | None
 ) -> tuple[str, str]:
     """Name and reason, found before or now; the first of `names` and `why` where nothing can be kept."""
     path = cache_folder() / KEPT
@@ -69,7 +69,7 @@ def _remembered(
             make_private(path.parent)
             with locked(path.parent):  # of two that load at once one measures, the other finds what it found
                 journal = Journal(path)
-                found = journal.get(key) or _fastest(source, names, why, artifact.batch[0], threads)
+                found = journal.get(key) or _fastest(files, names, why, artifact.batch[0], threads)
                 if found:
                     journal.put(key, found)
         except (OSError, InputError):
@@ -79,7 +79,7 @@ def _remembered(
 
 
 def _fastest(
-    source: Source, names: tuple[str, ...], why: str, batch: int, threads: int | None
+    files: NetworkFiles, names: tuple[str, ...], why: str, batch: int, threads: int | None
 ) -> tuple[str, str] | None:
     """Of the default, the first of `names`, and those of the others that run the network: the one to take, and why.
 
@@ -91,10 +91,10 @@ def _fastest(
     with ExitStack() as stack:
         for name in names:
             try:
-                check_precision(name, source.contract.precision)
-                backend = open_backend(name, source, threads)
+                check_precision(name, files.contract.precision)
+                backend = open_backend(name, files, threads)
                 stack.callback(backend.close)
-                buffers.append(Buffers.of(source.contract, batch, backend.dtype))
+                buffers.append(Buffers.of(files.contract, batch, backend.dtype))
                 (evaluate,) = backend.bind(buffers[-1:])
                 awake[name] = _awake_ms(evaluate)
                 evaluations[name] = evaluate

@@ -170,7 +170,7 @@ def _not_finite(tables: Tables, n: int) -> str:
 
 
 @final
-class HostLoop(Loop):
+class CpuLoop(Loop):
     """A CPU backend and its buckets, made when they are first asked for."""
 
     def __init__(self, backend: Backend, contract: Contract, decoder: LoadedDecoder | None = None) -> None:
