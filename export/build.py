@@ -111,7 +111,7 @@ def build(
             obtain_plan(artifact, plan_key(artifact, "tensorrt_rtx", one, file=file), progress=plan_progress)
     if targets:
         say(f"{artifact.path} is ready, with plans for {', '.join(targets)}")
-    return Engine(
+    return Engine.open(
         artifact,
         device=device,
         backend=backend,

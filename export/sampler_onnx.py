@@ -286,7 +286,7 @@ def _compare(artifact: Artifact, nfe: int, part: Path) -> None:
     batch = contract.fixed_batch or artifact.batch[0]
     noise = np.random.default_rng(0).standard_normal((batch, *contract.shape), np.float32)
     given = contract.stand_ins
-    with Engine(artifact, backend="onnxruntime") as engine:
+    with Engine.open(artifact, backend="onnxruntime") as engine:
         wanted = engine.sample(noise=noise, nfe=nfe, **given).numpy()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY

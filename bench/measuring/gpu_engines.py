@@ -81,4 +81,4 @@ def engine_of(
     programs = {count: program_of(name, count, solver, **settings) for count in nfe}
     artifact = Artifact(Path(name), contract, batch, precision, programs)
     module = module_of(name, device) if module is None else module
-    return Engine(artifact, device=device, backend="torch", module=module, options=options)
+    return Engine.open(artifact, device=device, backend="torch", module=module, options=options)

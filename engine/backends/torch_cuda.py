@@ -15,9 +15,8 @@ from typing import final
 import torch
 
 from ..contract import Contract, DecoderContract
-from ..device import check_fits
+from ..device import EXCLUSIVE, check_fits
 from ..errors import BackendError
-from ..runtime.capture import EXCLUSIVE
 from ..tensors import PRECISION_DTYPES
 from .abstract import Backend, Buffers, Evaluate, NetworkFiles, first_line
 from .casting import cast_copy, own_dtypes

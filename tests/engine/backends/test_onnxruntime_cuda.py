@@ -15,7 +15,6 @@ from pfdiff.engine.backends import onnxruntime_cuda as ort_cuda
 from pfdiff.engine.backends.abstract import Buffers, CudaOptions, NetworkFiles
 from pfdiff.engine.backends.onnxruntime_cuda import PROVIDER, OnnxRuntimeCuda
 from pfdiff.engine.errors import BackendError
-from pfdiff.kernels import launch
 
 from ...small.engine import CONTRACT, SHAPE
 from ..test_devices import Machine
@@ -97,13 +96,3 @@ def test_what_is_refused(sessions: type[Session]) -> None:
     sessions.starts = False
     with pytest.raises(BackendError, match="onnxruntime cannot start its CUDA provider"):
         OnnxRuntimeCuda(source(), SECOND)
-
-
-def test_without_triton_the_kernels_say_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "tl", None)
-    launch._announce_fallback.cache_clear()
-    on_gpu: Any = types.SimpleNamespace(is_cuda=True)
-    with pytest.warns(RuntimeWarning, match="Triton is not installed, so the fused kernels run as several plain torch"):
-        assert not launch.runs_triton(on_gpu)
-    assert not launch.runs_triton(on_gpu)  # and only once: a second warning would be an error here
-    launch._announce_fallback.cache_clear()
