@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import re
 import shutil
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_the_blocks_run(page, models, tmp_path, monkeypatch):
     folder = shutil.copytree(models, tmp_path / "reader")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(__import__("sys").modules, "my_models", raising=False)
+    monkeypatch.delitem(sys.modules, "my_models", raising=False)
     names: dict[str, Any] = {"__name__": "__page__"}
     for block in blocks(page):
         where = f"{name_of(page)}:{block.line}"
