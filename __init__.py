@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .engine.version import __version__
+
 if TYPE_CHECKING:
     from .engine.api import Engine as Engine
     from .engine.api import load as load
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from .quality.evaluate import evaluate as evaluate
     from .quality.tune import tune as tune
 
-__version__ = "0.1.0"
 
 # Public name -> the module that holds it.
 _HOME = {

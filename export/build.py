@@ -27,7 +27,7 @@ from ..engine.artifact import (
     records_of,
     write_manifest,
 )
-from ..engine.atomic import alone, replacing
+from ..engine.atomic import locked_for_build, replacing_folder, writing
 from ..engine.backends.registry import check_runnable
 from ..engine.compiler.grid import usual_rule
 from ..engine.compiler.program import Program
@@ -140,7 +140,7 @@ def write_programs(
     another network or precision; without it that is an InputError. search: by NFE, the record to keep of a program.
     """
     say(f"comparing {source.contract.name} with what is built")
-    with alone(place, say):
+    with locked_for_build(place, say):
         former = _former(place, say)
         if former and not replaces:
             refuse_another(former, source, precision)
@@ -224,7 +224,7 @@ def _exported(
     if source.decoder:
         provenance["decoder_digest"] = source.decoder.digest
     provenance |= _searched(search, {})
-    with replacing(target) as folder:
+    with writing(target), replacing_folder(target) as folder:
         contract = source.write(folder, precision, say)
         decoder = source.decoder.write(folder, precision, say) if source.decoder else None
         say("hashing and syncing")

@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from ..atomic import sync
+from ..atomic import part_prefix, remove, replacing
 from ..errors import InputError
 from .recipe import Recipe
-from .shards import FORMATS, PART, digest_of, remove
+from .shards import FORMATS, PART, digest_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -84,25 +84,18 @@ class Ledger:
             "complete": not self.missing,
             "shards": [asdict(record) for record in records],
         }
-        part = self.folder / f".{MANIFEST}{PART}"
-        with writing_to(self.folder):
-            try:
-                with open(part, "w", encoding="utf-8") as file:
-                    json.dump(content, file, indent=1)
-                    file.write("\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(part, self.folder / MANIFEST)
-                sync(self.folder)
-            except BaseException:
-                remove(part)
-                raise
+        with writing_to(self.folder), replacing(self.folder / MANIFEST) as part:
+            part.write_text(f"{json.dumps(content, indent=1)}\n", encoding="utf-8")
 
     def sweep(self) -> None:
         """Remove what killed workers left half-written. Raises InputError when the disk refuses."""
         with writing_to(self.folder):
-            for left in self.folder.glob(f".*{PART}"):
+            for left in [*self.folder.glob(f".*{PART}"), *self.folder.glob(".shard-*.former-*")]:
                 remove(left)
+
+
+def _is_unfinished(name: str) -> bool:
+    return name.endswith(PART) or name.startswith(part_prefix(MANIFEST))
 
 
 def shard_name(recipe: Recipe, index: int) -> str:
@@ -122,7 +115,7 @@ def open_ledger(folder: Path, recipe: Recipe) -> Iterator[Ledger]:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"output {folder} is a file; name a new folder")
         folder.mkdir(exist_ok=True)
-        if not (folder / MANIFEST).exists() and any(not one.name.endswith(PART) for one in folder.iterdir()):
+        if not (folder / MANIFEST).exists() and not all(_is_unfinished(one.name) for one in folder.iterdir()):
             raise InputError(f"output {folder} holds files and no {MANIFEST}; name a new or an empty folder")
     with _sole_writer(folder):
         begun = (folder / MANIFEST).exists()

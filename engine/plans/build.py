@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any, final
 
 from ..artifact import DECODER, NETWORK, PLANS, Artifact
-from ..atomic import writing
-from ..backends.abstract import BuildProgress
+from ..atomic import replacing, writing, writing_beside
 from ..contract import Contract, DecoderContract
 from ..errors import BackendError, EngineFileError, InputError
+from ..progress import BuildProgress
 
 FLAVOURS = {"tensorrt": "pip install tensorrt", "tensorrt_rtx": "pip install 'pfdiff[rtx]'"}
 PLAN_DTYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
@@ -350,21 +350,18 @@ def _secret() -> bytes:
     """32 random bytes that this user's first build makes, readable by nobody else; lost, plans are only rebuilt."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     path = Path(state) / "pfdiff" / "plan-secret"
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.stat().st_size != SECRET_BYTES:  # a former pfdiff could leave an empty one
             path.unlink(missing_ok=True)
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(_PROCESS_SECRET)
-            with contextlib.suppress(FileExistsError):  # another process was first
-                os.link(part, path)  # whole or not at all
+            with writing_beside(path) as part:
+                part.chmod(0o600)
+                part.write_bytes(_PROCESS_SECRET)
+                with contextlib.suppress(FileExistsError):  # another process was first
+                    os.link(part, path)  # whole or not at all
         found = path.read_bytes()
     except OSError:
         return _PROCESS_SECRET  # no place to keep one: plans of this process are trusted by this process
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
     return found if len(found) == SECRET_BYTES else _PROCESS_SECRET
 
 
@@ -373,9 +370,5 @@ _PROCESS_SECRET = secrets.token_bytes(SECRET_BYTES)
 
 
 def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as part:
         part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
