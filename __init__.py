@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from .engine.api import load as load
     from .engine.backends.abstract import CudaOptions as CudaOptions
     from .engine.bulk.generate import generate as generate
+    from .engine.compiler.compile import compile as compile
     from .engine.compiler.program import Program as Program
-    from .engine.compiler.program import compile as compile
-    from .engine.contract import Condition as Condition
+    from .engine.condition import Condition as Condition
     from .engine.contract import Contract as Contract
     from .engine.errors import BackendError as BackendError
     from .engine.errors import EngineFileError as EngineFileError
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 # Public name -> the module that holds it.
 _HOME = {
     "BackendError": "engine.errors",
-    "Condition": "engine.contract",
+    "Condition": "engine.condition",
     "Contract": "engine.contract",
     "CudaOptions": "engine.backends.abstract",
     "Decoder": "export.decoders.options",
@@ -50,7 +50,7 @@ _HOME = {
     "Program": "engine.compiler.program",
     "build": "export.build",
     "compare": "quality.compare",
-    "compile": "engine.compiler.program",
+    "compile": "engine.compiler.compile",
     "evaluate": "quality.evaluate",
     "generate": "engine.bulk.generate",
     "load": "engine.api",

@@ -219,6 +219,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def network_digest(artifact: Artifact, file: str = NETWORK) -> str:
+    """SHA-256 over a network's files, external data included, as the manifest has them."""
+    decoders = file == DECODER
+    own = ((name, one.sha256) for name, one in artifact.files.items() if name.startswith(DECODER) == decoders)
+    return hashlib.sha256(json.dumps(sorted(own)).encode()).hexdigest()
+
+
 def _digest(content: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in content.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -29,15 +29,16 @@ from ..engine.artifact import (
 )
 from ..engine.atomic import locked_for_build, replacing_folder, writing
 from ..engine.backends.registry import check_runnable
+from ..engine.compiler.compile import compile as compile_program
 from ..engine.compiler.grid import usual_rule
 from ..engine.compiler.program import Program
-from ..engine.compiler.program import compile as compile_program
 from ..engine.compiler.schedule import parse_schedule
 from ..engine.compiler.solvers import parse_solver
 from ..engine.contract import PRECISIONS
 from ..engine.device import parse_device
 from ..engine.errors import BackendError, EngineFileError, InputError
-from ..engine.plans.build import check_target, obtain_plan, parse_targets, plan_key
+from ..engine.plans.key import check_target, parse_targets, plan_key
+from ..engine.plans.store import obtain_plan
 from .network import Network
 from .sources.from_module import ModuleSource
 from .to_onnx import Progress

@@ -19,8 +19,9 @@ from typing import Any, final
 from ..api import Engine
 from ..artifact import read_artifact
 from ..errors import InputError
+from ..seed_conditions import condition_tables
 from .manifest import Ledger, Record, open_ledger
-from .recipe import condition_tables, make_recipe, seed_range
+from .recipe import make_recipe, seed_range
 from .shards import Shard, check_format
 from .worker import Worker, Workplace, draw
 

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifact import Artifact
-from ..contract import Condition, Contract
 from ..errors import InputError
+from ..seed_conditions import condition_tables
 
 SEEDS = 1 << 64
 SHARD_SAMPLES = 256
@@ -138,32 +138,6 @@ def engine_digest(artifact: Artifact) -> str:
 def seed_range(first: int, count: int) -> NDArray[np.uint64]:
     """The seeds first, first + 1, ... as uint64 [count]."""
     return np.uint64(first) + np.arange(count, dtype=np.uint64)
-
-
-# Conditions.
-def condition_tables(contract: Contract, given: Mapping[str, Any] | None) -> dict[str, NDArray[Any]]:
-    """The table [m, *shape] of every condition of the contract.
-
-    given: by name, one value, a label's name, or a list or array of m of them. What is not given takes each of its
-    labels in turn when it has names for them, else its default. Raises InputError.
-    """
-    named = contract.by_name(given or {})
-    return {one.name: _table(one, named.get(one.name)) for one in contract.conditions}
-
-
-def rows(tables: Mapping[str, NDArray[Any]], seeds: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:
-    """The conditions [n, *shape] of the samples of `seeds`: row s mod m of each table."""
-    return {name: table[seeds % np.uint64(len(table))] for name, table in tables.items()}
-
-
-def _table(condition: Condition, given: Any) -> NDArray[Any]:
-    if given is None and condition.labels:
-        given = list(condition.labels)
-    shape: tuple[int, ...] = () if given is None or isinstance(given, str) else np.shape(given)
-    count = next(iter(shape)) if len(shape) > len(condition.shape) else 1
-    if not count:
-        raise InputError(f"condition '{condition.name}': got no values, expected at least one")
-    return condition.values(given, count)
 
 
 def _described(table: NDArray[Any]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ..api import Engine
 from ..artifact import read_artifact
 from ..errors import BackendError, InputError
+from ..seed_conditions import rows
 from .manifest import Record, check_recipe, shard_name, writing_to
-from .recipe import Recipe, engine_digest, rows
+from .recipe import Recipe, engine_digest
 from .shards import Shard, placing, tries, write_shard
 
 MOST_TRIES = 5  # a shard that has cost so many workers ends the run

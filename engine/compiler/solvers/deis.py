@@ -33,7 +33,7 @@ from ...errors import InputError
 from ..schedule import Array, Schedule
 from .abstract import Evaluate, Solver, Vector
 from .ddim import check_mixing, phi
-from .dpm_solver import gauss
+from .exponential import gauss
 
 VARIANTS = ("t", "rho", "lambda")
 # Sixteen points on pieces of at most 1 in lambda: exact to 1e-14 for the densities below (`test_deis.py`).

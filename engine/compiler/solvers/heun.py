@@ -22,8 +22,8 @@ from ...errors import InputError
 from ..basis import basis_row, solve, x_row
 from ..schedule import Array, Schedule
 from .abstract import Evaluate, Solver, Vector
+from .block import BlockSolver
 from .ddim import check_mixing, phi
-from .dpm_solver import BlockSolver
 
 
 def trapezoid(answers: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:

@@ -25,8 +25,9 @@ from typing import final
 from ...errors import InputError
 from ..schedule import Array, Schedule
 from .abstract import Evaluate, Solver, Vector
+from .block import BlockSolver, blocks, finish
 from .ddim import Ddim, phi
-from .dpm_solver import BlockSolver, SingleStep, blocks, finish
+from .dpm_solver import SingleStep
 from .heun import Heun
 
 BASES: dict[str, Ddim | BlockSolver] = {

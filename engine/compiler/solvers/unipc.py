@@ -29,7 +29,7 @@ from ...errors import InputError
 from ..schedule import Array, Schedule
 from .abstract import Evaluate, Solver, Vector
 from .ddim import phi
-from .dpm_solver import orders_left, step, varphi
+from .exponential import orders_left, step, varphi
 
 FORMS = ("eps", "x0")
 VARIANTS = ("bh1", "bh2")

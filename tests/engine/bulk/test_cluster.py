@@ -15,8 +15,9 @@ import pytest
 
 import pfdiff
 from pfdiff.engine.artifact import read_artifact
+from pfdiff.engine.bulk.cluster import check_listening, connected, size_pool
 from pfdiff.engine.bulk.manifest import open_ledger
-from pfdiff.engine.bulk.on_ray import Actor, check_listening, connected, size_pool
+from pfdiff.engine.bulk.on_ray import Actor
 from pfdiff.engine.bulk.recipe import make_recipe
 from pfdiff.engine.bulk.shards import tries
 from pfdiff.engine.bulk.worker import MOST_TRIES, Worker, Workplace
@@ -136,7 +137,7 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: py
 def test_what_listens_and_is_not_ray_is_one_line(
     answer: bytes | None, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pfdiff.engine.bulk.on_ray.CONNECT_SECONDS", 0.2 if answer is None else 5)
+    monkeypatch.setattr("pfdiff.engine.bulk.cluster.CONNECT_SECONDS", 0.2 if answer is None else 5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
