@@ -68,6 +68,18 @@ class Artifact:
     def network_path(self) -> Path:
         return self.path / NETWORK
 
+    def program(self, nfe: int | None = None) -> Program:
+        """The program of `nfe` evaluations; None for the only one. Raises InputError that names what there is."""
+        held = sorted(self.programs)
+        if nfe is None and len(held) == 1:
+            return self.programs[held[0]]
+        if nfe is None:
+            raise InputError(f"nfe is missing and this engine has several; choose one of {', '.join(map(str, held))}")
+        if isinstance(nfe, bool) or not hasattr(nfe, "__index__") or nfe not in self.programs:
+            known = ", ".join(map(str, held))
+            raise InputError(f"nfe={nfe!r}, this engine has {known}; choose one of them, or build {nfe!r} too")
+        return self.programs[nfe]
+
     @property
     def contracts(self) -> Mapping[str, Contract | DecoderContract]:
         """The contract of each network by its file."""

@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 
 @final
 @dataclass(frozen=True)
-class Record:
+class ShardRecord:
     """A finished shard. `made_by`: backend, its version, device and precision."""
 
     name: str
@@ -56,10 +56,10 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 @final
-class Ledger:
-    """The finished shards of a run, by index. `open_ledger` makes it."""
+class Manifest:
+    """The finished shards of a run, by index. `open_manifest` makes it."""
 
-    def __init__(self, folder: Path, recipe: Recipe, finished: dict[int, Record]) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, finished: dict[int, ShardRecord]) -> None:
         self.folder = folder
         self.recipe = recipe
         self.finished = finished
@@ -68,7 +68,7 @@ class Ledger:
     def missing(self) -> list[int]:
         return [index for index in range(self.recipe.shards) if index not in self.finished]
 
-    def add(self, index: int, record: Record) -> None:
+    def add(self, index: int, record: ShardRecord) -> None:
         """Note a finished shard. Raises InputError when the disk refuses; the shard is then made again."""
         self.finished[index] = record
         self.write()
@@ -103,8 +103,8 @@ def shard_name(recipe: Recipe, index: int) -> str:
 
 
 @contextmanager
-def open_ledger(folder: Path, recipe: Recipe) -> Iterator[Ledger]:
-    """The ledger of a new or empty folder, or of one that this very run was begun in, its shards verified.
+def open_manifest(folder: Path, recipe: Recipe) -> Iterator[Manifest]:
+    """The manifest of a new or empty folder, or of one that this very run was begun in, its shards verified.
 
     A listed shard that is missing or changed is announced and made again. Raises InputError when the folder cannot be
     written, holds something else, another run writes there now, or the run that was begun there differs.
@@ -119,11 +119,11 @@ def open_ledger(folder: Path, recipe: Recipe) -> Iterator[Ledger]:
             raise InputError(f"output {folder} holds files and no {MANIFEST}; name a new or an empty folder")
     with _sole_writer(folder):
         begun = (folder / MANIFEST).exists()
-        ledger = Ledger(folder, recipe, _verified(folder, recipe) if begun else {})
-        ledger.sweep()
-        ledger.write()
-        yield ledger
-        ledger.sweep()
+        manifest = Manifest(folder, recipe, _verified(folder, recipe) if begun else {})
+        manifest.sweep()
+        manifest.write()
+        yield manifest
+        manifest.sweep()
 
 
 @contextmanager
@@ -169,12 +169,12 @@ def check_recipe(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
     return listed
 
 
-def _verified(folder: Path, recipe: Recipe) -> dict[int, Record]:
+def _verified(folder: Path, recipe: Recipe) -> dict[int, ShardRecord]:
     numbers = {shard_name(recipe, index): index for index in range(recipe.shards)}
-    finished: dict[int, Record] = {}
+    finished: dict[int, ShardRecord] = {}
     for plain in check_recipe(folder, recipe):
         try:
-            record = Record(**plain)
+            record = ShardRecord(**plain)
             index = numbers[record.name]
         except (TypeError, KeyError):
             raise InputError(f"'{folder / MANIFEST}' lists {plain!r}, which is no shard of this run") from None

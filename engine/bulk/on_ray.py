@@ -16,7 +16,7 @@ from typing import Any, final
 
 from ..errors import BackendError, InputError, PfdiffError
 from .cluster import connected, last_line, size_pool
-from .manifest import Record, shard_name, writing_to
+from .manifest import ShardRecord, shard_name, writing_to
 from .recipe import Recipe
 from .shards import attempt
 from .worker import Worker, Workplace, check_tries
@@ -60,7 +60,7 @@ def run_on_ray(
     *,
     workers: int | None = None,
     gpus_per_worker: float | None = None,
-) -> Iterator[tuple[int, Record]]:
+) -> Iterator[tuple[int, ShardRecord]]:
     """Make `shards` on the cluster at `address`; yields (index, record) as they are finished, in any order.
 
     Raises InputError (Ray not installed, no such cluster, not enough room), PfdiffError with what a worker says.
@@ -91,6 +91,6 @@ def run_on_ray(
             for row in rows.iter_rows():
                 if row["error"]:
                     raise PfdiffError(str(row["error"]))
-                yield int(row["index"]), Record(**json.loads(row["record"]))
+                yield int(row["index"]), ShardRecord(**json.loads(row["record"]))
         except RayError as error:
             raise BackendError(f"the cluster gave up: {last_line(error)}; finished shards are kept") from error

@@ -37,7 +37,7 @@ LISTED_ROWS = 32  # a longer table stands in the manifest as its hash
 class Recipe:
     """A run's samples. `engine`, `program`: SHA-256; `batch`: the engine's buckets; `size`: samples of a shard.
 
-    `solver` says what the program is called and decides nothing.
+    `solver` is a label; the program's coefficients decide.
     """
 
     network: str
@@ -95,10 +95,7 @@ def make_recipe(
     Raises InputError on an unknown NFE or condition, a count or seed out of range, and pixels of what is no image.
     """
     contract = artifact.contract
-    chosen = next(iter(artifact.programs)) if nfe is None and len(artifact.programs) == 1 else nfe
-    if chosen is None or chosen not in artifact.programs:
-        held = ", ".join(str(one) for one in sorted(artifact.programs))
-        raise InputError(f"nfe={nfe}, this engine has {held}; choose one of them, or build another too")
+    program = artifact.program(nfe)
     for name, value, low in (("count", count, 1), ("first", first, 0), ("shard", size, 1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             raise InputError(f"{name}={value!r}, expected an integer of at least {low}")
@@ -109,10 +106,10 @@ def make_recipe(
         raise InputError(f"samples of shape {list(shape)} are no images [1|3|4, H, W]; generate float32 samples")
     return Recipe(
         network=contract.name,
-        solver=artifact.programs[chosen].solver,
+        solver=program.solver,
         engine=engine_digest(artifact),
-        program=artifact.programs[chosen].digest,
-        nfe=chosen,
+        program=program.digest,
+        nfe=program.nfe,
         batch=artifact.batch,
         first=first,
         count=count,

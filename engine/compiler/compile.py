@@ -11,7 +11,7 @@ from .basis import BASES, PREDICTIONS, convert, edm_preconditioning, velocity
 from .grid import Grid, make_grid
 from .lower import lower
 from .program import Program
-from .schedule import Array, Schedule, parse_schedule
+from .schedule import Float64s, Schedule, parse_schedule
 from .solvers import parse_solver
 from .trace import trace
 
@@ -83,15 +83,15 @@ def _check_options(nfe: object, basis: str | None, prediction: str, clip: float 
 
 
 def _fold(
-    W: Array,
-    w: Array,
-    times: Array,
+    W: Float64s,
+    w: Float64s,
+    times: Float64s,
     basis: str,
     prediction: str,
     clip: float | None,
     schedule: Schedule,
     sigma_data: float,
-) -> tuple[Array, Array]:
+) -> tuple[Float64s, Float64s]:
     """(p [N], q [N]) of the clipped x0; W and w, in place, then take the network's output or that x0 in place of d.
 
     d_n = from_x y_n + from_z z_n, where z is the network's output or, with clip, x0 = p y + q out.
@@ -107,7 +107,9 @@ def _fold(
     return p, q
 
 
-def _network_inputs(times: Array, prediction: str, schedule: Schedule, sigma_data: float) -> tuple[Array, Array]:
+def _network_inputs(
+    times: Float64s, prediction: str, schedule: Schedule, sigma_data: float
+) -> tuple[Float64s, Float64s]:
     """(c_in [N], network times [N]): 1 and the schedule's times, but for EDM's preconditioning."""
     c_in, network_times = np.ones(len(times)), times.copy()
     if prediction == "edm":

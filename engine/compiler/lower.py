@@ -13,31 +13,31 @@ from __future__ import annotations
 
 import numpy as np
 
-from .schedule import Array
+from .schedule import Float64s
 
 # Two rows of unit length closer than this are one: rounding leaves 1e-15, the densest grids still 1e-4.
 DEPENDENT = 1e-11
 
 
-def rank_bound(table: Array) -> int:
+def rank_bound(table: Float64s) -> int:
     """Largest rank of any block (future rows x what is known so far): no fewer buffers can do."""
     return max(_rank(known(table[n:], n + 1)) for n in range(len(table)))
 
 
-def known(rows: Array, columns: int) -> Array:
+def known(rows: Float64s, columns: int) -> Float64s:
     """The first columns of rows; a row of which rounding alone is left there counts as zero."""
     cut = rows[:, :columns].copy()
     cut[np.linalg.norm(cut, axis=1) <= DEPENDENT * np.linalg.norm(rows, axis=1)] = 0
     return cut
 
 
-def _rank(block: Array) -> int:
+def _rank(block: Float64s) -> int:
     norms = np.linalg.norm(block, axis=1)
     singular = np.linalg.svd(block / np.where(norms > 0, norms, 1)[:, None], compute_uv=False)
     return int(np.sum(singular > DEPENDENT * singular[0]))
 
 
-def lower(table: Array) -> tuple[Array, Array, Array]:
+def lower(table: Float64s) -> tuple[Float64s, Float64s, Float64s]:
     """(init [B], W [N, B, B], w [N, B]): s = init * noise, then s <- W_n s + w_n d_n; y_n and the sample are s_0.
 
     Walks backwards: the vectors needed before d_n are y_n and those needed after it, cut to what is known; of
@@ -63,7 +63,7 @@ def lower(table: Array) -> tuple[Array, Array, Array]:
     return init, W, w
 
 
-def _independent(candidates: Array) -> Array:
+def _independent(candidates: Float64s) -> Float64s:
     """The first row and a largest set of others independent of it and of each other, in their order."""
     norms = np.linalg.norm(candidates, axis=1)
     residual = candidates / np.where(norms > 0, norms, 1)[:, None]

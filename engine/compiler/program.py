@@ -24,7 +24,7 @@ from typing import Any, final
 import numpy as np
 
 from ..errors import InputError
-from .schedule import Array, parse_schedule
+from .schedule import Float64s, parse_schedule
 
 ARRAYS = {"times": 1, "network_times": 1, "c_in": 1, "table": 2, "init": 1, "p": 1, "q": 1, "W": 3, "w": 2}
 
@@ -48,15 +48,15 @@ class Program:
     t_start: float | None
     end: str | float
     sigma_data: float
-    times: Array
-    network_times: Array
-    c_in: Array
-    table: Array
-    init: Array
-    p: Array
-    q: Array
-    W: Array
-    w: Array
+    times: Float64s
+    network_times: Float64s
+    c_in: Float64s
+    table: Float64s
+    init: Float64s
+    p: Float64s
+    q: Float64s
+    W: Float64s
+    w: Float64s
 
     def __post_init__(self) -> None:
         for name in ARRAYS:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from .basis import convert, velocity
-from .schedule import Array, Schedule
+from .schedule import Float64s, Schedule
 from .solvers.abstract import Solver
 
 
@@ -22,7 +22,7 @@ class Combination:
 
     __slots__ = ("coefficients",)
 
-    def __init__(self, coefficients: Array) -> None:
+    def __init__(self, coefficients: Float64s) -> None:
         self.coefficients = coefficients
 
     def __add__(self, other: Combination) -> Combination:
@@ -37,7 +37,7 @@ class Combination:
     __rmul__ = __mul__
 
 
-def trace(solver: Solver, nfe: int, grid: Array, schedule: Schedule, basis: str) -> tuple[Array, Array]:
+def trace(solver: Solver, nfe: int, grid: Float64s, schedule: Schedule, basis: str) -> tuple[Float64s, Float64s]:
     """(times [N], table [N+1, N+1]) of a solver whose stored answers are in `basis`.
 
     Raises InputError when the solver evaluates another number of times than `nfe`.
@@ -45,7 +45,7 @@ def trace(solver: Solver, nfe: int, grid: Array, schedule: Schedule, basis: str)
     unit = np.eye(nfe + 1)
     kind = solver.parameterisation or basis
     times: list[float] = []
-    rows: list[Array] = []
+    rows: list[Float64s] = []
 
     def evaluate(y: Combination, t: float) -> Combination:
         if len(times) == nfe:

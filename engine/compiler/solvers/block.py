@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from ...errors import InputError
-from ..schedule import Array, Schedule
+from ..schedule import Float64s, Schedule
 from .abstract import Evaluate, Solver, Vector
 from .ddim import phi
 
@@ -28,7 +28,7 @@ class BlockSolver(Solver):
     def intervals(self, nfe: int) -> int:
         return blocks(nfe, self.evaluations, str(self))
 
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x, eps = noise, noise
         last = len(grid) - 1 - (self.evaluations > 1 and grid[-1] == schedule.clean)
         for s, t in pairwise(grid[: last + 1]):
@@ -45,6 +45,6 @@ def blocks(nfe: int, order: int, name: str) -> int:
     return nfe // order
 
 
-def finish(eps: Vector, x: Vector, grid: Array, schedule: Schedule) -> Vector:
+def finish(eps: Vector, x: Vector, grid: Float64s, schedule: Schedule) -> Vector:
     """Single-step blocks end at a trained time; what noise is left there goes with the last eps, at no cost."""
     return phi(eps, x, grid[-2], grid[-1], "eps", schedule) if grid[-1] == schedule.clean else x

@@ -18,8 +18,8 @@ from typing import final
 
 from ...errors import InputError
 from ..basis import convert
-from ..schedule import Array, Schedule
-from .abstract import Evaluate, Solver, Vector
+from ..schedule import Float64s, Schedule
+from .abstract import Evaluate, StepSolver, Vector
 from .block import BlockSolver
 from .ddim import phi
 from .exponential import orders_left, step, varphi
@@ -129,7 +129,7 @@ def extrapolate(answers: Sequence[Vector], x: Vector, times: Sequence[float], t:
 
 @final
 @dataclass(frozen=True)
-class MultiStep(Solver):
+class MultiStep(StepSolver):
     """`dpm++:2m|3m` in x0 and `dpm-solver:2m|3m` in eps: one evaluation a step, differences with the answers before.
 
     The first steps have the orders 1, 2, ...; before a clean point, where lambda is infinite, the last have ..., 2, 1,
@@ -147,14 +147,7 @@ class MultiStep(Solver):
     def parameterisation(self) -> str:
         return FORMS[self.family]
 
-    @property
-    def evaluations(self) -> int:
-        return 1
-
-    def intervals(self, nfe: int) -> int:
-        return nfe
-
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x, answers, times = noise, [], []
         for s, t in pairwise(grid):
             answers, times = [evaluate(x, s), *answers][: self.order], [float(s), *times][: self.order]

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from ..schedule import Array, Schedule
+from ..schedule import Float64s, Schedule
 
 
 def step(s: float, t: float, form: str, schedule: Schedule) -> float:
@@ -26,12 +26,12 @@ def varphi(k: int, h: float) -> float:
 
 
 @cache
-def gauss(count: int) -> tuple[Array, Array]:
+def gauss(count: int) -> tuple[Float64s, Float64s]:
     """Points and weights of Gauss-Legendre quadrature on [0, 1], float64 [count] each."""
     points, weight = np.polynomial.legendre.leggauss(count)
     return (points + 1) / 2, weight / 2
 
 
-def orders_left(t: float, grid: Array, schedule: Schedule) -> int:
+def orders_left(t: float, grid: Float64s, schedule: Schedule) -> int:
     """Steps left, the one to t included, when the grid ends at the clean point: no step has a higher order."""
     return int(np.sum(grid <= t)) if grid[-1] == schedule.clean else len(grid)

@@ -16,7 +16,7 @@ import pytest
 import pfdiff
 from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.bulk.cluster import check_listening, connected, size_pool
-from pfdiff.engine.bulk.manifest import open_ledger
+from pfdiff.engine.bulk.manifest import open_manifest
 from pfdiff.engine.bulk.on_ray import Actor
 from pfdiff.engine.bulk.recipe import make_recipe
 from pfdiff.engine.bulk.shards import tries
@@ -65,7 +65,7 @@ def test_killed_workers_and_a_killed_driver_leave_no_trace(tmp_path: Path) -> No
 def test_a_load_is_a_try_of_its_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, out = write_engine(tmp_path / "small.engine").path, tmp_path / "out"
     recipe = make_recipe(read_artifact(engine), 4, 4, size=1, format="npz")
-    with open_ledger(out, recipe):
+    with open_manifest(out, recipe):
         pass
     target, loaded = out / "shard-000002.npz", []
 
