@@ -78,12 +78,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_network(path: Path, **external: Any) -> None:
     """The smallest network of ONNX, x -> x + 1; `location`: the file beside it that keeps the 1, float32."""
-    import onnx
-    from onnx import TensorProto, helper
+    from onnx import TensorProto, external_data_helper, helper
 
     one = helper.make_tensor("one", TensorProto.FLOAT, [], np.float32(1).tobytes(), raw=True)
     if external:
-        onnx.external_data_helper.set_external_data(one, **external)
+        external_data_helper.set_external_data(one, **external)
         one.ClearField("raw_data")
     x, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *SHAPE]) for name in ("x", "out"))
     graph = helper.make_graph([helper.make_node("Add", ["x", "one"], ["out"])], "plus_one", [x], [out], [one])

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,57 @@ def test_a_download_that_fails_says_in_one_line_what_to_install(tmp_path: Path):
     said = configure(tmp_path / "other", WITHOUT_JSON, f"-DPFDIFF_JSON_URL={other.as_uri()}", status=1)
     assert f"its SHA-256 is {hashlib.sha256(other.read_bytes()).hexdigest()}, expected aaf127c0" in said
     assert not list((tmp_path / "other").rglob("json.hpp*"))
+
+
+def test_headers_older_than_the_adapter_needs_are_named(tmp_path: Path):
+    (tmp_path / "onnxruntime_c_api.h").write_text("#define ORT_API_VERSION 12\n")
+    found = f"-DONNXRUNTIME_ROOT={tmp_path}"
+    words = f"ONNX Runtime's headers in {tmp_path} are of version 1.12, expected 1.18 or newer; they are not used"
+    said = configure(tmp_path / "auto", found, "-DPFDIFF_ONNXRUNTIME=AUTO")
+    assert words in said
+    assert "ONNX Runtime: FALSE" in said
+    said = configure(tmp_path / "on", found, "-DPFDIFF_ONNXRUNTIME=ON", status=1)
+    assert words in said
+    assert "OnnxRuntime was asked for but not found; set -DONNXRUNTIME_ROOT to an unpacked ONNX Runtime 1.18" in said
+
+
+def test_the_walk_through_onnx_files_misses_no_tensor():
+    """Each field that leads to a TensorProto, by the onnx package's descriptors, stands in external_weights.cpp."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.ModelProto.DESCRIPTOR
+    below = {model.full_name: model}
+    while True:
+        more = [field.message_type for one in below.values() for field in one.fields if field.message_type is not None]
+        new = {one.full_name: one for one in more if one.full_name not in below}
+        if not new:
+            break
+        below |= new
+    tensors = {onnx.TensorProto.DESCRIPTOR.full_name}
+    while True:
+        more = {name for name, one in below.items() if any(_below(field) in tensors for field in one.fields)} - tensors
+        if not more:
+            break
+        tensors |= more
+    expected = {
+        (_snake(one.name), field.number, _snake(field.message_type.name))
+        for one in below.values()
+        for field in one.fields
+        if one.full_name in tensors and _below(field) in tensors
+    } | {("tensor", 13, "entry")}
+    source = (ROOT / "engine/native/external_weights.cpp").read_text()
+    found = re.findall(r"\{Message::(\w+), (\d+), Message::(\w+)\}", source)
+    assert {(outer, int(number), inner) for outer, number, inner in found} == expected
+    assert onnx.TensorProto.DESCRIPTOR.fields_by_name["external_data"].number == 13
+    assert [(f.name, f.number) for f in onnx.StringStringEntryProto.DESCRIPTOR.fields] == [("key", 1), ("value", 2)]
+
+
+def _below(field: Any) -> str | None:
+    return field.message_type.full_name if field.message_type is not None else None
+
+
+def _snake(name: str) -> str:
+    """SparseTensorProto -> sparse_tensor, as the C++ names messages."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Proto").removesuffix("Info")).lower()
 
 
 # The plain way of a clean clone: static, CUDA when nvcc is there, no GPU.
