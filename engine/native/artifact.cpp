@@ -66,11 +66,13 @@ std::vector<std::int64_t> read_batches(const json::Node& root, std::int64_t netw
     std::set<std::int64_t> sizes;
     for (const auto& size : node.items()) sizes.insert(size.integer(1, largest));
     if (sizes.empty()) node.refuse("empty", "at least one size");
-    auto fixed = network_batch;
-    if (const auto decoder = root.find("decoder"); decoder && fixed == 0)
-        if (const auto own = decoder->find("fixed_batch")) fixed = own->integer(1, largest);
-    if (fixed != 0 && sizes != std::set{fixed})
-        node.refuse("not [" + std::to_string(fixed) + "]", "the fixed_batch of the network alone");
+    std::set<std::int64_t> fixed;
+    if (network_batch != 0) fixed.insert(network_batch);
+    if (const auto decoder = root.find("decoder"))
+        if (const auto own = decoder->find("fixed_batch")) fixed.insert(own->integer(1, largest));
+    for (const auto size : fixed)
+        if (sizes != std::set{size})
+            node.refuse("not [" + std::to_string(size) + "]", "the fixed_batch of the network alone");
     return {sizes.begin(), sizes.end()};
 }
 

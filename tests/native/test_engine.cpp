@@ -41,6 +41,10 @@ void test_batches() {
     CHECK_REFUSED(opened(folder.path), "engine.json: batch is not [2]");
     write_manifest(folder.path, with(decoder, "[1, 8]", "[2]"));
     CHECK(opened(folder.path).batches == std::vector<std::int64_t>{2});
+    write_manifest(folder.path, with(with(decoder, "[1, 8]", "[2]"), "\"fixed_batch\": null", "\"fixed_batch\": 3"));
+    CHECK_REFUSED(opened(folder.path), "engine.json: batch is not [3]");
+    write_manifest(folder.path, with(with(decoder, "[1, 8]", "[3]"), "\"fixed_batch\": null", "\"fixed_batch\": 3"));
+    CHECK_REFUSED(opened(folder.path), "engine.json: batch is not [2]");
 }
 
 void test_origin_of_programs() {
