@@ -20,7 +20,7 @@ from pfdiff.engine.errors import EngineFileError, InputError
 from pfdiff.engine.plans import build as plans
 from pfdiff.engine.runtime.decoder import LoadedDecoder
 from pfdiff.export.check import OnnxRun
-from pfdiff.export.network import open_decoder
+from pfdiff.export.decoders.open import open_decoder
 from pfdiff.quality.criteria.error import chosen_seeds
 
 from ...small.latent import (
