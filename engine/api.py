@@ -32,7 +32,8 @@ from .runtime.noise import Seeds, noise, parse_seeds
 from .runtime.session import Session
 
 if TYPE_CHECKING:
-    from .backends.abstract import BuildProgress, Module
+    from .backends.abstract import Module
+    from .progress import BuildProgress
 
 
 @final
@@ -100,6 +101,7 @@ class Engine:
         self.backend_reason: str = reason
         self.device: str = str(opened.device)
         self.description: str = opened.description
+        self._artifact = artifact
         self._files = files
         self._tables = tables
         self._decoder = decoder
@@ -149,7 +151,7 @@ class Engine:
         nfe, batch: by default the only program and the smallest bucket; `batch` must be a bucket. A second copy of the
         network is loaded for the time, so that the first call is a first one. Raises InputError, BackendError.
         """
-        nfe, batch = self._check_nfe(nfe), self._check_bucket(batch)
+        nfe, batch = self._artifact.program(nfe).nfe, self._check_bucket(batch)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
             raise InputError(f"rounds={rounds!r}, expected an integer of at least 1")
         start = time.perf_counter()
@@ -191,7 +193,7 @@ class Engine:
 
         nfe, batch: as in `bench`. Not for use while another thread samples. Raises InputError, BackendError.
         """
-        return self._parts(self._session, self._check_nfe(nfe), self._check_bucket(batch))
+        return self._parts(self._session, self._artifact.program(nfe).nfe, self._check_bucket(batch))
 
     def close(self) -> None:
         """Free network and buffers; calls after that raise BackendError. Closing twice is fine."""
@@ -229,7 +231,7 @@ class Engine:
         *,
         pixels: bool = False,
     ) -> torch.Tensor:
-        tables = self._tables[self._check_nfe(nfe)]
+        tables = self._tables[self._artifact.program(nfe).nfe]
         if (seeds is None) == (noise is None):
             got = "both" if noise is not None else "neither"
             raise InputError(f"got {got} of seeds and noise, expected one of them, such as seeds=range(8)")
@@ -237,16 +239,6 @@ class Engine:
         start = None if noise is None else check_noise(noise, self.contract, torch.device(self.device))
         count = len(keys) if keys is not None else len(start) if start is not None else 0
         return session.run(tables, Inputs(keys, start, *self._conditions(conditions, count)), pixels=pixels)
-
-    def _check_nfe(self, nfe: Any) -> int:
-        if nfe is None and len(self.programs) == 1:
-            return next(iter(self.programs))
-        if isinstance(nfe, bool) or not hasattr(nfe, "__index__") or nfe not in self.programs:
-            held = ", ".join(map(str, self.programs))
-            if nfe is None:
-                raise InputError(f"nfe is missing and this engine has several; choose one of {held}")
-            raise InputError(f"nfe={nfe!r}, this engine has {held}; choose one of them, or build {nfe!r} too")
-        return nfe
 
     def _check_bucket(self, batch: Any) -> int:
         if batch is None:

@@ -27,10 +27,9 @@ import numpy as np
 
 from ..engine.api import Engine
 from ..engine.artifact import Artifact, read_artifact
-from ..engine.backends.abstract import first_line
 from ..engine.compiler.program import Program
 from ..engine.contract import Contract
-from ..engine.errors import BackendError, EngineFileError, InputError
+from ..engine.errors import BackendError, EngineFileError, InputError, first_line
 
 if TYPE_CHECKING:
     import onnx

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..contract import Contract, DecoderContract
+from ..progress import BuildProgress
 from ..tensors import TORCH_DTYPES, from_numpy, lasting
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 # Runs the network once and returns the tensor [batch, *output_shape], contiguous, that holds the output.
 Evaluate = Callable[[], torch.Tensor]
-
-# Called with a phase, steps done and steps in all, while a TensorRT plan is built.
-BuildProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -141,9 +139,3 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the network. Functions that `bind` returned may not be called any more."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text that says something, for a one-line message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

@@ -16,13 +16,12 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from ..artifact import NETWORK, Artifact
+from ..artifact import NETWORK, Artifact, network_digest
 from ..atomic import locked
 from ..cache import Journal, cache_folder, content_key, make_private
 from ..contract import Contract
 from ..errors import InputError
 from ..machine import cores, processor, version_of
-from ..plans.build import network_digest
 from .abstract import Buffers, Evaluate, NetworkFiles
 from .registry import check_precision, choose_backend, is_installed, open_backend
 

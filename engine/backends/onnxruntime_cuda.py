@@ -12,9 +12,9 @@ from typing import final
 import onnxruntime
 import torch
 
-from ..errors import BackendError
+from ..errors import BackendError, first_line
 from ..tensors import PRECISION_DTYPES
-from .abstract import Backend, Buffers, Evaluate, NetworkFiles, first_line
+from .abstract import Backend, Buffers, Evaluate, NetworkFiles
 from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY
 
 PROVIDER = "CUDAExecutionProvider"

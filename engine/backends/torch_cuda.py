@@ -16,9 +16,9 @@ import torch
 
 from ..contract import Contract, DecoderContract
 from ..device import EXCLUSIVE, check_fits
-from ..errors import BackendError
+from ..errors import BackendError, first_line
 from ..tensors import PRECISION_DTYPES
-from .abstract import Backend, Buffers, Evaluate, NetworkFiles, first_line
+from .abstract import Backend, Buffers, Evaluate, NetworkFiles
 from .casting import cast_copy, own_dtypes
 
 

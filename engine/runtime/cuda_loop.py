@@ -27,10 +27,10 @@ from typing import Any, final
 import torch
 
 from ...kernels.launch import check_triton
-from ..backends.abstract import Backend, first_line
+from ..backends.abstract import Backend
 from ..contract import Contract
 from ..device import check_batch_fits
-from ..errors import BackendError, PfdiffError
+from ..errors import BackendError, PfdiffError, first_line
 from ..tensors import lasting
 from .capture import NotCapturedError, record
 from .cuda_batch import BatchKind, CudaBatch, bytes_needed

@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...engine.backends.abstract import first_line
-from ...engine.errors import InputError
+from ...engine.errors import InputError, first_line
 from ...kernels import eager
 
 Pixels = NDArray[np.uint8]
