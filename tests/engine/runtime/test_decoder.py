@@ -21,7 +21,7 @@ from pfdiff.engine.plans import build as plans
 from pfdiff.engine.runtime.decoder import LoadedDecoder
 from pfdiff.export.check import OnnxRun
 from pfdiff.export.network import open_decoder
-from pfdiff.quality.criteria.error import chosen_seeds
+from pfdiff.quality.sampling.seeds import chosen_seeds
 
 from ...small.latent import (
     IMAGE,
