@@ -87,7 +87,7 @@ def print_info(path: Path, *, nfe: int | None, as_json: bool, running: Mapping[s
 
 
 def _as_data(artifact: Artifact, programs: Mapping[int, Program]) -> dict[str, Any]:
-    from ..engine.plans.build import stored_plans
+    from ..engine.plans.store import stored_plans
 
     return {
         "path": str(artifact.path),
@@ -105,7 +105,7 @@ def _as_data(artifact: Artifact, programs: Mapping[int, Program]) -> dict[str, A
 def _plans(artifact: Artifact) -> list[str]:
     """A line for each TensorRT plan in the engine's cache."""
     from ..engine.artifact import NETWORK
-    from ..engine.plans.build import stored_plans
+    from ..engine.plans.store import stored_plans
 
     lines = []
     for path, key in stored_plans(artifact).items():

@@ -22,6 +22,7 @@ from ..engine.compiler.grid import usual_rule
 from ..engine.compiler.program import Program
 from ..engine.compiler.schedule import parse_schedule
 from ..engine.errors import InputError
+from ..engine.progress import Stages
 from ..export.network import Network
 from .comparison import TILE, Comparison, Point
 from .criteria.error import ErrorCriterion, make_error_criterion
@@ -34,7 +35,6 @@ from .sampling.reference import Reference
 from .sampling.seeds import chosen_seeds
 from .sampling.subject import LATENTS, Subject
 from .search.candidates import GRIDS, Candidate, Setting, make_setting, start_of
-from .stages import Stages, silent
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,7 +83,7 @@ def compare(
     rule = grid or usual_rule(parse_schedule(settings[0].schedule))
     candidates = {text: parse_sampler(text, rule, basis) for text in samplers}
     calibration = calibration if any(one.grid == "best" for one in candidates.values()) else 0
-    tell, budget = progress or silent, parse_budget(None)
+    tell, budget = progress or (lambda stage, done, expected: None), parse_budget(None)
     with subject.opened(backend, threads) as opened:
         drawn = chosen_seeds(seed, calibration, seeds)
         criterion = make_error_criterion(subject, opened, drawn, conditions, settings[0], chosen, budget, tell)

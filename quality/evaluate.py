@@ -24,12 +24,12 @@ from ..engine.api import Engine, load
 from ..engine.artifact import MANIFEST
 from ..engine.bulk.manifest import MANIFEST as RUN
 from ..engine.errors import InputError
+from ..engine.progress import Stages
+from ..engine.seed_conditions import conditions_of
 from .distances.features import FID_DIGEST, Extractor, Features, extractor, joined
 from .distances.metrics import FrechetDistance, kernel_distance, precision_recall, thinned
 from .distances.real_pictures import counting, reference_features
 from .pictures.read import pictures_of
-from .sampling.subject import conditions_of
-from .stages import Stages, silent
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,7 +100,7 @@ def evaluate(
     seeds take in turn; by default each label in turn. backend, threads: as in `pfdiff.load`.
     Raises InputError, BackendError, EngineFileError.
     """
-    tell = progress or silent
+    tell = progress or (lambda stage, done, expected: None)
     network = extractor(features, scale=scale, device=device)
     of_engine = isinstance(samples, Engine) or (
         isinstance(samples, (str, os.PathLike)) and (Path(samples) / MANIFEST).is_file()

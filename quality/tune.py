@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.errors import InputError
+from ..engine.progress import Stages
 from ..export.network import Network
 from .criteria.distance import FeatureSampler, check_pictures, make_distance_criterion
 from .criteria.error import ErrorCriterion, make_error_criterion
@@ -34,7 +35,6 @@ from .sampling.subject import Subject
 from .search.candidates import Setting, all_candidates, make_setting
 from .search.criterion import Criterion
 from .search.halving import Search, Trial
-from .stages import Stages, silent
 from .winner import check_destination, write_winner
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def tune(
     was: what was computed is in the cache folder. Raises InputError, BackendError, EngineFileError.
     """
     calibration, held_out = _checked_seeds(metric, calibration, held_out)
-    subject, limit, tell = Subject.of(network), parse_budget(budget), progress or silent
+    subject, limit, tell = Subject.of(network), parse_budget(budget), progress or (lambda stage, done, expected: None)
     setting = make_setting(subject, nfe, clip, t_start, end)
     aim = _aim(metric, pictures, features, scale, setting, refine=refine, reference=reference)
     check_destination(subject, out)

@@ -16,12 +16,13 @@ from ...engine.cache import ArrayStore, cache_folder, content_key
 from ...engine.compiler.program import Program
 from ...engine.errors import InputError
 from ...engine.runtime.noise import noise
+from ...engine.seed_conditions import conditions_of
 from ..distances.features import Extractor, Features
 from ..distances.real_pictures import VERSION, RealPictures
 from ..pictures.pixels import pixels_of
 from ..sampling.budget import Budget
 from ..sampling.pool import Floats, Pool, Rows
-from ..sampling.subject import LATENTS, BlackBox, Subject, conditions_of
+from ..sampling.subject import LATENTS, BlackBox, Subject
 
 Asked = Sequence[tuple[Program, Rows]]
 

@@ -16,13 +16,14 @@ import numpy as np
 from ...engine.backends.abstract import Backend
 from ...engine.cache import ArrayStore, Journal, cache_folder, content_key
 from ...engine.compiler.program import Program
+from ...engine.progress import Stages
 from ...engine.runtime.noise import noise
+from ...engine.seed_conditions import conditions_of
 from ..sampling.budget import Budget
 from ..sampling.pool import Floats, Pool, Rows
 from ..sampling.reference import Reference, targets
-from ..sampling.subject import BlackBox, Subject, conditions_of
+from ..sampling.subject import BlackBox, Subject
 from ..search.candidates import Setting
-from ..stages import Stages
 
 
 @final

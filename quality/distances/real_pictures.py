@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...engine.cache import ArrayStore, cache_folder, content_key
+from ...engine.progress import Stages
 from ..pictures.pixels import Pixels
 from ..pictures.read import pictures_of
-from ..stages import Stages
 from .features import Extractor, Features, extractor
 from .metrics import FrechetDistance
 

@@ -7,7 +7,6 @@ whole or not at all: it is written beside its place and renamed.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...engine.atomic import replacing, replacing_folder
 from ...engine.errors import InputError
 from .pixels import Pixels
 from .sheet import grid, picture_of
@@ -55,13 +55,22 @@ def write_images(path: str | Path, images: Pixels, seeds: Sequence[int]) -> None
         with replaced(target) as partial:
             grid(images).save(partial, format="PNG")
     elif kind == "folder":
-        names = [f"{seed:06d}.png" for seed in seeds]
-        with replaced(target) as partial:
-            partial.mkdir()
-            for name, image in zip(names, images, strict=True):
-                picture_of(image).save(partial / name, format="PNG")
+        _write_folder(target, {f"{seed:06d}.png": image for seed, image in zip(seeds, images, strict=True)})
     else:
         raise InputError(f"output {target} holds samples, not images; expected .png or a folder's name")
+
+
+def _write_folder(target: Path, images: Mapping[str, Pixels]) -> None:
+    """A new folder appears whole. An existing one keeps its other files, and gets each picture whole."""
+    with _writing(target):
+        if not target.is_dir():
+            with replacing_folder(target) as staging:
+                for name, image in images.items():
+                    picture_of(image).save(staging / name, format="PNG")
+            return
+        for name, image in images.items():
+            with replacing(target / name, durable=False) as part:
+                picture_of(image).save(part, format="PNG")
 
 
 def write_samples(
@@ -93,21 +102,15 @@ def write_picture(path: str | Path, picture: Image.Image) -> None:
 
 @contextmanager
 def replaced(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write a file or a folder at; renamed to `target` at the end, removed on any error."""
-    partial = target.parent / f".{target.name}.{os.getpid()}.partial"
+    """An empty file that takes the place of the file `target` at the end. Raises InputError when the disk refuses."""
+    with _writing(target), replacing(target, durable=False) as part:
+        yield part
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
     try:
-        yield partial
-        if partial.is_dir() and target.is_dir():  # an existing folder keeps its other files
-            for file in sorted(partial.iterdir()):
-                file.replace(target / file.name)
-        else:
-            partial.replace(target)
+        yield
     except OSError as error:
-        raise InputError(
-            f"cannot write {target}: {error.strerror or error}; choose a place that can be written"
-        ) from error
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise InputError(f"cannot write {target}: {reason}; choose a place that can be written") from error

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ...engine.compiler.program import Program
+from ...engine.progress import Stages
 from ..criteria.error import ErrorCriterion
 from ..ranking import Ranked
 from ..sampling.budget import BudgetSpentError
-from ..stages import Stages
 from .refine import Iteration, Refinement, finished
 
 # Seeds that refining fits and watches. A few seeds carry most of the error, so it needs more than ranking does: with 32

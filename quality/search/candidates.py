@@ -17,12 +17,13 @@ import numpy as np
 
 from ...engine.artifact import read_artifact
 from ...engine.compiler.basis import BASES
+from ...engine.compiler.compile import compile
 from ...engine.compiler.grid import Grid, listed, make_grid
-from ...engine.compiler.program import Program, compile
+from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Schedule, parse_schedule
 from ...engine.compiler.solvers import parse_solver
+from ...engine.compiler.start import default_start
 from ...engine.errors import InputError
-from ..sampling.reference import default_start
 from ..sampling.subject import Subject
 
 SOLVERS = (

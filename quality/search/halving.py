@@ -22,9 +22,9 @@ import numpy as np
 
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import parse_schedule
+from ...engine.progress import Stages
 from ..sampling.budget import BudgetSpentError
 from ..sampling.pool import Rows
-from ..stages import Stages
 from .candidates import Candidate, Setting, compiled, grid_points, neighbours, with_point
 from .criterion import Criterion
 
