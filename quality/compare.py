@@ -28,7 +28,7 @@ from .comparison import TILE, Comparison, Point
 from .criteria.error import ErrorCriterion, make_error_criterion
 from .pictures.pixels import MODES
 from .pictures.plot import check_plot, write_plot
-from .pictures.write import kind_of, write_picture
+from .pictures.write import kind_of, replaced, write_picture
 from .sampling.budget import parse_budget
 from .sampling.pool import Floats
 from .sampling.reference import Reference
@@ -129,7 +129,8 @@ class Files:
     def write(self, result: Comparison) -> None:
         """All three. Raises InputError."""
         if self.table is not None:
-            _write_text(self.table, result.csv())
+            with replaced(self.table) as part:
+                part.write_text(result.csv(), encoding="utf-8")
         if self.plot is not None:
             write_plot(self.plot, result.plot())
         if self.sheet is not None:
@@ -223,10 +224,3 @@ class _Bench:
     def samples(self, program: Program) -> Floats:
         """The samples float32 [shown, *shape] of the sheet's seeds."""
         return self._criterion.pool.sample(program, self._first).reshape(-1, *self._criterion.pool.shape)
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; choose a file that can be written") from None
