@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...engine.backends.abstract import first_line
-from ...engine.errors import InputError
+from ...engine.errors import InputError, first_line
 from .pixels import MODES, Pixels, pixels_of
 
 NAMES = ("pixels", "sample", "samples", "images", "x", "arr_0")  # of the array in a file that holds several
