@@ -25,7 +25,7 @@ from .errors import InputError, first_line
 FORMATS = (".npy", ".npz", ".safetensors")
 MOST_TEXT_BYTES = 64 << 20
 MOST_HEADER_BYTES = 16 << 20  # of a .safetensors file
-# What an archive may unpack to: anything below FREE_BYTES, and MOST_RATIO times its own size. Pictures pack 2 to 30 fold.
+# What an archive may unpack to: FREE_BYTES, or MOST_RATIO times its own size. Pictures pack 2 to 30 fold.
 FREE_BYTES, MOST_RATIO = 256 << 20, 64
 SAFETENSORS = {  # NumPy has no bfloat16: its bits are the upper half of a float32
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"},

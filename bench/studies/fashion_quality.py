@@ -19,12 +19,8 @@ from torch import Tensor
 from ...export.build import build
 from ...export.zoo.fashion import CLASSES
 from ...export.zoo.fashion_classifier import FashionClassifier, accuracy, load_classifier
-<<<<<<< HEAD
-from ...export.zoo.train_fashion import load_fashion
-from ...quality.distances.metrics import FrechetDistance
-=======
 from ...export.zoo.fashion_data import load_fashion
->>>>>>> main
+from ...quality.distances.metrics import FrechetDistance
 
 SOLVER, GRID, NFE, PER_CLASS = "dpm++:2m", "logsnr", 50, 200
 
