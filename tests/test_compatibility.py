@@ -1,7 +1,7 @@
 """What stays as it was at commit e9258ea: commands with their options, and an engine that was built there.
 
-tests/data/e9258ea holds that commit's command line (commands.json), an engine of source.onnx and its samples. A new option
-adds a line to ADDED with the commit that brings it. Nothing in the folder ever changes.
+tests/data/e9258ea holds that commit's command line (commands.json), an engine of source.onnx and its samples. A new
+option adds a line to ADDED with the commit that brings it. Nothing in the folder ever changes.
 """
 
 from __future__ import annotations
