@@ -79,7 +79,11 @@ def engine_of(
     options: CudaOptions | None = None,
     **settings: Any,
 ) -> Engine:
-    """An engine of `module` (default: a fresh one) for backend torch; settings as in `pfdiff.compile`."""
+    """An engine of `module` (default: a fresh one) for backend torch; settings as in `pfdiff.compile`.
+
+    options: by default the module as it is, since compiling takes longer than what is measured or tested.
+    """
+    options = options or CudaOptions(compile=False)
     contract = contract_of(name, precision)
     programs = {count: program_of(name, count, solver, **settings) for count in nfe}
     artifact = Artifact(Path(name), contract, batch, precision, programs)

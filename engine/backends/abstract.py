@@ -29,13 +29,13 @@ class CudaOptions:
     """What a caller may choose about a CUDA backend; a CPU knows none of it.
 
     tf32     fp32 networks may round products to TF32's 10 bits of mantissa
-    compile  backend torch: through torch.compile
+    compile  backend torch: through torch.compile; None if the network is an nn.Module and Triton works
     trust    load a TensorRT plan that this user did not build; a plan is executable code
     graph    capture the whole schedule in one CUDA graph; False launches kernel by kernel
     """
 
     tf32: bool = False
-    compile: bool = False
+    compile: bool | None = None
     trust: bool = False
     graph: bool = True
 

@@ -44,7 +44,7 @@ def latent_engine(network: str, decoder: str, *, graph: bool = True) -> Engine:
     contract = replace(CONTRACT, precision=network)
     described = DecoderContract("up", SHAPE, (3, 6, 10), precision=decoder)
     artifact = Artifact(Path("small"), contract, (1, 8), network, {6: program(6, contract)}, decoder=described)
-    options = CudaOptions(graph=graph)
+    options = CudaOptions(graph=graph, compile=False)
     modules = {"module": Small(), "decoder_module": Upsampler()}
     return Engine.open(artifact, device="cuda", backend="torch", options=options, **modules)
 

@@ -59,7 +59,7 @@ def fashion() -> torch.nn.Module:
 
 def small_engine(module: Any = None, *, batch: tuple[int, ...] = (1, 8), **settings: Any) -> Engine:
     """An engine of the network of the CPU's tests; `graph` and `precision` as settings, the rest of the program."""
-    options = CudaOptions(graph=settings.pop("graph", True))
+    options = CudaOptions(graph=settings.pop("graph", True), compile=settings.pop("compile", False))
     contract = replace(CONTRACT, precision=settings.pop("precision", "fp32"))
     evaluations = (6,) if "solver" in settings else (4, 6)  # some solvers take multiples of 2 or 3
     programs = {nfe: program(nfe, contract, **settings) for nfe in evaluations}
@@ -101,7 +101,9 @@ def test_replay_equals_the_launches_bit_for_bit(solver: str, precision: str, cli
 def test_replay_equals_the_launches_for_the_shipped_network(fashion: torch.nn.Module, precision: str) -> None:
     with (
         engine_of("fashion", fashion, batch=(1, 8), precision=precision) as captured,
-        engine_of("fashion", fashion, batch=(1, 8), precision=precision, options=CudaOptions(graph=False)) as eager,
+        engine_of(
+            "fashion", fashion, batch=(1, 8), precision=precision, options=CudaOptions(graph=False, compile=False)
+        ) as eager,
     ):
         for seeds in ([7], range(8)):
             x = captured.sample(seeds=seeds, label=4)

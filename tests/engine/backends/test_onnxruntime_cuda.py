@@ -90,6 +90,24 @@ def test_every_buffer_is_bound_and_runs_do_not_wait(sessions: type[Session]) -> 
         backend.bind(sets)
 
 
+def test_it_is_not_captured_and_frees_its_host_arrays_now_and_then(sessions: type[Session]) -> None:
+    backend = OnnxRuntimeCuda(source(), SECOND)
+    assert "host memory that a replay would read" in backend.not_capturable
+    [session] = sessions.made
+    x = torch.zeros(2, *SHAPE, dtype=torch.float16)
+    conditions = (torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 1))
+    evaluations = backend.bind([Buffers(x, t, conditions, x.clone()) for t in torch.zeros(3, 2)])
+    for n in range(40):
+        evaluations[n % 3]()
+    waits = []
+    for n, (_, options) in enumerate(session.runs, 1):
+        try:
+            assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        except RuntimeError:  # it has no such entry
+            waits.append(n)
+    assert waits == [ort_cuda.WAIT_EVERY, 2 * ort_cuda.WAIT_EVERY]
+
+
 def test_what_is_refused(sessions: type[Session]) -> None:
     with pytest.raises(BackendError, match=r"onnxruntime refuses 'absent': No such file$"):
         OnnxRuntimeCuda(source("absent"), SECOND)
