@@ -56,6 +56,7 @@ def compare(
     time_dtype: options.TimeDtype = None,
     learned_sigma: options.LearnedSigma = False,
     sigma_data: options.SigmaData = None,
+    data_range: options.DataRange = None,
     guidance: options.Guidance = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
@@ -71,21 +72,21 @@ def compare(
     evaluations = integers_from("--nfe", nfe)
     with meter() as progress:
         progress("reading the network", 0, 0)
-        source, given = opened(network, context)
+        found = opened(network, context)
         from ..quality.compare import SOLVERS
         from ..quality.compare import compare as measure
 
         result = measure(
-            source,
+            found.source,
             evaluations,
             solver or SOLVERS,
             grid=grid,
             basis=basis,
-            clip=clip,
+            clip=found.clip,
             t_start=t_start,
             seeds=seeds,
             calibration=calibration,
-            conditions=given,
+            conditions=found.conditions,
             reference=reference,
             backend=backend,
             threads=threads,

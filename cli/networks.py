@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +14,13 @@ from ..engine.errors import InputError
 from . import options
 
 if TYPE_CHECKING:
-    from ..engine.contract import Condition, Contract
+    from ..engine.artifact import Artifact
+    from ..engine.condition import Condition
+    from ..engine.contract import Contract
 
 DESCRIBING = (
     *("shape", "schedule", "prediction", "input_name", "time_name", "output_name", "condition"),
-    *("time_scale", "time_dtype", "learned_sigma", "sigma_data"),
+    *("time_scale", "time_dtype", "learned_sigma", "sigma_data", "data_range"),
 )
 NetworkOrEngine = Annotated[
     str,
@@ -39,26 +43,75 @@ SAME_NAMES = (  # options of a command that `Network` takes by the same name and
     "guidance",
     "decoder",
 )
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}  # diffusers' names
 
 
-def opened(network: str, context: typer.Context) -> tuple[Any, dict[str, Any]]:
-    """(a Network, or the path of an engine directory; the conditions that the command line gives)."""
-    from ..engine.artifact import MANIFEST, read_artifact
+def read_engine(engine: Path, *, nfe: int | None = None, backend: str = "auto", device: str = "auto") -> Artifact:
+    """What an engine directory says of itself, and the options that say how it is run, checked without torch.
+
+    Files are verified when the engine is loaded. Raises InputError, EngineFileError, BackendError.
+    """
+    from ..engine.artifact import read_artifact
+    from ..engine.backends.registry import check_backend
+    from .values import device_from
+
+    device_from(device)
+    check_backend(backend)
+    artifact = read_artifact(engine, verify=False)
+    if nfe is not None:
+        artifact.program(nfe)
+    return artifact
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What `tune` and `compare` work on: a Network or an engine's path, its conditions by name, the clip."""
+
+    source: Any
+    conditions: dict[str, Any]
+    clip: float | None
+
+
+def opened(network: str, context: typer.Context) -> Opened:
+    """The network or engine that a command names, with what its options say. Raises InputError, EngineFileError."""
+    from ..engine.artifact import MANIFEST
     from .values import given_conditions
 
     contract: Contract
-    extra = context.args
+    params, extra = context.params, context.args
     if (Path(network) / MANIFEST).is_file():
         _check_of_no_network(network, context)
-        source, contract = Path(network), read_artifact(network).contract
-        guidance = context.params["guidance"]
-        extra = [*extra, "--guidance", guidance] if guidance else extra  # of an engine it is the scale
+        artifact = read_engine(Path(network), backend=params["backend"])
+        source, contract, latents = Path(network), artifact.contract, artifact.decoder is not None
+        extra = [*extra, "--guidance", params["guidance"]] if params["guidance"] else extra  # of an engine: the scale
     else:
+        described = network_arguments(network, params)
         from .. import Network
 
-        source = Network(network, **network_arguments(network, context.params))
-        contract = source.contract
-    return source, given_conditions(extra, contract)
+        source = Network(network, **described)
+        contract, latents = source.contract, source.decoder is not None
+    conditions = given_conditions(extra, contract)
+    return Opened(source, conditions, clip_for(params, contract, latents=latents))
+
+
+def clip_for(params: Mapping[str, Any], contract: Contract, *, latents: bool) -> float | None:
+    """The number that --clip means for a network, None without the option; a line on stderr when it cuts data.
+
+    Raises InputError for `data` where samples are latents, whose range nobody knows.
+    """
+    from .values import clip_from
+
+    if params["clip"] is None:
+        return None
+    clip, largest = clip_from(params["clip"]), max(map(abs, contract.data_range))
+    if clip == "data" and latents:
+        raise InputError("--clip data: samples are latents, which have no range of their own; give a number")
+    if clip == "data":
+        return largest
+    if not latents and 0 < float(clip) < largest:
+        low, high = contract.data_range
+        print(f"pfdiff: --clip {float(clip):g} cuts data in {low:g}..{high:g}; --clip data does not", file=sys.stderr)
+    return float(clip)
 
 
 def _check_of_no_network(engine: str, context: typer.Context) -> None:
@@ -70,8 +123,11 @@ def _check_of_no_network(engine: str, context: typer.Context) -> None:
 
 def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of `Network` for what a command's options say of a network. Raises InputError."""
-    from .values import shape_from
+    from ..engine.compiler.schedule import parse_schedule
+    from .values import range_from, shape_from
 
+    if given["schedule"]:
+        parse_schedule(given["schedule"])
     shape, output = given["shape"], given["output_name"]
     is_index = output is not None and output.isdigit() and not network.endswith(".onnx")  # of a module's tuple
     return {
@@ -81,6 +137,8 @@ def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "output": int(output) if output and is_index else output,
         "conditions": described_conditions(given["condition"] or []),
         **{name: given[name] for name in SAME_NAMES if name in given},
+        "prediction": PREDICTIONS.get(given["prediction"], given["prediction"]),
+        "data_range": range_from(given["data_range"]) if given.get("data_range") else None,
     }
 
 

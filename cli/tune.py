@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # rows of a ranking
 PASSED_ON = (  # options that `pfdiff.tune` takes by the same name and as they are
-    *("metric", "pictures", "features", "ray", "workers", "calibration", "held_out", "seed", "clip", "t_start"),
+    *("metric", "pictures", "features", "ray", "workers", "calibration", "held_out", "seed", "t_start"),
     *("reference", "refine", "budget", "backend", "threads", "out"),
 )
 
@@ -75,6 +75,7 @@ def tune(
     time_dtype: options.TimeDtype = None,
     learned_sigma: options.LearnedSigma = False,
     sigma_data: options.SigmaData = None,
+    data_range: options.DataRange = None,
     guidance: options.Guidance = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
@@ -91,12 +92,13 @@ def tune(
     evaluations, ends = integers_from("--nfe", nfe), scale_from(scale)
     with meter() as progress:
         progress("reading the network", 0, 0)
-        source, given = opened(network, context)
+        found = opened(network, context)
         from ..quality.tune import tune as search
 
         settings: dict[str, Any] = {name: context.params[name] for name in PASSED_ON}
-        settings |= {"scale": ends, "solvers": solver, "conditions": given, "progress": progress}
-        rankings = [search(source, count, **settings) for count in evaluations]
+        settings |= {"scale": ends, "solvers": solver, "progress": progress}
+        settings |= {"conditions": found.conditions, "clip": found.clip}
+        rankings = [search(found.source, count, **settings) for count in evaluations]
     _report(rankings, json, out)
 
 

@@ -287,8 +287,7 @@ class Engine:
         return moved.reshape(len(given), math.prod(self.contract.shape)).contiguous()
 
     def _check_conditions(self, given: Mapping[str, Any], count: int) -> Sequence[np.ndarray]:
-        named = self.contract.by_name(given)
-        return [one.values(_plain(named.get(one.name)), count) for one in self.contract.conditions]
+        return self.contract.values({name: _plain(value) for name, value in given.items()}, count)
 
 
 def _plain(value: Any) -> Any:
