@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..engine.api import Engine
 from ..engine.artifact import (
     DECODER,
@@ -39,6 +38,7 @@ from ..engine.device import parse_device
 from ..engine.errors import BackendError, EngineFileError, InputError
 from ..engine.plans.key import check_target, parse_targets, plan_key
 from ..engine.plans.store import obtain_plan
+from ..engine.version import __version__
 from .network import Network
 from .sources.from_module import ModuleSource
 from .to_onnx import Progress

@@ -75,7 +75,7 @@ EARLY = ("trailing", "leading")  # these stop one interval before the end
 
 
 def usual_rule(schedule: Schedule) -> str:
-    """The rule where none is said: logsnr, or uniform where alpha starts at 0 and lambda has no start."""
+    """The default rule: logsnr, or uniform where alpha starts at 0 and lambda has no start."""
     return "logsnr" if schedule.alpha(schedule.last) > 0 else "uniform"
 
 
@@ -138,7 +138,7 @@ def make_grid(
 
 
 def _end(end: str | float, schedule: Schedule) -> tuple[float, float]:
-    """(the lowest time that the network may be asked at, the last point of the grid)."""
+    """(the lowest time at which the network may be evaluated, the last point of the grid)."""
     if isinstance(end, str) and end not in ("clean", "first"):
         raise InputError(f"unknown end {end!r}; expected clean, first or a time")
     if end == "clean" or end == schedule.clean:

@@ -7,15 +7,15 @@ import math
 from .program import Program
 from .schedule import parse_schedule
 
-SOUND_ALPHA = 0.01  # an eps-network's x0 loses its digits below: x0 = (x - sigma eps) / alpha
-# Below this one pictures break: of an MNIST network on cosine:60 all from alpha 2.6e-4, none from 0.026.
+SOUND_ALPHA = 0.01  # below it the x0 of an eps-network loses its digits: x0 = (x - sigma eps) / alpha
+# Below this alpha pictures break: with an MNIST network on cosine:60, all from alpha 2.6e-4 and none from 0.026.
 BROKEN_ALPHA = 0.001
 
 
 def default_start(schedule: str, prediction: str) -> float:
-    """The schedule's last time; for eps-networks the last one with alpha of at least 0.01.
+    """The schedule's last time; for eps-networks the last time with alpha of at least 0.01. Raises InputError.
 
-    Cosine schedules end near alpha = 1e-4, where the x0 that an eps-network means is noise times 10,000.
+    Cosine schedules end near alpha = 1e-4. There, computing x0 multiplies the error of an eps-network by 10,000.
     """
     process = parse_schedule(schedule)
     if prediction != "eps" or float(process.alpha(process.last)) >= SOUND_ALPHA:
@@ -25,7 +25,7 @@ def default_start(schedule: str, prediction: str) -> float:
 
 
 def doubt_of_start(program: Program) -> str | None:
-    """One line on a program of an eps-network that starts where its x0 is mostly the network's error, else None."""
+    """One line about a program of an eps-network that starts where x0 is mostly the network's error, else None."""
     process, start = parse_schedule(program.schedule), float(program.times[0])
     alpha = float(process.alpha(start))
     if program.prediction != "eps" or program.clip is not None or alpha >= BROKEN_ALPHA:

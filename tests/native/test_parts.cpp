@@ -107,6 +107,7 @@ void test_printable() {
           "\\x9b"
           "2J \\u202e \\u2028 \\u2066");
     CHECK(printable("\xFF\xC3 \xC0\x80 \xED\xA0\x80", 99) == "\\xff\\xc3 \\xc0\\x80 \\xed\\xa0\\x80");
+    CHECK(printable("\xE0\x80\x80", 99) == "\\xe0\\x80\\x80");
     CHECK(printable("abc\xC3\xA4", 4) == "abc..." && printable("abc\xC3\xA4", 5) == "abc\xC3\xA4");
     CHECK(printable("abc\x1b", 6) == "abc..." && printable("", 0).empty());
     CHECK(pfdiff::quoted(std::string(61, 'x')) == "'" + std::string(60, 'x') + "...'");
