@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options
-from .figures import error_text
 from .networks import Calibration, NetworkOrEngine, Reference
 
 if TYPE_CHECKING:
@@ -110,11 +109,11 @@ def print_comparison(result: Comparison) -> None:
     table.add_column("solver", overflow="fold")
     for count in result.nfe:
         table.add_column(f"NFE {count}", justify="right", no_wrap=True)
-    notes: list[str] = []
-    for sampler in result.samplers:
-        points = result.of(sampler)
-        table.add_row(sampler, *(error_text(one.error) for one in points))
-        notes += [f"{sampler}, NFE {one.nfe}: {one.note}" for one in points if one.note]
+    for row in result.table():
+        table.add_row(*row)
+    notes = [
+        f"{sampler}, NFE {one.nfe}: {one.note}" for sampler in result.samplers for one in result.of(sampler) if one.note
+    ]
     console = Console(highlight=False, markup=False)
     console.print(table)
     reference, spent = result.reference, f"{result.evaluations} evaluations, {result.cached} of them cached"

@@ -15,11 +15,6 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
-def error_text(value: float | None) -> str:
-    """Four decimals, or two digits below 0.001; nothing for None."""
-    return "" if value is None else f"{value:.4f}" if value >= 0.001 else f"{value:.1e}"
-
-
 def write_figures(path: Path, figures: dict[str, Any]) -> None:
     """Write figures and the machine they were measured on as JSON. Raises InputError when that cannot be written."""
     from ..bench.measuring.machine import describe
