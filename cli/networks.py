@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +14,14 @@ import typer
 
 from ..engine.errors import InputError
 from . import options
+from .options import shortened
 
 if TYPE_CHECKING:
     from ..engine.artifact import Artifact
     from ..engine.condition import Condition
     from ..engine.contract import Contract
 
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 DESCRIBING = (
     *("shape", "schedule", "prediction", "input_name", "time_name", "output_name", "condition"),
     *("time_scale", "time_dtype", "learned_sigma", "sigma_data", "data_range"),
@@ -43,7 +47,12 @@ SAME_NAMES = (  # options of a command that `Network` takes by the same name and
     "guidance",
     "decoder",
 )
-PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}  # diffusers' names
+DIFFUSERS_PREDICTIONS = {
+    "epsilon": "eps",
+    "sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}  # of diffusers
 
 
 def read_engine(engine: Path, *, nfe: int | None = None, backend: str = "auto", device: str = "auto") -> Artifact:
@@ -126,6 +135,7 @@ def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
     from ..engine.compiler.schedule import parse_schedule
     from .values import range_from, shape_from
 
+    _check_source(network)
     if given["schedule"]:
         parse_schedule(given["schedule"])
     shape, output = given["shape"], given["output_name"]
@@ -137,9 +147,44 @@ def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "output": int(output) if output and is_index else output,
         "conditions": described_conditions(given["condition"] or []),
         **{name: given[name] for name in SAME_NAMES if name in given},
-        "prediction": PREDICTIONS.get(given["prediction"], given["prediction"]),
+        "prediction": _prediction_from(given["prediction"]),
         "data_range": range_from(given["data_range"]) if given.get("data_range") else None,
     }
+
+
+def _check_source(network: str) -> None:
+    """Says of what is often tried, and is no network, how to make one of it. Raises InputError."""
+    from ..export.zoo import NAMES
+
+    path = Path(network)
+    if network in NAMES:
+        return
+    if path.suffix in WEIGHTS:
+        raise InputError(
+            f"network '{shortened(network)}': weights alone hold no network; give FILE.py:FACTORY, whose function "
+            "builds the module and loads them, or the diffusers folder that they are from"
+        )
+    if path.exists() or ".py:" in network or network.endswith(".onnx"):
+        return
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", network):
+        raise InputError(
+            f"network '{shortened(network)}': no such folder; if this is a model of the Hugging Face Hub, nothing is "
+            f"downloaded here: run hf download {shortened(network)} --local-dir DIR, then give DIR"
+        )
+    if near := get_close_matches(network, NAMES, 1):
+        raise InputError(f"network '{network}': not known; did you mean '{near[0]}'?")
+
+
+def _prediction_from(text: str | None) -> str | None:
+    """eps of 'epsilon', diffusers' name; any other as it is. Raises InputError with the nearest where it is unknown."""
+    from ..engine.contract import PREDICTIONS
+
+    found = DIFFUSERS_PREDICTIONS.get(text or "", text)
+    if found is None or found in PREDICTIONS:
+        return found
+    near = get_close_matches(found, (*PREDICTIONS, *DIFFUSERS_PREDICTIONS), 1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise InputError(f"--prediction '{shortened(found)}': expected one of {', '.join(PREDICTIONS)}{hint}")
 
 
 def described_conditions(texts: Sequence[str]) -> dict[str, Condition]:
