@@ -44,7 +44,7 @@ $(VENV)/.torch: constraints.txt
 	else $(PIP) install "$(TORCH)"; fi
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml engine/_host.cpp
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml engine/runtime/_cpu.cpp
 	@echo "installing pfdiff into $(VENV) ..."
 	@if [ -n "$(GPU)" ]; then \
 	  $(PIP) install -c constraints.txt -e ".[triton,tensorrt]" || { \

@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from .engine.api import Engine as Engine
     from .engine.api import load as load
     from .engine.backends.abstract import CudaOptions as CudaOptions
+    from .engine.bulk.generate import generate as generate
+    from .engine.compiler.program import Program as Program
+    from .engine.compiler.program import compile as compile
     from .engine.contract import Condition as Condition
     from .engine.contract import Contract as Contract
     from .engine.errors import BackendError as BackendError
     from .engine.errors import EngineFileError as EngineFileError
     from .engine.errors import InputError as InputError
     from .engine.errors import PfdiffError as PfdiffError
-    from .engine.generate import generate as generate
-    from .engine.noise import noise as noise
-    from .engine.program import Program as Program
-    from .engine.program import compile as compile
+    from .engine.runtime.noise import noise as noise
     from .export.build import build as build
-    from .export.compare import compare as compare
-    from .export.decoder import Decoder as Decoder
-    from .export.evaluate import evaluate as evaluate
-    from .export.scheduler import PFDiffScheduler as PFDiffScheduler
-    from .export.sources import Network as Network
-    from .export.tune import tune as tune
+    from .export.decoders.options import Decoder as Decoder
+    from .export.diffusers_scheduler import PFDiffScheduler as PFDiffScheduler
+    from .export.network import Network as Network
+    from .quality.compare import compare as compare
+    from .quality.evaluate import evaluate as evaluate
+    from .quality.tune import tune as tune
 
 __version__ = "0.1.0"
 
@@ -39,22 +39,22 @@ _HOME = {
     "Condition": "engine.contract",
     "Contract": "engine.contract",
     "CudaOptions": "engine.backends.abstract",
-    "Decoder": "export.decoder",
+    "Decoder": "export.decoders.options",
     "Engine": "engine.api",
     "EngineFileError": "engine.errors",
     "InputError": "engine.errors",
-    "Network": "export.sources",
-    "PFDiffScheduler": "export.scheduler",
+    "Network": "export.network",
+    "PFDiffScheduler": "export.diffusers_scheduler",
     "PfdiffError": "engine.errors",
-    "Program": "engine.program",
+    "Program": "engine.compiler.program",
     "build": "export.build",
-    "compare": "export.compare",
-    "compile": "engine.program",
-    "evaluate": "export.evaluate",
-    "generate": "engine.generate",
+    "compare": "quality.compare",
+    "compile": "engine.compiler.program",
+    "evaluate": "quality.evaluate",
+    "generate": "engine.bulk.generate",
     "load": "engine.api",
-    "noise": "engine.noise",
-    "tune": "export.tune",
+    "noise": "engine.runtime.noise",
+    "tune": "quality.tune",
 }
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]  # the names above, by __getattr__
 

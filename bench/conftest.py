@@ -21,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The argument `case`: every case that the module's `select` keeps."""
     if "case" in metafunc.fixturenames:
-        from pfdiff.bench.cases import cases
+        from pfdiff.bench.measuring.cases import cases
 
         module: Any = metafunc.module
         found = list(cases(metafunc.config.getoption("--engine", None)))
@@ -40,7 +40,7 @@ def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """The suite's engines, see `cases.Engines`."""
     import torch
 
-    from pfdiff.bench.cases import Engines
+    from pfdiff.bench.measuring.cases import Engines
 
     folder, threads = (request.config.getoption(name, None) for name in ("--built", "--threads"))
     if threads:
@@ -52,8 +52,8 @@ def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def measure(request: pytest.FixtureRequest) -> Any:
     """Times a function and others beside it, see `measure.Measure`; on a CUDA device by events."""
-    from pfdiff.bench.cases import device_of
-    from pfdiff.bench.measure import Measure
+    from pfdiff.bench.measuring.cases import device_of
+    from pfdiff.bench.measuring.measure import Measure
 
     benchmark, timer = _timed(request, "cpu" if request.node.get_closest_marker("host") else device_of())
     seconds: Any = request.config.getoption("--seconds", 1.0)
@@ -71,7 +71,7 @@ def _timed(request: pytest.FixtureRequest, device: str) -> tuple[Any, Any]:
     """The fixture `benchmark` with the timer of a device, and that timer."""
     import torch
 
-    from pfdiff.engine.latency import timer_of
+    from pfdiff.engine.runtime.latency import timer_of
 
     timer = timer_of(torch.device(device))
     request.node.add_marker(pytest.mark.benchmark(timer=timer))  # read when the fixture benchmark is made

@@ -2,8 +2,8 @@
 
 Runs with the Python that it is started by and what is installed there: torch, triton, onnx, pytest, pytest-benchmark.
 Nothing is installed and nothing is fetched; the checkout is importable through a link in a temporary folder. First
-correctness (tests/gpu), then figures (bench/test_gpu_*.py), each part in a process of its own with a limit of its own,
-so that a part that fails or hangs costs nobody else's results. They go to $OUT, or to bench/results/<device>/.
+correctness (tests/gpu), then figures (bench/suite/test_gpu_*.py), each part in a process of its own with a limit of its
+own, so that a part that fails or hangs costs nobody else's results. They go to $OUT, or to bench/results/<device>/.
 
 Exit status: 0, 1 when a part failed, 2 without a GPU.
 """
@@ -30,9 +30,9 @@ INTERRUPTED_SECONDS = 10  # for an interrupted part to write what it has
 PARTS: tuple[tuple[str, tuple[str, ...], int], ...] = (
     ("sampler_tests", tuple(f"tests/gpu/test_{name}_gpu.py" for name in ("sampler", "decoder", "tensorrt")), 120),
     ("kernel_tests", ("tests/gpu/test_kernels_gpu.py",), 100),
-    ("step", ("bench/test_gpu_step.py",), 60),
-    ("sampler", ("bench/test_gpu_sampler.py",), 150),
-    ("peers", ("bench/test_gpu_peers.py",), 150),
+    ("step", ("bench/suite/test_gpu_step.py",), 60),
+    ("sampler", ("bench/suite/test_gpu_sampler.py",), 150),
+    ("peers", ("bench/suite/test_gpu_peers.py",), 150),
 )
 PROBE = """
 import json, torch

@@ -16,9 +16,9 @@ from typing import Any
 from PIL import Image
 
 from ..engine.errors import InputError
-from ..export.bars import Bar, share_bars
-from ..export.plot import Curve, log_plot
-from .pareto import at_equal_latency, plot
+from ..quality.pictures.bars import Bar, share_bars
+from ..quality.pictures.plot import Curve, log_plot
+from .studies.pareto import at_equal_latency, plot
 from .tracking import P99_ROUNDS, RESULTS, runs
 
 Run = Mapping[str, Any]

@@ -14,7 +14,7 @@ which threads share a core) does not average out within one. A run is worse than
 
 WIDTH is five standard errors, for a deviation from so few values is itself uncertain: of two runs of the same code one
 ratio in 1,000 is taken for worse where blocks vary as much as processes, one in 200 where mostly processes do
-(tests/test_tracking.py).
+(tests/bench/test_tracking.py).
 
 Every library gets one thread: with two on two cores each barrier waits for whatever else runs there, and ratios near 1
 had spreads of 0.1 to 0.5. Exit status 1 when a ratio is worse, 2 when the suite itself failed.
@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.errors import InputError
-from .machine import describe, folder_name
+from .measuring.machine import describe, folder_name
 
 PASSES = 3
 THREADS = 1

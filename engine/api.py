@@ -18,17 +18,17 @@ import numpy as np
 import torch
 
 from .artifact import Artifact, read_artifact
-from .backends import check_backend, open_backend, open_best
 from .backends.abstract import CudaOptions, Source
+from .backends.registry import check_backend, open_backend, open_best
+from .compiler.program import Program
 from .contract import Contract, DecoderContract
-from .decoder import load_decoder
 from .device import parse_device
 from .errors import InputError
-from .latency import Latency, Parts, in_turns, timer_of
-from .loop import Inputs, make_tables
-from .noise import Seeds, noise, parse_seeds
-from .program import Program
-from .session import Session
+from .runtime.decoder import load_decoder
+from .runtime.latency import Latency, Parts, in_turns, timer_of
+from .runtime.loop import Inputs, make_tables
+from .runtime.noise import Seeds, noise, parse_seeds
+from .runtime.session import Session
 
 if TYPE_CHECKING:
     from .backends.abstract import BuildProgress, Module

@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from .atomic import sync, writing
+from .compiler.program import Program
+from .compiler.schedule import held_alphas, hold_alphas
 from .contract import Contract, DecoderContract
-from .directory import sync, writing
 from .errors import EngineFileError, InputError
-from .program import Program
-from .schedule import held_alphas, hold_alphas
 
 FORMAT = 1
 MANIFEST = "engine.json"

@@ -3,7 +3,7 @@
     $XDG_CACHE_HOME/pfdiff, else $HOME/.cache/pfdiff, else pfdiff-UID in the system's folder for temporary files
 
 Everything there is named by the SHA-256 of what it was computed from, as far as it is known: of a module, see
-export/module_content.py. Deleting the folder costs time only.
+export/sources/module_digest.py. Deleting the folder costs time only.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
-from .fields import as_json, check_choice, check_name, check_shape, is_integer, is_number, is_strings, read_fields
+from .json_fields import as_json, check_choice, check_name, check_shape, is_integer, is_number, is_strings, read_fields
 
 PREDICTIONS = ("eps", "x0", "v", "flow", "edm")
 PRECISIONS = ("fp32", "fp16", "bf16")

@@ -27,19 +27,19 @@ from ..engine.artifact import (
     records_of,
     write_manifest,
 )
-from ..engine.backends import check_runnable
+from ..engine.atomic import alone, replacing
+from ..engine.backends.registry import check_runnable
+from ..engine.compiler.grid import usual_rule
+from ..engine.compiler.program import Program
+from ..engine.compiler.program import compile as compile_program
+from ..engine.compiler.schedule import parse_schedule
+from ..engine.compiler.solvers import parse_solver
 from ..engine.contract import PRECISIONS
 from ..engine.device import parse_device
-from ..engine.directory import alone, replacing
 from ..engine.errors import BackendError, EngineFileError, InputError
-from ..engine.grid import usual_rule
-from ..engine.plans import check_target, obtain_plan, parse_targets, plan_key
-from ..engine.program import Program
-from ..engine.program import compile as compile_program
-from ..engine.schedule import parse_schedule
-from ..engine.solvers import parse_solver
-from .module_source import ModuleSource
-from .sources import Network
+from ..engine.plans.build import check_target, obtain_plan, parse_targets, plan_key
+from .network import Network
+from .sources.from_module import ModuleSource
 from .to_onnx import Progress
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..engine.backends.abstract import BuildProgress
-    from ..engine.grid import Grid
+    from ..engine.compiler.grid import Grid
 
 LARGEST_BATCH = 1 << 16  # the exporter's bound on the dynamic batch dimension
 
@@ -78,7 +78,7 @@ def build(
     solver, grid, basis, clip, t_start, end: as in `pfdiff.compile`; grid, basis, clip and end are by default those of
     the network's diffusers scheduler, its times exactly, else logsnr (uniform where alpha starts at 0), no clip, clean.
     An eps-network on a cosine schedule needs a t_start below the last time, or clip: see `default_start` in
-    engine/reference.py.
+    quality/sampling/reference.py.
     batch: bucket sizes, by default those of the engine at `out`, else 1. precision: fp32, fp16 or bf16. backend,
     device, threads: as in `pfdiff.load`. target: compute capabilities, "sm86,sm89" or a list, to build TensorRT-RTX
     plans for; no GPU is needed. out: by default NAME.engine in the current folder. progress: called with one line at
@@ -323,6 +323,6 @@ def _module_of(source: Network, *, required: bool) -> Any:
         if not required:
             return None
         raise BackendError("backend 'torch' needs an nn.Module, this network is an ONNX file; use backend onnxruntime")
-    from .module_call import Normalised
+    from .sources.module_call import Normalised
 
     return Normalised(opened.module, opened.call)

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.compiler.schedule import parse_schedule
 from ..engine.contract import Condition, Contract, DecoderContract
 from ..engine.errors import InputError
-from ..engine.schedule import parse_schedule
 
 Array = NDArray[Any]
 Reference = Callable[["Case"], Array]

@@ -28,9 +28,9 @@ import numpy as np
 from ..engine.api import Engine
 from ..engine.artifact import Artifact, read_artifact
 from ..engine.backends.abstract import first_line
+from ..engine.compiler.program import Program
 from ..engine.contract import Contract
 from ..engine.errors import BackendError, EngineFileError, InputError
-from ..engine.program import Program
 
 if TYPE_CHECKING:
     import onnx

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
-from ..engine.casting import cast_copy
+from ..engine.backends.casting import cast_copy
 from ..engine.contract import Contract, DecoderContract
 from ..engine.errors import InputError
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pfdiff.engine.basis import edm_preconditioning
-from pfdiff.engine.schedule import Schedule, parse_schedule
+from pfdiff.engine.compiler.basis import edm_preconditioning
+from pfdiff.engine.compiler.schedule import Schedule, parse_schedule
 
 
 @dataclass(frozen=True)

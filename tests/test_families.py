@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import pfdiff
-from pfdiff.engine import plans
 from pfdiff.engine.artifact import read_artifact
+from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.errors import InputError
-from pfdiff.engine.schedule import parse_schedule
-from pfdiff.export.guidance import ClassifierFree, ClassifierGuidance
+from pfdiff.engine.plans import build as plans
+from pfdiff.export.guidance.options import ClassifierFree, ClassifierGuidance
 
 SHAPE = (2, 8, 8)
 SIGMA_DATA = 0.5

@@ -89,7 +89,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 def test_a_loaded_engine_never_needs_the_exporter(tmp_path: Path) -> None:
-    from .small_engine import write_engine
+    from .small.engine import write_engine
 
     write_engine(tmp_path / "e")
     code = "import sys, json, pfdiff\nwith pfdiff.load(%r) as engine: engine.sample(seeds=[1], nfe=4)\n"

@@ -14,13 +14,13 @@ from typing import final
 
 import torch
 
-from ..capture import EXCLUSIVE
-from ..casting import cast_copy, own_dtypes
 from ..contract import Contract, DecoderContract
 from ..device import check_fits
 from ..errors import BackendError
-from ..loop import TORCH_DTYPES
+from ..runtime.capture import EXCLUSIVE
+from ..runtime.loop import TORCH_DTYPES
 from .abstract import Backend, Buffers, Evaluate, Source, first_line
+from .casting import cast_copy, own_dtypes
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

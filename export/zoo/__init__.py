@@ -6,7 +6,7 @@ from importlib import resources
 
 from ...engine.contract import Condition
 from ...engine.errors import EngineFileError, InputError
-from ..known import Known
+from ..described import Known
 
 NAMES = ("fashion",)
 

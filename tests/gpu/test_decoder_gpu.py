@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from pfdiff.bench.profiling import allocations, graph_launches, runtime_calls, waits
+from pfdiff.bench.measuring.profiling import allocations, graph_launches, runtime_calls, waits
 from pfdiff.engine.api import Engine
 from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends.abstract import CudaOptions
 from pfdiff.engine.contract import DecoderContract
-from pfdiff.engine.graph import GraphLoop
+from pfdiff.engine.runtime.cuda_loop import GraphLoop
 from pfdiff.kernels import eager
 
-from ..small_engine import CONTRACT, SHAPE, Small, program
+from ..small.engine import CONTRACT, SHAPE, Small, program
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,17 +17,24 @@ import pytest
 import torch
 
 from pfdiff import BackendError
-from pfdiff.bench.gpu_engines import engine_of, module_of
-from pfdiff.bench.profiling import allocations, allocator_requests, graph_launches, launches, runtime_calls, waits
+from pfdiff.bench.measuring.gpu_engines import engine_of, module_of
+from pfdiff.bench.measuring.profiling import (
+    allocations,
+    allocator_requests,
+    graph_launches,
+    launches,
+    runtime_calls,
+    waits,
+)
 from pfdiff.engine.api import Engine
 from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends.abstract import CudaOptions
-from pfdiff.engine.graph import GraphLoop, Sampler
-from pfdiff.engine.loop import Inputs
-from pfdiff.engine.noise import noise
+from pfdiff.engine.runtime.cuda_loop import GraphLoop, Sampler
+from pfdiff.engine.runtime.loop import Inputs
+from pfdiff.engine.runtime.noise import noise
 
 from ..comparator import assert_as_good_as_plain
-from ..small_engine import CONTRACT, SHAPE, Small, program, small
+from ..small.engine import CONTRACT, SHAPE, Small, program, small
 
 pytestmark = [
     pytest.mark.gpu,
@@ -188,8 +195,8 @@ def test_the_shipped_network_on_both(fashion: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_is_as_good_as_plain_torch(fashion: torch.nn.Module, precision: str) -> None:
-    from pfdiff.bench.peers import plain_program
-    from pfdiff.engine.casting import cast_copy
+    from pfdiff.bench.measuring.peers import plain_program
+    from pfdiff.engine.backends.casting import cast_copy
 
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     z = noise(range(8), (1, 28, 28), "cuda")

@@ -13,11 +13,11 @@ import torch
 
 from pfdiff import BackendError
 from pfdiff.engine.api import Engine
-from pfdiff.engine.backends import tensorrt_plan
-from pfdiff.engine.noise import noise
+from pfdiff.engine.backends import tensorrt_cuda as tensorrt_plan
+from pfdiff.engine.runtime.noise import noise
 
 from ..comparator import assert_as_good_as_plain
-from ..small_engine import SHAPE, program, small, write_engine
+from ..small.engine import SHAPE, program, small, write_engine
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,0 +1,177 @@
+"""The figures of `paper_tables` as Markdown tables and a plot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+from pfdiff.quality.pictures.plot import Curve, log_plot
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """All tables, with counts and what is missing."""
+    features = found["features"]
+    parts = [
+        "# The paper's tables on `fashion`\n",
+        f"Features: the shipped classifier's (`{features['extractor']}`, SHA-256 {features['sha256'][:12]}), against "
+        f"{features['real']:,} real training pictures. These are no FID and compare with no published figure. Sample s "
+        "has seed s; conditional: label s mod 10, unconditional: label 10. FD falls with the count: compare within a "
+        "table only. DPM-Solver-2 and PFDiff over it take even NFE only. Written by `bench/studies/paper_tables.py`.\n",
+    ]
+    real = found["real"]
+    parts.append(
+        f"{real['samples']:,} real test pictures, measured as samples: FD {real['fd']:.2f}, sFD {real['sfd']:.1f}, "
+        f"precision {real['precision']:.2f}, recall {real['recall']:.2f}.\n"
+    )
+    titles = {
+        "conditional": "Conditional",
+        "unconditional": "Unconditional",
+        "ablation": "Ablation: DDIM, past, future, both",
+        "k_l": "(k, l) over DDIM",
+        "k_l_over_dpm": "(k, l) over DPM-Solver-2",
+    }
+    for key, title in titles.items():
+        parts.append(f"## {title}\n")
+        parts.append(rows_of(found[key]) if found.get(key) else "Not measured.\n")
+    parts += [search_lines(found), correlation_lines(found), grid_lines(found), time_lines(found)]
+    return "\n".join(parts)
+
+
+def rows_of(one: dict[str, Any]) -> str:
+    """FD / sFD / precision / recall, a row a sampler, a column an NFE."""
+    nfe = sorted({count for row in one["rows"].values() for count in row}, key=int)
+    best = {count: min(row[count]["fd"] for row in one["rows"].values() if count in row) for count in nfe}
+    lines = [
+        f"{one['samples']:,} samples a cell; FD / sFD / precision / recall.\n",
+        "| sampler | " + " | ".join(f"NFE {count}" for count in nfe) + " |",
+        "|---|" + "---|" * len(nfe),
+    ]
+    for sampler, row in one["rows"].items():
+        cells = []
+        for count in nfe:
+            figures = row.get(count)
+            if figures is None:
+                cells.append("")
+                continue
+            fd = f"**{figures['fd']:.2f}**" if figures["fd"] == best[count] else f"{figures['fd']:.2f}"
+            cells.append(f"{fd} / {figures['sfd']:.1f} / {figures['precision']:.2f} / {figures['recall']:.2f}")
+        lines.append(f"| `{sampler}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def search_lines(found: dict[str, Any]) -> str:
+    """The search on a tenth against all."""
+    lines = [
+        "## (k, l) chosen on a tenth of the samples\n",
+        "| NFE | best on all | chosen on a tenth, times | agree | FD of the choice / least |",
+        "|---|---|---|---|---|",
+    ]
+    for one in found["search"]:
+        chosen = ", ".join(f"`{name.partition('@')[0]}` {times}" for name, times in one["chosen"].items())
+        lines.append(
+            f"| {one['nfe']} | `{one['best'].partition('@')[0]}` | {chosen} | {one['agree']:.0%} | "
+            f"{one['fd_of_choice_over_best']:.3f} |"
+        )
+    if found["search"]:
+        lines.append(f"\n{found['search'][0]['draws']} draws of a tenth of the samples, the same for all six.")
+    return "\n".join(lines) + "\n"
+
+
+def correlation_lines(found: dict[str, Any]) -> str:
+    """Does the cheap criterion choose what the expensive one would?"""
+    lines = ["## Error to the reference against FD\n"]
+    if "correlation" not in found:
+        return "\n".join([*lines, "Not measured."]) + "\n"
+    one, given = found["correlation"], found["errors"]
+    lines += [
+        f"Spearman's rank correlation over all {one['cells']} cells: {one['spearman']:.2f}. Errors: RMS over "
+        f"{given['seeds']} seeds to {given['reference']['solver']} in {given['reference']['nfe']} evaluations.\n",
+        "| NFE | solvers | Spearman | least error | least FD | FD of the least error / least FD |",
+        "|---|---|---|---|---|---|",
+    ]
+    for nfe, row in one["each_nfe"].items():
+        lines.append(
+            f"| {nfe} | {row['solvers']} | {row['spearman']:.2f} | `{row['least_error']}` | `{row['least_fd']}` | "
+            f"{row['fd_of_least_error_over_least']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def grid_lines(found: dict[str, Any]) -> str:
+    """How the grids of the tables were chosen."""
+    lines = ["## Grids\n"]
+    if "grids" not in found:
+        return "\n".join([*lines, "Not measured."]) + "\n"
+    given = found["grids"]
+    names = list(next(iter(given["error"].values())))
+    lines += [
+        f"Error to the reference on {given['seeds']} seeds, the mean of the logarithms at {given['nfe'][0]} and "
+        f"{given['nfe'][1]} evaluations. Uniform is taken, unless another lowers it by 5 % or more.\n",
+        "| sampler | " + " | ".join(names) + " | taken |",
+        "|---|" + "---|" * (len(names) + 1),
+    ]
+    for solver, row in given["error"].items():
+        lines.append(
+            f"| `{solver}` | " + " | ".join(f"{row[one]:.3f}" for one in names) + f" | {given['chosen'][solver]} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def time_lines(found: dict[str, Any]) -> str:
+    """With and without PFDiff at equal NFE."""
+    lines = ["## CPU seconds for 1,000 samples\n"]
+    if "times" not in found:
+        return "\n".join([*lines, "Not measured."]) + "\n"
+    given = found["times"]
+    nfe = list(next(iter(given["cpu_seconds_for_1000"].values())))
+    lines += [
+        f"One thread of {given['machine']['processor']}, {given['backend']}, batch {given['batch']}; the best of "
+        f"{given['rounds']} rounds of {given['timed']} samples in turns. Time of the processor, for the machine was "
+        "not idle.\n",
+        "| sampler | " + " | ".join(f"NFE {count}" for count in nfe) + " |",
+        "|---|" + "---|" * len(nfe),
+    ]
+    for sampler, row in given["cpu_seconds_for_1000"].items():
+        lines.append(f"| `{sampler}` | " + " | ".join(f"{min(row[count]):.2f}" for count in nfe) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plots(found: dict[str, Any]) -> dict[str, Image.Image]:
+    """By file name: FD against NFE, conditional and unconditional; FD against the error to the reference."""
+    note = "features of the shipped classifier, not FID"
+    drawn = {}
+    for kind, name in (("conditional", "fashion_paper"), ("unconditional", "fashion_paper_unconditional")):
+        if one := found[kind]:
+            drawn[name] = log_plot(
+                [
+                    Curve(short(sampler), [(int(nfe), cell["fd"]) for nfe, cell in row.items()])
+                    for sampler, row in one["rows"].items()
+                ],
+                title=f"fashion, {kind}: Frechet distance against network evaluations",
+                x_label="network evaluations",
+                y_label="FD, not FID",
+                note=f"{one['samples']:,} samples, {found['features']['real']:,} real pictures, {note}",
+            )
+    rms = found.get("errors", {}).get("rms", {})
+    rows = (found["conditional"] or {"rows": {}})["rows"]
+    curves = [
+        Curve(short(sampler), [(rms[sampler][nfe], cell["fd"]) for nfe, cell in row.items() if nfe in rms[sampler]])
+        for sampler, row in rows.items()
+        if sampler in rms
+    ]
+    if curves:
+        drawn["fashion_paper_errors"] = log_plot(
+            curves,
+            title="fashion: Frechet distance against the error to the reference",
+            x_label="RMS error to the many-step reference, the same seeds",
+            y_label="FD, not FID",
+            note=f"each line one sampler at 4 to 20 evaluations, {note}",
+            log_x=True,
+        )
+    return drawn
+
+
+def short(sampler: str) -> str:
+    """Without its grid."""
+    return sampler.partition("@")[0]

@@ -1,0 +1,103 @@
+"""`pfdiff evaluate`: distances of samples to real pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+
+if TYPE_CHECKING:
+    from ..quality.evaluate import Evaluation
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command; what it does not know itself are the network's conditions: --label 3."""
+    app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(evaluate)
+
+
+def evaluate(
+    context: typer.Context,
+    samples: Annotated[
+        str, typer.Argument(metavar="SAMPLES", help="An engine, or pictures: .npz, .npy, .parquet, .png, a folder.")
+    ],
+    reference: Annotated[str, typer.Option("--reference", help="The real pictures: a file or a folder likewise.")],
+    features: Annotated[
+        str,
+        typer.Option("--features", help="fashion, inception:FILE, judge.onnx:OUTPUT or judge.py:factory."),
+    ],
+    nfe: options.Evaluations = None,
+    count: Annotated[
+        int | None,
+        typer.Option("--count", parser=options.integer, metavar="<int>", help="Samples of the engine; default: 10000."),
+    ] = None,
+    first: Annotated[int, typer.Option("--first", parser=options.natural, metavar="<int>", help="The first seed.")] = 0,
+    scale: Annotated[
+        str, typer.Option("--scale", metavar="LOW,HIGH", help="What 0 and 255 become for your own features.")
+    ] = "-1,1",
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
+    backend: options.Backend = "auto",
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Frechet, spatial and kernel distance, precision and recall of samples against real pictures."""
+    from .info import write_figures
+    from .progress import meter
+    from .values import scale_from
+
+    ends = scale_from(scale)
+    with meter() as progress:
+        progress("loading", 0, 0)
+        from ..quality.evaluate import evaluate as measure
+
+        report = measure(
+            samples,
+            reference,
+            features=features,
+            nfe=nfe,
+            count=count,
+            first=first,
+            conditions=_conditions(samples, context.args),
+            scale=ends,
+            device=device,
+            backend=backend,
+            threads=threads,
+            progress=progress,
+        )
+    print_evaluation(report)
+    if json is not None:
+        write_figures(json, report.to_dict())
+
+
+def _conditions(samples: str, extra: list[str]) -> dict[str, Any] | None:
+    """The conditions that the command line gives to an engine; several values are taken in turn."""
+    if not extra:
+        return None
+    from ..engine.artifact import read_artifact
+    from .values import given_conditions
+
+    return given_conditions(extra, read_artifact(samples).contract)
+
+
+def print_evaluation(report: Evaluation) -> None:
+    """The report in lines that fit 80 columns."""
+    drawn = report.drawn
+    source = drawn["engine"] if "engine" in drawn else drawn["files"]
+    if "nfe" in drawn:
+        solver = f"{drawn['solver']}, " if "solver" in drawn else ""
+        print(f"{source}: {solver}{drawn['nfe']} evaluations, seeds {drawn['seeds']}")
+    else:
+        print(source)
+    print(f"{report.samples} samples, {report.real} real pictures of {report.reference}")
+    called = "" if report.names[0] == "FID" else "; so not FID"
+    print(f"features {report.extractor}, SHA-256 {report.extractor_digest[:12]}{called}\n")
+    rows = [(report.names[0], f"{report.distance:.4f}")]
+    if report.spatial_distance is not None:
+        rows.append((report.names[1], f"{report.spatial_distance:.4f}"))
+    rows.append((report.names[2], f"{report.kernel_distance:.6f} ± {report.kernel_spread:.6f}"))
+    rows.append(("precision", f"{report.precision:.4f}"))
+    rows.append(("recall", f"{report.recall:.4f}, both of {report.compared} pictures each"))
+    for name, value in rows:
+        print(f"{name:<10} {value}")

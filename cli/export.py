@@ -1,0 +1,34 @@
+"""`pfdiff export`: the whole sampler as one ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+
+
+def export(
+    engine: options.EngineArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .onnx file to write.")],
+    nfe: options.Evaluations = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare with the engine before the file appears.")
+    ] = True,
+) -> None:
+    """Write the whole sampler, noise in, samples out, as one ONNX model for plain onnxruntime."""
+    from .progress import stages
+
+    with stages() as progress:
+        progress("reading the engine")
+        from ..export.sampler_onnx import export_sampler
+
+        export_sampler(engine, out, nfe, check=check, progress=progress)
+    print(progress.last)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(export)

@@ -1,0 +1,232 @@
+"""What `pfdiff info` and `pfdiff bench` print: plain words and tables that fit 80 columns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from ..engine.artifact import NETWORK, Artifact, read_artifact
+from ..engine.errors import InputError
+from ..engine.plans.build import stored_plans
+
+if TYPE_CHECKING:
+    from ..engine.api import Engine
+    from ..engine.compiler.program import Program
+    from ..engine.contract import Condition, DecoderContract
+    from ..engine.runtime.latency import Latency
+    from .demo import Report
+
+WIDEST_TABLE = 10  # columns of coefficients that fit a line of 80 characters
+
+
+def how_it_runs(engine: Engine) -> dict[str, str]:
+    """Backend, why this one, and how schedules are run, found out by one sample of the smallest batch."""
+    engine.sample(seeds=[0], nfe=min(engine.programs), **engine.contract.stand_ins)
+    return {
+        "device": engine.device,
+        "backend": engine.description,
+        "chosen": engine.backend_reason,
+        "schedule runs": engine.execution,
+        **({"decodes": engine.decoding} if engine.decoding else {}),
+    }
+
+
+def print_info(path: Path, *, nfe: int | None, as_json: bool, running: Mapping[str, str] | None = None) -> None:
+    """Everything an engine directory says about itself, or with `nfe` one program's coefficients.
+
+    `running` is what `how_it_runs` found, to be printed too.
+
+    Raises EngineFileError when the directory is no engine, InputError when it has no such program.
+    """
+    artifact = read_artifact(path)
+    if nfe is not None and nfe not in artifact.programs:
+        held = ", ".join(map(str, sorted(artifact.programs)))
+        raise InputError(f"--nfe {nfe}: this engine has no such program; it has {held}")
+    chosen = {n: artifact.programs[n] for n in sorted(artifact.programs) if nfe in (None, n)}
+    if as_json:
+        data = _as_data(artifact, chosen)
+        print(json.dumps(data if running is None else {**data, "running": dict(running)}, indent=1))
+        return
+    console = Console(highlight=False, soft_wrap=False)
+    if nfe is None:
+        console.print(_facts(artifact, running or {}))
+        console.print(_programs(chosen))
+    else:
+        console.print(_programs(chosen))
+        console.print(_coefficients(chosen[nfe]))
+
+
+def _as_data(artifact: Artifact, programs: Mapping[int, Program]) -> dict[str, Any]:
+    return {
+        "path": str(artifact.path),
+        "contract": artifact.contract.to_dict(),
+        "decoder": artifact.decoder.to_dict() if artifact.decoder else None,
+        "batch": list(artifact.batch),
+        "precision": artifact.precision,
+        "programs": {str(n): {**json.loads(p.to_json()), "digest": p.digest} for n, p in programs.items()},
+        "files": {name: asdict(record) for name, record in artifact.files.items()},
+        "plans": {path.name: asdict(key) if key else None for path, key in stored_plans(artifact).items()},
+        "provenance": dict(artifact.provenance),
+    }
+
+
+def _plans(artifact: Artifact) -> list[str]:
+    """A line for each TensorRT plan in the engine's cache."""
+    lines = []
+    for path, key in stored_plans(artifact).items():
+        gpu = f" {key.gpu}" if key and key.gpu else ""
+        what = f", {Path(key.file).stem}" if key and key.file != NETWORK else ""
+        said = f"{key.flavour} {key.version} for {key.capability}{gpu}{what}" if key else f"{path.name}: unreadable"
+        lines.append(said)
+    return lines
+
+
+def _facts(artifact: Artifact, running: Mapping[str, str]) -> Table:
+    contract = artifact.contract
+    low, high = contract.data_range
+    searched = artifact.provenance.get("search", {})
+    rows = [
+        ("network", f"{contract.name}: {contract.input} {list(contract.shape)} -> {contract.prediction}"),
+        *((("decoder", _decoder(artifact.decoder)),) if artifact.decoder else ()),
+        ("schedule", f"{contract.schedule}, {'images' if artifact.decoder else 'data'} in [{low:g}, {high:g}]"),
+        *(("condition", _condition(condition)) for condition in contract.conditions),
+        ("precision", artifact.precision),
+        ("batch", ", ".join(map(str, artifact.batch))),
+        *(
+            ("file", f"{name}, {decimal(record.bytes)}, sha256 {record.sha256[:12]}")
+            for name, record in artifact.files.items()
+        ),
+        *(("plan", line) for line in _plans(artifact)),
+        *(
+            (key.replace("_", " "), str(value))
+            for key, value in artifact.provenance.items()
+            if key not in ("network", "search")
+        ),
+        *(("search", _search(searched[nfe])) for nfe in sorted(searched, key=int)),
+        *running.items(),
+    ]
+    table = Table(box=None, show_header=False, pad_edge=False, title=str(artifact.path), title_justify="left")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _decoder(decoder: DecoderContract) -> str:
+    """`AutoencoderKL: latents / 0.18215 + 0 -> image [3, 512, 512], fp32`."""
+    words = ("one a channel" if isinstance(one, tuple) else f"{one:g}" for one in (decoder.scaling, decoder.shift))
+    scaling, shift = words
+    return f"{decoder.name}: latents / {scaling} + {shift} -> image {list(decoder.image)}, {decoder.precision}"
+
+
+def _condition(condition: Condition) -> str:
+    words = [f"--{condition.name}", *([f"or --{condition.alias}"] if condition.alias else []), condition.dtype]
+    if condition.shape:
+        words.append(str(list(condition.shape)))
+    if condition.low is not None and condition.high is not None:
+        words.append(f"{condition.low}..{condition.high}")
+    words.append("must be given" if condition.default is None else f"default {condition.default}")
+    labels = f": {', '.join(condition.labels)}" if condition.labels else ""
+    return " ".join(words) + labels
+
+
+def _search(record: Mapping[str, Any]) -> str:
+    """`NFE 8: ddim, error 0.0123, held out 0.0145`, of the best that `tune` found; --json has the whole record."""
+    best = record["ranking"][0]
+    errors = (("error", best["error"]), ("held out", best["held_out_error"]))
+    words = (f"{name} {value:.3g}" for name, value in errors if value is not None)
+    return ", ".join((f"NFE {record['nfe']}: {best['solver']}", *words))
+
+
+def _programs(programs: Mapping[int, Program]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("NFE", justify="right")
+    for name in ("solver", "grid", "basis", "buffers"):
+        table.add_column(name, justify="right" if name == "buffers" else "left", overflow="fold")
+    table.add_column("times", overflow="fold")
+    for nfe, program in programs.items():
+        grid = program.grid if isinstance(program.grid, str) else f"{len(program.grid)} given times"
+        solver = program.solver + (f" clip {program.clip:g}" if program.clip is not None else "")
+        times = " ".join(f"{t:.6g}" for t in program.times)
+        table.add_row(str(nfe), solver, grid, program.basis, str(program.buffers), times)
+    return table
+
+
+def _coefficients(program: Program) -> Table:
+    """Rows: the network's inputs y_0 ... y_N-1 and the sample; columns: noise and the N predictions, in the basis."""
+    count = program.nfe + 1
+    shown = min(count, WIDEST_TABLE)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("", no_wrap=True, min_width=6)
+    for name in ["noise", *(f"{program.basis}_{n}" for n in range(program.nfe))][:shown]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in range(count):
+        values = [f"{value:.3g}" if value else "" for value in program.table[row, :shown]]
+        table.add_row("result" if row == program.nfe else f"y_{row}", *values)
+    table.caption = f"{shown} of {count} columns, rounded to three digits; --json has all of them in full"
+    table.caption_justify = "left"
+    return table
+
+
+def write_figures(path: Path, figures: dict[str, Any]) -> None:
+    """Write figures and the machine they were measured on as JSON. Raises InputError when that cannot be written."""
+    from ..bench.measuring.machine import describe
+
+    write_json(path, {"machine": describe(), **figures})
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write what --json asks for. Raises InputError when that cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--json {path}: {error.strerror}; choose a file that can be written") from None
+
+
+def print_bench(description: str, figures: Sequence[Latency]) -> None:
+    """Who evaluates the network, then one row for each NFE and batch."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("NFE", "batch", "p50", "p90", "p99", "max", "first", "network", "overhead"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.caption = "ms a batch; network: its bare evaluations alone; overhead: median of whole / network"
+    table.caption_justify = "left"
+    for one in figures:
+        times_ms = (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms, one.first_ms, one.floor_ms)
+        table.add_row(str(one.nfe), str(one.batch), *(f"{value:.4g}" for value in times_ms), f"{one.overhead:.3f}")
+    console = Console(highlight=False)
+    console.print(description)
+    console.print(table)
+
+
+def print_demo(report: Report) -> None:
+    """The demonstration's lines, and where picture and engine are."""
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("solver")
+    for name in ("evaluations", "ms a sample", "RMS error to the reference"):
+        table.add_column(name, justify="right")
+    for line in report.lines:
+        ms = "" if line.ms is None else f"{line.ms:.1f}"
+        error = "reference" if line.error is None else f"{line.error:.3f}"
+        table.add_row(line.solver, str(line.nfe), ms, error)
+    console.print(f"fashion, {report.samples} seeds, one for each class; {report.description}")
+    console.print(table)
+    print(f"wrote {report.picture} and {report.engine}")
+    print(f"next: {_started_as()} sample {report.engine} --nfe 8 --label bag -o bags.png")
+
+
+def _started_as() -> str:
+    """`pfdiff`, or the path that it was started by where the shell would not find it."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "pfdiff" and not shutil.which("pfdiff") else "pfdiff"

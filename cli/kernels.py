@@ -1,0 +1,93 @@
+"""`pfdiff kernels`: every kernel compiled ahead of time, on a machine that needs no GPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..engine.errors import BackendError, InputError
+from . import options
+
+if TYPE_CHECKING:
+    from ..kernels.ahead import Record
+
+Capabilities = Annotated[str, typer.Option("--cc", help="Compute capabilities, 86 for sm_86: 75,80,86.")]
+Folder = Annotated[Path, typer.Option("--out", "-o", help="A new folder: cubin, PTX, index.json.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", parser=options.integer, metavar="<int>", help="Processes at once; default: one a core."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(kernels)
+
+
+def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,120", workers: Workers = None) -> None:
+    """Compile every kernel ahead of time: registers, spills, access widths, bytes per element."""
+    from .values import integers_from
+
+    capabilities = integers_from("--cc", cc)
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: the folder {out.parent} does not exist; create it first")
+    from ..kernels.ahead import compile_ahead
+
+    try:
+        with _bar() as progress:
+            records = compile_ahead(capabilities, out, progress, workers=workers)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    except RuntimeError as error:
+        raise BackendError(str(error)) from error
+    _print(records)
+    print(f"{out}: {len(records)} kernels; index.json has each one's figures, summary.json the worst of them")
+
+
+def _print(records: Sequence[Record]) -> None:
+    """The summary, one row for each capability, op and number of states."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..kernels.ahead import summary
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    for name in ("sm", "op", "states", "kernels", "registers", "spilled", "bits", "bytes", "floor", "above"):
+        table.add_column(name, justify="left" if name == "op" else "right")
+    for row in summary(records):
+        bits = [row[name] for name in ("narrowest_load", "narrowest_store") if row[name]]
+        words = [
+            row["capability"],
+            row["op"],
+            row["states"] or "",
+            row["kernels"],
+            row["registers"],
+            row["spill_bytes"],
+        ]
+        words += [min(bits, default="-"), f"{row['bytes_per_element']:g}", row["floor"], row["above_floor"]]
+        table.add_row(*map(str, words))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "registers and spilled bytes: most a thread; bits: narrowest access of a kernel for aligned data; "
+        "bytes: most an element; above: kernels that move more than their floor"
+    )
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int, str], None] | None]:
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("compiling", total=None)
+        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)

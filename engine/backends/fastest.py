@@ -1,0 +1,154 @@
+"""The backend that "auto" means for an engine on this CPU: timed when an engine is first loaded here, and remembered.
+
+Which library evaluates a network in the least time depends on network, machine and versions. Every installed one that
+computes in the engine's own precision evaluates it as a sample does: some times in a row, after a pause. They take
+turns, so that a machine that drifts slows them alike, and each begins when the threads of the last have gone to sleep.
+
+The finding is kept in the cache folder, backends.jsonl, under what it depends on, and every later load here takes the
+same backend, so that samples do not change from load to load; deleting the file measures again. Where nothing can be
+kept the default for the precision computes, as it does for what is too short to gain much and for what is too large.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+
+from ..artifact import NETWORK, Artifact
+from ..atomic import locked
+from ..cache import Journal, cache_folder, content_key, make_private
+from ..contract import Contract, DecoderContract
+from ..errors import InputError
+from ..machine import cores, processor, version_of
+from ..plans.build import network_digest
+from ..runtime.loop import TORCH_DTYPES, from_numpy, lasting
+from .abstract import Backend, Buffers, Evaluate, Source
+from .registry import check_precision, choose_backend, is_installed, open_backend
+
+TIMED = ("onnxruntime", "openvino")
+KEPT = "backends.jsonl"
+LEAST_MS = 1.0  # an evaluation by the default that takes less is not worth loading another library
+LARGEST_BYTES = 1 << 30  # of weights: two copies of more might not fit into memory
+GAIN = 0.9  # another than the default takes at most this part of its time, or chance would choose between equals
+EVALUATIONS = 5  # in a row: a few-step sample's
+TURNS, TURN_S = 3, 0.1  # of each library, seconds of each; at least one row
+QUIET_S = 0.05  # before a turn: ONNX Runtime's threads spin for 30 ms after their work, at another's expense
+PAUSE_S = 0.003  # before a row, so that it begins as a call of a user's does
+
+
+def choose_measured(source: Source, threads: int | None) -> tuple[str, str]:
+    """The backend's name, and why it and no other, in one line. A first load times with its own `threads`.
+
+    Raises BackendError when no backend is installed for the precision.
+    """
+    name, why = choose_backend(source.contract.precision)
+    rivals = tuple(one for one in TIMED if one != name and is_installed(one))
+    artifact = source.artifact
+    if rivals and artifact is not None and isinstance(source.contract, Contract):
+        size = sum(record.bytes for file, record in artifact.files.items() if file.startswith(NETWORK))
+        if size > LARGEST_BYTES:
+            why = f"{why}; {size / 2**30:.1f} GiB of weights are too many to try another"
+        else:
+            name, why = _remembered(source, artifact, (name, *rivals), why, threads)
+    return name, why
+
+
+def _remembered(
+    source: Source, artifact: Artifact, names: tuple[str, ...], why: str, threads: int | None
+) -> tuple[str, str]:
+    """Name and reason, found before or now; the first of `names` and `why` where nothing can be kept."""
+    path = cache_folder() / KEPT
+    versions = [version_of(package) for package in ("pfdiff", *names)]
+    key = content_key(
+        network_digest(artifact), artifact.precision, artifact.batch[0], names, versions, processor(), cores()
+    )
+    found = Journal(path).get(key)
+    if found is None:
+        try:
+            make_private(path.parent)
+            with locked(path.parent):  # of two that load at once one measures, the other finds what it found
+                journal = Journal(path)
+                found = journal.get(key) or _fastest(source, names, why, artifact.batch[0], threads)
+                if found:
+                    journal.put(key, found)
+        except (OSError, InputError):
+            found = None
+    name, reason = found or (names[0], why)
+    return name, reason
+
+
+def _fastest(
+    source: Source, names: tuple[str, ...], why: str, batch: int, threads: int | None
+) -> tuple[str, str] | None:
+    """Of the default, the first of `names`, and those of the others that run the network: the one to take, and why.
+
+    None where the default does not run it.
+    """
+    default, buffers = names[0], list[Buffers]()  # which live as long as what is bound to them
+    evaluations: dict[str, Evaluate] = {}
+    awake: dict[str, float] = {}
+    with ExitStack() as stack:
+        for name in names:
+            try:
+                check_precision(name, source.contract.precision)
+                backend = open_backend(name, source, threads)
+                stack.callback(backend.close)
+                buffers.append(_buffers(backend, source.contract, batch))
+                (evaluate,) = backend.bind(buffers[-1:])
+                awake[name] = _awake_ms(evaluate)
+                evaluations[name] = evaluate
+            except Exception:  # whatever its library raises: stand-ins may be no inputs that the network takes
+                if name == default:
+                    return None
+            if name == default and awake[name] < LEAST_MS:
+                return name, f"{why}; {awake[name]:.2g} ms an evaluation are too few to gain by another"
+        if len(evaluations) == 1:
+            return default, why
+        times = dict.fromkeys(evaluations, np.inf)
+        for name in [*evaluations] * TURNS:
+            time.sleep(QUIET_S)
+            times[name] = min(times[name], _turn_ms(evaluations[name], awake[name]))
+    best = min(times, key=times.__getitem__)
+    figures = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
+    return best if times[best] < GAIN * times[default] else default, f"timed here at batch {batch}: {figures}"
+
+
+def _awake_ms(evaluate: Evaluate) -> float:
+    """Milliseconds of an evaluation right after another; the first of all allocates."""
+    evaluate()
+    times = [time.perf_counter()]
+    while len(times) < 4 and times[-1] < times[0] + TURN_S:
+        evaluate()
+        times.append(time.perf_counter())
+    return 1e3 * float(np.diff(times).min())
+
+
+def _turn_ms(evaluate: Evaluate, awake_ms: float) -> float:
+    """Milliseconds of an evaluation: the mean of some in a row, the least of the rows of a turn."""
+    count = max(1, min(EVALUATIONS, int(1e3 * TURN_S / awake_ms)))
+    least, end = np.inf, time.perf_counter() + TURN_S
+    while True:
+        time.sleep(PAUSE_S)
+        before = time.perf_counter()
+        for _ in range(count):
+            evaluate()
+        now = time.perf_counter()
+        least = min(least, 1e3 * (now - before) / count)
+        if now > end:
+            return least
+
+
+def _buffers(backend: Backend, contract: Contract | DecoderContract, batch: int) -> Buffers:
+    assert isinstance(contract, Contract)  # a decoder is not timed
+    with lasting():
+        x, out = (torch.zeros((batch, *contract.shape), dtype=backend.dtype) for _ in range(2))
+        t = torch.zeros((batch,) if contract.time_rank else (), dtype=TORCH_DTYPES[contract.time_dtype])
+        given = contract.stand_ins
+        conditions = tuple(
+            from_numpy(one.values(given.get(one.name), batch)).to(TORCH_DTYPES[one.dtype])
+            for one in contract.conditions
+        )
+    return Buffers(x, t, conditions, out)

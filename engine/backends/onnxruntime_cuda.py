@@ -1,0 +1,88 @@
+"""ONNX Runtime's CUDA provider: every buffer bound by its address, every kernel on our stream.
+
+It is told not to wait for the stream after a run. Whether its kernels can be captured depends on the network: a node
+that it leaves to the CPU copies in between, and the schedule then runs kernel by kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import onnxruntime
+import torch
+
+from ..errors import BackendError
+from .abstract import Backend, Buffers, Evaluate, Source, first_line
+from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY
+
+PROVIDER = "CUDAExecutionProvider"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@final
+class OnnxRuntimeCuda(Backend):
+    """`network.onnx` in an InferenceSession of the CUDA provider, TF32 only if asked for."""
+
+    def __init__(self, source: Source, device: torch.device) -> None:
+        contract = source.contract
+        self.stream = source.stream or torch.cuda.Stream(device)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        settings = {
+            "device_id": str(device.index or 0),
+            "user_compute_stream": str(self.stream.cuda_stream),
+            "use_tf32": "1" if source.options.tf32 else "0",
+        }
+        providers = [(PROVIDER, settings), "CPUExecutionProvider"]
+        try:
+            session = onnxruntime.InferenceSession(str(source.onnx), options, providers=providers)
+        except Exception as error:  # its exceptions have no common base of their own
+            raise BackendError(f"onnxruntime refuses '{source.onnx}': {first_line(error)}") from error
+        if session.get_providers()[0] != PROVIDER:
+            raise BackendError(
+                "onnxruntime cannot start its CUDA provider (its CUDA and cuDNN are not those of this machine); "
+                "install an onnxruntime-gpu for this CUDA, or use backend tensorrt or torch"
+            )
+        self._names = contract.inputs
+        self._output = contract.output
+        self._session: onnxruntime.InferenceSession | None = session
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self.name = "onnxruntime"
+        self.device = device
+        self.dtype = DTYPES[contract.precision]
+        self.threads = None
+        self.bytes_per_sample = 0  # its arena grows as it needs; it does not say
+        gpu = torch.cuda.get_device_name(device)
+        self.description = f"onnxruntime {onnxruntime.__version__}, {gpu}, {contract.precision}"
+
+    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
+        if self._session is None:
+            raise BackendError("this backend is closed; load the engine again")
+        return [self._bound(self._session, buffers) for buffers in sets]
+
+    def _bound(self, session: onnxruntime.InferenceSession, buffers: Buffers) -> Evaluate:
+        binding, index, out = session.io_binding(), self.device.index or 0, buffers.out
+        for name, tensor in zip(self._names, buffers.inputs, strict=True):
+            element = ELEMENT_TYPES[tensor.dtype]
+            binding.bind_input(name, "cuda", index, element, list(tensor.shape), tensor.data_ptr())
+        element = ELEMENT_TYPES[out.dtype]
+        binding.bind_output(self._output, "cuda", index, element, list(out.shape), out.data_ptr())
+        run, options = session.run_with_iobinding, self._run_options
+
+        def evaluate() -> torch.Tensor:
+            run(binding, options)
+            return out
+
+        return evaluate
+
+    def close(self) -> None:
+        self._session = None
+
+
+def why_not() -> str:
+    """Why the CUDA provider cannot run, in one clause; empty when it is there."""
+    if PROVIDER in onnxruntime.get_available_providers():
+        return ""
+    return f"onnxruntime {onnxruntime.__version__} is a build without CUDA (pip install onnxruntime-gpu)"

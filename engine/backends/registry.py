@@ -1,0 +1,215 @@
+"""Who evaluates the network. One backend a file; a library is imported only when its backend is opened or asked for."""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from ..errors import BackendError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .abstract import Backend, Source
+
+# On a CPU. name: (file, class, library, how to get it)
+BACKENDS = {
+    "onnxruntime": ("onnxruntime_cpu", "OnnxRuntime", "onnxruntime", "pip install onnxruntime"),
+    "openvino": ("openvino_cpu", "OpenVino", "openvino", "pip install 'pfdiff[openvino]'"),
+    "torch": ("torch_cpu", "TorchModule", "torch", "pip install torch"),
+}
+ON_CUDA = ("tensorrt", "tensorrt_rtx", "torch", "onnxruntime")  # the best first
+TENSORRT = {
+    "tensorrt": ("tensorrt", "pip install 'pfdiff[tensorrt]'"),
+    "tensorrt_rtx": ("tensorrt_rtx", "pip install 'pfdiff[rtx]'"),
+}
+NAMES = (*TENSORRT, "torch", "onnxruntime", "openvino")
+
+
+def check_backend(name: str) -> None:
+    """Raises InputError for an unknown name, BackendError for one whose library is not installed."""
+    if name == "auto":
+        return
+    if name not in NAMES:
+        raise InputError(f"backend {name!r}, expected one of {', '.join(('auto', *NAMES))}")
+    if not is_installed(name):
+        library, remedy = _library(name)
+        raise BackendError(f"backend '{name}' needs the package {library}, which is not installed; {remedy}")
+
+
+def is_installed(name: str) -> bool:
+    """Whether the library of a known backend can be imported; nothing is imported."""
+    return find_spec(_library(name)[0]) is not None
+
+
+def _library(name: str) -> tuple[str, str]:
+    """The package a backend needs and how to get it."""
+    return TENSORRT[name] if name in TENSORRT else BACKENDS[name][2:]
+
+
+def check_precision(name: str, precision: str) -> None:
+    """Raises InputError or BackendError when `name` cannot run `precision` on this CPU, before anything is exported."""
+    check_backend(name)
+    if name in TENSORRT:
+        raise BackendError(f"backend '{name}' needs an NVIDIA GPU; give device='cuda' on a machine with one")
+    if name == "openvino":
+        from .openvino_cpu import cpu_precisions
+
+        held = cpu_precisions()
+    else:
+        held = {"onnxruntime": ("fp32", "fp16"), "torch": ("fp32",)}[name]
+    if precision not in held:
+        raise BackendError(
+            f"backend '{name}' has no {precision} on this CPU, only {', '.join(held)}; build with one of these"
+        )
+
+
+def choose_backend(precision: str) -> tuple[str, str]:
+    """The default backend for a precision (fp32, fp16, bf16) on a CPU, and why, in one line.
+
+    Raises BackendError when none that is installed can run it.
+    """
+    if precision == "fp32":
+        if is_installed("onnxruntime"):
+            return "onnxruntime", "the default for fp32 on a CPU"
+        if is_installed("openvino"):
+            return "openvino", "fp32 on a CPU, and onnxruntime is not installed"
+        raise BackendError("no backend for fp32 on a CPU; pip install onnxruntime")
+    lacking = "openvino is not installed"
+    if is_installed("openvino"):
+        from .openvino_cpu import cpu_precisions
+
+        if precision in cpu_precisions():
+            return "openvino", f"this CPU computes in {precision} and openvino uses it"
+        lacking = f"this CPU has no {precision} arithmetic for openvino ({', '.join(cpu_precisions())} only)"
+    if precision == "fp16" and is_installed("onnxruntime"):
+        return "onnxruntime", f"{lacking}; onnxruntime stores fp16 and computes mostly in fp32, slower than fp32 alone"
+    raise BackendError(f"no backend runs {precision} here: {lacking}; build the engine with precision fp32")
+
+
+def why_not(name: str, module: object, device: torch.device) -> str:
+    """Why a backend cannot run on a CUDA device, in one clause; empty when nothing speaks against it."""
+    if name not in ON_CUDA:
+        return "it runs on the CPU only"
+    if not is_installed(name):
+        return f"not installed ({_library(name)[1]})"
+    if name == "torch":
+        return "" if module is not None else "it needs the module (module= of pfdiff.load)"
+    if name == "onnxruntime":
+        from .onnxruntime_cuda import why_not as onnxruntime_why_not
+
+        return onnxruntime_why_not()
+    from .tensorrt_cuda import why_not as tensorrt_why_not
+
+    return tensorrt_why_not(name, device)
+
+
+def check_runnable(name: str, precision: str, module: object, device: torch.device | None) -> None:
+    """Raises InputError or BackendError when `name` ("auto") cannot run `precision` on `device` (None: any here).
+
+    Cheap: nothing is loaded, so that a build fails before it exports.
+    """
+    from ..device import why_not_cuda
+
+    check_backend(name)
+    problem = ""
+    gpu = _first_gpu() if device is None and not why_not_cuda() else device
+    if gpu is not None and gpu.type == "cpu":
+        gpu = None
+    if gpu is not None:
+        asked = ON_CUDA if name == "auto" else (name,)
+        reasons = {one: why_not(one, module, gpu) for one in asked}
+        if not all(reasons.values()):
+            return
+        problem = "; ".join(f"{one}: {why}" for one, why in reasons.items())
+        if device is not None:
+            raise BackendError(f"no backend runs this engine on {device}: {problem}")
+    if name in TENSORRT and problem:
+        raise BackendError(f"backend '{name}' cannot run here: {problem}")
+    check_precision(choose_backend(precision)[0] if name == "auto" else name, precision)
+
+
+def open_best(source: Source, device: torch.device | None, name: str, threads: int | None) -> tuple[Backend, str]:
+    """The backend `name`, or with "auto" the best that works on `device` (None: a GPU if one works, else the CPU).
+
+    Also why, in one line. Raises InputError, BackendError when none works; each is named with its reason.
+    """
+    import torch
+
+    from ..device import why_not_cuda
+
+    check_backend(name)
+    if device is not None and device.type == "cuda":
+        return _open_on_cuda(source, device, name, threads)
+    refused = ""
+    if device is None and name != "openvino" and not why_not_cuda():
+        try:
+            return _open_on_cuda(source, _first_gpu(), name, threads)
+        except BackendError as error:
+            refused = f"the GPU is not used: {error}"
+            if name in TENSORRT:
+                raise
+            warnings.warn(refused, RuntimeWarning, stacklevel=3)
+    reason = "asked for"
+    if name == "auto":
+        from .fastest import choose_measured
+
+        name, reason = choose_measured(source, threads)
+    opened = open_backend(name, source, threads, torch.device("cpu"))
+    return opened, "; ".join(filter(None, (reason, refused)))
+
+
+def _first_gpu() -> torch.device:
+    import torch
+
+    return torch.device("cuda", 0)
+
+
+def _open_on_cuda(source: Source, device: torch.device, name: str, threads: int | None) -> tuple[Backend, str]:
+    if name != "auto":
+        problem = why_not(name, source.module, device)
+        if problem:
+            raise BackendError(f"backend '{name}' on {device}: {problem}")
+        return open_backend(name, source, threads, device), "asked for"
+    skipped: list[str] = []
+    for one in ON_CUDA:
+        problem = why_not(one, source.module, device)
+        if not problem:
+            try:
+                opened = open_backend(one, source, threads, device)
+            except BackendError as error:
+                problem = str(error)
+            else:
+                return opened, "; ".join([f"the best that works on {device}", *skipped])
+        skipped.append(f"{one}: {problem}")
+    raise BackendError(f"no backend runs this engine on {device}: {'; '.join(skipped)}")
+
+
+def open_backend(name: str, source: Source, threads: int | None, device: torch.device | None = None) -> Backend:
+    """Load the network of `source` with the backend `name` on a CUDA device, or on the CPU (the default).
+
+    Raises InputError, BackendError (not installed, refuses the network or its precision).
+    """
+    check_backend(name)
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads={threads!r}, expected an integer of at least 1, or None for the backend's choice")
+    if device is None or device.type == "cpu":
+        if name in TENSORRT:
+            raise BackendError(f"backend '{name}' needs an NVIDIA GPU; use backend onnxruntime on the CPU")
+        file, kind, _, _ = BACKENDS[name]
+        return getattr(import_module(f".{file}", __package__), kind)(source, threads)
+    if name in TENSORRT:
+        from .tensorrt_cuda import TensorRt
+
+        return TensorRt(source, name, device)
+    if name == "torch":
+        from .torch_cuda import TorchCuda
+
+        return TorchCuda(source, device)
+    if name == "onnxruntime":
+        from .onnxruntime_cuda import OnnxRuntimeCuda
+
+        return OnnxRuntimeCuda(source, device)
+    raise BackendError(f"backend '{name}' runs on the CPU only; give device='cpu'")

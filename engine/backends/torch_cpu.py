@@ -1,0 +1,78 @@
+"""The module itself, in PyTorch on the CPU: for networks that no exporter takes, and to compare with.
+
+An engine directory holds ONNX and never code, so the module has to be given: `pfdiff.build` keeps the one it was built
+from, `pfdiff.load(..., module=...)` takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import final
+from weakref import WeakKeyDictionary
+
+import torch
+
+from ..errors import BackendError
+from .abstract import Backend, Buffers, Evaluate, Source
+from .casting import own_dtypes
+
+# How many open backends put each module into evaluation mode: the last to close puts it back.
+_evaluated: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()
+
+
+@final
+class TorchModule(Backend):
+    """module(*inputs) -> out in inference mode, float32, put into evaluation mode until `close`.
+
+    `threads` is PyTorch's own number of threads, one for the whole process.
+    """
+
+    def __init__(self, source: Source, threads: int | None) -> None:
+        contract = source.contract
+        if source.module is None:
+            raise BackendError(
+                f"backend 'torch' needs the module, and '{source.onnx.parent}' holds ONNX only; "
+                "give module= to pfdiff.load, or use backend onnxruntime"
+            )
+        if contract.precision != "fp32":
+            raise BackendError(f"backend 'torch' computes in fp32, the engine is {contract.precision}; build with fp32")
+        self._module = source.module
+        modules = source.module.modules() if isinstance(source.module, torch.nn.Module) else ()
+        self._trained = [one for one in modules if one.training or one in _evaluated]
+        for one in self._trained:
+            _evaluated[one] = _evaluated.get(one, 0) + 1
+            one.training = False
+        self.name = "torch"
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+        self.threads = threads
+        self.description = f"torch {torch.__version__}, CPU, fp32"
+
+    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
+        if self._module is None:
+            raise BackendError("this backend is closed; load the engine again")
+        return [self._bound(self._module, buffers) for buffers in sets]
+
+    def _bound(self, module: Callable[..., torch.Tensor], buffers: Buffers) -> Evaluate:
+        threads = self.threads
+        inputs, out = buffers.inputs, buffers.out
+
+        def evaluate() -> torch.Tensor:
+            if threads is not None and torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+            with torch.inference_mode(), own_dtypes("cpu"):
+                result = module(*inputs)
+                if result.shape != out.shape:
+                    raise ValueError(f"the module returned {list(result.shape)}, expected {list(out.shape)}")
+                out.copy_(result)
+            return out
+
+        return evaluate
+
+    def close(self) -> None:
+        for one in self._trained:
+            _evaluated[one] -= 1
+            if not _evaluated[one]:
+                del _evaluated[one]
+                one.training = True
+        self._module, self._trained = None, []

@@ -1,0 +1,138 @@
+"""An engine in bulk: many samples as shards in a folder, in this process or on a Ray cluster, with the same bytes.
+
+pfdiff.generate("fashion.engine", 50_000, "samples", nfe=8)                 # in this process
+pfdiff.generate("fashion.engine", 50_000, "samples", nfe=8, ray="local")    # a worker for each core, or each GPU
+
+`recipe` says what the samples are, `shards` how they are stored, `ledger` which are finished; `worker` makes a shard,
+`cluster` has Ray do so.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from ..api import Engine
+from ..artifact import read_artifact
+from ..errors import InputError
+from .manifest import Ledger, Record, open_ledger
+from .recipe import condition_tables, make_recipe, seed_range
+from .shards import Shard, check_format
+from .worker import Worker, Workplace, draw
+
+Progress = Callable[[int, int], None]  # samples that are finished, samples of the run
+
+
+@final
+@dataclass(frozen=True)
+class Generated:
+    """What a run did: `count` samples in `shards` shards at `path`, `made` of them now, in `seconds`.
+
+    `made_by`: what the samples were computed with; several entries agree to rounding only.
+    """
+
+    path: Path
+    count: int
+    nfe: int
+    shards: int
+    made: int
+    seconds: float
+    made_by: tuple[str, ...]
+
+
+def generate(
+    engine: str | os.PathLike[str],
+    count: int,
+    out: str | os.PathLike[str],
+    *,
+    nfe: int | None = None,
+    first: int = 0,
+    conditions: Mapping[str, Any] | None = None,
+    format: str = "parquet",
+    pixels: bool = False,
+    shard: int | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
+    device: str = "auto",
+    backend: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Generated:
+    """Samples of the seeds first .. first + count - 1 as shards in the folder `out`, with a manifest.
+
+    Run again, it verifies what is finished and makes the rest. The files do not depend on `ray`, `workers`, `threads`.
+
+    nfe: may be left out when the engine has one program. conditions: by name, one value or m of them, of which the
+    sample of seed s takes number s mod m; a condition with named labels takes each in turn by default. format: parquet,
+    npz or png. pixels: uint8 [H, W, C] in place of float32 samples; always so in png. shard: samples a file, by
+    default about 256. ray: None for this process, "local" for a cluster of this machine, "auto" for the one that is
+    running, or HOST:PORT. workers: one engine each, by default as many as the cluster has room for. gpus_per_worker: by
+    default 1 where the cluster has GPUs. threads: of each engine, by default what the backend picks here and 1 on Ray.
+    progress: called with (finished samples, all samples).
+    Raises InputError, EngineFileError, BackendError; finished shards are kept.
+    """
+    artifact = read_artifact(engine)
+    check_format(format)
+    pixels = pixels or format == "png"
+    recipe = make_recipe(
+        artifact, count, nfe, first=first, size=shard, format=format, pixels=pixels, conditions=conditions
+    )
+    place = Workplace(Path(engine).resolve(), Path(out).resolve(), device, backend, threads)
+    if ray is None and (workers is not None or gpus_per_worker is not None):
+        raise InputError("workers and gpus_per_worker are for Ray; give ray='local' for a cluster of this machine")
+    start = time.perf_counter()
+    with open_ledger(Path(out), recipe) as ledger:
+        missing = ledger.missing
+        if missing and ray is None:
+            with Worker(recipe, place) as worker:
+                _collect(ledger, ((index, worker.make(index)) for index in missing), progress)
+        elif missing:
+            from .on_ray import run_on_ray
+
+            records = run_on_ray(ray or "", recipe, place, missing, workers=workers, gpus_per_worker=gpus_per_worker)
+            _collect(ledger, records, progress)
+    return Generated(
+        path=Path(out),
+        count=count,
+        nfe=recipe.nfe,
+        shards=recipe.shards,
+        made=len(missing),
+        seconds=time.perf_counter() - start,
+        made_by=tuple(sorted({record.made_by for record in ledger.finished.values()})),
+    )
+
+
+def _collect(ledger: Ledger, records: Iterator[tuple[int, Record]], progress: Progress | None) -> None:
+    """Note each shard as it is finished."""
+    done = sum(record.count for record in ledger.finished.values())
+    if progress:
+        progress(done, ledger.recipe.count)
+    for index, record in records:
+        ledger.add(index, record)
+        done += record.count
+        if progress:
+            progress(done, ledger.recipe.count)
+
+
+def batches(
+    engine: Engine,
+    count: int,
+    nfe: int,
+    *,
+    first: int = 0,
+    conditions: Mapping[str, Any] | None = None,
+    size: int = 256,
+    pixels: bool = False,
+) -> Iterator[Shard]:
+    """The samples that `generate` would write, in memory: `size` at a time in order of their seeds.
+
+    Each has .seeds uint64 [n], .conditions by name, .values float32 [n, *shape] or with `pixels` uint8 [n, H, W, C].
+    """
+    tables = condition_tables(engine.contract, conditions)
+    for start in range(0, count, size):
+        yield draw(engine, seed_range(first + start, min(size, count - start)), nfe, tables, pixels=pixels)

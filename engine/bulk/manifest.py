@@ -1,0 +1,204 @@
+"""The folder of a bulk run: its manifest says which samples it is for and which shards are finished.
+
+    manifest.json     {format, recipe, solver, finished, complete,
+                       shards: [{name, first, count, bytes, sha256, made_by}]}
+    shard-000000.*    what the manifest lists; anything else of a shard is unfinished work and does not count
+
+The manifest is replaced by a rename after every shard. It holds no times and no machines, so it is the same for the
+same samples. A run that is repeated compares the recipe, verifies what is listed and makes the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+from ..atomic import sync
+from ..errors import InputError
+from .recipe import Recipe
+from .shards import FORMATS, PART, digest_of, remove
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@final
+@dataclass(frozen=True)
+class Record:
+    """A finished shard. `made_by`: backend, its version, device and precision."""
+
+    name: str
+    first: int
+    count: int
+    bytes: int
+    sha256: str
+    made_by: str
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turns an OSError inside into one line about the folder of a run."""
+    try:
+        yield
+    except OSError as error:
+        where = Path(error.filename) if error.filename else folder
+        raise InputError(
+            f"cannot write '{where}': {error.strerror or error}; finished shards are kept: "
+            "free some space or change the rights, then run the same again"
+        ) from error
+
+
+@final
+class Ledger:
+    """The finished shards of a run, by index. `open_ledger` makes it."""
+
+    def __init__(self, folder: Path, recipe: Recipe, finished: dict[int, Record]) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self.finished = finished
+
+    @property
+    def missing(self) -> list[int]:
+        return [index for index in range(self.recipe.shards) if index not in self.finished]
+
+    def add(self, index: int, record: Record) -> None:
+        """Note a finished shard. Raises InputError when the disk refuses; the shard is then made again."""
+        self.finished[index] = record
+        self.write()
+
+    def write(self) -> None:
+        """Replace the manifest. Raises InputError when the disk refuses."""
+        records = [self.finished[index] for index in sorted(self.finished)]
+        content = {
+            "format": FORMAT,
+            "recipe": self.recipe.to_dict(),
+            "solver": self.recipe.solver,
+            "finished": sum(record.count for record in records),
+            "complete": not self.missing,
+            "shards": [asdict(record) for record in records],
+        }
+        part = self.folder / f".{MANIFEST}{PART}"
+        with writing_to(self.folder):
+            try:
+                with open(part, "w", encoding="utf-8") as file:
+                    json.dump(content, file, indent=1)
+                    file.write("\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(part, self.folder / MANIFEST)
+                sync(self.folder)
+            except BaseException:
+                remove(part)
+                raise
+
+    def sweep(self) -> None:
+        """Remove what killed workers left half-written. Raises InputError when the disk refuses."""
+        with writing_to(self.folder):
+            for left in self.folder.glob(f".*{PART}"):
+                remove(left)
+
+
+def shard_name(recipe: Recipe, index: int) -> str:
+    return f"shard-{index:06d}{FORMATS[recipe.format].suffix}"
+
+
+@contextmanager
+def open_ledger(folder: Path, recipe: Recipe) -> Iterator[Ledger]:
+    """The ledger of a new or empty folder, or of one that this very run was begun in, its shards verified.
+
+    A listed shard that is missing or changed is announced and made again. Raises InputError when the folder cannot be
+    written, holds something else, another run writes there now, or the run that was begun there differs.
+    """
+    with writing_to(folder):
+        if not folder.parent.is_dir():
+            raise InputError(f"output {folder}: the folder {folder.parent} does not exist; create it first")
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"output {folder} is a file; name a new folder")
+        folder.mkdir(exist_ok=True)
+        if not (folder / MANIFEST).exists() and any(not one.name.endswith(PART) for one in folder.iterdir()):
+            raise InputError(f"output {folder} holds files and no {MANIFEST}; name a new or an empty folder")
+    with _sole_writer(folder):
+        begun = (folder / MANIFEST).exists()
+        ledger = Ledger(folder, recipe, _verified(folder, recipe) if begun else {})
+        ledger.sweep()
+        ledger.write()
+        yield ledger
+        ledger.sweep()
+
+
+@contextmanager
+def _sole_writer(folder: Path) -> Iterator[None]:
+    """Holds a lock on the folder, where its file system has locks: another run would sweep away this one's parts."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with writing_to(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another run is writing to {folder}; wait for it, or name another folder") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_recipe(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
+    """The shards that the manifest lists. Raises InputError when it is damaged or of another run."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        format, begun, listed = content["format"], dict(content["recipe"]), list(content["shards"])
+    except OSError as error:
+        raise InputError(f"cannot read '{path}': {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"'{path}' is damaged ({error}); remove it to make everything again") from None
+    if format != FORMAT:
+        raise InputError(f"'{path}' has format {format!r}, this pfdiff reads {FORMAT}; choose another folder")
+    for name, now in recipe.to_dict().items():
+        was = begun.get(name)
+        if was != now:
+            raise InputError(
+                f"output {folder} was begun with {name} {_short(was)}, this run has {_short(now)}; "
+                "go on as it was begun, or choose another folder"
+            )
+    return listed
+
+
+def _verified(folder: Path, recipe: Recipe) -> dict[int, Record]:
+    numbers = {shard_name(recipe, index): index for index in range(recipe.shards)}
+    finished: dict[int, Record] = {}
+    for plain in check_recipe(folder, recipe):
+        try:
+            record = Record(**plain)
+            index = numbers[record.name]
+        except (TypeError, KeyError):
+            raise InputError(f"'{folder / MANIFEST}' lists {plain!r}, which is no shard of this run") from None
+        try:
+            found: str | None = digest_of(folder / record.name)[0]
+        except OSError:
+            found = None
+        if found == record.sha256:
+            finished[index] = record
+        else:
+            got = f"has SHA-256 {found:.12}, expected {record.sha256:.12}" if found else "is missing"
+            warnings.warn(f"'{folder / record.name}' {got}: it is made again", stacklevel=2)
+    return finished
+
+
+def _short(value: Any) -> str:
+    """A hash by its first digits, anything else in at most 60 characters."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    hexadecimal = len(text) == 64 and not set(text) - set("0123456789abcdef")
+    return f"{text:.12}" if hexadecimal else text if len(text) <= 60 else f"{text:.57}..."

@@ -1,0 +1,137 @@
+"""Solvers, one family a file, and the strings that name them: `name` or `name:key=value,...` or `dpm++:2m`.
+
+| string                                            | evaluations | order of accuracy                            |
+|---------------------------------------------------|-------------|----------------------------------------------|
+| `ddim`, `euler`                                   | n           | 1; Euler in sigma, or in a flow's t, is DDIM |
+| `dpm-solver:order=1..3`, `dpm++:1s|2s|3s`         | order x n   | as named                                     |
+| `dpm-solver:2m|3m`, `dpm++:2m|3m`                 | n           | 2                                            |
+| `deis:order=1..4[,variant=t|rho|lambda]`          | n           | as named, after a start as good              |
+| `ab:order=1..4[,variable=lambda|rho|t]`           | n           | the same methods, by default in lambda       |
+| `ipndm:order=1..4[,variant=fixed|variable]`       | n           | 2 (1: 1); variable: deis in rho              |
+| `unipc:order=1..3[,variant=bh2|bh1][,form=x0|eps]`| n           | one above its name, after a start as good    |
+| `heun`, `edm`                                     | 2n, 2n - 1  | 2                                            |
+| `pfdiff:k=K,l=L[,base=...][,use=...]`             | n           | 1, or 2 with the springboard in the middle   |
+
+Where one method has several names it compiles under one of them: `euler` is ddim, `ab` and `ipndm:variant=variable`
+are deis. Methods that combine answers of several times without a form of their own (deis, ipndm, heun, edm) work in
+basis eps, x0 or, on flow schedules, v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+from ...errors import InputError
+from .abstract import Solver
+from .ddim import Ddim
+from .deis import Deis
+from .dpm_solver import MultiStep, SingleStep
+from .heun import Edm, Heun
+from .ipndm import IPndm
+from .pfdiff import PFDiff
+from .unipc import UniPC
+
+Options = dict[str, str]
+
+
+def _ddim(options: Options) -> Solver:
+    return Ddim()
+
+
+def _dpm_solver(options: Options) -> Solver:
+    if "" not in options:
+        return SingleStep("dpm-solver", _integer(options.get("order", "2"), "order"))
+    if "order" in options:
+        raise InputError("dpm-solver takes an order or a variant, not both")
+    return _pick(
+        "dpm-solver", {"2m": lambda: MultiStep("dpm-solver", 2), "3m": lambda: MultiStep("dpm-solver", 3)}, options
+    )
+
+
+def _dpm_plus(options: Options) -> Solver:
+    kinds: dict[str, Callable[[], Solver]] = {
+        "1s": lambda: SingleStep("dpm++", 1),
+        "2s": lambda: SingleStep("dpm++", 2),
+        "3s": lambda: SingleStep("dpm++", 3),
+        "2m": lambda: MultiStep("dpm++", 2),
+        "3m": lambda: MultiStep("dpm++", 3),
+    }
+    return _pick("dpm++", kinds, {"": "2m", **options})
+
+
+def _pick(name: str, kinds: dict[str, Callable[[], Solver]], options: Options) -> Solver:
+    kind = options[""]
+    if kind not in kinds:
+        raise InputError(f"{name} has no variant {kind!r}; known: {', '.join(kinds)}")
+    return kinds[kind]()
+
+
+def _deis(options: Options) -> Solver:
+    return Deis(_integer(options.get("order", "3"), "order"), options.get("variant", "t"))
+
+
+def _ab(options: Options) -> Solver:
+    return Deis(_integer(options.get("order", "2"), "order"), options.get("variable", "lambda"))
+
+
+def _ipndm(options: Options) -> Solver:
+    order = _integer(options.get("order", "4"), "order")
+    kinds: dict[str, Callable[[], Solver]] = {"fixed": lambda: IPndm(order), "variable": lambda: Deis(order, "rho")}
+    return _pick("ipndm", kinds, {"": options.get("variant", "fixed")})
+
+
+def _unipc(options: Options) -> Solver:
+    order = _integer(options.get("order", "2"), "order")
+    return UniPC(order, options.get("variant", "bh2"), options.get("form", "x0"))
+
+
+def _pfdiff(options: Options) -> Solver:
+    k = _integer(options.get("k", "2"), "k")
+    try:
+        l = float(options.get("l", "1"))
+    except ValueError:
+        raise InputError(f"pfdiff takes a number for l, got {options['l']!r}") from None
+    return PFDiff(k, l, options.get("base", "ddim"), options.get("use", "both"))
+
+
+# Name -> (maker, keys it takes; "" is a bare word).
+SOLVERS: dict[str, tuple[Callable[[Options], Solver], tuple[str, ...]]] = {
+    "ddim": (_ddim, ()),
+    "dpm-solver": (_dpm_solver, ("order", "")),
+    "dpm++": (_dpm_plus, ("",)),
+    "deis": (_deis, ("order", "variant")),
+    "ab": (_ab, ("order", "variable")),
+    "ipndm": (_ipndm, ("order", "variant")),
+    "unipc": (_unipc, ("order", "variant", "form")),
+    "euler": (_ddim, ()),
+    "heun": (lambda options: Heun(), ()),
+    "edm": (lambda options: Edm(), ()),
+    "pfdiff": (_pfdiff, tuple(f.name for f in fields(PFDiff))),
+}
+
+
+def parse_solver(text: str) -> Solver:
+    """A solver from its string. Raises InputError naming what is known."""
+    name, _, query = text.partition(":")
+    if name not in SOLVERS:
+        raise InputError(f"unknown solver {text!r}; known: {', '.join(SOLVERS)} (for example pfdiff:k=2,l=1)")
+    make, known = SOLVERS[name]
+    options: Options = {}
+    for part in filter(None, query.split(",")):
+        key, equals, value = part.partition("=")
+        key, value = (key.strip(), value.strip()) if equals else ("", key.strip())
+        if key not in known:
+            takes = ", ".join(k or "a variant" for k in known) or "no options"
+            raise InputError(f"solver {text!r}: unexpected {part!r}; {name} takes {takes}")
+        if key in options:
+            raise InputError(f"solver {text!r}: {key or 'the variant'} is given twice")
+        options[key] = value
+    return make(options)
+
+
+def _integer(text: str, key: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{key} must be a whole number, got {text!r}") from None

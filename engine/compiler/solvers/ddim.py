@@ -1,0 +1,58 @@
+"""DDIM (Song et al., arXiv 2010.02502) without noise: the first-order step, in any basis.
+
+In eps it is x_t = alpha_t (x_s - sigma_s eps) / alpha_s + sigma_t eps; in other bases the same transfer with
+another quantity held constant over the step (basis.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import final
+
+from ...errors import InputError
+from ..basis import transfer
+from ..schedule import Array, Schedule
+from .abstract import Evaluate, Solver, Vector
+
+
+def phi(d: Vector, x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
+    """x_t from x_s and a network answer d, which may have been found elsewhere."""
+    p, q = transfer(s, t, basis, schedule)
+    return p * x + q * d
+
+
+def check_mixing(solver: str, basis: str, schedule: Schedule) -> None:
+    """Raises InputError unless answers found at several times may be combined in this basis.
+
+    phi integrates an eps, an x0 or a flow's velocity along one fixed direction, so that a mean of them is an answer
+    too. The v of other schedules turns with time: methods of any order would fall to the first.
+    """
+    if basis == "v" and schedule.velocity == "v":
+        raise InputError(f"{solver} combines answers of several times, which v is not fit for; use basis eps or x0")
+
+
+@final
+@dataclass(frozen=True)
+class Ddim(Solver):
+    """`ddim`"""
+
+    @property
+    def parameterisation(self) -> None:
+        return None
+
+    @property
+    def evaluations(self) -> int:
+        return 1
+
+    def intervals(self, nfe: int) -> int:
+        return nfe
+
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+        x = noise
+        for s, t in pairwise(grid):
+            x = phi(evaluate(x, s), x, s, t, basis, schedule)
+        return x
+
+    def __str__(self) -> str:
+        return "ddim"

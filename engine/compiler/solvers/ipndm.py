@@ -1,0 +1,66 @@
+"""iPNDM (Zhang & Chen, arXiv 2204.13902, section 4.3; from PNDM, Liu et al., arXiv 2202.09778): DDIM steps by a mean.
+
+    e = (55 e_n - 59 e_n-1 + 37 e_n-2 - 9 e_n-3) / 24          Adams-Bashforth, equation 12 of PNDM
+    x_t = phi(e, x_s)                                          the DDIM step
+
+with 1, 2, 3 answers in the first steps. The coefficients are those of equal steps in rho = sigma / alpha; on other
+grids, and after the one Euler step at the start, every order above 1 converges with order 2.
+
+`variant=variable` takes the coefficients of the steps that there are. That is Adams-Bashforth in rho, the rhoAB
+method of DEIS, and compiles as `deis:order=r,variant=rho`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import final
+
+from ...errors import InputError
+from ..schedule import Array, Schedule
+from .abstract import Evaluate, Solver, Vector
+from .ddim import check_mixing, phi
+
+# Factors of the answers, the newest first, by how many there are.
+COEFFICIENTS = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+
+
+@final
+@dataclass(frozen=True)
+class IPndm(Solver):
+    """`ipndm:order=1..4`, in eps, x0 or a flow's velocity. Order 1 is DDIM."""
+
+    order: int = 4
+
+    def __post_init__(self) -> None:
+        if self.order not in COEFFICIENTS:
+            raise InputError(f"ipndm has order 1, 2, 3 or 4, got {self.order}")
+
+    @property
+    def parameterisation(self) -> None:
+        return None
+
+    @property
+    def evaluations(self) -> int:
+        return 1
+
+    def intervals(self, nfe: int) -> int:
+        return nfe
+
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+        if self.order > 1:
+            check_mixing(str(self), basis, schedule)
+        x, answers = noise, []
+        for s, t in pairwise(grid):
+            answers = [evaluate(x, s), *answers][: self.order]
+            mean = sum((c * d for c, d in zip(COEFFICIENTS[len(answers)], answers, strict=True)), 0 * noise)
+            x = phi(mean, x, s, t, basis, schedule)
+        return x
+
+    def __str__(self) -> str:
+        return f"ipndm:order={self.order}"

@@ -1,0 +1,147 @@
+"""PFDiff (arXiv 2408.08822, algorithm 1; l is written h in its third version): past and future scores.
+
+A block covers k+1 grid intervals with the evaluations of one. For a first-order solver phi and the one score Q
+that is kept, at anchor x_i:
+
+    s       = phi(Q, x_i, t_i -> t_{i+l})          springboard, from the past score; thrown away
+    Q       = net(s, t_{i+l})                      the future score, the block's only evaluation
+    x_{i+k+1} = phi(Q, x_i, t_i -> t_{i+k+1})      from the anchor again, not from s
+
+after one plain step over a single interval. Solvers of order p = 2, 3 keep the p answers of a block, jump to the
+springboard with them (no evaluation), and start the next block from there, without going back to the anchor. These are
+the single-step solvers: multistep ones (2m, 3m, deis, ipndm, unipc) already hold past scores, and have no blocks.
+
+The ablations of the paper's section 4.4: `use=past` goes on from the springboard, which for eps and x0 is DDIM on
+the times {t_0, evaluations, t_M}; `use=future` keeps nothing: it spends a second evaluation at the anchor on the
+score for the springboard. The paper does not spell that out; this reading makes it a midpoint step of 2 evaluations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+from ...errors import InputError
+from ..schedule import Array, Schedule
+from .abstract import Evaluate, Solver, Vector
+from .ddim import Ddim, phi
+from .dpm_solver import BlockSolver, SingleStep, blocks, finish
+from .heun import Heun
+
+BASES: dict[str, Ddim | BlockSolver] = {
+    "ddim": Ddim(),
+    "dpm-solver-2": SingleStep("dpm-solver", 2),
+    "dpm-solver-3": SingleStep("dpm-solver", 3),
+    "dpm++2s": SingleStep("dpm++", 2),
+    "dpm++3s": SingleStep("dpm++", 3),
+    "heun": Heun(),
+}
+USES = ("both", "past", "future")
+
+
+@final
+@dataclass(frozen=True)
+class PFDiff(Solver):
+    """`pfdiff:k=K,l=L[,base=...][,use=...]`, k in 1..3, 0 < l <= k; fractional l over ddim on continuous schedules."""
+
+    k: int = 2
+    l: float = 1
+    base: str = "ddim"
+    use: str = "both"
+
+    def __post_init__(self) -> None:
+        if self.base not in BASES:
+            raise InputError(f"pfdiff has no base {self.base!r}; known: {', '.join(BASES)}")
+        if self.use not in USES:
+            raise InputError(f"pfdiff has no use={self.use!r}; known: {', '.join(USES)}")
+        if self.k not in (1, 2, 3):
+            raise InputError(f"pfdiff takes k of 1, 2 or 3, got {self.k:g}")
+        if not 0 < self.l <= self.k:
+            raise InputError(f"pfdiff takes l above 0 and at most k = {self.k}, got {self.l:g}")
+        if self.order > 1 and (self.l != int(self.l) or self.use != "both"):
+            raise InputError(f"over {self.base} pfdiff takes whole l and use=both only")
+
+    @property
+    def order(self) -> int:
+        return BASES[self.base].evaluations
+
+    @property
+    def parameterisation(self) -> str | None:
+        return BASES[self.base].parameterisation
+
+    @property
+    def evaluations(self) -> int:
+        return self.order
+
+    def intervals(self, nfe: int) -> int:
+        """M = (k+1) N/p - k; for use=future (k+1) a block of two evaluations, and one for an odd one."""
+        if self.use == "future":
+            return (self.k + 1) * (nfe // 2) + nfe % 2
+        return (self.k + 1) * blocks(nfe, self.order, str(self)) - self.k
+
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+        base = BASES[self.base]
+        if isinstance(base, BlockSolver):
+            return self._higher_order(base, evaluate, noise, grid, schedule, basis)
+        if self.use == "future":
+            return self._future_only(evaluate, noise, grid, schedule, basis)
+        return self._first_order(evaluate, noise, grid, schedule, basis)
+
+    def _first_order(self, evaluate: Evaluate, x: Vector, t: Array, schedule: Schedule, basis: str) -> Vector:
+        # A plain step over one interval.
+        score = evaluate(x, t[0])
+        x = phi(score, x, t[0], t[1], basis, schedule)
+
+        # Blocks of k+1 intervals.
+        for i in range(1, len(t) - 1, self.k + 1):
+            spring_time, end_time = time_at(t, i + self.l, schedule), t[i + self.k + 1]
+            springboard = phi(score, x, t[i], spring_time, basis, schedule)
+            score = evaluate(springboard, spring_time)
+            if self.use == "past":
+                x = phi(score, springboard, spring_time, end_time, basis, schedule)
+            else:
+                x = phi(score, x, t[i], end_time, basis, schedule)
+        return x
+
+    def _future_only(self, evaluate: Evaluate, x: Vector, t: Array, schedule: Schedule, basis: str) -> Vector:
+        first = (len(t) - 1) % (self.k + 1)
+        if first:  # an odd NFE: a plain step over one interval
+            x = phi(evaluate(x, t[0]), x, t[0], t[1], basis, schedule)
+        for i in range(first, len(t) - 1, self.k + 1):
+            spring_time = time_at(t, i + self.l, schedule)
+            springboard = phi(evaluate(x, t[i]), x, t[i], spring_time, basis, schedule)
+            x = phi(evaluate(springboard, spring_time), x, t[i], t[i + self.k + 1], basis, schedule)
+        return x
+
+    def _higher_order(
+        self, base: BlockSolver, evaluate: Evaluate, x: Vector, t: Array, schedule: Schedule, basis: str
+    ) -> Vector:
+        last = len(t) - 1 - (t[-1] == schedule.clean)
+        x, scores, eps = base.block(evaluate, x, t[0], t[1], basis, schedule)
+        for i in range(1, last, self.k + 1):
+            spring_time = t[i + int(self.l)]
+            springboard = base.reuse(scores, x, t[i], spring_time, basis, schedule)
+            x, scores, eps = base.block(evaluate, springboard, spring_time, t[i + self.k + 1], basis, schedule)
+        return finish(eps, x, t, schedule)
+
+    def __str__(self) -> str:
+        base = "" if self.base == "ddim" else f",base={self.base}"
+        use = "" if self.use == "both" else f",use={self.use}"
+        return f"pfdiff:k={self.k},l={self.l:g}{base}{use}"
+
+
+def time_at(t: Array, i: float, schedule: Schedule) -> float:
+    """The grid's time at a fractional index: even in lambda, in t next to the clean point or to alpha = 0.
+
+    Raises InputError for a fraction on a discrete schedule, whose times are integers.
+    """
+    low, fraction = int(i), i - int(i)
+    if fraction == 0:
+        return float(t[low])
+    if schedule.discrete:
+        raise InputError(f"fractional l needs a continuous schedule, times here are integers; use l = {max(1, low)}")
+    lam = schedule.lam(t[low : low + 2])
+    if math.isfinite(lam[0]) and math.isfinite(lam[1]):
+        return float(schedule.time_from_lambda(lam[0] + fraction * (lam[1] - lam[0])))
+    return float(t[low] + fraction * (t[low + 1] - t[low]))

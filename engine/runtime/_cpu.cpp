@@ -1,0 +1,186 @@
+// What a call on a CPU computes beside the network, compiled: the noise of noise.py, the update of update.py and
+// the loop of cpu_loop.py, beside this file. Optional: without a C++ compiler the package installs all the
+// same, and Python and NumPy do it. Bound to Python's stable ABI.
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "../../kernels/native/element.h"
+
+// Compiled for several instruction sets, of which the processor's best is taken. The bits are the same: no operation is
+// fused or reordered.
+#if defined(__GNUC__) && defined(__x86_64__) && defined(__linux__)
+#define PFD_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define PFD_CLONES
+#endif
+
+namespace {
+
+constexpr std::int32_t all_ones = 0x7F800000;  // the exponent's bits
+constexpr Py_ssize_t block_elements = 1024;  // operands of 4 KiB stay in the first-level cache
+
+// Rows of float32 in memory.
+struct Rows {
+    float* operator[](Py_ssize_t i) const { return reinterpret_cast<float*>(data + i * stride); }
+
+    char* data;
+    Py_ssize_t stride;
+};
+
+// The memory of another object for as long as this lives; nothing where Python has an exception set, before or then.
+struct Memory {
+    Memory(PyObject* object, int flags) : held(!PyErr_Occurred() && PyObject_GetBuffer(object, &view, flags) == 0) {}
+    ~Memory() {
+        if (held) PyBuffer_Release(&view);
+    }
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+
+    // [rows, columns] of contiguous float32 rows.
+    bool is_rows() const { return view.ndim == 2 && view.itemsize == 4 && (view.strides[1] == 4 || view.shape[1] < 2); }
+    Rows rows() const { return {static_cast<char*>(view.buf), view.strides[0]}; }
+
+    Py_buffer view;
+    const bool held;
+};
+
+constexpr int rows_flags = PyBUF_STRIDES, whole_flags = PyBUF_C_CONTIGUOUS, writable = PyBUF_WRITABLE;
+
+PyObject* refuse(const char* expected) {
+    PyErr_SetString(PyExc_ValueError, expected);
+    return nullptr;
+}
+
+PFD_CLONES void normals(std::uint64_t seed, std::uint64_t elements, float* out) {
+    for (std::uint64_t element = 0; element < elements; ++element) out[element] = pfdiff::normal(seed, element);
+}
+
+// fill(z, seeds)
+PyObject* fill(PyObject*, PyObject* arguments) {
+    PyObject *z_object, *seeds_object;
+    if (!PyArg_ParseTuple(arguments, "OO:fill", &z_object, &seeds_object)) return nullptr;
+    const Memory z(z_object, whole_flags | writable), seeds(seeds_object, whole_flags);
+    if (PyErr_Occurred()) return nullptr;
+    const Py_ssize_t samples = seeds.view.len / 8;
+    if (z.view.itemsize != 4 || seeds.view.itemsize != 8 || (samples ? z.view.len % (4 * samples) : z.view.len))
+        return refuse("fill: expected z float32 [samples, elements] and seeds uint64 [samples]");
+    const auto elements = static_cast<std::uint64_t>(samples ? z.view.len / 4 / samples : 0);
+    auto* out = static_cast<float*>(z.view.buf);
+    const auto* keys = static_cast<const std::uint64_t*>(seeds.view.buf);
+
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t sample = 0; sample < samples; ++sample) normals(keys[sample], elements, out + sample * elements);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+// The largest exponent, all ones for NaN and infinity: as integers, which vectorise where sums must not be reordered.
+PFD_CLONES std::int32_t largest_exponent(const float* values, Py_ssize_t size, std::int32_t largest) {
+    for (Py_ssize_t i = 0; i < size; ++i) {
+        const std::int32_t exponent = pfdiff::float_bits(values[i]) & all_ones;
+        largest = exponent > largest ? exponent : largest;
+    }
+    return largest;
+}
+
+PFD_CLONES void scale(float factor, const float* __restrict term, float* __restrict sums, Py_ssize_t size) {
+    for (Py_ssize_t i = 0; i < size; ++i) sums[i] = factor * term[i];
+}
+
+PFD_CLONES void add(float factor, const float* __restrict term, float* __restrict sums, Py_ssize_t size) {
+    for (Py_ssize_t i = 0; i < size; ++i) sums[i] += factor * term[i];
+}
+
+// target [rows, elements] = factors [rows, inputs] x source [inputs, elements]; whether source's last row is finite.
+bool multiply(Rows factors, Rows source, Rows target, Py_ssize_t rows, Py_ssize_t inputs, Py_ssize_t elements) {
+    std::int32_t largest = 0;
+    for (Py_ssize_t start = 0; start < elements; start += block_elements) {
+        const Py_ssize_t size = elements - start < block_elements ? elements - start : block_elements;
+        largest = largest_exponent(source[inputs - 1] + start, size, largest);
+        for (Py_ssize_t r = 0; r < rows; ++r) {
+            float* sums = target[r] + start;
+            scale(factors[r][0], source[0] + start, sums, size);
+            for (Py_ssize_t c = 1; c < inputs; ++c) add(factors[r][c], source[c] + start, sums, size);
+        }
+    }
+    return largest != all_ones;
+}
+
+// combine(update, source, target) -> bool
+PyObject* combine(PyObject*, PyObject* arguments) {
+    PyObject *update_object, *source_object, *target_object;
+    if (!PyArg_ParseTuple(arguments, "OOO:combine", &update_object, &source_object, &target_object)) return nullptr;
+    const Memory update(update_object, rows_flags), source(source_object, rows_flags);
+    const Memory target(target_object, rows_flags | writable);
+    if (PyErr_Occurred()) return nullptr;
+    if (!update.is_rows() || !source.is_rows() || !target.is_rows() || source.view.shape[0] < 1 ||
+        update.view.shape[0] != target.view.shape[0] || update.view.shape[1] != source.view.shape[0] ||
+        source.view.shape[1] != target.view.shape[1])
+        return refuse("combine: expected update [m, k], source [k, elements], target [m, elements], rows of float32");
+    const Py_ssize_t inputs = source.view.shape[0], rows = target.view.shape[0], elements = source.view.shape[1];
+    bool finite;
+    Py_BEGIN_ALLOW_THREADS
+    finite = multiply(update.rows(), source.rows(), target.rows(), rows, inputs, elements);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(finite);
+}
+
+// walk((evaluate, evaluate), (matrix, matrix), time, times, update, result, reached) -> bool: are all outputs finite
+// Evaluation n of N: `time` is filled with times[n], evaluate[n % 2]() writes the last row of matrix[n % 2] [B + 1, E],
+// and update[n] [B, B + 1] times that matrix goes to the first B rows of the other; of the last, state 0 to `result`.
+// reached[0] is the evaluation that it came to.
+PyObject* walk(PyObject*, PyObject* arguments) {
+    PyObject *evaluate[2], *matrix[2], *time_object, *times_object, *update_object, *result_object, *reached_object;
+    if (!PyArg_ParseTuple(arguments, "(OO)(OO)OOOOO:walk", &evaluate[0], &evaluate[1], &matrix[0], &matrix[1],
+                          &time_object, &times_object, &update_object, &result_object, &reached_object))
+        return nullptr;
+    const Memory here(matrix[0], rows_flags | writable), there(matrix[1], rows_flags | writable);
+    const Memory time(time_object, whole_flags | writable), times(times_object, whole_flags);
+    const Memory update(update_object, whole_flags), result(result_object, whole_flags | writable);
+    const Memory reached(reached_object, whole_flags | writable);
+    if (PyErr_Occurred()) return nullptr;
+    if (update.view.ndim != 3 || update.view.itemsize != 4 || !here.is_rows() || !there.is_rows())
+        return refuse("walk: expected update [evaluations, states, inputs] and matrices [inputs, elements], float32");
+    const Py_ssize_t evaluations = update.view.shape[0], states = update.view.shape[1], inputs = update.view.shape[2];
+    const Py_ssize_t elements = here.view.shape[1], wanted = result.view.len / 4, width = times.view.itemsize;
+    if (states < 1 || inputs != states + 1 || here.view.shape[0] != inputs || there.view.shape[0] != inputs ||
+        there.view.shape[1] != elements)
+        return refuse("walk: expected two matrices [states + 1, elements] of one shape");
+    if (times.view.len != evaluations * width || time.view.itemsize != width || result.view.itemsize != 4 ||
+        wanted > elements || reached.view.len != 8)
+        return refuse("walk: expected times [evaluations], time of their dtype, a result that fits, reached int64 [1]");
+    const Rows matrices[2] = {here.rows(), there.rows()};
+    const Rows updates = {static_cast<char*>(update.view.buf), states * inputs * 4};
+    bool finite = true;
+
+    for (Py_ssize_t n = 0; n < evaluations && finite; ++n) {
+        *static_cast<std::int64_t*>(reached.view.buf) = n;
+        for (Py_ssize_t at = 0; at < time.view.len; at += width)
+            std::memcpy(static_cast<char*>(time.view.buf) + at, static_cast<char*>(times.view.buf) + n * width, width);
+        PyObject* output = PyObject_CallNoArgs(evaluate[n % 2]);
+        if (!output) return nullptr;
+        Py_DECREF(output);
+        const bool last = n + 1 == evaluations;  // of which state 0 alone is asked for
+        const Rows factors = {reinterpret_cast<char*>(updates[n]), inputs * 4}, source = matrices[n % 2];
+        const Rows target = last ? Rows{static_cast<char*>(result.view.buf), 0} : matrices[1 - n % 2];
+        Py_BEGIN_ALLOW_THREADS
+        finite = multiply(factors, source, target, last ? 1 : states, inputs, last ? wanted : elements);
+        Py_END_ALLOW_THREADS
+    }
+    return PyBool_FromLong(finite);
+}
+
+PyMethodDef methods[] = {
+    {"fill", fill, METH_VARARGS, nullptr},
+    {"combine", combine, METH_VARARGS, nullptr},
+    {"walk", walk, METH_VARARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__cpu() { return PyModule_Create(&module); }

@@ -1,0 +1,258 @@
+"""The loop of a program on a CPU, the same for every backend.
+
+Static buffers for one batch size are two matrices [B + 1, batch * elements] float32. The last row of each is the
+network's output, the others are the states, row 0 the network's input. One update is (W_n | w_n) @ matrix, written
+into the other matrix; then the two change places. The last one computes row 0 alone, straight into the result.
+
+`_cpu.cpp` walks through the evaluations by itself where it was compiled, unless something is converted or clipped: at
+batch 1 the few lines of Python between two evaluations cost up to a hundredth of a small network (bench/NOTES.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...kernels import eager
+from ..backends.abstract import Backend, Buffers, first_line
+from ..contract import Contract
+from ..errors import BackendError, PfdiffError
+from .decoder import Decode, LoadedDecoder, not_finite
+from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy, lasting
+from .noise import fill_noise
+from .update import all_finite, combine
+
+try:
+    from ._cpu import walk as walk_compiled
+except ImportError:  # there was no C++ compiler when pfdiff was installed
+    walk_compiled = None
+
+ALIGNMENT = 16  # floats: every row starts on a cache line
+
+
+@final
+class Bucket:
+    """Static buffers of one batch size for programs of one number of states, bound to the backend once."""
+
+    def __init__(self, backend: Backend, contract: Contract, size: int, states: int, scaled: bool) -> None:
+        elements = size * math.prod(contract.shape)
+        stride = -(-elements // ALIGNMENT) * ALIGNMENT
+        self.size = size
+        self._matrices = [torch.zeros(states + 1, stride, dtype=torch.float32)[:, :elements] for _ in range(2)]
+        self._rows = tuple(matrix.numpy() for matrix in self._matrices)
+        self._shape = shape = (size, *contract.shape)
+
+        # The network reads row 0 and writes the last row themselves, unless its dtype or scale differs.
+        converted = backend.dtype != torch.float32
+        self._x = torch.zeros(shape, dtype=backend.dtype) if converted or scaled else None
+        self._out = torch.zeros(shape, dtype=backend.dtype) if converted else None
+        self._scratch = np.empty(elements, np.float32)  # of the clip
+        self._reached = np.zeros(1, np.int64)  # the evaluation that a walk is at
+        time_dtype = TORCH_DTYPES[contract.time_dtype]
+        time = torch.zeros((size,) if contract.time_rank else (), dtype=time_dtype)
+        self._time = time.numpy()
+        self.conditions = tuple(
+            torch.zeros((size, *one.shape), dtype=TORCH_DTYPES[one.dtype]) for one in contract.conditions
+        )
+        self._arrays = [None if one.dtype == torch.bfloat16 else one.numpy() for one in self.conditions]
+        sets = [
+            Buffers(
+                x=matrix[0].view(shape) if self._x is None else self._x,
+                t=time,
+                conditions=self.conditions,
+                out=matrix[-1].view(shape) if self._out is None else self._out,
+            )
+            for matrix in self._matrices
+        ]
+        self.evaluations = tuple(backend.bind(sets))
+
+    def load(self, tables: Tables, inputs: Inputs) -> None:
+        """Set the states to init * noise and the conditions; at most `size` samples, the last is repeated."""
+        count = inputs.count
+        states, out = self._rows[0][:-1], self._rows[0][-1]
+        wanted = count * len(out) // self.size
+        noise = out[:wanted]  # the network's output is not there yet
+        if inputs.seeds is not None:
+            fill_noise(noise.reshape(count, -1), inputs.seeds)
+        else:
+            assert inputs.noise is not None
+            noise = inputs.noise.numpy()
+        combine(tables.init[:, None], noise.reshape(1, -1), states[:, :wanted])
+        padded = count < self.size
+        if padded:
+            for state in states:
+                rows = state.reshape(self.size, -1)
+                rows[count:] = rows[count - 1]
+        for buffer, array, values in zip(self.conditions, self._arrays, inputs.conditions, strict=True):
+            if array is None:  # NumPy has no bfloat16
+                fill(buffer, from_numpy(values))
+            else:
+                array[:count] = values
+                if padded:
+                    array[count:] = values[-1]
+
+    def run(self, tables: Tables, into: NDArray[np.float32]) -> None:
+        """Every evaluation of the program; the first samples go to `into` [m, *shape], contiguous, m <= size."""
+        self._reached[0] = 0
+        plain = self._x is None and self._out is None and tables.clip is None
+        try:
+            if walk_compiled is not None and plain:
+                finite = walk_compiled(
+                    self.evaluations, self._rows, self._time, tables.times, tables.update, into, self._reached
+                )
+            else:
+                finite = self._walk(tables, into.reshape(1, -1))
+        except PfdiffError:
+            raise
+        except Exception as error:  # whatever the backend's library raises
+            n = int(self._reached[0])
+            raise BackendError(
+                f"evaluation {n + 1} of {tables.nfe} failed at time {tables.times[n]:g}: {first_line(error)}"
+            ) from error
+        if not finite:
+            raise BackendError(_not_finite(tables, int(self._reached[0])))
+
+    def _walk(self, tables: Tables, samples: NDArray[np.float32]) -> bool:
+        """What `_cpu.cpp` does, for every network and program. Ends where an output is not finite, and says so."""
+        for n in range(tables.nfe):
+            here = n % 2
+            self._reached[0] = n
+            self._time.fill(tables.times[n])
+            if self._x is not None:
+                torch.mul(self._matrices[here][0].view(self._shape), float(tables.c_in[n]), out=self._x)
+            self.evaluations[here]()
+            if self._out is not None:
+                self._matrices[here][-1].view(self._shape).copy_(self._out)
+            last = n + 1 == tables.nfe
+            if not (self._finish(tables, here, samples) if last else self.update(tables, n, here)):
+                return False
+        return True
+
+    def update(self, tables: Tables, n: int, here: int) -> bool:
+        """The states after evaluation n in the other matrix, from those and the network's output in matrix `here`.
+
+        Returns whether the network's output is finite, like `_finish`.
+        """
+        return self._clip(tables, n, here) and combine(tables.update[n], self._rows[here], self._rows[1 - here][:-1])
+
+    def _finish(self, tables: Tables, here: int, samples: NDArray[np.float32]) -> bool:
+        """The last update, of which only state 0 is asked for: its first elements go to `samples` [1, elements]."""
+        source = self._rows[here][:, : samples.size]
+        return self._clip(tables, tables.nfe - 1, here) and combine(tables.update[-1, :1], source, samples)
+
+    def _clip(self, tables: Tables, n: int, here: int) -> bool:
+        """z = clamp(p s_0 + q out, -clip, clip) in the last row of matrix `here`, if it clips; False if not finite."""
+        if tables.clip is None:
+            return True
+        rows = self._rows[here]
+        out = rows[-1]
+        if not all_finite(out):
+            return False
+        with np.errstate(over="ignore"):
+            np.multiply(rows[0], tables.p[n], out=self._scratch)
+            out *= tables.q[n]
+            out += self._scratch
+        np.clip(out, -tables.clip, tables.clip, out=out)
+        return True
+
+
+def _not_finite(tables: Tables, n: int) -> str:
+    return (
+        f"the network's output is not finite at evaluation {n + 1} of {tables.nfe}, time {tables.times[n]:g}; "
+        "check the network, its conditions and its time scale, and try precision fp32"
+    )
+
+
+@final
+class HostLoop(Loop):
+    """A CPU backend and its buckets, made when they are first asked for."""
+
+    def __init__(self, backend: Backend, contract: Contract, decoder: LoadedDecoder | None = None) -> None:
+        self.device = backend.device
+        self._backend = backend
+        self._contract = contract
+        self._decoder = decoder
+        self._buckets: dict[tuple[int, int, bool], Bucket] = {}
+        self._decodings: dict[int, tuple[torch.Tensor, Decode]] = {}
+
+    @property
+    def execution(self) -> str:
+        return "evaluation by evaluation on the CPU"
+
+    # NumPy's: torch's own allocation takes 0.03 ms more while its code is not in the cache.
+    def empty(self, shape: Sequence[int], *, pixels: bool) -> NDArray[Any]:
+        return np.empty(shape, np.uint8 if pixels else np.float32)
+
+    def tensor(self, result: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(result)
+
+    def run(self, tables: Tables, size: int, inputs: Inputs, *, pixels: bool, into: NDArray[Any]) -> None:
+        bucket = self._bucket(tables, size)
+        bucket.load(tables, inputs)
+        if not pixels:
+            bucket.run(tables, into)
+            return
+        samples = np.empty((size, *self._contract.shape), np.float32)
+        bucket.run(tables, samples)
+        images = torch.from_numpy(samples)
+        if self._decoder is not None:
+            images = self._decoded(images, self._decoder)
+        eager.images(torch.from_numpy(into), images[: inputs.count], *self._contract.data_range)
+
+    def floor(self, tables: Tables, size: int) -> Callable[[], None]:
+        evaluate, evaluations = self._bucket(tables, size).evaluations[0], tables.nfe
+
+        def bare() -> None:
+            for _ in range(evaluations):
+                evaluate()
+
+        return bare
+
+    def updates(self, tables: Tables, size: int) -> Callable[[], None]:
+        with lasting():
+            bucket = Bucket(self._backend, self._contract, size, tables.buffers, tables.scaled)  # zeros that stay so
+
+        def bare() -> None:
+            for n in range(tables.nfe):
+                bucket.update(tables, n, n % 2)
+
+        return bare
+
+    def alone(self, launch: Callable[[], None]) -> Callable[[], None]:
+        return launch
+
+    def wait(self) -> None:
+        pass  # run returns when the samples are there
+
+    def clear(self) -> None:
+        self._buckets.clear()
+        self._decodings.clear()
+
+    def _decoded(self, samples: torch.Tensor, decoder: LoadedDecoder) -> torch.Tensor:
+        """The images float32 [size, C, H, W] of all samples of a bucket."""
+        size = len(samples)
+        if size not in self._decodings:
+            with lasting():
+                latents = torch.zeros_like(samples)
+                self._decodings[size] = latents, decoder.bind(latents)
+        latents, decode = self._decodings[size]
+        latents.copy_(samples)
+        try:
+            images = decode()
+        except Exception as error:  # whatever the backend's library raises
+            raise BackendError(f"decoding a batch of {size} failed: {first_line(error)}") from error
+        if not bool(torch.isfinite(images).all()):
+            raise BackendError(not_finite(decoder.contract))
+        return images
+
+    def _bucket(self, tables: Tables, size: int) -> Bucket:
+        key = (size, tables.buffers, tables.scaled)
+        if key not in self._buckets:
+            with lasting():
+                self._buckets[key] = Bucket(self._backend, self._contract, *key)
+        return self._buckets[key]

@@ -1,0 +1,96 @@
+"""The decoder of a latent model: the second network of an engine, run once a sample, after the last step.
+
+    image [batch, C, H, W] = decoder(samples [batch, *shape])
+
+It is a backend like the network's, with buffers of its own where its dtype is another than the samples' float32.
+On a CUDA device it runs on the network's stream, so it is captured in the same graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import torch
+
+from ..artifact import DECODER, Artifact
+from ..backends.abstract import Backend, Buffers, CudaOptions, Source
+from ..backends.registry import open_best
+from ..contract import DecoderContract
+from ..errors import BackendError
+
+if TYPE_CHECKING:
+    from ..backends.abstract import BuildProgress, Module
+
+# Runs the decoder once and returns the images float32 [batch, C, H, W], which the next call overwrites.
+Decode = Callable[[], torch.Tensor]
+
+
+def load_decoder(
+    artifact: Artifact,
+    network: Backend,
+    backend: str = "auto",
+    *,
+    threads: int | None = None,
+    module: Module | None = None,
+    options: CudaOptions | None = None,
+    progress: BuildProgress | None = None,
+) -> LoadedDecoder | None:
+    """The artifact's decoder beside its loaded network, on the same device and stream; None where there is none.
+
+    backend: as it was asked for the network. "torch" needs `module`, decoder(latents) -> image with scaling and shift;
+    without one, the best other backend decodes. Raises BackendError.
+    """
+    contract = artifact.decoder
+    if contract is None:
+        return None
+    source = Source(
+        artifact.path / DECODER, contract, module, artifact, options or CudaOptions(), progress, network.stream
+    )
+    name = "auto" if backend == "torch" and module is None else backend
+    try:
+        opened, _ = open_best(source, network.device, name, threads)
+    except BackendError as error:
+        raise BackendError(f"the decoder: {error}") from None
+    return LoadedDecoder(opened, contract)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LoadedDecoder:
+    """A decoder that is ready: who runs it, and what it takes and gives."""
+
+    backend: Backend
+    contract: DecoderContract
+
+    def bind(self, samples: torch.Tensor) -> Decode:
+        """A function that decodes what stands in `samples`, float32 [batch, *shape], contiguous, at every call."""
+        backend = self.backend
+        images = torch.zeros((len(samples), *self.contract.image), dtype=torch.float32, device=backend.device)
+        converted = backend.dtype != torch.float32
+        latents = torch.zeros_like(samples, dtype=backend.dtype) if converted else samples
+        out = torch.zeros_like(images, dtype=backend.dtype) if converted else images
+        (evaluate,) = backend.bind([Buffers(latents, None, (), out)])
+
+        def decode() -> torch.Tensor:
+            if not converted:
+                return evaluate()
+            latents.copy_(samples)
+            return images.copy_(evaluate())
+
+        return decode
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Device bytes of the buffers above for each sample, without what the decoder itself needs."""
+        latents, image = math.prod(self.contract.shape), math.prod(self.contract.image)
+        width = torch.empty((), dtype=self.backend.dtype).element_size()
+        return 4 * image + (width * (latents + image) if self.backend.dtype != torch.float32 else 0)
+
+
+def not_finite(contract: DecoderContract) -> str:
+    """What to say when an image has NaN or infinity in it, which pixels would show as black."""
+    remedy = "check its weights and its scaling" if contract.precision == "fp32" else "build with a decoder in fp32"
+    return f"the decoder's images are not finite in {contract.precision}; {remedy}"

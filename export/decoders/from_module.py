@@ -1,0 +1,130 @@
+"""A decoder given as a module or an AutoencoderKL: exported with its scaling and shift, compared like a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from ...engine.artifact import DECODER
+from ...engine.contract import Contract, DecoderContract
+from ...engine.errors import InputError
+from ..check import Array, Case, compare
+from ..sources.module_call import pick_output
+from ..sources.module_digest import content_digest
+from ..to_onnx import DTYPES, Progress, export_module, first_line, prepared
+from .options import FORMAT, Constant, Decoder, constants, image_shape, said
+
+
+@final
+class Decode(nn.Module):
+    """forward(latents [B, *shape]) -> image [B, C, H, W] in the dtype of the latents, scaling and shift included."""
+
+    def __init__(self, network: nn.Module, scaling: Constant, shift: Constant) -> None:
+        super().__init__()
+        self.network = network
+        self.call = _method(network)
+        self.scaling, self.shift = scaling, shift
+
+    def forward(self, latents: Tensor) -> Tensor:
+        z = latents.float() / _column(self.scaling, latents) + _column(self.shift, latents)
+        decode = self.network if self.call is None else getattr(self.network, self.call)
+        return pick_output(decode(z.to(latents.dtype)), None).to(latents.dtype)
+
+
+def _method(network: nn.Module) -> str | None:
+    """`decode` of an autoencoder that is configured as in diffusers; None: the module itself is called."""
+    return "decode" if _config(network) is not None and callable(getattr(network, "decode", None)) else None
+
+
+def _config(network: nn.Module) -> Any:
+    return getattr(network, "config", None)
+
+
+def _column(values: Constant, latents: Tensor) -> float | Tensor:
+    """One number as it is, one a channel as [c, 1, ...]."""
+    if not isinstance(values, tuple):
+        return values
+    return torch.tensor(values, device=latents.device).reshape(-1, *[1] * (latents.ndim - 2))
+
+
+@final
+class ModuleDecoder:
+    """A decoder given as a module. `contract`: of decoder.onnx at fp32; `module`: decoder(latents) -> image."""
+
+    def __init__(self, network: nn.Module, code: bytes, words: Decoder, samples: Contract) -> None:
+        self._code = code
+        config = _config(network) if _method(network) else None
+        _check_channels(network, config, samples)
+        scaling, shift = constants(words, config)
+        self._precision = words.precision
+        self._upcast = bool(getattr(config, "force_upcast", False))
+        name = type(network).__name__
+        fitted = DecoderContract(name, samples.shape, (1, 1, 1), scaling=scaling, shift=shift)
+        self.module = Decode(network, scaling, shift)
+        self.contract = replace(fitted, image=self._image_shape(fitted, samples))
+
+    def _image_shape(self, contract: DecoderContract, samples: Contract) -> tuple[int, ...]:
+        sizes = (1, *contract.shape)
+        try:
+            shape = _without_numbers(self.module, sizes)
+        except Exception:  # a table that is no buffer, a branch on a value: then it is run
+            try:
+                with prepared(self.module, torch.float32) as decode, torch.no_grad():
+                    shape = list(decode(torch.zeros(sizes)).shape)
+            except Exception as error:  # whatever the user's forward raises
+                raise InputError(
+                    f"decoder '{contract.name}': it fails with latents {list(sizes)}, samples of network "
+                    f"'{samples.name}' ({first_line(error)}); give the decoder of this network"
+                ) from error
+        return image_shape(contract.name, shape, 1)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 hex of weights, code, contract and precision; nothing is exported."""
+        words = json.dumps([self.contract.to_dict(), self._precision], sort_keys=True)
+        content = content_digest(self.module, self._code)
+        return hashlib.sha256(b"|".join((FORMAT.encode(), words.encode(), content))).hexdigest()
+
+    def write(self, folder: Path, precision: str, progress: Progress) -> DecoderContract:
+        """Write decoder.onnx for a network of `precision`, compare it with the module. Raises InputError."""
+        safe = "fp32" if precision == "fp16" and self._upcast else precision
+        contract = replace(self.contract, precision=self._precision or safe)
+        progress(f"exporting the decoder {contract.name} to ONNX ({contract.precision})")
+        dtype = DTYPES[contract.precision]
+        path = folder / DECODER
+        with prepared(self.module, dtype) as decode:
+            export_module(decode, contract, path)
+        plain = None if contract.precision == "fp32" else lambda case: self._evaluate(case, dtype)
+        compare(path, contract, lambda case: self._evaluate(case, torch.float32), plain)
+        return contract
+
+    def _evaluate(self, case: Case, dtype: torch.dtype) -> Array:
+        with prepared(self.module, dtype) as decode, torch.no_grad():
+            return decode(torch.from_numpy(case.x).to(dtype)).float().numpy()
+
+
+@torch.no_grad()
+def _without_numbers(module: nn.Module, sizes: tuple[int, ...]) -> list[int]:
+    """The shape that a module returns for float32 input of `sizes`, on meta tensors: nothing is computed."""
+
+    def empty(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
+
+    held = {name: empty(one) for name, one in (*module.named_parameters(), *module.named_buffers())}
+    return list(torch.func.functional_call(module, held, (torch.empty(sizes, device="meta"),)).shape)
+
+
+def _check_channels(network: nn.Module, config: Any, samples: Contract) -> None:
+    channels = said(config, "latent_channels", None)
+    if channels is not None and channels != samples.shape[0]:
+        raise InputError(
+            f"decoder '{type(network).__name__}': it takes latents of {channels} channels, samples of network "
+            f"'{samples.name}' are {list(samples.shape)}; give the decoder of this network"
+        )

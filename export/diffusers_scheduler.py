@@ -1,0 +1,351 @@
+"""`pfdiff.PFDiffScheduler`: every solver of this project as a diffusers scheduler, by one assignment.
+
+    pipe.scheduler = pfdiff.PFDiffScheduler.from_config(pipe.scheduler.config, solver="pfdiff:k=2,l=1")
+
+`set_timesteps(N)` compiles the program of N network evaluations on diffusers' own times for this config (or on `grid`),
+and each `step` executes one row of it (see `Program`): the B states stay here in float32, the pipeline holds
+s_0, the network's next input. A row needs what the pipeline's loop gives it and nothing else, so guidance, latents,
+epsilon, v, EDM and flow pipelines all work; what is combined is the output after guidance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import numpy as np
+import torch
+
+from ..engine.compiler.grid import make_grid
+from ..engine.compiler.program import Program
+from ..engine.compiler.program import compile as compile_program
+from ..engine.compiler.schedule import Array, parse_schedule
+from ..engine.compiler.solvers import parse_solver
+from ..engine.errors import BackendError, InputError
+from .sources.diffusers_config import Convention, complete, read_config
+
+try:
+    from diffusers.configuration_utils import ConfigMixin, register_to_config
+    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
+except ImportError as error:
+    raise BackendError(f"PFDiffScheduler needs diffusers ({error}); install it with: pip install diffusers") from None
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+
+
+@final
+class PFDiffScheduler(SchedulerMixin, ConfigMixin):
+    """A program's rows behind diffusers' scheduler interface.
+
+    Its own options: solver, grid, basis, clip, t_start, end as in `pfdiff.compile`, each None for what the config of
+    the pipeline's former scheduler says (grid: that scheduler's exact times); schedule and prediction replace what is
+    read from betas, shift and prediction_type. All other options are diffusers' and mean what they mean there.
+
+    N inference steps are N network evaluations, whatever the solver. `timesteps` [N]: what the pipeline feeds, int64 on
+    discrete schedules, T sigma on flow, ln(sigma)/4 on EDM. Raises InputError (a ValueError) on every misuse.
+    """
+
+    _compatibles: ClassVar[list[str]] = [
+        *(one.name for one in KarrasDiffusionSchedulers),
+        *FLOW_SCHEDULERS,
+        *EDM_SCHEDULERS,
+    ]
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        solver: str = "pfdiff:k=2,l=1",
+        grid: str | Sequence[float] | None = None,
+        basis: str | None = None,
+        clip: float | None = None,
+        t_start: float | None = None,
+        end: str | None = None,
+        schedule: str | None = None,
+        prediction: str | None = None,
+        # Of diffusers' schedulers.
+        num_train_timesteps: int = 1000,
+        beta_start: float | None = None,
+        beta_end: float | None = None,
+        beta_schedule: str | None = None,
+        trained_betas: Sequence[float] | None = None,
+        prediction_type: str | None = None,
+        timestep_spacing: str | None = None,
+        timestep_type: str | None = None,
+        steps_offset: int = 0,
+        set_alpha_to_one: bool | None = None,
+        final_sigmas_type: str | None = None,
+        rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float | None = None,
+        clip_sample: bool = False,
+        clip_sample_range: float | None = None,
+        thresholding: bool = False,
+        solver_order: int | None = None,
+        predict_x0: bool | None = None,
+        use_karras_sigmas: bool | None = False,
+        use_exponential_sigmas: bool | None = False,
+        use_beta_sigmas: bool | None = False,
+        use_lu_lambdas: bool | None = False,
+        use_flow_sigmas: bool | None = False,
+        flow_shift: float | None = None,
+        shift: float | None = None,
+        shift_terminal: float | None = None,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str | None = None,
+        invert_sigmas: bool = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sigma_data: float | None = None,
+        sigma_schedule: str | None = None,
+        rho: float | None = None,
+    ) -> None:
+        method = parse_solver(solver)
+        self._convention = convention_of(self.config, mu=1.0)
+        process = parse_schedule(self._convention.schedule)
+        self._solver = method
+        self._program: Program | None = None
+        self._grid: tuple[float, ...] = ()
+        self._begin: int | None = None
+        self._step: int | None = None
+        self._running: Running | None = None
+        self.num_inference_steps: int | None = None
+        self.timesteps: Tensor = torch.tensor([process.last * self._convention.time_scale])
+        self.init_noise_sigma: float = process.prior_scale(process.last)
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """A scheduler with the times, schedule and prediction of any scheduler's `config`; kwargs: our options.
+
+        Values that the config took from its own class's defaults are kept: they are that scheduler's conventions.
+        """
+        if isinstance(config, Mapping):
+            config = {key: value for key, value in complete(config).items() if key != "_use_default_values"}
+            if "solver" not in config and not kwargs.get("schedule"):
+                read_config({**config, **kwargs}, mu=1.0)
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    @property
+    def program(self) -> Program | None:
+        """The program that `set_timesteps` compiled; None before."""
+        return self._program
+
+    @property
+    def step_index(self) -> int | None:
+        """How many entries of `timesteps` are done; None before the first."""
+        return self._step
+
+    @property
+    def begin_index(self) -> int | None:
+        """The entry of `timesteps` at which the pipeline starts; None for the first."""
+        return self._begin
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at this entry of `timesteps`, from a sample of that time (image to image)."""
+        self._begin = begin_index
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Compile the program of `num_inference_steps` network evaluations and forget all states.
+
+        timesteps, sigmas: own values, falling, in diffusers' units, in place of the config's spacing; sigmas are not
+        used when `grid` is set, as pipelines of flow networks always give some. mu: of dynamic shifting.
+        Solvers that walk more points than they evaluate read the line through them, so `timesteps` afterwards may
+        differ from those given. Raises InputError.
+        """
+        given = timesteps if timesteps is not None else [one for one in sigmas if one > 0] if sigmas is not None else ()
+        steps = len(given) if num_inference_steps is None else num_inference_steps
+        if timesteps is not None and sigmas is not None:
+            raise InputError("got timesteps and sigmas; give one of them")
+        if len(given) not in (0, steps) or steps < 1:
+            raise InputError(f"got {steps} steps and {len(given)} timesteps or sigmas; give as many, at least one")
+        config = self.config
+        convention = self._convention = convention_of(config, mu)
+        process = parse_schedule(convention.schedule)
+        grid: Any = config["grid"]
+        intervals = self._solver.intervals(steps)
+        if timesteps is not None or (grid is None and config["t_start"] is None):
+            times = None if timesteps is None else _times_of(timesteps, convention)
+            grid = convention.walk(self._solver, steps, times=times, sigmas=sigmas)
+        elif grid is None:
+            grid = convention.grid
+        start = config["t_start"] if isinstance(grid, str) else None
+        points = make_grid(grid, process, intervals, start, convention.end, self._solver.evaluations).tolist()
+        # A rule's last time misses the schedule's first by a rounding where it is bent.
+        self._grid = (*(max(t, process.first) for t in points[:-1]), points[-1])
+        self._program = program = self._compiled(steps, self._grid)
+        fed = program.network_times * convention.time_scale
+        self.timesteps = torch.from_numpy(fed.astype(np.int64 if process.discrete else np.float32)).to(device)
+        self.num_inference_steps = steps
+        self.init_noise_sigma = float(program.init[0])
+        self._begin = self._step = self._running = None
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """What the network is fed: c_in * sample for EDM networks, else the sample itself."""
+        running, n = self._at(timestep)
+        c_in = float(running.program.c_in[n])
+        return sample if c_in == 1 else sample * c_in
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+        generator: Any = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """One row of the program; SchedulerOutput with `prev_sample`, or a tuple of it without `return_dict`.
+
+        model_output: [B, C, ...] after guidance; where it has 2 C channels the second half, a variance, is dropped.
+        sample: what the last step returned, or an edit of it, which is kept; the first is the noise. Nothing random
+        is drawn: eta must be 0, and generator is for pipelines that give one. A clipped x0 is always used for both
+        terms, as use_clipped_model_output=True does.
+        """
+        if eta:
+            raise InputError(f"eta {eta:g}: these solvers draw no noise, expected eta 0")
+        running, n = self._at(timestep)
+        if model_output.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]:
+            model_output = model_output[:, : sample.shape[1]]
+        if model_output.shape != sample.shape:
+            raise InputError(f"model_output {list(model_output.shape)}, expected the sample's {list(sample.shape)}")
+        result = running.advance(n, model_output, sample)
+        self._step = self._index() + 1
+        return SchedulerOutput(prev_sample=result) if return_dict else (result,)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha_t x_0 + sigma_t eps at `timesteps` [B] or [1], in the units of `self.timesteps`; dtype of x_0."""
+        process = parse_schedule(self._convention.schedule)
+        times = _times_of(np.atleast_1d(torch.as_tensor(timesteps).cpu().numpy()).tolist(), self._convention)
+        # Float32 timesteps miss the ends of a continuous schedule by a rounding.
+        times = np.clip(times, process.first, process.last)
+        shape = (-1, *(1 for _ in original_samples.shape[1:]))
+        alpha, sigma = (
+            torch.from_numpy(one.reshape(shape)).to(original_samples.device, torch.float32)
+            for one in (process.alpha(times), process.sigma(times))
+        )
+        return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise` under the name that pipelines of flow networks use."""
+        return self.add_noise(sample, noise, timestep)
+
+    def __len__(self) -> int:
+        return int(self.config["num_train_timesteps"])
+
+    # Where the loop is.
+    def _index(self) -> int:
+        return self._step or 0
+
+    def _at(self, timestep: Any) -> tuple[Running, int]:
+        """The program in progress and its row for `timestep`; the first call decides where it starts."""
+        if self._program is None:
+            raise InputError("no program yet; call set_timesteps first")
+        if self._step is None or self._running is None:
+            self._step = self._begin if self._begin is not None else self._entry(timestep)
+            self._running = Running(self._started(self._program, self._step))
+        if self._step >= len(self.timesteps):
+            raise InputError(f"all {len(self.timesteps)} steps are done; call set_timesteps before the next sample")
+        return self._running, self._step - (len(self.timesteps) - self._running.program.nfe)
+
+    def _entry(self, timestep: Any) -> int:
+        if timestep is None:
+            return 0
+        value = torch.as_tensor(timestep).reshape(-1)[0].to(self.timesteps.device)
+        found = torch.nonzero(self.timesteps == value)
+        if len(found) == 0:
+            raise InputError(
+                f"timestep {value.item():g} is none of {self.timesteps.tolist()}; loop over scheduler.timesteps"
+            )
+        return int(found[0])
+
+    def _started(self, program: Program, entry: int) -> Program:
+        """The program that starts at entry `entry` and evaluates at the remaining times: the same walk from there."""
+        if entry == 0:
+            return program
+        rest = program.nfe - entry
+        length = self._solver.intervals(rest) + (len(self._grid) - 1 - self._solver.intervals(program.nfe))
+        late = self._compiled(rest, (float(program.times[entry]), *self._grid[-length:]))
+        if not np.array_equal(late.times, program.times[entry:]):
+            raise InputError(f"{self._solver} cannot start at step {entry}; choose a strength that starts at another")
+        return late
+
+    def _compiled(self, nfe: int, grid: tuple[float, ...]) -> Program:
+        convention, config = self._convention, self.config
+        return compile_program(
+            config["solver"],
+            convention.schedule,
+            nfe,
+            grid=grid,
+            basis=config["basis"] or convention.basis,
+            prediction=convention.prediction,
+            clip=convention.clip,
+            sigma_data=convention.sigma_data,
+        )
+
+
+@final
+class Running:
+    """A program between its rows. States: float32, or float64 for float64 samples; never written in place."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._states: list[Tensor] = []
+
+    def advance(self, n: int, out: Tensor, sample: Tensor) -> Tensor:
+        """The next s_0, in the dtype of `sample`."""
+        program = self.program
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        given, out = sample.to(dtype), out.to(dtype)
+        if self._states:
+            # What the pipeline changed since the last step (masks, callbacks) is taken over, the rest stays exact.
+            kept = self._states[0]
+            states = [torch.where(kept.to(sample.dtype) == sample, kept, given), *self._states[1:]]
+        else:
+            states = [
+                given if init == program.init[0] else given * float(init / program.init[0]) for init in program.init
+            ]
+        if program.clip is not None:
+            out = (states[0] * float(program.p[n]) + out * float(program.q[n])).clamp(-program.clip, program.clip)
+        self._states = [_combined(program.W[n, j], program.w[n, j], states, out) for j in range(program.buffers)]
+        return self._states[0].to(sample.dtype)
+
+
+def _combined(W: Array, w: float, states: Sequence[Tensor], out: Tensor) -> Tensor:
+    total = out * float(w)
+    for i in np.flatnonzero(W).tolist():
+        total = total + states[i] * float(W[i])
+    return total
+
+
+def convention_of(config: Mapping[str, Any], mu: float | None) -> Convention:
+    """What the config means, with our options in place of what they replace."""
+    plain = dict(config)
+    if plain["schedule"] is not None:
+        plain |= {"trained_betas": None, "snr_shift_scale": None, "beta_schedule": "linear", "use_flow_sigmas": False}
+    elif all(plain[key] is None for key in ("beta_schedule", "trained_betas", "shift", "sigma_data")):
+        plain["beta_schedule"] = "linear"
+    convention = read_config(plain, mu)
+    changes = {key: plain[key] for key in ("schedule", "prediction", "clip", "end") if plain[key] is not None}
+    if plain["schedule"] is not None and not parse_schedule(plain["schedule"]).discrete:
+        changes |= {"spacing": "rule", "grid": "uniform"}
+    return replace(convention, **changes)
+
+
+def _times_of(timesteps: Sequence[float], convention: Convention) -> list[float]:
+    """The schedule's times that a pipeline's timesteps mean."""
+    if convention.prediction == "edm":
+        return [math.exp(4 * float(value)) for value in timesteps]  # c_noise = ln(sigma) / 4
+    return [float(value) / convention.time_scale for value in timesteps]

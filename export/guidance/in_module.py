@@ -1,0 +1,62 @@
+"""Classifier-free guidance of an nn.Module: both halves in one batch, combined in float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..sources.module_call import Normalised
+from .options import NAME, Halves
+
+if TYPE_CHECKING:
+    from ..sources.from_module import ModuleSource
+
+
+@final
+class ClassifierFreeModule(nn.Module):
+    """forward(x [B, *shape], t [B] or [], conditions..., guidance [B]) -> guided prediction, float32."""
+
+    def __init__(self, source: ModuleSource, halves: Halves) -> None:
+        super().__init__()
+        self.network = Normalised(source.module, source.call)
+        self.names = tuple(halves.values)
+        self.at_run_time = tuple((name, value) for name, value in halves.values.items() if isinstance(value, str))
+        self.interval = halves.interval
+        self.rescale = float(halves.guidance.rescale)
+        for name, value in halves.values.items():
+            if isinstance(value, np.ndarray):
+                self.register_buffer(f"unconditional_{name}", torch.from_numpy(value.copy()), persistent=False)
+
+    def forward(self, x: Tensor, t: Tensor, /, **given: Tensor) -> Tensor:
+        # Both halves in one batch.
+        conditions = [torch.cat((given[name], self._unconditional(name, given))) for name in self.names]
+        out = self.network(torch.cat((x, x)), torch.cat((t, t)) if t.ndim else t, *conditions)
+        conditional, unconditional = out.float().reshape(2, *x.shape).unbind(0)
+        # The scale, 1 outside the interval.
+        scale = given[NAME]
+        if self.interval is not None:
+            low, high = self.interval
+            scale = torch.where((t >= low) & (t <= high), scale, torch.ones_like(scale))
+        scale = scale.reshape(-1, *[1] * (x.ndim - 1))
+        guided = unconditional + scale * (conditional - unconditional)
+        if self.rescale:
+            ratio = _deviation(conditional) / _deviation(guided).clamp(min=1e-12)
+            guided = guided * (1 - self.rescale + self.rescale * ratio)
+        return guided
+
+    def _unconditional(self, name: str, given: dict[str, Tensor]) -> Tensor:
+        other = dict(self.at_run_time).get(name)
+        if other is not None:
+            return given[other]
+        value = getattr(self, f"unconditional_{name}", None)
+        return given[name] if value is None else value.to(given[name].dtype).expand_as(given[name])
+
+
+def _deviation(x: Tensor) -> Tensor:
+    """Standard deviation of each sample, [B, 1, ...]."""
+    axes = tuple(range(1, x.ndim))
+    centred = x - x.mean(axes, keepdim=True)
+    return centred.square().mean(axes, keepdim=True).sqrt()

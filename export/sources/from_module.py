@@ -1,0 +1,126 @@
+"""A network given as an nn.Module: called as trials show it takes, exported, compared with what was exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from ...engine.contract import Condition, Contract
+from ...engine.errors import InputError
+from ..check import Array, Case, compare
+from ..to_onnx import CONDITION_DTYPES, DTYPES, export_module, first_line, prepared
+from .module_call import Call, Normalised, probe, read_conditions, read_signature
+from .module_digest import content_digest
+
+
+@final
+class ModuleSource:
+    """An nn.Module, how to call it, and the contract of the network.onnx made from it."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        code: bytes,
+        words: Mapping[str, Any],
+        *,
+        shape: tuple[int, ...] | None,
+        input: str | None,
+        time: str | None,
+        output: str | int | None,
+        conditions: Mapping[str, Condition | Tensor],
+        example: Mapping[str, Tensor],
+    ) -> None:
+        self.module: nn.Module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
+        self._code = code
+        extra = {name: one for name, one in example.items() if name not in ("x", "t", input, time)}
+        given = {**extra, **conditions}
+        parameters, _ = read_signature(self.module, input, time, tuple(conditions))
+        given = {name: one for name, one in given.items() if name not in parameters[:2]}
+        parameters, positional = read_signature(self.module, input, time, tuple(given))
+        x, t = (example.get(name, example.get(short)) for name, short in zip(parameters, ("x", "t"), strict=False))
+        if shape is None:
+            if x is None:
+                raise InputError(
+                    f"network '{words['name']}': the sample's shape is missing; give shape= (--shape 3x64x64)"
+                )
+            shape = tuple(x.shape[1:])
+        channels = shape[0] if words["learned_sigma"] else None
+        self.call = Call(parameters, positional, output, channels)
+        contract = Contract(
+            shape=shape,
+            conditions=read_conditions(self.module, parameters[2:], given),
+            time_rank=1 if t is None else min(t.ndim, 1),
+            **{**words, "time_dtype": "float32"},
+        )
+        asked = words["time_dtype"]
+        if asked is None and t is not None:
+            asked = "float32" if t.is_floating_point() else "int64"
+        self.contract = self._tried(contract, [asked] if asked else ["float32", "int64"])
+
+    def _tried(self, contract: Contract, time_dtypes: list[str]) -> Contract:
+        """The contract with the first time dtype that forward accepts, and label ranges from embedding tables."""
+
+        failures: list[Exception] = []
+        for dtype in time_dtypes:
+            contract = replace(contract, time_dtype=dtype)
+            try:
+                found, tables = probe(self.module, self.call, contract)
+                break
+            except InputError:
+                raise
+            except Exception as error:  # whatever the user's forward raises
+                failures.append(error)
+        else:
+            shapes = [f"x {[2, *contract.shape]}", f"t {[2] if contract.time_rank else []} {' or '.join(time_dtypes)}"]
+            shapes += [f"{one.name} {[2, *one.shape]} {one.dtype}" for one in contract.conditions]
+            raise InputError(
+                f"network '{contract.name}': forward failed with {', '.join(shapes)} "
+                f"({first_line(failures[0])}); correct shape=, conditions= or time_dtype="
+            ) from failures[0]
+        single, double = [2, *contract.shape], [2, 2 * contract.shape[0], *contract.shape[1:]]
+        wanted = double if contract.learned_sigma else single
+        if found != wanted:
+            hint = "it also predicts a variance: give learned_sigma=True (--learned-sigma)"
+            hint = hint if found == double else "correct shape=, output= or learned_sigma="
+            raise InputError(f"network '{contract.name}': forward returns {found}, expected {wanted}; {hint}")
+        ranged = (
+            replace(one, low=0, high=tables[one.name] - 1)
+            if one.name in tables and one.low is None and one.high is None
+            else one
+            for one in contract.conditions
+        )
+        return replace(contract, conditions=tuple(ranged))
+
+    def content(self) -> bytes:
+        return content_digest(self.module, self._code + repr(self.call).encode())
+
+    def evaluate(self, case: Case, precision: str = "fp32") -> Array:
+        """The module on the CPU at `precision`, as float32 [B, *shape]. Raises InputError when forward fails."""
+
+        x = torch.from_numpy(case.x).to(DTYPES[precision])
+        conditions = (
+            torch.from_numpy(value).to(CONDITION_DTYPES[one.dtype])
+            for value, one in zip(case.conditions, self.contract.conditions, strict=True)
+        )
+        with prepared(self.module, DTYPES[precision]) as network, torch.no_grad():
+            try:
+                out = Normalised(network, self.call)(x, torch.from_numpy(case.t), *conditions)
+            except Exception as error:  # whatever the user's forward raises
+                raise InputError(
+                    f"network '{self.contract.name}': forward fails at {case.where}, {precision} "
+                    f"({first_line(error)}); it must take any batch size, time and condition that the contract allows"
+                ) from error
+        return out.float().numpy()
+
+    def write(self, path: Path, precision: str, *, external: bool | None) -> Contract:
+        contract = replace(self.contract, precision=precision)
+        with prepared(self.module, DTYPES[precision]) as network:
+            export_module(Normalised(network, self.call), contract, path, external=external)
+        plain = None if precision == "fp32" else lambda case: self.evaluate(case, precision)
+        compare(path, contract, self.evaluate, plain)
+        return contract

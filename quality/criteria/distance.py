@@ -1,0 +1,171 @@
+"""What `tune --metric fd` makes small: the Frechet distance of a program's samples to real pictures.
+
+A tally is the samples' features, so a candidate that goes on to more seeds is not run again on the first ones. Features
+stand in the cache folder by what they depend on: network, program, seeds and conditions, extractor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...engine.cache import ArrayStore, cache_folder, content_key
+from ...engine.compiler.program import Program
+from ...engine.errors import InputError
+from ...engine.runtime.noise import noise
+from ...kernels import eager
+from ..distances.features import Extractor, Features, extractor
+from ..distances.metrics import FrechetDistance
+from ..evaluate import VERSION, pictures_of, reference_features
+from ..sampling.pool import Budget, Floats, Pool, Rows
+from ..sampling.subject import LATENTS, BlackBox, Subject, conditions_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Asked = Sequence[tuple[Program, Rows]]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class RealPictures:
+    """What samples are measured against: `width` features of each picture."""
+
+    name: str
+    extractor: Extractor
+    distance: FrechetDistance
+    width: int
+
+    @staticmethod
+    def of(
+        pictures: str | os.PathLike[str] | NDArray[Any],
+        features: str | nn.Module,
+        scale: tuple[float, float] = (-1.0, 1.0),
+    ) -> RealPictures:
+        """From files or an array, and what `extractor` takes. Raises InputError, BackendError."""
+        network = extractor(features, scale=scale)
+        pixels, name = pictures_of(pictures)
+        real, _ = reference_features(network, pixels)
+        return RealPictures(name, network, FrechetDistance(real.pooled), real.pooled.shape[1])
+
+    def __str__(self) -> str:
+        kind = "FID" if self.extractor.fid else "FD"
+        return f"{kind} to {self.name} on features {self.extractor.name}"
+
+
+@final
+class Sampler:
+    """Features float32 [m, width] of the samples that a program makes of some rows of the seeds."""
+
+    def __init__(self, pool: Pool, network: Extractor, data_range: tuple[float, float]) -> None:
+        self.pool = pool
+        self._network = network
+        self._range = data_range
+
+    @staticmethod
+    @contextmanager
+    def opened(
+        subject: Subject,
+        seeds: Sequence[int],
+        given: Mapping[str, Any] | None,
+        network: Extractor,
+        backend: str,
+        threads: int | None,
+    ) -> Iterator[Sampler]:
+        """With the subject's network, closed at the end. Raises InputError, BackendError."""
+        contract = subject.contract
+        with subject.opened(backend, threads) as running:
+            box = BlackBox(running, contract, conditions_of(contract, given, seeds))
+            yield Sampler(Pool(box, noise(seeds, contract.shape).numpy()), network, contract.data_range)
+
+    def __call__(self, program: Program, rows: Rows) -> Floats:
+        x = torch.from_numpy(self.pool.sample(program, rows)).view(-1, *self.pool.shape)
+        pixels = torch.empty((len(x), *x.shape[2:], x.shape[1]), dtype=torch.uint8)
+        eager.images(pixels, x, *self._range)  # as engine.images does; what is not a number becomes black
+        return self._network(pixels.numpy()).pooled
+
+
+@final
+class DistanceJudge:
+    """A `Criterion` of the search. keys [n]: names of what each sample depends on but the program.
+
+    ahead: None, or what begins to compute features of several and gives for each a function that waits for them.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        real: RealPictures,
+        budget: Budget,
+        store: ArrayStore,
+        keys: Sequence[str],
+        ahead: Callable[[Asked], list[Callable[[], Floats]]] | None = None,
+    ) -> None:
+        self.budget = budget
+        self._sampler = sampler
+        self._real = real
+        self._store = store
+        self._keys = keys
+        self._ahead = ahead
+        self._begun: dict[str, Callable[[], Floats]] = {}
+        self._seen: set[tuple[float, float, bytes]] = set()
+
+    def expect(self, asked: Asked) -> None:
+        """Begin what is not in the cache."""
+        if self._ahead:
+            missing = [one for one in asked if self._held(*one) is None]
+            self._begun = dict(zip((self._key(*one) for one in missing), self._ahead(missing), strict=True))
+
+    def tally(self, program: Program, rows: Rows) -> Features:
+        """The features of the samples `rows`."""
+        held = self._held(program, rows)
+        self.budget.charge(self._sampler.pool.cost(program, rows, self._seen), cached=held is not None)
+        if held is None:
+            key = self._key(program, rows)
+            begun = self._begun.pop(key, None)
+            held = begun() if begun else self._sampler(program, rows)
+            self._store.put(key, held)
+        return Features(held, None)
+
+    def error(self, tally: Features, seeds: int) -> float:
+        """The distance of all that was tallied."""
+        return self._real.distance(tally.pooled)
+
+    def _key(self, program: Program, rows: Rows) -> str:
+        return content_key(program.digest, [self._keys[row] for row in rows], self._real.extractor.digest, VERSION)
+
+    def _held(self, program: Program, rows: Rows) -> Floats | None:
+        return self._store.get(self._key(program, rows), (len(rows), self._real.width))
+
+
+def check_pictures(subject: Subject) -> None:
+    """Raises InputError when samples are no pictures."""
+    shape = subject.contract.shape
+    if subject.sample_range == LATENTS or len(shape) != 3:
+        kind = "latents" if subject.sample_range == LATENTS else f"of shape {list(shape)}"
+        raise InputError(f"metric fd needs samples that are pictures [C, H, W], these are {kind}; use metric error")
+
+
+def make_distance_judge(
+    subject: Subject,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    given: Mapping[str, Any] | None,
+    real: RealPictures,
+    budget: Budget,
+    ahead: Callable[[Asked], list[Callable[[], Floats]]] | None = None,
+) -> DistanceJudge:
+    """The judge on `seeds`."""
+    conditions = conditions_of(subject.contract, given, seeds)
+    keys = [
+        content_key(subject.digest, seed, *(np.asarray(values[row]) for values in conditions))
+        for row, seed in enumerate(seeds)
+    ]
+    return DistanceJudge(sampler, real, budget, ArrayStore(cache_folder() / "search"), keys, ahead)

@@ -1,0 +1,227 @@
+"""What the search chooses from: solvers, grids, bases, start times, and the neighbours of a good choice.
+
+Three tables and one product. What is not defined for a schedule, an NFE or a basis refuses to compile and drops out;
+programs that differ in name only (DDIM is the same in every basis, integer grids coincide) are found by running them
+on a made-up network, and one of each is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+
+from ...engine.compiler.basis import BASES
+from ...engine.compiler.grid import Grid, listed, make_grid
+from ...engine.compiler.program import Program, compile
+from ...engine.compiler.schedule import Schedule, parse_schedule
+from ...engine.compiler.solvers import parse_solver
+from ...engine.errors import InputError
+
+SOLVERS = (
+    "ddim",
+    "dpm-solver:order=2",
+    "dpm-solver:order=3",
+    "dpm++:2s",
+    "dpm++:3s",
+    "dpm++:2m",
+    "dpm++:3m",
+    "deis:order=2",
+    "deis:order=3",
+    "deis:order=4",
+    "ipndm:order=2",
+    "ipndm:order=3",
+    "ipndm:order=4",
+    "unipc:order=2",
+    "unipc:order=3",
+    "heun",
+    "pfdiff:k=1,l=1",
+    "pfdiff:k=2,l=1",
+    "pfdiff:k=2,l=2",
+    "pfdiff:k=3,l=1",
+    "pfdiff:k=3,l=2",
+    "pfdiff:k=3,l=3",
+    "pfdiff:k=1,l=1,base=dpm++2s",
+    "pfdiff:k=2,l=1,base=dpm++2s",
+    "pfdiff:k=1,l=1,base=dpm-solver-2",
+    "pfdiff:k=2,l=1,base=dpm-solver-2",
+)
+FRACTIONAL = ("pfdiff:k=1,l=0.5", "pfdiff:k=2,l=0.5", "pfdiff:k=2,l=1.5", "pfdiff:k=3,l=1.5")  # continuous schedules
+GRIDS = ("uniform", "trailing", "quadratic", "quadratic:fraction=1", "logsnr", "karras", "karras:rho=3")
+# Where neighbours look, as factors and steps of the parameter.
+RHO_FACTORS = (0.6, 0.8, 1.25, 1.6)
+FRACTION_STEPS = (-0.15, -0.08, 0.08, 0.15)
+L_STEPS = (-0.5, -0.25, 0.25, 0.5)
+START_PARTS = (0.01, 0.02, 0.04, 0.08)  # of the span, below the latest start
+
+
+@final
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same for all candidates; `t_start` is the latest start, where the reference starts too."""
+
+    schedule: str
+    nfe: int
+    prediction: str
+    t_start: float
+    clip: float | None = None
+    end: str | float = "clean"
+    sigma_data: float = 0.5
+
+
+@final
+@dataclass(frozen=True)
+class Candidate:
+    """One choice: a sampler but for its setting."""
+
+    solver: str
+    grid: str | tuple[float, ...]
+    basis: str | None
+    t_start: float | None
+
+    def compile(self, setting: Setting) -> Program:
+        """Its program. Raises InputError where the choice is not defined."""
+        return compile(
+            self.solver,
+            setting.schedule,
+            setting.nfe,
+            self.grid,
+            self.basis,
+            setting.prediction,
+            setting.clip,
+            self.t_start,
+            setting.end,
+            setting.sigma_data,
+        )
+
+
+def all_candidates(
+    setting: Setting,
+    *,
+    solvers: Sequence[str] | None = None,
+    grids: Sequence[Grid] | None = None,
+    bases: Sequence[str] | None = None,
+) -> Iterator[Candidate]:
+    """Every solver on every grid in every basis, from the latest start. Raises InputError on a list of no numbers."""
+    process = parse_schedule(setting.schedule)
+    known = solvers or SOLVERS + (() if process.discrete else FRACTIONAL)
+    for solver in known:
+        free = solvers is not None or _parameterisation(solver) is None
+        for grid in grids or GRIDS:
+            for basis in bases or (BASES if free else (None,)):
+                times = grid if isinstance(grid, str) else tuple(grid)
+                yield Candidate(solver, times, basis, start_of(grid, setting.t_start))
+
+
+def start_of(grid: Grid, t_start: float) -> float:
+    """Where a grid starts: a rule at `t_start`, a list at its own first time. Raises InputError."""
+    times = listed(grid)
+    return t_start if times is None or not len(times) else float(times[0])
+
+
+def neighbours(candidate: Candidate, setting: Setting) -> Iterator[Candidate]:
+    """Choices near a good one: other grid parameters, starts, (k, l), orders, bases."""
+    process = parse_schedule(setting.schedule)
+    yield from _near_grids(candidate)
+    yield from _near_starts(candidate, setting, process)
+    yield from (replace(candidate, solver=solver) for solver in _near_solvers(candidate.solver, process))
+    yield from (replace(candidate, basis=basis) for basis in BASES if basis != candidate.basis)
+
+
+def _near_grids(candidate: Candidate) -> Iterator[Candidate]:
+    if not isinstance(candidate.grid, str):
+        return
+    name, _, query = candidate.grid.partition(":")
+    value = float(query.partition("=")[2]) if query else {"karras": 7.0, "quadratic": 0.8}.get(name, 0.0)
+    if name == "karras":
+        yield from (replace(candidate, grid=f"karras:rho={value * factor:.3g}") for factor in RHO_FACTORS)
+    elif name == "quadratic":
+        for step in FRACTION_STEPS:
+            if 0.3 <= value + step <= 1:
+                yield replace(candidate, grid=f"quadratic:fraction={value + step:.3g}")
+    elif name == "logsnr":  # the limit of karras for large rho
+        yield from (replace(candidate, grid=f"karras:rho={rho}") for rho in (12, 20))
+
+
+def _near_starts(candidate: Candidate, setting: Setting, process: Schedule) -> Iterator[Candidate]:
+    """Lower starts, and the latest."""
+    first, last = process.first, setting.t_start
+    for part in START_PARTS:
+        # Of edm the time is sigma, over four orders of magnitude: even in its logarithm.
+        wide = process.prior_scale(last) > 1
+        t_start = last * (first / last) ** part if wide else last - part * (last - first)
+        if process.discrete:
+            t_start = float(min(round(t_start), last - 1 - START_PARTS.index(part)))
+        if t_start > first and t_start != candidate.t_start:
+            yield replace(candidate, t_start=t_start)
+    if candidate.t_start != last:
+        yield replace(candidate, t_start=last)
+
+
+def _near_solvers(solver: str, process: Schedule) -> Iterator[str]:
+    """k and l moved by one, l by fractions on continuous schedules; order moved by one."""
+    if found := re.fullmatch(r"pfdiff:k=(\d+),l=([\d.]+)(.*)", solver):
+        k, l, rest = int(found[1]), float(found[2]), found[3]
+        steps = (-1.0, 1.0) if process.discrete or "base=" in rest else (*L_STEPS, -1.0, 1.0)
+        pairs = [(k, l + step) for step in steps] + [(k - 1, l), (k + 1, l), (k - 1, l - 1), (k + 1, l + 1)]
+        yield from (f"pfdiff:k={a},l={b:g}{rest}" for a, b in pairs if a >= 1 and b > 0)
+    elif found := re.fullmatch(r"(.*order=)(\d)(.*)", solver):
+        yield from (f"{found[1]}{int(found[2]) + step}{found[3]}" for step in (-1, 1) if int(found[2]) + step > 0)
+
+
+def grid_points(candidate: Candidate, setting: Setting) -> tuple[float, ...]:
+    """The times that a candidate's grid rule means, the clean point included. Raises InputError."""
+    solver, process = parse_solver(candidate.solver), parse_schedule(setting.schedule)
+    intervals = solver.intervals(setting.nfe)
+    points = make_grid(candidate.grid, process, intervals, candidate.t_start, setting.end, solver.evaluations)
+    return tuple(points.tolist())
+
+
+def with_point(candidate: Candidate, points: tuple[float, ...], place: int, part: float, discrete: bool) -> Candidate:
+    """The candidate on explicit times, one of them moved by `part` of the way to its neighbour, at least by 1 if whole.
+
+    part above 0 moves it towards the noise. The times may then fall no more; such a grid does not compile.
+    """
+    gap = points[place - 1] - points[place] if part > 0 else points[place] - points[place + 1]
+    step = part * gap
+    if discrete:
+        step = float(np.copysign(max(1.0, np.rint(abs(step))), part))
+    moved = (*points[:place], points[place] + step, *points[place + 1 :])
+    return replace(candidate, grid=moved, t_start=points[0])
+
+
+def compiled(candidates: Iterable[Candidate], setting: Setting, seen: set[str]) -> Iterator[tuple[Candidate, Program]]:
+    """The candidates that exist, with their programs; of those that do the same, the first. `seen` grows."""
+    for candidate in candidates:
+        try:
+            program = candidate.compile(setting)
+        except InputError:
+            continue
+        mark = behaviour(program)
+        if mark not in seen:
+            seen.add(mark)
+            yield candidate, program
+
+
+def behaviour(program: Program) -> str:
+    """The same for two programs that ask the same questions and give the same sample, whatever their names."""
+    asked: list[float] = []
+
+    def made_up(x: Any, t: float) -> Any:
+        asked.append(t)
+        return np.sin(1.7 * x + 0.01 * t) - 0.3 * x
+
+    sample = program.evaluate(made_up, np.array([0.31, -1.27, 0.84]))
+    rounded = [f"{value:.9g}" for value in (*asked, *sample)]
+    return hashlib.sha256(" ".join(rounded).encode()).hexdigest()
+
+
+def _parameterisation(solver: str) -> str | None:
+    try:
+        return parse_solver(solver).parameterisation
+    except InputError:
+        return None

@@ -1,0 +1,277 @@
+"""The search for the best few-step sampler of a network: successive halving over calibration seeds.
+
+error = RMS over seeds and elements of clip(sample) - clip(reference), clipped to the range of the data
+
+or whatever another `Criterion` says, such as a Frechet distance to real pictures.
+
+Every candidate is run on the first few seeds, the better part goes on to twice as many, and so on (successive halving:
+Jamieson & Talwalkar, arXiv 1502.07943); what a candidate has been run on is never run again. Then the neighbours of the
+best are raced against them, until none is better, and the times of the best grids are moved one by one. At last the
+best are run on held-out seeds that chose nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, final
+
+import numpy as np
+
+from ...engine.cache import Journal, content_key
+from ...engine.compiler.program import Program
+from ...engine.compiler.schedule import parse_schedule
+from ..sampling.pool import Budget, BudgetSpentError, Floats, Pool, Rows
+from .candidates import Candidate, Setting, compiled, grid_points, neighbours, with_point
+
+KEEP = 0.4  # of the candidates, at each doubling of the seeds
+FEWEST = 12  # candidates that are kept at least
+GENERATIONS = 3  # rounds of neighbours
+PARENTS = 4  # the best, whose neighbours are raced in each round
+SLACK = 1.15  # a neighbour is dropped when its error is this times the best one's on the same seeds
+TIGHT = 1.04  # likewise when only one time was moved
+SWEEPS = (0.3, 0.15, 0.3)  # how far times are moved, in parts of the way to the next one
+FAMILIES = 3  # of solvers whose best grids have their times moved: what rules allow is not what a solver could do
+BEHIND = 1.2  # a family whose error is this times the best one's after a sweep is swept no more
+REPORTED = 10  # run on the held-out seeds
+
+Progress = Callable[[str, int, int], None]  # (stage, evaluations done, evaluations expected)
+
+
+class Criterion(Protocol):
+    """What a search makes small. A tally is what the samples of some rows add to it; tallies are added with `+`."""
+
+    @property
+    def budget(self) -> Budget: ...
+
+    def tally(self, program: Program, rows: Rows) -> Any:
+        """Run a program on the pool's `rows`, counted. Raises BudgetSpentError."""
+        ...
+
+    def error(self, tally: Any, seeds: int) -> float:
+        """What a tally of so many seeds amounts to; inf when it is not finite."""
+        ...
+
+    def expect(self, asked: Sequence[tuple[Program, Rows]]) -> None:
+        """What `tally` will be asked next, so that several may be run at a time. Counts nothing."""
+        ...
+
+
+@final
+@dataclass(eq=False)
+class Trial:
+    """A candidate and what is known of it: its tally so far, and the errors on the first m calibration seeds."""
+
+    candidate: Candidate
+    program: Program
+    tally: Any = None
+    errors: dict[int, float] = field(default_factory=dict)
+    held_out_error: float | None = None
+
+    @property
+    def seeds(self) -> int:
+        """Calibration seeds that it has been run on."""
+        return max(self.errors, default=0)
+
+    def error(self, seeds: int | None = None) -> float:
+        """On the first `seeds` calibration seeds, by default on all it has been run on."""
+        seeds = seeds or self.seeds
+        return self.errors[seeds] if seeds else math.inf
+
+
+@final
+class Judge:
+    """The RMS error of programs on a pool with known targets [n, elements]; counted, and kept in a journal.
+
+    keys [n]: names of what each target depends on, so that a journal serves several pools.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        targets: Floats,
+        data_range: tuple[float, float],
+        budget: Budget,
+        journal: Journal | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> None:
+        self.pool = pool
+        self.targets: Floats = np.clip(targets, *data_range)
+        self.data_range = data_range
+        self.budget = budget
+        self.journal = journal
+        self._keys = keys or [str(row) for row in range(len(pool))]
+        self._seen: set[tuple[float, float, bytes]] = set()
+
+    def square(self, program: Program, rows: Rows) -> float:
+        """Sum over the samples `rows` of the mean squared error; inf when it is not finite. BudgetSpentError."""
+        key = f"{program.digest} {self.key(rows)}"
+        held = self.journal.get(key) if self.journal else None
+        self.budget.charge(self.pool.cost(program, rows, self._seen), cached=held is not None)
+        if held is not None:
+            return float(held)
+        result = float(np.sum(self.squares(self.pool.sample(program, rows), rows)))
+        result = result if math.isfinite(result) else math.inf
+        if self.journal:
+            self.journal.put(key, result)
+        return result
+
+    def tally(self, program: Program, rows: Rows) -> float:
+        """Sum of squares: see `Criterion`."""
+        return self.square(program, rows)
+
+    def error(self, tally: float, seeds: int) -> float:
+        """Root of the mean square."""
+        return math.sqrt(tally / seeds)
+
+    def expect(self, asked: Sequence[tuple[Program, Rows]]) -> None:
+        """One after the other: the network itself uses all cores."""
+
+    def key(self, rows: Rows) -> str:
+        """What the samples `rows` and their targets depend on, as a name."""
+        return content_key([self._keys[row] for row in rows])
+
+    def squares(self, samples: Floats, rows: Rows) -> np.ndarray:
+        """Mean squared error of each sample, float64 [m]."""
+        with np.errstate(all="ignore"):
+            difference = np.clip(samples, *self.data_range).astype(np.float64) - self.targets[rows]
+            return np.mean(difference**2, axis=1)
+
+
+@final
+class Search:
+    """Successive halving and races on the pool's rows `calibration`; `held_out` rows judge the best at the end."""
+
+    def __init__(
+        self, judge: Criterion, setting: Setting, calibration: int, held_out: Rows, progress: Progress
+    ) -> None:
+        self.judge = judge
+        self.setting = setting
+        self.calibration = calibration
+        self.held_out = held_out
+        self.trials: list[Trial] = []
+        self.complete = True
+        self._progress = progress
+        self._seen: set[str] = set()
+        self._expected = 0
+        self.rungs = sorted({max(1, calibration // part) for part in (8, 4, 2, 1)})
+
+    def run(self, candidates: Iterable[Candidate], seed: int = 0, *, local: bool = True) -> list[Trial]:
+        """The trials that were run on all calibration seeds, best first; the best ten have held-out errors.
+
+        When the budget is spent, those that got furthest: then `complete` is False.
+        """
+        order = list(candidates)
+        random.Random(seed).shuffle(order)  # when the budget ends the first round, it has seen a fair part
+        fresh = [Trial(*pair) for pair in compiled(order, self.setting, self._seen)]
+        self._expected = self.judge.budget.spent + self._forecast(len(fresh))
+        try:
+            self._halve(fresh)
+            if local:
+                self._race()
+                self._sweep()
+            self._judge_held_out()
+        except BudgetSpentError:
+            self.complete = False
+        return self.ranked()
+
+    def ranked(self) -> list[Trial]:
+        """The trials with the most seeds, by error."""
+        most = max((trial.seeds for trial in self.trials), default=0)
+        return sorted((trial for trial in self.trials if trial.seeds == most and most), key=Trial.error)
+
+    def _forecast(self, count: int) -> int:
+        samples, done = 0, 0
+        for rung in self.rungs:
+            samples += count * (rung - done)
+            count, done = min(count, max(FEWEST, math.ceil(KEEP * count))), rung
+        return (samples + REPORTED * len(self.held_out)) * self.setting.nfe
+
+    def _extend(self, trial: Trial, seeds: int, stage: str) -> None:
+        """Run a trial on the calibration seeds that it lacks up to `seeds`."""
+        rows = np.arange(trial.seeds, seeds)
+        if len(rows):
+            tally = self.judge.tally(trial.program, rows)
+            trial.tally = trial.tally + tally if trial.seeds else tally
+            trial.errors[seeds] = self.judge.error(trial.tally, seeds)
+            done = self.judge.budget.spent
+            self._progress(stage, done, max(done, self._expected))
+
+    def _expect(self, trials: Sequence[Trial], seeds: int) -> None:
+        self.judge.expect([(one.program, np.arange(one.seeds, seeds)) for one in trials if one.seeds < seeds])
+
+    def _halve(self, trials: list[Trial]) -> None:
+        self.trials = trials
+        for rung in self.rungs:
+            self._expect(trials, rung)
+            for trial in trials:
+                self._extend(trial, rung, f"{len(trials)} candidates on {rung} of {self.calibration} seeds")
+            by_error = sorted(trials, key=lambda trial: trial.error(rung))
+            trials = by_error[: max(FEWEST, math.ceil(KEEP * len(trials)))]
+            plain = [trial for trial in by_error if trial.candidate.solver == "ddim"][:1]
+            trials += [trial for trial in plain if trial not in trials]  # DDIM stays, to compare with
+
+    def _race(self) -> None:
+        """Neighbours of the best against the best, generation after generation."""
+        expanded: set[Candidate] = set()
+        for generation in range(GENERATIONS):
+            parents = [trial for trial in self.ranked()[:PARENTS] if trial.candidate not in expanded]
+            if not parents:
+                return
+            near = [one for parent in parents for one in neighbours(parent.candidate, self.setting)]
+            expanded.update(parent.candidate for parent in parents)
+            fresh = [Trial(*pair) for pair in compiled(near, self.setting, self._seen)]
+            self._expected += len(fresh) * self.rungs[0] * self.setting.nfe
+            self._expect(fresh, self.rungs[0])
+            for trial in fresh:
+                self.trials.append(trial)
+                self._race_one(
+                    trial, self.ranked()[0], f"{len(fresh)} neighbours of the best, round {generation + 1}", SLACK
+                )
+
+    def _sweep(self) -> None:
+        """The times of the best grids moved one by one, for the best of three families while it keeps up."""
+        families: dict[str, Trial] = {}
+        for trial in self.ranked():
+            families.setdefault(trial.program.solver.partition(":")[0], trial)
+        swept = list(families.values())[:FAMILIES]
+        for part in SWEEPS:
+            swept = [self._sweep_once(best, part) for best in swept]
+            swept = [best for best in swept if best.error() < BEHIND * self.ranked()[0].error()]
+
+    def _sweep_once(self, best: Trial, part: float) -> Trial:
+        """Each time of a grid moved either way, and left where the error is less; the best of it."""
+        discrete = parse_schedule(self.setting.schedule).discrete
+        points = grid_points(best.candidate, self.setting)
+        self._expected += 2 * self.setting.nfe * self.rungs[-1] * self.setting.nfe  # about two moves an evaluation
+        for place in range(1, len(points) - 1):
+            for way in (part, -part):
+                near = with_point(best.candidate, points, place, way, discrete)
+                for pair in compiled([near], self.setting, self._seen):
+                    trial = Trial(*pair)
+                    self.trials.append(trial)
+                    self._race_one(trial, best, f"{best.program.solver}: its times, one by one", TIGHT)
+                    if trial.seeds == self.calibration and trial.error() < best.error():
+                        best, points = trial, grid_points(trial.candidate, self.setting)
+        return best
+
+    def _race_one(self, trial: Trial, best: Trial, stage: str, slack: float) -> None:
+        """Run a trial on more and more seeds while it is not clearly worse than the best on the same."""
+        for rung in self.rungs:
+            self._extend(trial, rung, stage)
+            if trial.error(rung) > slack * best.error(rung):
+                return
+
+    def _judge_held_out(self) -> None:
+        if not len(self.held_out):
+            return
+        ranked = self.ranked()
+        plain = [trial for trial in ranked if trial.candidate.solver == "ddim"][:1]
+        judged = [*ranked[:REPORTED], *(one for one in plain if one not in ranked[:REPORTED])]
+        self.judge.expect([(trial.program, self.held_out) for trial in judged])
+        for trial in judged:
+            tally = self.judge.tally(trial.program, self.held_out)
+            trial.held_out_error = self.judge.error(tally, len(self.held_out))
+            self._progress("held-out seeds", self.judge.budget.spent, max(self.judge.budget.spent, self._expected))

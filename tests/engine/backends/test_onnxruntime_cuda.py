@@ -1,0 +1,109 @@
+"""ONNX Runtime's CUDA provider against a session that records: every buffer by its address, every run on our stream."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pfdiff.engine.backends import onnxruntime_cuda as ort_cuda
+from pfdiff.engine.backends.abstract import Buffers, CudaOptions, Source
+from pfdiff.engine.backends.onnxruntime_cuda import PROVIDER, OnnxRuntimeCuda
+from pfdiff.engine.errors import BackendError
+from pfdiff.kernels import launch
+
+from ...small.engine import CONTRACT, SHAPE
+from ..test_devices import Machine
+
+SECOND = torch.device("cuda", 1)
+
+
+class Binding:
+    def __init__(self) -> None:
+        self.bound: list[tuple[Any, ...]] = []
+
+    def bind_input(self, *words: Any) -> None:
+        self.bound.append(words)
+
+    bind_output = bind_input
+
+
+class Session:
+    """An InferenceSession as far as the backend uses it."""
+
+    made: list[Session]
+    starts: bool
+
+    def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+        if "absent" in path:
+            raise RuntimeError("No such file\nlong C++ trace")
+        self.providers, self.runs = providers, []
+        type(self).made.append(self)
+
+    def get_providers(self) -> list[str]:
+        return [PROVIDER, "CPUExecutionProvider"] if self.starts else ["CPUExecutionProvider"]
+
+    def io_binding(self) -> Binding:
+        return Binding()
+
+    def run_with_iobinding(self, binding: Binding, options: Any) -> None:
+        self.runs.append((binding, options))
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
+    kind = type("Fresh", (Session,), {"made": [], "starts": True})
+    Machine(count=2).install(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: types.SimpleNamespace(cuda_stream=4711))
+    monkeypatch.setattr(ort_cuda.onnxruntime, "InferenceSession", kind)
+    return kind
+
+
+def source(path: str = "here", **options: Any) -> Source:
+    return Source(Path(path), replace(CONTRACT, precision="fp16"), options=CudaOptions(**options))
+
+
+def test_every_buffer_is_bound_and_runs_do_not_wait(sessions: type[Session]) -> None:
+    backend = OnnxRuntimeCuda(source(tf32=False), SECOND)
+    [session] = sessions.made
+    name, settings = session.providers[0]
+    assert name == PROVIDER
+    assert settings == {"device_id": "1", "user_compute_stream": "4711", "use_tf32": "0"}
+    x, out = torch.zeros(2, *SHAPE, dtype=torch.float16), torch.zeros(2, *SHAPE, dtype=torch.float16)
+    conditions = (torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 1))
+    sets = [Buffers(x, t, conditions, out) for t in torch.zeros(3, 2)]
+    for one, evaluate in zip(sets, backend.bind(sets), strict=True):
+        assert evaluate() is out
+        binding, options = session.runs[-1]
+        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        fed = {words[0]: words[1:] for words in binding.bound}
+        assert fed["x"] == ("cuda", 1, np.float16, [2, *SHAPE], x.data_ptr())
+        assert fed["t"] == ("cuda", 1, np.float32, [2], one.inputs[1].data_ptr())
+        assert fed["label"] == ("cuda", 1, np.int64, [2], conditions[0].data_ptr())
+        assert fed["out"] == ("cuda", 1, np.float16, [2, *SHAPE], out.data_ptr())
+    backend.close()
+    with pytest.raises(BackendError, match="this backend is closed"):
+        backend.bind(sets)
+
+
+def test_what_is_refused(sessions: type[Session]) -> None:
+    with pytest.raises(BackendError, match=r"onnxruntime refuses 'absent': No such file$"):
+        OnnxRuntimeCuda(source("absent"), SECOND)
+    sessions.starts = False
+    with pytest.raises(BackendError, match="onnxruntime cannot start its CUDA provider"):
+        OnnxRuntimeCuda(source(), SECOND)
+
+
+def test_without_triton_the_kernels_say_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "tl", None)
+    launch._announce_fallback.cache_clear()
+    on_gpu: Any = types.SimpleNamespace(is_cuda=True)
+    with pytest.warns(RuntimeWarning, match="Triton is not installed, so the fused kernels run as several plain torch"):
+        assert not launch.runs_triton(on_gpu)
+    assert not launch.runs_triton(on_gpu)  # and only once: a second warning would be an error here
+    launch._announce_fallback.cache_clear()

@@ -1,0 +1,168 @@
+"""Errors side by side: the numbers, the table, the plot, the pictures, the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import nn
+
+import pfdiff
+from pfdiff.quality.compare import parse_sampler
+from pfdiff.quality.pictures.plot import BOTTOM, HEIGHT, Curve, log_plot
+
+from .test_search import SCHEDULE, Analytic
+
+SETTINGS: dict[str, Any] = {"seeds": 4, "calibration": 4, "t_start": 58}
+TUNED: dict[str, Any] = {"calibration": 4, "held_out": 4, "t_start": 58}
+
+
+@pytest.fixture
+def network() -> pfdiff.Network:
+    return pfdiff.Network(Analytic(), shape=(1, 2, 2), schedule=SCHEDULE, prediction="eps", name="analytic")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_compare_writes_table_plot_and_pictures(network, tmp_path):
+    endings = {"out": "png", "csv": "csv", "sheet": "png"}
+    paths: dict[str, Any] = {name: tmp_path / f"{name}.{ending}" for name, ending in endings.items()}
+    solvers = ["ddim", "pfdiff:k=2,l=1@uniform/x0", "dpm++:2s"]
+    result = pfdiff.compare(network, [3, 6], solvers, **SETTINGS, **paths)
+    rows = list(csv.DictReader(io.StringIO(paths["csv"].read_text())))
+    assert [(row["solver"], row["grid"], row["nfe"]) for row in rows[:4]] == [
+        ("ddim", "logsnr", "3"),
+        ("ddim", "logsnr", "6"),
+        ("pfdiff:k=2,l=1", "uniform", "3"),
+        ("pfdiff:k=2,l=1", "uniform", "6"),
+    ]
+    assert float(rows[1]["error"]) < float(rows[0]["error"])
+    assert (rows[4]["error"], "use 2 or 4" in rows[4]["note"]) == ("", True)
+    assert rows[5]["error"]
+    for name in ("out", "sheet"):
+        with Image.open(paths[name]) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 100
+    assert result.of("ddim")[1].error == pytest.approx(float(rows[1]["error"]), rel=1e-5)
+    assert result.reference.nfe == 59
+
+
+def test_errors_are_those_of_the_programs(network):
+    result = pfdiff.compare(network, 5, ["ddim@trailing"], **SETTINGS)
+    seeds = [(1 << 40) + i for i in range(4)]
+    noise = pfdiff.noise(seeds, (1, 2, 2)).numpy().astype(np.float64)
+    predict = Analytic().oracle.network()
+    few = pfdiff.compile("ddim", SCHEDULE, 5, "trailing", t_start=58).evaluate(predict, noise)
+    many = pfdiff.compile("ddim", SCHEDULE, 59, "uniform", t_start=58).evaluate(predict, noise)
+    expected = math.sqrt(np.mean((few.clip(-1, 1) - many.clip(-1, 1)) ** 2))
+    assert result.points[0].error == pytest.approx(expected, rel=1e-3)
+
+
+def test_times_one_by_one_start_where_they_start(network):
+    """At 59, where a rule starts at 58: no start was given that they could contradict."""
+    grids = ("59,30,10,-1", "58,30,10,-1", "59,abc")
+    points = pfdiff.compare(network, 3, [f"ddim@{grid}" for grid in grids], **SETTINGS).points
+    assert [one.note for one in points] == ["", "", "grid '59,abc' is not a list of numbers"]
+    program = pfdiff.compile("ddim", SCHEDULE, 3, grids[0])
+    assert points[0].program is not None
+    np.testing.assert_array_equal(points[0].program.table, program.table)
+    found = pfdiff.tune(network, 3, solvers=["ddim"], grids=[grids[0]], local=False, **TUNED)
+    assert [(one.grid, one.t_start) for one in found] == [(grids[0], 59)]
+
+
+def test_best_grid_is_chosen_on_other_seeds(network):
+    best = pfdiff.compare(network, 5, ["ddim"], grid="best", **SETTINGS).points[0]
+    fixed = pfdiff.compare(network, 5, [f"ddim@{best.grid}/{best.basis}"], **SETTINGS).points[0]
+    assert best.error == pytest.approx(fixed.error)
+    assert best.grid != "best"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ddim", ("ddim", "logsnr", None)),
+        ("pfdiff:k=2,l=1@karras:rho=5/x0", ("pfdiff:k=2,l=1", "karras:rho=5", "x0")),
+    ],
+)
+def test_sampler_words(text, expected):
+    found = parse_sampler(text, "logsnr", None)
+    assert (found.solver, found.grid, found.basis) == expected
+
+
+@pytest.mark.parametrize("text", ["", "@logsnr", "ddim@", "ddim@logsnr/latent", "ddim@logsnr/"])
+def test_sampler_refuses(text):
+    with pytest.raises(pfdiff.InputError, match="expected solver, solver@grid"):
+        parse_sampler(text, "logsnr", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"nfe": []}, "nothing to compare"),
+        ({"nfe": 4, "solvers": []}, "nothing to compare"),
+        ({"nfe": 4, "seeds": range(8)}, r"seeds=range\(0, 8\), expected an integer of at least 1; the number of them"),
+        ({"nfe": 4, "seeds": 0}, "seeds=0, expected an integer of at least 1"),
+        ({"nfe": 4, "calibration": 0, "grid": "best"}, "calibration=0, expected an integer of at least 1"),
+        ({"nfe": 4, "seed": -1}, "seed=-1, expected an integer of at least 0"),
+        ({"nfe": 4, "out": "plot.jpg"}, "ends in '.jpg'"),
+        ({"nfe": 4, "out": "plot.npy"}, "ends in .png"),
+        ({"nfe": 4, "solvers": ["nonsense"], "out": "plot.png"}, "nothing to plot"),
+    ],
+)
+def test_compare_refuses(network, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(pfdiff.InputError, match=message):
+        pfdiff.compare(network, **{**SETTINGS, **arguments})
+
+
+def test_plot_shows_many_curves_and_one_point():
+    curves = [Curve(f"solver {i}", [(4, 0.3 / (i + 1)), (8, 0.1 / (i + 1)), (6, 0.2)]) for i in range(16)]
+    page = np.asarray(log_plot(curves, title="title", x_label="x", y_label="y"))
+    assert len(np.unique(page.reshape(-1, 3), axis=0)) > 30
+    log_plot([Curve("one", [(8, 0.1)])], title="", x_label="", y_label="")
+    with pytest.raises(pfdiff.InputError, match="nothing to plot"):
+        log_plot([Curve("none", [(8, 0.0)])], title="", x_label="", y_label="")
+
+
+def test_ticks_with_names_do_not_touch():
+    """Dark stretches below the axis: three names of three runs, and of a hundred the last and what fits beside it."""
+
+    def written(count: int) -> int:
+        names = {float(n): f"{n}: abcdef0" for n in range(1, count + 1)}
+        curve = Curve("one", [(n, 0.1) for n in names])
+        page = np.asarray(log_plot([curve], title="", x_label="", y_label="", x_names=names).convert("L"))
+        dark = np.flatnonzero((page[HEIGHT - BOTTOM + 8 : HEIGHT - BOTTOM + 20] < 200).any(axis=0))
+        return 1 + int((np.diff(dark) > 6).sum())  # names are 6 pixels apart or more, their parts less
+
+    assert written(3) == 3
+    assert 6 <= written(100) <= 9
+
+
+class Drift(nn.Module):
+    """A velocity that no grid is exact for."""
+
+    def forward(self, x, t):
+        return x * (1 + t.reshape(-1, 1, 1, 1))
+
+
+def test_flows_are_compared_on_a_grid_that_they_have():
+    flow = pfdiff.Network(Drift(), shape=(1, 2, 2), schedule="flow", prediction="flow")
+    result = pfdiff.compare(flow, [4, 8], ["ddim"], seeds=2, reference=40)
+    assert {one.grid for one in result.points} == {"uniform"}
+    coarse, fine = (one.error for one in result.points)
+    assert coarse is not None
+    assert fine is not None
+    assert 0 < fine < coarse
+
+
+def test_a_plot_without_points_says_why(network, tmp_path):
+    with pytest.raises(pfdiff.InputError, match=r"nothing to plot; heun, NFE 5: .*use 4 or 6"):
+        pfdiff.compare(network, 5, ["heun"], out=tmp_path / "c.png", **SETTINGS)

@@ -1,0 +1,400 @@
+"""The search: what it chooses from, what it costs, that it is the same every time and survives interruption."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pfdiff
+from pfdiff.engine.cache import ArrayStore, Journal, cache_folder, content_key
+from pfdiff.quality.sampling.pool import Budget, Pool
+from pfdiff.quality.sampling.reference import Reference, default_start, doubt_of_start, targets
+from pfdiff.quality.sampling.subject import conditions_of
+from pfdiff.quality.search.candidates import Candidate, Setting, all_candidates, behaviour, compiled, neighbours
+from pfdiff.quality.search.halving import Judge, Search
+from pfdiff.quality.tune import parse_budget
+
+from ..oracle import Mixture
+from ..small.engine import CONDITIONS, CONTRACT, write_onnx
+
+SCHEDULE = "cosine:60?beta_max=0.999"
+
+
+class Analytic(nn.Module):
+    """A perfect eps-network for three Gaussians on a discrete schedule; x [B, 1, 2, 2], t [B]."""
+
+    def __init__(self, schedule: str = SCHEDULE) -> None:
+        super().__init__()
+        self.oracle = Mixture.of(schedule, 3)
+        every = np.arange(self.oracle.schedule.last + 1)
+        self.alpha = torch.from_numpy(self.oracle.schedule.alpha(every))
+        self.sigma = torch.from_numpy(self.oracle.schedule.sigma(every))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = (values[t.long()].view(-1, 1, 1, 1).numpy() for values in (self.alpha, self.sigma))
+        return torch.from_numpy(self.oracle.eps_at(x.double().numpy(), alpha, sigma)).float()
+
+
+@pytest.fixture
+def network() -> pfdiff.Network:
+    return pfdiff.Network(Analytic(), shape=(1, 2, 2), schedule=SCHEDULE, prediction="eps", name="analytic")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pfdiff"
+
+
+GRIDS = ("uniform", "karras")
+QUICK: dict[str, Any] = {"calibration": 8, "held_out": 8, "t_start": 58}
+FEW: dict[str, Any] = {
+    "solvers": ["ddim", "pfdiff:k=2,l=1", "ipndm:order=2"],
+    "grids": ["uniform", "logsnr"],
+    "bases": ["eps"],
+}
+
+
+def judge_of(schedule: str = SCHEDULE, seeds: int = 8, nfe: int = 4, budget: Budget | None = None):
+    """A judge on a perfect network in NumPy, without cache."""
+    oracle = Mixture.of(schedule, 3)
+    predict = oracle.network()
+    calls: list[int] = []
+
+    def network(x, time, rows):
+        calls.append(len(rows))
+        return predict(x.astype(np.float64), time).astype(np.float32)
+
+    noise = np.random.default_rng(0).standard_normal((seeds, 1, 3)).astype(np.float32)
+    pool = Pool(network, noise)
+    setting = Setting(schedule, nfe, "eps", default_start(schedule, "eps"))
+    program = Reference.of(schedule, setting.t_start).compile(
+        schedule, prediction="eps", clip=None, t_start=setting.t_start, sigma_data=0.5
+    )
+    truth = pool.sample(program, np.arange(seeds))
+    return Judge(pool, truth, (-1.0, 1.0), budget or Budget()), setting, calls
+
+
+# The pool.
+def test_pool_runs_a_program_as_its_reference_execution():
+    judge, setting, _ = judge_of("linear:1000")
+    program = Candidate("pfdiff:k=2,l=1", "logsnr", "eps", 800).compile(setting)
+    oracle = Mixture.of("linear:1000", 3)
+    exact = program.evaluate(oracle.network(), judge.pool.noise.astype(np.float64))
+    np.testing.assert_allclose(judge.pool.sample(program, np.arange(8)), exact, atol=2e-5)
+
+
+def test_pool_clips_as_its_reference_execution():
+    judge, setting, _ = judge_of()
+    program = pfdiff.compile("dpm++:2m", SCHEDULE, 5, "logsnr", clip=0.5, t_start=setting.t_start)
+    exact = program.evaluate(Mixture.of(SCHEDULE, 3).network(), judge.pool.noise.astype(np.float64))
+    np.testing.assert_allclose(judge.pool.sample(program, np.arange(8)), exact, atol=2e-5)
+
+
+@pytest.mark.parametrize("clips", [(None,) * 3, (0.5,) * 3, (1.0, None, 0.5)])
+def test_first_answer_is_asked_once_for_all_programs(clips: tuple[float | None, ...]):
+    judge, setting, calls = judge_of()
+    rows, before = np.arange(8), len(calls)
+    for grid, clip in zip(("uniform", "logsnr", "trailing"), clips, strict=True):
+        judge.square(Candidate("ddim", grid, "eps", setting.t_start).compile(replace(setting, clip=clip)), rows)
+    assert len(calls) - before == 3 * (setting.nfe - 1)  # the reference has asked already
+    assert judge.budget.spent == 8 * (3 * (setting.nfe - 1) + 1)
+
+
+# The candidates.
+@pytest.mark.parametrize("schedule", [SCHEDULE, "linear:1000", "vp", "edm", "flow:shift=3"])
+def test_candidates_differ_and_hold_every_family(schedule):
+    prediction = {"edm": "edm", "flow:shift=3": "flow"}.get(schedule, "eps")
+    setting = Setting(schedule, 6, prediction, default_start(schedule, prediction))
+    few = all_candidates(setting, grids=["uniform", "logsnr"] if "flow" not in schedule else ["uniform"])
+    found = list(compiled(few, setting, set()))
+    families = {one.solver.partition(":")[0] for one, _ in found}
+    assert {"ddim", "pfdiff", "dpm++", "deis", "ipndm", "unipc"} <= families
+    assert len({behaviour(program) for _, program in found}) == len(found)
+    fractional = [one for one, _ in found if "l=0.5" in one.solver or "l=1.5" in one.solver]
+    assert bool(fractional) == (schedule in ("vp", "edm", "flow:shift=3"))
+
+
+def test_one_of_equal_programs_is_kept():
+    setting = Setting(SCHEDULE, 4, "eps", 58)
+    equal = [Candidate("ddim", "uniform", basis, 58) for basis in ("eps", "x0", "v")]
+    assert [one.basis for one, _ in compiled(equal, setting, set())] == ["eps"]
+
+
+def test_neighbours_move_every_parameter():
+    setting = Setting("vp", 6, "eps", 1.0)
+    near = list(neighbours(Candidate("pfdiff:k=2,l=1", "karras:rho=3", "eps", 1.0), setting))
+    assert "pfdiff:k=2,l=1.25" in {one.solver for one in near}
+    assert "pfdiff:k=3,l=2" in {one.solver for one in near}
+    assert len({one.grid for one in near}) > 4
+    assert {one.basis for one in near} == {"eps", "x0", "v"}
+    assert min(one.t_start or 1 for one in near) < 0.95
+    assert {one.solver for one in neighbours(Candidate("ipndm:order=3", "logsnr", "eps", 1.0), setting)} >= {
+        "ipndm:order=2",
+        "ipndm:order=4",
+    }
+
+
+# The search.
+def test_search_finds_what_running_everything_finds():
+    judge, setting, _ = judge_of(seeds=16)
+    trials = Search(judge, setting, 8, np.arange(8, 16), lambda *_: None).run(
+        all_candidates(setting, grids=GRIDS), local=False
+    )
+    every = [
+        (judge.square(program, np.arange(8)), one)
+        for one, program in compiled(all_candidates(setting, grids=GRIDS), setting, set())
+    ]
+    best = sorted(every, key=lambda pair: pair[0])[:3]
+    assert trials[0].candidate in [one for _, one in best]
+    assert trials[0].error() == pytest.approx(math.sqrt(best[0][0] / 8), rel=0.05)
+    assert [trial.error() for trial in trials] == sorted(trial.error() for trial in trials)
+    assert trials[0].held_out_error is not None
+    assert any(trial.candidate.solver == "ddim" for trial in trials)
+
+
+def test_neighbours_never_make_it_worse():
+    results = []
+    for local in (False, True):
+        judge, setting, _ = judge_of(seeds=16)
+        few = [Candidate("ipndm:order=2", "karras", "x0", setting.t_start)]
+        results.append(Search(judge, setting, 8, np.arange(8, 16), lambda *_: None).run(few, local=local)[0].error())
+    assert results[1] < results[0]
+
+
+def test_budget_in_evaluations_is_kept_and_gives_the_best_so_far():
+    judge, setting, calls = judge_of(seeds=16)
+    judge.budget.evaluations, used = 600, sum(calls)
+    search = Search(judge, setting, 8, np.arange(8, 16), lambda *_: None)
+    trials = search.run(all_candidates(setting, grids=GRIDS))
+    assert not search.complete
+    assert judge.budget.spent <= 600
+    assert sum(calls) - used <= 600
+    assert trials[0].error() <= trials[-1].error()
+
+
+@pytest.mark.parametrize(("text", "evaluations", "seconds"), [(500, 500, None), ("2min", None, 120), ("90s", None, 90)])
+def test_budget_words(text, evaluations, seconds):
+    budget = parse_budget(text)
+    assert (budget.evaluations, budget.seconds) == (evaluations, seconds)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3", "soon", "1.5", True, "5days"])
+def test_budget_refuses(text):
+    with pytest.raises(pfdiff.InputError, match=r"expected a number of evaluations"):
+        parse_budget(text)
+
+
+# The reference.
+def test_reference_is_computed_once(tmp_path):
+    judge, _, calls = judge_of()
+    program = Reference.of(SCHEDULE, 58).compile(SCHEDULE, prediction="eps", clip=None, t_start=58, sigma_data=0.5)
+    store, budget = ArrayStore(tmp_path / "store"), Budget()
+    keys = [content_key(seed) for seed in range(8)]
+    first = targets(judge.pool, program, keys, store, budget)
+    used = len(calls)
+    np.testing.assert_array_equal(targets(judge.pool, program, keys, store, budget), first)
+    assert len(calls) == used
+    assert (budget.spent, budget.cached) == (2 * 8 * 59, 8 * 59)
+    (tmp_path / "store" / f"{keys[3]}.npy").write_bytes(b"damaged")
+    np.testing.assert_allclose(targets(judge.pool, program, keys, store, budget), first, atol=1e-6)
+    assert len(calls) == used + 59
+
+
+def test_reference_is_far_more_exact_than_what_it_judges():
+    for schedule, prediction in (("linear:1000", "v"), ("vp", "eps"), ("edm", "edm"), ("flow:shift=3", "flow")):
+        oracle, start = Mixture.of(schedule), default_start(schedule, prediction)
+        program = Reference.of(schedule, start).compile(
+            schedule, prediction=prediction, clip=None, t_start=start, sigma_data=0.5
+        )
+        noise = np.array([-1.3, 0.4, 2.0])
+        scale = oracle.schedule.prior_scale(start)
+        found = program.evaluate(oracle.network(prediction), noise)
+        exact = oracle.flow(noise * scale, start, oracle.schedule.clean)
+        assert np.abs(found - exact).max() < 0.01, schedule
+
+
+def test_a_start_where_x0_is_rounding_is_doubted():
+    program = pfdiff.compile("pfdiff:k=2,l=1", "cosine:60", 5)
+    doubt = doubt_of_start(program)
+    assert doubt is not None
+    # alpha_59 = sqrt(cos^2(...) product with betas up to 0.9999), written out.
+    every = np.cos((np.arange(61) / 60 + 0.008) / 1.008 * np.pi / 2) ** 2
+    alpha = math.sqrt(np.prod(1 - np.minimum(1 - every[1:] / every[:-1], 0.9999)))
+    assert f"alpha is {alpha:.1e}" in doubt
+    assert f"times {1 / alpha:.0f};" in doubt
+    assert "start at 58 " in doubt
+    sound: tuple[dict[str, Any], ...] = ({"t_start": 58}, {"clip": 1.0}, {"prediction": "v"})
+    for words in sound:
+        assert doubt_of_start(pfdiff.compile("pfdiff:k=2,l=1", "cosine:60", 5, **words)) is None
+    assert doubt_of_start(pfdiff.compile("ddim", "linear:1000", 5)) is None
+
+
+def test_default_start_is_where_an_eps_network_is_sound():
+    assert default_start(SCHEDULE, "eps") == 58
+    assert default_start(SCHEDULE, "v") == 59
+    assert default_start("linear:1000", "v") == 999
+    assert default_start("edm", "edm") == 80
+
+
+# The cache.
+@pytest.mark.parametrize(
+    ("xdg", "home", "expected"),
+    [("/x", "/h", "/x/pfdiff"), ("", "/h", "/h/.cache/pfdiff"), ("relative", "/h", "/h/.cache/pfdiff")],
+)
+def test_cache_folder_follows_the_environment(monkeypatch, xdg, home, expected):
+    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+    monkeypatch.setenv("HOME", home)
+    assert cache_folder().as_posix() == expected
+
+
+def test_cache_folder_without_a_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cache_folder().parent == tmp_path
+
+
+def test_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(pfdiff.InputError, match="set XDG_CACHE_HOME"):
+        ArrayStore(tmp_path / "file" / "x").put("a", np.zeros(1, np.float32))
+    with pytest.raises(pfdiff.InputError, match="set XDG_CACHE_HOME"):
+        Journal(tmp_path / "file" / "x.jsonl").put("a", 1)
+
+
+def test_journal_survives_a_cut_line(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    Journal(path).put("a", 1.5)
+    with path.open("a") as file:
+        file.write('["b", 2')
+    again = Journal(path)
+    assert (again.get("a"), again.get("b")) == (1.5, None)
+
+
+# pfdiff.tune.
+def test_tune_is_a_ranked_list(network):
+    ranking = pfdiff.tune(network, 4, **QUICK, **FEW)
+    assert isinstance(ranking, list)
+    best = ranking[0]
+    assert best.solver in FEW["solvers"]
+    assert (best.error, best.program.nfe) == (min(one.error for one in ranking), 4)
+    assert best.held_out_error == pytest.approx(best.error, rel=0.7)
+    again = pfdiff.compile(best.solver, SCHEDULE, 4, best.grid, best.basis, "eps", t_start=best.t_start, clip=best.clip)
+    assert again.digest == best.program.digest
+    assert ranking.reference == Reference("ddim", "uniform", 59)
+    assert ranking.complete
+    assert ranking.evaluations > 0
+    json.dumps(ranking.to_dict(), allow_nan=False)
+
+
+def test_tune_twice_is_the_same_and_the_second_time_free(network):
+    first, second = (pfdiff.tune(network, 4, **QUICK, **FEW) for _ in range(2))
+    assert [one.program.digest for one in first] == [one.program.digest for one in second]
+    assert [one.error for one in first] == [one.error for one in second]
+    assert first.cached == 0
+    assert second.evaluations == second.cached == first.evaluations
+
+
+def test_tune_goes_on_after_an_interruption(network, cache):
+    whole = pfdiff.tune(network, 4, **QUICK, **FEW, seed=1)
+    calls = 0
+
+    def interrupt(stage, done, expected):
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            raise KeyboardInterrupt
+
+    (cache / "search").rename(cache / "before")
+    with pytest.raises(KeyboardInterrupt):
+        pfdiff.tune(network, 4, **QUICK, **FEW, seed=1, progress=interrupt)
+    resumed = pfdiff.tune(network, 4, **QUICK, **FEW, seed=1)
+    assert 16 * 59 < resumed.cached < resumed.evaluations == whole.evaluations
+    assert [one.program.digest for one in resumed] == [one.program.digest for one in whole]
+
+
+def test_tune_with_too_small_a_budget(network):
+    with pytest.raises(pfdiff.InputError, match="does not pay for the reference of 16 seeds in 59 evaluations"):
+        pfdiff.tune(network, 4, **QUICK, **FEW, budget=100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"nfe": 0}, "nfe=0"),
+        ({"nfe": 4, "calibration": 0}, "calibration=0"),
+        ({"nfe": 4, "held_out": -1}, "held_out=-1"),
+        ({"nfe": 4, "t_start": 99}, "outside this schedule"),
+        ({"nfe": 4, "solvers": ["nonsense"]}, "no candidate is defined"),
+        ({"nfe": 4, "conditions": {"label": 3}}, "unknown condition 'label'"),
+        ({"nfe": 4, "backend": "nonsense"}, "backend 'nonsense'"),
+    ],
+)
+def test_tune_refuses(network, arguments, message):
+    with pytest.raises(pfdiff.InputError, match=message):
+        pfdiff.tune(network, **{"t_start": 58, "calibration": 2, "held_out": 2, **arguments})
+
+
+def test_tune_writes_the_winner_into_an_engine(tmp_path):
+    write_onnx(tmp_path / "small.onnx")
+    small = pfdiff.Network(
+        tmp_path / "small.onnx", schedule=SCHEDULE, prediction="eps", conditions={one.name: one for one in CONDITIONS}
+    )
+    out = tmp_path / "small.engine"
+    ranking = pfdiff.tune(small, 4, **QUICK, **FEW, out=out, threads=1)
+    labels: dict[str, Any] = {"conditions": {"label": ["one", "two"]}}
+    again = pfdiff.tune(out, 3, **QUICK, **FEW, **labels, out=out, threads=1)  # from the directory
+    with pfdiff.load(out) as engine:
+        assert engine.programs[4].digest == ranking[0].program.digest
+        assert engine.programs[3].digest == again[0].program.digest
+        record = engine.provenance["search"]
+        assert record["4"]["ranking"][0]["error"] == ranking[0].error
+        assert record["3"]["evaluations"] == again.evaluations
+        assert engine.sample(seeds=[0], nfe=3).isfinite().all()
+
+
+def test_tune_refines_and_never_ships_what_is_worse(network, tmp_path):
+    out = tmp_path / "small.engine"
+    write_onnx(tmp_path / "small.onnx")
+    small = pfdiff.Network(
+        tmp_path / "small.onnx", schedule=SCHEDULE, prediction="eps", conditions={one.name: one for one in CONDITIONS}
+    )
+    few: dict[str, Any] = {**QUICK, "solvers": ["ddim", "pfdiff:k=1,l=1"], "grids": ["logsnr"], "bases": ["eps"]}
+    plain = pfdiff.tune(small, 3, **few, threads=1)
+    refined = pfdiff.tune(small, 3, **few, refine=True, out=out, threads=1)
+    record = refined.refinement
+    assert record is not None
+    assert record["from"] == plain[0].solver
+    assert record["held_out_before"] == pytest.approx(plain[0].held_out_error, rel=1e-6)
+    best = refined[0]
+    assert best.held_out_error is not None
+    assert record["kept"] == best.solver.endswith(" refined")
+    if record["kept"]:
+        assert best.held_out_error < record["held_out_before"]
+    else:
+        assert best.program.digest == plain[0].program.digest
+    with pfdiff.load(out) as engine:
+        assert engine.programs[3].digest == best.program.digest
+
+
+def test_conditions_of_the_seeds():
+    label, shift = CONDITIONS
+    contract = replace(CONTRACT, conditions=(label,))
+    (labels,) = conditions_of(contract, None, [0, 4, 5])
+    assert labels.tolist() == [0, 1, 2]  # each label in turn
+    (labels,) = conditions_of(contract, {"label": ["two", "one"]}, [7, 8, 9])
+    assert labels.tolist() == [1, 2, 1]  # seed 7 takes the second, as in a bulk run
+    (labels,) = conditions_of(contract, {"label": 5}, [7, 8])
+    assert labels.tolist() == [5, 5]
+    (shifts,) = conditions_of(replace(CONTRACT, conditions=(shift,)), {"shift": np.ones((3, 1))}, [1, 2])
+    assert shifts.shape == (2, 3, 1)
+    with pytest.raises(pfdiff.InputError, match="unknown condition 'text'"):
+        conditions_of(contract, {"text": 1}, [0])
