@@ -246,8 +246,8 @@ def test_names(text, name):
     assert parse_solver(name) == parse_solver(text)
 
 
-def test_the_readme_names_every_solver():
-    text = (Path(pfdiff.__file__).parent / "README.md").read_text(encoding="utf-8")
+def test_the_reference_names_every_solver():
+    text = (Path(pfdiff.__file__).parent / "docs/reference/solvers-schedules-grids.md").read_text(encoding="utf-8")
     for name in [*SOLVERS, "dpm-solver:2m", "dpm++:1s", *BASES]:
         assert re.search(rf"`{re.escape(name)}[`:]", text), name
 
