@@ -174,7 +174,7 @@ def load(name: str, folder: Path) -> nn.Module:
 # Training.
 def targets(recipe: Recipe, x_0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """(network input, network time [B], target) of one batch of data."""
-    from pfdiff.engine.schedule import parse_schedule
+    from ...engine.compiler.schedule import parse_schedule
 
     eps = torch.randn(x_0.shape, generator=generator)
     wide = (-1, *(1 for _ in x_0.shape[1:]))

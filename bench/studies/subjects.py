@@ -27,7 +27,7 @@ MIXTURES: dict[str, tuple[int, int, float, str, str]] = {
     "mixture-edm": (64, 10, 0.25, "edm", "x0"),
     "mixture-latent": (64, 20, 0.4, "scaled_linear:1000", "eps"),
 }
-SEEDS = {"moons": 512, "digits": 16, "latent": 12, "mixture": 128, "fashion": 8, "mnist": 8}
+SEEDS = {"moons": 256, "digits": 16, "latent": 12, "mixture": 128, "fashion": 8, "mnist": 8}
 
 
 @final
@@ -84,7 +84,7 @@ def mixture(name: str) -> Subject:
     p(x_t | k) is normal with mean alpha m_k and variance alpha^2 d^2 + sigma^2; w_k are the posterior weights and
     c_k = alpha^2 d^2 / (alpha^2 d^2 + sigma^2).
     """
-    from pfdiff.engine.schedule import parse_schedule
+    from ...engine.compiler.schedule import parse_schedule
 
     elements, components, deviation, schedule, prediction = MIXTURES[name]
     generator = torch.Generator().manual_seed(MIXTURE_SEED)
@@ -109,7 +109,7 @@ def mixture(name: str) -> Subject:
 
 
 def _fashion() -> Subject:
-    from pfdiff.export import zoo
+    from ...export import zoo
 
     held = zoo.load("fashion")
     labels = torch.arange(SEEDS["fashion"]) % 10
