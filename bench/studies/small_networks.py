@@ -2,11 +2,11 @@
 
     python -m pfdiff.bench.studies.small_networks --out DIR [--data DIR] [--only digits-eps moons-v]
 
-| name                                       | data                                          | shape     | schedules            |
-|--------------------------------------------|-----------------------------------------------|-----------|----------------------|
-| moons-eps, -cosine, -v, -x0, -flow         | two moons, standardised                       | [2]       | linear, cosine, flow |
-| digits-eps, -cosine, -v, -flow, -edm       | 8x8 digits of scikit-learn, in [-1, 1]        | [1, 8, 8] | linear, cosine, flow |
-| latent-eps, -v, -zero                      | Fashion-MNIST, 4 principal components a patch | [4, 7, 7] | scaled_linear        |
+| name     | data                                          | shape     | schedules                 |
+|----------|-----------------------------------------------|-----------|---------------------------|
+| moons-*  | two moons, standardised                       | [2]       | linear, cosine, flow      |
+| digits-* | 8x8 digits of scikit-learn, in [-1, 1]        | [1, 8, 8] | linear, cosine, flow, edm |
+| latent-* | Fashion-MNIST, 4 principal components a patch | [4, 7, 7] | scaled_linear             |
 
 Loss: E |f_theta(x_t, t) - target|^2 with t uniform over the schedule (log-normal sigma of arXiv 2206.00364 for edm).
 The weights kept are the last ones; draws depend on (name, step) alone. A network that is in DIR is not trained again.

@@ -53,9 +53,7 @@ def subjects(weights: Path, data: Path | None, say: Callable[[str], None]) -> li
         except FileNotFoundError:
             say(f"{name} is left out: {weights} has no {name}.pt; train it with small_networks")
             continue
-        found.append(
-            Subject(name, called(module), recipe.schedule, recipe.prediction, shape, SEEDS[recipe.data])
-        )
+        found.append(Subject(name, called(module), recipe.schedule, recipe.prediction, shape, SEEDS[recipe.data]))
     found += [mixture(name) for name in MIXTURES]
     found.append(_fashion())
     if data is not None and (data / MNIST).exists():

@@ -86,11 +86,6 @@ ROUNDED = ("logsnr", "karras", "angle")  # on discrete schedules; DDIM's code tr
 EARLY = ("trailing", "leading", "angle")  # these stop one interval before the end
 
 
-def usual_rule(schedule: Schedule) -> str:
-    """The rule where none is said: logsnr, or uniform where alpha starts at 0 and lambda has no start."""
-    return "logsnr" if schedule.alpha(schedule.last) > 0 else "uniform"
-
-
 def listed(grid: Grid) -> Array | None:
     """The times of a list, "999,500,-1" or numbers; None for a rule. Raises InputError."""
     if isinstance(grid, str) and "," not in grid:
