@@ -75,7 +75,7 @@ def two_moons(count: int, generator: torch.Generator) -> Tensor:
 def digits() -> Tensor:
     """float32 [1797, 1, 8, 8] in [-1, 1]: the digits of scikit-learn."""
     try:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # pyright: ignore[reportMissingImports]  # of this study alone
     except ImportError:
         raise SystemExit("the digits need scikit-learn: pip install scikit-learn") from None
     return torch.from_numpy(load_digits().images.astype(np.float32))[:, None] / 8 - 1
@@ -231,11 +231,13 @@ def main(words: list[str] | None = None) -> None:
         kind, path = RECIPES[name].data, given.out / f"{name}.pt"
         if path.exists():
             continue
-        if kind == "latent" and given.data is None:
-            print(f"{name} is left out: it needs --data with fashion_mnist_train_uint8.npz", flush=True)
-            continue
-        if kind != "moons" and kind not in held:
-            held[kind] = digits() if kind == "digits" else latents(given.data)
+        if kind == "latent" and kind not in held:
+            if given.data is None:
+                print(f"{name} is left out: it needs --data with fashion_mnist_train_uint8.npz", flush=True)
+                continue
+            held[kind] = latents(given.data)
+        if kind == "digits" and kind not in held:
+            held[kind] = digits()
 
         def draw(count: int, generator: torch.Generator, kind: str = kind) -> Tensor:
             if kind == "moons":

@@ -34,7 +34,7 @@ class Choice:
     """A sampler but for its schedule and NFE, as `pfdiff.compile` takes it."""
 
     solver: str
-    grid: Grid
+    grid: str | tuple[float, ...]
     basis: str | None = None
     t_start: float | None = None
 
@@ -67,7 +67,8 @@ def filled(
         grid = usual_grid(nfe)
     elif t_start is None and listed(grid) is None:
         t_start = default_start(schedule, prediction)
-    return Choice(solver, grid, basis, None if t_start == process.last else t_start)
+    points = grid if isinstance(grid, str) else tuple(float(t) for t in grid)
+    return Choice(solver, points, basis, None if t_start == process.last else t_start)
 
 
 def usual_grid(nfe: int) -> str:
