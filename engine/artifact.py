@@ -14,17 +14,15 @@ old one and swapped with it in one system call; a new manifest replaces the old 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from .atomic import sync, writing
+from .atomic import part_prefix, replacing, writing
 from .compiler.program import Program
 from .compiler.schedule import held_alphas, hold_alphas
 from .contract import Contract, DecoderContract
@@ -32,7 +30,7 @@ from .errors import EngineFileError, InputError
 
 FORMAT = 1
 MANIFEST = "engine.json"
-PART = f".{MANIFEST}.part-"  # begins the name of a manifest that is being written
+PART = part_prefix(MANIFEST)  # begins the name of a manifest that is being written
 NETWORK = "network.onnx"
 DECODER = "decoder.onnx"
 PLANS = "plans"
@@ -69,6 +67,18 @@ class Artifact:
     @property
     def network_path(self) -> Path:
         return self.path / NETWORK
+
+    def program(self, nfe: int | None = None) -> Program:
+        """The program of `nfe` evaluations; None for the only one. Raises InputError that names what there is."""
+        held = sorted(self.programs)
+        if nfe is None and len(held) == 1:
+            return self.programs[held[0]]
+        if nfe is None:
+            raise InputError(f"nfe is missing and this engine has several; choose one of {', '.join(map(str, held))}")
+        if isinstance(nfe, bool) or not hasattr(nfe, "__index__") or nfe not in self.programs:
+            known = ", ".join(map(str, held))
+            raise InputError(f"nfe={nfe!r}, this engine has {known}; choose one of them, or build {nfe!r} too")
+        return self.programs[nfe]
 
     @property
     def contracts(self) -> Mapping[str, Contract | DecoderContract]:
@@ -184,7 +194,7 @@ def _damaged(folder: Path, why: str) -> EngineFileError:
 def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
     """Write engine.json into `folder` (default: the artifact's own) and rename it into place.
 
-    What another process wrote since `artifact` was read is lost, unless both read and write inside `alone`.
+    What another process wrote since `artifact` was read is lost, unless both read and write inside `locked_for_build`.
 
     Raises EngineFileError when the disk is full or the directory cannot be written; the former manifest then stands.
     """
@@ -203,19 +213,8 @@ def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
     if (alphas := held_alphas(artifact.contract.schedule)) is not None:
         content["alphas"] = alphas
     content["digest"] = _digest(content)
-    part = folder / f"{PART}{secrets.token_hex(4)}"
-    with writing(artifact.path):
-        try:
-            with open(part, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, folder / MANIFEST)
-            sync(folder)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise
+    with writing(artifact.path), replacing(folder / MANIFEST) as part, open(part, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, allow_nan=False)
 
 
 def records_of(folder: Path) -> dict[str, FileRecord]:
@@ -230,6 +229,13 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def network_digest(artifact: Artifact, file: str = NETWORK) -> str:
+    """SHA-256 over a network's files, external data included, as the manifest has them."""
+    decoders = file == DECODER
+    own = ((name, one.sha256) for name, one in artifact.files.items() if name.startswith(DECODER) == decoders)
+    return hashlib.sha256(json.dumps(sorted(own)).encode()).hexdigest()
 
 
 def _digest(content: Mapping[str, Any]) -> str:

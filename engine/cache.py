@@ -19,6 +19,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from .atomic import replacing
 from .errors import InputError
 
 
@@ -64,15 +65,9 @@ class ArrayStore:
         path = self.folder / f"{key}.npy"
         try:
             make_private(self.folder)
-            descriptor, part = tempfile.mkstemp(dir=self.folder, suffix=".part")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    np.save(file, value)
-                os.replace(part, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(part)
-                raise
+            # Not forced to the disk: `get` takes a file that a power failure cut short for none.
+            with replacing(path, durable=False) as part, open(part, "wb") as file:
+                np.save(file, value)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..engine.compiler.compile import compile as compile_program
 from ..engine.compiler.defaults import AUTO, BASIS, SOLVER, Choice, filled, open_grid
 from ..engine.compiler.program import Program
-from ..engine.compiler.program import compile as compile_program
 from ..engine.compiler.solvers import parse_solver
 from ..engine.errors import InputError
 

@@ -16,7 +16,8 @@ from torch import nn
 from ...engine.api import Engine
 from ...engine.artifact import Artifact
 from ...engine.backends.abstract import CudaOptions
-from ...engine.compiler.program import Program, compile
+from ...engine.compiler.compile import compile
+from ...engine.compiler.program import Program
 from ...engine.contract import Condition, Contract
 from ...engine.errors import EngineFileError
 from ...export import zoo

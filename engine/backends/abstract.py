@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..contract import Contract, DecoderContract
+from ..errors import first_line as first_line  # for modules that do not yet import it from there
+from ..progress import BuildProgress as BuildProgress  # likewise
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
 
 # Runs the network once and returns the tensor [batch, *output_shape], contiguous, that holds the output.
 Evaluate = Callable[[], "torch.Tensor"]
-
-# Called with a phase, steps done and steps in all, while a TensorRT plan is built.
-BuildProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,3 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the network. Functions that `bind` returned may not be called any more."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text that says something, for a one-line message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

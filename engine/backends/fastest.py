@@ -17,13 +17,12 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from ..artifact import NETWORK, Artifact
+from ..artifact import NETWORK, Artifact, network_digest
 from ..atomic import locked
 from ..cache import Journal, cache_folder, content_key, make_private
 from ..contract import Contract, DecoderContract
 from ..errors import InputError
 from ..machine import cores, processor, version_of
-from ..plans.build import network_digest
 from ..runtime.loop import TORCH_DTYPES, from_numpy, lasting
 from .abstract import Backend, Buffers, Evaluate, Source
 from .registry import check_precision, choose_backend, is_installed, open_backend

@@ -18,7 +18,8 @@ import torch
 
 from ..device import capability, free_bytes, mib
 from ..errors import BackendError
-from ..plans.build import PLAN_DTYPES, load_flavour, obtain_plan, plan_key
+from ..plans.key import PLAN_DTYPES, load_flavour, plan_key
+from ..plans.store import obtain_plan
 from .abstract import Backend, Buffers, Evaluate, Source, first_line
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

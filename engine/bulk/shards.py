@@ -14,7 +14,6 @@ import hashlib
 import io
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifact import sha256_of
-from ..atomic import sync
+from ..atomic import remove, swap, sync
 from ..errors import InputError
 
 PART = ".part"  # a hidden file or folder that ends so is a shard that is not finished
@@ -134,22 +133,10 @@ def placing(target: Path) -> Iterator[Path]:
     with attempt(target) as part:
         yield part
         if target.is_dir():
-            _exchange(part, target)
+            swap(part, target)
         else:
             os.replace(part, target)
         sync(target.parent)
-
-
-def _exchange(part: Path, target: Path) -> None:
-    """A folder cannot be replaced by one rename: the old one moves aside, and back when the new one cannot follow."""
-    aside = part.with_name(f"{part.name}.old{PART}")
-    os.replace(target, aside)
-    try:
-        os.replace(part, target)
-    except BaseException:
-        os.replace(aside, target)
-        raise
-    remove(aside)
 
 
 def tries(target: Path) -> int:
@@ -178,14 +165,6 @@ def digest_of(target: Path) -> tuple[str, int]:
         paths = sorted(target.iterdir())
         return _combined({path.name: sha256_of(path) for path in paths}), sum(path.stat().st_size for path in paths)
     return sha256_of(target), target.stat().st_size
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there and can be."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write(path: Path, content: bytes) -> None:

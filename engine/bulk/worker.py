@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ..api import Engine
 from ..artifact import read_artifact
 from ..errors import BackendError, InputError
-from .manifest import Record, check_recipe, shard_name, writing_to
-from .recipe import Recipe, engine_digest, rows
+from ..seed_conditions import rows
+from .manifest import ShardRecord, check_recipe, shard_name, writing_to
+from .recipe import Recipe, engine_digest
 from .shards import Shard, placing, tries, write_shard
 
 MOST_TRIES = 5  # a shard that has cost so many workers ends the run
@@ -50,7 +51,7 @@ class Worker:
         self._out = place.out
         self._engine = Engine(artifact, device=place.device, backend=place.backend, threads=place.threads)
 
-    def make(self, index: int) -> Record:
+    def make(self, index: int) -> ShardRecord:
         """Draw and write the shard of that index. Raises InputError (disk), BackendError (network)."""
         recipe = self._recipe
         seeds = recipe.seeds(index)
@@ -60,7 +61,7 @@ class Worker:
             shard = draw(self._engine, seeds, recipe.nfe, recipe.conditions, pixels=recipe.pixels)
             sha256, size = write_shard(part, shard, recipe.format)
         decoded = f"; {self._engine.decoding}" if recipe.pixels and self._engine.decoding else ""
-        return Record(name, int(seeds[0]), len(seeds), size, sha256, self._engine.description + decoded)
+        return ShardRecord(name, int(seeds[0]), len(seeds), size, sha256, self._engine.description + decoded)
 
     def close(self) -> None:
         """Free the engine."""

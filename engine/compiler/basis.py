@@ -43,9 +43,14 @@ def row(kind: str, t: float, schedule: Schedule, sigma_data: float = 0.5) -> Row
     raise InputError(f"unknown prediction {kind!r}; known: {', '.join(PREDICTIONS)}")
 
 
+def velocity(basis: str, schedule: Schedule) -> str:
+    """The prediction that a basis name means on this schedule."""
+    return schedule.velocity if basis == "v" else basis
+
+
 def basis_row(basis: str, t: float, schedule: Schedule) -> Row:
     """The row of a solver's basis; `v` is the velocity that belongs to the schedule."""
-    return row(schedule.velocity if basis == "v" else basis, t, schedule)
+    return row(velocity(basis, schedule), t, schedule)
 
 
 def solve(to: Row, x: Row, d: Row) -> Row:

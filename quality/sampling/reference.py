@@ -13,7 +13,8 @@ from typing import final
 import numpy as np
 
 from ...engine.cache import ArrayStore
-from ...engine.compiler.program import Program, compile
+from ...engine.compiler.compile import compile
+from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import parse_schedule
 from .pool import Budget, Floats, Pool
 

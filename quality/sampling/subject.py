@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -21,7 +21,6 @@ import torch
 from ...engine.artifact import MANIFEST, read_artifact
 from ...engine.backends.abstract import Backend, Buffers, Source
 from ...engine.backends.registry import check_backend, open_best
-from ...engine.bulk.recipe import condition_tables, rows
 from ...engine.cache import content_key
 from ...engine.contract import Contract
 from ...engine.errors import BackendError
@@ -137,13 +136,3 @@ class BlackBox:
             )
             self._bound[size] = buffers, self._backend.bind([buffers])[0]
         return self._bound[size]
-
-
-def conditions_of(contract: Contract, given: Mapping[str, Any] | None, seeds: Sequence[int]) -> list[np.ndarray]:
-    """Arrays [n, *shape] of every condition, for the pool's seeds, as a bulk run has them.
-
-    Of m values seed s takes number s mod m, one value serves all; what is not given is each label in turn where the
-    condition has labels, else its default. Raises InputError.
-    """
-    found = rows(condition_tables(contract, given), np.array(seeds, np.uint64))
-    return [found[one.name] for one in contract.conditions]

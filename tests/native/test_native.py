@@ -15,7 +15,8 @@ import pytest
 import pfdiff
 from pfdiff.engine.artifact import Artifact, read_artifact, records_of, write_manifest
 from pfdiff.engine.compiler.basis import edm_preconditioning
-from pfdiff.engine.compiler.program import Program, compile
+from pfdiff.engine.compiler.compile import compile
+from pfdiff.engine.compiler.program import Program
 from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.contract import DecoderContract
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pfdiff.engine.artifact import Artifact, records_of, write_manifest
-from pfdiff.engine.compiler.program import compile
+from pfdiff.engine.compiler.compile import compile
 from pfdiff.engine.contract import Contract
 
 ROOT = Path(__file__).resolve().parents[2]

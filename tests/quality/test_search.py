@@ -15,9 +15,9 @@ from torch import nn
 import pfdiff
 from pfdiff.engine.cache import ArrayStore, Journal, cache_folder, content_key
 from pfdiff.engine.compiler.start import default_start, doubt_of_start
+from pfdiff.engine.seed_conditions import conditions_of
 from pfdiff.quality.sampling.pool import Budget, Pool
 from pfdiff.quality.sampling.reference import Reference, targets
-from pfdiff.quality.sampling.subject import conditions_of
 from pfdiff.quality.search.candidates import Candidate, Setting, all_candidates, behaviour, compiled, neighbours
 from pfdiff.quality.search.halving import Judge, Search
 from pfdiff.quality.tune import parse_budget

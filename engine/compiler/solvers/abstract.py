@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from ..schedule import Array, Schedule
+from ..schedule import Float64s, Schedule
 
 # A state or an answer of the network. Symbolic while tracing, so nothing but arithmetic may be asked of it.
 Vector = Any
@@ -35,7 +35,7 @@ class Solver(ABC):
         """Number of grid intervals for `nfe` evaluations. Raises InputError when nfe does not fit."""
 
     @abstractmethod
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         """The state at the grid's last point, from `noise`, the state at its first.
 
         evaluate(x, t): the network's answer at state x and time t, in `basis`.
@@ -44,3 +44,14 @@ class Solver(ABC):
     @abstractmethod
     def __str__(self) -> str:
         """The string that parses to this solver."""
+
+
+class StepSolver(Solver):
+    """One evaluation in every grid interval: N intervals for N evaluations."""
+
+    @property
+    def evaluations(self) -> int:
+        return 1
+
+    def intervals(self, nfe: int) -> int:
+        return nfe

@@ -12,8 +12,8 @@ from typing import final
 
 from ...errors import InputError
 from ..basis import transfer
-from ..schedule import Array, Schedule
-from .abstract import Evaluate, Solver, Vector
+from ..schedule import Float64s, Schedule
+from .abstract import Evaluate, StepSolver, Vector
 
 
 def phi(d: Vector, x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
@@ -34,21 +34,14 @@ def check_mixing(solver: str, basis: str, schedule: Schedule) -> None:
 
 @final
 @dataclass(frozen=True)
-class Ddim(Solver):
+class Ddim(StepSolver):
     """`ddim`"""
 
     @property
     def parameterisation(self) -> None:
         return None
 
-    @property
-    def evaluations(self) -> int:
-        return 1
-
-    def intervals(self, nfe: int) -> int:
-        return nfe
-
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x = noise
         for s, t in pairwise(grid):
             x = phi(evaluate(x, s), x, s, t, basis, schedule)

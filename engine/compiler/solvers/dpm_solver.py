@@ -11,20 +11,18 @@ old answers.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from typing import final
 
-import numpy as np
-
 from ...errors import InputError
 from ..basis import convert
-from ..schedule import Array, Schedule
-from .abstract import Evaluate, Solver, Vector
+from ..schedule import Float64s, Schedule
+from .abstract import Evaluate, StepSolver, Vector
+from .block import BlockSolver
 from .ddim import phi
+from .exponential import orders_left, step, varphi
 
 FORMS = {"dpm-solver": "eps", "dpm++": "x0"}
 
@@ -64,41 +62,6 @@ def advance(outputs: Sequence[Vector], x: Vector, times: Sequence[float], u: flo
     ratio = h / step(times[0], times[len(outputs) - 1], form, schedule)
     q_u = float(schedule.sigma(u) if form == "eps" else schedule.alpha(u))
     return x_u - (q_u * ratio * weight) * (outputs[-1] - outputs[0])
-
-
-def step(s: float, t: float, form: str, schedule: Schedule) -> float:
-    """h = g_t - g_s: the length of the interval in lambda, negative in the x0 form."""
-    h = float(schedule.lam(t) - schedule.lam(s))
-    return h if form == "eps" else -h
-
-
-def finish(eps: Vector, x: Vector, grid: Array, schedule: Schedule) -> Vector:
-    """Single-step blocks end at a trained time; what noise is left there goes with the last eps, at no cost."""
-    return phi(eps, x, grid[-2], grid[-1], "eps", schedule) if grid[-1] == schedule.clean else x
-
-
-class BlockSolver(Solver):
-    """A single-step solver: each block stands alone, and what it evaluated can be used for another interval."""
-
-    @abstractmethod
-    def block(
-        self, evaluate: Evaluate, x: Vector, s: float, t: float, basis: str, schedule: Schedule
-    ) -> tuple[Vector, list[Vector], Vector]:
-        """(x_t, answers, eps): one block of `evaluations` evaluations; eps is the last answer's, for `finish`."""
-
-    @abstractmethod
-    def reuse(self, answers: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
-        """x_t from x_s by the answers of another block: no evaluation."""
-
-    def intervals(self, nfe: int) -> int:
-        return blocks(nfe, self.evaluations, str(self))
-
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
-        x, eps = noise, noise
-        last = len(grid) - 1 - (self.evaluations > 1 and grid[-1] == schedule.clean)
-        for s, t in pairwise(grid[: last + 1]):
-            x, _, eps = self.block(evaluate, x, s, t, basis, schedule)
-        return finish(eps, x, grid, schedule) if self.evaluations > 1 else x
 
 
 @final
@@ -142,28 +105,6 @@ class SingleStep(BlockSolver):
         return f"dpm-solver:order={self.order}" if self.family == "dpm-solver" else f"dpm++:{self.order}s"
 
 
-def blocks(nfe: int, order: int, name: str) -> int:
-    """nfe / order. Raises InputError unless whole."""
-    if nfe % order:
-        low, high = nfe // order * order, (nfe // order + 1) * order
-        near = f"{low} or {high}" if low else f"{high}"
-        raise InputError(f"{name} evaluates {order} times a block; NFE {nfe} is no multiple of {order}, use {near}")
-    return nfe // order
-
-
-def varphi(k: int, h: float) -> float:
-    """phi_k(h) = int_0^1 e^((1-r) h) r^(k-1) / (k-1)! dr, without cancellation at small h (arXiv 2206.00927, B.1)."""
-    r, weight = gauss(40)
-    return float(np.sum(weight * np.exp((1 - r) * h) * r ** (k - 1))) / math.factorial(k - 1)
-
-
-@cache
-def gauss(count: int) -> tuple[Array, Array]:
-    """Points and weights of Gauss-Legendre quadrature on [0, 1], float64 [count] each."""
-    points, weight = np.polynomial.legendre.leggauss(count)
-    return (points + 1) / 2, weight / 2
-
-
 def extrapolate(answers: Sequence[Vector], x: Vector, times: Sequence[float], t: float, form: str, schedule: Schedule):
     """x_t from x at times[0] by 1 to 3 answers, the newest first (arXiv 2211.01095, algorithm 2, and its code).
 
@@ -188,7 +129,7 @@ def extrapolate(answers: Sequence[Vector], x: Vector, times: Sequence[float], t:
 
 @final
 @dataclass(frozen=True)
-class MultiStep(Solver):
+class MultiStep(StepSolver):
     """`dpm++:2m|3m` in x0 and `dpm-solver:2m|3m` in eps: one evaluation a step, differences with the answers before.
 
     The first steps have the orders 1, 2, ...; before a clean point, where lambda is infinite, the last have ..., 2, 1,
@@ -206,14 +147,7 @@ class MultiStep(Solver):
     def parameterisation(self) -> str:
         return FORMS[self.family]
 
-    @property
-    def evaluations(self) -> int:
-        return 1
-
-    def intervals(self, nfe: int) -> int:
-        return nfe
-
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x, answers, times = noise, [], []
         for s, t in pairwise(grid):
             answers, times = [evaluate(x, s), *answers][: self.order], [float(s), *times][: self.order]
@@ -223,8 +157,3 @@ class MultiStep(Solver):
 
     def __str__(self) -> str:
         return f"{self.family}:{self.order}m"
-
-
-def orders_left(t: float, grid: Array, schedule: Schedule) -> int:
-    """Steps left, the one to t included, when the grid ends at the clean point: no step has a higher order."""
-    return int(np.sum(grid <= t)) if grid[-1] == schedule.clean else len(grid)

@@ -20,10 +20,10 @@ from typing import final
 
 from ...errors import InputError
 from ..basis import basis_row, solve, x_row
-from ..schedule import Array, Schedule
+from ..schedule import Float64s, Schedule
 from .abstract import Evaluate, Solver, Vector
+from .block import BlockSolver
 from .ddim import check_mixing, phi
-from .dpm_solver import BlockSolver
 
 
 def trapezoid(answers: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
@@ -79,7 +79,7 @@ class Edm(Solver):
             raise InputError(f"edm evaluates 2n-1 times in n steps; NFE {nfe} is even, use {nfe - 1} or {nfe + 1}")
         return (nfe + 1) // 2
 
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         heun, x = Heun(), noise
         for s, t in pairwise(grid[:-1]):
             x, _, _ = heun.block(evaluate, x, s, t, basis, schedule)

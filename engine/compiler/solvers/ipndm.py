@@ -17,8 +17,8 @@ from itertools import pairwise
 from typing import final
 
 from ...errors import InputError
-from ..schedule import Array, Schedule
-from .abstract import Evaluate, Solver, Vector
+from ..schedule import Float64s, Schedule
+from .abstract import Evaluate, StepSolver, Vector
 from .ddim import check_mixing, phi
 
 # Factors of the answers, the newest first, by how many there are.
@@ -32,7 +32,7 @@ COEFFICIENTS = {
 
 @final
 @dataclass(frozen=True)
-class IPndm(Solver):
+class IPndm(StepSolver):
     """`ipndm:order=1..4`, in eps, x0 or a flow's velocity. Order 1 is DDIM."""
 
     order: int = 4
@@ -45,14 +45,7 @@ class IPndm(Solver):
     def parameterisation(self) -> None:
         return None
 
-    @property
-    def evaluations(self) -> int:
-        return 1
-
-    def intervals(self, nfe: int) -> int:
-        return nfe
-
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         if self.order > 1:
             check_mixing(str(self), basis, schedule)
         x, answers = noise, []

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from typing import final
 
 from ...errors import InputError
-from ..schedule import Array, Schedule
+from ..schedule import Float64s, Schedule
 from .abstract import Evaluate, Solver, Vector
+from .block import BlockSolver, blocks, finish
 from .ddim import Ddim, phi
-from .dpm_solver import BlockSolver, SingleStep, blocks, finish
+from .dpm_solver import SingleStep
 from .heun import Heun
 
 BASES: dict[str, Ddim | BlockSolver] = {
@@ -80,7 +81,7 @@ class PFDiff(Solver):
             return (self.k + 1) * (nfe // 2) + nfe % 2
         return (self.k + 1) * blocks(nfe, self.order, str(self)) - self.k
 
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         base = BASES[self.base]
         if isinstance(base, BlockSolver):
             return self._higher_order(base, evaluate, noise, grid, schedule, basis)
@@ -88,7 +89,7 @@ class PFDiff(Solver):
             return self._future_only(evaluate, noise, grid, schedule, basis)
         return self._first_order(evaluate, noise, grid, schedule, basis)
 
-    def _first_order(self, evaluate: Evaluate, x: Vector, t: Array, schedule: Schedule, basis: str) -> Vector:
+    def _first_order(self, evaluate: Evaluate, x: Vector, t: Float64s, schedule: Schedule, basis: str) -> Vector:
         # A plain step over one interval.
         score = evaluate(x, t[0])
         x = phi(score, x, t[0], t[1], basis, schedule)
@@ -104,7 +105,7 @@ class PFDiff(Solver):
                 x = phi(score, x, t[i], end_time, basis, schedule)
         return x
 
-    def _future_only(self, evaluate: Evaluate, x: Vector, t: Array, schedule: Schedule, basis: str) -> Vector:
+    def _future_only(self, evaluate: Evaluate, x: Vector, t: Float64s, schedule: Schedule, basis: str) -> Vector:
         first = (len(t) - 1) % (self.k + 1)
         if first:  # an odd NFE: a plain step over one interval
             x = phi(evaluate(x, t[0]), x, t[0], t[1], basis, schedule)
@@ -115,7 +116,7 @@ class PFDiff(Solver):
         return x
 
     def _higher_order(
-        self, base: BlockSolver, evaluate: Evaluate, x: Vector, t: Array, schedule: Schedule, basis: str
+        self, base: BlockSolver, evaluate: Evaluate, x: Vector, t: Float64s, schedule: Schedule, basis: str
     ) -> Vector:
         last = len(t) - 1 - (t[-1] == schedule.clean)
         x, scores, eps = base.block(evaluate, x, t[0], t[1], basis, schedule)
@@ -131,7 +132,7 @@ class PFDiff(Solver):
         return f"pfdiff:k={self.k},l={self.l:g}{base}{use}"
 
 
-def time_at(t: Array, i: float, schedule: Schedule) -> float:
+def time_at(t: Float64s, i: float, schedule: Schedule) -> float:
     """The grid's time at a fractional index: even in lambda, in t next to the clean point or to alpha = 0.
 
     Raises InputError for a fraction on a discrete schedule, whose times are integers.

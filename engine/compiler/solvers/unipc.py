@@ -26,10 +26,10 @@ from typing import final
 import numpy as np
 
 from ...errors import InputError
-from ..schedule import Array, Schedule
-from .abstract import Evaluate, Solver, Vector
+from ..schedule import Float64s, Schedule
+from .abstract import Evaluate, StepSolver, Vector
 from .ddim import phi
-from .dpm_solver import orders_left, step, varphi
+from .exponential import orders_left, step, varphi
 
 FORMS = ("eps", "x0")
 VARIANTS = ("bh1", "bh2")
@@ -56,7 +56,7 @@ def update(
 
 @final
 @dataclass(frozen=True)
-class UniPC(Solver):
+class UniPC(StepSolver):
     """`unipc:order=1..3[,variant=bh1|bh2][,form=eps|x0]`; order p means UniP-p and UniC-p, of accuracy p + 1."""
 
     order: int = 2
@@ -75,14 +75,7 @@ class UniPC(Solver):
     def parameterisation(self) -> str:
         return self.form
 
-    @property
-    def evaluations(self) -> int:
-        return 1
-
-    def intervals(self, nfe: int) -> int:
-        return nfe
-
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x, before, order = noise, noise, 0
         answers: list[Vector] = []
         times: list[float] = []

@@ -18,7 +18,7 @@ from pfdiff.engine.backends.abstract import Buffers, CudaOptions, Source
 from pfdiff.engine.backends.tensorrt_cuda import TensorRt
 from pfdiff.engine.contract import DecoderContract
 from pfdiff.engine.errors import BackendError
-from pfdiff.engine.plans import build as plans
+from pfdiff.engine.plans.key import PlanKey
 from pfdiff.engine.runtime.cuda_loop import Sampler, Variant
 from pfdiff.engine.runtime.decoder import LoadedDecoder
 from pfdiff.engine.runtime.loop import Inputs, make_tables
@@ -234,7 +234,7 @@ def test_other_batches_and_closed_backends(recorder: Recorder) -> None:
 
 
 def test_what_the_plan_is_asked_for(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[plans.PlanKey, dict[str, Any]]] = []
+    asked: list[tuple[PlanKey, dict[str, Any]]] = []
     monkeypatch.setattr(tensorrt_plan, "obtain_plan", lambda _, key, **rest: asked.append((key, rest)) or b"plan")
     backend = opened(recorder, tf32=True, trust=True)
     [(key, rest)] = asked
@@ -262,7 +262,7 @@ def test_the_whole_loop_enqueues_once_for_each_evaluation(recorder: Recorder) ->
 def test_a_decoder_has_a_plan_and_a_context_of_its_own_on_the_networks_stream(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[plans.PlanKey] = []
+    asked: list[PlanKey] = []
     monkeypatch.setattr(tensorrt_plan, "obtain_plan", lambda _, key, **rest: asked.append(key) or b"plan")
     described = DecoderContract("up", SHAPE, (3, 6, 10))
     artifact = Artifact(Path("none"), PLAIN, (1, 8), "fp32", {}, decoder=described)
