@@ -28,7 +28,7 @@ from ..engine.artifact import (
     write_manifest,
 )
 from ..engine.atomic import locked_for_build, replacing_folder, writing
-from ..engine.backends.registry import check_runnable
+from ..engine.backends.choose import check_runnable
 from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import Program
 from ..engine.contract import PRECISIONS

@@ -25,6 +25,7 @@ from ..engine.errors import InputError
 if TYPE_CHECKING:
     from ..engine.compiler.grid import Grid
     from .network import Network
+    from .sources.diffusers_config import Convention
 
 EXACT = "diffusers"  # the grid that is a scheduler's own times
 TUNE_EVALUATIONS = 25_000  # that `tune` takes with its defaults for one NFE, the reference included
@@ -41,7 +42,7 @@ def chosen_program(source: Network, solver: str, nfe: int, settings: Mapping[str
         own = {"basis": None if solver == AUTO else convention.basis, "clip": convention.clip, "end": convention.end}
         given |= {key: value for key, value in own.items() if given[key] is None}
         if given["grid"] is None:
-            given["grid"] = open_grid(convention.grid)
+            given["grid"] = few_step_grid(convention) or EXACT
     if is_exact(given["grid"]):
         choice = _exact(source, solver, nfe, given)
     else:
@@ -62,6 +63,15 @@ def chosen_program(source: Network, solver: str, nfe: int, settings: Mapping[str
     )
     contract.feed_times(program.network_times)
     return program
+
+
+def few_step_grid(convention: Convention) -> str | None:
+    """The rule that few-step samplers take for a scheduler; None where its own times are to be kept.
+
+    Those are Karras and exponential sigmas of flow networks, and times that are stretched to a last one.
+    """
+    kept = convention.ramp is not None or convention.shift_terminal
+    return None if kept else open_grid(convention.grid)
 
 
 def is_exact(grid: Grid | None) -> bool:

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from ...engine.artifact import MANIFEST, read_artifact
-from ...engine.backends.abstract import Backend, Buffers, Source
-from ...engine.backends.registry import check_backend, open_best
+from ...engine.backends.abstract import Backend, Buffers, NetworkFiles
+from ...engine.backends.choose import open_best
+from ...engine.backends.registry import check_backend
 from ...engine.cache import content_key
 from ...engine.contract import Contract
 from ...engine.errors import BackendError
@@ -78,7 +79,7 @@ class Subject:
                 self.network.write(path.parent, self.contract.precision)
             elif module is None and backend == "torch":
                 raise BackendError("backend 'torch' needs an nn.Module, this network is ONNX; use backend onnxruntime")
-            running, _ = open_best(Source(path, self.contract, module), None, backend, threads)
+            running, _ = open_best(NetworkFiles(path, self.contract, module), None, backend, threads)
             try:
                 yield running
             finally:
