@@ -1,14 +1,15 @@
 """The default sampler: solver, grid, basis and start for a network that nobody has tuned, by rule.
 
-What is left open in (solver, grid, basis, t_start) is filled by `filled`, without one network evaluation; `build`,
-`tune`, `compare`, `PFDiffScheduler` and the demonstration all ask it. The rule was chosen on 21 networks, see
-docs/concepts/defaults.md:
+What is left open in (solver, grid, basis, t_start) is filled by `filled`, without one network evaluation. `build`,
+`tune`, `compare`, `PFDiffScheduler` and `pfdiff.compile("auto", ...)` all ask it. docs/concepts/defaults.md has the
+study that chose the rule; bench/studies/defaults.py repeats it.
 
-solver  a multistep solver of order 2 that stores x0. It needs no springboard, which at the noisy end lies where x0 =
-        (x - sigma eps) / alpha multiplies the error of an eps-network, and it averages the errors of two evaluations.
-grid    `angle`: even in arctan(sigma / alpha) to a power that grows with the number of evaluations, so that one rule
-        serves all schedules. It is open: no evaluation is spent at the first trained time, where x is clean.
-start   where alpha is 0.03, as the noisiest steps of any schedule move x by less than that.
+* Grid: `angle`, even in arctan(sigma / alpha) to a power that grows with the evaluations, so that one rule serves all
+  schedules. It is open: no evaluation is spent at the first trained time, where x is clean already.
+* Start: below the last time, at a small alpha. From the last time to there x moves by about alpha, while the x0 of an
+  eps-network, (x - sigma eps) / alpha, is its error divided by alpha.
+* Solver: for eps-networks a multistep method that stores x0, as a springboard from the first, noisiest evaluation
+  multiplies its error; for all others PFDiff while evaluations are few, and UniPC beyond.
 """
 
 from __future__ import annotations
@@ -21,11 +22,37 @@ from .schedule import Schedule, parse_schedule
 from .solvers import parse_solver
 from .start import default_start, time_of_alpha
 
-AUTO = "auto"  # the solver string that stands for the rule's own
-SOLVER, BASIS = "ipndm:order=2", "x0"
-START_ALPHA = 0.03
-# The least NFE of each power of the angle: few evaluations are spread evenly, more of them crowd at the clean end.
-POWERS = ((9, 1.5), (5, 1.25), (1, 1.0))
+AUTO = "auto"  # the solver string that stands for the rule
+SOLVER, BASIS = "ipndm:order=2", "x0"  # the rule's solver on a grid of the caller's: sound on every grid and schedule
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """One line of the rule, from `nfe` evaluations on: power of the angle, and alpha at the start."""
+
+    nfe: int
+    solver: str
+    basis: str | None
+    power: float
+    alpha: float
+
+
+# The line with the largest `nfe` that is not above the NFE asked for.
+OF_EPS = (
+    Row(1, SOLVER, BASIS, 1.0, 0.06),
+    Row(5, SOLVER, BASIS, 1.25, 0.06),
+    Row(8, SOLVER, BASIS, 1.25, 0.03),
+    Row(16, SOLVER, BASIS, 1.5, 0.03),
+    Row(31, SOLVER, BASIS, 1.5, 0.01),
+)
+OF_OTHERS = (
+    Row(1, "pfdiff:k=2,l=1", "eps", 1.0, 0.015),
+    Row(5, "pfdiff:k=2,l=1", "eps", 1.25, 0.015),
+    Row(9, "pfdiff:k=2,l=1", "eps", 1.5, 0.015),
+    Row(13, "unipc:order=2", None, 1.5, 0.015),
+    Row(31, "unipc:order=2", None, 1.5, 0.005),
+)
 
 
 @final
@@ -56,39 +83,46 @@ def filled(
 ) -> Choice:
     """The choice with what is open, solver "auto" and None, taken from the rule; what is given stays as it is.
 
-    A basis stays open but for the rule's own solver, and so does a start at the schedule's last time. With solver and
-    grid both given the start is `default_start`, as `pfdiff.tune` has it. Raises InputError.
+    A basis stays open but for the rule's own solver, and so does a start at the schedule's last time. With a grid
+    given the solver is `SOLVER`, and the start `default_start`, as `pfdiff.tune` has it. Raises InputError.
     """
     process = parse_schedule(schedule)
+    row = _row(prediction, nfe)
     if solver == AUTO:
-        solver, basis = SOLVER, basis or BASIS
+        whole = grid is None and _has_room(process, row.solver, nfe)
+        solver, stored = (row.solver, row.basis) if whole else (SOLVER, BASIS)
+        basis = basis or stored
     if grid is None:
-        t_start = _start(process, solver, nfe) if t_start is None else t_start
-        grid = usual_grid(nfe)
+        t_start = _start(process, row.alpha, solver, nfe) if t_start is None else t_start
+        grid = "angle" if row.power == 1 else f"angle:power={row.power:g}"
     elif t_start is None and listed(grid) is None:
         t_start = default_start(schedule, prediction)
     points = grid if isinstance(grid, str) else tuple(float(t) for t in grid)
     return Choice(solver, points, basis, None if t_start == process.last else t_start)
 
 
-def usual_grid(nfe: int) -> str:
-    """The rule's grid for so many evaluations, on every schedule."""
-    power = next(power for least, power in POWERS if nfe >= least)
-    return f"angle:power={power:g}" if power != 1 else "angle"
-
-
 def open_grid(grid: str) -> str:
     """The few-step form of a diffusers scheduler's grid rule: the same spacing, open at the clean end.
 
-    `uniform` and `leading` spend their last evaluation where x is clean, `leading` starts late besides; on latents
-    `trailing` has a tenth of their error at 5 to 8 evaluations. Rules in sigma stay as they are.
+    `uniform` and `leading` spend their last evaluation where x is clean, and `leading` starts late besides: on latents
+    DDIM's error is 1.4 times that of `trailing` at 4 to 8 evaluations. Rules in sigma stay as they are.
     """
     return "trailing" if grid.partition(":")[0] in ("uniform", "leading") else grid
 
 
-def _start(process: Schedule, solver: str, nfe: int) -> float:
-    """The time where alpha is 0.03, later in a short schedule that has fewer times than the solver walks from there."""
-    start = time_of_alpha(process, START_ALPHA)
+def _row(prediction: str, nfe: int) -> Row:
+    rows = OF_EPS if prediction == "eps" else OF_OTHERS
+    return next((row for row in reversed(rows) if nfe >= row.nfe), rows[0])
+
+
+def _has_room(process: Schedule, solver: str, nfe: int) -> bool:
+    """Whether a discrete schedule has a time for every point that the solver walks."""
+    return not process.discrete or parse_solver(solver).intervals(nfe) <= process.last - process.first + 1
+
+
+def _start(process: Schedule, alpha: float, solver: str, nfe: int) -> float:
+    """The time of `alpha`; noisier in a short schedule that has fewer times below it than the solver walks."""
+    start = time_of_alpha(process, alpha)
     if not process.discrete:
         return start
     method = parse_solver(solver)
