@@ -137,8 +137,10 @@ def build(
 
         source = Network(network, **words)
         settings |= {"progress": progress, "plan_progress": progress.step}
-        with build_engine(source, evaluations, solver, **settings) as engine:
-            programs = [engine.programs[count] for count in evaluations]
+        with warnings.catch_warnings():  # the doubts below say it in one line
+            warnings.filterwarnings("ignore", "NFE .* starts from pure noise")
+            with build_engine(source, evaluations, solver, **settings) as engine:
+                programs = [engine.programs[count] for count in evaluations]
     from ..export.sampler_choice import described_choice
 
     print(progress.last)

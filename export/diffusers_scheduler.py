@@ -11,6 +11,7 @@ epsilon, v, EDM and flow pipelines all work; what is combined is the output afte
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -24,7 +25,7 @@ from ..engine.compiler.grid import make_grid
 from ..engine.compiler.program import Program
 from ..engine.compiler.schedule import Array, parse_schedule
 from ..engine.compiler.solvers import parse_solver
-from ..engine.compiler.start import default_start
+from ..engine.compiler.start import default_start, doubt_of_clean_start
 from ..engine.errors import BackendError, InputError
 from .sampler_choice import EXACT, few_step_grid
 from .sources.diffusers_config import Convention, complete, read_config
@@ -195,6 +196,8 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         # A rule's last time misses the schedule's first by a rounding where it is bent.
         self._grid = (*(max(t, process.first) for t in points[:-1]), points[-1])
         self._program = program = self._compiled(steps, self._grid)
+        if doubt := doubt_of_clean_start(program):
+            warnings.warn(doubt, stacklevel=2)
         fed = program.network_times * convention.time_scale
         self.timesteps = torch.from_numpy(fed.astype(np.int64 if process.discrete else np.float32)).to(device)
         self.num_inference_steps = steps

@@ -13,6 +13,7 @@ The rule is engine/compiler/defaults.py. Grid "diffusers" is the scheduler's tim
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from ..engine.compiler.compile import compile as compile_program
 from ..engine.compiler.defaults import AUTO, BASIS, SOLVER, Choice, filled, open_grid
 from ..engine.compiler.program import Program
 from ..engine.compiler.solvers import parse_solver
+from ..engine.compiler.start import doubt_of_clean_start
 from ..engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ def chosen_program(source: Network, solver: str, nfe: int, settings: Mapping[str
         contract.sigma_data,
     )
     contract.feed_times(program.network_times)
+    if doubt := doubt_of_clean_start(program):
+        warnings.warn(doubt, stacklevel=3)
     return program
 
 
@@ -92,11 +96,15 @@ def _exact(source: Network, solver: str, nfe: int, given: Mapping[str, Any]) -> 
 def described_choice(programs: Iterable[Program], source: Network, solver: str, settings: Mapping[str, Any]) -> str:
     """One line: the samplers, whether they were given or chosen, and what `tune` would cost."""
     names = dict.fromkeys(f"{one.solver} on {_named(one.grid)}" for one in programs)
-    asked = solver != AUTO and settings["grid"] is not None
-    if asked:
-        return f"sampler: {', '.join(names)}, as given"
-    cost = f"pfdiff tune takes about {TUNE_EVALUATIONS:,} evaluations for each NFE and finds a better one"
-    return f"sampler by rule: {', '.join(names)}; {cost}"
+    if solver != AUTO and settings["grid"] is not None:
+        return f"sampler as given: {', '.join(names)}"
+    exact = ""
+    if source.convention is not None and settings["grid"] is None and few_step_grid(source.convention):
+        exact = f" (the scheduler's own times: grid {EXACT})"
+    return (
+        f"sampler by rule: {', '.join(names)}{exact}; pfdiff tune may find a better one in about "
+        f"{TUNE_EVALUATIONS:,} evaluations for each NFE"
+    )
 
 
 def _named(grid: str | tuple[float, ...]) -> str:

@@ -18,7 +18,7 @@ SOUND_ALPHA = 0.01  # where an eps-network starts on a schedule that ends below 
 LOW_ALPHA = 0.005  # linear:1000 ends at 0.0064, vp at 0.0066: those who trained on them sample from the end
 # Below this one pictures break: of an MNIST network on cosine:60 all from alpha 2.6e-4, none from 0.026.
 BROKEN_ALPHA = 0.001
-CLEAN = 0.5  # a program that starts below this sigma / alpha gives back its noise
+CLEAN = 1 / 3  # sigma / (alpha + sigma) below which a program that starts from noise gives it back
 
 
 def default_start(schedule: str, prediction: str) -> float:
@@ -44,20 +44,32 @@ def time_of_alpha(process: Schedule, alpha: float) -> float:
 def doubt_of_start(program: Program) -> str | None:
     """One line on a program that starts where its samples are likely to break, else None.
 
-    Either an eps-network's x0 is mostly its error there, or pure noise stands for a state that is mostly clean.
+    Either pure noise stands for a state that is mostly clean, or an eps-network's x0 is mostly its error there.
     """
+    if doubt := doubt_of_clean_start(program):
+        return doubt
     process, start = parse_schedule(program.schedule), float(program.times[0])
-    alpha, sigma = float(process.alpha(start)), float(process.sigma(start))
-    head = f"NFE {program.nfe} starts at time {start:g} of {program.schedule}, where"
-    if sigma < CLEAN * alpha:
-        return (
-            f"{head} x is {alpha / (alpha + sigma):.0%} picture, and is given pure noise: its samples are noise; "
-            "take another grid (--grid trailing) or more evaluations"
-        )
+    alpha = float(process.alpha(start))
     if program.prediction != "eps" or program.clip is not None or alpha >= BROKEN_ALPHA:
         return None
     sound = default_start(program.schedule, "eps")
     return (
-        f"{head} alpha is {alpha:.1e} and the x0 of an eps-network its error times {1 / alpha:.0f}; if samples break, "
-        f"start at {sound:g} (t_start, --t-start) or clip x0 (clip, --clip 1)"
+        f"NFE {program.nfe} starts at time {start:g} of {program.schedule}, where alpha is {alpha:.1e} and the x0 "
+        f"of an eps-network its error times {1 / alpha:.0f}; if samples break, start at {sound:g} "
+        "(t_start, --t-start) or clip x0 (clip, --clip 1)"
+    )
+
+
+def doubt_of_clean_start(program: Program) -> str | None:
+    """One line on a program whose samples are its noise, as it starts where x is mostly clean; else None.
+
+    With one evaluation diffusers' leading and linspace spacings start at time 1 and 0.
+    """
+    process, start = parse_schedule(program.schedule), float(program.times[0])
+    share = float(process.sigma(start) / (process.alpha(start) + process.sigma(start)))
+    if share > CLEAN:
+        return None
+    return (
+        f"NFE {program.nfe} starts from pure noise at time {start:g} of {program.schedule}, where x is {share:.0%} "
+        "noise: the samples will be noise; take the grid trailing, or more evaluations"
     )
