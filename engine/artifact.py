@@ -1,15 +1,15 @@
-"""The engine directory: read, verified, and written so that it is always either the former engine or the new one.
+"""The engine directory: read, verified, and written so that it is at any moment either the former engine or the new.
 
     faces.engine/
-        engine.json       {format, provenance, contract, batch, precision, programs, files, digest}, decoder if any,
+        engine.json       {format, provenance, contract, batch, precision, programs, files, digest}; decoder, if any;
                           alphas: the numbers of a schedule `alphas:FILE`, which the contract names by their SHA-256
         network.onnx      and its external data files, if any
         decoder.onnx      of a latent model, likewise
         plans/            a local cache, never listed in `files`
 
-`files` maps each name to its SHA-256 and size; `digest` is the SHA-256 of the manifest itself without that entry. Both
-find damage, not forgery: whoever can write the directory can write the hashes. A new directory is built beside the
-old one and swapped with it in one system call; a new manifest replaces the old one by a rename.
+`files` maps each name to its SHA-256 and size. `digest` is the SHA-256 of the manifest without that entry. Both find
+damage, not forgery: whoever can write the directory can write the hashes. A new directory is built beside the former
+and swapped with it in one system call. A new manifest replaces the former by a rename.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LARGEST_MANIFEST_BYTES = 64 << 20
 @final
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file of the directory must be: `sha256` in 64 hexadecimal digits, `bytes`."""
+    """The expected content of a file in the directory: `sha256` in 64 hexadecimal digits, and its size in `bytes`."""
 
     sha256: str
     bytes: int
@@ -50,9 +50,9 @@ class FileRecord:
 @final
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """What an engine directory holds. `batch`: ascending bucket sizes; `programs`: by NFE; `files`: by name.
+    """The content of an engine directory. `batch`: ascending bucket sizes; `programs`: by NFE; `files`: by name.
 
-    `decoder`: what decoder.onnx takes and gives; None where samples are not decoded.
+    `decoder`: input and output of decoder.onnx; None where samples are not decoded.
     """
 
     path: Path
@@ -194,7 +194,8 @@ def _damaged(folder: Path, why: str) -> EngineFileError:
 def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
     """Write engine.json into `folder` (default: the artifact's own) and rename it into place.
 
-    What another process wrote since `artifact` was read is lost, unless both read and write inside `locked_for_build`.
+    Changes that another process made since `artifact` was read are lost, unless both read and write inside
+    `locked_for_build`.
 
     Raises EngineFileError when the disk is full or the directory cannot be written; the former manifest then stands.
     """

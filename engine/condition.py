@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import InputError
 from .json_fields import check_choice, check_name, check_shape, is_integer, is_number, is_strings
 
-# The dtypes of a condition, and the least and the largest number that each holds.
+# The dtypes of a condition, with the least and the largest number of each.
 DTYPE_RANGES: dict[str, tuple[float, float]] = {
     "float32": (-(2 - 2**-23) * 2.0**127, (2 - 2**-23) * 2.0**127),
     "float16": (-65504.0, 65504.0),
@@ -32,9 +32,9 @@ RESERVED_NAMES = ("seeds", "noise", "nfe", "batch")  # words of `engine.sample` 
 class Condition:
     """One further input of a network, fed as [batch, *shape].
 
-    `default` is taken when the caller gives nothing, one number for every element or, for shape [n], n numbers; without
-    it the condition must be given. `low` and `high` bound integers, both included; `labels` names the integers 0, 1,
-    2, ...; `alias` is a second name that callers may use.
+    `default` is the value when the caller gives none: one number for every element or, for shape [n], n numbers.
+    Without a default the condition must be given. `low` and `high` bound integers, both included. `labels` names the
+    integers 0, 1, 2, ... `alias` is a second name that callers may use. Raises InputError when a field does not fit.
     """
 
     name: str
@@ -79,13 +79,13 @@ class Condition:
 
     @cached_property
     def _range(self) -> tuple[float, float]:
-        """Of the dtype, and within `low` and `high`. Python's numbers, which compare exactly."""
+        """(least, largest) value: of the dtype, and within `low` and `high`. Python's numbers, for exact comparison."""
         low, high = DTYPE_RANGES[self.dtype]
         return max(low, low if self.low is None else self.low), min(high, high if self.high is None else self.high)
 
     @cached_property
     def _fed(self) -> np.dtype[Any]:
-        """NumPy has no bfloat16, and the backend casts."""
+        """The dtype of `values`: float32 for float16 and bfloat16, which the backend casts; NumPy has no bfloat16."""
         return np.dtype("float32" if self.dtype in ("float16", "bfloat16") else self.dtype)
 
     def _check_range(self, values: NDArray[Any]) -> None:
@@ -102,12 +102,12 @@ class Condition:
         raise InputError(f"condition '{self.name}': got {got}, expected values in {low}..{high} ({self.dtype})")
 
     def values(self, given: ArrayLike | str | Sequence[str] | None, batch: int) -> NDArray[Any]:
-        """The array [batch, *shape] to feed for what the caller gave.
+        """The array [batch, *shape] to feed for the value that the caller gave.
 
         `given` is one value for all samples (shape `shape`), one for each ([batch, *shape]), a label's name or a list
         of names, or None for the default. float16 and bfloat16 come back as float32: the backend casts.
         Raises InputError on a missing value, a wrong shape, an unknown label, a fraction for an integer, NaN,
-        and what the dtype does not hold.
+        and a value beyond the dtype's range.
         """
         fed = np.empty((batch, *self.shape), self._fed)
         if given is None:

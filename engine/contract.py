@@ -1,9 +1,9 @@
-"""What a network takes and what it predicts: the contract between the exporter, the engine and the backends.
+"""The inputs of a network and its prediction: the contract between the exporter, the engine and the backends.
 
     out [batch, *shape] = network(x [batch, *shape], t [batch] or scalar, conditions [batch, *condition.shape]...)
 
 `x` and `out` have the dtype of `precision`; `t` is float32 or int64; a condition is of its own dtype. The contract
-is plain data (NumPy only) and stands in `engine.json`; `from_dict` refuses a field that does not fit by name.
+is plain data (NumPy only) and part of `engine.json`; `from_dict` refuses a field that does not fit, by name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TIME_DTYPES = ("float32", "int64")
 
 @dataclass(frozen=True)
 class Contract:
-    """What `network.onnx` takes and predicts; shapes are per sample, without the batch.
+    """The inputs and the prediction of `network.onnx`; shapes are per sample, without the batch.
 
     `time_scale`: the network is fed `network_times * time_scale`, shaped [batch] (`time_rank` 1) or scalar (0).
     `fixed_batch`: the only batch size the network accepts, None for any.
@@ -103,12 +103,12 @@ class Contract:
 
     @property
     def stand_ins(self) -> dict[str, NDArray[Any]]:
-        """By name, for each condition without a default, one value `shape` that will do for a trial: `low`, or zero."""
+        """By name, for each condition without a default: a placeholder value `shape`, for test runs: `low`, or zero."""
         return {one.name: np.full(one.shape, one.low or 0) for one in self.conditions if one.default is None}
 
     @cached_property
     def _condition_names(self) -> dict[str, str]:
-        """A condition's own name by each that it may be given by."""
+        """A condition's own name by each name that callers may use."""
         return {name: one.name for one in self.conditions for name in (one.alias, one.name) if name}
 
     def by_name(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Contract:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, every field present but an empty alias; `from_dict` reads it back."""
         plain = {field.name: as_json(getattr(self, field.name)) for field in fields(self)}
-        # Digests hold this text: what was built before there were aliases stays up to date.
+        # Digests hash this text: an engine from before there were aliases stays up to date.
         plain["conditions"] = [
             {
                 field.name: as_json(getattr(one, field.name))
@@ -168,10 +168,10 @@ class Contract:
 
 @dataclass(frozen=True)
 class DecoderContract:
-    """What `decoder.onnx` of a latent model takes and gives: image [batch, *image] = decoder(latents [batch, *shape]).
+    """Input and output of a latent model's `decoder.onnx`: image [batch, *image] = decoder(latents [batch, *shape]).
 
-    The images lie in the `data_range` of the network's contract. `scaling` and `shift`, one number or one a channel,
-    are those of the latents, decode(latents / scaling + shift); the graph holds them, here they are for the reader.
+    The images lie in the `data_range` of the network's contract. `scaling` and `shift` are one number each, or one for
+    each channel: decode(latents / scaling + shift). The graph contains them; here they only inform.
     """
 
     name: str

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..engine.api import Engine
 from ..engine.artifact import (
     DECODER,
@@ -36,6 +35,7 @@ from ..engine.device import parse_device
 from ..engine.errors import BackendError, EngineFileError, InputError
 from ..engine.plans.key import check_target, parse_targets, plan_key
 from ..engine.plans.store import obtain_plan
+from ..engine.version import __version__
 from .network import Network
 from .sampler_choice import chosen_program, described_choice
 from .sources.from_module import ModuleSource

@@ -26,8 +26,8 @@ from ..engine.errors import InputError
 
 if TYPE_CHECKING:
     from ..engine.compiler.grid import Grid
+    from .convention import Convention
     from .network import Network
-    from .sources.diffusers_config import Convention
 
 EXACT = "diffusers"  # the grid that is a scheduler's own times
 TUNE_EVALUATIONS = 25_000  # that `tune` takes with its defaults for one NFE, the reference included

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...export.build import build
 from ...export.zoo.fashion import CLASSES
 from ...export.zoo.fashion_classifier import FashionClassifier, accuracy, load_classifier
-from ...export.zoo.train_fashion import load_fashion
+from ...export.zoo.fashion_data import load_fashion
 
 SOLVER, GRID, NFE, PER_CLASS = "dpm++:2m", "logsnr", 50, 200
 

@@ -35,7 +35,7 @@ from pfdiff.bench.studies import paper_cells as plan
 from pfdiff.bench.studies.paper_cells import Cell
 from pfdiff.bench.studies.paper_report import markdown, plots
 from pfdiff.bench.studies.search_tables import show, spearman
-from pfdiff.export.zoo.train_fashion import load_fashion
+from pfdiff.export.zoo.fashion_data import load_fashion
 from pfdiff.quality.distances.features import Features, extractor, joined
 from pfdiff.quality.distances.metrics import Array, FrechetDistance, Manifold, thinned
 from pfdiff.quality.evaluate import reference_features

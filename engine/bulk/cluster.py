@@ -50,7 +50,7 @@ def size_pool(
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """A connection to the cluster at `address`, which a local one does not outlive; one that is there is used."""
+    """A connection to the cluster at `address`, or the existing one. It ends a local cluster. Raises InputError."""
     import ray
 
     if ray.is_initialized():
@@ -81,7 +81,7 @@ def connected(address: str) -> Iterator[None]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing on this process's stderr: Ray's core, which is no Python, says there that it was told to say nothing."""
+    """Discards what this process writes to file descriptor 2: Ray's C++ core does so even when told to be quiet."""
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
     try:
@@ -93,7 +93,7 @@ def _silence() -> Iterator[None]:
 
 
 def check_listening(address: str) -> None:
-    """Ray itself would wait for minutes. Raises InputError."""
+    """Raises InputError unless something listens at the address; Ray itself would wait for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and host and port.isdigit()):
         raise InputError(f"Ray address '{address}', expected local, auto, HOST:PORT or ray://HOST:PORT")
@@ -108,7 +108,7 @@ def check_listening(address: str) -> None:
 
 
 def _no_grpc(line: socket.socket) -> str:
-    """Why the other side is no Ray, empty when it may be. Raises OSError when it does not answer."""
+    """Why the other side is not Ray; empty when it may be. Raises OSError when it does not answer."""
     line.settimeout(CONNECT_SECONDS)
     line.sendall(PREFACE)
     head = b""

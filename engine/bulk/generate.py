@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -22,7 +23,7 @@ from ..errors import InputError
 from ..progress import Counts
 from ..seed_conditions import condition_tables
 from .manifest import Manifest, ShardRecord, open_manifest
-from .recipe import make_recipe, seed_range
+from .recipe import Recipe, make_recipe, seed_range
 from .shards import Shard, check_format
 from .worker import Worker, Workplace, draw
 
@@ -89,14 +90,9 @@ def generate(
     start = time.perf_counter()
     with open_manifest(Path(out), recipe) as manifest:
         missing = manifest.missing
-        if missing and ray is None:
-            with Worker(recipe, place) as worker:
-                _collect(manifest, ((index, worker.make(index)) for index in missing), progress)
-        elif missing and ray is not None:
-            from .on_ray import run_on_ray
-
-            records = run_on_ray(ray, recipe, place, missing, workers=workers, gpus_per_worker=gpus_per_worker)
-            _collect(manifest, records, progress)
+        if missing:
+            with closing(_records(recipe, place, missing, ray, workers, gpus_per_worker)) as records:
+                _collect(manifest, records, progress)
     return Generated(
         path=Path(out),
         count=count,
@@ -106,6 +102,25 @@ def generate(
         seconds=time.perf_counter() - start,
         made_by=tuple(sorted({record.made_by for record in manifest.finished.values()})),
     )
+
+
+def _records(
+    recipe: Recipe,
+    place: Workplace,
+    shards: Sequence[int],
+    ray: str | None,
+    workers: int | None,
+    gpus_per_worker: float | None,
+) -> Generator[tuple[int, ShardRecord], None, None]:
+    """(index, record) of each shard as it is made, here or on a cluster."""
+    if ray is not None:
+        from .on_ray import run_on_ray
+
+        yield from run_on_ray(ray, recipe, place, shards, workers=workers, gpus_per_worker=gpus_per_worker)
+        return
+    with Worker(recipe, place) as worker:
+        for index in shards:
+            yield index, worker.make(index)
 
 
 def _collect(manifest: Manifest, records: Iterator[tuple[int, ShardRecord]], progress: Counts | None) -> None:

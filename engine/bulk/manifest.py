@@ -1,11 +1,11 @@
-"""The folder of a bulk run: its manifest says which samples it is for and which shards are finished.
+"""The folder of a bulk run: its manifest holds the recipe and lists the finished shards.
 
     manifest.json     {format, recipe, solver, finished, complete,
                        shards: [{name, first, count, bytes, sha256, made_by}]}
-    shard-000000.*    what the manifest lists; anything else of a shard is unfinished work and does not count
+    shard-000000.*    the shards that the manifest lists; any other file of a shard is unfinished and does not count
 
 The manifest is replaced by a rename after every shard. It holds no times and no machines, so it is the same for the
-same samples. A run that is repeated compares the recipe, verifies what is listed and makes the rest.
+same samples. A repeated run compares the recipe, verifies the listed shards and makes the missing ones.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Manifest:
             part.write_text(f"{json.dumps(content, indent=1)}\n", encoding="utf-8")
 
     def sweep(self) -> None:
-        """Remove what killed workers left half-written. Raises InputError when the disk refuses."""
+        """Remove the unfinished files of killed workers. Raises InputError when the disk refuses."""
         with writing_to(self.folder):
             for left in [*self.folder.glob(f".*{PART}"), *self.folder.glob(".shard-*.former-*")]:
                 remove(left)
@@ -104,10 +104,10 @@ def shard_name(recipe: Recipe, index: int) -> str:
 
 @contextmanager
 def open_manifest(folder: Path, recipe: Recipe) -> Iterator[Manifest]:
-    """The manifest of a new or empty folder, or of one that this very run was begun in, its shards verified.
+    """The manifest of a new or empty folder, or of a folder with the same run, its shards verified.
 
     A listed shard that is missing or changed is announced and made again. Raises InputError when the folder cannot be
-    written, holds something else, another run writes there now, or the run that was begun there differs.
+    written, holds other files, belongs to another run, or is being written by another process.
     """
     with writing_to(folder):
         if not folder.parent.is_dir():
@@ -128,7 +128,7 @@ def open_manifest(folder: Path, recipe: Recipe) -> Iterator[Manifest]:
 
 @contextmanager
 def _sole_writer(folder: Path) -> Iterator[None]:
-    """Holds a lock on the folder, where its file system has locks: another run would sweep away this one's parts."""
+    """Holds a lock on the folder, where its file system has locks: a second run would remove the parts of the first."""
     if sys.platform == "win32":
         yield
         return

@@ -1,8 +1,8 @@
 """A bulk run on Ray: Ray Data maps the numbers of the missing shards over a pool of actors, one engine each.
 
-Actors write their shards themselves and send back a record of some hundred bytes, so engine and folder must be on a
-file system that every machine has at the same path, and this package installed there. Ray starts an actor that dies
-again, and gives its shard to another one, until a shard has cost MOST_TRIES of them.
+Actors write their shards themselves and return a record of some hundred bytes. So every machine needs this package, and
+the engine and the folder at the same path. Ray restarts an actor that dies and gives its shard to another actor, until
+a shard has cost MOST_TRIES of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .worker import Worker, Workplace, check_tries
 
 @final
 class Actor:
-    """What runs on a worker. An error becomes a row, for it would come again if Ray tried again."""
+    """The code of one worker. An error becomes a row, since it would come again if Ray tried again."""
 
     def __init__(self, recipe: Recipe, place: Workplace) -> None:
         self._recipe = recipe
@@ -43,7 +43,7 @@ class Actor:
             return {"index": indices, "record": [""] * len(indices), "error": [where] * len(indices)}
 
     def _opened(self, index: int) -> Worker:
-        """The worker. An engine that ends its process while it is loaded has tried the shard too: Ray would go on."""
+        """The worker. Loading counts as an attempt at the shard: an engine may end its process while it is loaded."""
         target = self._place.out / shard_name(self._recipe, index)
         check_tries(target)
         with ExitStack() as stack:

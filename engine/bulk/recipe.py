@@ -1,12 +1,12 @@
-"""What the samples of a bulk run are: everything that their bytes depend on, and the cut into shards.
+"""The recipe of a bulk run: everything that the bytes of its samples depend on, and the cut into shards.
 
-A run of `count` samples has the seeds first, first + 1, ..., each one sample; shard i holds the seeds from
-first + i * size. A condition is a table [m, *shape], and the sample of seed s takes row s mod m of it. So a sample
-depends on its seed and the recipe, never on who computes it, when, or what else is computed.
+A run of `count` samples has the seeds first, first + 1, ..., one sample each. Shard i holds `size` seeds from
+first + i * size on. Conditions are tables [m, *shape], and the sample of seed s has row s mod m. So a sample depends on
+its seed and the recipe, never on the worker, the time or the other samples.
 
-A shard is always drawn by the same calls: batches of the engine's largest bucket from its first seed on. Its bytes are
-then those of one engine, one backend of one version and one kind of processor. The threads of onnxruntime split a
-product's rows and columns, not its sums, and change nothing; other backends promise less.
+A shard is always drawn by the same calls: batches of the engine's largest bucket from its first seed on. So its bytes
+depend only on the engine, the backend's version and the kind of processor. The threads of onnxruntime split the rows
+and columns of a product, not its sums, and change nothing; other backends promise less.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ..seed_conditions import condition_tables
 
 SEEDS = 1 << 64
 SHARD_SAMPLES = 256
-SHARD_BYTES = 64 << 20  # of samples; below it a default shard has SHARD_SAMPLES, to the engine's largest bucket
+SHARD_BYTES = 64 << 20  # of samples; a default shard has at most this and SHARD_SAMPLES, in whole buckets
 PIXEL_CHANNELS = (1, 3, 4)
-LISTED_ROWS = 32  # a longer table stands in the manifest as its hash
+LISTED_ROWS = 32  # the manifest holds a longer table as its hash
 
 
 @final
@@ -121,7 +121,7 @@ def make_recipe(
 
 
 def engine_digest(artifact: Artifact) -> str:
-    """SHA-256 of what samples depend on beside the program: contracts, buckets, precision and the files' hashes."""
+    """SHA-256 of everything but the program that samples depend on: contracts, buckets, precision, hashes of files."""
     plain = {
         "contract": artifact.contract.to_dict(),
         "decoder": artifact.decoder.to_dict() if artifact.decoder else None,

@@ -1,4 +1,4 @@
-"""One engine that makes shards: what `generate` runs in its own process, and Ray on every worker."""
+"""One engine that makes shards: `generate` runs one in its own process, and Ray one on every worker."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .manifest import ShardRecord, check_recipe, shard_name, writing_to
 from .recipe import Recipe, engine_digest
 from .shards import Shard, placing, tries, write_shard
 
-MOST_TRIES = 5  # a shard that has cost so many workers ends the run
+MOST_TRIES = 5  # a shard that has cost this many workers ends the run
 
 
 @final
 @dataclass(frozen=True)
 class Workplace:
-    """Where a worker finds the engine and the folder, and what it runs on."""
+    """The paths of the engine and the folder on a worker, and the device and backend that it uses."""
 
     engine: Path
     out: Path
@@ -75,7 +75,7 @@ class Worker:
 
 
 def check_tries(target: Path) -> None:
-    """Raises BackendError when a shard has cost so many workers that one more would die too."""
+    """Raises BackendError when a shard has cost MOST_TRIES workers: another worker would die too."""
     if tries(target) >= MOST_TRIES:
         raise BackendError(f"shard '{target.name}' has cost {MOST_TRIES} workers; see what ends them: memory, a driver")
 

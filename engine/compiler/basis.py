@@ -1,4 +1,4 @@
-"""What a network predicts and what a solver stores, as rows of two numbers; conversions are 2x2 solves.
+"""A network's prediction and a solver's basis, as rows of two numbers; conversions are 2x2 solves.
 
 Every quantity here is a combination of the clean sample and the noise. With x_t = alpha x_0 + sigma eps,
 

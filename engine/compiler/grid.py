@@ -145,7 +145,7 @@ def make_grid(
 
 
 def _end(end: str | float, schedule: Schedule) -> tuple[float, float]:
-    """(the lowest time that the network may be asked at, the last point of the grid)."""
+    """(the lowest time at which the network may be evaluated, the last point of the grid)."""
     if isinstance(end, str) and end not in ("clean", "first"):
         raise InputError(f"unknown end {end!r}; expected clean, first or a time")
     if end == "clean" or end == schedule.clean:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .schedule import Float64s
 
-# Two rows of unit length closer than this are one: rounding leaves 1e-15, the densest grids still 1e-4.
+# Two rows of unit length closer than this count as equal: rounding leaves 1e-15, the densest grids still 1e-4.
 DEPENDENT = 1e-11
 
 

@@ -42,7 +42,7 @@ class Schedule(ABC):
     """alpha_t and sigma_t of a forward process, and the times at which it is defined."""
 
     discrete: ClassVar[bool]
-    velocity: ClassVar[str] = "v"  # what a network that predicts "the velocity" of this process means
+    velocity: ClassVar[str] = "v"  # the prediction that is called "the velocity" of this process
 
     @property
     @abstractmethod
@@ -294,7 +294,7 @@ DISCRETE = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine}
 CONTINUOUS = {"vp": Vp, "edm": Edm, "flow": Flow}
 
 
-# Own schedules by content: a file may change or stay behind, so networks and engines hold its numbers.
+# Own schedules by content: a file may change or be left behind, so networks and engines hold its numbers.
 CONTENT = "alphas:sha256="
 _held: dict[str, Discrete] = {}
 
@@ -308,7 +308,7 @@ def hold_alphas(values: ArrayLike) -> str:
 
 
 def held_alphas(name: str) -> list[float] | None:
-    """What `hold_alphas` made that name of; None for any other schedule string."""
+    """The numbers that `hold_alphas` named so; None for any other schedule string."""
     return _held[name].extended[:-1].tolist() if name in _held else None
 
 

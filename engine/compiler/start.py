@@ -22,7 +22,11 @@ CLEAN = 1 / 3  # sigma / (alpha + sigma) below which a program that starts from 
 
 
 def default_start(schedule: str, prediction: str) -> float:
-    """The schedule's last time; for eps-networks on schedules that end below alpha 0.005, where alpha is 0.01."""
+    """The schedule's last time; for eps-networks on schedules that end below alpha 0.005, where alpha is 0.01.
+
+    Cosine schedules end near alpha = 1e-4. There, computing x0 multiplies the error of an eps-network by 10,000.
+    Raises InputError.
+    """
     process = parse_schedule(schedule)
     if prediction != "eps" or float(process.alpha(process.last)) >= LOW_ALPHA:
         return process.last

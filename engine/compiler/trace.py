@@ -38,7 +38,7 @@ class Combination:
 
 
 def trace(solver: Solver, nfe: int, grid: Float64s, schedule: Schedule, basis: str) -> tuple[Float64s, Float64s]:
-    """(times [N], table [N+1, N+1]) of a solver whose stored answers are in `basis`.
+    """(times [N], table [N+1, N+1]) of a solver whose outputs d_n are in `basis`.
 
     Raises InputError when the solver evaluates another number of times than `nfe`.
     """

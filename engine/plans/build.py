@@ -81,7 +81,7 @@ def _profile(builder: Any, network: Any, size: int) -> Any:
 
 
 def _check_dtypes(network: Any, contract: Contract | DecoderContract) -> None:
-    """What goes in and comes out has the precision that was asked for; nothing changes silently."""
+    """Raises BackendError unless input and output have the contract's precision: nothing changes silently."""
     expected = PLAN_DTYPES[contract.precision]
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
@@ -94,7 +94,7 @@ def _check_dtypes(network: Any, contract: Contract | DecoderContract) -> None:
 
 
 def _parser_error(parser: Any) -> str:
-    """The first error, with the operator it names."""
+    """The first error, with its operator."""
     if not parser.num_errors:
         return "no reason given"
     error = parser.get_error(0)
@@ -127,7 +127,7 @@ def _monitor(trt: Any, progress: BuildProgress) -> Any:
 
 @final
 class _Log:
-    """A logger that prints nothing and keeps the last error for our own sentence."""
+    """A logger that prints nothing and keeps the last error for our messages."""
 
     def __init__(self, trt: Any) -> None:
         log = self

@@ -19,9 +19,9 @@ PLAN_DTYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 @final
 @dataclass(frozen=True)
 class PlanKey:
-    """What a plan was built for. `capability`: sm89; `gpu`: its name where plans are tied to the model, else "".
+    """What a plan was built for. `capability`: such as sm89; `gpu`: the GPU's name where plans depend on it, else "".
 
-    `file` is the network's, or the decoder's of a latent model; `network` a digest of its content.
+    `file`: network.onnx, or decoder.onnx of a latent model; `network`: a digest of its content.
     """
 
     flavour: str
@@ -36,7 +36,7 @@ class PlanKey:
 
     @property
     def name(self) -> str:
-        """File name without suffix: readable first, then what tells keys apart."""
+        """File name without suffix: readable words, then a hash that tells keys apart."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
         words = [self.flavour, self.version, self.capability, self.precision, *["decoder"] * (self.file == DECODER)]
         return "-".join([*words, digest[:16]])

@@ -82,7 +82,10 @@ def obtain_plan(
     say: Lines = lambda line: None,
     progress: BuildProgress | None = None,
 ) -> bytes:
-    """The stored plan if it fits, else one built now and stored; `say` gets one line why. Raises BackendError."""
+    """The stored plan if it fits, else a new plan, built and stored now; `say` gets one line why.
+
+    Raises BackendError, and EngineFileError when it cannot be stored.
+    """
     try:
         return read_plan(artifact, key, trust=trust)
     except EngineFileError as error:
@@ -93,12 +96,12 @@ def obtain_plan(
 
 
 def stored_plans(artifact: Artifact) -> Mapping[Path, PlanKey | None]:
-    """Every plan in `plans/` with its key; None where the record is unreadable."""
+    """Every plan in `plans/` with its key; the key is None where the record is unreadable."""
     return {path: _stored_key(path) for path in sorted((artifact.path / PLANS).glob("*.plan"))}
 
 
 def _nearest(path: Path, key: PlanKey) -> str:
-    """What stored plans of the same flavour were built for instead."""
+    """The first difference to a stored plan of the same flavour, for a message; empty without such a plan."""
     wanted = json.loads(json.dumps(asdict(key)))
     for other in sorted(path.parent.glob(f"{key.flavour}-*.plan")):
         held = _stored_key(other)
@@ -130,7 +133,7 @@ def _seal(key: PlanKey, plan: bytes) -> str:
 
 
 def _secret() -> bytes:
-    """32 random bytes that this user's first build makes, readable by nobody else; lost, plans are only rebuilt."""
+    """32 random bytes of this user's first build, readable by nobody else. If they are lost, plans are built again."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     path = Path(state) / "pfdiff" / "plan-secret"
     try:
@@ -144,5 +147,5 @@ def _secret() -> bytes:
                     os.link(part, path)  # whole or not at all
         found = path.read_bytes()
     except OSError:
-        return _PROCESS_SECRET  # no place to keep one: plans of this process are trusted by this process
+        return _PROCESS_SECRET  # no place to keep a secret: this process trusts its own plans only
     return found if len(found) == SECRET_BYTES else _PROCESS_SECRET

@@ -13,16 +13,18 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pfdiff.engine import atomic
 from pfdiff.engine.api import load
 from pfdiff.engine.artifact import read_artifact, sha256_of, write_manifest
 from pfdiff.engine.atomic import locked_for_build, replacing, replacing_folder, writing
-from pfdiff.engine.errors import EngineFileError
+from pfdiff.engine.errors import EngineFileError, InputError
 
 from ..small.engine import CONTRACT, write_engine
 
@@ -155,6 +157,20 @@ def test_a_file_is_no_engine(tmp_path: Path) -> None:
     (tmp_path / "e").write_text("x")
     with pytest.raises(EngineFileError, match="is not a directory"):
         read_artifact(tmp_path / "e")
+
+
+@pytest.mark.parametrize("nfe", [5, True, 4.5, "4"])
+def test_a_program_that_is_not_there_is_refused_by_name(engine: Path, nfe: Any) -> None:
+    with pytest.raises(InputError, match=re.escape(f"nfe={nfe!r}, this engine has 4, 6; choose one of them")):
+        read_artifact(engine).program(nfe)
+
+
+def test_the_only_program_needs_no_name(engine: Path) -> None:
+    artifact = read_artifact(engine)
+    assert artifact.program(np.int64(4)) is artifact.programs[4]
+    with pytest.raises(InputError, match="nfe is missing and this engine has several; choose one of 4, 6"):
+        artifact.program()
+    assert replace(artifact, programs={6: artifact.programs[6]}).program() is artifact.programs[6]
 
 
 # Writing whole or not at all.

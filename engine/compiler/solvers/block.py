@@ -13,17 +13,17 @@ from .ddim import phi
 
 
 class BlockSolver(Solver):
-    """A single-step solver: each block stands alone, and what it evaluated can be used for another interval."""
+    """A single-step solver: each block stands alone, and its outputs can be used for another interval."""
 
     @abstractmethod
     def block(
         self, evaluate: Evaluate, x: Vector, s: float, t: float, basis: str, schedule: Schedule
     ) -> tuple[Vector, list[Vector], Vector]:
-        """(x_t, answers, eps): one block of `evaluations` evaluations; eps is the last answer's, for `finish`."""
+        """(x_t, outputs, eps): one block of `evaluations` evaluations; eps is that of the last output, for `finish`."""
 
     @abstractmethod
-    def reuse(self, answers: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
-        """x_t from x_s by the answers of another block: no evaluation."""
+    def reuse(self, outputs: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
+        """x_t from x_s by the outputs of another block: no evaluation."""
 
     def intervals(self, nfe: int) -> int:
         return blocks(nfe, self.evaluations, str(self))
@@ -46,5 +46,5 @@ def blocks(nfe: int, order: int, name: str) -> int:
 
 
 def finish(eps: Vector, x: Vector, grid: Float64s, schedule: Schedule) -> Vector:
-    """Single-step blocks end at a trained time; what noise is left there goes with the last eps, at no cost."""
+    """Single-step blocks end at a trained time; a step with the last eps removes the remaining noise at no cost."""
     return phi(eps, x, grid[-2], grid[-1], "eps", schedule) if grid[-1] == schedule.clean else x

@@ -1,6 +1,6 @@
 """DEIS (Zhang & Chen, arXiv 2204.13902), the tAB and rhoAB methods: exponential integrators of Adams-Bashforth type.
 
-The linear part of the ODE is integrated exactly; the answers of the last r evaluations are interpolated by a
+The linear part of the ODE is integrated exactly; the outputs of the last r evaluations are interpolated by a
 polynomial in a coordinate tau, and the polynomial is integrated exactly too (equations 14 and 15):
 
     x_t = P_t/P_s x_s + sum_i C_i d_i        C_i = P_t int_s^t l_i(tau) dG       l_i: Lagrange polynomials of the nodes
@@ -89,7 +89,7 @@ def pieces(s: float, t: float, schedule: Schedule) -> Float64s:
 
 
 def weights(times: Sequence[float], t: float, variant: str, basis: str, schedule: Schedule) -> Float64s:
-    """C_i of the step from times[0] to t through answers found at `times`, float64 [len(times)].
+    """C_i of the step from times[0] to t through the outputs at `times`, float64 [len(times)].
 
     Raises InputError where tau is infinite at one of the times.
     """
@@ -128,22 +128,22 @@ class Deis(StepSolver):
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         if self.order > 1:
             check_mixing(str(self), basis, schedule)
-        x, answers, times = noise, [], []
+        x, outputs, times = noise, [], []
         for s, t in pairwise(grid):
-            answers = [evaluate(x, s), *answers][: self.order]
+            outputs = [evaluate(x, s), *outputs][: self.order]
             times = [float(s), *times][: self.order]
-            if len(answers) == 1 or (t == schedule.clean and self.variant == "lambda"):
-                x = phi(answers[0], x, s, t, basis, schedule)
+            if len(outputs) == 1 or (t == schedule.clean and self.variant == "lambda"):
+                x = phi(outputs[0], x, s, t, basis, schedule)
             else:
-                x = self._step(answers, x, times, t, basis, schedule)
+                x = self._step(outputs, x, times, t, basis, schedule)
         return x
 
-    def _step(self, answers: list[Vector], x: Vector, times: list[float], t: float, basis: str, schedule: Schedule):
+    def _step(self, outputs: list[Vector], x: Vector, times: list[float], t: float, basis: str, schedule: Schedule):
         # phi carries the linear part; its factor of d_0 is the sum of all C_i.
         C = weights(times, t, self.variant, basis, schedule)
-        x_t = phi(answers[0], x, times[0], t, basis, schedule)
-        for C_i, d_i in zip(C[1:], answers[1:], strict=True):
-            x_t = x_t + C_i * (d_i - answers[0])
+        x_t = phi(outputs[0], x, times[0], t, basis, schedule)
+        for C_i, d_i in zip(C[1:], outputs[1:], strict=True):
+            x_t = x_t + C_i * (d_i - outputs[0])
         return x_t
 
     def __str__(self) -> str:

@@ -4,8 +4,8 @@ Both integrate x_t = P_t/P_s x_s - P_t int e^-g d(g) dg exactly in its linear pa
     eps form (DPM-Solver)     P = alpha, Q = sigma, g = +lambda, d = eps
     x0 form  (DPM-Solver++)   P = sigma, Q = alpha, g = -lambda, d = x0
 so one formula serves both: with h = g_t - g_s, x_t = P_t/P_s x_s - Q_t (e^h - 1) d_s + higher orders.
-Single-step solvers evaluate p times inside an interval, at equal fractions of it in lambda; multistep ones reuse
-old answers.
+Single-step solvers evaluate p times inside an interval, at equal fractions of it in lambda. Multistep solvers reuse
+outputs of earlier steps.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def inner_times(s: float, t: float, order: int, schedule: Schedule) -> list[floa
 
 
 def advance(outputs: Sequence[Vector], x: Vector, times: Sequence[float], u: float, order: int, form: str, schedule):
-    """The state at time u from x at times[0] and the answers so far, taken as found at `times`.
+    """The state at time u from x at times[0] and the outputs so far, taken as the outputs at `times`.
 
     The stages and the end of a single-step block are one formula: with D = d_k - d_0 the last difference known
     and rho/r_k the length to u over the length to its time, both in lambda, it subtracts Q_u rho/r_k w D where
@@ -96,32 +96,32 @@ class SingleStep(BlockSolver):
         p, q = convert("eps", basis, times[-1], schedule)
         return advance(outputs, x, times, t, self.order, basis, schedule), outputs, p * y + q * outputs[-1]
 
-    def reuse(self, answers: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
+    def reuse(self, outputs: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
         # At the same fractions of this interval.
         times = inner_times(s, t, self.order, schedule)
-        return advance(answers, x, times, t, self.order, basis, schedule)
+        return advance(outputs, x, times, t, self.order, basis, schedule)
 
     def __str__(self) -> str:
         return f"dpm-solver:order={self.order}" if self.family == "dpm-solver" else f"dpm++:{self.order}s"
 
 
-def extrapolate(answers: Sequence[Vector], x: Vector, times: Sequence[float], t: float, form: str, schedule: Schedule):
-    """x_t from x at times[0] by 1 to 3 answers, the newest first (arXiv 2211.01095, algorithm 2, and its code).
+def extrapolate(outputs: Sequence[Vector], x: Vector, times: Sequence[float], t: float, form: str, schedule: Schedule):
+    """x_t from x at times[0] by 1 to 3 outputs, the newest first (arXiv 2211.01095, algorithm 2, and its code).
 
     The third order follows the authors' code, which takes the second difference with half the factor that a Taylor
     expansion gives it, so that it converges with order 2; `ab:order=3` has the whole factor.
     """
-    x_t = phi(answers[0], x, times[0], t, form, schedule)
-    if len(answers) == 1:
+    x_t = phi(outputs[0], x, times[0], t, form, schedule)
+    if len(outputs) == 1:
         return x_t
     h = step(times[0], t, form, schedule)
     q_t = float(schedule.sigma(t) if form == "eps" else schedule.alpha(t))
     r_0 = step(times[1], times[0], form, schedule) / h
-    D_10 = (1 / r_0) * (answers[0] - answers[1])
-    if len(answers) == 2:
+    D_10 = (1 / r_0) * (outputs[0] - outputs[1])
+    if len(outputs) == 2:
         return x_t - (q_t * math.expm1(h) / 2) * D_10
     r_1 = step(times[2], times[1], form, schedule) / h
-    D_11 = (1 / r_1) * (answers[1] - answers[2])
+    D_11 = (1 / r_1) * (outputs[1] - outputs[2])
     D_2 = (1 / (r_0 + r_1)) * (D_10 - D_11)
     D_1 = D_10 + r_0 * D_2
     return x_t - (q_t * h) * (varphi(2, h) * D_1 + varphi(3, h) * D_2)
@@ -130,7 +130,7 @@ def extrapolate(answers: Sequence[Vector], x: Vector, times: Sequence[float], t:
 @final
 @dataclass(frozen=True)
 class MultiStep(StepSolver):
-    """`dpm++:2m|3m` in x0 and `dpm-solver:2m|3m` in eps: one evaluation a step, differences with the answers before.
+    """`dpm++:2m|3m` in x0 and `dpm-solver:2m|3m` in eps: one evaluation a step, differences with earlier outputs.
 
     The first steps have the orders 1, 2, ...; before a clean point, where lambda is infinite, the last have ..., 2, 1,
     as in the authors' code for few steps.
@@ -148,11 +148,11 @@ class MultiStep(StepSolver):
         return FORMS[self.family]
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
-        x, answers, times = noise, [], []
+        x, outputs, times = noise, [], []
         for s, t in pairwise(grid):
-            answers, times = [evaluate(x, s), *answers][: self.order], [float(s), *times][: self.order]
-            order = min(len(answers), orders_left(t, grid, schedule))
-            x = extrapolate(answers[:order], x, times, t, basis, schedule)
+            outputs, times = [evaluate(x, s), *outputs][: self.order], [float(s), *times][: self.order]
+            order = min(len(outputs), orders_left(t, grid, schedule))
+            x = extrapolate(outputs[:order], x, times, t, basis, schedule)
         return x
 
     def __str__(self) -> str:

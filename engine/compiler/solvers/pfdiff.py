@@ -1,19 +1,19 @@
 """PFDiff (arXiv 2408.08822, algorithm 1; l is written h in its third version): past and future scores.
 
-A block covers k+1 grid intervals with the evaluations of one. For a first-order solver phi and the one score Q
-that is kept, at anchor x_i:
+A block covers k+1 grid intervals with the evaluations of one interval. With a first-order solver phi, and Q the score
+that is kept at the anchor x_i:
 
     s       = phi(Q, x_i, t_i -> t_{i+l})          springboard, from the past score; thrown away
     Q       = net(s, t_{i+l})                      the future score, the block's only evaluation
     x_{i+k+1} = phi(Q, x_i, t_i -> t_{i+k+1})      from the anchor again, not from s
 
-after one plain step over a single interval. Solvers of order p = 2, 3 keep the p answers of a block, jump to the
-springboard with them (no evaluation), and start the next block from there, without going back to the anchor. These are
-the single-step solvers: multistep ones (2m, 3m, deis, ipndm, unipc) already hold past scores, and have no blocks.
+The first block follows one plain step over a single interval. Solvers of order p = 2, 3 keep the p outputs of a block.
+They jump to the springboard with these (no evaluation), and start the next block from there, without going back to the
+anchor. Only single-step solvers have blocks; multistep solvers (2m, 3m, deis, ipndm, unipc) already hold past scores.
 
 The ablations of the paper's section 4.4: `use=past` goes on from the springboard, which for eps and x0 is DDIM on
-the times {t_0, evaluations, t_M}; `use=future` keeps nothing: it spends a second evaluation at the anchor on the
-score for the springboard. The paper does not spell that out; this reading makes it a midpoint step of 2 evaluations.
+the times {t_0, evaluations, t_M}. `use=future` keeps no score: a second evaluation, at the anchor, gives the score for
+the springboard. The paper does not spell `use=future` out; read so, it is a midpoint step of 2 evaluations.
 """
 
 from __future__ import annotations

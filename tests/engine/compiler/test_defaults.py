@@ -40,7 +40,7 @@ class Faulty:
         return self.eps(x, float(self.oracle.schedule.alpha(t)), float(self.oracle.schedule.sigma(t)))
 
     def end(self, x, start: float, steps: int = 1500):
-        """x_0 for x at time `start`: Runge-Kutta 4 of d(x / alpha) / du = (sigma / alpha) eps, u = log(sigma / alpha)."""
+        """x_0 for x at time `start`: Runge-Kutta 4 of d(x / alpha) = (sigma / alpha) eps du, u = log(sigma / alpha)."""
         process = self.oracle.schedule
         first, last = -float(process.lam(start)), math.log(1e-4)
 
