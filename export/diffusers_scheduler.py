@@ -190,7 +190,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         elif grid is None:
             grid = convention.grid if start is not None else convention.walk(self._solver, steps)
         elif start is None and isinstance(grid, str) and config["solver"] == AUTO:
-            start = default_start(convention.schedule, convention.prediction)
+            start = default_start(convention.schedule, convention.prediction, convention.clip)
         start = start if isinstance(grid, str) else None
         points = make_grid(grid, process, intervals, start, convention.end, self._solver.evaluations).tolist()
         # A rule's last time misses the schedule's first by a rounding where it is bent.

@@ -2,10 +2,10 @@
 
 | left open   | without a scheduler                      | with a diffusers scheduler                               |
 |-------------|------------------------------------------|----------------------------------------------------------|
-| solver      | the rule's                               | the rule's                                               |
+| solver      | the rule's                               | ipndm:order=2 in x0                                      |
 | grid        | the rule's                               | trailing for evenly spaced times, Karras sigmas as theirs |
 | t_start     | the rule's, or `default_start` of a grid | the same                                                 |
-| basis       | the solver's                             | the scheduler's, but for the rule's solver               |
+| basis       | the solver's                             | the scheduler's, but for that solver                     |
 | clip, end   | none, clean                              | the scheduler's                                          |
 
 The rule is engine/compiler/defaults.py. Grid "diffusers" is the scheduler's times exactly, those of its own class.
@@ -41,15 +41,16 @@ def chosen_program(source: Network, solver: str, nfe: int, settings: Mapping[str
     contract, convention = source.contract, source.convention
     given = dict(settings)
     if convention is not None:
-        own = {"basis": None if solver == AUTO else convention.basis, "clip": convention.clip, "end": convention.end}
+        own = {"basis": BASIS if solver == AUTO else convention.basis, "clip": convention.clip, "end": convention.end}
         given |= {key: value for key, value in own.items() if given[key] is None}
+        solver = SOLVER if solver == AUTO else solver
         if given["grid"] is None:
             given["grid"] = few_step_grid(convention) or EXACT
     if is_exact(given["grid"]):
         choice = _exact(source, solver, nfe, given)
     else:
         left_open = given["grid"], given["basis"], given["t_start"]
-        words = {"schedule": contract.schedule, "prediction": contract.prediction}
+        words = {"schedule": contract.schedule, "prediction": contract.prediction, "clip": given["clip"]}
         choice = filled(solver, *left_open, **words, nfe=nfe)
     program = compile_program(
         choice.solver,
@@ -88,9 +89,8 @@ def _exact(source: Network, solver: str, nfe: int, given: Mapping[str, Any]) -> 
     convention, t_start = source.convention, given["t_start"]
     if convention is None:
         raise InputError(f"grid 'diffusers': network '{source.contract.name}' has no scheduler; give a rule: trailing")
-    solver, basis = (SOLVER, given["basis"] or BASIS) if solver == AUTO else (solver, given["basis"])
     grid = convention.walk(parse_solver(solver), nfe) if t_start is None else convention.grid
-    return Choice(solver, grid, basis, t_start)
+    return Choice(solver, grid, given["basis"], t_start)
 
 
 def described_choice(programs: Iterable[Program], source: Network, solver: str, settings: Mapping[str, Any]) -> str:

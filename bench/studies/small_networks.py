@@ -28,6 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...engine.compiler.schedule import parse_schedule
+
 FREQUENCIES = 16
 SIGMA_DATA = 0.5
 
@@ -174,8 +176,6 @@ def load(name: str, folder: Path) -> nn.Module:
 # Training.
 def targets(recipe: Recipe, x_0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """(network input, network time [B], target) of one batch of data."""
-    from ...engine.compiler.schedule import parse_schedule
-
     eps = torch.randn(x_0.shape, generator=generator)
     wide = (-1, *(1 for _ in x_0.shape[1:]))
     if recipe.prediction == "edm":

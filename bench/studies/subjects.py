@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .small_networks import RECIPES, SIGMA_DATA, load
+from ...engine.compiler.schedule import parse_schedule
+from .small_networks import RECIPES, load
 
 MIXTURE_SEED = 7
 MNIST = "mnist28_ddpm_cosine60_eps.onnx"
@@ -63,15 +64,14 @@ def subjects(weights: Path, data: Path | None, say: Callable[[str], None]) -> li
     return found
 
 
-def called(module: nn.Module, *conditions: Tensor) -> Callable[[Tensor, float], Tensor]:
+def called(module: nn.Module) -> Callable[[Any, Any], Tensor]:
     """network(x, t) of a module that takes t [B]."""
     module = module.eval()
 
     def network(x: Tensor, t: float | Tensor) -> Tensor:
         with torch.no_grad():
             times = torch.as_tensor(t, dtype=torch.float32).expand(len(x))
-            given = (one.repeat(len(x) // len(one)) for one in conditions)
-            return module(x.float(), times, *given)
+            return module(x.float(), times)
 
     return network
 
@@ -82,8 +82,6 @@ def mixture(name: str) -> Subject:
     p(x_t | k) is normal with mean alpha m_k and variance alpha^2 d^2 + sigma^2; w_k are the posterior weights and
     c_k = alpha^2 d^2 / (alpha^2 d^2 + sigma^2).
     """
-    from ...engine.compiler.schedule import parse_schedule
-
     elements, components, deviation, schedule, prediction = MIXTURES[name]
     generator = torch.Generator().manual_seed(MIXTURE_SEED)
     means = torch.randn(components, elements, generator=generator, dtype=torch.float64)
@@ -107,11 +105,14 @@ def mixture(name: str) -> Subject:
 
 
 def _fashion() -> Subject:
-    from ...export import zoo
+    from ...export.network import Network
 
-    held = zoo.load("fashion")
-    labels = torch.arange(SEEDS["fashion"]) % 10
-    return Subject("fashion", called(held.module, labels), "linear:1000", "v", (1, 28, 28), SEEDS["fashion"])
+    shipped, labels = Network("fashion"), np.arange(SEEDS["fashion"]) % 10
+
+    def network(x: Tensor, t: float | Tensor) -> Tensor:
+        return shipped.evaluate(x.float(), t, {"label": labels})
+
+    return Subject("fashion", network, "linear:1000", "v", (1, 28, 28), SEEDS["fashion"])
 
 
 def _mnist(path: Path) -> Subject:
@@ -126,6 +127,3 @@ def _mnist(path: Path) -> Subject:
         return torch.from_numpy(session.run(None, given)[0])
 
     return Subject("mnist", network, "cosine:60?beta_max=0.999", "eps", (1, 28, 28), SEEDS["mnist"])
-
-
-__all__ = ["SIGMA_DATA", "Subject", "mixture", "subjects"]

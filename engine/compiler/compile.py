@@ -43,7 +43,7 @@ def compile(
     _check_options(nfe, basis, prediction, clip, sigma_data)
     nfe = int(nfe)
     if solver == AUTO:
-        chosen = filled(AUTO, grid, basis, t_start, schedule=schedule, prediction=prediction, nfe=nfe)
+        chosen = filled(AUTO, grid, basis, t_start, schedule=schedule, prediction=prediction, nfe=nfe, clip=clip)
         solver, grid, basis, t_start = chosen.solver, chosen.grid, chosen.basis, chosen.t_start
     grid = "uniform" if grid is None else grid
     process, method = parse_schedule(schedule), parse_solver(solver)

@@ -23,7 +23,8 @@ from .solvers import parse_solver
 from .start import default_start, time_of_alpha
 
 AUTO = "auto"  # the solver string that stands for the rule
-SOLVER, BASIS = "ipndm:order=2", "x0"  # the rule's solver on a grid of the caller's: sound on every grid and schedule
+SOLVER, BASIS = "ipndm:order=2", "x0"  # sound on every grid, schedule and prediction, from alpha = 0 too
+PFDIFF = "pfdiff:k=2,l=1"
 
 
 @final
@@ -47,9 +48,9 @@ OF_EPS = (
     Row(31, SOLVER, BASIS, 1.5, 0.01),
 )
 OF_OTHERS = (
-    Row(1, "pfdiff:k=2,l=1", "eps", 1.0, 0.015),
-    Row(5, "pfdiff:k=2,l=1", "eps", 1.25, 0.015),
-    Row(9, "pfdiff:k=2,l=1", "eps", 1.5, 0.015),
+    Row(1, PFDIFF, "eps", 1.0, 0.015),
+    Row(5, PFDIFF, "eps", 1.25, 0.015),
+    Row(9, PFDIFF, "eps", 1.5, 0.015),
     Row(13, "unipc:order=2", None, 1.5, 0.015),
     Row(31, "unipc:order=2", None, 1.5, 0.005),
 )
@@ -80,23 +81,27 @@ def filled(
     schedule: str,
     prediction: str,
     nfe: int,
+    clip: float | None = None,
 ) -> Choice:
     """The choice with what is open, solver "auto" and None, taken from the rule; what is given stays as it is.
 
     A basis stays open but for the rule's own solver, and so does a start at the schedule's last time. With a grid
-    given the solver is `SOLVER`, and the start `default_start`, as `pfdiff.tune` has it. Raises InputError.
+    given the start is `default_start`, as `pfdiff.tune` has it. clip: bound on x0, which makes any start sound.
+    Raises InputError.
     """
     process = parse_schedule(schedule)
     row = _row(prediction, nfe)
     if solver == AUTO:
-        whole = grid is None and _has_room(process, row.solver, nfe)
-        solver, stored = (row.solver, row.basis) if whole else (SOLVER, BASIS)
+        if grid is not None:
+            solver, stored = _for_grid(grid, process, prediction, nfe)
+        else:
+            solver, stored = (row.solver, row.basis) if _has_room(process, row.solver, nfe) else (SOLVER, BASIS)
         basis = basis or stored
     if grid is None:
         t_start = _start(process, row.alpha, solver, nfe) if t_start is None else t_start
         grid = "angle" if row.power == 1 else f"angle:power={row.power:g}"
     elif t_start is None and listed(grid) is None:
-        t_start = default_start(schedule, prediction)
+        t_start = default_start(schedule, prediction, clip)
     points = grid if isinstance(grid, str) else tuple(float(t) for t in grid)
     return Choice(solver, points, basis, None if t_start == process.last else t_start)
 
@@ -113,6 +118,16 @@ def open_grid(grid: str) -> str:
 def _row(prediction: str, nfe: int) -> Row:
     rows = OF_EPS if prediction == "eps" else OF_OTHERS
     return next((row for row in reversed(rows) if nfe >= row.nfe), rows[0])
+
+
+def _for_grid(grid: Grid, process: Schedule, prediction: str, nfe: int) -> tuple[str, str | None]:
+    """(solver, basis) on a grid of the caller's: PFDiff, but for eps-networks, alpha = 0 and lists of N + 1 times."""
+    times = listed(grid)
+    from_nothing = process.velocity != "flow" and float(process.alpha(process.last)) == 0
+    plain = prediction == "eps" or from_nothing or not _has_room(process, PFDIFF, nfe)
+    if times is not None:
+        plain = len(times) == nfe + 1
+    return (SOLVER, BASIS) if plain else (PFDIFF, None)
 
 
 def _has_room(process: Schedule, solver: str, nfe: int) -> bool:

@@ -21,14 +21,14 @@ BROKEN_ALPHA = 0.001
 CLEAN = 1 / 3  # sigma / (alpha + sigma) below which a program that starts from noise gives it back
 
 
-def default_start(schedule: str, prediction: str) -> float:
+def default_start(schedule: str, prediction: str, clip: float | None = None) -> float:
     """The schedule's last time; for eps-networks on schedules that end below alpha 0.005, where alpha is 0.01.
 
-    Cosine schedules end near alpha = 1e-4. There, computing x0 multiplies the error of an eps-network by 10,000.
-    Raises InputError.
+    Cosine schedules end near alpha = 1e-4. There, computing x0 multiplies the error of an eps-network by 10,000, unless
+    x0 is clipped. Raises InputError.
     """
     process = parse_schedule(schedule)
-    if prediction != "eps" or float(process.alpha(process.last)) >= LOW_ALPHA:
+    if prediction != "eps" or clip is not None or float(process.alpha(process.last)) >= LOW_ALPHA:
         return process.last
     return time_of_alpha(process, SOUND_ALPHA)
 

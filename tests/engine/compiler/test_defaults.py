@@ -129,6 +129,9 @@ def test_what_is_given_stays_as_it_is():
     assert (given.solver, given.grid, given.basis, given.t_start) == ("ddim", "trailing", "eps", 900.0)
     assert filled("ddim", None, None, None, **words).grid == open_.grid
     assert filled(AUTO, None, "eps", None, **words).basis == "eps"
+    # Of the rule's two solvers that which a list of times fits: as many as evaluations, or three for each.
+    assert filled(AUTO, [*range(900, 100, -100), -1], None, None, **words).solver == "ipndm:order=2"
+    assert filled(AUTO, [*range(900, 20, -40), -1], None, None, **words).solver == "pfdiff:k=2,l=1"
     assert filled(AUTO, [999.0, 500.0, -1.0], None, None, **words).grid == (999.0, 500.0, -1.0)
 
 
