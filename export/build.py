@@ -131,7 +131,7 @@ def build(
 def _best_of(
     source: Network, by_rule: Mapping[int, Program], former: Artifact | None, progress: BuildProgress | None
 ) -> tuple[dict[int, Program], dict[int, Any]]:
-    """(programs, records): the best by measurement. What the engine there has measured is `remembered`, not repeated."""
+    """(programs, records) by measurement; what the engine there has measured is marked `remembered`, not repeated."""
     programs, records = dict(by_rule), {}
     if former and former.provenance.get("network_digest") == source.digest:
         known = former.provenance.get("search", {})

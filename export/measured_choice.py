@@ -123,10 +123,10 @@ class _Meter:
             call = self._seconds_of_a_call()
             if call * expected <= PLANNED * SECONDS:
                 return seeds
-            smaller = max(FEWEST_SEEDS, int(seeds * PLANNED * SECONDS / (call * expected)))
-            if contract.fixed_batch or seeds <= FEWEST_SEEDS:
+            affordable = int(seeds * PLANNED * SECONDS / (call * expected))
+            if contract.fixed_batch or affordable < FEWEST_SEEDS:
                 return 0
-            seeds = min(smaller, seeds // 2)
+            seeds = affordable
 
     def _draw(self, seeds: int) -> None:
         contract = self._source.contract

@@ -114,6 +114,7 @@ def described_choice(
     if records:
         last = list(records.values())[-1]
         how = f"by measurement ({last['calls']} calls, {last['calibration_seeds']} seeds, {last['seconds']:.1f} s)"
+        how = "by measurement, when this engine was built" if last.get("remembered") else how
     exact = ""
     if source.convention is not None and settings["grid"] is None and few_step_grid(source.convention):
         exact = f" (the scheduler's own times: grid {EXACT})"
