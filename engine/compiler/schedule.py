@@ -26,12 +26,12 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..array_files import read_array, read_text
 from ..errors import InputError
 
 Float64s = NDArray[np.floating]  # float64 throughout; NumPy types many results no narrower
@@ -275,8 +275,8 @@ def alphas(path: str) -> Discrete:
     """Own cumulative products: .npy, .txt (one a line) or .json (a list, or a key alphas_cumprod, abars or betas)."""
     try:
         if path.endswith(".npy"):
-            return Discrete(np.load(path, allow_pickle=False))
-        text = Path(path).read_text()
+            return Discrete(read_array(path))
+        text = read_text(path)
         data = json.loads(text) if path.endswith(".json") else np.loadtxt(text.splitlines(), ndmin=1)
         if isinstance(data, dict):
             key = next((key for key in ("alphas_cumprod", "abars", "betas") if key in data), None)
