@@ -38,12 +38,13 @@ REFERENCE, REFERENCE_NFE = "ipndm:order=3", 48
 ELEMENTS, MOST_SEEDS, FEWEST_SEEDS = 4096, 256, 2  # seeds until they have so many elements, and their bounds
 MARGIN = 0.95  # a rival takes the place of the rule when its error is below this part of the rule's
 SEED = 1 << 41  # the first seed; those of `tune` lie lower
-# Solver, grid, basis, alpha at the start: what wins where the rule does not, and two grids of DDIM.
-RIVALS: tuple[tuple[str, str, str | None, float], ...] = (
+# Solver, grid, basis, alpha at the start (None: `default_start`): what wins where the rule does not, and two of DDIM.
+RIVALS: tuple[tuple[str, str, str | None, float | None], ...] = (
     ("ddim", "karras:rho=3", None, 0.08),
     ("pfdiff:k=2,l=1", "uniform", "eps", 0.03),
     ("ipndm:order=3", "karras", "eps", 0.03),
     ("pfdiff:k=2,l=1", "karras", "eps", 0.03),
+    ("ipndm:order=3", "trailing", "x0", None),
     ("ddim", "trailing", None, 0.08),
 )
 
@@ -179,9 +180,11 @@ def _like(program: Program, nfe: int, solver: str, grid: str, basis: str | None,
 
 def _rivals(program: Program) -> list[Program]:
     process, found = parse_schedule(program.schedule), []
+    latest = default_start(program.schedule, program.prediction, program.clip)
     for solver, grid, basis, alpha in RIVALS:
+        start = latest if alpha is None else min(latest, time_of_alpha(process, alpha))
         try:
-            found.append(_like(program, program.nfe, solver, grid, basis, time_of_alpha(process, alpha)))
+            found.append(_like(program, program.nfe, solver, grid, basis, start))
         except InputError:  # a short schedule, too few times
             continue
     return found
