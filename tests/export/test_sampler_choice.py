@@ -74,8 +74,8 @@ def test_everything_open_is_the_rule():
 
 def test_build_and_tune_start_at_the_same_time():
     """An eps-network on a schedule that ends in noise: both below the last time, whatever the solver."""
-    from pfdiff.quality.criteria.error import make_setting
     from pfdiff.quality.sampling.subject import Subject
+    from pfdiff.quality.search.candidates import make_setting
 
     network = plain("cosine:300")
     program = chosen_program(network, "ddim", 6, {**OPEN, "grid": "uniform"})
