@@ -11,6 +11,7 @@ epsilon, v, EDM and flow pipelines all work; what is combined is the output afte
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -18,12 +19,15 @@ import numpy as np
 import torch
 
 from ..engine.compiler.compile import compile as compile_program
+from ..engine.compiler.defaults import AUTO, BASIS, SOLVER
 from ..engine.compiler.grid import make_grid
 from ..engine.compiler.program import Program
 from ..engine.compiler.schedule import Array, parse_schedule
 from ..engine.compiler.solvers import parse_solver
+from ..engine.compiler.start import default_start, doubt_of_clean_start
 from ..engine.errors import BackendError, InputError
 from .convention import Convention
+from .sampler_choice import EXACT, few_step_grid
 from .sources.diffusers_config import complete, convention_of, read_config
 
 try:
@@ -44,7 +48,8 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
     """A program's rows behind diffusers' scheduler interface.
 
     Its own options: solver, grid, basis, clip, t_start, end as in `pfdiff.compile`, each None for what the config of
-    the pipeline's former scheduler says (grid: that scheduler's exact times); schedule and prediction replace what is
+    the pipeline's former scheduler says. Solver "auto" is the default sampler, on the few-step form of that scheduler's
+    grid; any other solver, and grid "diffusers", has its exact times; schedule and prediction replace what is
     read from betas, shift and prediction_type. All other options are diffusers' and mean what they mean there.
 
     N inference steps are N network evaluations, whatever the solver. `timesteps` [N]: what the pipeline feeds, int64 on
@@ -61,7 +66,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        solver: str = "pfdiff:k=2,l=1",
+        solver: str = AUTO,
         grid: str | Sequence[float] | None = None,
         basis: str | None = None,
         clip: float | None = None,
@@ -105,7 +110,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         sigma_schedule: str | None = None,
         rho: float | None = None,
     ) -> None:
-        method = parse_solver(solver)
+        method = parse_solver(SOLVER if solver == AUTO else solver)
         self._convention = convention_of(self.config, mu=1.0)
         process = parse_schedule(self._convention.schedule)
         self._solver = method
@@ -175,16 +180,24 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         process = parse_schedule(convention.schedule)
         grid: Any = config["grid"]
         intervals = self._solver.intervals(steps)
-        if timesteps is not None or (grid is None and config["t_start"] is None):
+        if grid is None and config["solver"] == AUTO:
+            grid = few_step_grid(convention)
+        start = config["t_start"]
+        # Times that the pipeline gives come first; sigmas, which those of flow networks always give, before no rule.
+        if timesteps is not None or grid == EXACT or (config["grid"] is None and sigmas is not None):
             times = None if timesteps is None else _times_of(timesteps, convention)
             grid = convention.walk(self._solver, steps, times=times, sigmas=sigmas)
         elif grid is None:
-            grid = convention.grid
-        start = config["t_start"] if isinstance(grid, str) else None
+            grid = convention.grid if start is not None else convention.walk(self._solver, steps)
+        elif start is None and isinstance(grid, str) and config["solver"] == AUTO:
+            start = default_start(convention.schedule, convention.prediction, convention.clip)
+        start = start if isinstance(grid, str) else None
         points = make_grid(grid, process, intervals, start, convention.end, self._solver.evaluations).tolist()
         # A rule's last time misses the schedule's first by a rounding where it is bent.
         self._grid = (*(max(t, process.first) for t in points[:-1]), points[-1])
         self._program = program = self._compiled(steps, self._grid)
+        if doubt := doubt_of_clean_start(program):
+            warnings.warn(doubt, stacklevel=2)
         fed = program.network_times * convention.time_scale
         self.timesteps = torch.from_numpy(fed.astype(np.int64 if process.discrete else np.float32)).to(device)
         self.num_inference_steps = steps
@@ -285,11 +298,11 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
     def _compiled(self, nfe: int, grid: tuple[float, ...]) -> Program:
         convention, config = self._convention, self.config
         return compile_program(
-            config["solver"],
+            str(self._solver),
             convention.schedule,
             nfe,
             grid=grid,
-            basis=config["basis"] or convention.basis,
+            basis=config["basis"] or (BASIS if config["solver"] == AUTO else convention.basis),
             prediction=convention.prediction,
             clip=convention.clip,
             sigma_data=convention.sigma_data,
