@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..engine.api import Engine
 from ..engine.artifact import Artifact, read_artifact
-from ..engine.compiler.program import compile
+from ..engine.compiler.compile import compile
 from ..engine.errors import InputError
 from ..export.build import build
 from ..export.network import Network

@@ -140,7 +140,7 @@ def build(
         with build_engine(source, evaluations, solver, **settings) as engine:
             programs = [engine.programs[count] for count in evaluations]
     print(progress.last)
-    from ..quality.sampling.reference import doubt_of_start
+    from ..engine.compiler.start import doubt_of_start
 
     for doubt in list(filter(None, map(doubt_of_start, programs)))[:1]:
         print("pfdiff:", doubt, file=sys.stderr)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ..engine.artifact import NETWORK, Artifact, read_artifact
 from ..engine.errors import InputError
-from ..engine.plans.build import stored_plans
+from ..engine.plans.store import stored_plans
 
 if TYPE_CHECKING:
     from ..engine.api import Engine

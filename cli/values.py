@@ -108,7 +108,7 @@ def network_words(network: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def described_conditions(texts: Sequence[str]) -> dict[str, Condition]:
     """'label:int64=10' and 'text:float32:77x768' as conditions by name. Raises InputError."""
-    from ..engine.contract import parse_condition
+    from ..engine.condition import parse_condition
 
     found = {one.name: one for one in map(parse_condition, texts)}
     if len(found) < len(texts):

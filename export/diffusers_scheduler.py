@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 import torch
 
+from ..engine.compiler.compile import compile as compile_program
 from ..engine.compiler.grid import make_grid
 from ..engine.compiler.program import Program
-from ..engine.compiler.program import compile as compile_program
 from ..engine.compiler.schedule import Array, parse_schedule
 from ..engine.compiler.solvers import parse_solver
 from ..engine.errors import BackendError, InputError

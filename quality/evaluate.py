@@ -25,10 +25,10 @@ from ..engine.artifact import MANIFEST
 from ..engine.bulk.manifest import MANIFEST as RUN
 from ..engine.cache import ArrayStore, cache_folder, content_key
 from ..engine.errors import InputError
+from ..engine.seed_conditions import conditions_of
 from .distances.features import FID_DIGEST, Extractor, Features, extractor, joined
 from .distances.metrics import FrechetDistance, kernel_distance, precision_recall, thinned
 from .pictures.read import pixels_from, read_pictures
-from .sampling.subject import conditions_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.artifact import MANIFEST, Artifact, read_artifact, write_manifest
-from ..engine.atomic import alone
+from ..engine.atomic import locked_for_build
 from ..engine.compiler.program import Program
 from ..engine.errors import InputError
 from ..export.build import check_place, extended, refuse_another, write_programs
@@ -370,6 +370,6 @@ def write_winner(
     if subject.network is not None:
         write_programs(check_place(Path(out)), subject.network, programs, search=search, say=say)
     else:
-        with alone(Path(out), say):
+        with locked_for_build(Path(out), say):
             check_destination(subject, out)
             write_manifest(extended(read_artifact(out), programs, search))

@@ -20,12 +20,13 @@ from ...engine.cache import ArrayStore, cache_folder, content_key
 from ...engine.compiler.program import Program
 from ...engine.errors import InputError
 from ...engine.runtime.noise import noise
+from ...engine.seed_conditions import conditions_of
 from ...kernels import eager
 from ..distances.features import Extractor, Features, extractor
 from ..distances.metrics import FrechetDistance
 from ..evaluate import VERSION, pictures_of, reference_features
 from ..sampling.pool import Budget, Floats, Pool, Rows
-from ..sampling.subject import LATENTS, BlackBox, Subject, conditions_of
+from ..sampling.subject import LATENTS, BlackBox, Subject
 
 if TYPE_CHECKING:
     from torch import nn

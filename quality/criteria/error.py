@@ -11,11 +11,13 @@ from ...engine.artifact import read_artifact
 from ...engine.backends.abstract import Backend
 from ...engine.cache import ArrayStore, Journal, cache_folder, content_key
 from ...engine.compiler.schedule import parse_schedule
+from ...engine.compiler.start import default_start
 from ...engine.errors import InputError
 from ...engine.runtime.noise import noise
+from ...engine.seed_conditions import conditions_of
 from ..sampling.pool import Budget, Pool
-from ..sampling.reference import Reference, default_start, targets
-from ..sampling.subject import BlackBox, Subject, conditions_of
+from ..sampling.reference import Reference, targets
+from ..sampling.subject import BlackBox, Subject
 from ..search.candidates import Setting
 from ..search.halving import Judge, Progress
 

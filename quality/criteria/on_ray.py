@@ -19,7 +19,7 @@ from typing import Any, final
 
 import numpy as np
 
-from ...engine.bulk.on_ray import connected, size_pool
+from ...engine.bulk.cluster import connected, size_pool
 from ...engine.bulk.worker import MOST_TRIES
 from ...engine.compiler.program import Program
 from ...engine.errors import BackendError, InputError

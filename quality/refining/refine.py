@@ -19,10 +19,9 @@ from typing import Any, final
 
 import numpy as np
 
-from ...engine.compiler.basis import convert
+from ...engine.compiler.basis import convert, velocity
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Array, parse_schedule
-from ...engine.compiler.trace import velocity
 from ...engine.errors import InputError
 from ..sampling.pool import BudgetSpentError, Floats, Rows
 from ..search.halving import Judge

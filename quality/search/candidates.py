@@ -16,8 +16,9 @@ from typing import Any, final
 import numpy as np
 
 from ...engine.compiler.basis import BASES
+from ...engine.compiler.compile import compile
 from ...engine.compiler.grid import Grid, listed, make_grid
-from ...engine.compiler.program import Program, compile
+from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Schedule, parse_schedule
 from ...engine.compiler.solvers import parse_solver
 from ...engine.errors import InputError

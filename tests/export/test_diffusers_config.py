@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pfdiff.engine.compiler.compile import compile
 from pfdiff.engine.compiler.grid import make_grid
-from pfdiff.engine.compiler.program import compile
 from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.errors import InputError
 from pfdiff.export.convention import Convention

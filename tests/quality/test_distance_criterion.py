@@ -16,7 +16,7 @@ import pfdiff
 from pfdiff import InputError
 from pfdiff.cli import main
 from pfdiff.engine.artifact import read_artifact
-from pfdiff.engine.bulk.on_ray import connected
+from pfdiff.engine.bulk.cluster import connected
 from pfdiff.quality.criteria.on_ray import Dealer, Drawing
 from pfdiff.quality.distances.features import with_whole_path
 from pfdiff.quality.search.candidates import Setting, all_candidates, compiled
