@@ -47,9 +47,11 @@ class Convention:
     grid: the nearest rule of ours, for networks without a scheduler; `points` gives diffusers' exact times. basis:
     None for the default. time_scale: the network is fed times this (1000 for flow networks).
     spacing: linspace, leading, trailing, flow, or rule, where `grid` itself is exact; is_open: the rule's last point is
-    dropped; length: how many times from the clean end on are in use, None for all. span, shift, shift_terminal: of
-    flow spacing, in this order; span may end with None for 1 / M. ramp: karras or exponential; ramp_of: spaced or all,
-    what it goes between; ramp_span: the least and the largest sigma instead of those.
+    dropped; length: how many times from the clean end on are in use, None for all.
+    span, shift, shift_terminal: of flow spacing, in this order; span may end with None for 1 / M; latest: the time in
+    place of any above it.
+    ramp: karras or exponential; ramp_of: spaced or all, what it goes between; ramp_span: the least and the largest
+    sigma instead of those.
     """
 
     schedule: str
@@ -67,6 +69,7 @@ class Convention:
     span: tuple[float, float | None] = (1.0, 1e-3)
     shift: float = 1.0
     shift_terminal: float | None = None
+    latest: float = 1.0
     ramp: str | None = None
     ramp_of: str = "spaced"
     ramp_span: tuple[float | None, float | None] = (None, None)
@@ -165,9 +168,10 @@ class Convention:
             np.linspace(first, last, count + self.is_open)[:count] if given is None else _resampled(given, 0, count)
         )
         sigmas = shifted(sigmas, self.shift)
-        if self.shift_terminal:
+        if self.shift_terminal and count > 1:
             sigmas = 1 - (1 - sigmas) * (1 - self.shift_terminal) / (1 - sigmas[-1])
-        return sigmas if self.ramp is None else ramped(self.ramp, sigmas[0], sigmas[-1], count)
+        sigmas = sigmas if self.ramp is None else ramped(self.ramp, sigmas[0], sigmas[-1], count)
+        return np.minimum(sigmas, self.latest)
 
 
 def ramped(ramp: str, highest: float, lowest: float, count: int) -> Array:

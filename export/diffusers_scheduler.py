@@ -422,7 +422,8 @@ def _completed(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[st
     read_config({**config, **options}, mu=1.0)
     defaults = scheduler_class(config).read if class_name(config) is not None else {}
     said = {key: value for key, value in config.items() if value is not None}
-    return {**{key: value for key, value in defaults.items() if value is not None}, **said}
+    finite = {key: value for key, value in defaults.items() if value is not None and value != -math.inf}
+    return {**finite, **said}
 
 
 def _count(steps: Any) -> int:

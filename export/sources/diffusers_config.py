@@ -220,10 +220,10 @@ def _flow(values: Values, kind: SchedulerClass, prediction: str, mu: float | Non
             raise InputError("this scheduler shifts its times by the image's size; give mu (see dynamic_mu)")
         shift = mu if values["time_shift_type"] == "linear" else math.exp(mu)
     span: tuple[float, float] = (1.0, 1 / length)
-    ramp, ramp_span = _ramp(values), (None, None)
+    ramp, ramp_span, latest = _ramp(values), (None, None), 1.0
     if kind.process == "betas":
-        if "sigma_max" not in values:  # UniPC starts at 1, the DPM family one time lower
-            span = (1 - 1 / length, 0.0)
+        # UniPC starts at 1, moved down to where lambda is finite; the DPM family starts one time lower.
+        span, latest = (span, 1 - 1e-6) if "sigma_max" in values else ((1 - 1 / length, 0.0), latest)
         if ramp is not None:
             ramp_span = _flow_ramp(values, ramp)
     elif not dynamic:
@@ -243,6 +243,7 @@ def _flow(values: Values, kind: SchedulerClass, prediction: str, mu: float | Non
         span=span,
         shift=shift,
         shift_terminal=values.get("shift_terminal"),
+        latest=latest,
         ramp=ramp,
         ramp_span=ramp_span,
     )
