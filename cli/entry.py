@@ -107,7 +107,7 @@ def build(
     sigma_data: options.SigmaData = None,
     guidance: options.Guidance = None,
     decoder: options.DecoderOption = None,
-    solver: options.Solver = "pfdiff:k=2,l=1",
+    solver: options.Solver = "auto",
     grid: options.GridOption = None,
     basis: options.Basis = None,
     clip: options.Clip = None,
@@ -137,9 +137,14 @@ def build(
 
         source = Network(network, **words)
         settings |= {"progress": progress, "plan_progress": progress.step}
-        with build_engine(source, evaluations, solver, **settings) as engine:
-            programs = [engine.programs[count] for count in evaluations]
+        with warnings.catch_warnings():  # the doubts below say it in one line
+            warnings.filterwarnings("ignore", "NFE .* starts from pure noise")
+            with build_engine(source, evaluations, solver, **settings) as engine:
+                programs = [engine.programs[count] for count in evaluations]
+    from ..export.sampler_choice import described_choice
+
     print(progress.last)
+    print(described_choice(programs, source, solver, settings))
     from ..engine.compiler.start import doubt_of_start
 
     for doubt in list(filter(None, map(doubt_of_start, programs)))[:1]:

@@ -126,18 +126,6 @@ class Convention:
         rule = replace(self, is_open=True) if multistep and self.spacing in ("linspace", "leading") else self
         return rule.points(count, times=times, sigmas=sigmas) or self.grid
 
-    def for_few_steps(self) -> Convention:
-        """With the times that few evaluations do best with: they start at the last trained time and end one step early.
-
-        linspace and leading become trailing; a flow's times go to 0, not to the last trained time. A ramp, own ends
-        (`shift_terminal`) and trailing stay. (arXiv 2305.08891, section 3.3.)
-        """
-        if self.ramp is None and self.spacing in ("linspace", "leading"):
-            return replace(self, spacing="trailing", grid="trailing", is_open=False, offset=0, length=None)
-        if self.spacing == "flow" and not (self.is_open or self.ramp or self.shift_terminal or self.span[1] is None):
-            return replace(self, span=(self.span[0], 0.0), is_open=True)
-        return self
-
     def _discrete(self, count: int, process: Schedule) -> Array:
         whole = int(process.last) + 1
         length = self.length or whole

@@ -21,12 +21,15 @@ import numpy as np
 import torch
 
 from ..engine.compiler.compile import compile as compile_program
+from ..engine.compiler.defaults import AUTO, BASIS, SOLVER
 from ..engine.compiler.grid import make_grid
 from ..engine.compiler.program import Program
 from ..engine.compiler.schedule import Array, parse_schedule
 from ..engine.compiler.solvers import parse_solver
+from ..engine.compiler.start import default_start, doubt_of_clean_start
 from ..engine.errors import BackendError, InputError
 from .convention import Convention
+from .sampler_choice import EXACT, few_step_grid
 from .sources.diffusers_config import class_name, convention_of, read_config, scheduler_class
 from .sources.scheduler_classes import REFUSED
 
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-HALF_NOISE = 0.5**0.5  # sigma of a VP process where noise and data are as strong; of a flow a little above
 EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 
 
@@ -50,7 +52,8 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
     """A program's rows behind diffusers' scheduler interface.
 
     Its own options: solver, grid, basis, clip, t_start, end as in `pfdiff.compile`, each None for what the config of
-    the pipeline's former scheduler says (grid: that scheduler's exact times); schedule and prediction replace what is
+    the pipeline's former scheduler says. Solver "auto" is the default sampler, on the few-step form of that scheduler's
+    grid; any other solver, and grid "diffusers", has its exact times; schedule and prediction replace what is
     read from betas, shift and prediction_type. All other options are diffusers' and mean what they mean there.
 
     N inference steps are N network evaluations, whatever the solver. `timesteps` [N]: what the pipeline feeds, int64 on
@@ -67,7 +70,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        solver: str = "pfdiff:k=2,l=1",
+        solver: str = AUTO,
         grid: str | Sequence[float] | None = None,
         basis: str | None = None,
         clip: float | None = None,
@@ -112,7 +115,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         sigma_schedule: str | None = None,
         rho: float | None = None,
     ) -> None:
-        self._solver = parse_solver(solver)
+        self._solver = parse_solver(SOLVER if solver == AUTO else solver)
         # A key that is not said is left out: written down as null it would stop other schedulers from reading the file.
         said = {key: value for key, value in dict(self.config).items() if value is not None}
         self._internal_dict = FrozenDict(said)
@@ -184,13 +187,9 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         convention = self._convention = convention_of(self.config, mu)
         self._process = process = parse_schedule(convention.schedule)
         self._grid = self._points(steps, timesteps, sigmas)
-        if convention.prediction != "edm" and process.sigma(self._grid[0]) < HALF_NOISE:
-            warnings.warn(
-                f"sampling starts at time {self._grid[0] * convention.time_scale:g}, which holds little noise, from "
-                "pure noise; take more steps, or timestep_spacing='trailing'",
-                stacklevel=2,
-            )
         self._program = program = self._compiled(steps, self._grid)
+        if doubt := doubt_of_clean_start(program):
+            warnings.warn(doubt, stacklevel=2)
         fed = program.network_times * convention.time_scale
         self.timesteps = torch.from_numpy(fed.astype(np.int64 if process.discrete else np.float32)).to(device)
         self.num_inference_steps = steps
@@ -204,11 +203,16 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         config, convention, process = self.config, self._convention, self._process
         grid: Any = config.get("grid")
         start = config.get("t_start")
-        if timesteps is not None or (grid is None and start is None):
+        if grid is None and config["solver"] == AUTO:
+            grid = few_step_grid(convention)
+        # Times that the pipeline gives come first; sigmas, which those of flow networks always give, before no rule.
+        if timesteps is not None or grid == EXACT or (config.get("grid") is None and sigmas is not None):
             times = None if timesteps is None else _times_of(timesteps, convention)
             grid = convention.walk(self._solver, steps, times=times, sigmas=sigmas)
         elif grid is None:
-            grid = convention.grid
+            grid = convention.grid if start is not None else convention.walk(self._solver, steps)
+        elif start is None and isinstance(grid, str) and config["solver"] == AUTO:
+            start = default_start(convention.schedule, convention.prediction, convention.clip)
         start = start if isinstance(grid, str) else None
         intervals = self._solver.intervals(steps)
         points = make_grid(grid, process, intervals, start, convention.end, self._solver.evaluations).tolist()
@@ -353,11 +357,11 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
     def _compiled(self, nfe: int, grid: tuple[float, ...]) -> Program:
         convention, config = self._convention, self.config
         return compile_program(
-            config["solver"],
+            str(self._solver),
             convention.schedule,
             nfe,
             grid=grid,
-            basis=config.get("basis") or convention.basis,
+            basis=config.get("basis") or (BASIS if config["solver"] == AUTO else convention.basis),
             prediction=convention.prediction,
             clip=convention.clip,
             sigma_data=convention.sigma_data,

@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.compiler.basis import BASES
-from ..engine.compiler.grid import usual_rule
+from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import Program
-from ..engine.compiler.schedule import parse_schedule
 from ..engine.errors import InputError
 from ..export.network import Network
 from .criteria.error import chosen_seeds, make_judge, make_setting
@@ -32,7 +31,7 @@ from .pictures.plot import Curve, log_plot
 from .sampling.pool import Floats
 from .sampling.reference import Reference
 from .sampling.subject import LATENTS, Subject
-from .search.candidates import GRIDS, Candidate, Setting, start_of
+from .search.candidates import GRIDS, Candidate, Setting, by_default, start_of
 from .search.halving import Judge, Progress
 from .tune import parse_budget
 
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import nn
 
-SOLVERS = ("ddim", "dpm++:2m", "unipc:order=2", "ipndm:order=3", "pfdiff:k=1,l=1", "pfdiff:k=2,l=1")
+SOLVERS = ("auto", "ddim", "dpm++:2m", "unipc:order=2", "ipndm:order=3", "pfdiff:k=1,l=1", "pfdiff:k=2,l=1")
 COLUMNS = ("solver", "grid", "basis", "nfe", "error", "note")
 TILE = 2  # a cell of the sheet shows TILE x TILE samples
 
@@ -160,8 +159,9 @@ def compare(
 ) -> Comparison:
     """RMS error to a many-step reference of every solver at every NFE, on `seeds` seeds.
 
-    solvers: `solver`, `solver@grid` or `solver@grid/basis`; `grid` and `basis` serve where none is said: by default
-    logsnr, uniform where alpha starts at 0; "best" is the rule with the least error on `calibration` further seeds.
+    solvers: `solver`, `solver@grid` or `solver@grid/basis`, "auto" for the default sampler; `grid` and `basis` serve
+    where none is said, by default those of the default sampler. Grid "best" is the rule with the least error on
+    `calibration` further seeds.
     out, csv, sheet: files to write, the log plot (.png), the table, and the samples (.png; images only). The rest: as
     in `pfdiff.tune`.
     Where a solver is not defined at an NFE its error is None and `note` says why. Raises InputError, BackendError.
@@ -184,8 +184,7 @@ def compare(
         raise InputError(f"output {sheet}: {what} are no pictures; leave it out")
     settings = [make_setting(subject, count, clip, t_start, end) for count in counts]
     chosen = Reference.of(settings[0].schedule, settings[0].t_start, reference)
-    rule = grid or usual_rule(parse_schedule(settings[0].schedule))
-    parsed = [parse_sampler(text, rule, basis) for text in samplers]
+    parsed = [parse_sampler(text, grid or AUTO, basis) for text in samplers]
     tell: Progress = progress or (lambda stage, done, expected: None)
     searching = any(one.grid == "best" for one in parsed)
     budget = parse_budget(None)
@@ -251,7 +250,10 @@ class _Bench:
     def point(self, candidate: Candidate, setting: Setting) -> Point:
         """The candidate at one NFE, on its best grid where that is asked for."""
         try:
-            candidate = replace(candidate, t_start=start_of(candidate.grid, setting.t_start))
+            if AUTO in (candidate.solver, candidate.grid):
+                candidate = by_default(candidate, setting)
+            else:
+                candidate = replace(candidate, t_start=start_of(candidate.grid, setting.t_start))
             program = self._best(candidate, setting) if candidate.grid == "best" else candidate.compile(setting)
         except InputError as error:
             return Point(candidate.solver, candidate.grid, candidate.basis or "", setting.nfe, None, str(error), None)

@@ -36,7 +36,7 @@ def make_setting(
     own_clip, own_end = _own(subject)
     clip, end = own_clip if clip is None else clip, own_end if end is None else end
     process = parse_schedule(contract.schedule)
-    start = default_start(contract.schedule, contract.prediction) if t_start is None else float(t_start)
+    start = default_start(contract.schedule, contract.prediction, clip) if t_start is None else float(t_start)
     process.alpha(start)
     if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
         raise InputError(f"nfe={nfe!r}, expected an integer of at least 1")

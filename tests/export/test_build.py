@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from pfdiff.engine.artifact import FileRecord, read_artifact
+from pfdiff.engine.compiler.defaults import by_rule
 from pfdiff.engine.errors import BackendError, EngineFileError, InputError, PfdiffError
 from pfdiff.export import build as build_module
 from pfdiff.export.build import build
@@ -85,11 +86,8 @@ def test_a_further_nfe_is_added_without_export(tmp_path: Path, monkeypatch: pyte
     no_export(monkeypatch)
     stages: list[str] = []
     with build(network, 5, "ddim", grid="uniform", out=out, progress=stages.append) as engine:
-        assert {nfe: one.solver for nfe, one in engine.programs.items()} == {
-            4: "pfdiff:k=2,l=1",
-            5: "ddim",
-            6: "pfdiff:k=2,l=1",
-        }
+        default = by_rule(network.contract.schedule, network.contract.prediction, 4).solver
+        assert {nfe: one.solver for nfe, one in engine.programs.items()} == {4: default, 5: "ddim", 6: default}
         assert engine.batch == (1, 8)
         assert engine.sample(seeds=[1], nfe=5).shape == (1, *SHAPE)
     assert stages[-1] == f"{out}: the network is unchanged and not exported again; written: NFE 5"
