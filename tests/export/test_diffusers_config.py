@@ -119,6 +119,32 @@ def test_zero_terminal_snr_compiles_in_the_velocity_basis() -> None:
     assert np.isfinite(program.table).all()
 
 
+@pytest.mark.parametrize("name", ["EulerDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep"])
+def test_a_key_that_the_class_does_not_have_says_nothing(name: str) -> None:
+    """The published file of SDXL: EulerDiscreteScheduler, with a key of DDIM's."""
+    file = {**STABLE_DIFFUSION, "_class_name": f"{name}Scheduler", "clip_sample": True, "timestep_spacing": "trailing"}
+    convention = read_config(file)
+    assert convention.end == "clean"
+    assert convention.clip is None
+
+
+def test_times_of_too_small_a_lambda_are_left_out() -> None:
+    config = {"_class_name": "DPMSolverMultistepScheduler", "beta_schedule": "squaredcos_cap_v2"}
+    assert read_config({**config, "lambda_min_clipped": -5.1}).points(4) == (995, 746, 498, 249, -1)
+
+
+def test_a_scheduler_of_consistency_models_is_refused() -> None:
+    for name in ("CMStochasticIterativeScheduler", "LCMScheduler", "TCDScheduler"):
+        with pytest.raises(InputError, match=f"{name} is not read"):
+            read_config({"_class_name": name, "sigma_data": 0.5})
+
+
+def test_own_betas_become_a_schedule_of_their_numbers() -> None:
+    betas = np.linspace(1e-4, 0.03, 50)
+    process = parse_schedule(read_config({"trained_betas": betas.tolist()}).schedule)
+    np.testing.assert_allclose(process.alpha(np.arange(50)) ** 2, np.cumprod(1 - betas), rtol=1e-14)
+
+
 # Against diffusers itself.
 def scheduler(name: str, **options: Any) -> Any:
     diffusers = pytest.importorskip("diffusers")

@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning"),
 ]
 
+ROOT = Path(__file__).parents[2]
 STEPS = (1, 2, 4, 8, 20)
 MU = 0.8
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -327,3 +329,28 @@ def compared(theirs: Any, options: dict[str, Any], solver: str, steps: int, nois
     expected, actual = own_sample(theirs, started, convention), our_sample(solver, convention, nfe, noise)
     error = float((actual - expected).abs().max() / expected.abs().max())
     return "" if error < 1e-5 else f"error {error:.1e}"
+
+
+# The page.
+def rendered() -> dict[str, str]:
+    """The tables of docs/reference/diffusers-schedulers.md, by their first heading."""
+    read = ["| class | keys that are read | accepted at one value | of its own step | the same step here |"]
+    read += ["|---|---|---|---|---|"]
+    for name, kind in CLASSES.items():
+        only = [
+            f"`{key}` {' or '.join(str(one) for one in given if one is not None)}" for key, given in kind.only.items()
+        ]
+        cells = (*(", ".join(f"`{key}`" for key in keys) for keys in (kind.read, kind.step)),)
+        solver = f"`{kind.solver}`" if kind.solver else "none"
+        read.append(f"| {name} | {cells[0]} | {', '.join(only)} | {cells[1]} | {solver} |")
+    refused = ["| class | why |", "|---|---|", *(f"| {name} | {why} |" for name, why in REFUSED.items())]
+    return {"read": "\n".join(read), "refused": "\n".join(refused)}
+
+
+def test_the_reference_page_is_made_of_the_table() -> None:
+    page = (ROOT / "docs" / "reference" / "diffusers-schedulers.md").read_text()
+    for what, table in rendered().items():
+        assert table in page, f"the table of classes that are {what} is now:\n{table}"
+    for reason in ("One step", "A last step of length zero", "Other steps", "DDIM with linspace", "The last order"):
+        assert f"| {reason} |" in page
+    assert f"{sum(map(len, SETTINGS.values())) * len(STEPS):,} combinations" in page
