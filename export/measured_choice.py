@@ -39,8 +39,8 @@ REFERENCE, REFERENCE_NFE = "ipndm:order=3", 48
 ELEMENTS, MOST_SEEDS, FEWEST_SEEDS = 4096, 256, 2  # seeds until they have so many elements, and their bounds
 MARGIN = 0.95  # a rival takes the place of the rule when its error is below this part of the rule's
 SEED = 1 << 41  # the first seed; those of `tune` lie lower
-# Solver, grid, basis, alpha at the start (None: `default_start`): what wins where the rule does not, and DDIM on the grids
-# that are its best. Where calls are short the last are left out: DDIM is behind when evaluations are many.
+# Solver, grid, basis, alpha at the start (None: `default_start`): what wins where the rule does not, and DDIM on the
+# grids that are its best. Where calls are short the last are left out: DDIM is behind when evaluations are many.
 RIVALS: tuple[tuple[str, str, str | None, float | None], ...] = (
     ("pfdiff:k=2,l=1", "uniform", "eps", 0.03),
     ("ipndm:order=3", "karras", "eps", 0.03),
