@@ -27,6 +27,7 @@ def build(
     time_dtype: options.TimeDtype = None,
     learned_sigma: options.LearnedSigma = False,
     sigma_data: options.SigmaData = None,
+    data_range: options.DataRange = None,
     guidance: options.Guidance = None,
     decoder: options.DecoderOption = None,
     solver: options.Solver = "auto",
@@ -43,12 +44,20 @@ def build(
     threads: options.Threads = None,
 ) -> None:
     """Turn a network into an engine directory."""
-    from .networks import network_arguments
+    from ..engine.backends.registry import check_backend
+    from ..engine.compiler.solvers import parse_solver
+    from .networks import clip_for, network_arguments
     from .progress import stages
-    from .values import end_from, grid_from, integers_from
+    from .values import clip_from, device_from, end_from, grid_from, integers_from
 
+    # Everything that the network does not decide, before torch is loaded.
     described = network_arguments(network, context.params)
-    settings: dict[str, Any] = {"basis": basis, "clip": clip, "t_start": t_start}
+    parse_solver(solver)
+    check_backend(backend)
+    device_from(device)
+    if clip is not None:
+        clip_from(clip)
+    settings: dict[str, Any] = {"basis": basis, "t_start": t_start}
     settings |= {"precision": precision, "backend": backend, "device": device, "threads": threads, "out": out}
     settings |= {"target": target or (), "end": end_from(end) if end else None}
     settings |= {"grid": grid_from(grid) if grid else None, "batch": integers_from("--batch", batch) if batch else None}
@@ -66,6 +75,7 @@ def build(
             progress(line)
 
         source = Network(network, **described)
+        settings |= {"clip": clip_for(context.params, source.contract, latents=source.decoder is not None)}
         settings |= {"progress": say, "plan_progress": progress.step}
         with warnings.catch_warnings():  # the doubts below say it in one line
             warnings.filterwarnings("ignore", "NFE .* starts from pure noise")
