@@ -32,10 +32,12 @@ class Budget:
 
     @property
     def is_spent(self) -> bool:
-        """Whether its end has come."""
+        """Whether its end has come; not before the first test, which starts the clock."""
         if self.seconds is None:
             return False
-        self._end = self._end or time.monotonic() + self.seconds
+        if self._end is None:
+            self._end = time.monotonic() + self.seconds
+            return False
         return time.monotonic() > self._end
 
     def announcement(self, count: int, wanted: float) -> str:

@@ -6,6 +6,7 @@ import copy
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,14 +26,15 @@ def path(tmp_path: Path) -> Path:
 def test_a_copy_draws_the_same_samples(path: Path) -> None:
     artifact = read_artifact(path)
     program = pfdiff.compile("ddim", artifact.contract.schedule, 7, "uniform", prediction=artifact.contract.prediction)
-    with pfdiff.Engine(replace(artifact, programs={7: program}), backend="onnxruntime", threads=1) as engine:
-        expected = engine.sample(seeds=[3, 9], **engine.contract.stand_ins)
+    with pfdiff.Engine.open(replace(artifact, programs={7: program}), backend="onnxruntime", threads=1) as engine:
+        given: dict[str, Any] = dict(engine.contract.stand_ins)
+        expected = engine.sample(seeds=[3, 9], **given)
         for other in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine)):
             with other:
                 assert repr(other) == repr(engine)
                 assert other.threads == 1
-                assert torch.equal(other.sample(seeds=[3, 9], **engine.contract.stand_ins), expected)
-        assert torch.equal(engine.sample(seeds=[3, 9], **engine.contract.stand_ins), expected)
+                assert torch.equal(other.sample(seeds=[3, 9], **given), expected)
+        assert torch.equal(engine.sample(seeds=[3, 9], **given), expected)
 
 
 def test_an_engine_is_shown_in_one_line_and_as_a_table(path: Path) -> None:
