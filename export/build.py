@@ -89,6 +89,8 @@ def build(
     """
     say: Progress = progress or (lambda line: None)
     source = network if isinstance(network, Network) else Network(network)
+    for note in source.notes:
+        say(note)
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
     sizes = _check_batch(batch, source)

@@ -8,6 +8,7 @@ The same module gives the same bytes: what the exporter notes about the source c
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -84,7 +85,8 @@ def export_module(
     others = tuple(dynamic if one.ndim else {} for one in arguments[1:])
     shapes = (dynamic, others) if others else (dynamic,)
     try:
-        with quiet(), torch.no_grad():
+        # torch prints the whole graph before it says why it cannot export it.
+        with quiet(), _unprinted(), torch.no_grad():
             program = torch.onnx.export(
                 OneBatch(normalised),
                 arguments,
@@ -168,6 +170,13 @@ def first_line(error: BaseException) -> str:
     """The error's class and the first line of what it says, for a message of one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _unprinted() -> Iterator[None]:
+    """What is printed inside goes nowhere."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 @contextlib.contextmanager

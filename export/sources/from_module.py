@@ -14,17 +14,25 @@ from ...engine.errors import InputError
 from ..check import Array, TrialInputs, check_export
 from ..described import Described
 from ..to_onnx import CONDITION_DTYPES, DTYPES, export_module, first_line, prepared
-from .module_call import Call, Normalised, probe, read_conditions, read_signature
+from .module_call import Call, Normalised, left_out, probe, read_conditions, read_signature
 from .module_digest import content_digest
 
 
 @final
 class ModuleSource:
-    """An nn.Module, how to call it, and the contract of the network.onnx made from it."""
+    """An nn.Module, how to call it, and the contract of the network.onnx made from it.
+
+    left_out: forward's optional parameters that nobody asked for.
+    """
 
     def __init__(self, module: nn.Module, code: bytes, described: Described) -> None:
         self.module: nn.Module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
         self._code = code
+        if isinstance(self.module, torch.jit.ScriptModule):
+            raise InputError(
+                f"network '{described.name}': it is TorchScript, which is not exported; give the nn.Module that was "
+                "traced or scripted"
+            )
         input, time, example = described.input, described.time, described.example
         # Examples beside those of x and the time describe conditions.
         extra = {name: one for name, one in example.items() if name not in ("x", "t", input, time)}
@@ -41,6 +49,7 @@ class ModuleSource:
                 )
             shape = tuple(x.shape[1:])
         channels = shape[0] if described.learned_sigma else None
+        self.left_out = left_out(self.module, parameters)
         self.call = Call(parameters, positional, described.output, channels)
         conditions = read_conditions(self.module, parameters[2:], given)
         contract = described.contract(shape, conditions, time_rank=1 if t is None else min(t.ndim, 1))

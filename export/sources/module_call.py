@@ -146,6 +146,14 @@ def read_signature(
     return tuple(order), positional
 
 
+def left_out(module: nn.Module, parameters: tuple[str, ...]) -> tuple[str, ...]:
+    """The optional parameters of forward that are not among `parameters`, and so keep their defaults."""
+    kinds = inspect.Parameter
+    variable = (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+    given = inspect.signature(module.forward).parameters.values()
+    return tuple(one.name for one in given if one.kind not in variable and one.name not in parameters)
+
+
 def read_conditions(
     module: nn.Module, names: tuple[str, ...], given: Mapping[str, Condition | Tensor]
 ) -> tuple[Condition, ...]:
@@ -186,11 +194,19 @@ def probe(module: nn.Module, call: Call, contract: Contract) -> tuple[list[int],
             for one in network.modules()
             if isinstance(one, nn.Embedding)
         ]
+        before = [one._version for one in inputs if not one.is_inference()]
         try:
             out = Normalised(network, replace(call, channels=None))(*inputs)
         finally:
             for handle in handles:
                 handle.remove()
+        after = [one._version for one in inputs if not one.is_inference()]
+        written = [name for name, was, now in zip(call.parameters, before, after, strict=False) if was != now]
+        if written:
+            raise InputError(
+                f"network '{contract.name}': forward writes to its input {written[0]}; write x = x - 0.1 in place of "
+                "x -= 0.1, or copy it first"
+            )
     return list(out.shape), sizes
 
 
