@@ -13,11 +13,6 @@ if TYPE_CHECKING:
     from ..quality.evaluate import Evaluation
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command; what it does not know itself are the network's conditions: --label 3."""
-    app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(evaluate)
-
-
 def evaluate(
     context: typer.Context,
     samples: Annotated[
@@ -34,20 +29,18 @@ def evaluate(
         typer.Option("--count", parser=options.integer, metavar="<int>", help="Samples of the engine; default: 10000."),
     ] = None,
     first: Annotated[int, typer.Option("--first", parser=options.natural, metavar="<int>", help="The first seed.")] = 0,
-    scale: Annotated[
-        str, typer.Option("--scale", metavar="LOW,HIGH", help="What 0 and 255 become for your own features.")
-    ] = "-1,1",
+    scale: options.Scale = "-1,1",
     json: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
 ) -> None:
     """Frechet, spatial and kernel distance, precision and recall of samples against real pictures."""
-    from .info import write_figures
+    from .figures import write_figures
     from .progress import meter
     from .values import scale_from
 
-    ends = scale_from(scale)
+    ends, conditions = scale_from(scale), _conditions(samples, context.args, nfe, backend, device)
     with meter() as progress:
         progress("loading", 0, 0)
         from ..quality.evaluate import evaluate as measure
@@ -59,7 +52,7 @@ def evaluate(
             nfe=nfe,
             count=count,
             first=first,
-            conditions=_conditions(samples, context.args),
+            conditions=conditions,
             scale=ends,
             device=device,
             backend=backend,
@@ -71,14 +64,16 @@ def evaluate(
         write_figures(json, report.to_dict())
 
 
-def _conditions(samples: str, extra: list[str]) -> dict[str, Any] | None:
+def _conditions(samples: str, extra: list[str], nfe: int | None, backend: str, device: str) -> dict[str, Any] | None:
     """The conditions that the command line gives to an engine; several values are taken in turn."""
-    if not extra:
-        return None
-    from ..engine.artifact import read_artifact
+    from ..engine.artifact import MANIFEST
+    from .networks import read_engine
     from .values import given_conditions
 
-    return given_conditions(extra, read_artifact(samples).contract)
+    if not (Path(samples) / MANIFEST).is_file() and not extra:
+        return None
+    artifact = read_engine(Path(samples), nfe=nfe, backend=backend, device=device)
+    return given_conditions(extra, artifact.contract) if extra else None
 
 
 def print_evaluation(report: Evaluation) -> None:

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, SupportsIndex, final
 
 from .atomic import part_prefix, replacing, writing
 from .compiler.program import Program
@@ -68,7 +69,7 @@ class Artifact:
     def network_path(self) -> Path:
         return self.path / NETWORK
 
-    def program(self, nfe: int | None = None) -> Program:
+    def program(self, nfe: SupportsIndex | None = None) -> Program:
         """The program of `nfe` evaluations; None for the only one. Raises InputError that names what there is."""
         held = sorted(self.programs)
         if nfe is None and len(held) == 1:
@@ -78,7 +79,7 @@ class Artifact:
         if isinstance(nfe, bool) or not hasattr(nfe, "__index__") or nfe not in self.programs:
             known = ", ".join(map(str, held))
             raise InputError(f"nfe={nfe!r}, this engine has {known}; choose one of them, or build {nfe!r} too")
-        return self.programs[nfe]
+        return self.programs[operator.index(nfe)]
 
     @property
     def contracts(self) -> Mapping[str, Contract | DecoderContract]:

@@ -36,8 +36,9 @@ from ..engine.errors import BackendError, EngineFileError, InputError
 from ..engine.plans.key import check_target, parse_targets, plan_key
 from ..engine.plans.store import obtain_plan
 from ..engine.version import __version__
+from .measured_choice import is_remembered, measured
 from .network import Network
-from .sampler_choice import chosen_program, described_choice
+from .sampler_choice import chosen_program, described_choice, is_open
 from .sources.from_module import ModuleSource
 from .to_onnx import Progress
 
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import nn
 
-    from ..engine.backends.abstract import BuildProgress
     from ..engine.compiler.grid import Grid
+    from ..engine.progress import BuildProgress
 
 LARGEST_BATCH = 1 << 16  # the exporter's bound on the dynamic batch dimension
 
@@ -76,7 +77,8 @@ def build(
     network: a Network, or what Network takes alone. nfe: evaluations a sample, one or several; one program each.
     solver, grid, basis, clip, t_start, end: as in `pfdiff.compile`; solver "auto", and grid and t_start where they are
     None, are chosen by rule: see export/sampler_choice.py. Of a network with a diffusers scheduler basis, clip and end
-    are by default the scheduler's, and grid "diffusers" takes its times exactly.
+    are by default the scheduler's, and grid "diffusers" takes its times exactly. With all of solver, grid, basis and
+    t_start open the rule's sampler is measured against a few others: export/measured_choice.py.
     batch: bucket sizes, by default those of the engine at `out`, else 1. precision: fp32, fp16 or bf16. backend,
     device, threads: as in `pfdiff.load`. target: compute capabilities, "sm86,sm89" or a list, to build TensorRT-RTX
     plans for; no GPU is needed. out: by default NAME.engine in the current folder. progress: called with one line at
@@ -101,18 +103,23 @@ def build(
     check_runnable(backend, precision, module, parse_device(device))
     settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}
     programs = {count: chosen_program(source, solver, count, settings) for count in _integers("nfe", nfe)}
-    say(described_choice(programs.values(), source, solver, settings))
     place = check_place(Path(f"{source.contract.name}.engine" if out is None else out))
+    records: dict[int, Any] = {}
+    if is_open(source, solver, settings):
+        former = _former(place, lambda line: None)
+        programs, records = _best_of(source, programs, former, plan_progress)
+    say(described_choice(programs.values(), source, solver, settings, records))
+    records = {count: record for count, record in records.items() if not record.get("remembered")}
 
     given = {"precision": precision, "batch": sizes, "replaces": out is not None}
-    artifact = write_programs(place, source, programs, **given, say=say)
+    artifact = write_programs(place, source, programs, **given, search=records, say=say)
     for one in targets:
         say(f"building the TensorRT-RTX plan for {one}")
         for file in artifact.contracts:
             obtain_plan(artifact, plan_key(artifact, "tensorrt_rtx", one, file=file), progress=plan_progress)
     if targets:
         say(f"{artifact.path} is ready, with plans for {', '.join(targets)}")
-    return Engine(
+    return Engine.open(
         artifact,
         device=device,
         backend=backend,
@@ -121,6 +128,22 @@ def build(
         decoder_module=source.decoder.module if source.decoder else None,
         progress=plan_progress,
     )
+
+
+def _best_of(
+    source: Network, by_rule: Mapping[int, Program], former: Artifact | None, progress: BuildProgress | None
+) -> tuple[dict[int, Program], dict[int, Any]]:
+    """(programs, records) by measurement; what the engine there has measured is marked `remembered`, not repeated."""
+    programs, records = dict(by_rule), {}
+    if former and former.provenance.get("network_digest") == source.digest:
+        known = former.provenance.get("search", {})
+        for nfe, program in by_rule.items():
+            if is_remembered(record := known.get(str(nfe)), program, former.programs.get(nfe)):
+                programs[nfe], records[nfe] = former.programs[nfe], {**record, "remembered": True}
+    left = {nfe: program for nfe, program in by_rule.items() if nfe not in records}
+    for nfe, one in (measured(source, left, progress) if left else {}).items():
+        programs[nfe], records[nfe] = one.program, one.record
+    return programs, records
 
 
 # The engine directory.

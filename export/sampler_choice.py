@@ -93,16 +93,33 @@ def _exact(source: Network, solver: str, nfe: int, given: Mapping[str, Any]) -> 
     return Choice(solver, grid, given["basis"], t_start)
 
 
-def described_choice(programs: Iterable[Program], source: Network, solver: str, settings: Mapping[str, Any]) -> str:
-    """One line: the samplers, whether they were given or chosen, and what `tune` would cost."""
+def is_open(source: Network, solver: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the sampler is left to us altogether."""
+    left = (settings[name] is None for name in ("grid", "basis", "t_start"))
+    return solver == AUTO and source.convention is None and all(left)
+
+
+def described_choice(
+    programs: Iterable[Program],
+    source: Network,
+    solver: str,
+    settings: Mapping[str, Any],
+    records: Mapping[int, Any] | None = None,
+) -> str:
+    """One line: the samplers, how they were chosen, and what `tune` would cost. records: of `measured_choice`, now."""
     names = dict.fromkeys(f"{one.solver} on {_named(one.grid)}" for one in programs)
     if solver != AUTO and settings["grid"] is not None:
         return f"sampler as given: {', '.join(names)}"
+    how = "by rule"
+    if records:
+        last = list(records.values())[-1]
+        how = f"by measurement ({last['calls']} calls, {last['calibration_seeds']} seeds, {last['seconds']:.1f} s)"
+        how = "by measurement, when this engine was built" if last.get("remembered") else how
     exact = ""
     if source.convention is not None and settings["grid"] is None and few_step_grid(source.convention):
         exact = f" (the scheduler's own times: grid {EXACT})"
     return (
-        f"sampler by rule: {', '.join(names)}{exact}; pfdiff tune may find a better one in about "
+        f"sampler {how}: {', '.join(names)}{exact}; pfdiff tune may find a better one in about "
         f"{TUNE_EVALUATIONS:,} evaluations for each NFE"
     )
 

@@ -16,7 +16,8 @@ from ...engine.cache import ArrayStore
 from ...engine.compiler.compile import compile
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import parse_schedule
-from .pool import Budget, Floats, Pool
+from .budget import Budget
+from .pool import Floats, Pool
 
 SHORT = 128  # times of a schedule that is walked whole
 EVALUATIONS = 200

@@ -57,7 +57,7 @@ def flow() -> pfdiff.Network:
 def test_options_given_in_full_compile_to_the_programs_of_e9258ea():
     """Byte for byte, so that an engine of then is up to date."""
     held = json.loads((THEN / "engine" / "engine.json").read_text())["programs"]
-    network = pfdiff.Network(f"{THEN / 'net.py'}:make", shape=(2, 5, 7), schedule="linear:1000", prediction="eps")
+    network = pfdiff.Network(THEN / "source.onnx", shape=(2, 5, 7), schedule="linear:1000", prediction="eps")
     for record in held.values() if isinstance(held, dict) else held:
         program = chosen_program(network, "pfdiff:k=2,l=1", record["nfe"], {**OPEN, "grid": "logsnr"})
         assert program.digest == pfdiff.Program.from_json(json.dumps(record)).digest
@@ -74,8 +74,8 @@ def test_everything_open_is_the_rule():
 
 def test_build_and_tune_start_at_the_same_time():
     """An eps-network on a schedule that ends in noise: both below the last time, whatever the solver."""
-    from pfdiff.quality.criteria.error import make_setting
     from pfdiff.quality.sampling.subject import Subject
+    from pfdiff.quality.search.candidates import make_setting
 
     network = plain("cosine:300")
     program = chosen_program(network, "ddim", 6, {**OPEN, "grid": "uniform"})
@@ -120,7 +120,7 @@ def test_a_default_build_is_up_to_date_and_says_what_it_chose(tmp_path):
     network, lines = plain(), []
     with pfdiff.build(network, [4, 8], out=tmp_path / "e", progress=lines.append):
         pass
-    assert any(line.startswith("sampler by rule: ipndm:order=2 on angle") and "pfdiff tune" in line for line in lines)
+    assert any(line.startswith("sampler by ") and " on " in line and "pfdiff tune" in line for line in lines)
     before = (tmp_path / "e" / "engine.json").stat().st_mtime_ns
     with pfdiff.build(network, [4, 8], out=tmp_path / "e"):
         pass

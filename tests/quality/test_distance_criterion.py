@@ -240,7 +240,7 @@ def test_on_ray_the_ranking_is_that_of_this_process(work: Path, monkeypatch: pyt
     def never(self: object, program: object, rows: object) -> None:
         raise AssertionError("drawn by the driver")
 
-    monkeypatch.setattr("pfdiff.quality.criteria.distance.Sampler.__call__", never)
+    monkeypatch.setattr("pfdiff.quality.criteria.distance.FeatureSampler.__call__", never)
 
     class Other:
         def busy(self) -> bool:

@@ -16,11 +16,12 @@ import pfdiff
 from pfdiff.engine.cache import ArrayStore, Journal, cache_folder, content_key
 from pfdiff.engine.compiler.start import default_start
 from pfdiff.engine.seed_conditions import conditions_of
-from pfdiff.quality.sampling.pool import Budget, Pool
+from pfdiff.quality.criteria.error import ErrorCriterion
+from pfdiff.quality.sampling.budget import Budget, parse_budget
+from pfdiff.quality.sampling.pool import Pool
 from pfdiff.quality.sampling.reference import Reference, targets
 from pfdiff.quality.search.candidates import Candidate, Setting, all_candidates, behaviour, compiled, neighbours
-from pfdiff.quality.search.halving import Judge, Search
-from pfdiff.quality.tune import parse_budget
+from pfdiff.quality.search.halving import Search
 
 from ..oracle import Mixture
 from ..small.engine import CONDITIONS, CONTRACT, write_onnx
@@ -80,7 +81,7 @@ def judge_of(schedule: str = SCHEDULE, seeds: int = 8, nfe: int = 4, budget: Bud
         schedule, prediction="eps", clip=None, t_start=setting.t_start, sigma_data=0.5
     )
     truth = pool.sample(program, np.arange(seeds))
-    return Judge(pool, truth, (-1.0, 1.0), budget or Budget()), setting, calls
+    return ErrorCriterion(pool, truth, (-1.0, 1.0), budget or Budget()), setting, calls
 
 
 # The pool.

@@ -109,13 +109,14 @@ def test_nor_when_the_network_has_an_error(schedule):
 
 
 def test_the_stored_study_is_within_the_bounds():
-    held = json.loads(RESULTS.read_text())
-    assert len(held) >= 15
+    """Trained networks: the rule itself and what `build` takes."""
+    held = {name: one for name, one in json.loads(RESULTS.read_text()).items() if not name.startswith("mixture")}
+    assert len(held) >= 13
     for name, record in held.items():
         for nfe, one in record["nfe"].items():
-            assert one["rule"] <= NEVER * one["ddim"], (name, nfe)
-            if name in ("digits-eps", "moons-eps") and nfe in ("8", "10"):
-                assert one["rule"] <= AHEAD * one["ddim"], (name, nfe)
+            assert max(one["rule"], one["default"]) <= NEVER * one["ddim"], (name, nfe)
+            if name.startswith(("digits", "moons")) and nfe in ("8", "10"):
+                assert one["default"] <= AHEAD * one["ddim"], (name, nfe)
 
 
 # What is left open, and what is given.
@@ -171,7 +172,7 @@ def test_the_few_step_form_of_a_grid():
         "trailing",
         "karras:rho=7",
     ]
-    program = pfdiff.compile(AUTO, "flow:shift=3", 5, open_grid("uniform"), prediction="flow")
+    program = pfdiff.compile("ddim", "flow:shift=3", 5, open_grid("uniform"), prediction="flow")
     u = np.array([1, 0.8, 0.6, 0.4, 0.2])  # shift 3 of evenly spaced u, by hand
     np.testing.assert_allclose(program.times, 3 * u / (1 + 2 * u), rtol=1e-12)
 
@@ -183,5 +184,5 @@ def test_one_step_from_a_clean_time_is_doubted(grid):
     doubt = doubt_of_start(program)
     assert (doubt is not None) == grid.startswith("leading")
     if doubt:
-        assert "starts at time 1 of scaled_linear:1000" in doubt
+        assert "starts from pure noise at time 1 of scaled_linear:1000" in doubt
         assert "\n" not in doubt

@@ -22,7 +22,7 @@ from pfdiff.engine.plans.key import plan_key
 from pfdiff.engine.runtime.decoder import LoadedDecoder
 from pfdiff.export.check import OnnxRun
 from pfdiff.export.decoders.open import open_decoder
-from pfdiff.quality.criteria.error import chosen_seeds
+from pfdiff.quality.sampling.seeds import chosen_seeds
 
 from ...small.latent import (
     IMAGE,

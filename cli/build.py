@@ -1,0 +1,90 @@
+"""`pfdiff build`: a network becomes an engine directory."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import typer
+
+from . import options
+
+
+def build(
+    context: typer.Context,
+    network: options.NetworkArgument,
+    nfe: options.EvaluationsList,
+    out: options.EngineOut = None,
+    shape: options.Shape = None,
+    schedule: options.Schedule = None,
+    prediction: options.Prediction = None,
+    input_name: options.InputName = None,
+    time_name: options.TimeName = None,
+    output_name: options.OutputName = None,
+    condition: options.ConditionOption = None,
+    time_scale: options.TimeScale = None,
+    time_dtype: options.TimeDtype = None,
+    learned_sigma: options.LearnedSigma = False,
+    sigma_data: options.SigmaData = None,
+    data_range: options.DataRange = None,
+    guidance: options.Guidance = None,
+    decoder: options.DecoderOption = None,
+    solver: options.Solver = "auto",
+    grid: options.GridOption = None,
+    basis: options.Basis = None,
+    clip: options.Clip = None,
+    t_start: options.StartTime = None,
+    end: options.EndTime = None,
+    batch: options.Batch = None,
+    precision: options.Precision = "fp32",
+    backend: options.Backend = "auto",
+    device: options.Device = "auto",
+    target: options.Target = None,
+    threads: options.Threads = None,
+) -> None:
+    """Turn a network into an engine directory."""
+    from ..engine.backends.registry import check_backend
+    from ..engine.compiler.defaults import AUTO
+    from ..engine.compiler.solvers import parse_solver
+    from .networks import clip_for, network_arguments
+    from .progress import stages
+    from .values import clip_from, device_from, end_from, grid_from, integers_from
+
+    # Everything that the network does not decide, before torch is loaded.
+    described = network_arguments(network, context.params)
+    if solver != AUTO:
+        parse_solver(solver)
+    check_backend(backend)
+    device_from(device)
+    if clip is not None:
+        clip_from(clip)
+    settings: dict[str, Any] = {"basis": basis, "t_start": t_start}
+    settings |= {"precision": precision, "backend": backend, "device": device, "threads": threads, "out": out}
+    settings |= {"target": target or (), "end": end_from(end) if end else None}
+    settings |= {"grid": grid_from(grid) if grid else None, "batch": integers_from("--batch", batch) if batch else None}
+    evaluations = integers_from("--nfe", nfe)
+    with stages() as progress:
+        progress("reading the network")
+        from .. import Network
+        from .. import build as build_engine
+
+        chosen: list[str] = []
+
+        def say(line: str) -> None:
+            if line.startswith("sampler "):
+                chosen.append(line)
+            progress(line)
+
+        source = Network(network, **described)
+        settings |= {"clip": clip_for(context.params, source.contract, latents=source.decoder is not None)}
+        settings |= {"progress": say, "plan_progress": progress.step}
+        with warnings.catch_warnings():  # the doubts below say it in one line
+            warnings.filterwarnings("ignore", "NFE .* starts from pure noise")
+            with build_engine(source, evaluations, solver, **settings) as engine:
+                programs = [engine.programs[count] for count in evaluations]
+    print(*chosen, progress.last, sep="\n")
+    from ..engine.compiler.start import doubt_of_start
+
+    for doubt in list(filter(None, map(doubt_of_start, programs)))[:1]:
+        print("pfdiff:", doubt, file=sys.stderr)

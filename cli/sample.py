@@ -1,0 +1,54 @@
+"""`pfdiff sample`: samples of one engine, as pictures or arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+
+
+def sample(
+    context: typer.Context,
+    engine: options.EngineArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help=".png (one grid), .npy, .npz, or a folder of PNGs.")],
+    nfe: options.Evaluations = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")] = "0-15",
+    backend: options.Backend = "auto",
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
+    from ..quality.pictures.pixels import check_shape
+    from ..quality.pictures.write import kind_of, write_images, write_samples
+    from .networks import read_engine
+    from .progress import bar, opened
+    from .values import conditions_from, seeds_from
+
+    # Everything that engine.json decides, before torch and the network are loaded.
+    chosen, kind = seeds_from(seeds), kind_of(out)
+    artifact = read_engine(engine, backend=backend, device=device)
+    evaluations = artifact.program(nfe).nfe
+    pictures = kind in ("grid", "folder")
+    if pictures:
+        check_shape(artifact.decoder.image if artifact.decoder else artifact.contract.shape)
+    conditions = conditions_from(context.args, artifact.contract, len(chosen))
+
+    with opened(engine, device, backend, threads) as loaded:
+        draw = loaded.images if pictures else loaded.sample
+        batch = max(loaded.batch)
+        parts = []
+        for start in bar(range(0, len(chosen), batch), "sampling"):
+            part = slice(start, start + batch)
+            values = {name: value[part] for name, value in conditions.items()}
+            parts.append(draw(seeds=chosen[part], nfe=evaluations, **values))
+    import numpy as np
+
+    results = np.concatenate([part.cpu().numpy() for part in parts])
+    if pictures:
+        write_images(out, results, chosen)
+    else:
+        write_samples(out, results, chosen, conditions)
+    print(f"{out}: {len(chosen)} {'sample' if len(chosen) == 1 else 'samples'}, {evaluations} evaluations each")
