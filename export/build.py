@@ -96,38 +96,39 @@ def build(
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
     sizes = _check_batch(batch, source)
-    targets = parse_targets(target)
-    for one in targets:
-        check_target("tensorrt_rtx", one)
+    targets = _check_targets(target)
     module = _module_of(source, required=backend == "torch")
     check_runnable(backend, precision, module, parse_device(device))
     settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}
-    programs = {count: chosen_program(source, solver, count, settings) for count in _integers("nfe", nfe)}
+    counts = _integers("nfe", nfe)
     place = check_place(Path(f"{source.contract.name}.engine" if out is None else out))
-    records: dict[int, Any] = {}
-    if is_open(source, solver, settings):
-        former = _former(place, lambda line: None)
-        programs, records = _best_of(source, programs, former, plan_progress)
-    say(described_choice(programs.values(), source, solver, settings, records))
-    records = {count: record for count, record in records.items() if not record.get("remembered")}
+    programs, records = _programs(source, solver, counts, settings, place, say, plan_progress)
 
     given = {"precision": precision, "batch": sizes, "replaces": out is not None}
     artifact = write_programs(place, source, programs, **given, search=records, say=say)
-    for one in targets:
-        say(f"building the TensorRT-RTX plan for {one}")
-        for file in artifact.contracts:
-            obtain_plan(artifact, plan_key(artifact, "tensorrt_rtx", one, file=file), progress=plan_progress)
-    if targets:
-        say(f"{artifact.path} is ready, with plans for {', '.join(targets)}")
-    return Engine.open(
-        artifact,
-        device=device,
-        backend=backend,
-        threads=threads,
-        module=module,
-        decoder_module=source.decoder.module if source.decoder else None,
-        progress=plan_progress,
-    )
+    _build_plans(artifact, targets, say, plan_progress)
+    decoder = source.decoder.module if source.decoder else None
+    given = {"device": device, "backend": backend, "threads": threads, "progress": plan_progress}
+    return Engine.open(artifact, **given, module=module, decoder_module=decoder)
+
+
+def _programs(
+    source: Network,
+    solver: str,
+    counts: tuple[int, ...],
+    settings: Mapping[str, Any],
+    place: Path,
+    say: Progress,
+    progress: BuildProgress | None,
+) -> tuple[Mapping[int, Program], dict[int, Any]]:
+    """A program for each NFE, and the records of what was measured for them now. Says the choice."""
+    programs: Mapping[int, Program] = {one: chosen_program(source, solver, one, settings) for one in counts}
+    records: dict[int, Any] = {}
+    if is_open(source, solver, settings):
+        former = _former(place, lambda line: None)
+        programs, records = _best_of(source, programs, former, progress)
+    say(described_choice(programs.values(), source, solver, settings, records))
+    return programs, {count: record for count, record in records.items() if not record.get("remembered")}
 
 
 def _best_of(
@@ -144,6 +145,16 @@ def _best_of(
     for nfe, one in (measured(source, left, progress) if left else {}).items():
         programs[nfe], records[nfe] = one.program, one.record
     return programs, records
+
+
+def _build_plans(artifact: Artifact, targets: tuple[str, ...], say: Progress, progress: BuildProgress | None) -> None:
+    """The TensorRT-RTX plans for some compute capabilities."""
+    for one in targets:
+        say(f"building the TensorRT-RTX plan for {one}")
+        for file in artifact.contracts:
+            obtain_plan(artifact, plan_key(artifact, "tensorrt_rtx", one, file=file), progress=progress)
+    if targets:
+        say(f"{artifact.path} is ready, with plans for {', '.join(targets)}")
 
 
 # The engine directory.
@@ -260,6 +271,13 @@ def _exported(
 
 
 # What is checked before any work.
+def _check_targets(target: str | Iterable[str]) -> tuple[str, ...]:
+    targets = tuple(parse_targets(target))
+    for one in targets:
+        check_target("tensorrt_rtx", one)
+    return targets
+
+
 def _integers(what: str, given: Any) -> tuple[int, ...]:
     """Distinct integers of at least 1, ascending."""
     try:

@@ -18,7 +18,8 @@ from ..engine.compiler.schedule import parse_schedule
 from ..engine.contract import Contract
 from .check import Array, TrialInputs, random_condition
 
-REVERSED = -0.5  # a share of eps below which the prediction points the wrong way
+REVERSED = (-1.3, -0.7)  # the share of eps that a reversed network predicts
+AGAINST = -0.8  # the cosine between such a prediction and eps, at most
 
 
 def doubt_of_time(contract: Contract, evaluate: Callable[[TrialInputs], Array]) -> str | None:
@@ -30,12 +31,15 @@ def doubt_of_time(contract: Contract, evaluate: Callable[[TrialInputs], Array]) 
     middle = float(process.time_from_lambda(0.0))
     for time in (process.last, round(middle) if process.discrete else middle):
         noise = generator.standard_normal((batch, *contract.shape), dtype=np.float32)
-        fed = contract.feed_times([time])
-        t = np.resize(fed, batch) if contract.time_rank else fed[0].reshape(())
+        scale = contract.time_scale
+        fed = contract.feed_times([round(time * scale) / scale if contract.time_dtype == "int64" else time])
+        t = np.resize(fed, batch) if contract.time_rank else np.array(fed[0])
         conditions = tuple(random_condition(one, batch, generator) for one in contract.conditions)
         x = (noise * process.sigma(time)).astype(np.float32)
-        share = float(np.vdot(evaluate(TrialInputs(x, t, conditions)), noise) / np.vdot(noise, noise))
-        if share < REVERSED:
+        out = evaluate(TrialInputs(x, t, conditions))
+        product, length = float(np.vdot(out, noise)), float(np.linalg.norm(noise))
+        share, cosine = product / length**2, product / (length * float(np.linalg.norm(out)) or 1.0)
+        if REVERSED[0] < share < REVERSED[1] and cosine < AGAINST:
             return (
                 f"network '{contract.name}': it predicts {share:.2f} of the noise at time {time:g}, expected about 1: "
                 "its time or its sign seems to run the other way; see time_map (1-t) and prediction (-flow)"

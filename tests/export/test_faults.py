@@ -147,7 +147,7 @@ def test_a_file_that_draws_random_numbers_is_refused(tmp_path: Path) -> None:
 
 # Directions.
 class Gaussian(nn.Module):
-    """The exact velocity of data N(0, 0.5^2) with noise at t = 1, as it is or the other way round."""
+    """The exact velocity of data N(0, 0.2^2) with noise at t = 1, as it is or the other way round."""
 
     def __init__(self, direction: str = "") -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Gaussian(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         t = t.reshape(-1, 1, 1, 1)
         t = 1 - t if "time" in self.direction else t
-        out = x * (t - 0.25 * (1 - t)) / (t**2 + 0.25 * (1 - t) ** 2)
+        out = x * (t - 0.04 * (1 - t)) / (t**2 + 0.04 * (1 - t) ** 2)
         return -out if "sign" in self.direction else out
 
 
@@ -226,3 +226,13 @@ def test_a_tiny_autoencoder_decodes(tmp_path: Path) -> None:
     pixels = ((expected.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1)
     assert tuple(images.shape) == (1, 16, 16, 3)
     assert (images.float() - pixels).abs().max() <= 1
+
+
+def test_whole_times_on_a_continuous_schedule_are_asked_for_as_whole(tmp_path: Path) -> None:
+    class Whole(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            if t.dtype != torch.int64:
+                raise TypeError("int64, please")
+            return x * 0.5
+
+    Network(Whole(), shape=SHAPE, schedule="vp", prediction="eps", time_scale=1000.0).write(tmp_path)
