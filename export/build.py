@@ -35,12 +35,12 @@ from ..engine.device import parse_device
 from ..engine.errors import BackendError, EngineFileError, InputError
 from ..engine.plans.key import check_target, parse_targets, plan_key
 from ..engine.plans.store import obtain_plan
+from ..engine.progress import Lines
 from ..engine.version import __version__
 from .measured_choice import is_remembered, measured
 from .network import Network
 from .sampler_choice import chosen_program, described_choice, is_open
 from .sources.from_module import ModuleSource
-from .to_onnx import Progress
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -69,7 +69,7 @@ def build(
     target: str | Iterable[str] = (),
     out: str | os.PathLike[str] | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Lines | None = None,
     plan_progress: BuildProgress | None = None,
 ) -> Engine:
     """Build the engine directory `out` and load it.
@@ -89,7 +89,7 @@ def build(
     is not, and an InputError. After an error, an interruption or a full disk it is as it was. Raises InputError,
     BackendError, EngineFileError.
     """
-    say: Progress = progress or (lambda line: None)
+    say: Lines = progress or (lambda line: None)
     source = network if isinstance(network, Network) else Network(network)
     for note in source.notes:
         say(note)
@@ -118,7 +118,7 @@ def _programs(
     counts: tuple[int, ...],
     settings: Mapping[str, Any],
     place: Path,
-    say: Progress,
+    say: Lines,
     progress: BuildProgress | None,
 ) -> tuple[Mapping[int, Program], dict[int, Any]]:
     """A program for each NFE, and the records of what was measured for them now. Says the choice."""
@@ -147,7 +147,7 @@ def _best_of(
     return programs, records
 
 
-def _build_plans(artifact: Artifact, targets: tuple[str, ...], say: Progress, progress: BuildProgress | None) -> None:
+def _build_plans(artifact: Artifact, targets: tuple[str, ...], say: Lines, progress: BuildProgress | None) -> None:
     """The TensorRT-RTX plans for some compute capabilities."""
     for one in targets:
         say(f"building the TensorRT-RTX plan for {one}")
@@ -167,7 +167,7 @@ def write_programs(
     batch: tuple[int, ...] = (),
     replaces: bool = False,
     search: Mapping[int, Any] | None = None,
-    say: Progress,
+    say: Lines,
 ) -> Artifact:
     """The engine of `source` at `place` with `programs`: left as it is, extended, or exported; one writer at a time.
 
@@ -233,7 +233,7 @@ def _with_programs(
     programs: Mapping[int, Program],
     batch: tuple[int, ...],
     search: Mapping[int, Any],
-    say: Progress,
+    say: Lines,
 ) -> Artifact:
     changed = sorted({*_changed(former, programs), *search})
     if not changed and batch == former.batch:
@@ -253,7 +253,7 @@ def _exported(
     programs: Mapping[int, Program],
     batch: tuple[int, ...],
     search: Mapping[int, Any],
-    say: Progress,
+    say: Lines,
 ) -> Artifact:
     provenance = {"pfdiff": __version__, "network": source.contract.name, "network_digest": source.digest}
     if source.decoder:
@@ -326,7 +326,7 @@ def check_place(out: Path) -> Path:
     return target
 
 
-def _former(target: Path, say: Progress) -> Artifact | None:
+def _former(target: Path, say: Lines) -> Artifact | None:
     if not (target / MANIFEST).exists():
         return None
     try:

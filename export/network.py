@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import Tensor, nn
 
+    from ..engine.progress import Lines
     from .convention import Convention
     from .decoders.options import Decoder
     from .guidance.options import Guidance
-    from .to_onnx import Progress
 
 FORMAT = "pfdiff network 1"  # part of every digest: changes when the same source would be exported otherwise
 
@@ -169,7 +169,7 @@ class Network:
         return hashlib.sha256(b"|".join((FORMAT.encode(), described, self._source.content()))).hexdigest()
 
     def write(
-        self, folder: Path, precision: str = "fp32", progress: Progress | None = None, *, external: bool | None = None
+        self, folder: Path, precision: str = "fp32", progress: Lines | None = None, *, external: bool | None = None
     ) -> Contract:
         """Write network.onnx into the existing `folder` and compare it with the source; the contract of the file.
 
