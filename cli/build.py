@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import typer
@@ -29,7 +30,7 @@ def build(
     data_range: options.DataRange = None,
     guidance: options.Guidance = None,
     decoder: options.DecoderOption = None,
-    solver: options.Solver = "pfdiff:k=2,l=1",
+    solver: options.Solver = "auto",
     grid: options.GridOption = None,
     basis: options.Basis = None,
     clip: options.Clip = None,
@@ -44,6 +45,7 @@ def build(
 ) -> None:
     """Turn a network into an engine directory."""
     from ..engine.backends.registry import check_backend
+    from ..engine.compiler.defaults import AUTO
     from ..engine.compiler.solvers import parse_solver
     from .networks import clip_for, network_arguments
     from .progress import stages
@@ -51,7 +53,8 @@ def build(
 
     # Everything that the network does not decide, before torch is loaded.
     described = network_arguments(network, context.params)
-    parse_solver(solver)
+    if solver != AUTO:
+        parse_solver(solver)
     check_backend(backend)
     device_from(device)
     if clip is not None:
@@ -66,12 +69,21 @@ def build(
         from .. import Network
         from .. import build as build_engine
 
+        chosen: list[str] = []
+
+        def say(line: str) -> None:
+            if line.startswith("sampler "):
+                chosen.append(line)
+            progress(line)
+
         source = Network(network, **described)
         settings |= {"clip": clip_for(context.params, source.contract, latents=source.decoder is not None)}
-        settings |= {"progress": progress, "plan_progress": progress.step}
-        with build_engine(source, evaluations, solver, **settings) as engine:
-            programs = [engine.programs[count] for count in evaluations]
-    print(progress.last)
+        settings |= {"progress": say, "plan_progress": progress.step}
+        with warnings.catch_warnings():  # the doubts below say it in one line
+            warnings.filterwarnings("ignore", "NFE .* starts from pure noise")
+            with build_engine(source, evaluations, solver, **settings) as engine:
+                programs = [engine.programs[count] for count in evaluations]
+    print(*chosen, progress.last, sep="\n")
     from ..engine.compiler.start import doubt_of_start
 
     for doubt in list(filter(None, map(doubt_of_start, programs)))[:1]:

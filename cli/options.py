@@ -85,11 +85,11 @@ DecoderOption = Annotated[
 
 # The programs.
 EvaluationsList = Annotated[str, typer.Option("--nfe", help="Network evaluations a sample, one or several: 5,8.")]
-Solver = Annotated[str, typer.Option("--solver", help="ddim, dpm++:2m, pfdiff:k=2,l=1, ...")]
+Solver = Annotated[str, typer.Option("--solver", help="auto, or ddim, dpm++:2m, pfdiff:k=2,l=1, ...")]
 GridOption = Annotated[
     str | None,
     typer.Option(
-        "--grid", help="uniform, quadratic, logsnr, ..., or all times; default: a diffusers scheduler's, else logsnr."
+        "--grid", help="uniform, angle, ..., diffusers (its scheduler's times), or all times; by default by rule."
     ),
 ]
 Basis = Annotated[str | None, typer.Option("--basis", help="What the solver combines: eps, x0 or v.")]
