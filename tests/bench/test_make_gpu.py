@@ -211,9 +211,9 @@ def test_the_profiler_comes_after_everything_that_is_timed() -> None:
 
 @pytest.mark.parametrize("size_mib", test_gpu_step.LAUNCHES)
 def test_a_replay_is_long_beside_its_launch(size_mib: int) -> None:
-    """5 ms at the 4.8 TB/s of an H200, beside 20 us in which the host starts it."""
-    moved = test_gpu_step.LAUNCHES[size_mib] * 16 * size_mib * test_gpu_step.MIB // 4
-    assert moved / 4.8e12 >= 5e-3
+    """5 ms, beside 20 us in which the host starts it; a kernel takes its bytes at 4.8 TB/s (H200), or 2 us at least."""
+    each = max(16 * size_mib * test_gpu_step.MIB // 4 / 4.8e12, 2e-6)
+    assert test_gpu_step.LAUNCHES[size_mib] * each >= 5e-3
 
 
 def test_no_test_or_benchmark_is_left_out() -> None:
