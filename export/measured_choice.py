@@ -30,6 +30,7 @@ from ..engine.runtime.noise import noise
 from ..engine.seed_conditions import condition_tables, rows
 
 if TYPE_CHECKING:
+    from ..engine.contract import Contract
     from .network import Network
 
 CALLS, SECONDS = 600, 30.0
@@ -76,6 +77,8 @@ def measured(source: Network, by_rule: Mapping[int, Program], progress: Stages |
 
     Raises InputError when the network fails.
     """
+    if not _has_typical_inputs(source.contract):
+        return {}
     meter = _Meter(source, progress)
     plans = {nfe: [program, *_rivals(program)] for nfe, program in sorted(by_rule.items())}
     reference = _reference(next(iter(plans.values()))[0])
@@ -108,6 +111,22 @@ def is_remembered(record: Any, by_rule: Program, held: Program | None) -> bool:
         and record.get("rule") == by_rule.digest
         and record.get("program") == held.digest
     )
+
+
+# Conditions.
+def _has_typical_inputs(contract: Contract) -> bool:
+    """Whether there are values to measure with: not for embeddings, say, that have no default."""
+    return all(one.default is not None or one.labels or one.name in _classes(contract) for one in contract.conditions)
+
+
+def _classes(contract: Contract) -> dict[str, Any]:
+    """Every class in turn, for class numbers without a default and without names."""
+    return {
+        one.name: np.arange(one.low, min(one.high, one.low + MOST_SEEDS) + 1)
+        for one in contract.conditions
+        if one.default is None and not one.labels and not one.shape
+        if one.dtype.startswith("int") and one.low is not None and one.high is not None
+    }
 
 
 # The network.
@@ -150,7 +169,7 @@ class _Meter:
         contract = self._source.contract
         drawn = range(SEED, SEED + seeds)
         self._noise = torch.from_numpy(noise(drawn, contract.shape).numpy())
-        self._conditions = rows(condition_tables(contract, None), np.array(drawn, np.uint64))
+        self._conditions = rows(condition_tables(contract, _classes(contract)), np.array(drawn, np.uint64))
 
     def _seconds_of_a_call(self, *, first: bool) -> float:
         """Of the second call where the first prepares what later ones reuse, unless the first alone is hopeless."""

@@ -158,3 +158,32 @@ def test_what_is_given_is_not_measured(given, tmp_path):
     with pfdiff.build(network(), 5, out=tmp_path / "e", progress=lines.append, **given):
         pass
     assert not [line for line in lines if "measurement" in line]
+
+
+class Labelled(Modes):
+    def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        SEEN.update(label.tolist())
+        return super().forward(x, t)
+
+
+class Prompted(Modes):
+    def forward(self, x: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        return super().forward(x, t) + prompt.mean()
+
+
+SEEN: set[int] = set()
+
+
+def test_every_class_takes_part_and_what_has_no_typical_value_leaves_the_rule():
+    label = pfdiff.Condition("label", "int64", low=0, high=4)
+    classes = pfdiff.Network(
+        Labelled(), shape=(16,), schedule="linear:1000", prediction="eps", conditions={"label": label}
+    )
+    SEEN.clear()
+    assert measured(classes, rule(5))
+    assert SEEN == {0, 1, 2, 3, 4}
+    prompt = pfdiff.Condition("prompt", "float32", (3, 4))
+    prompts = pfdiff.Network(
+        Prompted(), shape=(16,), schedule="linear:1000", prediction="eps", conditions={"prompt": prompt}
+    )
+    assert measured(prompts, rule(5)) == {}
