@@ -160,18 +160,26 @@ def test_what_is_given_is_not_measured(given, tmp_path):
     assert not [line for line in lines if "measurement" in line]
 
 
-class Labelled(Modes):
+class Labelled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes = Modes()
+
     def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        SEEN.update(label.tolist())
-        return super().forward(x, t)
+        seen.update(label.tolist())
+        return self.modes(x, t)
 
 
-class Prompted(Modes):
+class Prompted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes = Modes()
+
     def forward(self, x: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        return super().forward(x, t) + prompt.mean()
+        return self.modes(x, t) + prompt.mean()
 
 
-SEEN: set[int] = set()
+seen: set[int] = set()
 
 
 def test_every_class_takes_part_and_what_has_no_typical_value_leaves_the_rule():
@@ -179,9 +187,9 @@ def test_every_class_takes_part_and_what_has_no_typical_value_leaves_the_rule():
     classes = pfdiff.Network(
         Labelled(), shape=(16,), schedule="linear:1000", prediction="eps", conditions={"label": label}
     )
-    SEEN.clear()
+    seen.clear()
     assert measured(classes, rule(5))
-    assert SEEN == {0, 1, 2, 3, 4}
+    assert seen == {0, 1, 2, 3, 4}
     prompt = pfdiff.Condition("prompt", "float32", (3, 4))
     prompts = pfdiff.Network(
         Prompted(), shape=(16,), schedule="linear:1000", prediction="eps", conditions={"prompt": prompt}
