@@ -150,7 +150,10 @@ class _Meter:
         contract = self._source.contract
         drawn = range(SEED, SEED + seeds)
         self._noise = torch.from_numpy(noise(drawn, contract.shape).numpy())
-        self._conditions = rows(condition_tables(contract, None), np.array(drawn, np.uint64))
+        # A placeholder for what only the caller of the engine can give.
+        needed = {one.name for one in contract.conditions if one.default is None and not one.labels}
+        given = {name: value for name, value in contract.stand_ins.items() if name in needed}
+        self._conditions = rows(condition_tables(contract, given), np.array(drawn, np.uint64))
 
     def _seconds_of_a_call(self, *, first: bool) -> float:
         """Of the second call where the first prepares what later ones reuse, unless the first alone is hopeless."""
