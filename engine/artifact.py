@@ -135,9 +135,7 @@ def read_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artif
     if images is not None and images.image != contract.shape:
         raise _damaged(folder, f"its image encoder makes {list(images.image)}, samples are {list(contract.shape)}")
     sizes = tuple(sorted(set(batch)))
-    artifact = Artifact(
-        folder, contract, sizes, precision, programs, provenance, files, decoder, texts, images
-    )
+    artifact = Artifact(folder, contract, sizes, precision, programs, provenance, files, decoder, texts, images)
     for name in (*artifact.contracts, *(one.tokenizer for one in (texts.encoders if texts else ()))):
         if name not in files:
             raise _damaged(folder, f"'{name}' is not among its files")

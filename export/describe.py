@@ -73,6 +73,8 @@ def _laid_over(found: Described, given: Given) -> Described:
         data_range=given.data_range or ranged,
         example=dict(given.example),
         decoder=found.decoder if given.decoder is None else given.decoder,
+        guidance=found.guidance if given.encoders else None,
+        prompts=found.prompts if given.encoders else None,
     )
 
 

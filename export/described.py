@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from .convention import Convention
     from .decoders.options import Decoder
+    from .encoders.from_pipeline import PromptSources
+    from .guidance.options import ClassifierFree
 
 
 @final
@@ -36,6 +38,9 @@ class Given:
     name: str | None = None
     example: Mapping[str, Tensor] = field(default_factory=dict)
     decoder: Decoder | nn.Module | str | Path | None = None
+    encoders: bool = True
+    lora: tuple[str, ...] = ()
+    controlnet: str | None = None
 
 
 @final
@@ -44,7 +49,8 @@ class Described:
     """A network with its description. Fields mean the same as the arguments of `Network`.
 
     source: the module, or a text, "file.py:factory" or the path of an ONNX file. shape: None where only the source
-    knows it. convention: of the scheduler that came with the network, with its times, clip and end.
+    knows it. convention: of the scheduler that came with the network, with its times, clip and end. prompts: the text
+    encoders beside it; guidance: its pipeline's own, where they are.
     """
 
     source: nn.Module | str
@@ -64,6 +70,8 @@ class Described:
     example: Mapping[str, Tensor] = field(default_factory=dict)
     decoder: Decoder | nn.Module | str | Path | None = None
     convention: Convention | None = None
+    prompts: PromptSources | None = None
+    guidance: ClassifierFree | None = None
 
     def contract(
         self,

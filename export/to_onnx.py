@@ -69,9 +69,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 # Export.
-def export_module(
-    normalised: nn.Module, contract: AnyContract, path: Path, *, external: bool | None = None
-) -> None:
+def export_module(normalised: nn.Module, contract: AnyContract, path: Path, *, external: bool | None = None) -> None:
     """Write `normalised` (forward(*inputs) -> out, weights of the contract's precision) as ONNX.
 
     `external` puts the weights into `path` + ".data"; None means when they pass 1 GiB.

@@ -35,7 +35,9 @@ class TensorRt(Backend):
         if artifact is None:
             raise BackendError(f"backend '{flavour}' needs an engine directory to keep its plans in; use pfdiff.load")
         gpu, chip = torch.cuda.get_device_name(device), capability(device)
-        key = plan_key(artifact, flavour, chip, gpu, tf32=options.tf32, file=files.onnx.relative_to(artifact.path).as_posix())
+        key = plan_key(
+            artifact, flavour, chip, gpu, tf32=options.tf32, file=files.onnx.relative_to(artifact.path).as_posix()
+        )
         plan = obtain_plan(artifact, key, trust=options.trust, say=_announce, progress=files.progress)
         self._trt = trt
         self._logger = trt.Logger(trt.Logger.ERROR)

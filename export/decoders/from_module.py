@@ -92,10 +92,13 @@ class ModuleDecoder:
         content = content_digest(self.module, self._code)
         return hashlib.sha256(b"|".join((FORMAT.encode(), words.encode(), content))).hexdigest()
 
+    def precision_for(self, precision: str) -> str:
+        """Of the decoder beside a network of `precision`: its own, or fp32 where fp16 is not enough for it."""
+        return self._precision or ("fp32" if precision == "fp16" and self._upcast else precision)
+
     def write(self, folder: Path, precision: str, progress: Progress) -> DecoderContract:
         """Write decoder.onnx for a network of `precision`, compare it with the module. Raises InputError."""
-        safe = "fp32" if precision == "fp16" and self._upcast else precision
-        contract = replace(self.contract, precision=self._precision or safe)
+        contract = replace(self.contract, precision=self.precision_for(precision))
         progress(f"exporting the decoder {contract.name} to ONNX ({contract.precision})")
         dtype = DTYPES[contract.precision]
         path = folder / DECODER

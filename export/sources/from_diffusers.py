@@ -4,8 +4,8 @@
     Network("unet", schedule="scaled_linear:1000", prediction="eps")        one model's folder: config.json and weights
     Network(pipeline)                                           an object; its denoiser and its scheduler are used
 
-Only the denoiser and the decoder (an AutoencoderKL) are loaded, from safetensors; pickled weights (.bin) are executable
-code and are refused. The scheduler's config says schedule, prediction, times, clip and end; the model's config shape,
+Denoiser, autoencoder and text encoders are loaded, from safetensors; pickled weights (.bin) are executable code and are
+refused. The scheduler's config says schedule, prediction, times, clip and end; the model's config shape,
 conditions and variance.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -24,21 +24,26 @@ from ..convention import Convention
 from ..described import Described, Given
 from ..families import FAMILIES, LEGACY
 from ..families.family import Beside, Family
+from ..weights import variant_of
 from .diffusers_config import complete, convention_of, dynamic_mu, read_config
+from .pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
 
 if TYPE_CHECKING:
     from torch import nn
 
 WEIGHTS = "diffusion_pytorch_model"
 LATENT_RANGE = (-10.0, 10.0)  # latents have a deviation of 1 and no bounds: far enough out to cut nothing
-DECODER = "AutoencoderKL"
+DECODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel", "AutoencoderDC")
 PARTS = ("unet", "transformer")  # a pipeline's denoiser is one of these
 
 
 @final
 @dataclass(frozen=True)
 class PipelineParts:
-    """A denoiser and what stands beside it. scheduler: its config; vae: the autoencoder; None where there is none."""
+    """A denoiser and what stands beside it. scheduler: its config; vae: the autoencoder; None where there is none.
+
+    texts: its text encoders and tokenizers; zeros: without a negative prompt its conditions are zero.
+    """
 
     name: str
     model: nn.Module | Path
@@ -46,6 +51,8 @@ class PipelineParts:
     scheduler: Mapping[str, Any] | None
     beside: Beside
     vae: nn.Module | Path | None = None
+    texts: Texts = field(default_factory=dict)
+    zeros: bool = False
 
 
 def open_diffusers(source: Any, given: Given) -> Described | None:
@@ -89,7 +96,9 @@ def _folder(path: Path) -> PipelineParts:
             pooled=read_json(encoder).get("projection_dim") if encoder.is_file() else None,
             pixels=_pixels(autoencoder),
         ),
-        vae.parent if autoencoder.get("_class_name") == DECODER else None,
+        vae.parent if autoencoder else None,
+        texts_in_folder(path, index),
+        bool(index.get("force_zeros_for_empty_prompt")),
     )
 
 
@@ -116,7 +125,9 @@ def _object(source: Any) -> PipelineParts | None:
             pooled=None if encoder is None else getattr(encoder.config, "projection_dim", None),
             pixels=_pixels({} if vae is None else vae.config),
         ),
-        vae if vae is not None and _class_of(vae, (DECODER,)) else None,
+        vae,
+        texts_of_object(source),
+        bool(getattr(source.config, "force_zeros_for_empty_prompt", False)),
     )
 
 
@@ -162,7 +173,7 @@ def read_json(path: Path) -> dict[str, Any]:
 # Weights.
 def load_model(folder: Path, class_name: str) -> nn.Module:
     """The model in `folder` in float32, from safetensors alone. Raises InputError, BackendError."""
-    variant = _variant(folder)
+    variant = variant_of(folder, WEIGHTS)
     try:
         import diffusers
         import torch
@@ -192,23 +203,6 @@ def load_model(folder: Path, class_name: str) -> nn.Module:
     return model.eval()
 
 
-def _variant(folder: Path) -> str | None:
-    """None for the plain safetensors, else the only variant there, such as fp16. Raises InputError."""
-    found = [one.name for one in folder.glob(f"{WEIGHTS}*.safetensors*")]
-    if any(one.removeprefix(WEIGHTS).startswith((".safetensors", "-0")) for one in found):
-        return None
-    variants = sorted({one.removeprefix(f"{WEIGHTS}.").split(".")[0].split("-")[0] for one in found})
-    if variants:
-        return variants[0]
-    pickled = sorted(one.name for one in folder.iterdir() if one.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if pickled:
-        raise InputError(
-            f"'{folder}' has pickled weights only ({pickled[0]}), which can run any code when they are read; "
-            "save it again with save_pretrained(..., safe_serialization=True)"
-        )
-    raise InputError(f"'{folder}' has no {WEIGHTS}.safetensors; copy it there, or save the model again")
-
-
 # What it is.
 def _described(parts: PipelineParts, given: Given) -> Described:
     family = FAMILIES[parts.class_name]
@@ -225,7 +219,8 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         raise InputError(f"shape {list(shape)}, expected [{channels}, height, width] as its in_channels say")
     conditions = _conditions(family, config, shape, parts.beside, given)
     convention = _convention(parts, family, config, shape, given)
-    decoder = load_model(parts.vae, DECODER) if isinstance(parts.vae, Path) else parts.vae
+    decoder = _decoder(parts, given)
+    prompts = prompts_of(family, config, parts.texts, zeros=parts.zeros) if given.encoders else None
     schedule = given.schedule or (convention.schedule if convention else "")
     flow = parse_schedule(schedule).velocity == "flow"
     return Described(
@@ -241,7 +236,25 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         data_range=(-1.0, 1.0) if channels in (1, 3) or decoder is not None else LATENT_RANGE,
         decoder=decoder,
         convention=convention,
+        prompts=prompts,
+        guidance=guidance_of(prompts),
     )
+
+
+def _decoder(parts: PipelineParts, given: Given) -> nn.Module | None:
+    """The autoencoder, unless another decoder is given. Raises InputError for a class that is not known."""
+    vae = parts.vae
+    if vae is None or given.decoder is not None:
+        return None
+    if isinstance(vae, Path):
+        found = read_json(vae / "config.json").get("_class_name")
+        if found in DECODERS:
+            return load_model(vae, str(found))
+    elif _class_of(vae, DECODERS):
+        return vae
+    else:
+        found = type(vae).__name__
+    raise InputError(f"its vae is a {found}, expected {', '.join(DECODERS)}; give another decoder= (--decoder)")
 
 
 def _predicts_variance(config: Mapping[str, Any]) -> bool:
