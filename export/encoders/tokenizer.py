@@ -29,8 +29,8 @@ def tokenizer_of(source: Any, name: str) -> Any:
             return AutoTokenizer.from_pretrained(source, local_files_only=True, use_fast=True)
     except Exception as error:  # of transformers, tokenizers and sentencepiece, without a common base
         raise InputError(
-            f"the tokenizer '{source}' cannot be read ({first_line(error)}); it needs tokenizer.json, or vocab.json and "
-            f"merges.txt; save it again, or leave the encoders out {OUT}"
+            f"the tokenizer '{source}' cannot be read ({first_line(error)}); it needs tokenizer.json, or vocab.json "
+            f"and merges.txt; save it again, or leave the encoders out {OUT}"
         ) from error
 
 

@@ -20,7 +20,7 @@ Texts = Mapping[str, tuple[Any, Any]]
 
 
 def texts_in_folder(path: Path, index: Mapping[str, Any]) -> Texts:
-    """(encoder's folder, tokenizer's folder) by the encoder's name, of all that model_index.json names or that is there.
+    """(encoder's folder, tokenizer's folder) by the encoder's name, of all that are named or there.
 
     What is named and missing is found out when it is read.
     """
