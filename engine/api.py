@@ -25,6 +25,7 @@ from .compiler.program import Program
 from .contract import Contract, DecoderContract
 from .device import parse_device
 from .errors import InputError
+from .notebook import html_table
 from .runtime.asked import NOTHING, Asked
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.inputs import Conditions, Inputs, check_noise
@@ -34,6 +35,7 @@ from .runtime.noise import Seeds, noise, parse_seeds
 from .runtime.picture_start import PictureStart
 from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
+from .text_encoders import TextEncoders
 
 if TYPE_CHECKING:
     from .backends.abstract import Module
@@ -46,6 +48,7 @@ class Engine:
 
     contract, programs, batch, precision, provenance, path   what the directory holds
     decoder                                                  contract of a latent model's decoder, else None
+    text_encoders                                            what turns prompts into conditions, else None
     backend, backend_reason, device, threads, description    who runs it, and why
     """
 
@@ -101,6 +104,7 @@ class Engine:
         self.precision: str = artifact.precision
         self.provenance: Mapping[str, Any] = artifact.provenance
         self.decoder: DecoderContract | None = artifact.decoder
+        self.text_encoders: TextEncoders | None = artifact.text_encoders
         self.threads: int | None = threads
         self.backend: str = opened.name
         self.backend_reason: str = reason
@@ -131,11 +135,11 @@ class Engine:
         seeds: Seeds | None = None,
         noise: Any = None,
         nfe: int | None = None,
-        prompt: Prompt | None = None,
-        negative_prompt: Prompt | None = None,
+        prompt: Prompt | Any = None,
+        negative_prompt: Prompt | Any = None,
         image: Any = None,
-        strength: float | None = None,
-        strength_counts: str = "part",
+        strength: float | Any = None,
+        strength_counts: str | Any = "part",
         **conditions: Any,
     ) -> torch.Tensor:
         """Samples float32 [n, *shape] on the device, one for each seed or each row of `noise`; latents stay latents.
@@ -163,11 +167,11 @@ class Engine:
         seeds: Seeds | None = None,
         noise: Any = None,
         nfe: int | None = None,
-        prompt: Prompt | None = None,
-        negative_prompt: Prompt | None = None,
+        prompt: Prompt | Any = None,
+        negative_prompt: Prompt | Any = None,
         image: Any = None,
-        strength: float | None = None,
-        strength_counts: str = "part",
+        strength: float | Any = None,
+        strength_counts: str | Any = "part",
         **conditions: Any,
     ) -> torch.Tensor:
         """Like `sample`, as pixels uint8 [n, H, W, C]: `contract.data_range` becomes 0..255, the rest is clamped.
@@ -242,9 +246,33 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is loaded again, from the same directory and by the same backend: for other processes, for deepcopy.
+
+        Raises InputError for an engine that was given a module.
+        """
+        if self._files.module is not None:
+            raise InputError(
+                f"engine '{self.path}' runs a module of this process and cannot be copied; load it again with module="
+            )
+        return _loaded_again, (self._artifact, self.device, self.backend, self.threads, self._files.options)
+
     def __repr__(self) -> str:
         held = ", ".join(map(str, self.programs))
         return f"Engine({str(self.path)!r}: {self.contract.name}, NFE {held}, {self.description})"
+
+    def _repr_html_(self) -> str:
+        """Network, programs and backend, for notebooks."""
+        contract = self.contract
+        rows = [
+            ("network", f"{contract.name}: {contract.input} {list(contract.shape)} -> {contract.prediction}"),
+            ("schedule", contract.schedule),
+            *(("condition", f"{one.alias or one.name}: {one.dtype} {list(one.shape)}") for one in contract.conditions),
+            *((f"NFE {nfe}", f"{program.solver}, {program.grid}") for nfe, program in self.programs.items()),
+            ("batch", ", ".join(map(str, self.batch))),
+            ("runs on", self.description),
+        ]
+        return html_table(rows, caption=str(self.path))
 
     def _open(self) -> Session:
         """A second session like the engine's own, with a network of its own."""
@@ -290,6 +318,10 @@ class Engine:
         if batch not in self.batch:
             raise InputError(f"batch {batch!r}, expected one of this engine's: {', '.join(map(str, self.batch))}")
         return batch
+
+
+def _loaded_again(artifact: Artifact, device: str, backend: str, threads: int | None, options: CudaOptions) -> Engine:
+    return Engine.open(artifact, device=device, backend=backend, threads=threads, options=options)
 
 
 load = Engine.open

@@ -45,6 +45,11 @@ class TextEncoders:
     encoders: tuple[TextEncoder, ...]
     zeros: bool = False
 
+    @property
+    def encoded(self) -> frozenset[str]:
+        """Names of all conditions that prompts stand for, those of negative prompts included."""
+        return frozenset(name + end for name in self.conditions for end in ("", NEGATIVE))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` reads it back."""
         encoders = [

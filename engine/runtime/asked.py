@@ -29,6 +29,8 @@ class Asked:
 
         Raises InputError for a strength without an image.
         """
+        if self == NOTHING:
+            return self, conditions
         rest = self
         names = {name for one in contract.conditions for name in (one.name, one.alias)}
         for field in fields(Asked):

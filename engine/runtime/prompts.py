@@ -75,7 +75,6 @@ class Prompts:
         A negative condition that is not given is that of `negative_prompt`, else zero or that of the empty prompt, as
         the pipeline has it. Raises InputError: no encoders, a missing prompt, both a prompt and its condition.
         """
-        found = self._artifact.contract.by_name(given)
         encoders = self._artifact.text_encoders
         if encoders is None:
             if prompt is not None or negative_prompt is not None:
@@ -83,7 +82,8 @@ class Prompts:
                     "this engine holds no text encoders; build it from a pipeline that has them, or give what they make"
                     f"{self._instead(list(self._shapes))}"
                 )
-            return found
+            return dict(given)
+        found = self._artifact.contract.by_name(given)
         if prompt is not None:
             self._add(found, "prompt", list(encoders.conditions), self._encoded("prompt", prompt, count))
         elif missing := [name for name in encoders.conditions if name in self._needed and name not in found]:

@@ -186,6 +186,9 @@ def load_encoder(folder: Path) -> nn.Module:
     except ImportError as error:
         raise BackendError(f"'{folder}' needs transformers ({error}); pip install 'pfdiff[diffusers]'") from None
     kind = getattr(transformers, _class_name(folder))
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()  # our own progress says what is read
     try:
         with quiet():
             model, report = kind.from_pretrained(
@@ -198,6 +201,9 @@ def load_encoder(folder: Path) -> nn.Module:
             )
     except Exception as error:  # of transformers, safetensors and torch, without a common base
         raise InputError(f"'{folder}' cannot be loaded ({first_line(error)}); save it again") from error
+    finally:
+        if shown:
+            bars.enable_progress_bar()
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(f"'{folder}' has {len(missing)} missing weights, such as {missing[0]}; save it again")
