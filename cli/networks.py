@@ -97,7 +97,7 @@ def opened(network: str, context: typer.Context) -> Opened:
         described = network_arguments(network, params)
         from .. import Network
 
-        source = Network(network, **described)
+        source = Network(network, **described, encoders=False)
         contract, latents = source.contract, source.decoder is not None
     conditions = given_conditions(extra, contract)
     return Opened(source, conditions, clip_for(params, contract, latents=latents))
