@@ -250,6 +250,7 @@ def _exported(
         provenance["decoder_digest"] = source.decoder.digest
     if source.encoders:
         provenance["encoders_digest"] = source.encoders.digest
+    provenance |= source.origin
     provenance |= _searched(search, {})
     with writing(target), replacing_folder(target) as folder:
         contract = source.write(folder, precision, say)

@@ -12,12 +12,16 @@ from ..engine.errors import InputError
 from . import zoo
 from .described import Described, Given
 from .sources.from_diffusers import open_diffusers
+from .sources.hub import fetch, is_hub_id
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import nn
 
-FORMS = f"a path ending in .onnx, file.py:factory, a diffusers folder, or a shipped network ({', '.join(zoo.NAMES)})"
+FORMS = (
+    "a path ending in .onnx, file.py:factory, a diffusers folder, owner/name of the Hugging Face hub, or a shipped "
+    f"network ({', '.join(zoo.NAMES)})"
+)
 
 
 def describe(source: nn.Module | str | Path | DiffusionPipeline, given: Given) -> Described:
@@ -29,6 +33,11 @@ def describe(source: nn.Module | str | Path | DiffusionPipeline, given: Given) -
         if isinstance(one, Condition) and one.name != name:
             raise InputError(f"condition '{name}' is described as '{one.name}'; use one name")
     text = str(source) if isinstance(source, (str, Path)) else None
+    if text is not None and is_hub_id(text):
+        fetched = fetch(text, encoders=given.encoders)
+        named = replace(given, name=given.name or fetched.name)
+        described = describe(fetched.folder, named)
+        return replace(described, origin={**fetched.origin, **described.origin})
     # With a role said by name a diffusers model is a module like any.
     roles = (given.input, given.time, given.output)
     if text is not None and text in zoo.NAMES:

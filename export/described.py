@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from ..engine.contract import Condition, Contract
 
@@ -50,7 +50,8 @@ class Described:
 
     source: the module, or a text, "file.py:factory" or the path of an ONNX file. shape: None where only the source
     knows it. convention: of the scheduler that came with the network, with its times, clip and end. prompts: the text
-    encoders beside it; guidance: its pipeline's own, where they are.
+    encoders beside it; guidance: its pipeline's own, where they are. origin: what an engine's provenance says of
+    where it comes from.
     """
 
     source: nn.Module | str
@@ -72,6 +73,7 @@ class Described:
     convention: Convention | None = None
     prompts: PromptSources | None = None
     guidance: ClassifierFree | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def contract(
         self,

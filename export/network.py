@@ -123,6 +123,7 @@ class Network:
         if described.decoder is not None:
             self.decoder = open_decoder(described.decoder, self.contract)
         self.convention: Convention | None = described.convention
+        self.origin: Mapping[str, Any] = described.origin
         self.encoders: Encoders | None = open_encoders(described, self.contract, self.decoder) if encoders else None
 
     def __repr__(self) -> str:

@@ -1,7 +1,8 @@
 """The last part of a program's way as a program of its own: where a sample starts from a picture, not from noise.
 
 A way is the points t_0 > ... > t_M that a solver walks. Point i stands at i / M of it, and between two points it is
-read on the straight line between their times. A strength s leaves out the first 1 - s.
+read on the straight line between their times. A strength s leaves out the first 1 - s, and the points that are left
+are drawn apart to as many as there were.
 """
 
 from __future__ import annotations
@@ -32,11 +33,10 @@ def last_part(program: Program, strength: float, *, whole: bool = False) -> Prog
             f"strength {strength:g} of {program.nfe} evaluations is none; give more of either, or leave "
             "strength_counts out"
         )
-    last = len(points) - 1
     if whole:
         kept = points[solver.intervals(program.nfe) - solver.intervals(nfe) :]
     else:
-        kept = np.interp(np.linspace((1 - strength) * last, last, last + 1), np.arange(last + 1), points)
+        kept = _stretched(points, strength, schedule.first)
         if schedule.discrete:
             kept = _apart(kept, points[-1], solver.evaluations)
     return compile_program(
@@ -49,6 +49,18 @@ def last_part(program: Program, strength: float, *, whole: bool = False) -> Prog
         clip=program.clip,
         sigma_data=program.sigma_data,
     )
+
+
+def _stretched(points: Float64s, strength: float, first: float) -> Float64s:
+    """As many points on the last `strength` of the way. `first`: the least time at which a network is evaluated."""
+    count = len(points)
+    clean = points[-1] < first  # a point beyond all times: the way is read up to the first time, the point follows
+    to_first = clean and points[-2] > first
+    knots = np.append(points[:-1], first) if to_first else points[:-1] if clean else points
+    end = len(knots) - 1
+    places = np.linspace((1 - strength) * end, end, count - (clean and not to_first))
+    times = np.interp(places, np.arange(end + 1), knots)
+    return np.append(times[: count - 1], points[-1]) if clean else times
 
 
 def _apart(points: Float64s, last: float, gap: int) -> Float64s:

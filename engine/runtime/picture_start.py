@@ -72,7 +72,7 @@ class PictureStart:
     def _samples(self, image: Any, count: int) -> torch.Tensor:
         """x_0 float32 [n or 1, elements] on the engine's device."""
         contract, encoder = self._artifact.contract, self._artifact.image_encoder
-        given = torch.as_tensor(image.detach() if isinstance(image, torch.Tensor) else np.asarray(image))
+        given = image.detach() if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
         shown = encoder.shape if encoder else contract.shape
         if given.dtype == torch.uint8 and len(shown) == 3:
             given = _from_pixels(given, shown, contract)

@@ -61,6 +61,13 @@ class PipelineEncoders:
         self._shapes = {name: shapes[name] for name in named}
         self._configs = {name: _config(name, source) for name, (source, _) in given.sources.items()}
         self._tokenizers = {name: tokenizer_of(one, name) for name, (_, one) in given.sources.items()}
+        for name, one in self._tokenizers.items():
+            words = getattr(self._configs[name], "vocab_size", None)
+            if words is not None and len(one) > words:
+                raise InputError(
+                    f"the tokenizer of {name} has {len(one)} words, the encoder {words}; give the tokenizer of this "
+                    "model"
+                )
         self._lengths = {name: self._length(name) for name in given.sources}
         self._places = places(self._parts, self._shapes, self._lengths, self._configs)
 

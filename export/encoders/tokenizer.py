@@ -11,6 +11,10 @@ from typing import Any
 
 from ...engine.errors import BackendError, InputError, first_line
 
+OUT = "(encoders=False, --no-encoders)"
+# Either of these is enough; without any, transformers makes a tokenizer of no words.
+FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+
 
 def tokenizer_of(source: Any, name: str) -> Any:
     """The transformers tokenizer in the folder `source`, or `source` itself. Raises InputError, BackendError."""
@@ -18,6 +22,11 @@ def tokenizer_of(source: Any, name: str) -> Any:
         return source
     if not source.is_dir():
         raise InputError(f"'{source}' is missing; copy the tokenizer's folder there, or leave the encoders out {OUT}")
+    if not any(all((source / file).is_file() for file in files) for files in FILES):
+        raise InputError(
+            f"the tokenizer '{source}' cannot be read: it needs tokenizer.json, or vocab.json and merges.txt, or "
+            f"spiece.model; copy them there, or leave the encoders out {OUT}"
+        )
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
@@ -29,12 +38,9 @@ def tokenizer_of(source: Any, name: str) -> Any:
             return AutoTokenizer.from_pretrained(source, local_files_only=True, use_fast=True)
     except Exception as error:  # of transformers, tokenizers and sentencepiece, without a common base
         raise InputError(
-            f"the tokenizer '{source}' cannot be read ({first_line(error)}); it needs tokenizer.json, or vocab.json "
-            f"and merges.txt; save it again, or leave the encoders out {OUT}"
+            f"the tokenizer '{source}' cannot be read ({first_line(error)}); save it again, or leave the encoders out "
+            f"{OUT}"
         ) from error
-
-
-OUT = "(encoders=False, --no-encoders)"
 
 
 def longest(tokenizer: Any) -> int | None:

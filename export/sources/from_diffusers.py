@@ -11,8 +11,9 @@ conditions and variance.
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -22,10 +23,16 @@ from ...engine.contract import Condition
 from ...engine.errors import BackendError, InputError
 from ..convention import Convention
 from ..described import Described, Given
+from ..encoders.from_pipeline import load_encoder
 from ..families import FAMILIES, LEGACY
 from ..families.family import Beside, Family
+from ..strength import with_strength
 from ..weights import variant_of
+from .controlnet import CLASS as CONTROLNET
+from .controlnet import ControlledUnet, check_fits, control_conditions
 from .diffusers_config import convention_of, dynamic_mu, read_config
+from .hub import fetch, is_hub_id
+from .lora import Lora, fuse, parse_lora
 from .pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
 from .scheduler_classes import CLASSES, REFUSED
 
@@ -43,7 +50,8 @@ PARTS = ("unet", "transformer")  # a pipeline's denoiser is one of these
 class PipelineParts:
     """A denoiser and what stands beside it. scheduler: its config; vae: the autoencoder; None where there is none.
 
-    texts: its text encoders and tokenizers; zeros: without a negative prompt its conditions are zero.
+    texts: its text encoders and tokenizers; zeros: without a negative prompt its conditions are zero. controlnet: of a
+    ControlNet's pipeline.
     """
 
     name: str
@@ -54,6 +62,7 @@ class PipelineParts:
     vae: nn.Module | Path | None = None
     texts: Texts = field(default_factory=dict)
     zeros: bool = False
+    controlnet: Any = None
 
 
 def open_diffusers(source: Any, given: Given) -> Described | None:
@@ -100,6 +109,7 @@ def _folder(path: Path) -> PipelineParts:
         vae.parent if autoencoder else None,
         texts_in_folder(path, index),
         bool(index.get("force_zeros_for_empty_prompt")),
+        path / "controlnet" if (path / "controlnet").is_dir() else None,
     )
 
 
@@ -129,6 +139,7 @@ def _object(source: Any) -> PipelineParts | None:
         vae,
         texts_of_object(source),
         bool(getattr(source.config, "force_zeros_for_empty_prompt", False)),
+        getattr(source, "controlnet", None),
     )
 
 
@@ -214,6 +225,8 @@ def load_model(folder: Path, class_name: str) -> nn.Module:
 def _described(parts: PipelineParts, given: Given) -> Described:
     family = FAMILIES[parts.class_name]
     _check_schedule(parts, given)  # before gigabytes are read
+    loras = [parse_lora(one) for one in given.lora]
+    parts = _fused(parts, given, loras) if loras else parts
     model: Any = load_model(parts.model, parts.class_name) if isinstance(parts.model, Path) else parts.model
     model = getattr(model, "_orig_mod", model)
     config: Mapping[str, Any] = model.config
@@ -224,14 +237,16 @@ def _described(parts: PipelineParts, given: Given) -> Described:
     channels = family.channels(config)
     if len(shape) != 3 or shape[0] != channels:
         raise InputError(f"shape {list(shape)}, expected [{channels}, height, width] as its in_channels say")
-    conditions = _conditions(family, config, shape, parts.beside, given)
+    controlnet, controls = _controlnet(parts, model, shape, given)
+    conditions = _conditions(family, config, shape, parts.beside, given, controls)
     convention = _convention(parts, family, config, shape, given)
     decoder = _decoder(parts, given)
     prompts = prompts_of(family, config, parts.texts, zeros=parts.zeros) if given.encoders else None
     schedule = given.schedule or (convention.schedule if convention else "")
     flow = parse_schedule(schedule).velocity == "flow"
+    adapted = family.adapted(model, shape, conditions) if controlnet is None else ControlledUnet(model, controlnet)
     return Described(
-        family.adapted(model, shape, conditions).eval(),
+        adapted.eval(),
         parts.name,
         shape,
         schedule,
@@ -245,7 +260,44 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         convention=convention,
         prompts=prompts,
         guidance=guidance_of(prompts),
+        origin={"lora": [one.record for one in loras]} if loras else {},
     )
+
+
+def _fused(parts: PipelineParts, given: Given, loras: Sequence[Lora]) -> PipelineParts:
+    """The parts with LoRA in the weights of denoiser and text encoders; modules that were given are copied."""
+
+    def own(source: Any, read: Callable[[Path], Any]) -> Any:
+        return read(source) if isinstance(source, Path) else copy.deepcopy(getattr(source, "_orig_mod", source))
+
+    model = own(parts.model, lambda folder: load_model(folder, parts.class_name))
+    texts = parts.texts if given.encoders else {}
+    loaded = {name: (own(one, load_encoder), tokenizer) for name, (one, tokenizer) in texts.items()}
+    denoiser = PARTS[0] if parts.class_name.startswith("UNet") else PARTS[1]
+    fuse(parts.beside.pipeline, {denoiser: model, **{name: one for name, (one, _) in loaded.items()}}, loras)
+    return replace(parts, model=model, texts=loaded)
+
+
+def _controlnet(
+    parts: PipelineParts, model: Any, shape: tuple[int, ...], given: Given
+) -> tuple[Any, tuple[Condition, ...]]:
+    """A ControlNet and its conditions; None and none without."""
+    found, strength = parts.controlnet, 1.0
+    if given.controlnet is not None:
+        found, strength = with_strength("controlnet", given.controlnet)
+        found = fetch(str(found)).folder if is_hub_id(str(found)) else found
+    if found is None:
+        return None, ()
+    if isinstance(found, Path):
+        config = read_json(found / "config.json") if (found / "config.json").is_file() else {}
+        if config.get("_class_name") != CONTROLNET:
+            raise InputError(
+                f"controlnet '{found}' holds {config.get('_class_name', 'no config.json')}, expected a {CONTROLNET} "
+                "that save_pretrained wrote"
+            )
+        found = load_model(found, CONTROLNET)
+    check_fits(found, model, parts.class_name)
+    return found, control_conditions(found, shape, parts.beside.pixels, strength)
 
 
 def _decoder(parts: PipelineParts, given: Given) -> nn.Module | None:
@@ -254,14 +306,23 @@ def _decoder(parts: PipelineParts, given: Given) -> nn.Module | None:
     if vae is None or given.decoder is not None:
         return None
     if isinstance(vae, Path):
-        found = read_json(vae / "config.json").get("_class_name")
-        if found in DECODERS:
-            return load_model(vae, str(found))
-    elif _class_of(vae, DECODERS):
+        return load_autoencoder(vae)
+    if _class_of(vae, DECODERS):
         return vae
-    else:
-        found = type(vae).__name__
-    raise InputError(f"its vae is a {found}, expected {', '.join(DECODERS)}; give another decoder= (--decoder)")
+    raise InputError(_no_decoder(type(vae).__name__))
+
+
+def load_autoencoder(folder: Path) -> nn.Module:
+    """One of diffusers' autoencoders, in float32. Raises InputError, BackendError."""
+    path = folder / "config.json"
+    found = read_json(path).get("_class_name") if path.is_file() else "folder without config.json"
+    if found not in DECODERS:
+        raise InputError(_no_decoder(str(found)))
+    return load_model(folder, str(found))
+
+
+def _no_decoder(found: str) -> str:
+    return f"the decoder is a {found}, expected {', '.join(DECODERS)}; give another decoder= (--decoder)"
 
 
 def _predicts_variance(config: Mapping[str, Any]) -> bool:
@@ -300,7 +361,12 @@ def _convention(
 
 
 def _conditions(
-    family: Family, config: Mapping[str, Any], shape: tuple[int, ...], beside: Beside, given: Given
+    family: Family,
+    config: Mapping[str, Any],
+    shape: tuple[int, ...],
+    beside: Beside,
+    given: Given,
+    controls: tuple[Condition, ...] = (),
 ) -> tuple[Condition, ...]:
     """The class's conditions. One that is given may say its default and range, and how many tokens a prompt has."""
     sizes = {
@@ -315,6 +381,7 @@ def _conditions(
         one.name: replace(one, alias=family.ALIASES.get(one.name, ""))
         for one in family.conditions(config, shape, beside)
     }
+    found |= {one.name: one for one in controls}
     for name, one in given.conditions.items():
         if name not in found:
             raise InputError(f"it has no condition '{name}'; its conditions are {', '.join(found) or 'none'}")

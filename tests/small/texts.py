@@ -111,23 +111,31 @@ def texts_of(name: str) -> dict[str, Any]:
             }
 
 
+def still_vae(name: str = "sd1") -> Any:
+    """An autoencoder whose encoder draws nothing, its deviation is e^-15; with a shift where pipelines want it."""
+    made = vae()
+    if name in ("sd3", "flux"):
+        made.register_to_config(shift_factor=0.2, scaling_factor=0.4)
+    with torch.no_grad():
+        made.quant_conv.weight[4:] = 0
+        made.quant_conv.bias[4:] = -40
+    return made
+
+
 def whole_pipeline(name: str, family: Family, **parts: Any) -> Any:
     """The family's pipeline with everything that takes a prompt to pixels."""
     torch.manual_seed(3)
     kind = getattr(diffusers, family.pipeline)
     model = sdxl_unet() if name == "sdxl" else family.model()
-    own = {family.part: model.eval(), "scheduler": scheduler_of(family), "vae": vae(), **texts_of(name), **parts}
+    own = {
+        family.part: model.eval(),
+        "scheduler": scheduler_of(family),
+        "vae": still_vae(name),
+        **texts_of(name),
+        **parts,
+    }
     needed = [one.name for one in inspect.signature(kind).parameters.values() if one.default is one.empty]
     unsafe = {"requires_safety_checker": False} if "safety_checker" in needed else {}
     pipeline = kind(**{one: own.get(one) for one in needed}, **unsafe)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def still_vae() -> Any:
-    """An autoencoder whose encoder draws nothing: its deviation is e^-15."""
-    made = vae()
-    with torch.no_grad():
-        made.quant_conv.weight[4:] = 0
-        made.quant_conv.bias[4:] = -40
-    return made
