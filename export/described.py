@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from ..engine.contract import Condition, Contract
+from .time_map import TimeMap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,6 +32,7 @@ class Given:
     time: str | None = None
     output: str | int | None = None
     time_scale: float | None = None
+    time_map: str | None = None
     time_dtype: str | None = None
     learned_sigma: bool = False
     sigma_data: float | None = None
@@ -49,9 +51,9 @@ class Described:
     """A network with its description. Fields mean the same as the arguments of `Network`.
 
     source: the module, or a text, "file.py:factory" or the path of an ONNX file. shape: None where only the source
-    knows it. convention: of the scheduler that came with the network, with its times, clip and end. prompts: the text
-    encoders beside it; guidance: its pipeline's own, where they are. origin: what an engine's provenance says of
-    where it comes from.
+    knows it. time_map: in place of `time_scale`. negated: what the network predicts has the other sign. convention: of
+    the scheduler that came with the network, with its times, clip and end. prompts: the text encoders beside it;
+    guidance: its pipeline's own, where they are. origin: what an engine's provenance says of where it comes from.
     """
 
     source: nn.Module | str
@@ -64,6 +66,8 @@ class Described:
     time: str | None = None
     output: str | int | None = None
     time_scale: float = 1.0
+    time_map: TimeMap | None = None
+    negated: bool = False
     time_dtype: str | None = None
     learned_sigma: bool = False
     sigma_data: float = 0.5

@@ -20,8 +20,11 @@ from pfdiff.cli import app
 THEN = Path(__file__).parent / "data" / "e9258ea"
 # Option by command, beyond those of e9258ea.
 ADDED: dict[str, set[str]] = {
-    "build": {"--lora", "--controlnet", "--no-encoders"},
+    "bench": {"--seconds"},
+    "build": {"--data-range", "--lora", "--controlnet", "--no-encoders"},
+    "compare": {"--data-range"},
     "sample": {"--prompt", "--negative-prompt", "--image", "--strength", "--strength-counts"},
+    "tune": {"--data-range"},
 }
 # Defaults that are others now, by command and option: the default sampler, chosen by rule.
 CHANGED = {("build", "--solver"): "'auto'"}

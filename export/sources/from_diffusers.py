@@ -11,37 +11,31 @@ conditions and variance.
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from ...engine.compiler.schedule import parse_schedule
 from ...engine.contract import Condition
-from ...engine.errors import BackendError, InputError
+from ...engine.errors import InputError
 from ..convention import Convention
 from ..described import Described, Given
-from ..encoders.from_pipeline import load_encoder
 from ..families import FAMILIES, LEGACY
 from ..families.family import Beside, Family
-from ..strength import with_strength
-from ..weights import variant_of
-from .controlnet import CLASS as CONTROLNET
-from .controlnet import ControlledUnet, check_fits, control_conditions
+from ..time_map import parse_prediction
+from .controlnet import ControlledUnet
 from .diffusers_config import convention_of, dynamic_mu, read_config
-from .hub import fetch, is_hub_id
-from .lora import Lora, fuse, parse_lora
+from .lora import parse_lora
+from .pipeline_changes import controlnet_of, with_loras
 from .pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
+from .saved_models import DECODERS, load_autoencoder, load_model, no_decoder, read_json
 from .scheduler_classes import CLASSES, REFUSED
 
 if TYPE_CHECKING:
     from torch import nn
 
-WEIGHTS = "diffusion_pytorch_model"
 LATENT_RANGE = (-10.0, 10.0)  # latents have a deviation of 1 and no bounds: far enough out to cut nothing
-DECODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel", "AutoencoderDC")
 PARTS = ("unet", "transformer")  # a pipeline's denoiser is one of these
 
 
@@ -177,56 +171,15 @@ def _known_classes() -> str:
     return f"known are {', '.join(FAMILIES)}; give another as an nn.Module"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A config file. Raises InputError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}); copy it again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected an object; copy it again")
-    return content
-
-
-# Weights.
-def load_model(folder: Path, class_name: str) -> nn.Module:
-    """The model in `folder` in float32, from safetensors alone. Raises InputError, BackendError."""
-    variant = variant_of(folder, WEIGHTS)
-    try:
-        import diffusers
-        import torch
-    except ImportError as error:
-        raise BackendError(
-            f"'{folder}' needs diffusers ({error}); install it with: pip install pfdiff[diffusers]"
-        ) from None
-    from ..to_onnx import quiet
-
-    try:
-        with quiet():
-            model, report = getattr(diffusers, class_name).from_pretrained(
-                folder,
-                torch_dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                variant=variant,
-                output_loading_info=True,
-            )
-    except Exception as error:  # of diffusers, safetensors and torch, without a common base
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:240]
-        raise InputError(f"'{folder}' cannot be loaded ({said}); save it again") from error
-    for key in ("missing_keys", "mismatched_keys"):
-        if report[key]:
-            what = f"{len(report[key])} {key.replace('_keys', '')} weights, such as {next(iter(report[key]))}"
-            raise InputError(f"'{folder}' has {what}; config.json and the weights do not fit: save them again")
-    return model.eval()
-
-
 # What it is.
 def _described(parts: PipelineParts, given: Given) -> Described:
     family = FAMILIES[parts.class_name]
     _check_schedule(parts, given)  # before gigabytes are read
     loras = [parse_lora(one) for one in given.lora]
-    parts = _fused(parts, given, loras) if loras else parts
+    if loras:
+        texts = parts.texts if given.encoders else {}
+        model, texts = with_loras(parts.beside.pipeline, parts.class_name, parts.model, texts, loras)
+        parts = replace(parts, model=model, texts=texts)
     model: Any = load_model(parts.model, parts.class_name) if isinstance(parts.model, Path) else parts.model
     model = getattr(model, "_orig_mod", model)
     config: Mapping[str, Any] = model.config
@@ -237,7 +190,8 @@ def _described(parts: PipelineParts, given: Given) -> Described:
     channels = family.channels(config)
     if len(shape) != 3 or shape[0] != channels:
         raise InputError(f"shape {list(shape)}, expected [{channels}, height, width] as its in_channels say")
-    controlnet, controls = _controlnet(parts, model, shape, given)
+    pixels = parts.beside.pixels
+    controlnet, controls = controlnet_of(parts.controlnet, given.controlnet, model, parts.class_name, shape, pixels)
     conditions = _conditions(family, config, shape, parts.beside, given, controls)
     convention = _convention(parts, family, config, shape, given)
     decoder = _decoder(parts, given)
@@ -250,7 +204,7 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         parts.name,
         shape,
         schedule,
-        given.prediction or (convention.prediction if convention else ""),
+        convention.prediction if convention else given.prediction or "",
         {one.name: one for one in conditions},
         time_scale=(convention.time_scale if convention else 1000.0 if flow else 1.0) * family.TIME_UNIT,
         learned_sigma=learned_sigma,
@@ -264,42 +218,6 @@ def _described(parts: PipelineParts, given: Given) -> Described:
     )
 
 
-def _fused(parts: PipelineParts, given: Given, loras: Sequence[Lora]) -> PipelineParts:
-    """The parts with LoRA in the weights of denoiser and text encoders; modules that were given are copied."""
-
-    def own(source: Any, read: Callable[[Path], Any]) -> Any:
-        return read(source) if isinstance(source, Path) else copy.deepcopy(getattr(source, "_orig_mod", source))
-
-    model = own(parts.model, lambda folder: load_model(folder, parts.class_name))
-    texts = parts.texts if given.encoders else {}
-    loaded = {name: (own(one, load_encoder), tokenizer) for name, (one, tokenizer) in texts.items()}
-    denoiser = PARTS[0] if parts.class_name.startswith("UNet") else PARTS[1]
-    fuse(parts.beside.pipeline, {denoiser: model, **{name: one for name, (one, _) in loaded.items()}}, loras)
-    return replace(parts, model=model, texts=loaded)
-
-
-def _controlnet(
-    parts: PipelineParts, model: Any, shape: tuple[int, ...], given: Given
-) -> tuple[Any, tuple[Condition, ...]]:
-    """A ControlNet and its conditions; None and none without."""
-    found, strength = parts.controlnet, 1.0
-    if given.controlnet is not None:
-        found, strength = with_strength("controlnet", given.controlnet)
-        found = fetch(str(found)).folder if is_hub_id(str(found)) else found
-    if found is None:
-        return None, ()
-    if isinstance(found, Path):
-        config = read_json(found / "config.json") if (found / "config.json").is_file() else {}
-        if config.get("_class_name") != CONTROLNET:
-            raise InputError(
-                f"controlnet '{found}' holds {config.get('_class_name', 'no config.json')}, expected a {CONTROLNET} "
-                "that save_pretrained wrote"
-            )
-        found = load_model(found, CONTROLNET)
-    check_fits(found, model, parts.class_name)
-    return found, control_conditions(found, shape, parts.beside.pixels, strength)
-
-
 def _decoder(parts: PipelineParts, given: Given) -> nn.Module | None:
     """The autoencoder, unless another decoder is given. Raises InputError for a class that is not known."""
     vae = parts.vae
@@ -309,20 +227,7 @@ def _decoder(parts: PipelineParts, given: Given) -> nn.Module | None:
         return load_autoencoder(vae)
     if _class_of(vae, DECODERS):
         return vae
-    raise InputError(_no_decoder(type(vae).__name__))
-
-
-def load_autoencoder(folder: Path) -> nn.Module:
-    """One of diffusers' autoencoders, in float32. Raises InputError, BackendError."""
-    path = folder / "config.json"
-    found = read_json(path).get("_class_name") if path.is_file() else "folder without config.json"
-    if found not in DECODERS:
-        raise InputError(_no_decoder(str(found)))
-    return load_model(folder, str(found))
-
-
-def _no_decoder(found: str) -> str:
-    return f"the decoder is a {found}, expected {', '.join(DECODERS)}; give another decoder= (--decoder)"
+    raise InputError(no_decoder(type(vae).__name__))
 
 
 def _predicts_variance(config: Mapping[str, Any]) -> bool:
@@ -357,7 +262,9 @@ def _convention(
     # A PFDiffScheduler's own options go before those of the scheduler that it was made from.
     read = convention_of if "solver" in parts.scheduler else read_config
     convention = family.scheduled(read(parts.scheduler, mu))
-    return convention if given.prediction is None else replace(convention, prediction=given.prediction)
+    if given.prediction is None:
+        return convention
+    return replace(convention, prediction=parse_prediction(given.prediction)[0])
 
 
 def _conditions(
