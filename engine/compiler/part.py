@@ -16,6 +16,8 @@ from .program import Program
 from .schedule import Float64s, parse_schedule
 from .solvers import parse_solver
 
+ROUNDING = 1e-9  # of the first time: nearer than that to the last one counts as there
+
 
 def last_part(program: Program, strength: float, *, whole: bool = False) -> Program:
     """The program of the last `strength` (0 to 1) of the way of `program`.
@@ -55,11 +57,12 @@ def _stretched(points: Float64s, strength: float, first: float) -> Float64s:
     """As many points on the last `strength` of the way. `first`: the least time at which a network is evaluated."""
     count = len(points)
     clean = points[-1] < first  # a point beyond all times: the way is read up to the first time, the point follows
-    to_first = clean and points[-2] > first
+    to_first = clean and points[-2] - first > ROUNDING * points[0]
     knots = np.append(points[:-1], first) if to_first else points[:-1] if clean else points
     end = len(knots) - 1
     places = np.linspace((1 - strength) * end, end, count - (clean and not to_first))
     times = np.interp(places, np.arange(end + 1), knots)
+    times = np.maximum(times, first) if clean else times  # rules in lambda miss it by a rounding
     return np.append(times[: count - 1], points[-1]) if clean else times
 
 

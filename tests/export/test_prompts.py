@@ -6,6 +6,7 @@ Every pipeline is tiny and has random weights; it goes through `save_pretrained`
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -281,6 +282,20 @@ assert "transformers" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     assert np.load(tmp_path / "a.npy").shape == (1, 8, 8, 3)
+
+
+def test_the_lines_of_the_readme(engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a new user types them, with a tiny folder in place of the hub's."""
+    readme = Path(next(iter(pfdiff.__path__)), "README.md").read_text(encoding="utf-8")
+    lines = [shlex.split(line) for line in readme.splitlines() if "sd.engine" in line]
+    assert [line[:2] for line in lines] == [["pfdiff", "build"], ["pfdiff", "sample"]]
+    lines[0][2] = str(engines("sd1")[1])
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        assert main(line[1:]) == 0
+    assert (tmp_path / "lighthouse.png").stat().st_size > 100
+    names = [one.name for one in read_artifact(tmp_path / "sd.engine").contract.conditions]
+    assert names == ["encoder_hidden_states"]  # without guidance
 
 
 # Folders that lack something.
