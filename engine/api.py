@@ -125,6 +125,11 @@ class Engine:
         return self._decoder.backend.description if self._decoder else ""
 
     @property
+    def encoding(self) -> str:
+        """Who encodes prompts, like `description`; empty before the first prompt."""
+        return self._prompts.description
+
+    @property
     def execution(self) -> str:
         """How a schedule is run, in a few words: captured in one CUDA graph, or why not. Known after the first call."""
         return self._session.execution

@@ -7,6 +7,7 @@ Its states begin at multiples of one noise, y_0 = c noise; so x_t / c in the pla
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, final
@@ -44,6 +45,8 @@ class PictureStart:
         self._backend = "auto" if backend == "torch" else backend
         self._threads = threads
         self._tables: dict[tuple[int, float, str], Tables] = {}
+        self._lock = threading.Lock()  # the image encoder has one set of buffers
+        self._closed = False
         self._encode: tuple[Backend, Buffers, Callable[[], torch.Tensor]] | None = None
 
     def tables(self, program: Program, strength: float, count: str) -> Tables:
@@ -88,9 +91,16 @@ class PictureStart:
 
     def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
         """Latents float32 [n, *shape] of pixels in the data's range, by the image encoder."""
-        if self._encode is None:
-            self._encode = self._open()
-        backend, buffers, evaluate = self._encode
+        with self._lock:
+            if self._closed:
+                raise BackendError("this engine is closed; load it again with pfdiff.load")
+            if self._encode is None:
+                self._encode = self._open()
+            return self._run(*self._encode, pixels)
+
+    def _run(
+        self, backend: Backend, buffers: Buffers, evaluate: Callable[[], torch.Tensor], pixels: torch.Tensor
+    ) -> torch.Tensor:
         rows = []
         size = len(buffers.x)
         for start in range(0, len(pixels), size):
@@ -120,9 +130,11 @@ class PictureStart:
 
     def close(self) -> None:
         """Free the image encoder."""
-        if self._encode is not None:
-            self._encode[0].close()
-        self._encode = None
+        with self._lock:
+            self._closed = True
+            if self._encode is not None:
+                self._encode[0].close()
+            self._encode = None
 
 
 def _from_pixels(given: torch.Tensor, shape: tuple[int, ...], contract: Contract) -> torch.Tensor:

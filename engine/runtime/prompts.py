@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,8 @@ class Prompts:
         self._backend = "auto" if backend == "torch" else backend
         self._threads = threads
         self._loaded: list[LoadedEncoder] = []
+        self._lock = threading.Lock()  # encoders share their buffers between calls
+        self._closed = False
         self._kept: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         contract = artifact.contract
         self._shapes = {one.name: one.shape for one in contract.conditions}
@@ -135,6 +138,12 @@ class Prompts:
 
     def _rows(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """What each text is encoded as, float32 [size]; each is encoded once."""
+        with self._lock:
+            return self._locked_rows(texts)
+
+    def _locked_rows(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        if self._closed:
+            raise BackendError("this engine is closed; load it again with pfdiff.load")
         found = {text: self._kept[text] for text in texts if text in self._kept}
         new = [text for text in dict.fromkeys(texts) if text not in found]
         if new:
@@ -201,10 +210,12 @@ class Prompts:
 
     def close(self) -> None:
         """Free the encoders and what was encoded."""
-        for one in self._loaded:
-            one.backend.close()
-        self._loaded = []
-        self._kept.clear()
+        with self._lock:
+            self._closed = True
+            for one in self._loaded:
+                one.backend.close()
+            self._loaded = []
+            self._kept.clear()
 
 
 def _tokenizer(artifact: Artifact, encoder: TextEncoder) -> Any:

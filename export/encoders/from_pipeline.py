@@ -16,7 +16,7 @@ import torch
 
 from ...engine.artifact import ENCODERS
 from ...engine.contract import Contract, TextEncoderContract
-from ...engine.errors import BackendError, InputError, first_line
+from ...engine.errors import InputError, first_line
 from ...engine.text_encoders import TextEncoder, TextEncoders
 from ..check import TrialInputs, check_export
 from ..families.family import Prompting
@@ -24,7 +24,7 @@ from ..sources.module_digest import content_digest
 from ..to_onnx import DTYPES, Progress, export_module, prepared, quiet
 from ..weights import variant_of
 from .text import Encode, Place, places, size_of
-from .tokenizer import OUT, longest, tokenizer_json, tokenizer_of
+from .tokenizer import OUT, longest, tokenizer_json, tokenizer_of, transformers_for
 
 if TYPE_CHECKING:
     from torch import nn
@@ -179,19 +179,15 @@ def _config(name: str, source: Any) -> Any:
         )
     if not isinstance(source, Path):
         return source.config
-    from transformers import AutoConfig
-
+    library = transformers_for(source)
     with quiet():
-        return AutoConfig.from_pretrained(source, local_files_only=True)
+        return library.AutoConfig.from_pretrained(source, local_files_only=True)
 
 
 def load_encoder(folder: Path) -> nn.Module:
     """The encoder in `folder` in float32, from safetensors alone. Raises InputError, BackendError."""
     variant = variant_of(folder, "model")
-    try:
-        import transformers
-    except ImportError as error:
-        raise BackendError(f"'{folder}' needs transformers ({error}); pip install 'pfdiff[diffusers]'") from None
+    transformers = transformers_for(folder)
     kind = getattr(transformers, _class_name(folder))
     bars = transformers.utils.logging
     shown = bars.is_progress_bar_enabled()

@@ -16,6 +16,17 @@ OUT = "(encoders=False, --no-encoders)"
 FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
 
+def transformers_for(source: Any) -> Any:
+    """The library. Raises BackendError where it is not installed."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise BackendError(
+            f"'{source}' needs transformers ({error}); pip install 'pfdiff[diffusers]', or leave the encoders out {OUT}"
+        ) from None
+    return transformers
+
+
 def tokenizer_of(source: Any, name: str) -> Any:
     """The transformers tokenizer in the folder `source`, or `source` itself. Raises InputError, BackendError."""
     if not isinstance(source, Path):
@@ -27,15 +38,12 @@ def tokenizer_of(source: Any, name: str) -> Any:
             f"the tokenizer '{source}' cannot be read: it needs tokenizer.json, or vocab.json and merges.txt, or "
             f"spiece.model; copy them there, or leave the encoders out {OUT}"
         )
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise BackendError(f"'{source}' needs transformers ({error}); pip install 'pfdiff[diffusers]'") from None
     from ..to_onnx import quiet
 
+    library = transformers_for(source)
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(source, local_files_only=True, use_fast=True)
+            return library.AutoTokenizer.from_pretrained(source, local_files_only=True, use_fast=True)
     except Exception as error:  # of transformers, tokenizers and sentencepiece, without a common base
         raise InputError(
             f"the tokenizer '{source}' cannot be read ({first_line(error)}); save it again, or leave the encoders out "

@@ -46,12 +46,12 @@ def assert_same(got: Tensor, wanted: Tensor) -> None:
 
 # LoRA.
 def random_updates(pipeline: Any) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
-    """(A [4, in], B [out, 4]) by (part, layer): of all queries of attention in U-Net and text encoder."""
+    """(A [4, in], B [out, 4]) by (part, layer): of queries and outputs of attention in U-Net and text encoder."""
     drawn = torch.Generator().manual_seed(4)
     found = {}
     for part in ("unet", "text_encoder"):
         for name, layer in getattr(pipeline, part).named_modules():
-            if name.endswith(("to_q", "q_proj")):
+            if name.endswith(("to_q", "to_out.0", "q_proj", "out_proj")):
                 out, taken = layer.weight.shape
                 found[part, name] = tuple(torch.randn(*one, generator=drawn) for one in ((4, taken), (out, 4)))
     assert len({part for part, _ in found}) == 2
