@@ -23,7 +23,7 @@ from torch import Tensor
 from ..engine.compiler.compile import compile as compile_program
 from ..engine.compiler.program import Program
 from ..engine.compiler.schedule import parse_schedule
-from ..engine.compiler.start import default_start, time_of_alpha
+from ..engine.compiler.start import SHORT, default_start, time_of_alpha
 from ..engine.errors import InputError
 from ..engine.progress import Stages
 from ..engine.runtime.noise import noise
@@ -50,6 +50,11 @@ RIVALS: tuple[tuple[str, str, str | None, float | None], ...] = (
     ("ddim", "trailing", None, 0.08),
     ("ddim", "trailing", None, None),
     ("ddim", "karras", None, None),
+)
+# Before these on a schedule of at most `SHORT` times, where many evaluations come near to the walk over every time.
+SHORT_RIVALS: tuple[tuple[str, str, str | None, float | None], ...] = (
+    ("ddim", "karras:rho=3", None, None),
+    ("pfdiff:k=1,l=1", "uniform", "eps", None),
 )
 
 
@@ -197,7 +202,8 @@ def _like(program: Program, nfe: int, solver: str, grid: str, basis: str | None,
 def _rivals(program: Program) -> list[Program]:
     process, found = parse_schedule(program.schedule), []
     latest = default_start(program.schedule, program.prediction, program.clip)
-    for solver, grid, basis, alpha in RIVALS:
+    short = process.discrete and latest - process.first < SHORT
+    for solver, grid, basis, alpha in (*SHORT_RIVALS, *RIVALS) if short else RIVALS:
         start = latest if alpha is None else min(latest, time_of_alpha(process, alpha))
         try:
             found.append(_like(program, program.nfe, solver, grid, basis, start))
@@ -207,15 +213,20 @@ def _rivals(program: Program) -> list[Program]:
 
 
 def _reference(program: Program) -> Program:
-    """Error below 0.01 on every network of the study: Karras sigmas where x0 is sensitive, else even times."""
+    """A short schedule is walked whole with DDIM, as in `tune`.
+
+    Elsewhere an error below 0.01 on every network of the study: Karras sigmas where x0 is sensitive, else even times.
+    """
     process = parse_schedule(program.schedule)
     start = default_start(program.schedule, program.prediction, program.clip)
+    every = int(start - process.first) + 1
+    if process.discrete and every <= SHORT:
+        return _like(program, every, "ddim", "uniform", None, start)
     wide = process.prior_scale(start) > 1 or (program.prediction == "eps" and process.velocity != "flow")
     basis = "v" if process.velocity == "flow" else "eps"
     if process.velocity != "flow" and float(process.alpha(start)) == 0:
         basis = "x0"
-    count = min(REFERENCE_NFE, int(start - process.first) + 1) if process.discrete else REFERENCE_NFE
-    return _like(program, count, REFERENCE, "karras" if wide else "uniform", basis, start)
+    return _like(program, REFERENCE_NFE, REFERENCE, "karras" if wide else "uniform", basis, start)
 
 
 def _rms(found: Tensor, truth: Tensor) -> float:

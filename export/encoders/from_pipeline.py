@@ -17,11 +17,13 @@ import torch
 from ...engine.artifact import ENCODERS
 from ...engine.contract import Contract, TextEncoderContract
 from ...engine.errors import InputError, first_line
+from ...engine.progress import Lines
+from ...engine.tensors import PRECISION_DTYPES
 from ...engine.text_encoders import TextEncoder, TextEncoders
 from ..check import TrialInputs, check_export
 from ..families.family import Prompting
 from ..sources.module_digest import content_digest
-from ..to_onnx import DTYPES, Progress, export_module, prepared, quiet
+from ..to_onnx import export_module, prepared, quiet
 from ..weights import variant_of
 from .text import Encode, Place, places, size_of
 from .tokenizer import OUT, longest, tokenizer_json, tokenizer_of, transformers_for
@@ -105,7 +107,7 @@ class PipelineEncoders:
             found.update(self._tokenizer_json(name).encode())
         return found.hexdigest()
 
-    def write(self, folder: Path, precision: str, progress: Progress) -> TextEncoders:
+    def write(self, folder: Path, precision: str, progress: Lines) -> TextEncoders:
         """Write encoders/ for a network of `precision`. Raises InputError, BackendError."""
         (folder / ENCODERS).mkdir(exist_ok=True)
         encoders = []
@@ -114,7 +116,7 @@ class PipelineEncoders:
             gc.collect()  # each is freed before the next is read
         return TextEncoders(tuple(self._shapes), tuple(encoders), self._given.zeros)
 
-    def _write_one(self, name: str, folder: Path, precision: str, progress: Progress) -> TextEncoder:
+    def _write_one(self, name: str, folder: Path, precision: str, progress: Lines) -> TextEncoder:
         file, tokenizer = f"{ENCODERS}/{name}.onnx", f"{ENCODERS}/{name}.tokenizer.json"
         source = self._given.sources[name][0]
         used = "fp32" if precision == "fp16" and _class_name(source) in WIDE else precision
@@ -125,7 +127,7 @@ class PipelineEncoders:
         (folder / tokenizer).write_text(text, encoding="utf-8")
         encoder = load_encoder(source) if isinstance(source, Path) else source
         module = self._module(name, encoder, self._places[name])
-        with prepared(module, DTYPES[used]) as encode:
+        with prepared(module, PRECISION_DTYPES[used]) as encode:
             export_module(encode, contract, folder / file)
 
         def run(case: TrialInputs, dtype: torch.dtype) -> Any:
@@ -136,7 +138,7 @@ class PipelineEncoders:
             folder / file,
             contract,
             lambda case: run(case, torch.float32),
-            None if used == "fp32" else lambda case: run(case, DTYPES[used]),
+            None if used == "fp32" else lambda case: run(case, PRECISION_DTYPES[used]),
             _trials(text, length),
         )
         return TextEncoder(file, tokenizer, contract, self._given.prompting.plain)

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from ...engine.artifact import IMAGE_ENCODER
 from ...engine.contract import Contract, DecoderContract
 from ...engine.errors import InputError
+from ...engine.progress import Lines
+from ...engine.tensors import PRECISION_DTYPES
 from ..check import TrialInputs, check_export
 from ..decoders.from_module import ModuleDecoder
 from ..decoders.options import Constant
-from ..to_onnx import DTYPES, Progress, export_module, prepared
+from ..to_onnx import export_module, prepared
 
 FORMAT = b"pfdiff image encoder 1"
 # diffusers' autoencoders, and where the latents are in what `encode` returns.
@@ -79,16 +81,16 @@ class ImageEncoder:
         """sha256 hex; the decoder's covers the weights of both."""
         return hashlib.sha256(FORMAT + self._decoder.digest.encode()).hexdigest()
 
-    def write(self, folder: Path, precision: str, progress: Progress) -> DecoderContract:
+    def write(self, folder: Path, precision: str, progress: Lines) -> DecoderContract:
         """Write encoders/image.onnx in the decoder's precision, compare it with the module. Raises InputError."""
         used = self._decoder.precision_for(precision)
         contract = replace(self._contract, precision=used)
         progress(f"exporting the image encoder of {contract.name} to ONNX ({used})")
         path = folder / IMAGE_ENCODER
         path.parent.mkdir(exist_ok=True)
-        with prepared(self._module, DTYPES[used]) as encode:
+        with prepared(self._module, PRECISION_DTYPES[used]) as encode:
             export_module(encode, contract, path)
-            made = tuple(encode(torch.zeros(1, *contract.shape, dtype=DTYPES[used])).shape[1:])
+            made = tuple(encode(torch.zeros(1, *contract.shape, dtype=PRECISION_DTYPES[used])).shape[1:])
         if made != contract.image:
             raise InputError(
                 f"the image encoder of {contract.name} makes {list(made)} of {list(contract.shape)}, samples are "
@@ -99,6 +101,6 @@ class ImageEncoder:
             with prepared(self._module, dtype) as encode, torch.no_grad():
                 return encode(torch.from_numpy(case.x).to(dtype)).float().numpy()
 
-        plain = None if used == "fp32" else lambda case: run(case, DTYPES[used])
+        plain = None if used == "fp32" else lambda case: run(case, PRECISION_DTYPES[used])
         check_export(path, contract, lambda case: run(case, torch.float32), plain)
         return contract

@@ -9,9 +9,9 @@ from typing import Any, final
 
 from ...engine.contract import Contract, DecoderContract
 from ...engine.errors import InputError
+from ...engine.progress import Lines
 from ...engine.text_encoders import TextEncoders
 from ..described import Described
-from ..to_onnx import Progress
 from .from_pipeline import PipelineEncoders
 from .image import ImageEncoder
 
@@ -31,7 +31,7 @@ class Encoders:
         return hashlib.sha256(words.encode()).hexdigest()
 
     def write(
-        self, folder: Path, precision: str, progress: Progress
+        self, folder: Path, precision: str, progress: Lines
     ) -> tuple[TextEncoders | None, DecoderContract | None]:
         """Write encoders/ for a network of `precision`. Raises InputError, BackendError."""
         text = self.text.write(folder, precision, progress) if self.text else None

@@ -11,6 +11,7 @@ conditions and variance.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,23 +30,28 @@ from .diffusers_config import convention_of, dynamic_mu, read_config
 from .lora import parse_lora
 from .pipeline_changes import controlnet_of, with_loras
 from .pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
-from .saved_models import DECODERS, load_autoencoder, load_model, no_decoder, read_json
+from .saved_models import DECODERS, load_model, read_json
 from .scheduler_classes import CLASSES, REFUSED
 
 if TYPE_CHECKING:
     from torch import nn
 
 LATENT_RANGE = (-10.0, 10.0)  # latents have a deviation of 1 and no bounds: far enough out to cut nothing
+AUTOENCODERS = ("vae", "vqvae")
+# Parts of a pipeline whose work an engine would leave out.
+STEERING = ("adapter", "motion_adapter", "transformer_2")
+# Words in the names of pipelines that start from a picture, not from noise.
+FROM_PICTURES = ("Inpaint", "Upscale", "InstructPix2Pix", "Depth2Img", "ImageVariation")
 PARTS = ("unet", "transformer")  # a pipeline's denoiser is one of these
 
 
 @final
 @dataclass(frozen=True)
 class PipelineParts:
-    """A denoiser and what stands beside it. scheduler: its config; vae: the autoencoder; None where there is none.
+    """A denoiser and what stands beside it. scheduler: its config; vae: the autoencoder, of class `vae_class`.
 
-    texts: its text encoders and tokenizers; zeros: without a negative prompt its conditions are zero. controlnet: of a
-    ControlNet's pipeline.
+    None where there is none. held: the names of all parts that the pipeline has. texts: its text encoders and
+    tokenizers; zeros: without a negative prompt its conditions are zero. controlnet: of a ControlNet's pipeline.
     """
 
     name: str
@@ -54,6 +60,8 @@ class PipelineParts:
     scheduler: Mapping[str, Any] | None
     beside: Beside
     vae: nn.Module | Path | None = None
+    vae_class: str = ""
+    held: tuple[str, ...] = ()
     texts: Texts = field(default_factory=dict)
     zeros: bool = False
     controlnet: Any = None
@@ -88,8 +96,9 @@ def _folder(path: Path) -> PipelineParts:
     if part is None:
         raise InputError(f"network '{path}': its pipeline has no folder {' or '.join(PARTS)}, expected its denoiser")
     scheduler = path / "scheduler" / "scheduler_config.json"
-    encoder, vae = path / "text_encoder_2" / "config.json", path / "vae" / "config.json"
-    autoencoder = read_json(vae) if vae.is_file() else {}
+    encoder = path / "text_encoder_2" / "config.json"
+    vae = next((path / one for one in AUTOENCODERS if (path / one / "config.json").is_file()), None)
+    autoencoder = {} if vae is None else read_json(vae / "config.json")
     return PipelineParts(
         name,
         part,
@@ -100,7 +109,9 @@ def _folder(path: Path) -> PipelineParts:
             pooled=read_json(encoder).get("projection_dim") if encoder.is_file() else None,
             pixels=_pixels(autoencoder),
         ),
-        vae.parent if autoencoder else None,
+        vae,
+        str(autoencoder.get("_class_name", "")),
+        tuple(name for name, kind in index.items() if isinstance(kind, list) and any(kind)),
         texts_in_folder(path, index),
         bool(index.get("force_zeros_for_empty_prompt")),
         path / "controlnet" if (path / "controlnet").is_dir() else None,
@@ -115,7 +126,7 @@ def _object(source: Any) -> PipelineParts | None:
         return None if found is None else PipelineParts(name, source, found, None, Beside())
     part, scheduler, encoder, vae = (
         next((one for key in keys if (one := getattr(source, key, None)) is not None), None)
-        for keys in (PARTS, ("scheduler",), ("text_encoder_2",), ("vae",))
+        for keys in (PARTS, ("scheduler",), ("text_encoder_2",), AUTOENCODERS)
     )
     if part is None or (found := _denoiser_class(part)) is None:
         got = f"a {type(part).__name__}" if part is not None else f"no {' or '.join(PARTS)}"
@@ -131,6 +142,8 @@ def _object(source: Any) -> PipelineParts | None:
             pixels=_pixels({} if vae is None else vae.config),
         ),
         vae,
+        "" if vae is None else _class_of(vae, DECODERS) or type(vae).__name__,
+        tuple(key for key, value in source.components.items() if value is not None),
         texts_of_object(source),
         bool(getattr(source.config, "force_zeros_for_empty_prompt", False)),
         getattr(source, "controlnet", None),
@@ -144,7 +157,8 @@ def _config_of(scheduler: Any) -> dict[str, Any]:
 
 
 def _pixels(config: Mapping[str, Any]) -> int:
-    return 2 ** (len(config.get("block_out_channels") or (0,) * 4) - 1)
+    blocks = config.get("block_out_channels") or config.get("decoder_block_out_channels") or (0,) * 4
+    return 2 ** (len(blocks) - 1)
 
 
 def _denoiser_class(module: Any) -> str | None:
@@ -174,7 +188,9 @@ def _known_classes() -> str:
 # What it is.
 def _described(parts: PipelineParts, given: Given) -> Described:
     family = FAMILIES[parts.class_name]
-    _check_schedule(parts, given)  # before gigabytes are read
+    # Before gigabytes are read.
+    _check_schedule(parts, given)
+    _check_parts(parts, given)
     loras = [parse_lora(one) for one in given.lora]
     if loras:
         texts = parts.texts if given.encoders else {}
@@ -194,7 +210,9 @@ def _described(parts: PipelineParts, given: Given) -> Described:
     controlnet, controls = controlnet_of(parts.controlnet, given.controlnet, model, parts.class_name, shape, pixels)
     conditions = _conditions(family, config, shape, parts.beside, given, controls)
     convention = _convention(parts, family, config, shape, given)
-    decoder = _decoder(parts, given)
+    decoder = None
+    if given.decoder is None:
+        decoder = load_model(parts.vae, parts.vae_class) if isinstance(parts.vae, Path) else parts.vae
     prompts = prompts_of(family, config, parts.texts, zeros=parts.zeros) if given.encoders else None
     schedule = given.schedule or (convention.schedule if convention else "")
     flow = parse_schedule(schedule).velocity == "flow"
@@ -218,16 +236,25 @@ def _described(parts: PipelineParts, given: Given) -> Described:
     )
 
 
-def _decoder(parts: PipelineParts, given: Given) -> nn.Module | None:
-    """The autoencoder, unless another decoder is given. Raises InputError for a class that is not known."""
-    vae = parts.vae
-    if vae is None or given.decoder is not None:
-        return None
-    if isinstance(vae, Path):
-        return load_autoencoder(vae)
-    if _class_of(vae, DECODERS):
-        return vae
-    raise InputError(no_decoder(type(vae).__name__))
+def _check_parts(parts: PipelineParts, given: Given) -> None:
+    """Raises InputError for parts that an engine would leave out; warns of a pipeline that starts from a picture."""
+    pipeline = parts.beside.pipeline
+    for name in STEERING:
+        if name in parts.held:
+            raise InputError(
+                f"its pipeline {pipeline} has the part '{name}', which an engine does not hold yet; give the pipeline "
+                "without it, such as StableDiffusionPipeline.from_pipe(pipeline)"
+            )
+    if parts.vae_class not in ("", *DECODERS) and given.decoder is None:
+        raise InputError(
+            f"its autoencoder is of class {parts.vae_class}, expected {' or '.join(DECODERS)}; give decoder= "
+            "(--decoder file.py:factory), a module that makes images of latents"
+        )
+    if any(word in pipeline for word in FROM_PICTURES):
+        warnings.warn(
+            f"{pipeline} starts from a picture, but an engine of it starts from noise: from words to pictures only",
+            stacklevel=2,
+        )
 
 
 def _predicts_variance(config: Mapping[str, Any]) -> bool:

@@ -62,7 +62,7 @@ def test_another_class_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "sd" / "vae" / "config.json"
     config.write_text(config.read_text().replace("AutoencoderKL", "AutoencoderOobleck"))
     with pytest.raises(
-        pfdiff.InputError, match=r"the decoder is a AutoencoderOobleck, expected AutoencoderKL, .*--deco"
+        pfdiff.InputError, match=r"autoencoder is of class AutoencoderOobleck, expected AutoencoderKL or .*--deco"
     ):
         pfdiff.Network(tmp_path / "sd")
     with pytest.raises(pfdiff.InputError, match="the decoder is a UNet2DConditionModel, expected AutoencoderKL"):

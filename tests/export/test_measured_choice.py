@@ -45,6 +45,16 @@ class Modes(nn.Module):
         return (x - alpha * x_0) / (1 - alpha**2).sqrt()
 
 
+@pytest.fixture(autouse=True)
+def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the number of seeds does not depend on how busy the machine is."""
+
+    class Clock:
+        monotonic = staticmethod(lambda: 0.0)
+
+    monkeypatch.setattr(measured_choice, "time", Clock)
+
+
 def network(module: nn.Module | None = None) -> pfdiff.Network:
     return pfdiff.Network(module or Modes(), shape=(16,), schedule="linear:1000", prediction="eps", name="modes")
 
