@@ -252,7 +252,7 @@ def _check_parts(parts: PipelineParts, given: Given) -> None:
         )
     if any(word in pipeline for word in FROM_PICTURES):
         warnings.warn(
-            f"{pipeline} starts from a picture, but an engine of it starts from noise: from words to pictures only",
+            f"{pipeline} starts from a picture and more, of which an engine takes the picture alone: no mask, no edit",
             stacklevel=2,
         )
 

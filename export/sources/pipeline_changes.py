@@ -41,6 +41,8 @@ def controlnet_of(
         found = fetch(str(found)).folder if is_hub_id(str(found)) else found
     if found is None:
         return None, ()
+    if isinstance(own, Path) and given is None and own.with_name("controlnet_1").exists():
+        raise InputError("its pipeline has several ControlNets, which are not supported; leave all but one out")
     if isinstance(found, Path):
         config = read_json(found / "config.json") if (found / "config.json").is_file() else {}
         if config.get("_class_name") != CLASS:
