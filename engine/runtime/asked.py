@@ -14,7 +14,7 @@ STRENGTH = 0.8  # as diffusers' pipelines have it
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Asked:
     """Words of `Engine.sample`, as they were given."""
 
@@ -29,7 +29,7 @@ class Asked:
 
         Raises InputError for a strength without an image.
         """
-        if self == NOTHING:
+        if self is NOTHING or all(getattr(self, name) is default for name, default in DEFAULTS):
             return self, conditions
         rest = self
         names = {name for one in contract.conditions for name in (one.name, one.alias)}
@@ -49,3 +49,4 @@ class Asked:
 
 
 NOTHING = Asked()
+DEFAULTS = tuple((field.name, field.default) for field in fields(Asked))
