@@ -318,7 +318,8 @@ class Engine:
         conditions = self._prompts.conditions(asked.prompt, asked.negative_prompt, conditions, count)
         if asked.image is not None:
             tables = self._pictures.tables(tables.program, asked.way, asked.strength_counts)
-            drawn = noise(keys, (math.prod(self.contract.shape),), self.device) if start is None else start
+            drawn = start if keys is None else noise(keys, (math.prod(self.contract.shape),), self.device)
+            assert drawn is not None
             keys, start = None, self._pictures.noise(asked.image, drawn, tables)
         return session.run(tables, Inputs(keys, start, *self._conditions(conditions, count)), pixels=pixels)
 

@@ -228,7 +228,7 @@ def _difference(
     return _rms(out - wanted) / scale, 2 * _rms(short - wanted) / scale + 4 * EPSILON[contract.precision]
 
 
-def _check_finite(values: Array, who: str, contract: Contract | DecoderContract, where: str) -> None:
+def _check_finite(values: Array, who: str, contract: AnyContract, where: str) -> None:
     if np.isfinite(values).all():
         return
     share = 100 * (1 - np.isfinite(values).mean())

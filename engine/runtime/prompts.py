@@ -127,7 +127,8 @@ class Prompts:
                 f"{word}: got {len(texts)} texts for {count} samples, expected one for all or one for each"
             )
         rows = self._rows(texts)
-        whole = np.stack([rows[one] for one in texts]) if len(texts) > 1 else rows[texts[0]]
+        stacked = np.stack([rows[one] for one in texts])
+        whole = stacked if len(texts) > 1 else stacked[0]
         found, start = {}, 0
         assert self._artifact.text_encoders is not None
         for name in self._artifact.text_encoders.conditions:

@@ -21,6 +21,7 @@ from ..check import Array, TrialInputs, check_export
 from ..sources.module_call import pick_output
 from ..sources.module_digest import content_digest
 from ..to_onnx import export_module, named_line, prepared
+from .autoencoders import one_output
 from .options import FORMAT, Constant, Decoder, constants, image_shape, said
 
 
@@ -62,6 +63,7 @@ class ModuleDecoder:
 
     def __init__(self, network: nn.Module, code: bytes, options: Decoder, samples: Contract) -> None:
         self._code = code
+        network = one_output(network)
         config = _config(network) if _method(network) else None
         _check_channels(network, config, samples)
         scaling, shift = constants(options, config)

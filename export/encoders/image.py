@@ -23,6 +23,7 @@ from ...engine.errors import InputError
 from ...engine.progress import Lines
 from ...engine.tensors import PRECISION_DTYPES
 from ..check import TrialInputs, check_export
+from ..decoders.autoencoders import autoencoder_of
 from ..decoders.from_module import ModuleDecoder
 from ..decoders.options import Constant
 from ..to_onnx import export_module, prepared
@@ -63,7 +64,7 @@ class ImageEncoder:
     def __init__(self, decoder: ModuleDecoder, kind: str, samples: Contract) -> None:
         made = decoder.contract
         self._decoder = decoder
-        self._module = EncodeImage(decoder.module.network, kind, made.scaling, made.shift)
+        self._module = EncodeImage(autoencoder_of(decoder.module.network), kind, made.scaling, made.shift)
         self._contract = DecoderContract(made.name, made.image, samples.shape, input="image", output="latents")
 
     @classmethod
@@ -71,7 +72,7 @@ class ImageEncoder:
         """None where the decoder is of another kind, or samples are no latents [C, H, W]."""
         if not isinstance(decoder, ModuleDecoder) or len(samples.shape) != 3:
             return None
-        kinds = type(decoder.module.network).__mro__
+        kinds = type(autoencoder_of(decoder.module.network)).__mro__
         names = (one.__name__ for one in kinds if one.__module__.startswith("diffusers."))
         kind = next((one for one in names if one in LATENTS), None)
         return None if kind is None else cls(decoder, kind, samples)

@@ -51,8 +51,9 @@ def fetch(text: str, *, encoders: bool = True) -> Fetched:
     try:
         info = huggingface_hub.HfApi().model_info(repository, revision=revision)
         names = wanted([one.rfilename for one in info.siblings or ()], encoders=encoders)
-        commit = str(info.sha)
-        folder = huggingface_hub.snapshot_download(repository, revision=commit, allow_patterns=names)
+        # By its own name, so that the cache knows it by this name when the hub does not answer.
+        folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=names)
+        commit = Path(folder).name
     except InputError as error:
         raise InputError(f"'{text}' on the hub: {error}") from None
     except Exception as error:  # of the library and of its HTTP client, without a common base

@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, final
 
@@ -55,10 +56,10 @@ def fuse(pipeline: str, modules: Mapping[str, Any], loras: Sequence[Lora]) -> No
     """
     try:
         import diffusers
-        import peft
+
+        import_module("peft")
     except ImportError as error:
         raise BackendError(f"a LoRA needs diffusers and peft ({error}); pip install 'pfdiff[diffusers]'") from None
-    del peft
     kind = getattr(diffusers, pipeline, None)
     if kind is None or not hasattr(kind, "load_lora_weights"):
         named = f"the pipeline {pipeline}" if kind else "a model alone"
@@ -77,9 +78,9 @@ def _pipeline(kind: Any, modules: Mapping[str, Any]) -> Any:
 
 
 def _fuse_one(pipeline: Any, modules: Mapping[str, Any], lora: Lora, adapter: str) -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     from ..to_onnx import quiet
+
+    tuned = import_module("peft.tuners.tuners_utils").BaseTunerLayer
 
     wanted = _layers(lora.path, modules)
     try:
@@ -87,7 +88,7 @@ def _fuse_one(pipeline: Any, modules: Mapping[str, Any], lora: Lora, adapter: st
             pipeline.load_lora_weights(
                 str(lora.path.parent), weight_name=lora.path.name, adapter_name=adapter, local_files_only=True
             )
-        layers = (one for module in modules.values() for one in module.modules() if isinstance(one, BaseTunerLayer))
+        layers = (one for module in modules.values() for one in module.modules() if isinstance(one, tuned))
         found = sum(adapter in {**one.lora_A, **one.lora_embedding_A} for one in layers)  # type: ignore[operator]
         if found and found >= wanted:
             names = [name for name in pipeline.get_list_adapters() if name in modules]
