@@ -23,8 +23,8 @@ ROOMS = (
     ("seed_conditions",),
     ("contract",),
     ("condition", "cache", "device"),
-    ("compiler", "json_fields", "atomic"),
-    ("array_files",),
+    ("compiler", "atomic"),
+    ("array_files", "json_fields"),
     ("tensors", "machine", "progress", "errors", "version"),
 )
 # Arrows that are still to be turned round.
