@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import torch
 
-from .artifact import Artifact, read_artifact
+from .artifact import Artifact, check_in_place, read_artifact
 from .backends.abstract import CudaOptions, NetworkFiles
 from .backends.choose import open_best
 from .backends.registry import check_backend, open_backend
@@ -112,6 +112,7 @@ class Engine:
             options=self._options,
             progress=progress,
         )
+        check_in_place(artifact)
         self._session = Session(opened, self.contract, self.batch, self._decoder, graph=self._options.graph)
         self.backend: str = opened.name
         self.device: str = str(opened.device)

@@ -206,7 +206,9 @@ class DecoderContract:
             each = values if isinstance(values, tuple) else (values,) * channels
             if len(each) != channels or not all(map(is_number, each)) or (field == "scaling" and 0 in each):
                 zero = " other than 0" if field == "scaling" else ""
-                raise InputError(f"decoder: {field} {shown(values)}, expected a number{zero}, or {channels}, one a channel")
+                raise InputError(
+                    f"decoder: {field} {shown(values)}, expected a number{zero}, or {channels}, one a channel"
+                )
 
     @property
     def inputs(self) -> tuple[str, ...]:

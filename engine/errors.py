@@ -12,6 +12,7 @@ import reprlib
 
 LONGEST_MESSAGE = 1000  # characters; a list of backends with their reasons has some hundred
 
+
 class PfdiffError(Exception):
     """Every error that pfdiff raises on purpose. The message becomes `printable`, and one line."""
 

@@ -32,7 +32,9 @@ def parse_json(data: bytes) -> Any:
         content = json.loads(data, object_pairs_hook=_object, parse_constant=_not_finite)
     except InputError:
         raise
-    except (ValueError, RecursionError) as error:  # among them what is no UTF-8
+    except RecursionError:
+        raise InputError(f"more than {MOST_LEVELS} levels") from None
+    except ValueError as error:  # among them what is no UTF-8
         raise InputError(f"not JSON ({first_line(error)[:80]})") from None
     level = [content]
     for _ in range(MOST_LEVELS + 1):

@@ -23,8 +23,8 @@ ROOMS = (
     ("seed_conditions",),
     ("contract",),
     ("condition", "cache", "device"),
-    ("compiler", "atomic"),
-    ("array_files", "json_fields"),
+    ("compiler", "atomic", "file_records"),
+    ("array_files", "json_fields", "external_weights", "open_folder"),
     ("tensors", "machine", "progress", "errors", "version"),
 )
 # Arrows that are still to be turned round.
