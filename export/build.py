@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import nn
 
-    from ..engine.backends.abstract import BuildProgress
     from ..engine.compiler.grid import Grid
+    from ..engine.progress import BuildProgress
 
 LARGEST_BATCH = 1 << 16  # the exporter's bound on the dynamic batch dimension
 
@@ -112,7 +112,7 @@ def build(
             obtain_plan(artifact, plan_key(artifact, "tensorrt_rtx", one, file=file), progress=plan_progress)
     if targets:
         say(f"{artifact.path} is ready, with plans for {', '.join(targets)}")
-    return Engine(
+    return Engine.open(
         artifact,
         device=device,
         backend=backend,

@@ -240,7 +240,7 @@ def test_programs_never_run_on_the_weights_of_another_engine(engine: Path) -> No
     with pytest.raises(EngineFileError, match="was replaced by another since it was read; load it again"):
         check_in_place(artifact)
     with pytest.raises(EngineFileError, match="was replaced by another since it was read"):
-        Engine(artifact, backend="onnxruntime")
+        Engine.open(artifact, backend="onnxruntime")
 
 
 def test_more_programs_are_no_other_engine(engine: Path) -> None:
