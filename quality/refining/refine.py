@@ -12,7 +12,6 @@ Training stops when the validation seeds gain nothing, and gives the program tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -49,7 +48,7 @@ class Iteration:
 
     def to_data(self) -> dict[str, Any]:
         return {
-            "program": json.loads(self.program.to_json()),
+            "program": self.program.to_dict(),
             "damping": self.damping,
             "training": self.training,
             "validation": self.validation,
@@ -57,8 +56,9 @@ class Iteration:
 
     @staticmethod
     def from_data(data: Any) -> Iteration:
-        program = Program.from_json(json.dumps(data["program"]))
-        return Iteration(program, data["damping"], tuple(data["training"]), tuple(data["validation"]))
+        damping, training, validation = float(data["damping"]), data["training"], data["validation"]
+        errors = tuple(map(float, training)), tuple(map(float, validation))
+        return Iteration(Program.from_dict(data["program"]), damping, *errors)
 
 
 @final
@@ -103,10 +103,12 @@ class Refinement:
 
     def _known(self, key: str) -> Iteration | None:
         held = self._journal.get(key) if self._journal else None
-        if held is None:
+        try:
+            spent, found = int(held["evaluations"]), Iteration.from_data(held)
+        except (InputError, KeyError, TypeError, ValueError, OverflowError):  # none, or damaged
             return None
-        self.criterion.budget.charge(held["evaluations"], cached=True)
-        return Iteration.from_data(held)
+        self.criterion.budget.charge(spent, cached=True)
+        return found
 
     def _iterate(self, here: Iteration, key: str) -> Iteration | None:
         """One step that lowers the training error, None when none does.
@@ -130,7 +132,7 @@ class Refinement:
         validation = self._error(program, self.validation)
         after = Iteration(program, damping, (*here.training, error), (*here.validation, validation))
         if self._journal:
-            self._journal.put(key, {**after.to_data(), "evaluations": self.criterion.budget.spent - spent})
+            self._journal.keep(key, {**after.to_data(), "evaluations": self.criterion.budget.spent - spent})
         return after
 
     def _error(self, program: Program, rows: Rows) -> float:

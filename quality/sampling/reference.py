@@ -88,7 +88,7 @@ def targets(
         budget.charge(program.nfe * len(rows))
         result[rows] = pool.sample(program, rows)
         for row in missing[first : first + BLOCK]:
-            store.put(keys[row], result[row])
+            store.keep(keys[row], result[row])
         if tell:
             tell(budget.spent)
     return result
