@@ -30,7 +30,7 @@ from .contract import LARGEST_BATCH, Contract, DecoderContract
 from .errors import EngineFileError, InputError, first_line, shown
 from .file_records import MANIFEST, FileRecord, check_file, damaged, read_records
 from .json_fields import is_integer, parse_json
-from .open_folder import OpenFolder
+from .open_folder import OpenFolder, read_at_most
 
 FORMAT = 1
 PART = part_prefix(MANIFEST)  # begins the name of a manifest that is being written
@@ -154,13 +154,13 @@ def _read_manifest(held: OpenFolder) -> dict[str, Any]:
     folder, path = held.path, held.path / MANIFEST
     try:
         with held.open(MANIFEST) as file:
-            data = file.read(LARGEST_MANIFEST_BYTES + 1)
+            data = read_at_most(file, LARGEST_MANIFEST_BYTES)
     except FileNotFoundError:
         message = f"'{folder}' has no {MANIFEST}, so it is no engine; give a directory that 'pfdiff build' wrote"
         raise EngineFileError(message) from None
     except OSError as error:
         raise EngineFileError(f"'{path}' cannot be read: {error.strerror}; an engine holds plain files") from None
-    if len(data) > LARGEST_MANIFEST_BYTES:
+    if data is None:
         raise damaged(folder, f"more than {LARGEST_MANIFEST_BYTES >> 20} MiB")
     try:
         content = parse_json(data)

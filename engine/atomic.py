@@ -62,8 +62,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
     After an exception, interruption or full disk `target` is as it was, and the new folder is gone. Raises OSError.
     """
-    _sweep(target)
-    with _claimed(lambda: target.with_name(f".{target.name}.building-{secrets.token_hex(4)}"), os.mkdir) as staging:
+    with folder_beside(target) as staging:
         yield staging
         for folder, _, names in os.walk(staging):
             for name in names:
@@ -71,6 +70,14 @@ def replacing_folder(target: Path) -> Iterator[Path]:
             sync(Path(folder))
         swap(staging, target)
         sync(target.parent)
+
+
+@contextlib.contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target` that is gone at the end, unless the block has renamed it. Raises OSError."""
+    _sweep(target)
+    with _claimed(lambda: target.with_name(f".{target.name}.building-{secrets.token_hex(4)}"), os.mkdir) as staging:
+        yield staging
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from .array_files import open_regular
 from .atomic import replacing
 from .errors import InputError
 from .json_fields import is_integer, is_number
+from .open_folder import read_at_most
 
 DIGEST_BYTES = 32
 MOST_HEADER_BYTES = 4096  # of a .npy file, and the digest
@@ -125,8 +126,9 @@ class Journal:
     def number(self, key: str) -> float | None:
         """The value of `key`, None when there is none or it is no number; it may be infinite."""
         value = self._values.get(key)
-        fits = isinstance(value, float) or (is_integer(value) and is_number(value))
-        return None if not fits or math.isnan(value) else float(value)
+        if isinstance(value, float):
+            return None if math.isnan(value) else value
+        return float(value) if value is not None and is_integer(value) and is_number(value) else None
 
     def put(self, key: str, value: Any) -> None:
         """Keep a value, on the disk at once. Raises InputError when the file cannot be written."""
@@ -158,7 +160,7 @@ def _read(path: Path, most: int) -> bytes:
         return b""
     try:
         with open_regular(path) as file:
-            return b"" if os.fstat(file.fileno()).st_size > most else file.read(most)
+            return read_at_most(file, most) or b""
     except (InputError, OSError):
         return b""
 

@@ -82,3 +82,9 @@ def _regular(descriptor: int) -> BufferedReader:
         os.close(descriptor)
         raise OSError(errno.EISDIR, "no regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def read_at_most(file: BufferedReader, most: int) -> bytes | None:
+    """The whole content of a file of at most `most` bytes; None for a larger file, of which nothing is read."""
+    size = os.fstat(file.fileno()).st_size
+    return file.read(size) if size <= most else None
