@@ -145,7 +145,7 @@ def print_demo(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("solver")
     for name in ("evaluations", "ms a sample", "RMS error to the reference"):

@@ -24,6 +24,7 @@ from .compiler.program import Program
 from .contract import Contract, DecoderContract
 from .device import parse_device
 from .errors import EngineFileError, InputError
+from .notebook import html_table
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.inputs import Conditions, Inputs, check_noise
 from .runtime.latency import Latency, TimedParts, in_turns
@@ -211,9 +212,33 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is loaded again, from the same directory and by the same backend: for other processes, for deepcopy.
+
+        Raises InputError for an engine that was given a module.
+        """
+        if self._files.module is not None:
+            raise InputError(
+                f"engine '{self.path}' runs a module of this process and cannot be copied; load it again with module="
+            )
+        return _loaded_again, (self._artifact, self.device, self.backend, self.threads, self._files.options)
+
     def __repr__(self) -> str:
         held = ", ".join(map(str, self.programs))
         return f"Engine({str(self.path)!r}: {self.contract.name}, NFE {held}, {self.description})"
+
+    def _repr_html_(self) -> str:
+        """Network, programs and backend, for notebooks."""
+        contract = self.contract
+        rows = [
+            ("network", f"{contract.name}: {contract.input} {list(contract.shape)} -> {contract.prediction}"),
+            ("schedule", contract.schedule),
+            *(("condition", f"{one.alias or one.name}: {one.dtype} {list(one.shape)}") for one in contract.conditions),
+            *((f"NFE {nfe}", f"{program.solver}, {program.grid}") for nfe, program in self.programs.items()),
+            ("batch", ", ".join(map(str, self.batch))),
+            ("runs on", self.description),
+        ]
+        return html_table(rows, caption=str(self.path))
 
     def _open(self) -> Session:
         """A second session like the engine's own, with a network of its own."""
@@ -252,6 +277,10 @@ class Engine:
         if batch not in self.batch:
             raise InputError(f"batch {batch!r}, expected one of this engine's: {', '.join(map(str, self.batch))}")
         return batch
+
+
+def _loaded_again(artifact: Artifact, device: str, backend: str, threads: int | None, options: CudaOptions) -> Engine:
+    return Engine.open(artifact, device=device, backend=backend, threads=threads, options=options)
 
 
 load = Engine.open

@@ -25,7 +25,7 @@ ROOMS = (
     ("condition", "cache", "device"),
     ("compiler", "atomic", "file_records"),
     ("array_files", "json_fields", "external_weights", "open_folder"),
-    ("tensors", "machine", "progress", "errors", "version"),
+    ("tensors", "machine", "progress", "errors", "version", "notebook"),
 )
 # Arrows that are still to be turned round.
 NOT_YET = {
