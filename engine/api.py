@@ -23,7 +23,7 @@ from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
 from .contract import Contract, DecoderContract
 from .device import parse_device
-from .errors import EngineFileError, InputError
+from .errors import EngineFileError, InputError, shown
 from .notebook import html_table
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.inputs import Conditions, Inputs, check_noise
@@ -160,7 +160,7 @@ class Engine:
         """
         nfe, batch = self._artifact.program(nfe).nfe, self._check_bucket(batch)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise InputError(f"rounds={rounds!r}, expected an integer of at least 1")
+            raise InputError(f"rounds={shown(rounds)}, expected an integer of at least 1")
         start = time.perf_counter()
         session = self._open()
         loaded = time.perf_counter()
@@ -275,7 +275,7 @@ class Engine:
         if batch is None:
             return self.batch[0]
         if batch not in self.batch:
-            raise InputError(f"batch {batch!r}, expected one of this engine's: {', '.join(map(str, self.batch))}")
+            raise InputError(f"batch {shown(batch)}, expected one of this engine's: {', '.join(map(str, self.batch))}")
         return batch
 
 

@@ -72,7 +72,9 @@ class Artifact:
             raise InputError(f"nfe is missing and this engine has several; choose one of {', '.join(map(str, held))}")
         if isinstance(nfe, bool) or not hasattr(nfe, "__index__") or nfe not in self.programs:
             known = ", ".join(map(str, held))
-            raise InputError(f"nfe={nfe!r}, this engine has {known}; choose one of them, or build {nfe!r} too")
+            raise InputError(
+                f"nfe={shown(nfe)}, this engine has {known}; choose one of them, or build {shown(nfe)} too"
+            )
         return self.programs[operator.index(nfe)]
 
     @property

@@ -36,9 +36,9 @@ class BackendError(PfdiffError, RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text that is not empty, at most 300 characters; else the error's class."""
+    """The first line of an error's text that is not empty, at most 200 characters; else the error's class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return printable(lines[0])[:200] if lines else type(error).__name__
 
 
 # Text from files.
@@ -58,10 +58,13 @@ class _Short(reprlib.Repr):
 
 _short = _Short()
 _short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxdict = 2, 6, 6, 3
-_short.maxstring, _short.maxother = 40, 40
+_short.maxstring, _short.maxother = 58, 58
 
 
 def shown(value: object) -> str:
     """A value from a file for a message: quoted, at most 60 characters."""
-    text = _short.repr(value)
+    try:
+        text = _short.repr(value)
+    except ValueError:  # of an integer of thousands of digits, inside of something
+        return f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -23,13 +23,16 @@ MOST_SIZES, MOST_ELEMENTS = 8, 1 << 40  # of a sample
 
 
 # Reading.
-def parse_json(data: bytes) -> Any:
-    """The content of a JSON file. Raises InputError: no JSON, or beyond the bounds above."""
+def parse_json(data: bytes, *, finite: bool = True) -> Any:
+    """The content of a JSON file. Raises InputError: no JSON, or beyond the bounds above.
+
+    finite: NaN and Infinity are refused, which JSON does not have and Python writes.
+    """
     # Before parsing: an array of 16 MiB of "0," would take 500 MB. Commas in strings count too; engines have few.
     if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
         raise InputError(f"more than {MOST_VALUES} values")
     try:
-        content = json.loads(data, object_pairs_hook=_object, parse_constant=_not_finite)
+        content = json.loads(data, object_pairs_hook=_object, parse_constant=_not_finite if finite else None)
     except InputError:
         raise
     except RecursionError:

@@ -38,7 +38,10 @@ ROOM_BYTES = 4 << 30  # of a child: the machine is not filled before a fault is 
 
 def run_case(kind: Kind, seed: str) -> dict[str, Any]:
     """What became of one case: `outcome`, and `fault` if it should not have."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)  # of what makes the input, not of what reads it
     kind.damage(random.Random(seed))
+    sys.setrecursionlimit(limit)
     before, start, processor = _peak_bytes(), time.monotonic(), time.process_time()
     line, fault = "", ""
     try:

@@ -11,15 +11,17 @@ conditions and variance.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from ...engine.array_files import open_regular
 from ...engine.compiler.schedule import parse_schedule
 from ...engine.contract import Condition
-from ...engine.errors import BackendError, InputError
+from ...engine.errors import BackendError, InputError, first_line
+from ...engine.json_fields import parse_json
+from ...engine.open_folder import read_at_most
 from ..convention import Convention
 from ..described import Described, Given
 from ..families import FAMILIES, LEGACY
@@ -30,6 +32,7 @@ from .scheduler_classes import CLASSES, REFUSED
 if TYPE_CHECKING:
     from torch import nn
 
+LARGEST_CONFIG_BYTES = 16 << 20
 WEIGHTS = "diffusion_pytorch_model"
 LATENT_RANGE = (-10.0, 10.0)  # latents have a deviation of 1 and no bounds: far enough out to cut nothing
 DECODER = "AutoencoderKL"
@@ -158,9 +161,13 @@ def _known_classes() -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A config file. Raises InputError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}); copy it again") from None
+        with open_regular(path) as file:
+            data = read_at_most(file, LARGEST_CONFIG_BYTES)
+        if data is None:
+            raise InputError(f"more than {LARGEST_CONFIG_BYTES >> 20} MiB")
+        content = parse_json(data, finite=False)  # -Infinity is the default of lambda_min_clipped
+    except InputError as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)[:120]}); copy it again") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, expected an object; copy it again")
     return content
