@@ -113,7 +113,7 @@ def of_json(draw: random.Random, content: Any) -> Any:
                 holder[key] = copy.deepcopy(other[name])
             case 4 if isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
                 holder[key] = draw.choice(
-                    (-holder[key], holder[key] + 1, holder[key] * 2, holder[key] / 3, str(holder[key]))
+                    (-holder[key], holder[key] + 1, holder[key] * 2, holder[key] // 3, str(holder[key])[:99])
                 )
             case 4 if isinstance(holder[key], str):
                 holder[key] = of_text(draw, holder[key])

@@ -289,7 +289,7 @@ def alphas(path: str) -> Discrete:
         return Discrete(np.asarray(data, np.float64))
     except InputError as error:
         raise InputError(f"schedule file {path}: {error}") from error
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"cannot read schedule file {path}: {first_line(error)[:100]}; expected .npy, .json or .txt numbers"
         ) from error

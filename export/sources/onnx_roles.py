@@ -17,6 +17,7 @@ from ...engine.array_files import open_regular
 from ...engine.contract import Condition
 from ...engine.errors import InputError, shown
 from ...engine.external_weights import LARGEST_BYTES, tensors_of
+from ...engine.json_fields import LONGEST_NAME
 from ...engine.open_folder import read_at_most
 from ..described import Described
 
@@ -169,6 +170,8 @@ def ports(model: onnx.ModelProto, path: Path) -> tuple[list[Port], list[Port]]:
         for value in values:
             if value.name in stored:
                 continue
+            if len(value.name) > LONGEST_NAME:
+                raise InputError(f"network '{path}': the name {shown(value.name)} is too long; rename it")
             tensor = value.type.tensor_type
             if tensor.elem_type not in DTYPES:
                 raise InputError(
