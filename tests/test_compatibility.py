@@ -19,7 +19,12 @@ from pfdiff.cli import app
 
 THEN = Path(__file__).parent / "data" / "e9258ea"
 # Option by command, beyond those of e9258ea.
-ADDED: dict[str, set[str]] = {"build": {"--data-range"}, "compare": {"--data-range"}, "tune": {"--data-range"}}
+ADDED: dict[str, set[str]] = {
+    "bench": {"--seconds"},
+    "build": {"--data-range"},
+    "compare": {"--data-range"},
+    "tune": {"--data-range"},
+}
 # Defaults that are others now, by command and option: the default sampler, chosen by rule.
 CHANGED = {("build", "--solver"): "'auto'"}
 # Commands beyond those of e9258ea.
