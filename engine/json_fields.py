@@ -72,7 +72,7 @@ def read_fields(what: str, kind: type, plain: Any) -> dict[str, Any]:
     known = {field.name for field in fields(kind)}
     for name in plain:
         if name not in known:
-            raise InputError(f"{what}: unknown field {shown(name)}; known fields: {', '.join(sorted(known))}")
+            raise InputError(f"{what}: unknown field {shown(name[:24])}; known fields: {', '.join(sorted(known))}")
     for field in fields(kind):
         if field.default is MISSING and field.name not in plain:
             raise InputError(f"{what}: the field '{field.name}' is missing")

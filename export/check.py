@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.compiler.schedule import parse_schedule
-from ..engine.contract import Condition, Contract, DecoderContract
+from ..engine.condition import Condition
+from ..engine.contract import Contract, DecoderContract
 from ..engine.errors import InputError
 
 Array = NDArray[Any]

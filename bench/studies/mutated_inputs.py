@@ -28,7 +28,8 @@ from pfdiff.engine.cache import ArrayStore, Journal
 from pfdiff.engine.compiler.compile import compile as compile_program
 from pfdiff.engine.compiler.program import Program
 from pfdiff.engine.compiler.schedule import parse_schedule
-from pfdiff.engine.contract import Condition, Contract
+from pfdiff.engine.condition import Condition
+from pfdiff.engine.contract import Contract
 from pfdiff.engine.errors import EngineFileError, InputError
 from pfdiff.engine.plans import store
 from pfdiff.engine.plans.key import PlanKey

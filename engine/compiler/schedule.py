@@ -35,7 +35,6 @@ from ..array_files import read_array, read_text
 from ..errors import InputError, first_line, shown
 
 Float64s = NDArray[np.floating]  # float64 throughout; NumPy types many results no narrower
-Array = Float64s  # for modules outside this folder that do not yet import the new name
 
 
 class Schedule(ABC):

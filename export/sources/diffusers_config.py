@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.compiler.schedule import Array, Discrete, Flow, hold_alphas, parse_schedule
+from ...engine.compiler.schedule import Discrete, Float64s, Flow, hold_alphas, parse_schedule
 from ...engine.errors import InputError, first_line, shown
 from ..convention import Convention, shifted
 from .scheduler_classes import CLASSES, REFUSED, SMALLEST_ALPHA, UNNAMED, SchedulerClass
@@ -199,7 +199,7 @@ def _held(values: Values, kind: str, length: int, shift: float, terminal: float 
     """A schedule of own numbers, float64: trained betas, betas without a name here, a shifted signal-to-noise ratio."""
     low, high = values["beta_start"], values["beta_end"]
     t = np.arange(length + 1) / length
-    betas: Array
+    betas: Float64s
     if values["trained_betas"] is not None:
         betas = np.asarray(values["trained_betas"], np.float64)
     elif kind == "linear":

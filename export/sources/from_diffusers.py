@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from ...engine.array_files import open_regular
 from ...engine.compiler.schedule import parse_schedule
-from ...engine.contract import Condition
+from ...engine.condition import Condition
 from ...engine.errors import BackendError, InputError, first_line
 from ...engine.json_fields import parse_json
 from ...engine.open_folder import read_at_most

@@ -18,7 +18,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from ...engine.contract import Condition, Contract
+from ...engine.condition import Condition
+from ...engine.contract import Contract
 from ...engine.errors import InputError
 from ..to_onnx import CONDITION_DTYPES, example_inputs, first_line, prepared
 from .module_imports import importing_beside

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...engine.array_files import open_regular
-from ...engine.contract import Condition
+from ...engine.condition import Condition
 from ...engine.errors import InputError, shown
 from ...engine.external_weights import LARGEST_BYTES, tensors_of
 from ...engine.json_fields import LONGEST_NAME

@@ -20,7 +20,7 @@ import numpy as np
 
 from ...engine.compiler.basis import convert, velocity
 from ...engine.compiler.program import Program
-from ...engine.compiler.schedule import Array, parse_schedule
+from ...engine.compiler.schedule import Float64s, parse_schedule
 from ...engine.errors import InputError
 from ..criteria.error import ErrorCriterion
 from ..sampling.budget import BudgetSpentError
@@ -103,9 +103,11 @@ class Refinement:
 
     def _known(self, key: str) -> Iteration | None:
         held = self._journal.get(key) if self._journal else None
+        if held is None:
+            return None
         try:
             spent, found = int(held["evaluations"]), Iteration.from_data(held)
-        except (InputError, KeyError, TypeError, ValueError, OverflowError):  # none, or damaged
+        except (InputError, KeyError, TypeError, ValueError, OverflowError):  # damaged
             return None
         self.criterion.budget.charge(spent, cached=True)
         return found
@@ -139,7 +141,7 @@ class Refinement:
         return float(np.sqrt(self.criterion.square(program, rows) / len(rows)))
 
     # The Jacobian, as the normal equations.
-    def _jacobian(self, program: Program) -> tuple[list[Parameter], Array, Array]:
+    def _jacobian(self, program: Program) -> tuple[list[Parameter], Float64s, Float64s]:
         """(parameters, J^T J, J^T r) over the training seeds, accumulated in float64."""
         parameters: list[Parameter] = []
         count = program.nfe * (program.buffers + 1) * program.buffers
@@ -158,7 +160,7 @@ class Refinement:
             slope += columns @ residual.reshape(-1)
         return parameters, normal, slope
 
-    def _residual(self, samples: np.ndarray, targets: Floats) -> tuple[Array, Array]:
+    def _residual(self, samples: np.ndarray, targets: Floats) -> tuple[Float64s, Float64s]:
         """(weight of each element, residual): sample - target inside the data's range, what is beyond it outside.
 
         An element outside has the error that its clipped value has, whatever it is; the weight keeps it near.
@@ -168,7 +170,7 @@ class Refinement:
         weight = np.where(beyond == 0, 1.0, OUTSIDE)
         return weight, np.where(beyond == 0, samples.astype(np.float64) - targets, OUTSIDE * beyond)
 
-    def _loss(self, samples: Array, targets: Floats) -> float:
+    def _loss(self, samples: Float64s, targets: Floats) -> float:
         """Mean squared error of the clipped samples, and a little for what was clipped."""
         low, high = self.criterion.data_range
         clipped = np.clip(samples, low, high)
@@ -199,7 +201,9 @@ class Refinement:
         return replace(program, W=W, w=w), float(np.sqrt(best))
 
 
-def _moves(program: Program, parameters: list[Parameter], normal: Array, slope: Array, damping: float) -> list[Array]:
+def _moves(
+    program: Program, parameters: list[Parameter], normal: Float64s, slope: Float64s, damping: float
+) -> list[Float64s]:
     """The damped Gauss-Newton move; where times are integers they are rounded and the rest is solved around them,
     and again with the times as they are."""
     move = _solve(normal, slope, damping)
@@ -219,7 +223,7 @@ def _moves(program: Program, parameters: list[Parameter], normal: Array, slope: 
     return moves
 
 
-def _solve(normal: Array, slope: Array, damping: float) -> Array:
+def _solve(normal: Float64s, slope: Float64s, damping: float) -> Float64s:
     """The damped Gauss-Newton move; directions that change nothing stay where they are."""
     scale = np.sqrt(np.diag(normal)) + 1e-30
     eigenvalues, vectors = np.linalg.eigh(normal / np.outer(scale, scale))
@@ -235,7 +239,7 @@ def finished(program: Program, solver: str) -> Program:
         return replace(program, solver=f"{solver} refined", basis=basis, table=dense_table(program, basis))
 
 
-def dense_table(program: Program, basis: str) -> Array:
+def dense_table(program: Program, basis: str) -> Float64s:
     """The table [N+1, N+1] that a program's updates mean, columns in `basis`: trace.py's lowering, undone.
 
     Raises InputError where the answers in `basis` do not determine the network's.
