@@ -129,6 +129,15 @@ def test_a_sampler_never_meets_the_weights_of_another(
     assert len(list(tmp_path.iterdir())) == 4  # the former weights are gone
 
 
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    artifact = write_engine(tmp_path / "small.engine")
+    left = tmp_path / ".s.onnx.building-01234567"
+    left.mkdir()
+    (left / "s.onnx").write_bytes(b"half")
+    export_sampler(artifact.path, tmp_path / "s.onnx", 4, check=False)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["s.onnx", "small.engine"]
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_bytes_outside_the_engine_are_not_copied(tmp_path: Path, check: bool) -> None:
     """A link in the place of weights, which the manifest does not list."""
