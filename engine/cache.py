@@ -8,6 +8,7 @@ folder costs time only.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import hashlib
@@ -15,10 +16,11 @@ import io
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
 import warnings
-from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
 
@@ -33,7 +35,7 @@ from .open_folder import read_at_most
 
 DIGEST_BYTES = 32
 MOST_HEADER_BYTES = 4096  # of a .npy file, and the digest
-MOST_JOURNAL_BYTES = 64 << 20
+MOST_JOURNAL_BYTES = 256 << 20  # that are read
 
 
 def cache_folder() -> Path:
@@ -41,13 +43,32 @@ def cache_folder() -> Path:
     for base, below in ((os.environ.get("XDG_CACHE_HOME"), ""), (os.environ.get("HOME"), ".cache")):
         if base and Path(base).is_absolute():
             return Path(base) / below / "pfdiff"
-    return _shared_folder()
+    return _temporary(tempfile.gettempdir())
 
 
-def _shared_folder() -> Path:
-    """The folder of this user where every user may create some."""
-    owner = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir()) / f"pfdiff-{owner}"
+@lru_cache
+def _temporary(place: str) -> Path:
+    """A folder in a place that others write to as well: this user's own and private one, else one for this process.
+
+    Another user may have put a folder or a link where ours would be, to have us write through it or read what he wrote.
+    """
+    if not hasattr(os, "getuid"):
+        return Path(place) / "pfdiff-user"
+    folder = Path(place) / f"pfdiff-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        os.mkdir(folder, 0o700)
+    with contextlib.suppress(OSError):
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+            return folder
+    own = Path(tempfile.mkdtemp(prefix="pfdiff-", dir=place))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    warnings.warn(
+        f"the cache folder {folder} is not private to this user, so nothing in it is used; results are kept for this "
+        "process only, set HOME or XDG_CACHE_HOME to keep them",
+        stacklevel=2,
+    )
+    return own
 
 
 def content_key(*parts: Any) -> str:
@@ -75,19 +96,20 @@ class ArrayStore:
 
     def get(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
         """The array of `key`, or None when it is not there, damaged, not finite or of another shape."""
-        content = _read(self.folder / f"{key}.npy", MOST_HEADER_BYTES + 4 * math.prod(shape))
-        data, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
-        if hashlib.sha256(data).digest() != digest:
-            return None
         try:
+            with open_regular(self.folder / f"{key}.npy") as file:
+                content = read_at_most(file, MOST_HEADER_BYTES + 4 * math.prod(shape)) or b""
+            data, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+            if hashlib.sha256(data).digest() != digest:
+                return None
             found: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError):
+        except (InputError, OSError, ValueError, EOFError):
             return None
         fits = found.shape == shape and found.dtype == np.float32 and bool(np.isfinite(found).all())
         return found if fits else None
 
     def put(self, key: str, value: NDArray[np.float32]) -> None:
-        """Keep `value`. Raises InputError when the folder cannot be written."""
+        """Keep `value`; where the folder cannot be written, say so once and go on without."""
         sink = io.BytesIO()
         np.save(sink, value)
         data = sink.getvalue()
@@ -97,25 +119,22 @@ class ArrayStore:
             with replacing(self.folder / f"{key}.npy", durable=False) as part:
                 part.write_bytes(data + hashlib.sha256(data).digest())
         except OSError as error:
-            raise _unwritable(self.folder, error) from error
-
-    def keep(self, key: str, value: NDArray[np.float32]) -> None:
-        """`put`; where the folder cannot be written, one warning in its place."""
-        _keeping(self.folder, lambda: self.put(key, value))
+            _announce_unwritable(self.folder, error)
 
 
 @final
 class Journal:
-    """Named JSON values, appended line by line, so that a run goes on after an interruption; the last line wins.
-
-    A line that is damaged loses itself alone. Values are what a file says: check their type.
-    """
+    """Named JSON values, appended line by line, so that a run goes on after an interruption; the last line wins."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._values: dict[str, Any] = {}
-        for line in _read(path, MOST_JOURNAL_BYTES).splitlines():
-            with contextlib.suppress(ValueError, TypeError, RecursionError):  # an interruption cut it short
+        lines: list[bytes] = []
+        if path.exists():
+            with contextlib.suppress(InputError), open_regular(path) as file:
+                lines = file.read(MOST_JOURNAL_BYTES).splitlines()
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, RecursionError):  # a line that an interruption cut short
                 key, value = json.loads(line)
                 self._values[key] = value
 
@@ -131,82 +150,43 @@ class Journal:
         return float(value) if value is not None and is_integer(value) and is_number(value) else None
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a value, on the disk at once. Raises InputError when the file cannot be written."""
+        """Keep a value, on the disk at once; where the file cannot be written, say so once and go on without."""
         self._values[key] = value
         try:
             make_private(self.path.parent)
-            _append(self.path, f"{json.dumps([key, value])}\n".encode())
+            _append_line(self.path, json.dumps([key, value]).encode())
         except OSError as error:
-            raise _unwritable(self.path.parent, error) from error
-
-    def keep(self, key: str, value: Any) -> None:
-        """`put`; where the file cannot be written, one warning in its place, and the value is kept in memory."""
-        _keeping(self.path.parent, lambda: self.put(key, value))
+            _announce_unwritable(self.path.parent, error)
 
 
 def make_private(folder: Path) -> None:
-    """Create a folder of the cache, readable by its owner alone. Raises OSError, InputError for another user's."""
+    """Create a folder of the cache, readable by its owner alone."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if _is_anybodys(folder):
-        raise InputError(
-            f"the cache folder {_shared_folder()} is a link, or open to other users; remove it, or set XDG_CACHE_HOME"
-        )
 
 
-# Files.
-def _read(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most `most` bytes, of nobody else's; empty otherwise."""
-    if _is_anybodys(path):
-        return b""
-    try:
-        with open_regular(path) as file:
-            return read_at_most(file, most) or b""
-    except (InputError, OSError):
-        return b""
-
-
-def _append(path: Path, line: bytes) -> None:
-    """Append a line in one system call; after a line that an interruption cut short it begins a new one."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "no regular file", str(path))
-        with os.fdopen(os.dup(descriptor), "rb") as file:
-            file.seek(max(0, status.st_size - 1))
-            cut = file.read(1) not in (b"", b"\n")
-        if os.write(descriptor, b"\n" + line if cut else line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    finally:
-        os.close(descriptor)
-
-
-def _is_anybodys(path: Path) -> bool:
-    """Whether `path` lies where every user may create files, in a folder that is not this user's own alone."""
-    shared = _shared_folder()
-    if not hasattr(os, "getuid") or not path.is_relative_to(shared):
-        return False
-    try:
-        status = os.lstat(shared)
-    except FileNotFoundError:
-        return False
-    return not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or bool(status.st_mode & 0o077)
-
-
-def _unwritable(folder: Path, error: OSError) -> InputError:
-    return InputError(
-        f"the cache folder {folder} cannot be written ({error.strerror}); set XDG_CACHE_HOME to one that can"
-    )
+def _append_line(path: Path, line: bytes) -> None:
+    """Append a line to a regular file, never through a link; what an interruption cut short before it ends first."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(os.open(path, flags, 0o600), "r+b", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        torn = False
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write(b"\n" * torn + line + b"\n")
 
 
 _announced: set[Path] = set()
 
 
-def _keeping(folder: Path, put: Callable[[], None]) -> None:
-    try:
-        put()
-    except InputError as error:
-        if folder not in _announced:
-            _announced.add(folder)
-            warnings.warn(f"{error}; nothing is kept meanwhile", RuntimeWarning, stacklevel=4)
+def _announce_unwritable(folder: Path, error: OSError) -> None:
+    """One warning for each folder in a process."""
+    if folder in _announced:
+        return
+    _announced.add(folder)
+    warnings.warn(
+        f"the cache folder {folder} cannot be written ({error.strerror or error}), so results are not kept; set "
+        "XDG_CACHE_HOME to one that can",
+        stacklevel=3,
+    )

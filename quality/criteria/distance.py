@@ -96,7 +96,7 @@ class DistanceCriterion:
             key = self._key(program, rows)
             begun = self._begun.pop(key, None)
             held = begun() if begun else self._sampler(program, rows)
-            self._store.keep(key, held)
+            self._store.put(key, held)
         return Features(held, None)
 
     def error(self, tally: Features, seeds: int) -> float:

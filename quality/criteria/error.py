@@ -60,7 +60,7 @@ class ErrorCriterion:
         result = float(np.sum(self.squares(self.pool.sample(program, rows), rows)))
         result = result if math.isfinite(result) else math.inf
         if self.journal:
-            self.journal.keep(key, result)
+            self.journal.put(key, result)
         return result
 
     def tally(self, program: Program, rows: Rows) -> float:

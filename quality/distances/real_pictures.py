@@ -68,7 +68,7 @@ def reference_features(network: Extractor, pixels: Pixels, tell: Stages | None =
         return Features(found["pooled"], found.get("spatial")), digest
     features = network(pixels, counting(tell, "features of the real pictures", len(pixels)) if tell else None)
     for kind, part in _parts(features).items():
-        store.keep(keys[kind], part)
+        store.put(keys[kind], part)
     return features, digest
 
 

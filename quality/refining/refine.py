@@ -134,7 +134,7 @@ class Refinement:
         validation = self._error(program, self.validation)
         after = Iteration(program, damping, (*here.training, error), (*here.validation, validation))
         if self._journal:
-            self._journal.keep(key, {**after.to_data(), "evaluations": self.criterion.budget.spent - spent})
+            self._journal.put(key, {**after.to_data(), "evaluations": self.criterion.budget.spent - spent})
         return after
 
     def _error(self, program: Program, rows: Rows) -> float:

@@ -16,10 +16,10 @@ from ...engine.cache import ArrayStore
 from ...engine.compiler.compile import compile
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import parse_schedule
+from ...engine.compiler.start import SHORT
 from .budget import Budget
 from .pool import Floats, Pool
 
-SHORT = 128  # times of a schedule that is walked whole
 EVALUATIONS = 200
 BLOCK = 16  # samples computed, and kept, at once
 
@@ -88,7 +88,7 @@ def targets(
         budget.charge(program.nfe * len(rows))
         result[rows] = pool.sample(program, rows)
         for row in missing[first : first + BLOCK]:
-            store.keep(keys[row], result[row])
+            store.put(keys[row], result[row])
         if tell:
             tell(budget.spent)
     return result
