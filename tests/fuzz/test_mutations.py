@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from pfdiff.bench.studies import mutations
-from pfdiff.bench.studies.mutated_inputs import KINDS, Kind
+from pfdiff.bench.studies.mutated_engines import Kind
+from pfdiff.bench.studies.mutated_inputs import KINDS
 from pfdiff.bench.studies.mutators import of_bytes, of_json, of_text
 from pfdiff.engine.errors import InputError
 
