@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import torch
 
-from .artifact import Artifact, read_artifact
+from .artifact import Artifact, check_in_place, read_artifact
 from .backends.abstract import Backend, CudaOptions, NetworkFiles
 from .backends.choose import open_best
 from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
 from .contract import Contract, DecoderContract
 from .device import parse_device
-from .errors import InputError
+from .errors import EngineFileError, InputError, shown
 from .notebook import html_table
 from .runtime.asked import NOTHING, Asked
 from .runtime.decoder import LoadedDecoder, load_decoder
@@ -83,6 +83,12 @@ class Engine:
         tables = {nfe: make_tables(artifact.programs[nfe], artifact.contract) for nfe in sorted(artifact.programs)}
         opened, reason = open_best(files, parse_device(device), backend, threads)
         decoder = load_decoder(files, opened, backend, threads, decoder_module)
+        try:
+            check_in_place(artifact)
+        except EngineFileError:
+            for one in (opened, *([decoder.backend] if decoder else [])):
+                one.close()
+            raise
         return cls(files, artifact, tables, opened, decoder, reason, threads, backend)
 
     def __init__(
@@ -201,7 +207,7 @@ class Engine:
         """
         nfe, batch = self._artifact.program(nfe).nfe, self._check_bucket(batch)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise InputError(f"rounds={rounds!r}, expected an integer of at least 1")
+            raise InputError(f"rounds={shown(rounds)}, expected an integer of at least 1")
         start = time.perf_counter()
         session = self._open()
         loaded = time.perf_counter()
@@ -327,7 +333,7 @@ class Engine:
         if batch is None:
             return self.batch[0]
         if batch not in self.batch:
-            raise InputError(f"batch {batch!r}, expected one of this engine's: {', '.join(map(str, self.batch))}")
+            raise InputError(f"batch {shown(batch)}, expected one of this engine's: {', '.join(map(str, self.batch))}")
         return batch
 
 
