@@ -22,6 +22,7 @@ from . import export as cli_export
 from . import generate as cli_generate
 from . import kernels as cli_kernels
 from . import options
+from . import serve as cli_serve
 from . import tune as cli_search
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -235,6 +236,7 @@ cli_evaluate.register(app)
 cli_generate.register(app)
 cli_export.register(app)
 cli_kernels.register(app)
+cli_serve.register(app)
 
 
 def _only_nfe(held: list[int]) -> int:

@@ -1,0 +1,259 @@
+"""The same application on a Ray cluster, by Ray Serve: a front that speaks HTTP, and replicas of each engine behind it.
+
+A replica is one engine in one thread, with the queue and the batches of `batching`, on a GPU of its own where there
+are any. The front checks requests as in one process. Since a seed names one sample, an order whose replica died is
+given to another one, and nobody notices. Engine directories must be on a file system that every machine has at the
+same path, and this package installed there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from ..engine.api import load
+from ..engine.artifact import read_artifact
+from ..engine.bulk.on_ray import connected
+from ..engine.errors import InputError
+from .about import About
+from .app import make_app
+from .guard import Access
+from .hosts import Host, LocalHost
+from .limits import DRAIN_SECONDS, MOST_CONNECTIONS, Limits
+from .orders import Drawn, NotDrawnError, Order
+from .run import is_loopback, names_of, url_of
+from .worker import Say, Worker
+
+APPLICATION = "pfdiff"
+MOST_TRIES = 4
+HEALTH_SECONDS = 2.0
+NEEDS = "Ray Serve is not installed: pip install 'ray[serve]'"
+
+
+@final
+@dataclass(frozen=True)
+class Where:
+    """address: local, auto or HOST:PORT. replicas: of each engine, None for as many as the load asks for."""
+
+    address: str
+    replicas: int | None
+    host: str
+    port: int
+
+
+@final
+@dataclass(frozen=True)
+class Opening:
+    """How a replica opens its engine."""
+
+    path: Path
+    device: str
+    backend: str
+    threads: int | None
+
+
+class Replica:
+    """One engine in one process of the cluster."""
+
+    def __init__(self, name: str, opening: Opening, limits: Limits) -> None:
+        one = opening
+        self._worker = Worker(name, lambda: load(one.path, one.device, one.backend, threads=one.threads), limits)
+        self._worker.start(lambda line: None)
+        self._host = LocalHost(self._worker)
+
+    def about(self) -> About:
+        """What the front checks requests against."""
+        return self._host.about
+
+    async def draw(self, order: Order) -> Drawn | NotDrawnError:
+        """Errors are values here: those that are raised would come wrapped in Ray's own."""
+        try:
+            return await self._host.draw(order)
+        except NotDrawnError as error:
+            return error
+
+    def check_health(self) -> None:
+        """Ray Serve starts a replica again whose engine is down."""
+        if self._worker.trouble:
+            raise RuntimeError(self._worker.trouble)
+
+
+@final
+class RayHost(Host):
+    """The replicas of one engine, as the front sees them."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._running = 0
+        self._handle: Any = None
+
+    @property
+    def waiting(self) -> int:
+        """Samples at the replicas, waiting or not."""
+        return self._running
+
+    @property
+    def reloads(self) -> int:
+        return 0
+
+    @property
+    def trouble(self) -> str:
+        return "" if self._handle else "no replica has answered yet"
+
+    async def open(self) -> None:
+        from ray import serve
+
+        handle: Any = serve.get_deployment_handle(self._name, APPLICATION)
+        self.about = await handle.about.remote()
+        self._handle = handle
+
+    async def draw(self, order: Order) -> Drawn:
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import BackPressureError, RayServeException
+
+        self._running += order.count
+        try:
+            for tried in range(MOST_TRIES):
+                response = self._handle.draw.remote(order)
+                try:
+                    answer = await response
+                except asyncio.CancelledError:
+                    response.cancel()
+                    raise
+                except BackPressureError:
+                    raise NotDrawnError(429, "the queues are full; try again later", 1) from None
+                except (RayError, RayServeException):  # the replica is gone
+                    await asyncio.sleep(0.1 * 2**tried)
+                    continue
+                if isinstance(answer, NotDrawnError):
+                    raise answer
+                return answer
+            raise NotDrawnError(503, f"{MOST_TRIES} replicas died of this or meanwhile; try again later", 5)
+        finally:
+            self._running -= order.count
+
+    async def close(self) -> None:
+        pass
+
+
+@contextmanager
+def deployed(
+    paths: Sequence[Path],
+    limits: Limits,
+    where: Where,
+    say: Say,
+    *,
+    api_key: str | None = None,
+    device: str = "auto",
+    backend: str = "auto",
+    threads: int | None = None,
+) -> Iterator[str]:
+    """The URL of the application, which is taken down at the end, after what it has let in is answered.
+
+    Raises InputError (Ray Serve not installed, no such cluster, no room), EngineFileError.
+    """
+    try:
+        os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+        from ray import serve
+        from ray.serve.config import ProxyLocation
+    except ImportError:
+        raise InputError(NEEDS) from None
+    named = names_of(paths)
+    largest = {name: read_artifact(path).batch[-1] for name, path in named.items()}
+    say(f"connecting to Ray at {where.address}")
+    with connected(where.address), _signals():
+        import ray
+
+        found = ray.cluster_resources()
+        gpus = int(found.get("GPU", 0)) if device != "cpu" else 0
+        each = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": threads or 1}
+        room = gpus or int(found.get("CPU", 1) // (threads or 1))
+        if (where.replicas or 1) * len(named) > room:
+            raise InputError(
+                f"{(where.replicas or 1) * len(named)} replicas, the cluster has room for {room}; give fewer --replicas"
+            )
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        serve.start(
+            proxy_location=ProxyLocation.EveryNode,
+            http_options={"host": where.host, "port": where.port},
+            logging_config={"log_level": "ERROR"},
+        )
+        engines = []
+        for name, path in named.items():
+            scale = _scale(where.replicas, max(1, room // len(named)), largest[name])
+            deployment = serve.deployment(
+                Replica,
+                name=name,
+                ray_actor_options=each,
+                max_ongoing_requests=limits.queue + largest[name],
+                max_queued_requests=limits.queue,
+                health_check_period_s=HEALTH_SECONDS,
+                graceful_shutdown_timeout_s=DRAIN_SECONDS,
+                **scale,
+            )
+            engines.append(deployment.bind(name, Opening(path.resolve(), device, backend, threads), limits))
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # which serve.start has set
+        say(f"starting replicas of {', '.join(named)}")
+        front = _front(list(named), limits, Access(api_key, is_loopback(where.host)))
+        serve.run(front.bind(*engines), name=APPLICATION, route_prefix="/")
+        try:
+            yield url_of(where.host, where.port)
+        finally:
+            serve.delete(APPLICATION)
+            if where.address == "local":
+                serve.shutdown()
+
+
+def _scale(replicas: int | None, most: int, largest: int) -> dict[str, Any]:
+    if replicas is not None:
+        return {"num_replicas": replicas}
+    return {"autoscaling_config": {"min_replicas": 1, "max_replicas": most, "target_ongoing_requests": 2 * largest}}
+
+
+def _front(names: Sequence[str], limits: Limits, access: Access) -> Any:
+    """The deployment that speaks HTTP."""
+    from ray import serve
+
+    def build() -> Any:
+        return make_app({name: RayHost(name) for name in names}, limits, access)
+
+    return serve.deployment(
+        serve.ingress(build)(),
+        name="front",
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=MOST_CONNECTIONS,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM like SIGINT, in place of the handler of Ray's core, which aborts."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def wait_for_signal() -> None:
+    """Return at SIGTERM or SIGINT; a second one does not interrupt the end."""
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    asked.wait()

@@ -1,0 +1,39 @@
+"""A local Ray cluster with the application, for the tests that run here and there."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pfdiff.serving.limits import Limits
+
+from ..small.serving import Client
+
+
+def check_installed() -> None:
+    """What `ray[serve]` brings beyond ray itself."""
+    for name in ("ray", "aiohttp", "grpc", "watchfiles"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is missing: pip install 'pfdiff[serve-ray]'")
+
+
+@contextmanager
+def on_ray(*engines: Path, replicas: int = 1) -> Iterator[Client]:
+    """A client of the application on a local cluster."""
+    check_installed()
+    from pfdiff.serving.on_ray import Where, deployed
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = Where("local", replicas, "127.0.0.1", port)
+    opening = {"device": "cpu", "backend": "onnxruntime", "threads": 1}
+    with deployed(engines, Limits(max_wait_ms=2), where, lambda line: None, **opening):
+        client = Client(port)
+        yield client
+        client.close()
