@@ -24,11 +24,12 @@ GRID = "logsnr"  # where the engine's own is a list of times
 @final
 @dataclass(frozen=True)
 class Sampler:
-    """One program as the list of engines shows it; `tuned`: a search found it."""
+    """One program as the list of engines shows it. digest: equal ones are the same table. tuned: a search found it."""
 
     solver: str
     grid: str
     basis: str
+    digest: str
     tuned: bool = False
 
 
@@ -63,6 +64,7 @@ def described(programs: Mapping[int, Program], provenance: Mapping[str, Any] | N
             one.solver,
             one.grid if isinstance(one.grid, str) else f"{len(one.grid)} times",
             one.basis,
+            one.digest[:16],
             str(nfe) in tuned,
         )
         for nfe, one in programs.items()

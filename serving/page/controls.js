@@ -47,6 +47,7 @@ function input(one, text) {
   if (text !== undefined) {
     if (field.type === "checkbox") field.checked = text === "true";
     else field.value = text;
+    if (field.selectedIndex === -1) field.value = field.dataset.start; // a name that is no label
   }
   return field;
 }

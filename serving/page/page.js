@@ -105,6 +105,7 @@ function newRow(sampler) {
 }
 
 function changed() {
+  document.body.dataset.shown = "";
   showNfe();
   clearTimeout(timer);
   timer = setTimeout(draw, PAUSE_MS);
@@ -141,15 +142,13 @@ async function draw() {
 async function drawRow(row, signal) {
   const sampler = row.dataset.sampler;
   const held = engine.samplers[sampler][stops[$("nfe").value]];
-  row.classList.toggle("absent", !held);
+  const instead = sampler === "engine" ? whyNoPictures(held) : held ? "" : "Too few times in the schedule.";
+  row.classList.toggle("absent", instead !== "");
   row.querySelector("h2").textContent = sampler === "engine" && held?.tuned ? "Tuned" : TITLES[sampler];
   row.querySelector(".solver").textContent = held ? `${held.solver}, ${held.grid}` : "";
-  if (!held) {
-    show(row, [Object.assign(document.createElement("p"), {
-      textContent: `Not built for ${stops[$("nfe").value]} evaluations. It holds ${engine.nfe.join(", ")}.`,
-    })]);
+  if (instead) {
+    show(row, [Object.assign(document.createElement("p"), { textContent: instead })]);
     row.querySelector(".time").textContent = "";
-    row.querySelector(".bar").replaceChildren();
     return;
   }
   const body = request(sampler);
@@ -167,10 +166,18 @@ async function drawRow(row, signal) {
   showTime(row, answer);
 }
 
+// The engine's own row says so when it holds nothing for this slider, or nothing else than the row above.
+function whyNoPictures(held) {
+  const nfe = stops[$("nfe").value];
+  if (!held) return `Built for ${engine.nfe.join(", ")} evaluations, not for ${nfe}.`;
+  const same = ["pfdiff", "ddim"].find((name) => engine.samplers[name]?.[nfe]?.digest === held.digest);
+  return same ? `The same program as ${TITLES[same]} above; pfdiff tune searches a better one.` : "";
+}
+
 function show(row, children) {
   const pictures = row.querySelector(".pictures");
   const small = engine.image && engine.image[1] <= SMALL;
-  pictures.style.setProperty("--across", Math.min(children.length, small ? (innerWidth < 736 ? 5 : 10) : 4));
+  pictures.style.setProperty("--across", Math.min(children.length, small ? (innerWidth > 736 ? 10 : children.length % 5 ? 4 : 5) : 4));
   pictures.replaceChildren(...children);
 }
 
@@ -192,7 +199,7 @@ function showTime(row, answer) {
   const parts = { wait, sample, encode, rest: Math.max(0, answer.total - wait - sample - encode) };
   const each = (sample / answer.nfe).toFixed(1);
   const time = row.querySelector(".time");
-  time.replaceChildren(Object.assign(document.createElement("b"), { textContent: `${answer.total.toFixed(0)} ms` }), `, sampling ${answer.nfe} × ${each} ms`);
+  time.replaceChildren(Object.assign(document.createElement("b"), { textContent: `${answer.total.toFixed(0)} ms` }), ` = ${answer.nfe} × ${each} ms + ${(answer.total - sample).toFixed(0)} ms`);
   const bar = row.querySelector(".bar");
   bar.replaceChildren(...Object.entries(parts).map(([name, ms]) => {
     const part = document.createElement("i");

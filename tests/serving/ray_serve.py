@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,9 @@ def check_installed() -> None:
 def on_ray(*engines: Path, replicas: int = 1) -> Iterator[Client]:
     """A client of the application on a local cluster."""
     check_installed()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray Serve's own use of pydantic
+        importlib.import_module("ray.serve")
     from pfdiff.serving.on_ray import Where, deployed
 
     with socket.socket() as free:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import pfdiff
@@ -21,7 +20,7 @@ from pfdiff.engine.contract import Condition, Contract
 pytest.importorskip("fastapi", reason="pip install 'pfdiff[serve]'")
 
 from ..small.engine import write_engine
-from ..small.serving import NPZ, Client, serving
+from ..small.serving import NPZ, Client, serving, write_pictures
 from .ray_serve import on_ray
 
 CONDITIONS = (
@@ -38,18 +37,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of one channel, 6 x 5, with three classes."""
-    class Shade(torch.nn.Module):
-        def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            return torch.tanh(0.7 * x) + 0.1 * label.to(x.dtype)[:, None, None, None] + 0 * t[:, None, None, None]
-
-    label = Condition("label", "int64", default=0, low=0, high=2, labels=("shirt", "bag", "boot"))
-    network = pfdiff.Network(
-        Shade(), shape=(1, 6, 5), schedule="linear:1000", prediction="eps", conditions={"label": label}, name="shade"
-    )
-    out = tmp_path_factory.mktemp("engines") / "shade.engine"
-    pfdiff.build(network, nfe=[4, 6], batch=[1, 4], out=out, backend="onnxruntime").close()
-    return out
+    """Pictures of one channel, 8 x 6, with three classes."""
+    return write_pictures(tmp_path_factory.mktemp("engines") / "shade.engine")
 
 
 @pytest.fixture(scope="module", params=["here", "ray"])
@@ -96,9 +85,9 @@ def test_an_npz_body_means_the_same(served: Client) -> None:
 def test_json_holds_numbers_or_pngs(served: Client, engine: Path, pictures: Path) -> None:
     numbers = served.samples(engine="small", seeds=[1], nfe=4).json["samples"]
     assert np.array_equal(np.float32(numbers[0]["sample"]), drawn(engine, seeds=[1], nfe=4)[0])
-    answer = served.samples(engine="shade", seeds=[1, 2], nfe=6, conditions={"label": "bag"})
+    answer = served.samples(engine="shade", seeds=[1, 2], nfe=8, conditions={"label": "bag"})
     with pfdiff.load(pictures, "cpu", "onnxruntime", threads=1) as loaded:
-        expected = loaded.images(seeds=[1, 2], nfe=6, label="bag").numpy()
+        expected = loaded.images(seeds=[1, 2], nfe=8, label="bag").numpy()
     for one, image in zip(answer.json["samples"], expected, strict=True):
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(one["png"]))))
         assert np.array_equal(pixels, image[..., 0])
@@ -108,10 +97,10 @@ def test_json_holds_numbers_or_pngs(served: Client, engine: Path, pictures: Path
 
 
 def test_png_is_one_picture_or_a_sheet(served: Client) -> None:
-    one = served.samples(engine="shade", seeds=[4], nfe=4, format="png")
+    one = served.samples(engine="shade", seeds=[4], nfe=5, format="png")
     assert one.headers["content-type"] == "image/png"
-    assert Image.open(io.BytesIO(one.body)).size == (5, 6)
-    assert Image.open(io.BytesIO(served.samples(engine="shade", seeds=[4, 5], nfe=4, format="png").body)).width > 10
+    assert Image.open(io.BytesIO(one.body)).size == (6, 8)
+    assert Image.open(io.BytesIO(served.samples(engine="shade", seeds=[4, 5], nfe=5, format="png").body)).width > 10
     assert "no pictures" in served.samples(engine="small", seeds=[4], nfe=4, format="png").error
 
 
@@ -121,7 +110,9 @@ def test_ddim_and_pfdiff_stand_beside_the_engines_own(served: Client, engine: Pa
     assert listed["contract"] == contract.to_dict()
     assert listed["nfe"] == [4, 6]
     assert listed["batch"] == [1, 4]
-    assert listed["samplers"]["ddim"]["20"] == {"solver": "ddim", "grid": "logsnr", "basis": "eps", "tuned": False}
+    ddim = listed["samplers"]["ddim"]["20"]
+    assert (ddim["solver"], ddim["grid"], ddim["basis"], ddim["tuned"]) == ("ddim", "logsnr", "eps", False)
+    assert listed["samplers"]["pfdiff"]["6"]["digest"] == listed["samplers"]["engine"]["6"]["digest"] != ddim["digest"]
     found = arrays(served.samples(engine="small", seeds=[9], nfe=20, sampler="ddim", format="npz").body)["samples"]
     program = pfdiff.compile("ddim", "linear:1000", 20, "logsnr", "eps")
     noise = pfdiff.noise([9], (2, 3, 5)).numpy().astype(np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import threading
@@ -16,8 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 import uvicorn
+from onnx import TensorProto, helper, numpy_helper, save_model
 
 from pfdiff.engine.api import load
+from pfdiff.engine.artifact import Artifact, records_of, write_manifest
 from pfdiff.engine.compiler.program import Program
 from pfdiff.engine.contract import Condition, Contract
 from pfdiff.serving.about import Drawing
@@ -30,8 +33,46 @@ from pfdiff.serving.worker import Worker
 
 from .engine import program
 
+PICTURES = Contract(
+    name="shade",
+    shape=(1, 8, 6),
+    schedule="linear:1000",
+    prediction="eps",
+    conditions=(Condition("label", "int64", default=0, low=0, high=2, labels=("shirt", "bag", "boot")),),
+)
 JSON = {"Content-Type": "application/json"}
 NPZ = {"Content-Type": "application/x-npz"}
+
+
+def write_pictures(folder: Path, solver: str = "pfdiff:k=2,l=1") -> Path:
+    """An engine directory of out = tanh(0.7 x) + 0.001 t + 0.1 label, pictures [1, 8, 6] in NFE 5 and 8."""
+    folder.mkdir()
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *PICTURES.shape]),
+        helper.make_tensor_value_info("t", TensorProto.FLOAT, ["batch"]),
+        helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]),
+    ]
+    nodes = [
+        helper.make_node("Mul", ["x", "weight"], ["wx"]),
+        helper.make_node("Tanh", ["wx"], ["a"]),
+        helper.make_node("Reshape", ["t", "column"], ["t_column"]),
+        helper.make_node("Mul", ["t_column", "t_weight"], ["b"]),
+        helper.make_node("Cast", ["label"], ["label_float"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["label_float", "column"], ["label_column"]),
+        helper.make_node("Mul", ["label_column", "label_weight"], ["c"]),
+        helper.make_node("Sum", ["a", "b", "c"], ["out"]),
+    ]
+    values = {"weight": 0.7, "t_weight": 0.001, "label_weight": 0.1}
+    constants = [numpy_helper.from_array(np.float32(value), name) for name, value in values.items()]
+    constants.append(numpy_helper.from_array(np.array([-1, 1, 1, 1]), "column"))
+    output = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", *PICTURES.shape])
+    graph = helper.make_graph(nodes, "shade", inputs, [output], constants)
+    save_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / "network.onnx"
+    )
+    programs = {nfe: program(nfe, PICTURES, solver=solver) for nfe in (5, 8)}
+    write_manifest(Artifact(folder, PICTURES, (1, 4), "fp32", programs, {}, records_of(folder)))
+    return folder
 
 
 @dataclass(frozen=True)
@@ -107,8 +148,8 @@ def serving(
         while not server.started:
             time.sleep(0.005)
         client = Client(bound.getsockname()[1])
-        yield client
-        client.close()
+        with contextlib.closing(client):
+            yield client
     finally:
         server.should_exit = True
         thread.join()
