@@ -19,9 +19,9 @@ from pfdiff.cli import app
 
 THEN = Path(__file__).parent / "data" / "e9258ea"
 # Option by command, beyond those of e9258ea.
-ADDED: dict[str, set[str]] = {}
+ADDED: dict[str, set[str]] = {"export": {"--triton"}}
 # Commands beyond those of e9258ea.
-ADDED_COMMANDS: set[str] = set()
+ADDED_COMMANDS: set[str] = {"serve"}
 
 
 def command_line() -> dict[str, dict[str, Any]]:
