@@ -9,14 +9,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .engine.version import __version__
+
 if TYPE_CHECKING:
     from .engine.api import Engine as Engine
     from .engine.api import load as load
     from .engine.backends.abstract import CudaOptions as CudaOptions
     from .engine.bulk.generate import generate as generate
+    from .engine.compiler.compile import compile as compile
     from .engine.compiler.program import Program as Program
-    from .engine.compiler.program import compile as compile
-    from .engine.contract import Condition as Condition
+    from .engine.condition import Condition as Condition
     from .engine.contract import Contract as Contract
     from .engine.errors import BackendError as BackendError
     from .engine.errors import EngineFileError as EngineFileError
@@ -31,12 +33,11 @@ if TYPE_CHECKING:
     from .quality.evaluate import evaluate as evaluate
     from .quality.tune import tune as tune
 
-__version__ = "0.1.0"
 
 # Public name -> the module that holds it.
 _HOME = {
     "BackendError": "engine.errors",
-    "Condition": "engine.contract",
+    "Condition": "engine.condition",
     "Contract": "engine.contract",
     "CudaOptions": "engine.backends.abstract",
     "Decoder": "export.decoders.options",
@@ -49,7 +50,7 @@ _HOME = {
     "Program": "engine.compiler.program",
     "build": "export.build",
     "compare": "quality.compare",
-    "compile": "engine.compiler.program",
+    "compile": "engine.compiler.compile",
     "evaluate": "quality.evaluate",
     "generate": "engine.bulk.generate",
     "load": "engine.api",

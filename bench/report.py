@@ -11,15 +11,15 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from ..engine.errors import InputError
-from ..quality.pictures.bars import Bar, share_bars
-from ..quality.pictures.plot import Curve, log_plot
+from ..quality.pictures.plot import Bar, Curve, log_plot, share_bars, write_plot
 from .studies.pareto import at_equal_latency, plot
 from .tracking import P99_ROUNDS, RESULTS, runs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Run = Mapping[str, Any]
 PARTS = ("network", "updates", "rest")
@@ -75,7 +75,7 @@ def _device(device: str, stored: Sequence[tuple[Path, Run]], plots: Path) -> Ite
         yield from (f"| | | | | | | {ratio} |" for ratio in ratios[1:])
 
 
-def _latencies(stored: Sequence[tuple[Path, Run]]) -> Image.Image:
+def _latencies(stored: Sequence[tuple[Path, Run]]) -> Figure:
     """Milliseconds a sample of every whole-sample benchmark, over the runs, by number and commit."""
     curves: dict[str, list[tuple[float, float]]] = {}
     names: dict[float, str] = {}
@@ -94,7 +94,7 @@ def _latencies(stored: Sequence[tuple[Path, Run]]) -> Image.Image:
     )
 
 
-def _shares(run: Run) -> Image.Image:
+def _shares(run: Run) -> Figure:
     bars = [Bar(name, [row["shares"][part] for part in PARTS]) for name, row in _samples(run)]
     names = ("network", "updates", "rest: noise, Python, gaps")
     return share_bars(
@@ -146,8 +146,8 @@ def _front(device: str, path: Path, plots: Path) -> Iterator[str]:
     yield from at_equal_latency(points)
 
 
-def _shown(image: Image.Image, path: Path, title: str) -> Iterator[str]:
-    image.save(path, optimize=True)
+def _shown(figure: Figure, path: Path, title: str) -> Iterator[str]:
+    write_plot(path, figure)
     yield f"\n### {title}\n"
     yield f"![{title}]({os.path.join(path.parent.name, path.name)})"
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..engine.errors import InputError
 from . import options
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(bench)
+if TYPE_CHECKING:
+    from ..engine.runtime.latency import Latency
 
 
 def bench(
@@ -48,7 +47,7 @@ def bench(
         return
     if engine is None:
         raise InputError("ENGINE is missing; give the directory that 'pfdiff build' wrote, or --report")
-    from . import info as cli_tables
+    from .figures import write_figures
     from .progress import bar, opened
     from .values import integers_from
 
@@ -58,7 +57,26 @@ def bench(
         pairs = [(n, b) for n in evaluations or sorted(loaded.programs) for b in batches or sorted(loaded.batch)]
         figures = [loaded.bench(n, b, rounds) for n, b in bar(pairs, "timing")]
         description, digest = loaded.description, loaded.provenance.get("network_digest")
-    cli_tables.print_bench(description, figures)
+    print_bench(description, figures)
     if json:
         rows = [asdict(one) for one in figures]
-        cli_tables.write_figures(json, {"engine": engine.name, "network_digest": digest, "figures": rows})
+        write_figures(json, {"engine": engine.name, "network_digest": digest, "figures": rows})
+
+
+def print_bench(description: str, figures: Sequence[Latency]) -> None:
+    """Who evaluates the network, then one row for each NFE and batch."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("NFE", "batch", "p50", "p90", "p99", "max", "first", "network", "overhead"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.caption = "ms a batch; network: its bare evaluations alone; overhead: median of whole / network"
+    table.caption_justify = "left"
+    for one in figures:
+        times_ms = (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms, one.first_ms, one.floor_ms)
+        table.add_row(str(one.nfe), str(one.batch), *(f"{value:.4g}" for value in times_ms), f"{one.overhead:.3f}")
+    console = Console(highlight=False)
+    console.print(description)
+    console.print(table)

@@ -13,11 +13,6 @@ if TYPE_CHECKING:
     from ..quality.evaluate import Evaluation
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command; what it does not know itself are the network's conditions: --label 3."""
-    app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(evaluate)
-
-
 def evaluate(
     context: typer.Context,
     samples: Annotated[
@@ -34,16 +29,14 @@ def evaluate(
         typer.Option("--count", parser=options.integer, metavar="<int>", help="Samples of the engine; default: 10000."),
     ] = None,
     first: Annotated[int, typer.Option("--first", parser=options.natural, metavar="<int>", help="The first seed.")] = 0,
-    scale: Annotated[
-        str, typer.Option("--scale", metavar="LOW,HIGH", help="What 0 and 255 become for your own features.")
-    ] = "-1,1",
+    scale: options.Scale = "-1,1",
     json: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
 ) -> None:
     """Frechet, spatial and kernel distance, precision and recall of samples against real pictures."""
-    from .info import write_figures
+    from .figures import write_figures
     from .progress import meter
     from .values import scale_from
 

@@ -35,8 +35,3 @@ def export(
 
             export_sampler(engine, out, nfe, check=check, progress=progress)
     print(progress.last)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command()(export)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,11 +11,6 @@ from . import options
 
 if TYPE_CHECKING:
     from ..engine.bulk.generate import Generated
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command; what it does not know itself are the network's conditions: --label 3."""
-    app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(generate)
 
 
 def generate(
@@ -53,9 +44,10 @@ def generate(
 
     The network's conditions are options too: --label 3, or several values, of which seed s takes number s mod m.
     """
+    from .progress import sample_counter
     from .values import given_conditions
 
-    with _bar() as progress:
+    with sample_counter("generating") as progress:
         from ..engine.artifact import read_artifact
         from ..engine.bulk.generate import generate as run
 
@@ -87,43 +79,3 @@ def _print(done: Generated) -> None:
     print(f"{done.path}: {done.count} samples of {done.nfe} evaluations in {files}{kept}, {done.seconds:.1f} s")
     if len(done.made_by) > 1:
         print(f"made by {' and by '.join(done.made_by)}; these agree to rounding, not in every bit")
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None] | None]:
-    """Finished samples, rate and time left on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        """The whole run's speed, for rich forgets what is some minutes old, and shards may take longer."""
-
-        def render(self, task: Task) -> Text:
-            return Text(rate_and_time_left(task.completed - task.fields["before"], task.remaining or 0, task.elapsed))
-
-    with Progress(
-        "generating", BarColumn(24), MofNCompleteColumn(), Rate(), console=Console(stderr=True), transient=True
-    ) as bar:
-        task = bar.add_task("", total=None, before=0)
-
-        def tell(done: int, total: int) -> None:
-            begun = bar.tasks[0].total is None  # what earlier runs did is not this one's speed
-            if begun:
-                bar.reset(task, total=total, completed=done, before=done)
-            else:
-                bar.update(task, completed=done)
-
-        yield tell
-
-
-def rate_and_time_left(made: float, missing: float, seconds: float | None) -> str:
-    """Of a run that has `made` samples in so many seconds; empty until the first ones are there."""
-    if not made or not seconds:
-        return ""
-    rate = made / seconds
-    left = timedelta(seconds=int(missing / rate))
-    return f"{rate:.{0 if rate >= 100 else 2}f} samples/s {left}"

@@ -1,32 +1,48 @@
-"""What `pfdiff info` and `pfdiff bench` print: plain words and tables that fit 80 columns."""
+"""`pfdiff info`: what an engine holds, in tables that fit 80 columns or as JSON."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
-from collections.abc import Mapping, Sequence
+import json as json_format
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich import box
-from rich.console import Console
-from rich.filesize import decimal
-from rich.table import Table
+import typer
 
-from ..engine.artifact import NETWORK, Artifact, read_artifact
 from ..engine.errors import InputError
-from ..engine.plans.build import stored_plans
+from . import options
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..engine.api import Engine
+    from ..engine.artifact import Artifact
     from ..engine.compiler.program import Program
     from ..engine.contract import Condition, DecoderContract
-    from ..engine.runtime.latency import Latency
-    from .demo import Report
 
 WIDEST_TABLE = 10  # columns of coefficients that fit a line of 80 characters
+
+
+def info(
+    engine: options.EngineArgument,
+    nfe: Annotated[
+        int | None,
+        typer.Option("--nfe", parser=options.integer, metavar="<int>", help="This program, with its table."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Run one sample on auto, cpu, cuda or cuda:N and say how.")
+    ] = None,
+) -> None:
+    """Say what an engine holds: network, programs, times, files, plans; with --device also how it runs there."""
+    from .progress import opened
+
+    running = None
+    if device is not None:
+        with opened(engine, device) as loaded:
+            running = how_it_runs(loaded)
+    print_info(engine, nfe=nfe, as_json=json, running=running)
 
 
 def how_it_runs(engine: Engine) -> dict[str, str]:
@@ -48,6 +64,10 @@ def print_info(path: Path, *, nfe: int | None, as_json: bool, running: Mapping[s
 
     Raises EngineFileError when the directory is no engine, InputError when it has no such program.
     """
+    from rich.console import Console
+
+    from ..engine.artifact import read_artifact
+
     artifact = read_artifact(path)
     if nfe is not None and nfe not in artifact.programs:
         held = ", ".join(map(str, sorted(artifact.programs)))
@@ -55,7 +75,7 @@ def print_info(path: Path, *, nfe: int | None, as_json: bool, running: Mapping[s
     chosen = {n: artifact.programs[n] for n in sorted(artifact.programs) if nfe in (None, n)}
     if as_json:
         data = _as_data(artifact, chosen)
-        print(json.dumps(data if running is None else {**data, "running": dict(running)}, indent=1))
+        print(json_format.dumps(data if running is None else {**data, "running": dict(running)}, indent=1))
         return
     console = Console(highlight=False, soft_wrap=False)
     if nfe is None:
@@ -67,13 +87,15 @@ def print_info(path: Path, *, nfe: int | None, as_json: bool, running: Mapping[s
 
 
 def _as_data(artifact: Artifact, programs: Mapping[int, Program]) -> dict[str, Any]:
+    from ..engine.plans.store import stored_plans
+
     return {
         "path": str(artifact.path),
         "contract": artifact.contract.to_dict(),
         "decoder": artifact.decoder.to_dict() if artifact.decoder else None,
         "batch": list(artifact.batch),
         "precision": artifact.precision,
-        "programs": {str(n): {**json.loads(p.to_json()), "digest": p.digest} for n, p in programs.items()},
+        "programs": {str(n): {**json_format.loads(p.to_json()), "digest": p.digest} for n, p in programs.items()},
         "files": {name: asdict(record) for name, record in artifact.files.items()},
         "plans": {path.name: asdict(key) if key else None for path, key in stored_plans(artifact).items()},
         "provenance": dict(artifact.provenance),
@@ -82,6 +104,9 @@ def _as_data(artifact: Artifact, programs: Mapping[int, Program]) -> dict[str, A
 
 def _plans(artifact: Artifact) -> list[str]:
     """A line for each TensorRT plan in the engine's cache."""
+    from ..engine.artifact import NETWORK
+    from ..engine.plans.store import stored_plans
+
     lines = []
     for path, key in stored_plans(artifact).items():
         gpu = f" {key.gpu}" if key and key.gpu else ""
@@ -92,6 +117,9 @@ def _plans(artifact: Artifact) -> list[str]:
 
 
 def _facts(artifact: Artifact, running: Mapping[str, str]) -> Table:
+    from rich.filesize import decimal
+    from rich.table import Table
+
     contract = artifact.contract
     low, high = contract.data_range
     searched = artifact.provenance.get("search", {})
@@ -150,6 +178,9 @@ def _search(record: Mapping[str, Any]) -> str:
 
 
 def _programs(programs: Mapping[int, Program]) -> Table:
+    from rich import box
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("NFE", justify="right")
     for name in ("solver", "grid", "basis", "buffers"):
@@ -165,6 +196,9 @@ def _programs(programs: Mapping[int, Program]) -> Table:
 
 def _coefficients(program: Program) -> Table:
     """Rows: the network's inputs y_0 ... y_N-1 and the sample; columns: noise and the N predictions, in the basis."""
+    from rich import box
+    from rich.table import Table
+
     count = program.nfe + 1
     shown = min(count, WIDEST_TABLE)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
@@ -177,56 +211,3 @@ def _coefficients(program: Program) -> Table:
     table.caption = f"{shown} of {count} columns, rounded to three digits; --json has all of them in full"
     table.caption_justify = "left"
     return table
-
-
-def write_figures(path: Path, figures: dict[str, Any]) -> None:
-    """Write figures and the machine they were measured on as JSON. Raises InputError when that cannot be written."""
-    from ..bench.measuring.machine import describe
-
-    write_json(path, {"machine": describe(), **figures})
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write what --json asks for. Raises InputError when that cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--json {path}: {error.strerror}; choose a file that can be written") from None
-
-
-def print_bench(description: str, figures: Sequence[Latency]) -> None:
-    """Who evaluates the network, then one row for each NFE and batch."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("NFE", "batch", "p50", "p90", "p99", "max", "first", "network", "overhead"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.caption = "ms a batch; network: its bare evaluations alone; overhead: median of whole / network"
-    table.caption_justify = "left"
-    for one in figures:
-        times_ms = (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms, one.first_ms, one.floor_ms)
-        table.add_row(str(one.nfe), str(one.batch), *(f"{value:.4g}" for value in times_ms), f"{one.overhead:.3f}")
-    console = Console(highlight=False)
-    console.print(description)
-    console.print(table)
-
-
-def print_demo(report: Report) -> None:
-    """The demonstration's lines, and where picture and engine are."""
-    console = Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("solver")
-    for name in ("evaluations", "ms a sample", "RMS error to the reference"):
-        table.add_column(name, justify="right")
-    for line in report.lines:
-        ms = "" if line.ms is None else f"{line.ms:.1f}"
-        error = "reference" if line.error is None else f"{line.error:.3f}"
-        table.add_row(line.solver, str(line.nfe), ms, error)
-    console.print(f"fashion, {report.samples} seeds, one for each class; {report.description}")
-    console.print(table)
-    print(f"wrote {report.picture} and {report.engine}")
-    print(f"next: {_started_as()} sample {report.engine} --nfe 8 --label bag -o bags.png")
-
-
-def _started_as() -> str:
-    """`pfdiff`, or the path that it was started by where the shell would not find it."""
-    return sys.argv[0] if Path(sys.argv[0]).name == "pfdiff" and not shutil.which("pfdiff") else "pfdiff"

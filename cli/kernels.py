@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,13 +22,9 @@ Workers = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(kernels)
-
-
 def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,120", workers: Workers = None) -> None:
     """Compile every kernel ahead of time: registers, spills, access widths, bytes per element."""
+    from .progress import named_bar
     from .values import integers_from
 
     capabilities = integers_from("--cc", cc)
@@ -39,7 +33,7 @@ def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,120", workers: W
     from ..kernels.ahead import compile_ahead
 
     try:
-        with _bar() as progress:
+        with named_bar("compiling") as progress:
             records = compile_ahead(capabilities, out, progress, workers=workers)
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -62,32 +56,13 @@ def _print(records: Sequence[Record]) -> None:
         table.add_column(name, justify="left" if name == "op" else "right")
     for row in summary(records):
         bits = [row[name] for name in ("narrowest_load", "narrowest_store") if row[name]]
-        words = [
-            row["capability"],
-            row["op"],
-            row["states"] or "",
-            row["kernels"],
-            row["registers"],
-            row["spill_bytes"],
-        ]
-        words += [min(bits, default="-"), f"{row['bytes_per_element']:g}", row["floor"], row["above_floor"]]
-        table.add_row(*map(str, words))
+        cells = [row["capability"], row["op"], row["states"] or ""]
+        cells += [row["kernels"], row["registers"], row["spill_bytes"]]
+        cells += [min(bits, default="-"), f"{row['bytes_per_element']:g}", row["floor"], row["above_floor"]]
+        table.add_row(*map(str, cells))
     console = Console(highlight=False)
     console.print(table)
     console.print(
         "registers and spilled bytes: most a thread; bits: narrowest access of a kernel for aligned data; "
         "bytes: most an element; above: kernels that move more than their floor"
     )
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int, str], None] | None]:
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("compiling", total=None)
-        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)

@@ -116,6 +116,7 @@ Evaluations = Annotated[
     int | None,
     typer.Option("--nfe", parser=integer, metavar="<int>", help="Needed if the engine has several."),
 ]
+Scale = Annotated[str, typer.Option("--scale", metavar="LOW,HIGH", help="What 0 and 255 become for your own features.")]
 Workers = Annotated[
     int | None,
     typer.Option("--workers", parser=integer, metavar="<int>", help="On Ray; default: what it has room for."),

@@ -1,18 +1,31 @@
-"""What is shown while work goes on: on stderr, and only if that is a terminal."""
+"""All progress bars. They stand on stderr, and only if that is a terminal."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, final
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track,
+)
 from rich.spinner import Spinner
+from rich.text import Text
 
 if TYPE_CHECKING:
     from ..engine.api import Engine
@@ -91,3 +104,56 @@ def meter() -> Iterator[Callable[[str, int, int], None]]:
             progress.update(task, description=escape(stage), completed=done, total=expected or None)
 
         yield tell
+
+
+@contextmanager
+def named_bar(title: str) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A progress bar: called with what is done, what is expected and the name of the last piece."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total, name: progress.update(task, completed=done, total=total, description=escape(name))
+
+
+@final
+class Rate(ProgressColumn):
+    """Samples a second over the whole run and the time left.
+
+    rich's own columns forget what is some minutes old, and a shard may take longer.
+    """
+
+    def render(self, task: Task) -> Text:
+        return Text(rate_and_time_left(task.completed - task.fields["before"], task.remaining or 0, task.elapsed))
+
+
+@contextmanager
+def sample_counter(title: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar with rate and time left: called with finished samples and all samples.
+
+    Samples of the first call come from earlier runs, and do not count for the rate.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    parts = (title, BarColumn(24), MofNCompleteColumn(), Rate())
+    with Progress(*parts, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None, before=0)
+
+        def tell(done: int, total: int) -> None:
+            if progress.tasks[0].total is None:
+                progress.reset(task, total=total, completed=done, before=done)
+            else:
+                progress.update(task, completed=done)
+
+        yield tell
+
+
+def rate_and_time_left(made: float, missing: float, seconds: float | None) -> str:
+    """Text for a run that has `made` samples in so many seconds; empty until the first ones are there."""
+    if not made or not seconds:
+        return ""
+    rate = made / seconds
+    left = timedelta(seconds=int(missing / rate))
+    return f"{rate:.{0 if rate >= 100 else 2}f} samples/s {left}"

@@ -58,30 +58,33 @@ def serve(
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""):
         raise InputError("the API key is empty or has other letters than printable ASCII; choose another")
     limits = Limits(queue, max_wait_ms)
-    if not run.is_loopback(host) and api_key is None:
-        print(f"pfdiff: {host} can be reached by others and there is no --api-key: anybody may sample", file=sys.stderr)
+    named = run.names_of(engines)
     if ray is not None:
         from ..serving import on_ray
 
         where = on_ray.Where(ray, replicas, host, port)
         opening = {"device": device, "backend": backend, "threads": threads}
+        _warn_of_open_door(host, api_key)
         with ExitStack() as stack:
             with stages() as progress:
-                url = stack.enter_context(on_ray.deployed(engines, limits, where, progress, api_key=api_key, **opening))
-            _announce(list(run.names_of(engines)), url)
+                url = stack.enter_context(on_ray.deployed(named, limits, where, progress, api_key=api_key, **opening))
+            _announce(list(named), url)
             on_ray.wait_for_signal()
         return
-    bound = run.listen(host, port)
-    with stages() as progress:
-        workers = run.load_workers(engines, limits, progress, device=device, backend=backend, threads=threads)
-    address = run.url_of(host, bound.getsockname()[1])
-    run.serve(workers, limits, bound, api_key=api_key, ready=lambda: _announce(list(workers), address))
+    with run.listen(host, port) as bound:
+        _warn_of_open_door(host, api_key)
+        with stages() as progress:
+            workers = run.load_workers(named, limits, progress, device=device, backend=backend, threads=threads)
+        address = run.url_of(host, bound.getsockname()[1])
+        run.serve(workers, limits, bound, api_key=api_key, ready=lambda: _announce(list(workers), address))
+
+
+def _warn_of_open_door(host: str, api_key: str | None) -> None:
+    from ..serving.run import is_loopback
+
+    if not is_loopback(host) and api_key is None:
+        print(f"pfdiff: {host} can be reached by others and there is no --api-key: anybody may sample", file=sys.stderr)
 
 
 def _announce(names: list[str], address: str) -> None:
     print(f"{', '.join(names)}: {address}", flush=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command()(serve)

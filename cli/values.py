@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,6 @@ if TYPE_CHECKING:
     from ..engine.contract import Condition, Contract
 
 LAST_SEED = 2**64 - 1
-SAME_WORDS = (  # options of a command that `Network` takes by the same name and as they are
-    "schedule",
-    "prediction",
-    "time_scale",
-    "time_dtype",
-    "learned_sigma",
-    "sigma_data",
-    "guidance",
-    "decoder",
-)
 MOST_SEEDS = 1_000_000  # one command; a slip such as 0-99999999999 should not fill the memory
 
 
@@ -90,30 +80,6 @@ def end_from(text: str) -> str | float:
         return float(text)
     except ValueError:
         return text
-
-
-def network_words(network: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of `Network` for what a command's options say of a network. Raises InputError."""
-    shape, output = options["shape"], options["output_name"]
-    is_index = output is not None and output.isdigit() and not network.endswith(".onnx")  # of a module's tuple
-    return {
-        "shape": shape_from(shape) if shape else None,
-        "input": options["input_name"],
-        "time": options["time_name"],
-        "output": int(output) if output and is_index else output,
-        "conditions": described_conditions(options["condition"] or []),
-        **{name: options[name] for name in SAME_WORDS if name in options},
-    }
-
-
-def described_conditions(texts: Sequence[str]) -> dict[str, Condition]:
-    """'label:int64=10' and 'text:float32:77x768' as conditions by name. Raises InputError."""
-    from ..engine.contract import parse_condition
-
-    found = {one.name: one for one in map(parse_condition, texts)}
-    if len(found) < len(texts):
-        raise InputError(f"--condition {' --condition '.join(texts)}: expected each name once")
-    return found
 
 
 def conditions_from(words: Sequence[str], contract: Contract, batch: int) -> dict[str, NDArray[Any]]:

@@ -19,14 +19,15 @@ import numpy as np
 import torch
 
 from .artifact import Artifact, read_artifact
-from .backends.abstract import CudaOptions, Source
-from .backends.registry import check_backend, open_backend, open_best
+from .backends.abstract import CudaOptions, NetworkFiles
+from .backends.choose import open_best
+from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
 from .contract import Contract, DecoderContract
 from .device import parse_device
 from .errors import InputError
 from .runtime.decoder import load_decoder
-from .runtime.latency import Latency, Parts, in_turns, timer_of
+from .runtime.latency import Latency, TimedParts, in_turns, timer_of
 from .runtime.loop import Inputs, make_tables
 from .runtime.noise import Seeds, noise, parse_seeds
 from .runtime.session import Session
@@ -101,8 +102,8 @@ class Engine:
         self.threads: int | None = threads
         self._tables = {nfe: make_tables(program, self.contract) for nfe, program in self.programs.items()}
         self._options = options or CudaOptions()
-        self._source = Source(artifact.network_path, self.contract, module, artifact, self._options, progress)
-        opened, self.backend_reason = open_best(self._source, parse_device(device), backend, threads)
+        self._files = NetworkFiles(artifact.network_path, self.contract, module, artifact, self._options, progress)
+        opened, self.backend_reason = open_best(self._files, parse_device(device), backend, threads)
         self._decoder = load_decoder(
             artifact,
             opened,
@@ -196,7 +197,7 @@ class Engine:
             per_sample_ms=float(p50) / batch,
         )
 
-    def parts(self, nfe: int | None = None, batch: int | None = None) -> Parts:
+    def parts(self, nfe: int | None = None, batch: int | None = None) -> TimedParts:
         """What `bench` times, for a benchmark of one's own: a whole call, its bare evaluations, its updates.
 
         nfe, batch: as in `bench`. Not for use while another thread samples. Raises InputError, BackendError.
@@ -232,16 +233,16 @@ class Engine:
 
     def _open(self) -> Session:
         """A second session like the engine's own, with a network of its own."""
-        opened = open_backend(self.backend, self._source, self.threads, torch.device(self.device))
+        opened = open_backend(self.backend, self._files, self.threads, torch.device(self.device))
         return Session(opened, self.contract, self.batch, graph=self._options.graph)
 
     def _whole(self, session: Session, nfe: int, batch: int) -> Callable[[], object]:
         given = self.contract.stand_ins
         return lambda: self._sample(session, range(batch), None, nfe, given)
 
-    def _parts(self, session: Session, nfe: int, batch: int) -> Parts:
+    def _parts(self, session: Session, nfe: int, batch: int) -> TimedParts:
         tables = self._tables[nfe]
-        return Parts(
+        return TimedParts(
             whole=self._whole(session, nfe, batch),
             network=session.floor(tables, batch),
             updates=session.updates(tables, batch),

@@ -1,30 +1,29 @@
-"""The engine directory: read, verified, and written so that it is always either the former engine or the new one.
+"""The engine directory: read, verified, and written so that it is at any moment either the former engine or the new.
 
     faces.engine/
-        engine.json       {format, provenance, contract, batch, precision, programs, files, digest}, decoder if any,
+        engine.json       {format, provenance, contract, batch, precision, programs, files, digest}; decoder, if any;
                           alphas: the numbers of a schedule `alphas:FILE`, which the contract names by their SHA-256
         network.onnx      and its external data files, if any
         decoder.onnx      of a latent model, likewise
         plans/            a local cache, never listed in `files`
 
-`files` maps each name to its SHA-256 and size; `digest` is the SHA-256 of the manifest itself without that entry. Both
-find damage, not forgery: whoever can write the directory can write the hashes. A new directory is built beside the
-old one and swapped with it in one system call; a new manifest replaces the old one by a rename.
+`files` maps each name to its SHA-256 and size. `digest` is the SHA-256 of the manifest without that entry. Both find
+damage, not forgery: whoever can write the directory can write the hashes. A new directory is built beside the former
+and swapped with it in one system call. A new manifest replaces the former by a rename.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import operator
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, SupportsIndex, final
 
-from .atomic import sync, writing
+from .atomic import part_prefix, replacing, writing
 from .compiler.program import Program
 from .compiler.schedule import held_alphas, hold_alphas
 from .contract import Contract, DecoderContract
@@ -32,7 +31,7 @@ from .errors import EngineFileError, InputError
 
 FORMAT = 1
 MANIFEST = "engine.json"
-PART = f".{MANIFEST}.part-"  # begins the name of a manifest that is being written
+PART = part_prefix(MANIFEST)  # begins the name of a manifest that is being written
 NETWORK = "network.onnx"
 DECODER = "decoder.onnx"
 PLANS = "plans"
@@ -43,7 +42,7 @@ LARGEST_MANIFEST_BYTES = 64 << 20
 @final
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file of the directory must be: `sha256` in 64 hexadecimal digits, `bytes`."""
+    """The expected content of a file in the directory: `sha256` in 64 hexadecimal digits, and its size in `bytes`."""
 
     sha256: str
     bytes: int
@@ -52,9 +51,9 @@ class FileRecord:
 @final
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """What an engine directory holds. `batch`: ascending bucket sizes; `programs`: by NFE; `files`: by name.
+    """The content of an engine directory. `batch`: ascending bucket sizes; `programs`: by NFE; `files`: by name.
 
-    `decoder`: what decoder.onnx takes and gives; None where samples are not decoded.
+    `decoder`: input and output of decoder.onnx; None where samples are not decoded.
     """
 
     path: Path
@@ -69,6 +68,18 @@ class Artifact:
     @property
     def network_path(self) -> Path:
         return self.path / NETWORK
+
+    def program(self, nfe: SupportsIndex | None = None) -> Program:
+        """The program of `nfe` evaluations; None for the only one. Raises InputError that names what there is."""
+        held = sorted(self.programs)
+        if nfe is None and len(held) == 1:
+            return self.programs[held[0]]
+        if nfe is None:
+            raise InputError(f"nfe is missing and this engine has several; choose one of {', '.join(map(str, held))}")
+        if isinstance(nfe, bool) or not hasattr(nfe, "__index__") or nfe not in self.programs:
+            known = ", ".join(map(str, held))
+            raise InputError(f"nfe={nfe!r}, this engine has {known}; choose one of them, or build {nfe!r} too")
+        return self.programs[operator.index(nfe)]
 
     @property
     def contracts(self) -> Mapping[str, Contract | DecoderContract]:
@@ -184,7 +195,8 @@ def _damaged(folder: Path, why: str) -> EngineFileError:
 def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
     """Write engine.json into `folder` (default: the artifact's own) and rename it into place.
 
-    What another process wrote since `artifact` was read is lost, unless both read and write inside `alone`.
+    Changes that another process made since `artifact` was read are lost, unless both read and write inside
+    `locked_for_build`.
 
     Raises EngineFileError when the disk is full or the directory cannot be written; the former manifest then stands.
     """
@@ -203,19 +215,8 @@ def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
     if (alphas := held_alphas(artifact.contract.schedule)) is not None:
         content["alphas"] = alphas
     content["digest"] = _digest(content)
-    part = folder / f"{PART}{secrets.token_hex(4)}"
-    with writing(artifact.path):
-        try:
-            with open(part, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, folder / MANIFEST)
-            sync(folder)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise
+    with writing(artifact.path), replacing(folder / MANIFEST) as part, open(part, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, allow_nan=False)
 
 
 def records_of(folder: Path) -> dict[str, FileRecord]:
@@ -230,6 +231,13 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def network_digest(artifact: Artifact, file: str = NETWORK) -> str:
+    """SHA-256 over a network's files, external data included, as the manifest has them."""
+    decoders = file == DECODER
+    own = ((name, one.sha256) for name, one in artifact.files.items() if name.startswith(DECODER) == decoders)
+    return hashlib.sha256(json.dumps(sorted(own)).encode()).hexdigest()
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -1,10 +1,14 @@
-"""A directory that appears whole or not at all.
+"""Files and folders that appear whole or not at all.
 
-It is built as a sibling `.NAME.building-*`, synced, and swapped with the former one by `renameat2(RENAME_EXCHANGE)`,
-so that no moment exists without an engine; where the file system cannot swap, two renames do it. Whoever builds holds
-a lock on the sibling: what a killed build left behind is known by its free lock and removed by the next one.
+What is written stands beside its target under a name of its own: `.NAME.part-HEX`, of a folder `.NAME.building-HEX`.
+It is synced, and takes the place of the target in one system call: a file by a rename, a folder by
+`renameat2(RENAME_EXCHANGE)`. Where the file system cannot swap folders, two renames do it.
 
-Whoever reads a directory to write it again does both inside `alone`, or of two writers one would undo the other's work.
+The writer holds a lock on what it writes. So what a killed process left is known by its free lock, and the next writer
+of the same target removes it. Windows has no such locks; there it stays.
+
+Whoever reads an engine to write it again does both inside `locked_for_build`. Else of two writers the second undoes the
+work of the first.
 """
 
 from __future__ import annotations
@@ -20,14 +24,57 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import EngineFileError
+from .progress import Lines
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 
 
+# Writing.
+@contextlib.contextmanager
+def replacing(target: Path, *, durable: bool = True) -> Iterator[Path]:
+    """An empty file that takes the place of the file `target` when the block ends well.
+
+    After an exception, interruption or full disk `target` is as it was, and the new file is gone. durable: it is
+    forced to the disk first, and so survives a power failure. Raises OSError.
+    """
+    with writing_beside(target) as part:
+        yield part
+        if durable:
+            sync(part)
+        os.replace(part, target)
+        if durable:
+            sync(target.parent)
+
+
+@contextlib.contextmanager
+def writing_beside(target: Path) -> Iterator[Path]:
+    """An empty file beside `target` that is gone at the end, unless the block has renamed it. Raises OSError."""
+    _sweep(target)
+    with _claimed(lambda: target.with_name(f"{part_prefix(target.name)}{secrets.token_hex(4)}"), _create) as part:
+        yield part
+
+
+@contextlib.contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of the folder `target` when the block ends well.
+
+    After an exception, interruption or full disk `target` is as it was, and the new folder is gone. Raises OSError.
+    """
+    _sweep(target)
+    with _claimed(lambda: target.with_name(f".{target.name}.building-{secrets.token_hex(4)}"), os.mkdir) as staging:
+        yield staging
+        for folder, _, names in os.walk(staging):
+            for name in names:
+                sync(Path(folder, name))
+            sync(Path(folder))
+        swap(staging, target)
+        sync(target.parent)
+
+
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turns an OSError inside into one line about `target`."""
+    """Turns an OSError inside into an EngineFileError of one line about the engine or plan `target`."""
     try:
         yield
     except OSError as error:
@@ -37,8 +84,63 @@ def writing(target: Path) -> Iterator[None]:
         ) from error
 
 
+def part_prefix(name: str) -> str:
+    """How the names begin of files that are being written in place of the file `name`."""
+    return f".{name}.part-"
+
+
+def sync(path: Path) -> None:
+    """Force a file or a folder to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there and can be removed. Raises OSError for a file that cannot."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def swap(staging: Path, target: Path) -> None:
+    """Put the folder `staging` in the place of `target`, and what stood there at `staging`. Raises OSError."""
+    if not target.exists():
+        os.rename(staging, target)
+        return
+    if _exchange(staging, target):
+        return
+    former = target.with_name(f".{target.name}.former-{secrets.token_hex(4)}")
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(BlockingIOError):
+            _hold(stack, target)  # the lock moves with the folder: nobody takes `former` for a leftover
+        os.rename(target, former)
+        try:
+            os.rename(staging, target)
+        except BaseException:
+            os.rename(former, target)
+            raise
+        os.rename(former, staging)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is None:
+        return False
+    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # this file system or kernel cannot swap
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+# Locks.
 @contextlib.contextmanager
-def alone(target: Path, say: Callable[[str], None]) -> Iterator[None]:
+def locked_for_build(target: Path, say: Lines) -> Iterator[None]:
     """One writer of `target` at a time; the others wait, and say so.
 
     The lock is on a sibling `.NAME.lock`, since `target` itself may be replaced, and is gone afterwards. Where the
@@ -59,68 +161,6 @@ def alone(target: Path, say: Callable[[str], None]) -> Iterator[None]:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """An empty directory that takes the place of `target` when the block ends well.
-
-    After an exception, interruption or full disk `target` is as it was, and the new directory is gone.
-    Raises EngineFileError when it cannot be written.
-    """
-    with writing(target):
-        _sweep(target)
-        staging = target.with_name(f".{target.name}.building-{secrets.token_hex(4)}")
-        try:
-            staging.mkdir()
-            with locked(staging):
-                yield staging
-                for folder, _, names in os.walk(staging):
-                    for name in names:
-                        sync(Path(folder, name))
-                    sync(Path(folder))
-                _swap(staging, target)
-                sync(target.parent)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Force a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _swap(staging: Path, target: Path) -> None:
-    """Put `staging` in the place of `target`; what stood there is at `staging` afterwards."""
-    if not target.exists():
-        os.rename(staging, target)
-        return
-    if _exchange(staging, target):
-        return
-    former = target.with_name(f".{target.name}.former-{secrets.token_hex(4)}")
-    os.rename(target, former)
-    try:
-        os.rename(staging, target)
-    except BaseException:
-        os.rename(former, target)
-        raise
-    os.rename(former, staging)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-    if renameat2 is None:
-        return False
-    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # this file system or kernel cannot swap
-        return False
-    raise OSError(number, os.strerror(number))
-
-
 def _acquired(lock: Path, wait: Callable[[], None]) -> int:
     """A descriptor that holds the lock on the file; `wait` is called when somebody else has it."""
     import fcntl
@@ -133,10 +173,9 @@ def _acquired(lock: Path, wait: Callable[[], None]) -> int:
             except BlockingIOError:
                 wait()
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Who held it before has removed the file; a lock on that one would keep nobody out.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
-                    return descriptor
+            # Who held it before has removed the file; a lock on the removed file would keep nobody out.
+            if _is_still(descriptor, lock):
+                return descriptor
         except BaseException:
             os.close(descriptor)
             raise
@@ -159,17 +198,72 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sweep(target: Path) -> None:
-    """Remove what killed builds of this target left."""
-    for left in target.parent.glob(f".{target.name}.building-*"):
-        if sys.platform == "win32":
-            return
-        import fcntl
+@contextlib.contextmanager
+def _claimed(name: Callable[[], Path], create: Callable[[Path], None]) -> Iterator[Path]:
+    """A new file or folder, locked; at the end what still has its name is removed."""
+    while True:
+        part = name()
+        try:
+            create(part)
+        except FileExistsError:
+            continue
+        try:
+            with contextlib.ExitStack() as stack:
+                # Between its creation and the lock another writer may have taken it for a leftover.
+                try:
+                    held = _hold(stack, part)
+                except (BlockingIOError, FileNotFoundError):
+                    continue
+                if held is not None and not _is_still(held, part):
+                    continue
+                yield part
+                return
+        finally:
+            with contextlib.suppress(OSError):
+                remove(part)
 
-        with contextlib.suppress(OSError):
-            descriptor = os.open(left, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-            finally:
-                os.close(descriptor)
+
+def _create(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+
+
+def _hold(stack: contextlib.ExitStack, path: Path) -> int | None:
+    """A descriptor that holds the lock on `path` as long as the stack; None where there are no locks.
+
+    Raises BlockingIOError when somebody else has it.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY)
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        return None
+    return descriptor
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    return False
+
+
+# Leftovers.
+def _sweep(target: Path) -> None:
+    """Remove what killed writers of this target left, or bring back the folder that they had moved aside."""
+    beginnings = (part_prefix(target.name), f".{target.name}.building-", former := f".{target.name}.former-")
+    with contextlib.suppress(OSError):
+        for name in [name for name in os.listdir(target.parent) if name.startswith(beginnings)]:
+            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+                left = target.with_name(name)
+                if _hold(stack, left) is None:
+                    continue
+                if name.startswith(former) and not target.exists():
+                    os.rename(left, target)
+                else:
+                    remove(left)

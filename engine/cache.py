@@ -1,9 +1,9 @@
-"""Where results that can be had again are kept between runs, and a record that survives an interruption.
+"""The cache folder: results that can be computed again, and a journal that survives an interruption.
 
     $XDG_CACHE_HOME/pfdiff, else $HOME/.cache/pfdiff, else pfdiff-UID in the system's folder for temporary files
 
-Everything there is named by the SHA-256 of what it was computed from, as far as it is known: of a module, see
-export/sources/module_digest.py. Deleting the folder costs time only.
+Everything there is named by the SHA-256 of its inputs; for a module, see export/sources/module_digest.py. Deleting the
+folder costs time only.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from .atomic import replacing
 from .errors import InputError
 
 
@@ -64,22 +65,16 @@ class ArrayStore:
         path = self.folder / f"{key}.npy"
         try:
             make_private(self.folder)
-            descriptor, part = tempfile.mkstemp(dir=self.folder, suffix=".part")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    np.save(file, value)
-                os.replace(part, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(part)
-                raise
+            # Not forced to the disk: `get` ignores a file that a power failure cut short.
+            with replacing(path, durable=False) as part, open(part, "wb") as file:
+                np.save(file, value)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
 
 @final
 class Journal:
-    """Named JSON values, appended line by line, so that an interrupted run finds what it had; last line wins."""
+    """Named JSON values, appended line by line, so that a run goes on after an interruption; the last line wins."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,7 +84,7 @@ class Journal:
         except (OSError, UnicodeDecodeError):
             lines = []
         for line in lines:
-            with contextlib.suppress(ValueError, TypeError):  # the line that an interruption cut short
+            with contextlib.suppress(ValueError, TypeError):  # a line that an interruption cut short
                 key, value = json.loads(line)
                 self._values[key] = value
 

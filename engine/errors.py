@@ -20,3 +20,9 @@ class EngineFileError(PfdiffError):
 
 class BackendError(PfdiffError, RuntimeError):
     """A backend is not installed, refuses the network, or fails while it runs."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that is not empty, at most 300 characters; else the error's class."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""The fields of a contract: read from JSON, checked one by one; what does not fit is an InputError of one line."""
+"""The fields of a contract, read from JSON and checked one by one. A misfit is an InputError of one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from .errors import InputError
 
 
 def read_fields(what: str, kind: type, plain: Any) -> dict[str, Any]:
-    """The arguments of the dataclass `kind` in JSON data, lists as tuples; every field known, none missing."""
+    """The arguments of the dataclass `kind` in JSON data, lists as tuples.
+
+    Raises InputError for an unknown or a missing field.
+    """
     if not isinstance(plain, Mapping):
         raise InputError(f"{what}: got {type(plain).__name__}, expected an object with named fields")
     known = {field.name for field in fields(kind)}
@@ -25,7 +28,7 @@ def read_fields(what: str, kind: type, plain: Any) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> Any:
-    """A field as JSON holds it."""
+    """A field as JSON data: a tuple becomes a list."""
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -1,4 +1,4 @@
-"""Which CPU and which packages are here: what a measurement depends on."""
+"""The CPU and the packages of this machine, on which measurements depend."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 @cache
 def processor() -> str:
-    """The CPU's name, as its maker or the system gives it."""
+    """The CPU's name, from its maker or the system."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def cores() -> int:
-    """How many of its cores this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..engine.api import Engine
 from ..engine.artifact import (
     DECODER,
@@ -27,17 +26,19 @@ from ..engine.artifact import (
     records_of,
     write_manifest,
 )
-from ..engine.atomic import alone, replacing
-from ..engine.backends.registry import check_runnable
+from ..engine.atomic import locked_for_build, replacing_folder, writing
+from ..engine.backends.choose import check_runnable
+from ..engine.compiler.compile import compile as compile_program
 from ..engine.compiler.grid import usual_rule
 from ..engine.compiler.program import Program
-from ..engine.compiler.program import compile as compile_program
 from ..engine.compiler.schedule import parse_schedule
 from ..engine.compiler.solvers import parse_solver
 from ..engine.contract import PRECISIONS
 from ..engine.device import parse_device
 from ..engine.errors import BackendError, EngineFileError, InputError
-from ..engine.plans.build import check_target, obtain_plan, parse_targets, plan_key
+from ..engine.plans.key import check_target, parse_targets, plan_key
+from ..engine.plans.store import obtain_plan
+from ..engine.version import __version__
 from .network import Network
 from .sources.from_module import ModuleSource
 from .to_onnx import Progress
@@ -140,7 +141,7 @@ def write_programs(
     another network or precision; without it that is an InputError. search: by NFE, the record to keep of a program.
     """
     say(f"comparing {source.contract.name} with what is built")
-    with alone(place, say):
+    with locked_for_build(place, say):
         former = _former(place, say)
         if former and not replaces:
             refuse_another(former, source, precision)
@@ -224,7 +225,7 @@ def _exported(
     if source.decoder:
         provenance["decoder_digest"] = source.decoder.digest
     provenance |= _searched(search, {})
-    with replacing(target) as folder:
+    with writing(target), replacing_folder(target) as folder:
         contract = source.write(folder, precision, say)
         decoder = source.decoder.write(folder, precision, say) if source.decoder else None
         say("hashing and syncing")

@@ -25,7 +25,7 @@ from ..engine.contract import Condition, Contract, DecoderContract
 from ..engine.errors import InputError
 
 Array = NDArray[Any]
-Reference = Callable[["Case"], Array]
+Reference = Callable[["TrialInputs"], Array]
 
 FLOAT32_BOUND = 1e-4
 EPSILON = {"fp16": 2.0**-10, "bf16": 2.0**-7}
@@ -33,7 +33,7 @@ LARGE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Case:
+class TrialInputs:
     """One set of inputs: x [B, *shape] float32, t and conditions of the contract's dtypes, in its order.
 
     A decoder's t is empty.
@@ -67,12 +67,12 @@ def probe_times(contract: Contract) -> Array:
     return contract.feed_times(times)
 
 
-def cases(contract: Contract | DecoderContract, *, large: bool = False) -> Iterator[Case]:
+def trial_inputs(contract: Contract | DecoderContract, *, large: bool = False) -> Iterator[TrialInputs]:
     """The inputs of the comparison; a network of more than 1 GiB is compared on two of them."""
     generator = np.random.default_rng(0)
     if isinstance(contract, DecoderContract):
         for batch in (contract.fixed_batch,) if contract.fixed_batch else (1, 2):
-            yield Case(generator.standard_normal((batch, *contract.shape), dtype=np.float32), np.empty(0), ())
+            yield TrialInputs(generator.standard_normal((batch, *contract.shape), dtype=np.float32), np.empty(0), ())
         return
     first, middle, last = probe_times(contract)
     if contract.fixed_batch:
@@ -84,7 +84,7 @@ def cases(contract: Contract | DecoderContract, *, large: bool = False) -> Itera
     for batch, times in plans:
         x = generator.standard_normal((batch, *contract.shape), dtype=np.float32)
         t = np.resize(np.array(times), batch) if contract.time_rank else np.array(times[-1])
-        yield Case(x, t, tuple(_random_condition(one, batch, generator) for one in contract.conditions))
+        yield TrialInputs(x, t, tuple(_random_condition(one, batch, generator) for one in contract.conditions))
 
 
 def _random_condition(condition: Condition, batch: int, generator: np.random.Generator) -> Array:
@@ -166,7 +166,7 @@ def widen(path: Path, folder: Path) -> Path:
 
 
 # The comparison.
-def compare(
+def check_export(
     path: Path, contract: Contract | DecoderContract, exact: Reference, plain: Reference | None = None
 ) -> float:
     """Compare the graph at `path` with its source; the largest relative difference found.
@@ -179,8 +179,8 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         graph = widen(path, Path(folder)) if contract.precision == "bf16" else path
         run = OnnxRun(graph, contract.inputs, contract.output, large=large)
-        worst: tuple[float, float, Case] | None = None
-        for case in cases(contract, large=large):
+        worst: tuple[float, float, TrialInputs] | None = None
+        for case in trial_inputs(contract, large=large):
             wanted = exact(case)
             _check_finite(wanted, "the source", contract, case)
             out = run(case.inputs)
@@ -199,7 +199,7 @@ def compare(
 
 
 def _difference(
-    out: Array, wanted: Array, case: Case, contract: Contract | DecoderContract, plain: Reference | None
+    out: Array, wanted: Array, case: TrialInputs, contract: Contract | DecoderContract, plain: Reference | None
 ) -> tuple[float, float]:
     if out.shape != wanted.shape:
         raise InputError(
@@ -216,7 +216,7 @@ def _difference(
     return _rms(out - wanted) / scale, 2 * _rms(short - wanted) / scale + 4 * EPSILON[contract.precision]
 
 
-def _check_finite(values: Array, who: str, contract: Contract | DecoderContract, case: Case) -> None:
+def _check_finite(values: Array, who: str, contract: Contract | DecoderContract, case: TrialInputs) -> None:
     if not np.isfinite(values).all():
         share = 100 * (1 - np.isfinite(values).mean())
         raise InputError(

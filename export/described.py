@@ -1,35 +1,93 @@
-"""A module that says itself what it is: a shipped network, a diffusers model, a pipeline."""
+"""What was given to `Network`, and what a network is once everything about it is said."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from ..engine.contract import Condition
+from ..engine.contract import Condition, Contract
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-    from .sources.diffusers_config import Convention
+    from .convention import Convention
+    from .decoders.options import Decoder
 
 
 @final
 @dataclass(frozen=True)
-class Known:
-    """What `Network` is told otherwise; each word means what it means there.
+class Given:
+    """The options of `Network`, which means each of them as it says; None where an option was left out."""
 
-    convention: of the scheduler that came with it, whose times, clip and end are the network's own then.
+    shape: tuple[int, ...] | None = None
+    schedule: str | None = None
+    prediction: str | None = None
+    conditions: Mapping[str, Condition | Tensor] = field(default_factory=dict)
+    input: str | None = None
+    time: str | None = None
+    output: str | int | None = None
+    time_scale: float | None = None
+    time_dtype: str | None = None
+    learned_sigma: bool = False
+    sigma_data: float | None = None
+    data_range: tuple[float, float] | None = None
+    name: str | None = None
+    example: Mapping[str, Tensor] = field(default_factory=dict)
+    decoder: Decoder | nn.Module | str | Path | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Described:
+    """A network with its description. Fields mean the same as the arguments of `Network`.
+
+    source: the module, or a text, "file.py:factory" or the path of an ONNX file. shape: None where only the source
+    knows it. convention: of the scheduler that came with the network, with its times, clip and end.
     """
 
-    module: nn.Module
+    source: nn.Module | str
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     schedule: str
     prediction: str
-    conditions: tuple[Condition, ...] = ()
+    conditions: Mapping[str, Condition | Tensor] = field(default_factory=dict)
+    input: str | None = None
+    time: str | None = None
+    output: str | int | None = None
     time_scale: float = 1.0
+    time_dtype: str | None = None
     learned_sigma: bool = False
     sigma_data: float = 0.5
     data_range: tuple[float, float] = (-1.0, 1.0)
-    decoder: nn.Module | None = None
+    example: Mapping[str, Tensor] = field(default_factory=dict)
+    decoder: Decoder | nn.Module | str | Path | None = None
     convention: Convention | None = None
+
+    def contract(
+        self,
+        shape: tuple[int, ...],
+        conditions: tuple[Condition, ...] = (),
+        *,
+        time_dtype: str = "float32",
+        time_rank: int = 1,
+        fixed_batch: int | None = None,
+        precision: str = "fp32",
+    ) -> Contract:
+        """The contract of network.onnx, with what only a look at the source shows. Raises InputError."""
+        return Contract(
+            name=self.name,
+            shape=shape,
+            schedule=self.schedule,
+            prediction=self.prediction,
+            time_dtype=time_dtype,
+            time_scale=self.time_scale,
+            time_rank=time_rank,
+            conditions=conditions,
+            sigma_data=self.sigma_data,
+            data_range=self.data_range,
+            fixed_batch=fixed_batch,
+            precision=precision,
+            learned_sigma=self.learned_sigma,
+        )

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 import torch
 
+from ..engine.compiler.compile import compile as compile_program
 from ..engine.compiler.grid import make_grid
 from ..engine.compiler.program import Program
-from ..engine.compiler.program import compile as compile_program
 from ..engine.compiler.schedule import Array, parse_schedule
 from ..engine.compiler.solvers import parse_solver
 from ..engine.errors import BackendError, InputError
-from .sources.diffusers_config import Convention, complete, read_config
+from .convention import Convention
+from .sources.diffusers_config import complete, convention_of, read_config
 
 try:
     from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -328,20 +328,6 @@ def _combined(W: Array, w: float, states: Sequence[Tensor], out: Tensor) -> Tens
     for i in np.flatnonzero(W).tolist():
         total = total + states[i] * float(W[i])
     return total
-
-
-def convention_of(config: Mapping[str, Any], mu: float | None) -> Convention:
-    """What the config means, with our options in place of what they replace."""
-    plain = dict(config)
-    if plain["schedule"] is not None:
-        plain |= {"trained_betas": None, "snr_shift_scale": None, "beta_schedule": "linear", "use_flow_sigmas": False}
-    elif all(plain[key] is None for key in ("beta_schedule", "trained_betas", "shift", "sigma_data")):
-        plain["beta_schedule"] = "linear"
-    convention = read_config(plain, mu)
-    changes = {key: plain[key] for key in ("schedule", "prediction", "clip", "end") if plain[key] is not None}
-    if plain["schedule"] is not None and not parse_schedule(plain["schedule"]).discrete:
-        changes |= {"spacing": "rule", "grid": "uniform"}
-    return replace(convention, **changes)
 
 
 def _times_of(timesteps: Sequence[float], convention: Convention) -> list[float]:

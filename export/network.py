@@ -20,24 +20,21 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ..engine.compiler.schedule import named_by_content, parse_schedule
-from ..engine.contract import PRECISIONS, PREDICTIONS, Condition, Contract
+from ..engine.contract import PRECISIONS, Condition, Contract
 from ..engine.errors import InputError
-from . import zoo
-from .sources.from_diffusers import Asked, open_diffusers
+from .decoders.open import OpenedDecoder, open_decoder
+from .describe import describe
+from .described import Given
+from .guidance.apply import Source, guide
+from .sources.open import open_source
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import Tensor, nn
 
-    from .decoders.from_module import ModuleDecoder
-    from .decoders.from_onnx import OnnxDecoder
+    from .convention import Convention
     from .decoders.options import Decoder
-    from .guidance.in_onnx import GuidedOnnx
     from .guidance.options import Guidance
-    from .sources.diffusers_config import Convention
-    from .sources.from_module import ModuleSource
-    from .sources.from_onnx import OnnxSource
     from .to_onnx import Progress
 
 FORMAT = "pfdiff network 1"  # part of every digest: changes when the same source would be exported otherwise
@@ -89,45 +86,30 @@ class Network:
         guidance: Guidance | str | None = None,
         decoder: Decoder | nn.Module | str | Path | None = None,
     ) -> None:
-        conditions = dict(conditions or {})
-        shape = None if shape is None else tuple(shape)
-        text = str(source) if isinstance(source, (str, Path)) else None
-        known, told = None, conditions
-        if text in zoo.NAMES:
-            known = zoo.load(text)
-        elif input is None and time is None and output is None:  # with these a diffusers model is a module like any
-            known, told = open_diffusers(source, Asked(shape, schedule, prediction, conditions)), {}
-        if text is not None and known is None and not (text.endswith(".onnx") or ".py:" in text):
-            raise InputError(f"network '{text}': not known; expected {_FORMS}")
-        if known is not None:
-            source, name, shape = known.module, name or known.name, shape or known.shape
-            schedule, prediction = schedule or known.schedule, prediction or known.prediction
-            conditions = {one.name: one for one in known.conditions} | told
-        words = {
-            "name": name or (type(source).__name__ if text is None else _name_of(text)),
-            "schedule": schedule,
-            "prediction": prediction,
-            "time_scale": _first(time_scale, known and known.time_scale, 1.0),
-            "time_dtype": time_dtype,
-            "learned_sigma": learned_sigma or (known is not None and known.learned_sigma),
-            "sigma_data": _first(sigma_data, known and known.sigma_data, 0.5),
-            "data_range": data_range or (known.data_range if known and decoder is None else (-1.0, 1.0)),
-        }
-        self.convention: Convention | None = known and known.convention
-        _check_words(words, shape)
-        words["schedule"] = named_by_content(words["schedule"])
-        roles: dict[str, Any] = {"shape": shape, "input": input, "time": time, "output": output}
-        self._source: ModuleSource | OnnxSource | GuidedOnnx = _open(
-            source, words, roles, conditions, dict(example or {})
+        given = Given(
+            shape=None if shape is None else tuple(shape),
+            schedule=schedule,
+            prediction=prediction,
+            conditions=dict(conditions or {}),
+            input=input,
+            time=time,
+            output=output,
+            time_scale=time_scale,
+            time_dtype=time_dtype,
+            learned_sigma=learned_sigma,
+            sigma_data=sigma_data,
+            data_range=data_range,
+            name=name,
+            example=dict(example or {}),
+            decoder=decoder,
         )
-        if guidance is not None:
-            from .guidance.apply import guided
-
-            self._source = guided(self._source, guidance)
-        self.decoder: ModuleDecoder | OnnxDecoder | None = None
-        decoder = known.decoder if decoder is None and known is not None else decoder
-        if decoder is not None:
-            self.decoder = open_decoder(decoder, self.contract)
+        described = describe(source, given)
+        opened = open_source(described)
+        self._source: Source = opened if guidance is None else guide(opened, guidance)
+        self.decoder: OpenedDecoder | None = None
+        if described.decoder is not None:
+            self.decoder = open_decoder(described.decoder, self.contract)
+        self.convention: Convention | None = described.convention
 
     @property
     def contract(self) -> Contract:
@@ -171,7 +153,7 @@ class Network:
         """
         import torch
 
-        from .check import Case
+        from .check import TrialInputs
 
         contract = self.contract
         if tuple(x.shape[1:]) != contract.shape:
@@ -180,94 +162,9 @@ class Network:
         fed = tuple(_as_array(one.values(_as_array(given.get(one.name)), len(x))) for one in contract.conditions)
         times = np.asarray(_as_array(t), dtype=contract.time_dtype)
         times = np.broadcast_to(times, (len(x),)).copy() if contract.time_rank else times.reshape(-1)[:1].reshape(())
-        case = Case(np.ascontiguousarray(_as_array(x.float())), times, fed)
-        return torch.from_numpy(self._source.evaluate(case)).to(x.device)
-
-
-def _name_of(text: str) -> str:
-    """`stem` of a file or a folder, `stem-factory` of "file.py:factory": one file may make several networks."""
-    file, separator, factory = text.rpartition(".py:")
-    return f"{Path(file).name}-{factory}" if separator else Path(text).stem
-
-
-def _first(*values: float | None) -> float:
-    return next(value for value in values if value is not None)
+        trial = TrialInputs(np.ascontiguousarray(_as_array(x.float())), times, fed)
+        return torch.from_numpy(self._source.evaluate(trial)).to(x.device)
 
 
 def _as_array(value: Any) -> Any:
     return value.detach().cpu().numpy() if hasattr(value, "detach") else value
-
-
-def _check_words(words: dict[str, Any], shape: tuple[int, ...] | None) -> None:
-    """Everything said of the network that needs no look at it, so that mistakes show before any work."""
-    name = words["name"]
-    if words["schedule"] is None:
-        raise InputError(f"network '{name}': the schedule is missing; give schedule= (--schedule linear:1000)")
-    if words["prediction"] is None:
-        raise InputError(
-            f"network '{name}': what it predicts is missing; give prediction= (--prediction {'|'.join(PREDICTIONS)})"
-        )
-    Contract(**{**words, "shape": (1,) if shape is None else shape, "time_dtype": words["time_dtype"] or "float32"})
-    parse_schedule(words["schedule"])
-
-
-def _open(
-    source: Any,
-    words: dict[str, Any],
-    roles: dict[str, Any],
-    conditions: dict[str, Condition | Tensor],
-    example: dict[str, Tensor],
-) -> ModuleSource | OnnxSource:
-    for name, one in conditions.items():
-        if isinstance(one, Condition) and one.name != name:
-            raise InputError(f"condition '{name}' is described as '{one.name}'; use one name")
-    from .sources.from_module import ModuleSource
-
-    if not isinstance(source, (str, Path)):
-        from torch import nn
-
-        if not isinstance(source, nn.Module):
-            raise InputError(f"network: got {type(source).__name__}, expected an nn.Module, a pipeline or {_FORMS}")
-        return ModuleSource(source, b"", words, **roles, conditions=conditions, example=example)
-    text = str(source)
-    if text.endswith(".onnx"):
-        from .sources.from_onnx import OnnxSource
-
-        for name, one in conditions.items():
-            if not isinstance(one, Condition):
-                raise InputError(f"condition '{name}' of an ONNX file: got {type(one).__name__}, expected a Condition")
-        return OnnxSource(Path(text), words, **roles, conditions=conditions)  # type: ignore[arg-type]
-    from .sources.module_call import load_factory
-
-    module, code = load_factory(text)
-    return ModuleSource(module, code, words, **roles, conditions=conditions, example=example)
-
-
-def open_decoder(decoder: Decoder | nn.Module | str | Path, network: Contract) -> ModuleDecoder | OnnxDecoder:
-    """The decoder fitted to the samples of `network`. Raises InputError, one line, when it does not fit."""
-    from torch import nn
-
-    from .decoders.from_module import ModuleDecoder
-    from .decoders.options import USAGE, Decoder, parse_decoder
-
-    words = decoder if isinstance(decoder, Decoder) else Decoder(decoder)
-    if words is not decoder and isinstance(decoder, str):
-        words = parse_decoder(decoder)
-    source = words.source
-    if isinstance(source, nn.Module):
-        return ModuleDecoder(source, b"", words, network)
-    if not isinstance(source, (str, Path)):
-        raise InputError(f"decoder: got {type(source).__name__}, expected {USAGE}")
-    if str(source).endswith(".onnx"):
-        from .decoders.from_onnx import OnnxDecoder
-
-        return OnnxDecoder(Path(source), words, network)
-    if ".py:" in str(source):
-        from .sources.module_call import load_factory
-
-        module, code = load_factory(str(source))
-        return ModuleDecoder(module, code, words, network)
-    raise InputError(f"decoder '{source}': not known; expected {USAGE}")
-
-
-_FORMS = f"a path ending in .onnx, file.py:factory, a diffusers folder, or a shipped network ({', '.join(zoo.NAMES)})"

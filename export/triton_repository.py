@@ -3,7 +3,7 @@
     OUT/
         fashion_nfe8/
             config.pbtxt
-            1/model.onnx          noise and conditions in, samples out; weights beside it, if they lie beside the engine's
+            1/model.onnx      noise and conditions in, samples out; large weights beside it
 
 The configuration is Triton's model_config.proto in text. A condition without a shape is [batch] in the graph; Triton's
 batched inputs have at least one further dimension, so it is [batch, 1] for clients, reshaped by Triton.
@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..engine.artifact import Artifact, read_artifact
-from ..engine.atomic import replacing
+from ..engine.atomic import replacing_folder
 from ..engine.contract import Contract
 from ..engine.errors import InputError
+from ..engine.version import __version__
 from .sampler_onnx import export_sampler
 
 CONFIG = "config.pbtxt"
@@ -62,7 +63,7 @@ def export_triton(
         _check_ours(target)
     repository.mkdir(parents=True, exist_ok=True)
     for count, target in targets.items():
-        with replacing(target) as folder:
+        with replacing_folder(target) as folder:
             (folder / "1").mkdir()
             export_sampler(engine, folder / "1" / "model.onnx", count, check=check, progress=say)
             (folder / CONFIG).write_text(config(artifact, count), encoding="utf-8")
@@ -80,8 +81,6 @@ def model_name(artifact: Artifact, nfe: int) -> str:
 def config(artifact: Artifact, nfe: int) -> str:
     """config.pbtxt: names, types, dims; batches up to the engine's largest, gathered for QUEUE_DELAY_US."""
     contract, program = artifact.contract, artifact.programs[nfe]
-    from ..engine.version import VERSION
-
     fixed = contract.fixed_batch
     shape = _dims(contract, contract.shape)
     inputs = [_tensor("noise", "float32", shape)]
@@ -90,7 +89,7 @@ def config(artifact: Artifact, nfe: int) -> str:
         dims = _dims(contract, one.shape) or [1]
         inputs.append(_tensor(one.name, one.dtype, dims, reshape))
     lines = [
-        f"{WRITTEN} {VERSION}: {program.solver}, {nfe} evaluations, program {program.digest[:16]}.",
+        f"{WRITTEN} {__version__}: {program.solver}, {nfe} evaluations, program {program.digest[:16]}.",
         "# noise: pfdiff.noise(seeds, shape), one standard normal number an element."
         + (" samples: latents, the engine's decoder.onnx decodes them." if artifact.decoder else ""),
         f'name: "{model_name(artifact, nfe)}"',

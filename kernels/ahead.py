@@ -22,7 +22,8 @@ from .assembly import Accesses, accesses, parameters, resources
 from .launch import triton_available
 from .variants import Variant, standard
 
-CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
+CAPABILITIES = (75, 80, 86, 89, 90, 100, 103, 120, 121)
+DESKTOP_8 = (80, 86, 89)  # the parts of compute capability 8.x that share cubins; 8.7 is Tegra
 INDEX = "index.json"
 SUMMARY = "summary.json"
 FORMAT = 1
@@ -106,6 +107,17 @@ def compile_ahead(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return records
+
+
+def serving(compiled: Iterable[int], device: int) -> int | None:
+    """The capability among `compiled` whose cubins a device of capability `device` runs best; None if it runs none.
+
+    A cubin runs on its own capability and, within 8.x, on later desktop parts: sm_80 on 8.6 and 8.9, sm_86 on 8.9
+    (CUDA C++ Programming Guide, "Binary Compatibility"). Triton compiles 9.0 and later as sm_90a, sm_100a, ..., which
+    run nowhere else. The same rule stands in engine/native/cuda/capability.h.
+    """
+    runs = [one for one in compiled if one == device or (one in DESKTOP_8 and device in DESKTOP_8 and one < device)]
+    return max(runs, default=None)
 
 
 def _refuse_occupied(out: Path) -> None:

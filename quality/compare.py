@@ -8,8 +8,6 @@ are not those of the reported error.
 
 from __future__ import annotations
 
-import csv as csv_format
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,122 +16,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..engine.compiler.basis import BASES
 from ..engine.compiler.grid import usual_rule
 from ..engine.compiler.program import Program
 from ..engine.compiler.schedule import parse_schedule
 from ..engine.errors import InputError
+from ..engine.progress import Stages
 from ..export.network import Network
-from .criteria.error import chosen_seeds, make_judge, make_setting
-from .pictures import write as pictures
-from .pictures.plot import Curve, log_plot
+from .comparison import TILE, Comparison, Point
+from .criteria.error import ErrorCriterion, make_error_criterion
+from .pictures.pixels import MODES
+from .pictures.plot import check_plot, write_plot
+from .pictures.write import kind_of, replaced, write_picture
+from .sampling.budget import parse_budget
 from .sampling.pool import Floats
 from .sampling.reference import Reference
+from .sampling.seeds import chosen_seeds
 from .sampling.subject import LATENTS, Subject
-from .search.candidates import GRIDS, Candidate, Setting, start_of
-from .search.halving import Judge, Progress
-from .tune import parse_budget
+from .search.candidates import GRIDS, Candidate, Setting, make_setting, start_of
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import nn
 
 SOLVERS = ("ddim", "dpm++:2m", "unipc:order=2", "ipndm:order=3", "pfdiff:k=1,l=1", "pfdiff:k=2,l=1")
-COLUMNS = ("solver", "grid", "basis", "nfe", "error", "note")
-TILE = 2  # a cell of the sheet shows TILE x TILE samples
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Point:
-    """One sampler at one NFE. error: RMS distance to the reference, None where `note` says why there is none."""
-
-    solver: str
-    grid: str | tuple[float, ...]
-    basis: str
-    nfe: int
-    error: float | None
-    note: str
-    program: Program | None
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """What `compare` found. points: for each sampler asked for, each NFE. seeds: those of the errors.
-
-    samples: by (sampler as asked for, NFE), float32 [shown, *shape]; reference_samples likewise.
-    """
-
-    network: str
-    points: tuple[Point, ...]
-    samplers: tuple[str, ...]
-    nfe: tuple[int, ...]
-    seeds: int
-    reference: Reference
-    evaluations: int
-    cached: int
-    seconds: float
-    data_range: tuple[float, float]
-    samples: Mapping[tuple[str, int], Floats]
-    reference_samples: Floats
-
-    def of(self, sampler: str) -> list[Point]:
-        """The points of one sampler, by NFE."""
-        at = self.samplers.index(sampler) * len(self.nfe)
-        return list(self.points[at : at + len(self.nfe)])
-
-    def csv(self) -> str:
-        """The table: solver, grid, basis, nfe, error, note; one line a point."""
-        text = io.StringIO()
-        writer = csv_format.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for one in self.points:
-            grid = one.grid if isinstance(one.grid, str) else " ".join(f"{t:g}" for t in one.grid)
-            error = "" if one.error is None else f"{one.error:.6g}"
-            writer.writerow([one.solver, grid, one.basis, one.nfe, error, one.note])
-        return text.getvalue()
-
-    def plot(self) -> Image.Image:
-        """Error against NFE, logarithmic, one line a sampler. InputError: no point has an error."""
-        if all(one.error is None for one in self.points):
-            first = self.points[0]
-            raise InputError(f"nothing to plot; {first.solver}, NFE {first.nfe}: {first.note}")
-        curves = [
-            Curve(sampler, [(one.nfe, one.error) for one in self.of(sampler) if one.error is not None])
-            for sampler in self.samplers
-        ]
-        low, high = self.data_range
-        data = "latents" if self.data_range == LATENTS else f"data in [{low:g}, {high:g}]"
-        return log_plot(
-            curves,
-            title=f"{self.network}: error against network evaluations",
-            x_label="network evaluations",
-            y_label="RMS error",
-            note=f"{self.seeds} seeds, {data}, reference: {self.reference.solver} in {self.reference.nfe} evaluations",
-        )
-
-    def sheet(self) -> Image.Image:
-        """Rows solvers, columns NFE and the reference, the same seeds in every cell. InputError: no pictures."""
-        truth = _tile(_pixels(self.reference_samples, self.data_range))
-        rows = []
-        for sampler in self.samplers:
-            errors = self.of(sampler)
-            tiles = [np.full_like(truth, 255) if one.error is None else self._cell(sampler, one.nfe) for one in errors]
-            found = [one.error for one in errors if one.error is not None]
-            caption = f"{sampler}\nRMS {max(found):.3f} to {min(found):.3f}" if found else sampler
-            rows.append(pictures.Row(caption, np.stack([*tiles, truth])))
-        return pictures.sheet(
-            rows,
-            headings=[*(f"NFE {nfe}" for nfe in self.nfe), "reference"],
-            title=self.network,
-            note=f"the same {len(self.reference_samples)} seeds in every cell",
-        )
-
-    def _cell(self, sampler: str, nfe: int) -> NDArray[np.uint8]:
-        return _tile(_pixels(self.samples[sampler, nfe], self.data_range))
 
 
 def compare(
@@ -156,75 +62,79 @@ def compare(
     out: str | os.PathLike[str] | None = None,
     csv: str | os.PathLike[str] | None = None,
     sheet: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Stages | None = None,
 ) -> Comparison:
     """RMS error to a many-step reference of every solver at every NFE, on `seeds` seeds.
 
     solvers: `solver`, `solver@grid` or `solver@grid/basis`; `grid` and `basis` serve where none is said: by default
     logsnr, uniform where alpha starts at 0; "best" is the rule with the least error on `calibration` further seeds.
-    out, csv, sheet: files to write, the log plot (.png), the table, and the samples (.png; images only). The rest: as
-    in `pfdiff.tune`.
+    out, csv, sheet: files to write: the log plot (.png, .svg, .pdf), the table, the samples (.png; images only). The
+    rest: as in `pfdiff.tune`.
     Where a solver is not defined at an NFE its error is None and `note` says why. Raises InputError, BackendError.
     """
     counts = tuple(dict.fromkeys([nfe] if isinstance(nfe, int) else nfe))
     samplers = tuple(dict.fromkeys(solvers))
+    _check_numbers(counts, samplers, seeds, calibration, seed)
+    files = Files(*(None if path is None else Path(path) for path in (out, csv, sheet)))
+    subject = Subject.of(network)
+    files.check(subject)
+    settings = [make_setting(subject, count, clip, t_start, end) for count in counts]
+    chosen = Reference.of(settings[0].schedule, settings[0].t_start, reference)
+    rule = grid or usual_rule(parse_schedule(settings[0].schedule))
+    candidates = {text: parse_sampler(text, rule, basis) for text in samplers}
+    calibration = calibration if any(one.grid == "best" for one in candidates.values()) else 0
+    tell, budget = progress or (lambda stage, done, expected: None), parse_budget(None)
+    with subject.opened(backend, threads) as opened:
+        drawn = chosen_seeds(seed, calibration, seeds)
+        criterion = make_error_criterion(subject, opened, drawn, conditions, settings[0], chosen, budget, tell)
+        bench = _Bench(criterion, calibration, seeds)
+        result = bench.measure(subject.contract.name, chosen, candidates, settings, tell, keep=sheet is not None)
+    files.write(result)
+    return result
+
+
+def _check_numbers(counts: Sequence[int], samplers: Sequence[str], seeds: int, calibration: int, seed: int) -> None:
     if not counts or not samplers:
         raise InputError("nothing to compare: give at least one NFE and one solver")
     for name, value, least in (("seeds", seeds, 1), ("calibration", calibration, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             hint = "; the number of them, and seed= says which" if name == "seeds" else ""
             raise InputError(f"{name}={value!r}, expected an integer of at least {least}{hint}")
-    for path in filter(None, (out, sheet)):
-        if pictures.kind_of(Path(path)) != "grid":
-            raise InputError(f"output {path}: expected a file that ends in .png")
-    subject = Subject.of(network)
-    shape, latents = subject.contract.shape, subject.sample_range == LATENTS
-    if sheet is not None and (latents or len(shape) != 3 or shape[0] not in pictures.MODES):
-        what = f"{'latents' if latents else 'samples'} of shape {list(shape)}"
-        raise InputError(f"output {sheet}: {what} are no pictures; leave it out")
-    settings = [make_setting(subject, count, clip, t_start, end) for count in counts]
-    chosen = Reference.of(settings[0].schedule, settings[0].t_start, reference)
-    rule = grid or usual_rule(parse_schedule(settings[0].schedule))
-    parsed = [parse_sampler(text, rule, basis) for text in samplers]
-    tell: Progress = progress or (lambda stage, done, expected: None)
-    searching = any(one.grid == "best" for one in parsed)
-    budget = parse_budget(None)
-    calibration = calibration if searching else 0
 
-    points: list[Point] = []
-    shown: dict[tuple[str, int], Floats] = {}
-    with subject.opened(backend, threads) as opened:
-        drawn = chosen_seeds(seed, calibration, seeds)
-        judge = make_judge(subject, opened, drawn, conditions, settings[0], chosen, budget, tell)
-        bench = _Bench(judge, calibration, seeds)
-        for done, (text, candidate) in enumerate(zip(samplers, parsed, strict=True)):
-            for setting in settings:
-                tell(f"{text}, NFE {setting.nfe}", done, len(samplers))
-                point = bench.point(candidate, setting)
-                points.append(point)
-                if sheet is not None and point.program is not None:
-                    shown[text, setting.nfe] = bench.samples(point.program)
-    result = Comparison(
-        network=subject.contract.name,
-        points=tuple(points),
-        samplers=samplers,
-        nfe=counts,
-        seeds=seeds,
-        reference=chosen,
-        evaluations=budget.spent,
-        cached=budget.cached,
-        seconds=budget.elapsed,
-        data_range=subject.sample_range,
-        samples=shown,
-        reference_samples=bench.truth,
-    )
-    if csv is not None:
-        _write_text(Path(csv), result.csv())
-    if out is not None:
-        pictures.write_picture(Path(out), result.plot())
-    if sheet is not None:
-        pictures.write_picture(Path(sheet), result.sheet())
-    return result
+
+@final
+@dataclass(frozen=True)
+class Files:
+    """Where a comparison is written: the plot, the table, the pictures; None for none."""
+
+    plot: Path | None
+    table: Path | None
+    sheet: Path | None
+
+    def check(self, subject: Subject) -> None:
+        """Before any work. Raises InputError on a bad place, and on pictures of what is none."""
+        if self.plot is not None:
+            check_plot(self.plot)
+        if self.table is not None and not self.table.absolute().parent.is_dir():
+            raise InputError(f"output {self.table}: the folder {self.table.parent} does not exist; create it first")
+        if self.sheet is None:
+            return
+        if kind_of(self.sheet) != "grid":
+            raise InputError(f"output {self.sheet}: expected a file that ends in .png")
+        shape, latents = subject.contract.shape, subject.sample_range == LATENTS
+        if latents or len(shape) != 3 or shape[0] not in MODES:
+            what = f"{'latents' if latents else 'samples'} of shape {list(shape)}"
+            raise InputError(f"output {self.sheet}: {what} are no pictures; leave it out")
+
+    def write(self, result: Comparison) -> None:
+        """All three. Raises InputError."""
+        if self.table is not None:
+            with replaced(self.table) as part:
+                part.write_text(result.csv(), encoding="utf-8")
+        if self.plot is not None:
+            write_plot(self.plot, result.plot())
+        if self.sheet is not None:
+            write_picture(self.sheet, result.sheet())
 
 
 def parse_sampler(text: str, grid: str, basis: str | None) -> Candidate:
@@ -239,14 +149,49 @@ def parse_sampler(text: str, grid: str, basis: str | None) -> Candidate:
 
 @final
 class _Bench:
-    """Errors of candidates on the last `seeds` rows of a judge, grids chosen on the first `calibration`."""
+    """Errors of candidates on the last `seeds` rows of a criterion; grids are chosen on the first `calibration`."""
 
-    def __init__(self, judge: Judge, calibration: int, seeds: int) -> None:
-        self._judge = judge
+    def __init__(self, criterion: ErrorCriterion, calibration: int, seeds: int) -> None:
+        self._criterion = criterion
         self._calibration = np.arange(calibration)
         self._rows = np.arange(calibration, calibration + seeds)
         self._first = self._rows[: TILE * TILE]
-        self.truth: Floats = judge.targets[self._first].reshape(-1, *judge.pool.shape)
+        self.truth: Floats = criterion.targets[self._first].reshape(-1, *criterion.pool.shape)
+
+    def measure(
+        self,
+        network: str,
+        reference: Reference,
+        candidates: Mapping[str, Candidate],
+        settings: Sequence[Setting],
+        tell: Stages,
+        *,
+        keep: bool,
+    ) -> Comparison:
+        """Every candidate at every NFE; with `keep` the samples of the sheet too."""
+        points: list[Point] = []
+        kept: dict[tuple[str, int], Floats] = {}
+        for done, (text, candidate) in enumerate(candidates.items()):
+            for setting in settings:
+                tell(f"{text}, NFE {setting.nfe}", done, len(candidates))
+                points.append(point := self.point(candidate, setting))
+                if keep and point.program is not None:
+                    kept[text, setting.nfe] = self.samples(point.program)
+        budget = self._criterion.budget
+        return Comparison(
+            network=network,
+            points=tuple(points),
+            samplers=tuple(candidates),
+            nfe=tuple(setting.nfe for setting in settings),
+            seeds=len(self._rows),
+            reference=reference,
+            evaluations=budget.spent,
+            cached=budget.cached,
+            seconds=budget.elapsed,
+            data_range=self._criterion.data_range,
+            samples=kept,
+            reference_samples=self.truth,
+        )
 
     def point(self, candidate: Candidate, setting: Setting) -> Point:
         """The candidate at one NFE, on its best grid where that is asked for."""
@@ -255,7 +200,7 @@ class _Bench:
             program = self._best(candidate, setting) if candidate.grid == "best" else candidate.compile(setting)
         except InputError as error:
             return Point(candidate.solver, candidate.grid, candidate.basis or "", setting.nfe, None, str(error), None)
-        error = math.sqrt(self._judge.square(program, self._rows) / len(self._rows))
+        error = math.sqrt(self._criterion.square(program, self._rows) / len(self._rows))
         note = "" if math.isfinite(error) else "not finite"
         return Point(
             program.solver, program.grid, program.basis, setting.nfe, error if not note else None, note, program
@@ -271,35 +216,11 @@ class _Bench:
                 except InputError as error:
                     failure = error
                     continue
-                found.append((self._judge.square(program, self._calibration), len(found), program))
+                found.append((self._criterion.square(program, self._calibration), len(found), program))
         if not found:
             raise failure or InputError(f"{candidate.solver} is defined on no grid")
         return min(found)[2]
 
     def samples(self, program: Program) -> Floats:
         """The samples float32 [shown, *shape] of the sheet's seeds."""
-        return self._judge.pool.sample(program, self._first).reshape(-1, *self._judge.pool.shape)
-
-
-# Pictures.
-def _pixels(samples: Floats, data_range: tuple[float, float]) -> NDArray[np.uint8]:
-    low, high = data_range
-    scaled = np.clip((samples.astype(np.float64) - low) / (high - low), 0, 1) * 255
-    return np.rint(scaled).astype(np.uint8).transpose(0, 2, 3, 1)
-
-
-def _tile(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Up to TILE x TILE images uint8 [n, H, W, C] side by side, uint8 [TILE H, TILE W, C]."""
-    count, height, width, channels = images.shape
-    page = np.full((TILE * height, TILE * width, channels), 255, np.uint8)
-    for index in range(min(count, TILE * TILE)):
-        row, column = divmod(index, TILE)
-        page[row * height : (row + 1) * height, column * width : (column + 1) * width] = images[index]
-    return page
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; choose a file that can be written") from None
+        return self._criterion.pool.sample(program, self._first).reshape(-1, *self._criterion.pool.shape)

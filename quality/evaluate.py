@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -23,21 +23,18 @@ from numpy.typing import NDArray
 from ..engine.api import Engine, load
 from ..engine.artifact import MANIFEST
 from ..engine.bulk.manifest import MANIFEST as RUN
-from ..engine.cache import ArrayStore, cache_folder, content_key
 from ..engine.errors import InputError
+from ..engine.progress import Stages
+from ..engine.seed_conditions import conditions_of
 from .distances.features import FID_DIGEST, Extractor, Features, extractor, joined
 from .distances.metrics import FrechetDistance, kernel_distance, precision_recall, thinned
-from .pictures.read import pixels_from, read_pictures
-from .sampling.subject import conditions_of
+from .distances.real_pictures import counting, reference_features
+from .pictures.read import pictures_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-Pixels = NDArray[np.uint8]
-Progress = Callable[[str, int, int], None]  # (stage, done, expected)
-VERSION = 1  # of what is cached: raised when features of the same pictures change
 COUNT = 10_000
-PROBED = 2  # pictures whose features say whether the cached ones are of this extractor
 
 
 @final
@@ -91,7 +88,7 @@ def evaluate(
     device: str = "auto",
     backend: str = "auto",
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Stages | None = None,
 ) -> Evaluation:
     """Compare samples with real pictures.
 
@@ -103,7 +100,7 @@ def evaluate(
     seeds take in turn; by default each label in turn. backend, threads: as in `pfdiff.load`.
     Raises InputError, BackendError, EngineFileError.
     """
-    tell: Progress = progress or (lambda stage, done, expected: None)
+    tell = progress or (lambda stage, done, expected: None)
     network = extractor(features, scale=scale, device=device)
     of_engine = isinstance(samples, Engine) or (
         isinstance(samples, (str, os.PathLike)) and (Path(samples) / MANIFEST).is_file()
@@ -119,7 +116,7 @@ def evaluate(
     if pictures is not None:
         drawn, made = (
             {"files": pictures[1], **generated},
-            network(pictures[0], _counting(tell, "samples", len(pictures[0]))),
+            network(pictures[0], counting(tell, "samples", len(pictures[0]))),
         )
     elif isinstance(samples, Engine):
         drawn, made = draw(samples, network, nfe, first, count, conditions, tell)
@@ -168,40 +165,6 @@ def spatial_distance(real: Features, made: Features) -> float | None:
     return FrechetDistance(real.spatial)(made.spatial)
 
 
-def reference_features(network: Extractor, pixels: Pixels, tell: Progress | None = None) -> tuple[Features, str]:
-    """(features of real pictures, SHA-256 of these), from the cache when they were had before. Raises InputError.
-
-    What is cached counts only if it agrees with features of the first pictures made now: a digest may
-    miss something that a module reaches.
-    """
-    digest = content_key(pixels)
-    store = ArrayStore(cache_folder() / "features")
-    probe = _parts(network(pixels[:PROBED]))
-    keys = {kind: content_key(digest, network.digest, VERSION, kind) for kind in probe}
-    held = {kind: store.get(keys[kind], (len(pixels), part.shape[1])) for kind, part in probe.items()}
-    found = {kind: part for kind, part in held.items() if part is not None and _agree(part, probe[kind])}
-    if found.keys() == probe.keys():
-        return Features(found["pooled"], found.get("spatial")), digest
-    features = network(pixels, _counting(tell, "features of the real pictures", len(pixels)) if tell else None)
-    for kind, part in _parts(features).items():
-        store.put(keys[kind], part)
-    return features, digest
-
-
-def _counting(tell: Progress, stage: str, expected: int) -> Callable[[int], None]:
-    return lambda done: tell(stage, done, expected)
-
-
-def _parts(features: Features) -> dict[str, NDArray[np.float32]]:
-    parts = {"pooled": features.pooled, "spatial": features.spatial}
-    return {kind: part for kind, part in parts.items() if part is not None}
-
-
-def _agree(held: NDArray[np.float32], probe: NDArray[np.float32]) -> bool:
-    """Whether cached features begin with those of the probe, as far as another batch or device gives the same."""
-    return np.allclose(held[: len(probe)], probe, rtol=1e-2, atol=1e-3)
-
-
 def draw(
     engine: Engine,
     network: Extractor,
@@ -209,7 +172,7 @@ def draw(
     first: int,
     count: int,
     conditions: Mapping[str, Any] | None,
-    tell: Progress,
+    tell: Stages,
 ) -> tuple[dict[str, Any], Features]:
     """(what was drawn, its features): pixels of the seeds first .. first + count - 1, batch by batch."""
     for name, value, least in (("count", count, 2), ("first", first, 0)):
@@ -258,15 +221,6 @@ def generated_by(folder: str | os.PathLike[str]) -> dict[str, Any]:
         )
     solver = {"solver": content["solver"]} if "solver" in content else {}  # older runs do not say
     return {**drawn, **solver, "seeds": f"{first}-{first + count - 1}", "conditions": recipe.get("conditions", {})}
-
-
-def pictures_of(given: Any) -> tuple[Pixels, str]:
-    """(pixels, name) of files or of an array. Raises InputError."""
-    if isinstance(given, (str, os.PathLike)):
-        return read_pictures(Path(given)), Path(given).name
-    if isinstance(given, np.ndarray):
-        return pixels_from(given, "the array"), "an array"
-    raise InputError(f"pictures of type {type(given).__name__}, expected a path or an array")
 
 
 def _described(values: NDArray[Any]) -> Any:

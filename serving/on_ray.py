@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, final
 
 from ..engine.api import load
 from ..engine.artifact import read_artifact
-from ..engine.bulk.on_ray import connected
+from ..engine.bulk.cluster import connected
 from ..engine.errors import InputError
 from .about import About
 from .app import make_app
@@ -29,7 +29,7 @@ from .guard import Access
 from .hosts import Host, LocalHost
 from .limits import DRAIN_SECONDS, MOST_CONNECTIONS, Limits
 from .orders import Drawn, NotDrawnError, Order
-from .run import is_loopback, names_of, url_of
+from .run import is_loopback, url_of
 from .worker import Say, Worker
 
 APPLICATION = "pfdiff"
@@ -146,7 +146,7 @@ class RayHost(Host):
 
 @contextmanager
 def deployed(
-    paths: Sequence[Path],
+    engines: Mapping[str, Path],
     limits: Limits,
     where: Where,
     say: Say,
@@ -166,8 +166,7 @@ def deployed(
         from ray.serve.config import ProxyLocation
     except ImportError:
         raise InputError(NEEDS) from None
-    named = names_of(paths)
-    largest = {name: read_artifact(path).batch[-1] for name, path in named.items()}
+    largest = {name: read_artifact(path).batch[-1] for name, path in engines.items()}
     say(f"connecting to Ray at {where.address}")
     with connected(where.address), _signals():
         import ray
@@ -176,20 +175,19 @@ def deployed(
         gpus = int(found.get("GPU", 0)) if device != "cpu" else 0
         each = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": threads or 1}
         room = gpus or int(found.get("CPU", 1) // (threads or 1))
-        if (where.replicas or 1) * len(named) > room:
-            raise InputError(
-                f"{(where.replicas or 1) * len(named)} replicas, the cluster has room for {room}; give fewer --replicas"
-            )
+        wanted = (where.replicas or 1) * len(engines)
+        if wanted > room:
+            raise InputError(f"{wanted} replicas, the cluster has room for {room}; give fewer --replicas")
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(
             proxy_location=ProxyLocation.EveryNode,
             http_options={"host": where.host, "port": where.port},
             logging_config={"log_level": "ERROR"},
         )
-        engines = []
-        for name, path in named.items():
-            scale = _scale(where.replicas, max(1, room // len(named)), largest[name])
-            deployment = serve.deployment(
+        bound = []
+        for name, path in engines.items():
+            scale = _scale(where.replicas, max(1, room // len(engines)), largest[name])
+            deployment: Any = serve.deployment(
                 Replica,
                 name=name,
                 ray_actor_options=each,
@@ -199,11 +197,11 @@ def deployed(
                 graceful_shutdown_timeout_s=DRAIN_SECONDS,
                 **scale,
             )
-            engines.append(deployment.bind(name, Opening(path.resolve(), device, backend, threads), limits))
+            bound.append(deployment.bind(name, Opening(path.resolve(), device, backend, threads), limits))
         logging.getLogger("ray.serve").setLevel(logging.ERROR)  # which serve.start has set
-        say(f"starting replicas of {', '.join(named)}")
-        front = _front(list(named), limits, Access(api_key, is_loopback(where.host)))
-        serve.run(front.bind(*engines), name=APPLICATION, route_prefix="/")
+        say(f"starting replicas of {', '.join(engines)}")
+        front = _front(list(engines), limits, Access(api_key, is_loopback(where.host)))
+        serve.run(front.bind(*bound), name=APPLICATION, route_prefix="/")
         try:
             yield url_of(where.host, where.port)
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -30,11 +30,11 @@ def names_of(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def load_workers(
-    paths: Sequence[Path], limits: Limits, say: Say, *, device: str, backend: str, threads: int | None
+    engines: Mapping[str, Path], limits: Limits, say: Say, *, device: str, backend: str, threads: int | None
 ) -> dict[str, Worker]:
-    """Workers that are loaded and warm, by name. Raises what `load` raises."""
+    """Workers that are loaded and warm, of engine directories by name. Raises what `load` raises."""
     workers: dict[str, Worker] = {}
-    for name, path in names_of(paths).items():
+    for name, path in engines.items():
         workers[name] = Worker(name, lambda path=path: load(path, device, backend, threads=threads), limits)
         workers[name].start(say)
     return workers
@@ -42,12 +42,12 @@ def load_workers(
 
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket; port 0 is any free one. Raises InputError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        bound = socket.socket(family)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
     except (OSError, OverflowError) as error:
+        bound.close()
         why = getattr(error, "strerror", None) or str(error)
         raise InputError(f"cannot listen on {host} port {port}: {why}; choose another --host or --port") from None
     return bound

@@ -1,8 +1,8 @@
 """The samplers of a served engine by name: its own programs, and DDIM and PFDiff beside them.
 
 `engine` is what was built or tuned into the directory. `ddim` and `pfdiff` are compiled here, for more numbers of
-evaluations, on the grid rule and with the basis and clip of the engine's own program, so that they differ in the solver
-alone. They are small tables: the network is loaded once.
+evaluations, with the grid rule, basis and clip of the engine's own program of the nearest NFE that has a grid rule. So
+they differ in the solver alone. They are small tables: the network is loaded once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from ..engine.api import Engine
-from ..engine.compiler.program import Program, compile
+from ..engine.compiler.compile import compile
+from ..engine.compiler.program import Program
 from ..engine.errors import InputError
 
 OWN = "engine"
@@ -36,8 +37,9 @@ class Sampler:
 def compared(engine: Engine) -> dict[str, dict[int, Program]]:
     """The programs of `ddim` and `pfdiff` by NFE; what the schedule has too few times for is left out."""
     found: dict[str, dict[int, Program]] = {name: {} for name in SOLVERS}
+    by_rule = {nfe: one for nfe, one in engine.programs.items() if isinstance(one.grid, str)} or engine.programs
     for nfe in sorted({*NFES, *engine.programs}):
-        like = engine.programs[min(engine.programs, key=lambda held: (abs(held - nfe), held))]
+        like = by_rule[min(by_rule, key=lambda held: (abs(held - nfe), held))]
         for name, solver in SOLVERS.items():
             try:
                 found[name][nfe] = compile(

@@ -1,7 +1,7 @@
 """What stays as it was at commit e9258ea: commands with their options, and an engine that was built there.
 
-tests/data/e9258ea holds that commit's command line (commands.json), an engine of net.py and its samples. A new option
-adds a line to ADDED with the commit that brings it. Nothing in the folder ever changes.
+tests/data/e9258ea holds that commit's command line (commands.json), an engine of source.onnx and its samples. A new
+option adds a line to ADDED with the commit that brings it. Nothing in the folder ever changes.
 """
 
 from __future__ import annotations
@@ -64,6 +64,6 @@ def test_an_engine_of_then_samples_as_then(tmp_path: Path) -> None:
 def test_an_engine_of_then_is_up_to_date(tmp_path: Path) -> None:
     folder = shutil.copytree(THEN / "engine", tmp_path / "engine")
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
-    network = pfdiff.Network(f"{THEN / 'net.py'}:make", shape=(2, 5, 7), schedule="linear:1000", prediction="eps")
+    network = pfdiff.Network(THEN / "source.onnx", shape=(2, 5, 7), schedule="linear:1000", prediction="eps")
     pfdiff.build(network, nfe=[5, 8], solver="pfdiff:k=2,l=1", grid="logsnr", batch=[1, 4], out=folder)
     assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()} == before

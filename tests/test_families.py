@@ -19,7 +19,8 @@ import pfdiff
 from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.errors import InputError
-from pfdiff.engine.plans import build as plans
+from pfdiff.engine.plans.build import build_plan
+from pfdiff.engine.plans.key import plan_key
 from pfdiff.export.guidance.options import ClassifierFree, ClassifierGuidance
 
 SHAPE = (2, 8, 8)
@@ -377,5 +378,5 @@ def test_bad_classifiers_are_one_line(how: str, said: str) -> None:
 def test_rtx_builds_a_plan(engines: Any, family: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
     artifact = read_artifact(engines(family)[1])
-    key = plans.plan_key(artifact, "tensorrt_rtx", "sm89")
-    assert plans.build_plan(artifact, key)
+    key = plan_key(artifact, "tensorrt_rtx", "sm89")
+    assert build_plan(artifact, key)

@@ -18,7 +18,8 @@ from torch import nn
 
 from ...engine.api import Engine, load
 from ...engine.artifact import read_artifact
-from ...engine.backends.registry import NAMES, check_runnable, is_installed
+from ...engine.backends.choose import check_runnable
+from ...engine.backends.registry import NAMES, is_installed
 from ...engine.compiler.program import Program
 from ...engine.contract import Contract
 from ...engine.device import why_not_cuda

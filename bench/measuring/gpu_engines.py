@@ -16,7 +16,8 @@ from torch import nn
 from ...engine.api import Engine
 from ...engine.artifact import Artifact
 from ...engine.backends.abstract import CudaOptions
-from ...engine.compiler.program import Program, compile
+from ...engine.compiler.compile import compile
+from ...engine.compiler.program import Program
 from ...engine.contract import Condition, Contract
 from ...engine.errors import EngineFileError
 from ...export import zoo
@@ -45,7 +46,9 @@ def module_of(name: str, device: str = "cuda") -> nn.Module:
     """The float32 module on `device`, in evaluation mode; random weights but for `fashion`, which needs its file."""
     if name == "fashion":
         try:
-            return zoo.load("fashion").module.to(device)
+            shipped = zoo.load("fashion").source
+            assert isinstance(shipped, nn.Module)
+            return shipped.to(device)
         except (EngineFileError, ModuleNotFoundError):  # no weights or no safetensors: as much work
             module = FashionUNet()
             generator = torch.Generator().manual_seed(0)

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...engine.compiler.compile import compile as compile_program
 from ...engine.compiler.grid import make_grid
 from ...engine.compiler.program import Program
-from ...engine.compiler.program import compile as compile_program
 from ...engine.compiler.schedule import parse_schedule
 from ...engine.compiler.solvers import parse_solver
 from ...engine.compiler.solvers.pfdiff import PFDiff

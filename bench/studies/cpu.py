@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ...engine.api import Engine
 from ...engine.artifact import read_artifact
-from ...engine.backends.abstract import Buffers, Source
+from ...engine.backends.abstract import Buffers, NetworkFiles
 from ...engine.backends.registry import check_precision, open_backend
 from ...engine.contract import Contract
 from ...engine.errors import PfdiffError
@@ -130,7 +130,7 @@ def _evaluation(folder: Path, backend: str, precision: str, size: int) -> Callab
     path = folder / f"{backend}_{precision}_{size}.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)]), path)
     contract = Contract("product", shape, "linear:1000", "eps", precision=precision)
-    opened = open_backend(backend, Source(path, contract), None)
+    opened = open_backend(backend, NetworkFiles(path, contract), None)
     x, out = (torch.ones(shape[0], *shape, dtype=opened.dtype) for _ in range(2))
     buffers = Buffers(x, torch.zeros(len(x)), (), out)
     (evaluate,) = opened.bind([buffers])

@@ -19,25 +19,17 @@ from torch import Tensor
 from ...export.build import build
 from ...export.zoo.fashion import CLASSES
 from ...export.zoo.fashion_classifier import FashionClassifier, accuracy, load_classifier
-from ...export.zoo.train_fashion import load_fashion
+from ...export.zoo.fashion_data import load_fashion
+from ...quality.distances.metrics import FrechetDistance
 
 SOLVER, GRID, NFE, PER_CLASS = "dpm++:2m", "logsnr", 50, 200
 
 
 @torch.inference_mode()
 def judge(model: FashionClassifier, x: Tensor) -> tuple[Tensor, np.ndarray]:
-    """(predicted classes int64 [n], features float64 [n, 128]) of x [n, 1, 28, 28] in [-1, 1]."""
+    """(predicted classes int64 [n], features float32 [n, 128]) of x [n, 1, 28, 28] in [-1, 1]."""
     features = torch.cat([model.features(part) for part in x.split(500)])
-    return model.head(features).argmax(1), features.double().numpy()
-
-
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """|mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^1/2) of two feature sets [n, d] (arXiv 1706.08500)."""
-    c_1, c_2 = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    values, vectors = np.linalg.eigh(c_1)
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ c_2 @ root).clip(0)).sum()
-    return float(((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(c_1) + np.trace(c_2) - 2 * cross)
+    return model.head(features).argmax(1), features.numpy()
 
 
 def evaluate(data: Path) -> dict:
@@ -56,6 +48,7 @@ def evaluate(data: Path) -> dict:
             x = torch.as_tensor(engine.sample(seeds=range(len(labels)), label=labels)).clamp(-1, 1)
     answers, features = judge(model, x)
     agreement = (answers == labels).view(10, PER_CLASS).double().mean(1)
+    to_test_set = FrechetDistance(test_features)
     return {
         "samples": len(labels),
         "seeds": f"0-{len(labels) - 1}",
@@ -65,8 +58,8 @@ def evaluate(data: Path) -> dict:
         "class_agreement": round(float(agreement.mean()), 4),
         "class_agreement_each": dict(zip(CLASSES, agreement.round(decimals=4).tolist(), strict=True)),
         "classifier_test_accuracy": round(accuracy(model, test_pixels, test_labels), 4),
-        "frechet_distance": round(frechet_distance(features, test_features), 4),
-        "frechet_distance_real_to_real": round(frechet_distance(train_features, test_features), 4),
+        "frechet_distance": round(to_test_set(features), 4),
+        "frechet_distance_real_to_real": round(to_test_set(train_features), 4),
         "features": "fashion_classifier, 128 mean activations; not FID",
     }
 

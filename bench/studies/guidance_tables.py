@@ -23,7 +23,8 @@ import pfdiff
 from pfdiff.bench.studies.fashion_quality import judge
 from pfdiff.export.zoo.fashion import CLASSES
 from pfdiff.export.zoo.fashion_classifier import load_classifier
-from pfdiff.quality.pictures import write as pictures
+from pfdiff.quality.pictures.sheet import Row, sheet
+from pfdiff.quality.pictures.write import write_picture
 
 from ..measuring.machine import describe, folder_name
 
@@ -105,19 +106,19 @@ def main(words: list[str] | None = None) -> None:
 
     figures: list[Figure] = []
     for kind in KINDS:
-        rows: list[pictures.Row] = []
+        rows: list[Row] = []
         for figure, shown in measure(kind, given.nfe, given.samples):
             print(f"{kind.name} {figure.scale:g}, NFE {figure.nfe}: {figure.class_agreement:.1%}", flush=True)
             figures.append(figure)
             if figure.nfe == given.nfe[-1]:
-                rows.append(pictures.Row(f"scale {figure.scale:g}\n{figure.class_agreement:.0%} agreement", shown))
-        page = pictures.sheet(
+                rows.append(Row(f"scale {figure.scale:g}\n{figure.class_agreement:.0%} agreement", shown))
+        page = sheet(
             rows,
             headings=CLASSES,
             title=kind.title,
             note=f"{kind.note} One seed a column, {SETTINGS['solver']}, {given.nfe[-1]} evaluations.",
         )
-        pictures.write_picture(given.out / f"guidance_{kind.name}.png", page)
+        write_picture(given.out / f"guidance_{kind.name}.png", page)
     folder = given.out / folder_name()
     folder.mkdir(parents=True, exist_ok=True)
     content = {

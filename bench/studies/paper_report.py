@@ -1,12 +1,13 @@
-"""The figures of `paper_tables` as Markdown tables and a plot."""
+"""The figures of `paper_tables` as Markdown tables and plots."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from pfdiff.quality.pictures.plot import Curve, log_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -137,7 +138,7 @@ def time_lines(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plots(found: dict[str, Any]) -> dict[str, Image.Image]:
+def plots(found: dict[str, Any]) -> dict[str, Figure]:
     """By file name: FD against NFE, conditional and unconditional; FD against the error to the reference."""
     note = "features of the shipped classifier, not FID"
     drawn = {}

@@ -35,10 +35,11 @@ from pfdiff.bench.studies import paper_cells as plan
 from pfdiff.bench.studies.paper_cells import Cell
 from pfdiff.bench.studies.paper_report import markdown, plots
 from pfdiff.bench.studies.search_tables import show, spearman
-from pfdiff.export.zoo.train_fashion import load_fashion
+from pfdiff.export.zoo.fashion_data import load_fashion
 from pfdiff.quality.distances.features import Features, extractor, joined
 from pfdiff.quality.distances.metrics import Array, FrechetDistance, Manifold, thinned
-from pfdiff.quality.evaluate import reference_features
+from pfdiff.quality.distances.real_pictures import reference_features
+from pfdiff.quality.pictures.plot import write_plot
 
 RESULTS = Path(__file__).parents[1] / "results"
 FIGURES = ("fd", "sfd", "precision", "recall")
@@ -73,8 +74,8 @@ def main() -> None:
         found.update(tables(given.cells, given.data, found.get("errors", {})))
         path.write_text(json.dumps(found, indent=1) + "\n")
         (given.out / "fashion_paper.md").write_text(markdown(found))
-        for name, picture in plots(found).items():
-            picture.save(given.out / f"{name}.png")
+        for name, figure in plots(found).items():
+            write_plot(given.out / f"{name}.png", figure)
 
 
 # Errors and times.

@@ -24,21 +24,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from ...engine.api import load
 from ...engine.artifact import MANIFEST, read_artifact
 from ...engine.errors import InputError
 from ...engine.runtime.latency import in_turns
 from ...export.network import Network
-from ...quality.pictures.plot import Curve, log_plot
+from ...quality.pictures.plot import Curve, log_plot, write_plot
 from ...quality.tune import tune
 from ..measuring.machine import describe, folder_name
 from ..measuring.measure import PAUSE_S
 from .search_tables import NETWORKS, T_START, show
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DDIM_NFE = (5, 6, 8, 10, 15, 20, 30)
 SOLVERS = ("dpm++:2m", "unipc:order=2", "pfdiff:k=2,l=1")
@@ -74,7 +76,7 @@ def main(words: list[str] | None = None) -> None:
         found = measure(given, given.work or Path(temporary))
     path = folder / f"pareto_{given.name}.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    plot(given.name, found["points"]).save(path.with_suffix(".png"))
+    write_plot(path.with_suffix(".png"), plot(given.name, found["points"]))
     print(*at_equal_latency(found["points"]), path, path.with_suffix(".png"), sep="\n")
 
 
@@ -159,7 +161,7 @@ def at_equal_latency(points: Sequence[Point]) -> Iterator[str]:
             yield f"{row} {mine} | {plain['error'] / best['error']:.2f} |"
 
 
-def plot(name: str, points: Sequence[Point]) -> Image.Image:
+def plot(name: str, points: Sequence[Point]) -> Figure:
     """Error against latency, both logarithmic: DDIM, half of its error, what was tuned as one family, other solvers."""
     curves: dict[str, list[tuple[float, float]]] = {"ddim": [], "tuned": []}
     for one in points:

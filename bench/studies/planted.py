@@ -77,13 +77,13 @@ def pytest_configure() -> None:
 
 
 def plant_updates(*, slower: bool) -> None:
-    """`HostLoop.updates` with its calls counted; where it is to be slower, some do an update more."""
-    from ...engine.runtime.cpu_loop import HostLoop
+    """`CpuLoop.updates` with its calls counted; where it is to be slower, some do an update more."""
+    from ...engine.runtime.cpu_loop import CpuLoop
     from ...engine.runtime.loop import Tables
 
-    loop = HostLoop.updates
+    loop = CpuLoop.updates
 
-    def updates(self: HostLoop, tables: Tables, size: int) -> Callable[[], None]:
+    def updates(self: CpuLoop, tables: Tables, size: int) -> Callable[[], None]:
         nfe, owed = tables.nfe, 0
         longer = nfe + slower
         again = tables.update[[*range(nfe), 0]]
@@ -103,7 +103,7 @@ def plant_updates(*, slower: bool) -> None:
 
         return counted
 
-    HostLoop.updates = updates
+    CpuLoop.updates = updates
 
 
 def _plant_network() -> None:

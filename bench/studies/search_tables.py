@@ -28,26 +28,12 @@ import numpy as np
 
 from ...export.network import Network
 from ...quality.compare import compare
-from ...quality.tune import Ranked, Ranking, tune
+from ...quality.ranking import Ranked, Ranking
+from ...quality.search.candidates import SOLVERS
+from ...quality.tune import tune
 from ..measuring.machine import describe, folder_name
 
-PEERS = (
-    "dpm-solver:order=2",
-    "dpm-solver:order=3",
-    "dpm++:2s",
-    "dpm++:3s",
-    "dpm++:2m",
-    "dpm++:3m",
-    "deis:order=2",
-    "deis:order=3",
-    "deis:order=4",
-    "ipndm:order=2",
-    "ipndm:order=3",
-    "ipndm:order=4",
-    "unipc:order=2",
-    "unipc:order=3",
-    "heun",
-)
+PEERS = tuple(one for one in SOLVERS if one != "ddim" and not one.startswith("pfdiff:"))
 # What the ranking of 16 seeds is asked to put in order: good and bad choices alike.
 AGREEMENT_SOLVERS = (
     "ddim",

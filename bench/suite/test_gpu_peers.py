@@ -18,15 +18,15 @@ import torch
 from pfdiff.bench.measuring.gpu_engines import NAMES, contract_of, engine_of, module_of, program_of
 from pfdiff.bench.measuring.machine import describe
 from pfdiff.bench.measuring.peers import diffusers_loop, has_diffusers, plain_ddim, plain_program, same_sample
-from pfdiff.engine.backends.abstract import CudaOptions
+from pfdiff.engine.backends.abstract import Buffers, CudaOptions
 from pfdiff.engine.backends.casting import cast_copy
 from pfdiff.engine.runtime.noise import noise
+from pfdiff.engine.tensors import PRECISION_DTYPES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
 NFE = 8
 UNTIL = float(os.environ.get("PFDIFF_GPU_UNTIL", "inf"))  # seconds since 1970: no new measurement after it
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 ROUNDS = {"fashion": 40, "cifar": 20, "latents": 6}
 SETTINGS = {"ddim": {"grid": "trailing"}, "pfdiff:k=2,l=1": {"grid": "uniform"}}
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.05}  # of the largest element; both round to fp16, in operations of their own
@@ -104,7 +104,7 @@ def measure(
 
     # The peers get the same weights in the same layout; only the loop around them is theirs.
     program, contract = program_of(name, NFE, solver, **SETTINGS[solver]), contract_of(name, precision)
-    dtype = DTYPES[precision]
+    dtype = PRECISION_DTYPES[precision]
     same = cast_copy(module, dtype, "cuda").eval()
     if dtype != torch.float32:
         same = same.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -112,11 +112,7 @@ def measure(
     if compiled:
         mode = "reduce-overhead" if who.endswith("overhead") else "default"
         evaluated = torch.compile(same, dynamic=False, mode=mode)
-    kinds = {"int64": torch.int64, "float16": torch.float16, "float32": torch.float32}
-    conditions = [
-        torch.tensor(one.default or 0, dtype=kinds[one.dtype], device="cuda").expand(batch, *one.shape).contiguous()
-        for one in contract.conditions
-    ]
+    conditions = Buffers.of(contract, batch, dtype, "cuda").conditions
     if who == "diffusers":
         if not has_diffusers():
             pytest.skip("diffusers is not installed")

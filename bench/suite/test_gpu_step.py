@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pfdiff.bench.measuring.machine import describe
-from pfdiff.engine.compiler.program import compile
+from pfdiff.engine.compiler.compile import compile
 from pfdiff.kernels.step import step
 from pfdiff.kernels.table import Update, coefficients, updates
 from pfdiff.kernels.variants import step_variant

@@ -34,7 +34,8 @@ from pfdiff.bench.measuring.peers import (
 )
 from pfdiff.engine.api import Engine
 from pfdiff.engine.backends.registry import check_precision
-from pfdiff.engine.compiler.program import Program, compile
+from pfdiff.engine.compiler.compile import compile
+from pfdiff.engine.compiler.program import Program
 from pfdiff.engine.errors import PfdiffError
 
 # diffusers turns tensors into NumPy 2 arrays in a way that PyTorch does not know yet.

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..contract import Contract, DecoderContract
+from ..errors import first_line as first_line  # for modules that do not yet import it from there
+from ..progress import BuildProgress as BuildProgress  # likewise
+from ..tensors import TORCH_DTYPES, from_numpy, lasting
 
 if TYPE_CHECKING:
-    import torch
-
     from ..artifact import Artifact
 
     # module(x, t, *conditions) -> out, the conditions in the order of the contract; a decoder's (latents) -> image
     Module = Callable[..., torch.Tensor]
 
 # Runs the network once and returns the tensor [batch, *output_shape], contiguous, that holds the output.
-Evaluate = Callable[[], "torch.Tensor"]
-
-# Called with a phase, steps done and steps in all, while a TensorRT plan is built.
-BuildProgress = Callable[[str, int, int], None]
+Evaluate = Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class CudaOptions:
 
 
 @dataclass(frozen=True)
-class Source:
+class NetworkFiles:
     """What there is to load: an ONNX file of an engine directory and, when somebody gave it, the module itself.
 
     The TensorRT backends need the whole artifact, where its plans are kept. `stream`: on a CUDA device, where it runs;
@@ -70,6 +70,32 @@ class Buffers:
     t: torch.Tensor | None
     conditions: tuple[torch.Tensor, ...]
     out: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        contract: Contract | DecoderContract,
+        batch: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Buffers:
+        """Buffers of one batch with inputs that any network takes: x 0, t 1, conditions as they are when not given.
+
+        A condition without a default gets its least value, or 0.
+        """
+        with lasting():
+            x = torch.zeros((batch, *contract.shape), dtype=dtype, device=device)
+            out = torch.zeros((batch, *contract.output_shape), dtype=dtype, device=device)
+            if isinstance(contract, DecoderContract):
+                return cls(x, None, (), out)
+            time_dtype = TORCH_DTYPES[contract.time_dtype]
+            t = torch.ones((batch,) if contract.time_rank else (), dtype=time_dtype, device=device)
+            given = contract.stand_ins
+            conditions = tuple(
+                from_numpy(one.values(given.get(one.name), batch)).to(device, TORCH_DTYPES[one.dtype])
+                for one in contract.conditions
+            )
+        return cls(x, t, conditions, out)
 
     @property
     def inputs(self) -> tuple[torch.Tensor, ...]:
@@ -114,9 +140,3 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the network. Functions that `bind` returned may not be called any more."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text that says something, for a one-line message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

@@ -15,17 +15,14 @@ import time
 from contextlib import ExitStack
 
 import numpy as np
-import torch
 
-from ..artifact import NETWORK, Artifact
+from ..artifact import NETWORK, Artifact, network_digest
 from ..atomic import locked
 from ..cache import Journal, cache_folder, content_key, make_private
-from ..contract import Contract, DecoderContract
+from ..contract import Contract
 from ..errors import InputError
 from ..machine import cores, processor, version_of
-from ..plans.build import network_digest
-from ..runtime.loop import TORCH_DTYPES, from_numpy, lasting
-from .abstract import Backend, Buffers, Evaluate, Source
+from .abstract import Buffers, Evaluate, NetworkFiles
 from .registry import check_precision, choose_backend, is_installed, open_backend
 
 TIMED = ("onnxruntime", "openvino")
@@ -39,25 +36,25 @@ QUIET_S = 0.05  # before a turn: ONNX Runtime's threads spin for 30 ms after the
 PAUSE_S = 0.003  # before a row, so that it begins as a call of a user's does
 
 
-def choose_measured(source: Source, threads: int | None) -> tuple[str, str]:
+def choose_fastest(files: NetworkFiles, threads: int | None) -> tuple[str, str]:
     """The backend's name, and why it and no other, in one line. A first load times with its own `threads`.
 
     Raises BackendError when no backend is installed for the precision.
     """
-    name, why = choose_backend(source.contract.precision)
+    name, why = choose_backend(files.contract.precision)
     rivals = tuple(one for one in TIMED if one != name and is_installed(one))
-    artifact = source.artifact
-    if rivals and artifact is not None and isinstance(source.contract, Contract):
+    artifact = files.artifact
+    if rivals and artifact is not None and isinstance(files.contract, Contract):
         size = sum(record.bytes for file, record in artifact.files.items() if file.startswith(NETWORK))
         if size > LARGEST_BYTES:
             why = f"{why}; {size / 2**30:.1f} GiB of weights are too many to try another"
         else:
-            name, why = _remembered(source, artifact, (name, *rivals), why, threads)
+            name, why = _remembered(files, artifact, (name, *rivals), why, threads)
     return name, why
 
 
 def _remembered(
-    source: Source, artifact: Artifact, names: tuple[str, ...], why: str, threads: int | None
+    files: NetworkFiles, artifact: Artifact, names: tuple[str, ...], why: str, threads: int | None
 ) -> tuple[str, str]:
     """Name and reason, found before or now; the first of `names` and `why` where nothing can be kept."""
     path = cache_folder() / KEPT
@@ -71,7 +68,7 @@ def _remembered(
             make_private(path.parent)
             with locked(path.parent):  # of two that load at once one measures, the other finds what it found
                 journal = Journal(path)
-                found = journal.get(key) or _fastest(source, names, why, artifact.batch[0], threads)
+                found = journal.get(key) or _fastest(files, names, why, artifact.batch[0], threads)
                 if found:
                     journal.put(key, found)
         except (OSError, InputError):
@@ -81,7 +78,7 @@ def _remembered(
 
 
 def _fastest(
-    source: Source, names: tuple[str, ...], why: str, batch: int, threads: int | None
+    files: NetworkFiles, names: tuple[str, ...], why: str, batch: int, threads: int | None
 ) -> tuple[str, str] | None:
     """Of the default, the first of `names`, and those of the others that run the network: the one to take, and why.
 
@@ -93,10 +90,10 @@ def _fastest(
     with ExitStack() as stack:
         for name in names:
             try:
-                check_precision(name, source.contract.precision)
-                backend = open_backend(name, source, threads)
+                check_precision(name, files.contract.precision)
+                backend = open_backend(name, files, threads)
                 stack.callback(backend.close)
-                buffers.append(_buffers(backend, source.contract, batch))
+                buffers.append(Buffers.of(files.contract, batch, backend.dtype))
                 (evaluate,) = backend.bind(buffers[-1:])
                 awake[name] = _awake_ms(evaluate)
                 evaluations[name] = evaluate
@@ -139,16 +136,3 @@ def _turn_ms(evaluate: Evaluate, awake_ms: float) -> float:
         least = min(least, 1e3 * (now - before) / count)
         if now > end:
             return least
-
-
-def _buffers(backend: Backend, contract: Contract | DecoderContract, batch: int) -> Buffers:
-    assert isinstance(contract, Contract)  # a decoder is not timed
-    with lasting():
-        x, out = (torch.zeros((batch, *contract.shape), dtype=backend.dtype) for _ in range(2))
-        t = torch.zeros((batch,) if contract.time_rank else (), dtype=TORCH_DTYPES[contract.time_dtype])
-        given = contract.stand_ins
-        conditions = tuple(
-            from_numpy(one.values(given.get(one.name), batch)).to(TORCH_DTYPES[one.dtype])
-            for one in contract.conditions
-        )
-    return Buffers(x, t, conditions, out)

@@ -10,9 +10,10 @@ import onnxruntime
 import torch
 
 from ..errors import BackendError
-from .abstract import Backend, Buffers, Evaluate, Source, first_line
+from ..tensors import PRECISION_DTYPES
+from .abstract import Backend, Buffers, Evaluate, NetworkFiles, first_line
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+PRECISIONS = ("fp32", "fp16")
 ELEMENT_TYPES: dict[torch.dtype, Any] = {
     torch.float32: np.float32,
     torch.float16: np.float16,
@@ -28,9 +29,9 @@ ERRORS_ONLY = 3
 class OnnxRuntime(Backend):
     """`network.onnx` in an InferenceSession of the CPU provider, all graph optimisations on."""
 
-    def __init__(self, source: Source, threads: int | None) -> None:
-        contract = source.contract
-        if contract.precision not in DTYPES:
+    def __init__(self, files: NetworkFiles, threads: int | None) -> None:
+        contract = files.contract
+        if contract.precision not in PRECISIONS:
             raise BackendError(
                 f"onnxruntime has no {contract.precision} on a CPU; use backend openvino, or build with precision fp32"
             )
@@ -39,21 +40,21 @@ class OnnxRuntime(Backend):
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         try:
-            session = onnxruntime.InferenceSession(str(source.onnx), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(files.onnx), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base of their own
-            raise BackendError(f"onnxruntime refuses '{source.onnx}': {first_line(error)}") from error
+            raise BackendError(f"onnxruntime refuses '{files.onnx}': {first_line(error)}") from error
         self._names = contract.inputs
         self._output = contract.output
         held = [one.name for one in session.get_inputs()], [one.name for one in session.get_outputs()]
         if sorted(held[0]) != sorted(self._names) or self._output not in held[1]:
             raise BackendError(
-                f"'{source.onnx}' takes {', '.join(held[0])} and gives {', '.join(held[1])}; "
+                f"'{files.onnx}' takes {', '.join(held[0])} and gives {', '.join(held[1])}; "
                 f"the contract says {', '.join(self._names)} and {self._output}; rebuild the engine"
             )
         self._session: onnxruntime.InferenceSession | None = session
         self.name = "onnxruntime"
         self.device = torch.device("cpu")
-        self.dtype = DTYPES[contract.precision]
+        self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = threads
         self.description = f"onnxruntime {onnxruntime.__version__}, CPU, {contract.precision}"
 

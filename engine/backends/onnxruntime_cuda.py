@@ -13,32 +13,32 @@ import onnxruntime
 import torch
 
 from ..errors import BackendError
-from .abstract import Backend, Buffers, Evaluate, Source, first_line
+from ..tensors import PRECISION_DTYPES
+from .abstract import Backend, Buffers, Evaluate, NetworkFiles, first_line
 from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY
 
 PROVIDER = "CUDAExecutionProvider"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @final
 class OnnxRuntimeCuda(Backend):
     """`network.onnx` in an InferenceSession of the CUDA provider, TF32 only if asked for."""
 
-    def __init__(self, source: Source, device: torch.device) -> None:
-        contract = source.contract
-        self.stream = source.stream or torch.cuda.Stream(device)
+    def __init__(self, files: NetworkFiles, device: torch.device) -> None:
+        contract = files.contract
+        self.stream = files.stream or torch.cuda.Stream(device)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         settings = {
             "device_id": str(device.index or 0),
             "user_compute_stream": str(self.stream.cuda_stream),
-            "use_tf32": "1" if source.options.tf32 else "0",
+            "use_tf32": "1" if files.options.tf32 else "0",
         }
         providers = [(PROVIDER, settings), "CPUExecutionProvider"]
         try:
-            session = onnxruntime.InferenceSession(str(source.onnx), options, providers=providers)
+            session = onnxruntime.InferenceSession(str(files.onnx), options, providers=providers)
         except Exception as error:  # its exceptions have no common base of their own
-            raise BackendError(f"onnxruntime refuses '{source.onnx}': {first_line(error)}") from error
+            raise BackendError(f"onnxruntime refuses '{files.onnx}': {first_line(error)}") from error
         if session.get_providers()[0] != PROVIDER:
             raise BackendError(
                 "onnxruntime cannot start its CUDA provider (its CUDA and cuDNN are not those of this machine); "
@@ -51,7 +51,7 @@ class OnnxRuntimeCuda(Backend):
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self.name = "onnxruntime"
         self.device = device
-        self.dtype = DTYPES[contract.precision]
+        self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = None
         self.bytes_per_sample = 0  # its arena grows as it needs; it does not say
         gpu = torch.cuda.get_device_name(device)

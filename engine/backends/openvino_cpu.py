@@ -16,7 +16,7 @@ import openvino
 import torch
 
 from ..errors import BackendError
-from .abstract import Backend, Buffers, Evaluate, Source, first_line
+from .abstract import Backend, Buffers, Evaluate, NetworkFiles, first_line
 from .openvino_rewrites import rewrite
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -39,8 +39,8 @@ def cpu_precisions() -> tuple[str, ...]:
 class OpenVino(Backend):
     """`network.onnx` compiled for the CPU at the engine's precision, one stream, lowest latency, all shapes static."""
 
-    def __init__(self, source: Source, threads: int | None) -> None:
-        contract = source.contract
+    def __init__(self, files: NetworkFiles, threads: int | None) -> None:
+        contract = files.contract
         if contract.precision not in cpu_precisions():
             raise BackendError(
                 f"openvino: this CPU has no {contract.precision} arithmetic, only {', '.join(cpu_precisions())}; "
@@ -58,13 +58,13 @@ class OpenVino(Backend):
         }
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = threads
-        self._source = source
+        self._files = files
         try:
-            self._model: Any = _with_float32_ends(_core().read_model(str(source.onnx)), contract.input, contract.output)
+            self._model: Any = _with_float32_ends(_core().read_model(str(files.onnx)), contract.input, contract.output)
         except RuntimeError as error:
-            raise BackendError(f"openvino refuses '{source.onnx}': {first_line(error)}") from error
+            raise BackendError(f"openvino refuses '{files.onnx}': {first_line(error)}") from error
         self._compiled: dict[int, Any] = {}
-        batch = source.artifact.batch[0] if source.artifact else contract.fixed_batch or 1
+        batch = files.artifact.batch[0] if files.artifact else contract.fixed_batch or 1
         used = self._for_batch(batch).get_property("INFERENCE_PRECISION_HINT").to_string()
         if used != hint:
             raise BackendError(f"openvino would compute in {used} where {hint} was asked for; use backend onnxruntime")
@@ -82,10 +82,10 @@ class OpenVino(Backend):
             model = self._model.clone()
             try:
                 model.reshape({one.any_name: _with_batch(one.partial_shape, batch) for one in model.inputs})
-                rewrite(model, self._source.contract.precision)
+                rewrite(model, self._files.contract.precision)
                 self._compiled[batch] = _core().compile_model(model, "CPU", self._options)
             except RuntimeError as error:
-                raise BackendError(f"openvino refuses '{self._source.onnx}': {first_line(error)}") from error
+                raise BackendError(f"openvino refuses '{self._files.onnx}': {first_line(error)}") from error
         return self._compiled[batch]
 
     def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:

@@ -1,8 +1,10 @@
-"""Who evaluates the network. One backend a file; a library is imported only when its backend is opened or asked for."""
+"""The backends by name: what each needs, what speaks against it, how it is opened.
+
+A backend is a file. Its library is imported when the backend is opened or asked for, not before.
+"""
 
 from __future__ import annotations
 
-import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from ..errors import BackendError, InputError
 if TYPE_CHECKING:
     import torch
 
-    from .abstract import Backend, Source
+    from .abstract import Backend, NetworkFiles
 
 # On a CPU. name: (file, class, library, how to get it)
 BACKENDS = {
@@ -106,89 +108,8 @@ def why_not(name: str, module: object, device: torch.device) -> str:
     return tensorrt_why_not(name, device)
 
 
-def check_runnable(name: str, precision: str, module: object, device: torch.device | None) -> None:
-    """Raises InputError or BackendError when `name` ("auto") cannot run `precision` on `device` (None: any here).
-
-    Cheap: nothing is loaded, so that a build fails before it exports.
-    """
-    from ..device import why_not_cuda
-
-    check_backend(name)
-    problem = ""
-    gpu = _first_gpu() if device is None and not why_not_cuda() else device
-    if gpu is not None and gpu.type == "cpu":
-        gpu = None
-    if gpu is not None:
-        asked = ON_CUDA if name == "auto" else (name,)
-        reasons = {one: why_not(one, module, gpu) for one in asked}
-        if not all(reasons.values()):
-            return
-        problem = "; ".join(f"{one}: {why}" for one, why in reasons.items())
-        if device is not None:
-            raise BackendError(f"no backend runs this engine on {device}: {problem}")
-    if name in TENSORRT and problem:
-        raise BackendError(f"backend '{name}' cannot run here: {problem}")
-    check_precision(choose_backend(precision)[0] if name == "auto" else name, precision)
-
-
-def open_best(source: Source, device: torch.device | None, name: str, threads: int | None) -> tuple[Backend, str]:
-    """The backend `name`, or with "auto" the best that works on `device` (None: a GPU if one works, else the CPU).
-
-    Also why, in one line. Raises InputError, BackendError when none works; each is named with its reason.
-    """
-    import torch
-
-    from ..device import why_not_cuda
-
-    check_backend(name)
-    if device is not None and device.type == "cuda":
-        return _open_on_cuda(source, device, name, threads)
-    refused = ""
-    if device is None and name != "openvino" and not why_not_cuda():
-        try:
-            return _open_on_cuda(source, _first_gpu(), name, threads)
-        except BackendError as error:
-            refused = f"the GPU is not used: {error}"
-            if name in TENSORRT:
-                raise
-            warnings.warn(refused, RuntimeWarning, stacklevel=3)
-    reason = "asked for"
-    if name == "auto":
-        from .fastest import choose_measured
-
-        name, reason = choose_measured(source, threads)
-    opened = open_backend(name, source, threads, torch.device("cpu"))
-    return opened, "; ".join(filter(None, (reason, refused)))
-
-
-def _first_gpu() -> torch.device:
-    import torch
-
-    return torch.device("cuda", 0)
-
-
-def _open_on_cuda(source: Source, device: torch.device, name: str, threads: int | None) -> tuple[Backend, str]:
-    if name != "auto":
-        problem = why_not(name, source.module, device)
-        if problem:
-            raise BackendError(f"backend '{name}' on {device}: {problem}")
-        return open_backend(name, source, threads, device), "asked for"
-    skipped: list[str] = []
-    for one in ON_CUDA:
-        problem = why_not(one, source.module, device)
-        if not problem:
-            try:
-                opened = open_backend(one, source, threads, device)
-            except BackendError as error:
-                problem = str(error)
-            else:
-                return opened, "; ".join([f"the best that works on {device}", *skipped])
-        skipped.append(f"{one}: {problem}")
-    raise BackendError(f"no backend runs this engine on {device}: {'; '.join(skipped)}")
-
-
-def open_backend(name: str, source: Source, threads: int | None, device: torch.device | None = None) -> Backend:
-    """Load the network of `source` with the backend `name` on a CUDA device, or on the CPU (the default).
+def open_backend(name: str, files: NetworkFiles, threads: int | None, device: torch.device | None = None) -> Backend:
+    """Load the network of `files` with the backend `name` on a CUDA device, or on the CPU (the default).
 
     Raises InputError, BackendError (not installed, refuses the network or its precision).
     """
@@ -199,17 +120,17 @@ def open_backend(name: str, source: Source, threads: int | None, device: torch.d
         if name in TENSORRT:
             raise BackendError(f"backend '{name}' needs an NVIDIA GPU; use backend onnxruntime on the CPU")
         file, kind, _, _ = BACKENDS[name]
-        return getattr(import_module(f".{file}", __package__), kind)(source, threads)
+        return getattr(import_module(f".{file}", __package__), kind)(files, threads)
     if name in TENSORRT:
         from .tensorrt_cuda import TensorRt
 
-        return TensorRt(source, name, device)
+        return TensorRt(files, name, device)
     if name == "torch":
         from .torch_cuda import TorchCuda
 
-        return TorchCuda(source, device)
+        return TorchCuda(files, device)
     if name == "onnxruntime":
         from .onnxruntime_cuda import OnnxRuntimeCuda
 
-        return OnnxRuntimeCuda(source, device)
+        return OnnxRuntimeCuda(files, device)
     raise BackendError(f"backend '{name}' runs on the CPU only; give device='cpu'")

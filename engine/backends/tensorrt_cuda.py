@@ -18,24 +18,24 @@ import torch
 
 from ..device import capability, free_bytes, mib
 from ..errors import BackendError
-from ..plans.build import PLAN_DTYPES, load_flavour, obtain_plan, plan_key
-from .abstract import Backend, Buffers, Evaluate, Source, first_line
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from ..plans.key import PLAN_DTYPES, load_flavour, plan_key
+from ..plans.store import obtain_plan
+from ..tensors import PRECISION_DTYPES
+from .abstract import Backend, Buffers, Evaluate, NetworkFiles, first_line
 
 
 @final
 class TensorRt(Backend):
     """`flavour` is tensorrt or tensorrt_rtx. The plan is read from `plans/` or built, with a message, by this call."""
 
-    def __init__(self, source: Source, flavour: str, device: torch.device) -> None:
+    def __init__(self, files: NetworkFiles, flavour: str, device: torch.device) -> None:
         trt = load_flavour(flavour)
-        contract, artifact, options = source.contract, source.artifact, source.options
+        contract, artifact, options = files.contract, files.artifact, files.options
         if artifact is None:
             raise BackendError(f"backend '{flavour}' needs an engine directory to keep its plans in; use pfdiff.load")
         gpu, chip = torch.cuda.get_device_name(device), capability(device)
-        key = plan_key(artifact, flavour, chip, gpu, tf32=options.tf32, file=source.onnx.name)
-        plan = obtain_plan(artifact, key, trust=options.trust, say=_announce, progress=source.progress)
+        key = plan_key(artifact, flavour, chip, gpu, tf32=options.tf32, file=files.onnx.name)
+        plan = obtain_plan(artifact, key, trust=options.trust, say=_announce, progress=files.progress)
         self._trt = trt
         self._logger = trt.Logger(trt.Logger.ERROR)
         with torch.cuda.device(device):
@@ -52,10 +52,10 @@ class TensorRt(Backend):
         self._flavour = flavour
         self.name = flavour
         self.device = device
-        self.stream = source.stream or torch.cuda.Stream(device)
+        self.stream = files.stream or torch.cuda.Stream(device)
         self._check_dtypes(contract.precision)
         self._memory = self._allocate()
-        self.dtype = DTYPES[contract.precision]
+        self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = None
         self.bytes_per_sample = 0  # activation memory is allocated above, once for all buckets
         tf32 = ", TF32" if options.tf32 else ""

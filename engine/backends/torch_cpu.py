@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..errors import BackendError
-from .abstract import Backend, Buffers, Evaluate, Source
+from .abstract import Backend, Buffers, Evaluate, NetworkFiles
 from .casting import own_dtypes
 
 # How many open backends put each module into evaluation mode: the last to close puts it back.
@@ -27,17 +27,17 @@ class TorchModule(Backend):
     `threads` is PyTorch's own number of threads, one for the whole process.
     """
 
-    def __init__(self, source: Source, threads: int | None) -> None:
-        contract = source.contract
-        if source.module is None:
+    def __init__(self, files: NetworkFiles, threads: int | None) -> None:
+        contract = files.contract
+        if files.module is None:
             raise BackendError(
-                f"backend 'torch' needs the module, and '{source.onnx.parent}' holds ONNX only; "
+                f"backend 'torch' needs the module, and '{files.onnx.parent}' holds ONNX only; "
                 "give module= to pfdiff.load, or use backend onnxruntime"
             )
         if contract.precision != "fp32":
             raise BackendError(f"backend 'torch' computes in fp32, the engine is {contract.precision}; build with fp32")
-        self._module = source.module
-        modules = source.module.modules() if isinstance(source.module, torch.nn.Module) else ()
+        self._module = files.module
+        modules = files.module.modules() if isinstance(files.module, torch.nn.Module) else ()
         self._trained = [one for one in modules if one.training or one in _evaluated]
         for one in self._trained:
             _evaluated[one] = _evaluated.get(one, 0) + 1

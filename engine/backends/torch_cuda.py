@@ -18,40 +18,38 @@ from ..contract import Contract, DecoderContract
 from ..device import check_fits
 from ..errors import BackendError
 from ..runtime.capture import EXCLUSIVE
-from ..runtime.loop import TORCH_DTYPES
-from .abstract import Backend, Buffers, Evaluate, Source, first_line
+from ..tensors import PRECISION_DTYPES
+from .abstract import Backend, Buffers, Evaluate, NetworkFiles, first_line
 from .casting import cast_copy, own_dtypes
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @final
 class TorchCuda(Backend):
     """module(*inputs) -> out in inference mode, in the engine's precision."""
 
-    def __init__(self, source: Source, device: torch.device) -> None:
-        contract = source.contract
-        if source.module is None:
+    def __init__(self, files: NetworkFiles, device: torch.device) -> None:
+        contract = files.contract
+        if files.module is None:
             raise BackendError(
-                f"backend 'torch' needs the module, and '{source.onnx.parent}' holds ONNX only; "
+                f"backend 'torch' needs the module, and '{files.onnx.parent}' holds ONNX only; "
                 "give module= to pfdiff.load, or use another backend"
             )
         self.name = "torch"
         self.device = device
-        self.dtype = DTYPES[contract.precision]
+        self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = None
-        self.stream = (source.stream or torch.cuda.Stream(device)) if device.type == "cuda" else None
-        self._tf32 = source.options.tf32
+        self.stream = (files.stream or torch.cuda.Stream(device)) if device.type == "cuda" else None
+        self._tf32 = files.options.tf32
         nhwc = len(contract.shape) == 3 and (self.dtype != torch.float32 or self._tf32)
-        module: Callable[..., torch.Tensor] = source.module
+        module: Callable[..., torch.Tensor] = files.module
         if isinstance(module, torch.nn.Module):
             module = _on_device(module, self.dtype, device, nhwc)
         self.bytes_per_sample = self._measure(module, contract) if device.type == "cuda" else 0
         self._module: Callable[..., torch.Tensor] | None = module
-        if source.options.compile:
+        if files.options.compile:
             self._module = torch.compile(module, dynamic=False)
         words = [f"torch {torch.__version__}", _name(device), contract.precision]
-        words += ["channels last"] * nhwc + ["TF32"] * self._tf32 + ["compiled"] * source.options.compile
+        words += ["channels last"] * nhwc + ["TF32"] * self._tf32 + ["compiled"] * files.options.compile
         self.description = ", ".join(words)
 
     def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
@@ -84,7 +82,7 @@ class TorchCuda(Backend):
         need for a while is not what an evaluation takes.
         """
         device = self.device
-        evaluate = self._bound(module, _example(contract, batch, self.dtype, device), search=False)
+        evaluate = self._bound(module, Buffers.of(contract, batch, self.dtype, device), search=False)
         before = 0
         try:
             with EXCLUSIVE:
@@ -101,21 +99,6 @@ class TorchCuda(Backend):
 
     def close(self) -> None:
         self._module = None
-
-
-def _example(contract: Contract | DecoderContract, batch: int, dtype: torch.dtype, device: torch.device) -> Buffers:
-    """Inputs that any network takes; of the output there is only its shape."""
-    x = torch.zeros((batch, *contract.shape), dtype=dtype, device=device)
-    out = torch.empty((batch, *contract.output_shape), dtype=dtype, device="meta")
-    if isinstance(contract, DecoderContract):
-        return Buffers(x, None, (), out)
-    time_dtype = TORCH_DTYPES[contract.time_dtype]
-    t = torch.ones((batch,) if contract.time_rank else (), dtype=time_dtype, device=device)
-    conditions = tuple(
-        torch.full((batch, *one.shape), one.low or 0, dtype=TORCH_DTYPES[one.dtype], device=device)
-        for one in contract.conditions
-    )
-    return Buffers(x, t, conditions, out)
 
 
 def _on_device(module: torch.nn.Module, dtype: torch.dtype, device: torch.device, nhwc: bool) -> torch.nn.Module:

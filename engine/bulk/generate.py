@@ -3,15 +3,16 @@
 pfdiff.generate("fashion.engine", 50_000, "samples", nfe=8)                 # in this process
 pfdiff.generate("fashion.engine", 50_000, "samples", nfe=8, ray="local")    # a worker for each core, or each GPU
 
-`recipe` says what the samples are, `shards` how they are stored, `ledger` which are finished; `worker` makes a shard,
-`cluster` has Ray do so.
+`recipe` says what the samples are, `shards` how they are stored, `manifest` which are finished. `worker` makes a shard;
+`on_ray` has many workers do so on the cluster that `cluster` connects to.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -19,12 +20,12 @@ from typing import Any, final
 from ..api import Engine
 from ..artifact import read_artifact
 from ..errors import InputError
-from .manifest import Ledger, Record, open_ledger
-from .recipe import condition_tables, make_recipe, seed_range
+from ..progress import Counts
+from ..seed_conditions import condition_tables
+from .manifest import Manifest, ShardRecord, open_manifest
+from .recipe import Recipe, make_recipe, seed_range
 from .shards import Shard, check_format
 from .worker import Worker, Workplace, draw
-
-Progress = Callable[[int, int], None]  # samples that are finished, samples of the run
 
 
 @final
@@ -61,19 +62,20 @@ def generate(
     device: str = "auto",
     backend: str = "auto",
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Counts | None = None,
 ) -> Generated:
     """Samples of the seeds first .. first + count - 1 as shards in the folder `out`, with a manifest.
 
-    Run again, it verifies what is finished and makes the rest. The files do not depend on `ray`, `workers`, `threads`.
+    If a run is interrupted, repeat the call: it verifies the finished shards and makes the missing ones. The files do
+    not depend on `ray`, `workers` and `threads`.
 
-    nfe: may be left out when the engine has one program. conditions: by name, one value or m of them, of which the
-    sample of seed s takes number s mod m; a condition with named labels takes each in turn by default. format: parquet,
-    npz or png. pixels: uint8 [H, W, C] in place of float32 samples; always so in png. shard: samples a file, by
-    default about 256. ray: None for this process, "local" for a cluster of this machine, "auto" for the one that is
-    running, or HOST:PORT. workers: one engine each, by default as many as the cluster has room for. gpus_per_worker: by
-    default 1 where the cluster has GPUs. threads: of each engine, by default what the backend picks here and 1 on Ray.
-    progress: called with (finished samples, all samples).
+    nfe: may be left out when the engine has one program. conditions: by name, one value or m values; the sample of
+    seed s has value number s mod m. Without it, named labels are taken in turn. format: parquet, npz or png. pixels:
+    uint8 [H, W, C] in place of float32 samples; png always has them. shard: samples a file, by default about 256.
+    ray: None for this process, "local" for a cluster of this machine, "auto" for the running cluster, or HOST:PORT.
+    workers: one engine each, by default as many as fit on the cluster. gpus_per_worker: by default 1 where the cluster
+    has GPUs. threads: of each engine; by default the backend's choice here, and 1 on Ray. progress: called with
+    (finished samples, all samples).
     Raises InputError, EngineFileError, BackendError; finished shards are kept.
     """
     artifact = read_artifact(engine)
@@ -86,16 +88,11 @@ def generate(
     if ray is None and (workers is not None or gpus_per_worker is not None):
         raise InputError("workers and gpus_per_worker are for Ray; give ray='local' for a cluster of this machine")
     start = time.perf_counter()
-    with open_ledger(Path(out), recipe) as ledger:
-        missing = ledger.missing
-        if missing and ray is None:
-            with Worker(recipe, place) as worker:
-                _collect(ledger, ((index, worker.make(index)) for index in missing), progress)
-        elif missing:
-            from .on_ray import run_on_ray
-
-            records = run_on_ray(ray or "", recipe, place, missing, workers=workers, gpus_per_worker=gpus_per_worker)
-            _collect(ledger, records, progress)
+    with open_manifest(Path(out), recipe) as manifest:
+        missing = manifest.missing
+        if missing:
+            with closing(_records(recipe, place, missing, ray, workers, gpus_per_worker)) as records:
+                _collect(manifest, records, progress)
     return Generated(
         path=Path(out),
         count=count,
@@ -103,20 +100,39 @@ def generate(
         shards=recipe.shards,
         made=len(missing),
         seconds=time.perf_counter() - start,
-        made_by=tuple(sorted({record.made_by for record in ledger.finished.values()})),
+        made_by=tuple(sorted({record.made_by for record in manifest.finished.values()})),
     )
 
 
-def _collect(ledger: Ledger, records: Iterator[tuple[int, Record]], progress: Progress | None) -> None:
+def _records(
+    recipe: Recipe,
+    place: Workplace,
+    shards: Sequence[int],
+    ray: str | None,
+    workers: int | None,
+    gpus_per_worker: float | None,
+) -> Generator[tuple[int, ShardRecord], None, None]:
+    """(index, record) of each shard as it is made, here or on a cluster."""
+    if ray is not None:
+        from .on_ray import run_on_ray
+
+        yield from run_on_ray(ray, recipe, place, shards, workers=workers, gpus_per_worker=gpus_per_worker)
+        return
+    with Worker(recipe, place) as worker:
+        for index in shards:
+            yield index, worker.make(index)
+
+
+def _collect(manifest: Manifest, records: Iterator[tuple[int, ShardRecord]], progress: Counts | None) -> None:
     """Note each shard as it is finished."""
-    done = sum(record.count for record in ledger.finished.values())
+    done = sum(record.count for record in manifest.finished.values())
     if progress:
-        progress(done, ledger.recipe.count)
+        progress(done, manifest.recipe.count)
     for index, record in records:
-        ledger.add(index, record)
+        manifest.add(index, record)
         done += record.count
         if progress:
-            progress(done, ledger.recipe.count)
+            progress(done, manifest.recipe.count)
 
 
 def batches(

@@ -1,11 +1,11 @@
-"""The folder of a bulk run: its manifest says which samples it is for and which shards are finished.
+"""The folder of a bulk run: its manifest holds the recipe and lists the finished shards.
 
     manifest.json     {format, recipe, solver, finished, complete,
                        shards: [{name, first, count, bytes, sha256, made_by}]}
-    shard-000000.*    what the manifest lists; anything else of a shard is unfinished work and does not count
+    shard-000000.*    the shards that the manifest lists; any other file of a shard is unfinished and does not count
 
 The manifest is replaced by a rename after every shard. It holds no times and no machines, so it is the same for the
-same samples. A run that is repeated compares the recipe, verifies what is listed and makes the rest.
+same samples. A repeated run compares the recipe, verifies the listed shards and makes the missing ones.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from ..atomic import sync
+from ..atomic import part_prefix, remove, replacing
 from ..errors import InputError
 from .recipe import Recipe
-from .shards import FORMATS, PART, digest_of, remove
+from .shards import FORMATS, PART, digest_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 
 @final
 @dataclass(frozen=True)
-class Record:
+class ShardRecord:
     """A finished shard. `made_by`: backend, its version, device and precision."""
 
     name: str
@@ -56,10 +56,10 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 @final
-class Ledger:
-    """The finished shards of a run, by index. `open_ledger` makes it."""
+class Manifest:
+    """The finished shards of a run, by index. `open_manifest` makes it."""
 
-    def __init__(self, folder: Path, recipe: Recipe, finished: dict[int, Record]) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, finished: dict[int, ShardRecord]) -> None:
         self.folder = folder
         self.recipe = recipe
         self.finished = finished
@@ -68,7 +68,7 @@ class Ledger:
     def missing(self) -> list[int]:
         return [index for index in range(self.recipe.shards) if index not in self.finished]
 
-    def add(self, index: int, record: Record) -> None:
+    def add(self, index: int, record: ShardRecord) -> None:
         """Note a finished shard. Raises InputError when the disk refuses; the shard is then made again."""
         self.finished[index] = record
         self.write()
@@ -84,25 +84,18 @@ class Ledger:
             "complete": not self.missing,
             "shards": [asdict(record) for record in records],
         }
-        part = self.folder / f".{MANIFEST}{PART}"
-        with writing_to(self.folder):
-            try:
-                with open(part, "w", encoding="utf-8") as file:
-                    json.dump(content, file, indent=1)
-                    file.write("\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(part, self.folder / MANIFEST)
-                sync(self.folder)
-            except BaseException:
-                remove(part)
-                raise
+        with writing_to(self.folder), replacing(self.folder / MANIFEST) as part:
+            part.write_text(f"{json.dumps(content, indent=1)}\n", encoding="utf-8")
 
     def sweep(self) -> None:
-        """Remove what killed workers left half-written. Raises InputError when the disk refuses."""
+        """Remove the unfinished files of killed workers. Raises InputError when the disk refuses."""
         with writing_to(self.folder):
-            for left in self.folder.glob(f".*{PART}"):
+            for left in [*self.folder.glob(f".*{PART}"), *self.folder.glob(".shard-*.former-*")]:
                 remove(left)
+
+
+def _is_unfinished(name: str) -> bool:
+    return name.endswith(PART) or name.startswith(part_prefix(MANIFEST))
 
 
 def shard_name(recipe: Recipe, index: int) -> str:
@@ -110,11 +103,11 @@ def shard_name(recipe: Recipe, index: int) -> str:
 
 
 @contextmanager
-def open_ledger(folder: Path, recipe: Recipe) -> Iterator[Ledger]:
-    """The ledger of a new or empty folder, or of one that this very run was begun in, its shards verified.
+def open_manifest(folder: Path, recipe: Recipe) -> Iterator[Manifest]:
+    """The manifest of a new or empty folder, or of a folder with the same run, its shards verified.
 
     A listed shard that is missing or changed is announced and made again. Raises InputError when the folder cannot be
-    written, holds something else, another run writes there now, or the run that was begun there differs.
+    written, holds other files, belongs to another run, or is being written by another process.
     """
     with writing_to(folder):
         if not folder.parent.is_dir():
@@ -122,20 +115,20 @@ def open_ledger(folder: Path, recipe: Recipe) -> Iterator[Ledger]:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"output {folder} is a file; name a new folder")
         folder.mkdir(exist_ok=True)
-        if not (folder / MANIFEST).exists() and any(not one.name.endswith(PART) for one in folder.iterdir()):
+        if not (folder / MANIFEST).exists() and not all(_is_unfinished(one.name) for one in folder.iterdir()):
             raise InputError(f"output {folder} holds files and no {MANIFEST}; name a new or an empty folder")
     with _sole_writer(folder):
         begun = (folder / MANIFEST).exists()
-        ledger = Ledger(folder, recipe, _verified(folder, recipe) if begun else {})
-        ledger.sweep()
-        ledger.write()
-        yield ledger
-        ledger.sweep()
+        manifest = Manifest(folder, recipe, _verified(folder, recipe) if begun else {})
+        manifest.sweep()
+        manifest.write()
+        yield manifest
+        manifest.sweep()
 
 
 @contextmanager
 def _sole_writer(folder: Path) -> Iterator[None]:
-    """Holds a lock on the folder, where its file system has locks: another run would sweep away this one's parts."""
+    """Holds a lock on the folder, where its file system has locks: a second run would remove the parts of the first."""
     if sys.platform == "win32":
         yield
         return
@@ -176,12 +169,12 @@ def check_recipe(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
     return listed
 
 
-def _verified(folder: Path, recipe: Recipe) -> dict[int, Record]:
+def _verified(folder: Path, recipe: Recipe) -> dict[int, ShardRecord]:
     numbers = {shard_name(recipe, index): index for index in range(recipe.shards)}
-    finished: dict[int, Record] = {}
+    finished: dict[int, ShardRecord] = {}
     for plain in check_recipe(folder, recipe):
         try:
-            record = Record(**plain)
+            record = ShardRecord(**plain)
             index = numbers[record.name]
         except (TypeError, KeyError):
             raise InputError(f"'{folder / MANIFEST}' lists {plain!r}, which is no shard of this run") from None

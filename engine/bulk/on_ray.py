@@ -1,37 +1,30 @@
 """A bulk run on Ray: Ray Data maps the numbers of the missing shards over a pool of actors, one engine each.
 
-Actors write their shards themselves and send back a record of some hundred bytes, so engine and folder must be on a
-file system that every machine has at the same path, and this package installed there. Ray starts an actor that dies
-again, and gives its shard to another one, until a shard has cost MOST_TRIES of them.
+Actors write their shards themselves and return a record of some hundred bytes. So every machine needs this package, and
+the engine and the folder at the same path. Ray restarts an actor that dies and gives its shard to another actor, until
+a shard has cost MOST_TRIES of them.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, final
 
 from ..errors import BackendError, InputError, PfdiffError
-from ..machine import cores
-from .manifest import Record, shard_name, writing_to
+from .cluster import connected, last_line, size_pool
+from .manifest import ShardRecord, shard_name, writing_to
 from .recipe import Recipe
 from .shards import attempt
 from .worker import Worker, Workplace, check_tries
 
-CONNECT_SECONDS = 5
-# HTTP/2 (RFC 9113, 3.4): a client's first bytes, with empty settings; a gRPC server answers with its settings, kind 4.
-PREFACE, SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)), 4
-OBJECT_STORE_BYTES = 128 << 20  # of a local cluster: only records pass through it
-
 
 @final
 class Actor:
-    """What runs on a worker. An error becomes a row, for it would come again if Ray tried again."""
+    """The code of one worker. An error becomes a row, since it would come again if Ray tried again."""
 
     def __init__(self, recipe: Recipe, place: Workplace) -> None:
         self._recipe = recipe
@@ -50,7 +43,7 @@ class Actor:
             return {"index": indices, "record": [""] * len(indices), "error": [where] * len(indices)}
 
     def _opened(self, index: int) -> Worker:
-        """The worker. An engine that ends its process while it is loaded has tried the shard too: Ray would go on."""
+        """The worker. Loading counts as an attempt at the shard: an engine may end its process while it is loaded."""
         target = self._place.out / shard_name(self._recipe, index)
         check_tries(target)
         with ExitStack() as stack:
@@ -67,7 +60,7 @@ def run_on_ray(
     *,
     workers: int | None = None,
     gpus_per_worker: float | None = None,
-) -> Iterator[tuple[int, Record]]:
+) -> Iterator[tuple[int, ShardRecord]]:
     """Make `shards` on the cluster at `address`; yields (index, record) as they are finished, in any order.
 
     Raises InputError (Ray not installed, no such cluster, not enough room), PfdiffError with what a worker says.
@@ -98,110 +91,6 @@ def run_on_ray(
             for row in rows.iter_rows():
                 if row["error"]:
                     raise PfdiffError(str(row["error"]))
-                yield int(row["index"]), Record(**json.loads(row["record"]))
+                yield int(row["index"]), ShardRecord(**json.loads(row["record"]))
         except RayError as error:
-            raise BackendError(f"the cluster gave up: {_line(error)}; finished shards are kept") from error
-
-
-def size_pool(
-    resources: Mapping[str, float],
-    shards: int,
-    threads: int,
-    workers: int | None,
-    gpus_per_worker: float | None,
-    device: str,
-) -> tuple[float, int]:
-    """(GPUs of a worker, workers) that fit what the cluster has. Raises InputError."""
-    if (workers is not None and workers < 1) or (gpus_per_worker is not None and gpus_per_worker < 0):
-        raise InputError(f"workers={workers}, gpus_per_worker={gpus_per_worker}: expected at least 1 and at least 0")
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    if gpus_per_worker is None:
-        gpus_per_worker = 1.0 if gpus and device != "cpu" else 0.0
-    room = int(cpus // threads)
-    if gpus_per_worker:
-        # Workers of less than a GPU share one; none has parts of two. 1 / 0.1 is 10, and 1 // 0.1 is 9.
-        fit = int(1 / gpus_per_worker + 1e-9) * int(gpus) if gpus_per_worker < 1 else int(gpus / gpus_per_worker)
-        room = min(room, fit)
-    wanted = workers or max(1, min(room, shards))
-    if wanted > room:
-        needs = f"{threads} CPUs" if threads > 1 else "1 CPU"
-        needs += f" and {gpus_per_worker:g} GPUs" if gpus_per_worker else ""
-        raise InputError(
-            f"{wanted} workers of {needs} each, but the cluster has {cpus:g} CPUs and {gpus:g} GPUs; "
-            "ask for fewer workers, threads or GPUs"
-        )
-    return gpus_per_worker, wanted
-
-
-@contextmanager
-def connected(address: str) -> Iterator[None]:
-    """A connection to the cluster at `address`, which a local one does not outlive; one that is there is used."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else each pool of actors is announced as an error
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == "local":
-        settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        # Ray knows a container's limit, and not that of this process.
-        if cores() < (os.cpu_count() or 0):
-            settings["num_cpus"] = cores()
-    elif address != "auto":
-        check_listening(address)
-    try:
-        with _silence():
-            ray.init(address=address, **settings)
-    except Exception as error:  # among others a bare one, when a node does not start in time
-        what = "no Ray cluster runs here" if address == "auto" else f"Ray at '{address}': {_line(error)}"
-        raise InputError(f"{what}; start one with 'ray start --head', or give local") from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Nothing on this process's stderr: Ray's core, which is no Python, says there that it was told to say nothing."""
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
-
-
-def check_listening(address: str) -> None:
-    """Ray itself would wait for minutes. Raises InputError."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not (colon and host and port.isdigit()):
-        raise InputError(f"Ray address '{address}', expected local, auto, HOST:PORT or ray://HOST:PORT")
-    try:
-        with socket.create_connection((host, int(port)), CONNECT_SECONDS) as line:
-            # Behind TLS nothing can be asked.
-            why = "" if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true") else _no_grpc(line)
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-    if why:
-        raise InputError(f"no Ray cluster at '{address}': {why}; start one with 'ray start --head', or give local")
-
-
-def _no_grpc(line: socket.socket) -> str:
-    """Why the other side is no Ray, empty when it may be. Raises OSError when it does not answer."""
-    line.settimeout(CONNECT_SECONDS)
-    line.sendall(PREFACE)
-    head = b""
-    while len(head) < 4 and (part := line.recv(4 - len(head))):
-        head += part
-    return "" if head[3:] == bytes((SETTINGS,)) else "something else than Ray answers there"
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+            raise BackendError(f"the cluster gave up: {last_line(error)}; finished shards are kept") from error

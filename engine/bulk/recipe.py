@@ -1,12 +1,12 @@
-"""What the samples of a bulk run are: everything that their bytes depend on, and the cut into shards.
+"""The recipe of a bulk run: everything that the bytes of its samples depend on, and the cut into shards.
 
-A run of `count` samples has the seeds first, first + 1, ..., each one sample; shard i holds the seeds from
-first + i * size. A condition is a table [m, *shape], and the sample of seed s takes row s mod m of it. So a sample
-depends on its seed and the recipe, never on who computes it, when, or what else is computed.
+A run of `count` samples has the seeds first, first + 1, ..., one sample each. Shard i holds `size` seeds from
+first + i * size on. Conditions are tables [m, *shape], and the sample of seed s has row s mod m. So a sample depends on
+its seed and the recipe, never on the worker, the time or the other samples.
 
-A shard is always drawn by the same calls: batches of the engine's largest bucket from its first seed on. Its bytes are
-then those of one engine, one backend of one version and one kind of processor. The threads of onnxruntime split a
-product's rows and columns, not its sums, and change nothing; other backends promise less.
+A shard is always drawn by the same calls: batches of the engine's largest bucket from its first seed on. So its bytes
+depend only on the engine, the backend's version and the kind of processor. The threads of onnxruntime split the rows
+and columns of a product, not its sums, and change nothing; other backends promise less.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifact import Artifact
-from ..contract import Condition, Contract
 from ..errors import InputError
+from ..seed_conditions import condition_tables
 
 SEEDS = 1 << 64
 SHARD_SAMPLES = 256
-SHARD_BYTES = 64 << 20  # of samples; below it a default shard has SHARD_SAMPLES, to the engine's largest bucket
+SHARD_BYTES = 64 << 20  # of samples; a default shard has at most this and SHARD_SAMPLES, in whole buckets
 PIXEL_CHANNELS = (1, 3, 4)
-LISTED_ROWS = 32  # a longer table stands in the manifest as its hash
+LISTED_ROWS = 32  # the manifest holds a longer table as its hash
 
 
 @final
@@ -37,7 +37,7 @@ LISTED_ROWS = 32  # a longer table stands in the manifest as its hash
 class Recipe:
     """A run's samples. `engine`, `program`: SHA-256; `batch`: the engine's buckets; `size`: samples of a shard.
 
-    `solver` says what the program is called and decides nothing.
+    `solver` is a label; the program's coefficients decide.
     """
 
     network: str
@@ -95,10 +95,7 @@ def make_recipe(
     Raises InputError on an unknown NFE or condition, a count or seed out of range, and pixels of what is no image.
     """
     contract = artifact.contract
-    chosen = next(iter(artifact.programs)) if nfe is None and len(artifact.programs) == 1 else nfe
-    if chosen is None or chosen not in artifact.programs:
-        held = ", ".join(str(one) for one in sorted(artifact.programs))
-        raise InputError(f"nfe={nfe}, this engine has {held}; choose one of them, or build another too")
+    program = artifact.program(nfe)
     for name, value, low in (("count", count, 1), ("first", first, 0), ("shard", size, 1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             raise InputError(f"{name}={value!r}, expected an integer of at least {low}")
@@ -109,10 +106,10 @@ def make_recipe(
         raise InputError(f"samples of shape {list(shape)} are no images [1|3|4, H, W]; generate float32 samples")
     return Recipe(
         network=contract.name,
-        solver=artifact.programs[chosen].solver,
+        solver=program.solver,
         engine=engine_digest(artifact),
-        program=artifact.programs[chosen].digest,
-        nfe=chosen,
+        program=program.digest,
+        nfe=program.nfe,
         batch=artifact.batch,
         first=first,
         count=count,
@@ -124,7 +121,7 @@ def make_recipe(
 
 
 def engine_digest(artifact: Artifact) -> str:
-    """SHA-256 of what samples depend on beside the program: contracts, buckets, precision and the files' hashes."""
+    """SHA-256 of everything but the program that samples depend on: contracts, buckets, precision, hashes of files."""
     plain = {
         "contract": artifact.contract.to_dict(),
         "decoder": artifact.decoder.to_dict() if artifact.decoder else None,
@@ -138,32 +135,6 @@ def engine_digest(artifact: Artifact) -> str:
 def seed_range(first: int, count: int) -> NDArray[np.uint64]:
     """The seeds first, first + 1, ... as uint64 [count]."""
     return np.uint64(first) + np.arange(count, dtype=np.uint64)
-
-
-# Conditions.
-def condition_tables(contract: Contract, given: Mapping[str, Any] | None) -> dict[str, NDArray[Any]]:
-    """The table [m, *shape] of every condition of the contract.
-
-    given: by name, one value, a label's name, or a list or array of m of them. What is not given takes each of its
-    labels in turn when it has names for them, else its default. Raises InputError.
-    """
-    named = contract.by_name(given or {})
-    return {one.name: _table(one, named.get(one.name)) for one in contract.conditions}
-
-
-def rows(tables: Mapping[str, NDArray[Any]], seeds: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:
-    """The conditions [n, *shape] of the samples of `seeds`: row s mod m of each table."""
-    return {name: table[seeds % np.uint64(len(table))] for name, table in tables.items()}
-
-
-def _table(condition: Condition, given: Any) -> NDArray[Any]:
-    if given is None and condition.labels:
-        given = list(condition.labels)
-    shape: tuple[int, ...] = () if given is None or isinstance(given, str) else np.shape(given)
-    count = next(iter(shape)) if len(shape) > len(condition.shape) else 1
-    if not count:
-        raise InputError(f"condition '{condition.name}': got no values, expected at least one")
-    return condition.values(given, count)
 
 
 def _described(table: NDArray[Any]) -> dict[str, Any]:

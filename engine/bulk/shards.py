@@ -1,11 +1,11 @@
-"""Shards: some samples with their seeds and conditions as one file or folder, the same bytes for the same samples.
+"""Shards: samples with their seeds and conditions in one file or folder, the same bytes for the same samples.
 
     parquet   columns seed, each condition, and sample (float32) or pixels (uint8), arrays as fixed-shape tensors
     npz       the same as arrays
     png       a folder of <seed>.png
 
-A shard appears whole or not at all: it is written beside its place, synced and renamed. Its `.part` is there from the
-moment work on it begins, so what dead workers left counts how often it was tried.
+A shard appears whole or not at all: it is written beside its place, synced and renamed. The `.part` file is created
+when work starts, so leftover files count failed attempts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import hashlib
 import io
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifact import sha256_of
-from ..atomic import sync
+from ..atomic import remove, swap, sync
 from ..errors import InputError
 
-PART = ".part"  # a hidden file or folder that ends so is a shard that is not finished
+PART = ".part"  # ends the hidden file or folder of a shard that is not finished
 Encoded = dict[str, bytes]  # the files of a folder by name; a single file's name is empty
 
 
@@ -43,7 +42,7 @@ class Shard:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """Every array by the name that it has in a file."""
+        """Every array by its name in a file."""
         kind = "pixels" if self.values.dtype == np.uint8 else "sample"
         return {"seed": self.seeds, **self.conditions, kind: self.values}
 
@@ -59,7 +58,7 @@ def _parquet(shard: Shard) -> Encoded:
 
     table = pyarrow.table({name: column(values) for name, values in shard.columns.items()})
     sink = io.BytesIO()
-    # Every option that shapes the bytes; the file also names its writer's version.
+    # Every option on which the bytes depend; the file also names its writer's version.
     parquet.write_table(
         table,
         sink,
@@ -94,7 +93,7 @@ def _png(shard: Shard) -> Encoded:
 @final
 @dataclass(frozen=True)
 class Format:
-    """How a shard is encoded, how its name ends, and the library that this takes beside the base ones."""
+    """The encoder of a shard, the end of its name, and the optional library that it needs."""
 
     encode: Callable[[Shard], Encoded]
     suffix: str
@@ -119,7 +118,10 @@ def check_format(name: str) -> Format:
 # Files.
 @contextmanager
 def attempt(target: Path) -> Iterator[Path]:
-    """An empty part of `target`, which stays, and `tries` counts it, if the process dies inside. Raises OSError."""
+    """An empty part of `target`, removed at the end. If the process dies, it stays and `tries` counts it.
+
+    Raises OSError.
+    """
     part = target.with_name(f".{target.name}-{secrets.token_hex(4)}{PART}")
     part.touch()
     try:
@@ -134,26 +136,14 @@ def placing(target: Path) -> Iterator[Path]:
     with attempt(target) as part:
         yield part
         if target.is_dir():
-            _exchange(part, target)
+            swap(part, target)
         else:
             os.replace(part, target)
         sync(target.parent)
 
 
-def _exchange(part: Path, target: Path) -> None:
-    """A folder cannot be replaced by one rename: the old one moves aside, and back when the new one cannot follow."""
-    aside = part.with_name(f"{part.name}.old{PART}")
-    os.replace(target, aside)
-    try:
-        os.replace(part, target)
-    except BaseException:
-        os.replace(aside, target)
-        raise
-    remove(aside)
-
-
 def tries(target: Path) -> int:
-    """How many parts of this shard others are at or left when they died."""
+    """The number of parts of this shard: those in progress, and those that dead workers left."""
     return len(list(target.parent.glob(f".{target.name}-*{PART}")))
 
 
@@ -178,14 +168,6 @@ def digest_of(target: Path) -> tuple[str, int]:
         paths = sorted(target.iterdir())
         return _combined({path.name: sha256_of(path) for path in paths}), sum(path.stat().st_size for path in paths)
     return sha256_of(target), target.stat().st_size
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there and can be."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""One engine that makes shards: what `generate` runs in its own process, and Ray on every worker."""
+"""One engine that makes shards: `generate` runs one in its own process, and Ray one on every worker."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from ..api import Engine
 from ..artifact import read_artifact
 from ..errors import BackendError, InputError
-from .manifest import Record, check_recipe, shard_name, writing_to
-from .recipe import Recipe, engine_digest, rows
+from ..seed_conditions import rows
+from .manifest import ShardRecord, check_recipe, shard_name, writing_to
+from .recipe import Recipe, engine_digest
 from .shards import Shard, placing, tries, write_shard
 
-MOST_TRIES = 5  # a shard that has cost so many workers ends the run
+MOST_TRIES = 5  # a shard that has cost this many workers ends the run
 
 
 @final
 @dataclass(frozen=True)
 class Workplace:
-    """Where a worker finds the engine and the folder, and what it runs on."""
+    """The paths of the engine and the folder on a worker, and the device and backend that it uses."""
 
     engine: Path
     out: Path
@@ -50,7 +51,7 @@ class Worker:
         self._out = place.out
         self._engine = Engine(artifact, device=place.device, backend=place.backend, threads=place.threads)
 
-    def make(self, index: int) -> Record:
+    def make(self, index: int) -> ShardRecord:
         """Draw and write the shard of that index. Raises InputError (disk), BackendError (network)."""
         recipe = self._recipe
         seeds = recipe.seeds(index)
@@ -60,7 +61,7 @@ class Worker:
             shard = draw(self._engine, seeds, recipe.nfe, recipe.conditions, pixels=recipe.pixels)
             sha256, size = write_shard(part, shard, recipe.format)
         decoded = f"; {self._engine.decoding}" if recipe.pixels and self._engine.decoding else ""
-        return Record(name, int(seeds[0]), len(seeds), size, sha256, self._engine.description + decoded)
+        return ShardRecord(name, int(seeds[0]), len(seeds), size, sha256, self._engine.description + decoded)
 
     def close(self) -> None:
         """Free the engine."""
@@ -74,7 +75,7 @@ class Worker:
 
 
 def check_tries(target: Path) -> None:
-    """Raises BackendError when a shard has cost so many workers that one more would die too."""
+    """Raises BackendError when a shard has cost MOST_TRIES workers: another worker would die too."""
     if tries(target) >= MOST_TRIES:
         raise BackendError(f"shard '{target.name}' has cost {MOST_TRIES} workers; see what ends them: memory, a driver")
 

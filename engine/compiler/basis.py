@@ -1,4 +1,4 @@
-"""What a network predicts and what a solver stores, as rows of two numbers; conversions are 2x2 solves.
+"""A network's prediction and a solver's basis, as rows of two numbers; conversions are 2x2 solves.
 
 Every quantity here is a combination of the clean sample and the noise. With x_t = alpha x_0 + sigma eps,
 
@@ -43,9 +43,14 @@ def row(kind: str, t: float, schedule: Schedule, sigma_data: float = 0.5) -> Row
     raise InputError(f"unknown prediction {kind!r}; known: {', '.join(PREDICTIONS)}")
 
 
+def velocity(basis: str, schedule: Schedule) -> str:
+    """The prediction that a basis name means on this schedule."""
+    return schedule.velocity if basis == "v" else basis
+
+
 def basis_row(basis: str, t: float, schedule: Schedule) -> Row:
     """The row of a solver's basis; `v` is the velocity that belongs to the schedule."""
-    return row(schedule.velocity if basis == "v" else basis, t, schedule)
+    return row(velocity(basis, schedule), t, schedule)
 
 
 def solve(to: Row, x: Row, d: Row) -> Row:

@@ -22,29 +22,29 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..errors import InputError
-from .schedule import Array, Schedule
+from .schedule import Float64s, Schedule
 
 Grid = str | Sequence[float]
 
 
-def uniform(schedule: Schedule, points: int, start: float, stop: float) -> Array:
+def uniform(schedule: Schedule, points: int, start: float, stop: float) -> Float64s:
     u = np.linspace(schedule.unwarp(stop), schedule.unwarp(start), points)[::-1]
     return schedule.warp(u) if points > 1 else np.array([start])
 
 
-def trailing(schedule: Schedule, points: int, start: float, stop: float) -> Array:
+def trailing(schedule: Schedule, points: int, start: float, stop: float) -> Float64s:
     if schedule.discrete:
         return np.round((start + 1) * (1 - np.arange(points) / points)) - 1
     return schedule.warp(schedule.unwarp(start) * (1 - np.arange(points) / points))
 
 
-def leading(schedule: Schedule, points: int, start: float, stop: float, offset: float = 0) -> Array:
+def leading(schedule: Schedule, points: int, start: float, stop: float, offset: float = 0) -> Float64s:
     if schedule.discrete:
         return np.arange(points)[::-1] * ((start + 1) // points) + offset
     return schedule.warp(np.maximum(np.arange(points)[::-1] / points * schedule.unwarp(start), stop))
 
 
-def quadratic(schedule: Schedule, points: int, start: float, stop: float, fraction: float = 0.8) -> Array:
+def quadratic(schedule: Schedule, points: int, start: float, stop: float, fraction: float = 0.8) -> Float64s:
     if schedule.discrete and start == schedule.last:
         start = (schedule.last + 1) * fraction
     times = np.linspace(np.sqrt(stop), np.sqrt(start), points)[::-1] ** 2
@@ -52,34 +52,34 @@ def quadratic(schedule: Schedule, points: int, start: float, stop: float, fracti
     return times
 
 
-def logsnr(schedule: Schedule, points: int, start: float, stop: float) -> Array:
+def logsnr(schedule: Schedule, points: int, start: float, stop: float) -> Float64s:
     return _from_lambda(schedule, np.linspace(schedule.lam(start), schedule.lam(stop), points), start, stop)
 
 
-def karras(schedule: Schedule, points: int, start: float, stop: float, rho: float = 7) -> Array:
+def karras(schedule: Schedule, points: int, start: float, stop: float, rho: float = 7) -> Float64s:
     high, low = (np.exp(-schedule.lam(t) / rho) for t in (start, stop))
     return _from_lambda(schedule, -rho * np.log(np.linspace(high, low, points)), start, stop)
 
 
-def _from_lambda(schedule: Schedule, lam: Array, start: float, stop: float) -> Array:
+def _from_lambda(schedule: Schedule, lam: Float64s, start: float, stop: float) -> Float64s:
     """The times of lam, with the ends exact."""
     times = schedule.time_from_lambda(lam)
     times[-1], times[0] = stop, start
     return times
 
 
-RULES: dict[str, Callable[..., Array]] = {
+RULES: dict[str, Callable[..., Float64s]] = {
     rule.__name__: rule for rule in (uniform, trailing, leading, quadratic, logsnr, karras)
 }
 EARLY = ("trailing", "leading")  # these stop one interval before the end
 
 
 def usual_rule(schedule: Schedule) -> str:
-    """The rule where none is said: logsnr, or uniform where alpha starts at 0 and lambda has no start."""
+    """The default rule: logsnr, or uniform where alpha starts at 0 and lambda has no start."""
     return "logsnr" if schedule.alpha(schedule.last) > 0 else "uniform"
 
 
-def listed(grid: Grid) -> Array | None:
+def listed(grid: Grid) -> Float64s | None:
     """The times of a list, "999,500,-1" or numbers; None for a rule. Raises InputError."""
     if isinstance(grid, str) and "," not in grid:
         return None
@@ -97,7 +97,7 @@ def make_grid(
     t_start: float | None = None,
     end: str | float = "clean",
     gap: int = 1,
-) -> Array:
+) -> Float64s:
     """The times of `intervals` intervals, float64, strictly decreasing.
 
     grid: a rule of the table above or the times themselves ("999,500,-1" as a string).
@@ -138,7 +138,7 @@ def make_grid(
 
 
 def _end(end: str | float, schedule: Schedule) -> tuple[float, float]:
-    """(the lowest time that the network may be asked at, the last point of the grid)."""
+    """(the lowest time at which the network may be evaluated, the last point of the grid)."""
     if isinstance(end, str) and end not in ("clean", "first"):
         raise InputError(f"unknown end {end!r}; expected clean, first or a time")
     if end == "clean" or end == schedule.clean:
@@ -173,7 +173,7 @@ def _check_room(points: int, gap: int, start: float, stop: float, grid: Grid) ->
         )
 
 
-def _space_out(times: Array, stop: float, start: float, gap: int) -> Array:
+def _space_out(times: Float64s, stop: float, start: float, gap: int) -> Float64s:
     """Integer times at least `gap` apart inside [stop, start]; moves as few points as it can."""
     times = np.clip(times, stop, start)
     for i in range(1, len(times)):
@@ -184,7 +184,7 @@ def _space_out(times: Array, stop: float, start: float, gap: int) -> Array:
     return times
 
 
-def _checked(times: Array, schedule: Schedule, intervals: int, t_start: float | None, gap: int) -> Array:
+def _checked(times: Float64s, schedule: Schedule, intervals: int, t_start: float | None, gap: int) -> Float64s:
     if t_start is not None and (len(times) == 0 or times[0] != t_start):
         raise InputError("t_start and a list of times contradict each other; give one of them")
     ends_clean = len(times) > 0 and times[-1] == schedule.clean

@@ -1,4 +1,4 @@
-"""A sampler compiled to numbers: what every backend, kernel and file format of this project executes.
+"""A sampler as numbers: the program that every backend, kernel and file format of this project executes.
 
     s_j = init_j * noise
     for n = 0 ... N-1:
@@ -8,16 +8,15 @@
         s_j <- sum_i W_n[j, i] s_i + w_n[j] z               all j at once
     sample = s_0
 
-Conversions between what the network predicts and what the solver stores are folded into W and w in float64: the
-network's own output is combined, so v-networks keep their accuracy where alpha is small. The dense table stays
-beside it in the solver's basis, to be read, hashed and tested.
+The conversion from the network's prediction to the solver's basis is folded into W and w in float64. The updates
+combine the network's own output, so v-networks keep their accuracy where alpha is small. The program also holds the
+dense table in the solver's basis, to be read, hashed and tested.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, final
@@ -25,11 +24,7 @@ from typing import Any, final
 import numpy as np
 
 from ..errors import InputError
-from .basis import BASES, PREDICTIONS, convert, edm_preconditioning
-from .grid import Grid, make_grid
-from .schedule import Array, parse_schedule
-from .solvers import parse_solver
-from .trace import lower, trace, velocity
+from .schedule import Float64s, parse_schedule
 
 ARRAYS = {"times": 1, "network_times": 1, "c_in": 1, "table": 2, "init": 1, "p": 1, "q": 1, "W": 3, "w": 2}
 
@@ -53,15 +48,15 @@ class Program:
     t_start: float | None
     end: str | float
     sigma_data: float
-    times: Array
-    network_times: Array
-    c_in: Array
-    table: Array
-    init: Array
-    p: Array
-    q: Array
-    W: Array
-    w: Array
+    times: Float64s
+    network_times: Float64s
+    c_in: Float64s
+    table: Float64s
+    init: Float64s
+    p: Float64s
+    q: Float64s
+    W: Float64s
+    w: Float64s
 
     def __post_init__(self) -> None:
         for name in ARRAYS:
@@ -130,76 +125,3 @@ class Program:
         if isinstance(values["grid"], list):
             values["grid"] = tuple(values["grid"])
         return Program(**values)
-
-
-def compile(
-    solver: str,
-    schedule: str,
-    nfe: int,
-    grid: Grid = "uniform",
-    basis: str | None = None,
-    prediction: str = "eps",
-    clip: float | None = None,
-    t_start: float | None = None,
-    end: str | float = "clean",
-    sigma_data: float = 0.5,
-) -> Program:
-    """The program of a solver for one NFE.
-
-    solver, schedule: strings, see engine/compiler/solvers and engine/compiler/schedule.py. nfe: network
-    evaluations, at least 1. grid: a rule or the times, see engine/compiler/grid.py. basis: eps, x0 or v, what the
-    solver stores; by default v on flow schedules, otherwise eps. Solvers with a parameterisation of their own
-    (DPM-Solver: eps, DPM-Solver++: x0) convert to it, so basis then changes nothing but the table's columns.
-    prediction: eps, x0, v, flow or edm, what the network returns. clip: bound on |x0|, 1 for data in [-1, 1]. t_start:
-    first time. end: clean, first or a time. sigma_data: of `edm`.
-    Raises InputError.
-    """
-    if isinstance(nfe, bool) or not isinstance(nfe, int | np.integer) or nfe < 1:
-        raise InputError(f"NFE must be a whole number of at least 1, got {nfe!r}")
-    if prediction not in PREDICTIONS:
-        raise InputError(f"unknown prediction {prediction!r}; known: {', '.join(PREDICTIONS)}")
-    if basis is not None and basis not in BASES:
-        raise InputError(f"unknown basis {basis!r}; known: {', '.join(BASES)}")
-    if clip is not None and not (clip > 0 and math.isfinite(clip)):
-        raise InputError(f"clip must be above 0, got {clip:g}; data in [-1, 1] has clip 1")
-    if not (sigma_data > 0 and math.isfinite(sigma_data)):
-        raise InputError(f"sigma_data must be above 0, got {sigma_data:g}")
-    nfe = int(nfe)
-    process, method = parse_schedule(schedule), parse_solver(solver)
-    basis = basis or ("v" if process.velocity == "flow" else "eps")
-    points = make_grid(grid, process, method.intervals(nfe), t_start, end, method.evaluations)
-    times, table = trace(method, nfe, points, process, basis)
-    init, W, w = lower(table)
-
-    # Fold: d = p y + q z with z the network's output, or the clipped x0.
-    p, q, c_in, network_times = np.zeros(nfe), np.ones(nfe), np.ones(nfe), times.copy()
-    for n, t in enumerate(times):
-        stored, given = velocity(basis, process), prediction
-        if clip is not None:
-            p[n], q[n] = convert("x0", prediction, t, process, sigma_data)
-            given = "x0"
-        from_x, from_z = convert(stored, given, t, process, sigma_data)
-        W[n, :, 0] += w[n] * from_x
-        w[n] *= from_z
-        if prediction == "edm":
-            c_in[n], _, _, network_times[n] = edm_preconditioning(float(process.sigma(t)), sigma_data)
-    return Program(
-        solver=str(method),
-        schedule=schedule,
-        grid=grid if isinstance(grid, str) else tuple(float(t) for t in grid),
-        basis=basis,
-        prediction=prediction,
-        clip=None if clip is None else float(clip),
-        t_start=None if t_start is None else float(t_start),
-        end=end if isinstance(end, str) else float(end),
-        sigma_data=float(sigma_data),
-        times=times,
-        network_times=network_times,
-        c_in=c_in,
-        table=table,
-        init=init,
-        p=p,
-        q=q,
-        W=W,
-        w=w,
-    )

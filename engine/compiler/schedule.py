@@ -26,22 +26,23 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..array_files import read_array, read_text
 from ..errors import InputError
 
-Array = NDArray[np.floating]  # float64 throughout; NumPy types many results no narrower
+Float64s = NDArray[np.floating]  # float64 throughout; NumPy types many results no narrower
+Array = Float64s  # for modules outside this folder that do not yet import the new name
 
 
 class Schedule(ABC):
     """alpha_t and sigma_t of a forward process, and the times at which it is defined."""
 
     discrete: ClassVar[bool]
-    velocity: ClassVar[str] = "v"  # what a network that predicts "the velocity" of this process means
+    velocity: ClassVar[str] = "v"  # the prediction that is called "the velocity" of this process
 
     @property
     @abstractmethod
@@ -64,18 +65,18 @@ class Schedule(ABC):
         return self.span[2]
 
     @abstractmethod
-    def alpha(self, t: ArrayLike) -> Array:
+    def alpha(self, t: ArrayLike) -> Float64s:
         """Signal coefficient, float64, shape of t. Raises InputError outside the schedule."""
 
     @abstractmethod
-    def sigma(self, t: ArrayLike) -> Array:
+    def sigma(self, t: ArrayLike) -> Float64s:
         """Noise coefficient, float64, shape of t. Raises InputError outside the schedule."""
 
     @abstractmethod
-    def time_from_lambda(self, lam: ArrayLike) -> Array:
+    def time_from_lambda(self, lam: ArrayLike) -> Float64s:
         """Inverse of `lam`, float64; real numbers also for discrete schedules (the grid rounds)."""
 
-    def lam(self, t: ArrayLike) -> Array:
+    def lam(self, t: ArrayLike) -> Float64s:
         """lambda_t = log(alpha_t / sigma_t); +inf at the clean point, -inf where alpha is 0."""
         with np.errstate(divide="ignore"):
             return np.log(self.alpha(t)) - np.log(self.sigma(t))
@@ -84,15 +85,15 @@ class Schedule(ABC):
         """Standard deviation of the noise that sampling starts from at time t."""
         return 1.0
 
-    def warp(self, u: ArrayLike) -> Array:
+    def warp(self, u: ArrayLike) -> Float64s:
         """Evenly spaced u to time; only flow schedules with a shift bend it."""
         return np.asarray(u, np.float64)
 
-    def unwarp(self, t: ArrayLike) -> Array:
+    def unwarp(self, t: ArrayLike) -> Float64s:
         """Inverse of `warp`."""
         return np.asarray(t, np.float64)
 
-    def check(self, t: ArrayLike) -> Array:
+    def check(self, t: ArrayLike) -> Float64s:
         """t as float64, inside [first, last] or the clean point. Raises InputError otherwise."""
         times = np.asarray(t, np.float64)
         low = min(self.first, self.clean)
@@ -108,9 +109,9 @@ class Discrete(Schedule):
     """T integer times 0..T-1 with cumulative products alphabar_t; alpha_t = sqrt(alphabar_t); -1 is clean."""
 
     discrete: ClassVar[bool] = True
-    alphas_cumprod: Array
+    alphas_cumprod: Float64s
     # Index -1 of the extended arrays is the clean point, as the time -1 means.
-    extended: Array = field(init=False, repr=False)
+    extended: Float64s = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         values = np.asarray(self.alphas_cumprod, np.float64)
@@ -131,13 +132,13 @@ class Discrete(Schedule):
             raise InputError(f"time {bad:g} is not an integer; discrete schedules have integer times only")
         return times.astype(np.int64)
 
-    def alpha(self, t: ArrayLike) -> Array:
+    def alpha(self, t: ArrayLike) -> Float64s:
         return np.sqrt(self.extended[self.index(t)])
 
-    def sigma(self, t: ArrayLike) -> Array:
+    def sigma(self, t: ArrayLike) -> Float64s:
         return np.sqrt(1 - self.extended[self.index(t)])
 
-    def time_from_lambda(self, lam: ArrayLike) -> Array:
+    def time_from_lambda(self, lam: ArrayLike) -> Float64s:
         lam_t = self.lam(np.arange(self.last + 1))  # falls with t
         return np.interp(-np.asarray(lam, np.float64), -lam_t, np.arange(self.last + 1))
 
@@ -156,17 +157,17 @@ class Vp(Schedule):
     def span(self) -> tuple[float, float, float]:
         return self.t_min, 1.0, 0.0
 
-    def log_alpha(self, t: ArrayLike) -> Array:
+    def log_alpha(self, t: ArrayLike) -> Float64s:
         times = self.check(t)
         return -(times**2) * (self.beta_max - self.beta_min) / 4 - times * self.beta_min / 2
 
-    def alpha(self, t: ArrayLike) -> Array:
+    def alpha(self, t: ArrayLike) -> Float64s:
         return np.exp(self.log_alpha(t))
 
-    def sigma(self, t: ArrayLike) -> Array:
+    def sigma(self, t: ArrayLike) -> Float64s:
         return np.sqrt(-np.expm1(2 * self.log_alpha(t)))
 
-    def time_from_lambda(self, lam: ArrayLike) -> Array:
+    def time_from_lambda(self, lam: ArrayLike) -> Float64s:
         # -2 log alpha = log(1 + exp(-2 lambda)) is a quadratic in t; this root has no cancellation.
         c = 2 * (self.beta_max - self.beta_min) * np.logaddexp(-2 * np.asarray(lam, np.float64), 0)
         return c / (np.sqrt(self.beta_min**2 + c) + self.beta_min) / (self.beta_max - self.beta_min)
@@ -185,13 +186,13 @@ class Edm(Schedule):
     def span(self) -> tuple[float, float, float]:
         return self.sigma_min, self.sigma_max, 0.0
 
-    def alpha(self, t: ArrayLike) -> Array:
+    def alpha(self, t: ArrayLike) -> Float64s:
         return np.ones_like(self.check(t))
 
-    def sigma(self, t: ArrayLike) -> Array:
+    def sigma(self, t: ArrayLike) -> Float64s:
         return self.check(t)
 
-    def time_from_lambda(self, lam: ArrayLike) -> Array:
+    def time_from_lambda(self, lam: ArrayLike) -> Float64s:
         return np.exp(-np.asarray(lam, np.float64))
 
     def prior_scale(self, t: float) -> float:
@@ -213,23 +214,23 @@ class Flow(Schedule):
     def span(self) -> tuple[float, float, float]:
         return self.t_min, 1.0, 0.0
 
-    def alpha(self, t: ArrayLike) -> Array:
+    def alpha(self, t: ArrayLike) -> Float64s:
         return 1 - self.check(t)
 
-    def sigma(self, t: ArrayLike) -> Array:
+    def sigma(self, t: ArrayLike) -> Float64s:
         return self.check(t)
 
-    def time_from_lambda(self, lam: ArrayLike) -> Array:
+    def time_from_lambda(self, lam: ArrayLike) -> Float64s:
         return 1 / (1 + np.exp(np.asarray(lam, np.float64)))
 
     def prior_scale(self, t: float) -> float:
         return float(t)
 
-    def warp(self, u: ArrayLike) -> Array:
+    def warp(self, u: ArrayLike) -> Float64s:
         u = np.asarray(u, np.float64)
         return self.shift * u / (1 + (self.shift - 1) * u)
 
-    def unwarp(self, t: ArrayLike) -> Array:
+    def unwarp(self, t: ArrayLike) -> Float64s:
         t = np.asarray(t, np.float64)
         return t / (self.shift - (self.shift - 1) * t)
 
@@ -257,7 +258,7 @@ def cosine(
     return _from_betas(np.clip(1 - alphabar[1:] / alphabar[:-1], beta_min, beta_max), terminal)
 
 
-def _from_betas(betas: Array, terminal: float | None) -> Discrete:
+def _from_betas(betas: Float64s, terminal: float | None) -> Discrete:
     """alphabar = prod(1 - beta); with `terminal` sqrt(alphabar) is moved and scaled so that its first value stays and
     its last is 0 (Lin et al., arXiv 2305.08891, algorithm 1). alphabar's last is then `terminal`, or half the one
     before where that is smaller: linear betas leave 4e-9 there, less than the 2^-24 that diffusers puts at the end.
@@ -274,8 +275,8 @@ def alphas(path: str) -> Discrete:
     """Own cumulative products: .npy, .txt (one a line) or .json (a list, or a key alphas_cumprod, abars or betas)."""
     try:
         if path.endswith(".npy"):
-            return Discrete(np.load(path, allow_pickle=False))
-        text = Path(path).read_text()
+            return Discrete(read_array(path))
+        text = read_text(path)
         data = json.loads(text) if path.endswith(".json") else np.loadtxt(text.splitlines(), ndmin=1)
         if isinstance(data, dict):
             key = next((key for key in ("alphas_cumprod", "abars", "betas") if key in data), None)
@@ -293,7 +294,7 @@ DISCRETE = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine}
 CONTINUOUS = {"vp": Vp, "edm": Edm, "flow": Flow}
 
 
-# Own schedules by content: a file may change or stay behind, so networks and engines hold its numbers.
+# Own schedules by content: a file may change or be left behind, so networks and engines hold its numbers.
 CONTENT = "alphas:sha256="
 _held: dict[str, Discrete] = {}
 
@@ -307,7 +308,7 @@ def hold_alphas(values: ArrayLike) -> str:
 
 
 def held_alphas(name: str) -> list[float] | None:
-    """What `hold_alphas` made that name of; None for any other schedule string."""
+    """The numbers that `hold_alphas` named so; None for any other schedule string."""
     return _held[name].extended[:-1].tolist() if name in _held else None
 
 

@@ -58,8 +58,9 @@ extern "C" pfd_status_t pfd_program(const pfd_engine_t* engine, int32_t nfe, con
             std::string known;
             for (const auto& [each, unused] : engine->programs)
                 known += (known.empty() ? "" : ", ") + std::to_string(each);
-            throw pfdiff::input_error("this engine has no program of NFE " + std::to_string(nfe) + "; it has " + known +
-                                      ": choose one or rebuild with --nfe " + std::to_string(nfe));
+            throw pfdiff::input_error("this engine has no program of NFE " + std::to_string(nfe) + "; it has " +
+                                      pfdiff::printable(known, 120) + ": choose one or rebuild with --nfe " +
+                                      std::to_string(nfe));
         }
         *program = &found->second;
     });

@@ -1,17 +1,18 @@
 #include "artifact.h"
 
-#include <algorithm>
 #include <charconv>
+#include <set>
 
 #include "canonical.h"
 #include "directory.h"
 #include "error.h"
+#include "external_weights.h"
 
 namespace pfdiff {
 namespace {
 
 constexpr std::int64_t newest_format = 1;
-constexpr std::uint64_t largest_manifest_bytes = 64 << 20;
+constexpr std::uint64_t largest_manifest_bytes = 16 << 20;  // as Python: LARGEST_MANIFEST_BYTES
 
 int nfe_of_key(const std::string& key, const json::Node& node) {
     int nfe = 0;
@@ -47,6 +48,34 @@ void verify_files(const json::Node& node, const Directory& directory, pfd_engine
     if (!engine.paths.contains("network.onnx")) node.refuse("without 'network.onnx'", "the network among the files");
 }
 
+// A file of weights that is not listed has no hash: it would be loaded unverified and belong to no digest.
+void verify_external_weights(const Directory& directory, const pfd_engine_t& engine) {
+    for (const char* network : {"network.onnx", "decoder.onnx"})
+        if (engine.paths.contains(network))
+            for (const auto& location : external_weights(directory, network))
+                if (!engine.paths.contains(location))
+                    throw file_error(quoted(network) + " keeps weights in " + quoted(location) +
+                                     ", which is not among the files of engine.json; rebuild the engine with "
+                                     "`pfdiff build`");
+}
+
+// The bucket sizes, ascending. A network of one batch size has no other bucket.
+std::vector<std::int64_t> read_batches(const json::Node& root, std::int64_t network_batch) {
+    constexpr std::int64_t largest = 1 << 20;
+    const auto node = root["batch"];
+    std::set<std::int64_t> sizes;
+    for (const auto& size : node.items()) sizes.insert(size.integer(1, largest));
+    if (sizes.empty()) node.refuse("empty", "at least one size");
+    std::set<std::int64_t> fixed;
+    if (network_batch != 0) fixed.insert(network_batch);
+    if (const auto decoder = root.find("decoder"))
+        if (const auto own = decoder->find("fixed_batch")) fixed.insert(own->integer(1, largest));
+    for (const auto size : fixed)
+        if (sizes != std::set{size})
+            node.refuse("not [" + std::to_string(size) + "]", "the fixed_batch of the network alone");
+    return {sizes.begin(), sizes.end()};
+}
+
 }  // namespace
 
 pfd_engine_t open_engine(const std::string& path) {
@@ -60,15 +89,15 @@ pfd_engine_t open_engine(const std::string& path) {
                          (format > newest_format ? "update pfdiff" : "rebuild the engine with `pfdiff build`"));
     if (const auto digest = json::manifest_digest(document); digest != root["digest"].string())
         throw file_error("engine.json: its content has SHA-256 " + digest.substr(0, 12) + "..., its digest says " +
-                         quoted(root["digest"].string()).substr(0, 14) + "...; rebuild the engine or copy it again");
+                         printable(root["digest"].string(), 12) + "; rebuild the engine or copy it again");
     pfd_engine_t engine;
     engine.contract = read_contract(root["contract"]);
-    for (const auto& batch : root["batch"].items()) engine.batches.push_back(batch.integer(1, 1 << 20));
-    std::sort(engine.batches.begin(), engine.batches.end());
+    engine.batches = read_batches(root, engine.contract.fixed_batch);
     if (const auto precision = root.find("precision"); precision && precision->string() != engine.contract.precision)
         precision->refuse(quoted(precision->string()), quoted(engine.contract.precision) + ", the contract's");
     read_programs(root["programs"], engine);
     verify_files(root["files"], directory, engine);
+    verify_external_weights(directory, engine);
     return engine;
 }
 

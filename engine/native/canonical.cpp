@@ -56,7 +56,7 @@ void append_string(const std::string& text, std::string& into) {
         } else if (code >= 0x10000) {
             append_unit(0xD800 + ((code - 0x10000) >> 10), into);
             append_unit(0xDC00 + ((code - 0x10000) & 0x3FF), into);
-        } else if (code < 0x20 || code > 0x7F) {  // json.dumps leaves the control character 0x7F as it is
+        } else if (code < 0x20 || code >= 0x7F) {
             append_unit(code, into);
         } else {
             into += text[at];

@@ -57,7 +57,7 @@ void Directory::check_name(const std::string& name) {
                          ", expected a name inside the directory; do not trust this engine");
 }
 
-Descriptor Directory::open_file(const std::string& name, std::uint64_t& bytes) const {
+Descriptor Directory::open(const std::string& name, std::uint64_t& bytes) const {
     check_name(name);
     const auto fail = [&](const std::string& why) { throw file_error("engine " + quoted(path_) + ": " + why); };
     std::vector<Descriptor> folders;
@@ -85,7 +85,7 @@ Descriptor Directory::open_file(const std::string& name, std::uint64_t& bytes) c
 
 std::string Directory::read(const std::string& name, std::uint64_t largest_bytes) const {
     std::uint64_t bytes = 0;
-    const auto file = open_file(name, bytes);
+    const auto file = open(name, bytes);
     if (bytes > largest_bytes)
         throw file_error(quoted(name) + " has " + std::to_string(bytes) + " bytes, expected at most " +
                          std::to_string(largest_bytes));
@@ -102,7 +102,7 @@ std::string Directory::read(const std::string& name, std::uint64_t largest_bytes
 
 void Directory::verify(const std::string& name, std::uint64_t bytes, const std::string& sha256) const {
     std::uint64_t found = 0;
-    const auto file = open_file(name, found);
+    const auto file = open(name, found);
     const auto advice = "; the file was changed or not copied whole: rebuild the engine or copy it again";
     if (found != bytes)
         throw file_error(quoted(name) + " has " + std::to_string(found) + " bytes, expected " + std::to_string(bytes) +

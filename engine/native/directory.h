@@ -32,12 +32,12 @@ class Directory final {
     std::string read(const std::string& name, std::uint64_t largest_bytes) const;
     // Throws unless the file has this size and this SHA-256 (64 lower-case hex digits).
     void verify(const std::string& name, std::uint64_t bytes, const std::string& sha256) const;
+    // An open regular file and its size. Opening never waits and never follows a link.
+    Descriptor open(const std::string& name, std::uint64_t& bytes) const;
     // Throws unless `name` is relative, of plain components with '/' between them.
     static void check_name(const std::string& name);
 
    private:
-    Descriptor open_file(const std::string& name, std::uint64_t& bytes) const;
-
     std::string path_;
     Descriptor descriptor_;
 };

@@ -26,7 +26,11 @@ inline Error input_error(std::string message) { return {PFD_INPUT_ERROR, std::mo
 inline Error file_error(std::string message) { return {PFD_ENGINE_FILE_ERROR, std::move(message)}; }
 inline Error backend_error(std::string message) { return {PFD_BACKEND_ERROR, std::move(message)}; }
 
-// A text from a file as it may stand in a one-line message: quoted, at most 60 bytes, control characters as '?'.
+// A text of others as it may stand in a one-line message: at most `longest` bytes, then "..."; control characters,
+// marks that turn the writing direction and bytes that are no UTF-8 are written as \x1b or \u202e.
+std::string printable(std::string_view text, std::size_t longest);
+
+// `printable` in quotes, at most 60 bytes: a name or a value from a file.
 std::string quoted(std::string_view text);
 
 // The shortest decimal that reads back as this number.
@@ -35,7 +39,8 @@ std::string decimal(double number);
 // What a network callback said of its failure; emptied by reading it.
 std::string take_callback_error();
 
-// Keeps the message for pfd_last_error of this thread. Public so that the adapter libraries report the same way.
+// Keeps the message for pfd_last_error of this thread, as one printable line of less than 300 bytes. Public so that the
+// adapter libraries report the same way.
 pfd_status_t record_error(pfd_status_t status, const char* message) noexcept;
 
 template <class Body>

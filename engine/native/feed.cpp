@@ -65,17 +65,17 @@ void Feed::set(const std::string& name, const double* values, std::size_t count)
     for (auto& condition : conditions) {
         if (condition.name != name) continue;
         if (count == 0 || (count != 1 && count % static_cast<std::size_t>(condition.elements) != 0))
-            throw input_error("condition '" + name + "': " + std::to_string(count) +
+            throw input_error("condition " + quoted(name) + ": " + std::to_string(count) +
                               " values, expected a multiple of " + std::to_string(condition.elements));
         for (std::size_t i = 0; i < count; ++i) {
             const double value = values[i];
             if (!std::isfinite(value))
-                throw input_error("condition '" + name + "': " + decimal(value) + " is not finite");
+                throw input_error("condition " + quoted(name) + ": " + decimal(value) + " is not finite");
             if (!holds(condition.dtype, value))
-                throw input_error("condition '" + name + "': " + decimal(value) + " is no " + condition.dtype);
+                throw input_error("condition " + quoted(name) + ": " + decimal(value) + " is no " + condition.dtype);
             if ((condition.has_low && value < static_cast<double>(condition.low)) ||
                 (condition.has_high && value > static_cast<double>(condition.high)))
-                throw input_error("condition '" + name + "': " + decimal(value) + ", expected " +
+                throw input_error("condition " + quoted(name) + ": " + decimal(value) + ", expected " +
                                   (condition.has_low ? std::to_string(condition.low) : "") + ".." +
                                   (condition.has_high ? std::to_string(condition.high) : ""));
         }
@@ -84,15 +84,16 @@ void Feed::set(const std::string& name, const double* values, std::size_t count)
     }
     std::string known;
     for (const auto& condition : conditions) known += (known.empty() ? "" : ", ") + condition.name;
-    throw input_error("unknown condition " + quoted(name) + "; this network takes " + (known.empty() ? "none" : known));
+    throw input_error("unknown condition " + quoted(name) + "; this network takes " +
+                      (known.empty() ? "none" : printable(known, 120)));
 }
 
 std::vector<std::uint8_t> Feed::bytes(const Condition& condition, std::int64_t batch) const {
     const auto& values = condition.values;
     const auto total = static_cast<std::size_t>(batch * condition.elements);
-    if (values.empty()) throw input_error("condition '" + condition.name + "' is missing; give it a value");
+    if (values.empty()) throw input_error("condition " + quoted(condition.name) + " is missing; give it a value");
     if (values.size() != 1 && values.size() != static_cast<std::size_t>(condition.elements) && values.size() != total)
-        throw input_error("condition '" + condition.name + "': " + std::to_string(values.size()) +
+        throw input_error("condition " + quoted(condition.name) + ": " + std::to_string(values.size()) +
                           " values, expected " + std::to_string(total) + " for a batch of " + std::to_string(batch));
     std::vector<std::uint8_t> result;
     for (std::size_t i = 0; i < total; ++i) append_value(result, condition.dtype, values[i % values.size()]);

@@ -7,7 +7,8 @@
 namespace pfdiff::json {
 namespace {
 
-constexpr std::size_t deepest = 32;  // an engine.json needs 6; bounds the recursion of ~Value and of our reader
+constexpr std::size_t deepest = 32;            // an engine.json needs 6; bounds the recursion of ~Value
+constexpr std::size_t most_values = 1u << 21;  // 84 MB of tree; 16 MiB of "0," would be 340 MB
 
 std::string kind_of(const Value& value) {
     static const char* const names[] = {"null", "a boolean", "a number", "a string", "a list", "an object"};
@@ -18,6 +19,10 @@ std::string kind_of(const Value& value) {
 
 // Building the tree.
 bool TreeBuilder::value(Value value) {
+    if (++values_ > most_values) {
+        problem_ = "more than " + std::to_string(most_values) + " values";
+        return false;
+    }
     if (open_.empty()) {
         root_ = std::move(value);
     } else if (auto* array = std::get_if<Array>(&open_.back()->data)) {
@@ -29,7 +34,7 @@ bool TreeBuilder::value(Value value) {
 }
 
 bool TreeBuilder::number(double number, std::optional<std::int64_t> integer, std::string_view written) {
-    // Not zero as written, but zero as read: the readers differ in what they make of 1e-999, so it is refused.
+    // Not zero as written, but zero as read, such as 1e-999.
     const auto digits = written.substr(0, written.find_first_of("eE"));
     if (number == 0 && digits.find_first_of("123456789") != std::string_view::npos) {
         problem_ = "the number " + quoted(written) + " is too small for float64";
@@ -43,7 +48,7 @@ bool TreeBuilder::open(Value container) {
         problem_ = "more than " + std::to_string(deepest) + " levels";
         return false;
     }
-    value(std::move(container));
+    if (!value(std::move(container))) return false;
     Value* placed = &root_;
     if (!open_.empty()) {
         if (auto* array = std::get_if<Array>(&open_.back()->data))
@@ -74,17 +79,10 @@ bool TreeBuilder::key(std::string name) {
     return true;
 }
 
-Value parse(std::string_view text, const std::string& what) {
-#ifdef PFD_NLOHMANN_JSON
-    return parse_nlohmann(text, what);
-#else
-    return parse_builtin(text, what);
-#endif
-}
-
 // Reading the tree.
 void Node::refuse(const std::string& got, const std::string& expected) const {
-    throw file_error(path_ + " is " + got + ", expected " + expected + "; rebuild the engine with `pfdiff build`");
+    throw file_error(printable(path_, 100) + " is " + got + ", expected " + expected +
+                     "; rebuild the engine with `pfdiff build`");
 }
 
 template <class Kind>
@@ -102,7 +100,7 @@ std::optional<Node> Node::find(std::string_view name) const {
 
 Node Node::operator[](std::string_view name) const {
     if (auto found = find(name)) return *found;
-    throw file_error(path_ + (path_.ends_with(':') ? " " : ".") + std::string(name) +
+    throw file_error(printable(path_, 100) + (path_.ends_with(':') ? " " : ".") + std::string(name) +
                      " is missing; rebuild the engine with `pfdiff build`");
 }
 

@@ -1,8 +1,6 @@
-// JSON as a small tree, read strictly: no duplicate keys, no NaN, at most 32 levels, valid UTF-8.
+// JSON as a small tree, read strictly: RFC 8259 and no more, no duplicate keys, at most 32 levels, 2^21 values.
 //
-// Two readers fill the tree and must agree on every document (tests/native/fuzz_json.cpp): nlohmann-json when the
-// system has it (json_nlohmann.cpp), else our own of the plain grammar (json_builtin.cpp), so that a machine with a
-// compiler and CMake alone builds the library. Why not only our own: the one that the world tests stays the default.
+// nlohmann-json reads the text (json_reader.cpp); TreeBuilder holds the limits.
 #pragma once
 
 #include <cstdint>
@@ -45,6 +43,7 @@ class TreeBuilder final {
     bool open(Value container);
 
     Value root_;
+    std::size_t values_ = 0;
     std::vector<Value*> open_;  // stable: a container grows only while it is the innermost one
     std::string key_;
     std::string problem_;
@@ -52,8 +51,6 @@ class TreeBuilder final {
 
 // Parses `text`; `what` names the document in errors. Throws Error (PFD_ENGINE_FILE_ERROR).
 Value parse(std::string_view text, const std::string& what);
-Value parse_builtin(std::string_view text, const std::string& what);
-Value parse_nlohmann(std::string_view text, const std::string& what);
 
 // A value and the path that leads to it, for errors such as "engine.json: programs.8.W[3] has 2 ..., expected 3".
 class Node final {
@@ -66,6 +63,7 @@ class Node final {
     std::vector<Node> items() const;
 
     bool is_array() const { return std::holds_alternative<Array>(value_->data); }
+    bool is_string() const { return std::holds_alternative<std::string>(value_->data); }
     bool is_boolean() const { return std::holds_alternative<bool>(value_->data); }
     const std::string& string() const;
     double number() const;

@@ -52,7 +52,9 @@ float* pfd_cuda_sampler_noise(pfd_cuda_sampler_t* sampler);
 const float* pfd_cuda_sampler_samples(const pfd_cuda_sampler_t* sampler);
 
 /* Enqueues one batch on `stream` and returns: from seeds [batch] in host memory, or with NULL from what stands in the
- * noise buffer. */
+ * noise buffer. The seeds are copied before it returns. It waits for nothing but the copy of the seeds of the call
+ * before the last, so two batches can be queued ahead of the device. On a stream that is being captured only NULL is
+ * allowed. */
 pfd_status_t pfd_cuda_sampler_run(pfd_cuda_sampler_t* sampler, const uint64_t* seeds, pfd_stream_t stream);
 
 /* Waits for `stream` and copies the samples to host memory [batch][elements]. They are not looked at: a network that

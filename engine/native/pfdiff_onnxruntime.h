@@ -1,4 +1,10 @@
-/* The network of an engine on ONNX Runtime, as a callback for pfd_sample_cpu. Link pfdiff::onnxruntime. */
+/* The network of an engine on ONNX Runtime, as a callback for pfd_sample_cpu. Link pfdiff::onnxruntime.
+ *
+ * ONNX Runtime itself is not linked. The first pfd_onnxruntime_create loads it, 1.18 or newer: the library that the
+ * environment variable PFDIFF_ONNXRUNTIME names and no other, or else libonnxruntime.so.1 as the system finds it, or
+ * else the library that the build was given. It stays loaded. Its telemetry is switched off before, by
+ * ORT_DISABLE_TELEMETRY=1 in the environment of the process, unless that variable is set.
+ */
 #ifndef PFDIFF_ONNXRUNTIME_H
 #define PFDIFF_ONNXRUNTIME_H
 

@@ -17,11 +17,23 @@ std::vector<double> read_finite_numbers(const json::Node& node, const std::vecto
 }
 
 std::string read_text(const json::Node& node, const char* name) {
-    const auto found = node.find(name);
-    if (!found) return {};
-    if (found->string().size() > 4096 || found->string().find('\0') != std::string::npos)
-        found->refuse("too long", "a string of at most 4096 characters");
-    return found->string();
+    const auto found = node[name];
+    if (found.string().size() > 4096 || found.string().find('\0') != std::string::npos)
+        found.refuse("too long", "a string of at most 4096 characters");
+    return found.string();
+}
+
+// What only says how the program was made: not executed, but of the right type as all else.
+void check_origin(const json::Node& node) {
+    if (const auto grid = node["grid"]; grid.is_array())
+        for (const auto& time : grid.items()) read_finite(time);
+    else
+        read_text(node, "grid");
+    if (const auto start = node.find("t_start")) read_finite(*start);
+    if (const auto end = node["end"]; end.is_string())
+        read_text(node, "end");
+    else
+        read_finite(end);
 }
 
 }  // namespace
@@ -34,6 +46,7 @@ pfd_program_t read_program(const json::Node& node) {
     program.solver = read_text(node, "solver");
     program.schedule = read_text(node, "schedule");
     program.basis = read_text(node, "basis");
+    check_origin(node);
     program.prediction = read_choice(node["prediction"], {"eps", "x0", "v", "flow", "edm"});
     program.times = read_finite_numbers(node["times"], {N});
     program.network_times = read_finite_numbers(node["network_times"], {N});

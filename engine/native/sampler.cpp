@@ -69,7 +69,7 @@ void sample(const pfd_program_t& program, pfd_network_t network, void* context, 
         if (const int status = network(context, &evaluation, input, output); status != 0) {
             const auto words = take_callback_error();
             throw backend_error("the network failed " + where + ": " +
-                                (words.empty() ? "it returned " + std::to_string(status) : words));
+                                (words.empty() ? "it returned " + std::to_string(status) : printable(words, 230)));
         }
         if (!Update(program, n, access[at]).run(states, output, input, count, workers))
             throw backend_error("the network's output is not finite " + where + ", time " +

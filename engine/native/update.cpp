@@ -78,7 +78,7 @@ int Update::arrays() const {
 }
 
 std::uint32_t Update::block(float* const* states, const float* output, float* input, std::int64_t begin,
-                           int size) const {
+                            int size) const {
     alignas(64) float clipped[block_elements];
     alignas(64) float results[most_buffers][block_elements];
     const float* operands[most_buffers + 1];

@@ -22,8 +22,9 @@ from ...kernels import eager
 from ..backends.abstract import Backend, Buffers, first_line
 from ..contract import Contract
 from ..errors import BackendError, PfdiffError
+from ..tensors import TORCH_DTYPES, fill, from_numpy, lasting
 from .decoder import Decode, LoadedDecoder, not_finite
-from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy, lasting
+from .loop import Inputs, Loop, Tables
 from .noise import fill_noise
 from .update import all_finite, combine
 
@@ -169,7 +170,7 @@ def _not_finite(tables: Tables, n: int) -> str:
 
 
 @final
-class HostLoop(Loop):
+class CpuLoop(Loop):
     """A CPU backend and its buckets, made when they are first asked for."""
 
     def __init__(self, backend: Backend, contract: Contract, decoder: LoadedDecoder | None = None) -> None:

@@ -31,9 +31,10 @@ from ..backends.abstract import Backend, Buffers, first_line
 from ..contract import Contract
 from ..device import check_batch_fits
 from ..errors import BackendError, PfdiffError
+from ..tensors import TORCH_DTYPES, fill, from_numpy, lasting
 from .capture import record
 from .decoder import LoadedDecoder, not_finite
-from .loop import TORCH_DTYPES, Inputs, Loop, Tables, fill, from_numpy, lasting
+from .loop import Inputs, Loop, Tables
 
 LARGEST_CACHE = 16
 ALIGNMENT_BYTES = 256
@@ -41,7 +42,7 @@ ALIGNMENT_BYTES = 256
 
 @final
 @dataclass(frozen=True)
-class Variant:
+class BatchKind:
     """What one captured graph is for: its bucket, whether it makes its own noise, whether it ends in pixels."""
 
     bucket: int
@@ -50,7 +51,7 @@ class Variant:
 
 
 def bytes_needed(
-    tables: Tables, contract: Contract, variant: Variant, dtype: torch.dtype, decoder: LoadedDecoder | None = None
+    tables: Tables, contract: Contract, variant: BatchKind, dtype: torch.dtype, decoder: LoadedDecoder | None = None
 ) -> int:
     """Device bytes of the static buffers of one variant, without what the networks themselves need."""
     elements = math.prod(contract.shape)
@@ -68,7 +69,7 @@ def is_separate(tables: Tables, dtype: torch.dtype) -> bool:
 
 
 @final
-class Sampler:
+class CudaBatch:
     """Static buffers of one variant and the launches over them; `capture` records them, `run` runs or replays them.
 
     Only `capture` needs CUDA: on a CPU `run` is the same loop, which is how it is tested.
@@ -79,7 +80,7 @@ class Sampler:
         backend: Backend,
         contract: Contract,
         tables: Tables,
-        variant: Variant,
+        variant: BatchKind,
         decoder: LoadedDecoder | None = None,
     ) -> None:
         device, bucket, program = backend.device, variant.bucket, tables.program
@@ -179,7 +180,7 @@ def _time_rows(tables: Tables, contract: Contract, bucket: int, device: torch.de
 
 
 @final
-class GraphLoop(Loop):
+class CudaLoop(Loop):
     """Samplers of one backend in a bounded cache, the least recently used dropped first.
 
     Everything runs on the backend's own stream, before which the caller's current stream is waited for and which that
@@ -201,7 +202,7 @@ class GraphLoop(Loop):
         self._contract = contract
         self._decoder = decoder
         self._largest = largest
-        self._held: OrderedDict[tuple[Tables, Variant], Sampler] = OrderedDict()
+        self._held: OrderedDict[tuple[Tables, BatchKind], CudaBatch] = OrderedDict()
         self._stream = backend.stream
         self._pool: Any = None
         self._refused = "" if graph else "not wanted"
@@ -223,7 +224,7 @@ class GraphLoop(Loop):
         self._check_stream()
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
-        sampler = self._sampler(tables, Variant(size, inputs.seeds is not None, pixels), inputs)
+        sampler = self._sampler(tables, BatchKind(size, inputs.seeds is not None, pixels), inputs)
         with torch.cuda.stream(self._stream), _explained(sampler.variant):
             sampler.load(inputs)
             sampler.run()
@@ -263,9 +264,9 @@ class GraphLoop(Loop):
 
         return bare
 
-    def _seeded(self, tables: Tables, size: int) -> Sampler:
+    def _seeded(self, tables: Tables, size: int) -> CudaBatch:
         self._check_stream()
-        return self._sampler(tables, Variant(size, True, False), None)
+        return self._sampler(tables, BatchKind(size, True, False), None)
 
     def wait(self) -> None:
         self._stream.synchronize()
@@ -274,7 +275,7 @@ class GraphLoop(Loop):
         self.wait()
         self._held.clear()
 
-    def _sampler(self, tables: Tables, variant: Variant, inputs: Inputs | None) -> Sampler:
+    def _sampler(self, tables: Tables, variant: BatchKind, inputs: Inputs | None) -> CudaBatch:
         """The sampler of a program and variant, made and captured when it is first asked for.
 
         Raises BackendError before anything is allocated when the device has too little memory.
@@ -284,7 +285,7 @@ class GraphLoop(Loop):
             check_batch_fits(variant.bucket, self._bytes_per_sample(tables, variant), self.device)
             with torch.cuda.device(self.device), torch.cuda.stream(self._stream), _explained(variant):
                 with lasting():
-                    sampler = Sampler(self._backend, self._contract, tables, variant, self._decoder)
+                    sampler = CudaBatch(self._backend, self._contract, tables, variant, self._decoder)
                 if inputs is not None:
                     sampler.load(inputs)  # so that the network warms up on what it is meant for
                 self._capture(sampler)
@@ -296,13 +297,13 @@ class GraphLoop(Loop):
         self._held.move_to_end(key)
         return self._held[key]
 
-    def _bytes_per_sample(self, tables: Tables, variant: Variant) -> int:
+    def _bytes_per_sample(self, tables: Tables, variant: BatchKind) -> int:
         """Buffers, and what the larger of the networks needs: they run one after the other."""
         static = bytes_needed(tables, self._contract, replace(variant, bucket=1), self._backend.dtype, self._decoder)
         decoding = self._decoder.backend.bytes_per_sample if self._decoder and variant.pixels else 0
         return static + max(self._backend.bytes_per_sample, decoding)
 
-    def _capture(self, sampler: Sampler) -> None:
+    def _capture(self, sampler: CudaBatch) -> None:
         if self._refused:
             return
         if not self._held:  # torch refuses a pool whose last graph is gone
@@ -328,7 +329,7 @@ class GraphLoop(Loop):
             stacklevel=2,
         )
 
-    def _check_finite(self, sampler: Sampler) -> None:
+    def _check_finite(self, sampler: CudaBatch) -> None:
         """Wait for the first run and look at it. Later runs are not waited for, so they are not looked at."""
         sampler.run()
         if not bool(torch.isfinite(sampler.samples).all()):
@@ -348,7 +349,7 @@ class GraphLoop(Loop):
 
 
 @contextlib.contextmanager
-def _explained(variant: Variant) -> Iterator[None]:
+def _explained(variant: BatchKind) -> Iterator[None]:
     """Turns what a CUDA library raises into one sentence."""
     try:
         yield

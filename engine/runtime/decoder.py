@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, final
 import torch
 
 from ..artifact import DECODER, Artifact
-from ..backends.abstract import Backend, Buffers, CudaOptions, Source
-from ..backends.registry import open_best
+from ..backends.abstract import Backend, Buffers, CudaOptions, NetworkFiles
+from ..backends.choose import open_best
 from ..contract import DecoderContract
 from ..errors import BackendError
 
@@ -46,12 +46,12 @@ def load_decoder(
     contract = artifact.decoder
     if contract is None:
         return None
-    source = Source(
+    files = NetworkFiles(
         artifact.path / DECODER, contract, module, artifact, options or CudaOptions(), progress, network.stream
     )
     name = "auto" if backend == "torch" and module is None else backend
     try:
-        opened, _ = open_best(source, network.device, name, threads)
+        opened, _ = open_best(files, network.device, name, threads)
     except BackendError as error:
         raise BackendError(f"the decoder: {error}") from None
     return LoadedDecoder(opened, contract)

@@ -50,7 +50,7 @@ class Latency:
 
 @final
 @dataclass(frozen=True)
-class Parts:
+class TimedParts:
     """A whole call and what it is made of, functions without arguments that can be called as often as one likes.
 
     whole: `Engine.sample` of one batch of seeds; network: its `nfe` bare evaluations; updates: its `nfe` updates.

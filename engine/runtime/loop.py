@@ -1,13 +1,12 @@
 """What executes a program on one batch: the tables it reads, what it is given, and the interface of every loop.
 
-`host_loop` runs on the CPU, `graph` on a CUDA device; `session` cuts requests into batches for either.
+`cpu_loop` runs on the CPU, `cuda_loop` on a CUDA device; `session` cuts requests into batches for either.
 """
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
@@ -18,15 +17,6 @@ from numpy.typing import NDArray
 
 from ..compiler.program import Program
 from ..contract import Contract
-
-TORCH_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "bool": torch.bool,
-}
 
 
 @final
@@ -148,32 +138,3 @@ class Loop(ABC):
     @abstractmethod
     def clear(self) -> None:
         """Free the buffers."""
-
-
-@contextlib.contextmanager
-def lasting() -> Iterator[None]:
-    """For tensors that outlive the caller's `torch.inference_mode`, outside of which those made inside are read-only.
-
-    They stand on the CPU unless another device is named, whatever the caller's default is.
-    """
-    with torch.inference_mode(False), torch.device("cpu"):
-        yield
-
-
-def fill(buffer: torch.Tensor, values: torch.Tensor) -> None:
-    """The first rows of `buffer` from `values`, the rest repeats its last row, so that padding is valid data.
-
-    Values on the host reach a CUDA buffer through pinned memory of our own, so the host does not wait for the device.
-    `Tensor.pin_memory` would hand back what the caller has pinned already, and may change before it has been read.
-    """
-    count = len(values)
-    if buffer.is_cuda and not values.is_cuda:
-        values = torch.empty(values.shape, dtype=buffer.dtype, device="cpu", pin_memory=True).copy_(values)
-    buffer[:count].copy_(values, non_blocking=True)
-    if count < len(buffer):
-        buffer[count:] = buffer[count - 1]
-
-
-def from_numpy(values: NDArray[np.generic]) -> torch.Tensor:
-    """A tensor on the memory of an array, which is copied when it is read-only (torch would warn)."""
-    return torch.from_numpy(values if values.flags.writeable else values.copy())

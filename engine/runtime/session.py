@@ -15,7 +15,7 @@ import torch
 from ..backends.abstract import Backend
 from ..contract import Contract
 from ..errors import BackendError
-from .cpu_loop import HostLoop
+from .cpu_loop import CpuLoop
 from .decoder import LoadedDecoder
 from .loop import Inputs, Loop, Tables
 
@@ -128,7 +128,7 @@ class Session:
 
 def _make_loop(backend: Backend, contract: Contract, decoder: LoadedDecoder | None, graph: bool) -> Loop:
     if backend.device.type == "cpu":
-        return HostLoop(backend, contract, decoder)
-    from .cuda_loop import GraphLoop
+        return CpuLoop(backend, contract, decoder)
+    from .cuda_loop import CudaLoop
 
-    return GraphLoop(backend, contract, decoder, graph=graph)
+    return CudaLoop(backend, contract, decoder, graph=graph)

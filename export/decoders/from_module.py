@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...engine.artifact import DECODER
 from ...engine.contract import Contract, DecoderContract
 from ...engine.errors import InputError
-from ..check import Array, Case, compare
+from ..check import Array, TrialInputs, check_export
 from ..sources.module_call import pick_output
 from ..sources.module_digest import content_digest
 from ..to_onnx import DTYPES, Progress, export_module, first_line, prepared
@@ -58,12 +58,12 @@ def _column(values: Constant, latents: Tensor) -> float | Tensor:
 class ModuleDecoder:
     """A decoder given as a module. `contract`: of decoder.onnx at fp32; `module`: decoder(latents) -> image."""
 
-    def __init__(self, network: nn.Module, code: bytes, words: Decoder, samples: Contract) -> None:
+    def __init__(self, network: nn.Module, code: bytes, options: Decoder, samples: Contract) -> None:
         self._code = code
         config = _config(network) if _method(network) else None
         _check_channels(network, config, samples)
-        scaling, shift = constants(words, config)
-        self._precision = words.precision
+        scaling, shift = constants(options, config)
+        self._precision = options.precision
         self._upcast = bool(getattr(config, "force_upcast", False))
         name = type(network).__name__
         fitted = DecoderContract(name, samples.shape, (1, 1, 1), scaling=scaling, shift=shift)
@@ -102,10 +102,10 @@ class ModuleDecoder:
         with prepared(self.module, dtype) as decode:
             export_module(decode, contract, path)
         plain = None if contract.precision == "fp32" else lambda case: self._evaluate(case, dtype)
-        compare(path, contract, lambda case: self._evaluate(case, torch.float32), plain)
+        check_export(path, contract, lambda case: self._evaluate(case, torch.float32), plain)
         return contract
 
-    def _evaluate(self, case: Case, dtype: torch.dtype) -> Array:
+    def _evaluate(self, case: TrialInputs, dtype: torch.dtype) -> Array:
         with prepared(self.module, dtype) as decode, torch.no_grad():
             return decode(torch.from_numpy(case.x).to(dtype)).float().numpy()
 

@@ -14,7 +14,7 @@ import numpy as np
 from ...engine.artifact import DECODER
 from ...engine.contract import Contract, DecoderContract
 from ...engine.errors import InputError
-from ..check import Array, Case, OnnxRun, compare
+from ..check import Array, OnnxRun, TrialInputs, check_export
 from ..sources.from_onnx import free_names
 from ..sources.onnx_roles import PRECISIONS, Port, external_files, files_digest, fits, listed, ports, read_model
 from ..to_onnx import Progress, save_model
@@ -30,7 +30,7 @@ class OnnxDecoder:
 
     module = None  # there is none to run in place of the file
 
-    def __init__(self, path: Path, words: Decoder, samples: Contract) -> None:
+    def __init__(self, path: Path, options: Decoder, samples: Contract) -> None:
         self.path = path
         model = read_model(path)
         self._files = (path, *(path.parent / name for name in sorted(external_files(model))))
@@ -43,12 +43,12 @@ class OnnxDecoder:
                 "export it with an open batch"
             )
         precision = PRECISIONS[latents.dtype]
-        if words.precision not in (None, precision):
+        if options.precision not in (None, precision):
             raise InputError(
-                f"decoder '{path}' holds {precision} weights and is not converted to {words.precision}; "
+                f"decoder '{path}' holds {precision} weights and is not converted to {options.precision}; "
                 f"leave precision= out, or give the nn.Module"
             )
-        scaling, shift = constants(words, None)
+        scaling, shift = constants(options, None)
         contract = DecoderContract(path.stem, samples.shape, (1, 1, 1), scaling=scaling, shift=shift)
         zeros = np.zeros((batch or 1, *contract.shape), np.float32)
         shape = image_shape(contract.name, self._run((zeros,)).shape, len(zeros))
@@ -70,10 +70,10 @@ class OnnxDecoder:
         path = folder / DECODER
         save_model(self._rewritten(), path)
         if self.contract.precision != "bf16":  # there are no CPU kernels to run those with
-            compare(path, replace(self.contract, precision="fp32"), self._evaluate)
+            check_export(path, replace(self.contract, precision="fp32"), self._evaluate)
         return self.contract
 
-    def _evaluate(self, case: Case) -> Array:
+    def _evaluate(self, case: TrialInputs) -> Array:
         scaling, shift = _column(self.contract, "scaling"), _column(self.contract, "shift")
         return self._run((case.x / scaling + shift,))
 

@@ -62,13 +62,13 @@ def parse_decoder(text: str) -> Decoder:
     return Decoder(source, **options)
 
 
-def constants(words: Decoder, config: Any) -> tuple[Constant, Constant]:
+def constants(options: Decoder, config: Any) -> tuple[Constant, Constant]:
     """(scaling, shift): what was said, else what the autoencoder's config says, else 1 and 0."""
     scaling, shift = said(config, "scaling_factor", 1.0), said(config, "shift_factor", 0.0)
     mean, deviation = said(config, "latents_mean", None), said(config, "latents_std", None)
     if mean is not None and deviation is not None:
         scaling, shift = [scaling / one for one in deviation], mean
-    return _constant(words.scaling, scaling), _constant(words.shift, shift)
+    return _constant(options.scaling, scaling), _constant(options.shift, shift)
 
 
 def _constant(given: Any, found: Any) -> Constant:

@@ -7,6 +7,7 @@ from torch import nn
 
 from ...engine.contract import Condition
 from ...engine.errors import InputError
+from ..described import Described
 from ..sources.from_module import ModuleSource
 from ..sources.from_onnx import OnnxSource
 from .classifier import ClassifierModule, open_classifier
@@ -14,8 +15,10 @@ from .in_module import ClassifierFreeModule
 from .in_onnx import GuidedOnnx
 from .options import NAME, USAGE, ClassifierFree, ClassifierGuidance, Guidance, Halves, parse_guidance
 
+Source = ModuleSource | OnnxSource | GuidedOnnx
 
-def guided(source: ModuleSource | OnnxSource, guidance: Guidance | str) -> ModuleSource | GuidedOnnx:
+
+def guide(source: ModuleSource | OnnxSource, guidance: Guidance | str) -> Source:
     """The guided network as another source. Raises InputError when the guidance does not fit the network."""
     if isinstance(guidance, str):
         guidance = parse_guidance(guidance)
@@ -45,18 +48,19 @@ def guided(source: ModuleSource | OnnxSource, guidance: Guidance | str) -> Modul
 
 def _wrapped(source: ModuleSource, module: nn.Module, conditions: tuple[Condition, ...]) -> ModuleSource:
     contract = source.contract
-    words = {
-        name: getattr(contract, name)
-        for name in ("name", "schedule", "prediction", "time_scale", "time_dtype", "sigma_data", "data_range")
-    }
-    return ModuleSource(
+    described = Described(
         module,
-        source.content(),
-        {**words, "learned_sigma": False},  # the variance is cut off inside
-        shape=contract.shape,
+        contract.name,
+        contract.shape,
+        contract.schedule,
+        contract.prediction,
+        conditions={one.name: one for one in conditions},
         input="x",
         time="t",
-        output=None,
-        conditions={one.name: one for one in conditions},
+        time_scale=contract.time_scale,
+        time_dtype=contract.time_dtype,
+        sigma_data=contract.sigma_data,
+        data_range=contract.data_range,
         example={} if contract.time_rank else {"t": torch.zeros(())},
-    )
+    )  # without learned_sigma: the variance is cut off inside
+    return ModuleSource(module, source.content(), described)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...engine.contract import Contract
 from ...engine.errors import InputError
-from ..check import Array, Case, compare
+from ..check import Array, TrialInputs, check_export
 from ..sources.from_onnx import OnnxSource
 from ..to_onnx import save_model
 from .options import NAME, Halves
@@ -49,7 +49,7 @@ class GuidedOnnx:
             described.append(f"{name}:{value}".encode() if value is None or isinstance(value, str) else value.tobytes())
         return b"|".join([self._source.content(), *described])
 
-    def evaluate(self, case: Case) -> Array:
+    def evaluate(self, case: TrialInputs) -> Array:
         """The file evaluated for each half by itself, float32 [B, *shape]."""
         halves, count = self._halves, len(case.x)
         given = dict(zip((one.name for one in halves.conditions), case.conditions, strict=True))
@@ -86,15 +86,15 @@ class GuidedOnnx:
             _Surgery(model, self._source.contract, self.contract, self._halves).run()
             save_model(model, path, external=external)
         if self.contract.precision != "bf16":  # no CPU kernels for that
-            compare(path, replace(self.contract, precision="fp32"), self.evaluate)
+            check_export(path, replace(self.contract, precision="fp32"), self.evaluate)
         return self.contract
 
 
-def _repeated(x: Array, t: Array, conditions: Sequence[Array], times: int) -> Case:
+def _repeated(x: Array, t: Array, conditions: Sequence[Array], times: int) -> TrialInputs:
     def twice(value: Array) -> Array:
         return np.concatenate([value] * times) if value.ndim else value
 
-    return Case(twice(x), twice(t), tuple(map(twice, conditions)))
+    return TrialInputs(twice(x), twice(t), tuple(map(twice, conditions)))
 
 
 @final

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ...engine.contract import Condition, Contract
+from ...engine.contract import Contract
 from ...engine.errors import InputError
-from ..check import Array, Case, compare
+from ..check import Array, TrialInputs, check_export
+from ..described import Described
 from ..to_onnx import CONDITION_DTYPES, DTYPES, export_module, first_line, prepared
 from .module_call import Call, Normalised, probe, read_conditions, read_signature
 from .module_digest import content_digest
@@ -22,42 +22,29 @@ from .module_digest import content_digest
 class ModuleSource:
     """An nn.Module, how to call it, and the contract of the network.onnx made from it."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        code: bytes,
-        words: Mapping[str, Any],
-        *,
-        shape: tuple[int, ...] | None,
-        input: str | None,
-        time: str | None,
-        output: str | int | None,
-        conditions: Mapping[str, Condition | Tensor],
-        example: Mapping[str, Tensor],
-    ) -> None:
+    def __init__(self, module: nn.Module, code: bytes, described: Described) -> None:
         self.module: nn.Module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
         self._code = code
+        input, time, example = described.input, described.time, described.example
+        # Examples beside those of x and the time describe conditions.
         extra = {name: one for name, one in example.items() if name not in ("x", "t", input, time)}
-        given = {**extra, **conditions}
-        parameters, _ = read_signature(self.module, input, time, tuple(conditions))
+        given = {**extra, **described.conditions}
+        parameters, _ = read_signature(self.module, input, time, tuple(described.conditions))
         given = {name: one for name, one in given.items() if name not in parameters[:2]}
         parameters, positional = read_signature(self.module, input, time, tuple(given))
         x, t = (example.get(name, example.get(short)) for name, short in zip(parameters, ("x", "t"), strict=False))
+        shape = described.shape
         if shape is None:
             if x is None:
                 raise InputError(
-                    f"network '{words['name']}': the sample's shape is missing; give shape= (--shape 3x64x64)"
+                    f"network '{described.name}': the sample's shape is missing; give shape= (--shape 3x64x64)"
                 )
             shape = tuple(x.shape[1:])
-        channels = shape[0] if words["learned_sigma"] else None
-        self.call = Call(parameters, positional, output, channels)
-        contract = Contract(
-            shape=shape,
-            conditions=read_conditions(self.module, parameters[2:], given),
-            time_rank=1 if t is None else min(t.ndim, 1),
-            **{**words, "time_dtype": "float32"},
-        )
-        asked = words["time_dtype"]
+        channels = shape[0] if described.learned_sigma else None
+        self.call = Call(parameters, positional, described.output, channels)
+        conditions = read_conditions(self.module, parameters[2:], given)
+        contract = described.contract(shape, conditions, time_rank=1 if t is None else min(t.ndim, 1))
+        asked = described.time_dtype
         if asked is None and t is not None:
             asked = "float32" if t.is_floating_point() else "int64"
         self.contract = self._tried(contract, [asked] if asked else ["float32", "int64"])
@@ -99,7 +86,7 @@ class ModuleSource:
     def content(self) -> bytes:
         return content_digest(self.module, self._code + repr(self.call).encode())
 
-    def evaluate(self, case: Case, precision: str = "fp32") -> Array:
+    def evaluate(self, case: TrialInputs, precision: str = "fp32") -> Array:
         """The module on the CPU at `precision`, as float32 [B, *shape]. Raises InputError when forward fails."""
 
         x = torch.from_numpy(case.x).to(DTYPES[precision])
@@ -122,5 +109,5 @@ class ModuleSource:
         with prepared(self.module, DTYPES[precision]) as network:
             export_module(Normalised(network, self.call), contract, path, external=external)
         plain = None if precision == "fp32" else lambda case: self.evaluate(case, precision)
-        compare(path, contract, self.evaluate, plain)
+        check_export(path, contract, self.evaluate, plain)
         return contract

@@ -7,7 +7,6 @@ when the output's dtype is not that of x.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ...engine.contract import Condition, Contract
+from ...engine.contract import Contract
 from ...engine.errors import InputError
-from ..check import LARGE_BYTES, Array, Case, OnnxRun, compare
+from ..check import LARGE_BYTES, Array, OnnxRun, TrialInputs, check_export
+from ..described import Described
 from ..to_onnx import save_model
 from .onnx_roles import Roles, external_files, files_digest, find_roles, read_model
 
@@ -29,42 +29,23 @@ if TYPE_CHECKING:
 class OnnxSource:
     """The file at `path`, its `roles`, and the `contract` of the network.onnx made from it."""
 
-    def __init__(
-        self,
-        path: Path,
-        words: Mapping[str, Any],
-        *,
-        shape: tuple[int, ...] | None,
-        input: str | None,
-        time: str | None,
-        output: str | None,
-        conditions: Mapping[str, Condition],
-    ) -> None:
+    def __init__(self, path: Path, described: Described) -> None:
         self.path = path
         model = read_model(path)
         self._external = sorted(external_files(model))
-        self.roles: Roles = find_roles(
-            _with_output_shapes(model),
-            path,
-            shape=shape,
-            input=input,
-            time=time,
-            output=output,
-            conditions=conditions,
-            learned_sigma=words["learned_sigma"],
-        )
+        self.roles: Roles = find_roles(_with_output_shapes(model), path, described)
         roles = self.roles
-        asked = words["time_dtype"]
+        asked = described.time_dtype
         found = "int64" if roles.time.dtype in ("int64", "int32") else "float32"
         if asked not in (None, found):
             raise InputError(f"network '{path}': time_dtype {asked}, but the file takes '{roles.time}'; leave it out")
-        self.contract = Contract(
-            shape=roles.shape,
-            conditions=tuple(condition for condition, _ in roles.conditions),
+        self.contract = described.contract(
+            roles.shape,
+            tuple(condition for condition, _ in roles.conditions),
+            time_dtype=found,
             time_rank=roles.time_rank,
             fixed_batch=roles.fixed_batch,
             precision=roles.precision,
-            **{**words, "time_dtype": found},
         )
 
     @cached_property
@@ -79,7 +60,7 @@ class OnnxSource:
         """sha256 of the file and of its external weights."""
         return files_digest((self.path, *(self.path.parent / name for name in self._external)))
 
-    def evaluate(self, case: Case) -> Array:
+    def evaluate(self, case: TrialInputs) -> Array:
         """The file itself on ONNX Runtime, float32 [B, *shape]; the mean half of a learned-sigma network."""
         out = self._run((case.x, case.t, *case.conditions))
         return out[:, : self.contract.shape[0]] if self.contract.learned_sigma else out
@@ -95,7 +76,9 @@ class OnnxSource:
         save_model(self._rewritten(), path, external=external)
         if self.contract.precision == "bf16":
             return self.contract  # the same operators under new names, and no CPU kernels to run them with
-        compare(path, replace(self.contract, precision="fp32"), self.evaluate)  # same operators: no rounding to allow
+        check_export(
+            path, replace(self.contract, precision="fp32"), self.evaluate
+        )  # same operators: no rounding to allow
         return self.contract
 
     def _rewritten(self) -> onnx_ir.Model:

@@ -22,6 +22,13 @@ from torch import Tensor, nn
 
 OWN = __name__.partition(".")[0]
 INSTALLED = {"site-packages", "dist-packages"}  # folders of packages that are not followed
+# Where our own classes were when digests named their files. These networks ship with engines built of them, and keep
+# the name; every other class of ours is its qualified name alone, so that moving it changes no digest.
+SHIPPED = {
+    "FashionUNet": "pfdiff.export.zoo.fashion.FashionUNet",
+    "Residual": "pfdiff.export.zoo.fashion.Residual",
+    "Attention": "pfdiff.export.zoo.fashion.Attention",
+}
 BARE = frozenset(vars(nn.Module()))  # attributes of every module; what they hold is registered
 
 
@@ -37,6 +44,14 @@ def is_users(module_name: str) -> bool:
     top = module_name.partition(".")[0]
     file = getattr(sys.modules.get(module_name), "__file__", None) or ""
     return top not in sys.stdlib_module_names | {OWN, "torch"} and not INSTALLED & set(PurePath(file).parts)
+
+
+def digest_name(kind: Any) -> str:
+    """The name under which a class or a function stands in digests: without the module where it is ours."""
+    module, name = kind.__module__ or "", kind.__qualname__
+    if module.partition(".")[0] == OWN:
+        return SHIPPED.get(name) or name
+    return f"{module}.{name}"
 
 
 @final
@@ -58,7 +73,7 @@ class _Content:
         self._seen |= {id(one): one for one in module.modules()}
         kinds: set[type] = set()
         for name, one in module.named_modules():
-            self.note(f"{name}|{type(one).__module__}.{type(one).__qualname__}|{one.extra_repr()}|")
+            self.note(f"{name}|{digest_name(type(one))}|{one.extra_repr()}|")
             plain = {key: value for key, value in vars(one).items() if key != "training" and _is_plain(value)}
             self.note(repr(sorted(plain.items())))
             for kind in type(one).__mro__:
@@ -131,7 +146,7 @@ class _Content:
             return
         self._seen[id(value)] = value
         value = inspect.unwrap(value) if callable(value) else value
-        self.note(f"{type(value).__module__}.{type(value).__qualname__}|")
+        self.note(f"{digest_name(type(value))}|")
         if isinstance(value, Tensor):
             self.tensor(value.to_dense() if value.layout is not torch.strided else value)
         elif isinstance(value, np.ndarray):
@@ -152,7 +167,7 @@ class _Content:
         elif isinstance(value, types.MethodType):
             self.add((value.__func__, value.__self__))
         elif isinstance(value, (types.FunctionType, type)):
-            self.note(f"{value.__module__}.{value.__qualname__}|")
+            self.note(f"{digest_name(value)}|")
             if is_users(value.__module__ or ""):
                 self.kind(value) if isinstance(value, type) else self.function(value)
         elif is_users(type(value).__module__):
@@ -178,4 +193,4 @@ def _source(kind: type) -> str:
     try:
         return inspect.getsource(kind)
     except (OSError, TypeError):
-        return f"{kind.__module__}.{kind.__qualname__}"
+        return digest_name(kind)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ...engine.contract import Condition
 from ...engine.errors import InputError
+from ..described import Described
 
 if TYPE_CHECKING:
     import onnx
@@ -173,32 +174,25 @@ def ports(model: onnx.ModelProto, path: Path) -> tuple[list[Port], list[Port]]:
 
 
 # Deciding.
-def find_roles(
-    model: onnx.ModelProto,
-    path: Path,
-    *,
-    shape: tuple[int, ...] | None,
-    input: str | None,
-    time: str | None,
-    output: str | None,
-    conditions: Mapping[str, Condition],
-    learned_sigma: bool,
-) -> Roles:
+def find_roles(model: onnx.ModelProto, path: Path, described: Described) -> Roles:
     """The roles in the model. Raises InputError that names the candidates and the argument when they are not clear."""
+    shape, learned_sigma = described.shape, described.learned_sigma
+    conditions = {name: one for name, one in described.conditions.items() if isinstance(one, Condition)}
+    output = None if described.output is None else str(described.output)
     inputs, outputs = ports(model, path)
     states = [one for one in inputs if _can_be_x(one, shape)]
-    if shape is not None and input is None and not states:
+    if shape is not None and described.input is None and not states:
         raise InputError(
             f"network '{path}': no input takes shape {_join(shape)}: {listed(inputs)}; correct shape= (--shape)"
         )
     if len(states) > 1:  # x has the form of what is predicted
         states = [one for one in states if any(_alike(one, other, learned_sigma) for other in outputs)] or states
-    x = _choose(path, "input", input, inputs, states, X_NAMES)
+    x = _choose(path, "input", described.input, inputs, states, X_NAMES)
     rest = [one for one in inputs if one is not x]
     times = [one for one in rest if _can_be_time(one) and one.name not in conditions]
-    if len(times) == 1 and times[0].name.lower() in LABEL_NAMES and time is None:
+    if len(times) == 1 and times[0].name.lower() in LABEL_NAMES and described.time is None:
         times = []
-    t = _choose(path, "time", time, rest, times, TIME_NAMES)
+    t = _choose(path, "time", described.time, rest, times, TIME_NAMES)
     sample = _sample_shape(path, x, shape)
     if x.dtype not in PRECISIONS:
         raise InputError(f"network '{path}': input '{x}', expected float32, float16 or bfloat16; export it again")

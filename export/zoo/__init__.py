@@ -1,4 +1,4 @@
-"""The shipped networks by name: each a module with its trained weights and the words of its contract."""
+"""The shipped networks by name: each a module with its trained weights and its description."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from importlib import resources
 
 from ...engine.contract import Condition
 from ...engine.errors import EngineFileError, InputError
-from ..described import Known
+from ..described import Described
 
 NAMES = ("fashion",)
 
 
-def load(name: str) -> Known:
+def load(name: str) -> Described:
     """The shipped network `name` with its weights. Raises InputError (no such name), EngineFileError (bad weights)."""
     if name not in NAMES:
         raise InputError(f"unknown shipped network '{name}'; shipped: {', '.join(NAMES)}")
@@ -34,4 +34,4 @@ def load(name: str) -> Known:
         line = str(error).splitlines()[0]
         raise EngineFileError(f"the weights fashion.safetensors are damaged ({line}); install pfdiff again") from error
     label = Condition("label", "int64", default=NO_LABEL, low=0, high=NO_LABEL, labels=CLASSES)
-    return Known(module.eval(), "fashion", (1, 28, 28), "linear:1000", "v", (label,))
+    return Described(module.eval(), "fashion", (1, 28, 28), "linear:1000", "v", {label.name: label})

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .train_fashion import load_fashion
+from .fashion_data import load_fashion
 
 FEATURES = 128
 DEEP = 11  # layers before the last convolution: their 7x7 maps still say where something is

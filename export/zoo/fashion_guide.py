@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from ...engine.errors import EngineFileError
 from .fashion import CLASSES, FREQUENCIES
+from .fashion_data import load_fashion
 
 WIDTHS = (48, 96)
 EMBEDDING = 64
@@ -89,7 +90,7 @@ def accuracy(model: FashionGuide, x_0: Tensor, label: Tensor, t: int, alpha_t: T
 
 def train(data: Path, seconds: float, batch: int, seed: int) -> FashionGuide:
     """AdamW for `seconds` of time, its rate falling to 0 with the clock; half of the times uniform."""
-    from .train_fashion import draw_times, linear_schedule, load_fashion
+    from .train_fashion import draw_times, linear_schedule
 
     torch.manual_seed(seed)
     pixels, labels = load_fashion(data)
@@ -123,7 +124,7 @@ def train(data: Path, seconds: float, batch: int, seed: int) -> FashionGuide:
 
 
 if __name__ == "__main__":
-    from .train_fashion import linear_schedule, load_fashion
+    from .train_fashion import linear_schedule
 
     parser = argparse.ArgumentParser(description="Train the classifier that guides the fashion network.")
     parser.add_argument("--data", type=Path, required=True, help="folder with Fashion-MNIST")

@@ -7,18 +7,14 @@ idea of Karras et al., arXiv 2206.00364), uniform in t otherwise. The weights ke
 moving average. The learning rate is flat, then falls linearly over the last 30 % of the steps, so a run
 may be lengthened from any checkpoint taken before the fall.
 
-Data: Fashion-MNIST (Zalando, MIT licence), either `fashion_mnist_train_uint8.npz` (`x` uint8
-[60000, 28, 28], `y` uint8 [60000]) or the four original `*-ubyte.gz` files, which
-https://github.com/zalandoresearch/fashion-mnist offers in `data/fashion`.
-
-A run stopped at any time goes on from its last checkpoint; random draws depend on (seed, step) alone.
+The data is that of fashion_data.py. A run that was stopped goes on from its last
+checkpoint; random draws depend on (seed, step) alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import gzip
 import json
 import platform
 import subprocess
@@ -33,26 +29,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from .fashion import CLASSES, NO_LABEL, FashionUNet
+from .fashion_data import load_fashion
 
 LABEL_DROPOUT = 0.1
 LEARNING_RATE = 1.5e-3
 DECAY_FRACTION = 0.3
 WARMUP_STEPS = 300
 EMA_RATE = 0.9995
-
-
-def load_fashion(folder: Path, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
-    """Pictures uint8 [n, 28, 28] and labels uint8 [n]; split is "train" or "test"."""
-    packed = folder / f"fashion_mnist_{split}_uint8.npz"
-    if packed.exists():
-        with np.load(packed) as data:
-            return data["x"], data["y"]
-    stem = {"train": "train", "test": "t10k"}[split]
-    images, labels = folder / f"{stem}-images-idx3-ubyte.gz", folder / f"{stem}-labels-idx1-ubyte.gz"
-    if not images.exists() or not labels.exists():
-        raise FileNotFoundError(f"{folder} has neither {packed.name} nor {images.name} and {labels.name}")
-    pixels = np.frombuffer(gzip.decompress(images.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28)
-    return pixels, np.frombuffer(gzip.decompress(labels.read_bytes()), np.uint8, offset=8)
 
 
 def linear_schedule(length: int = 1000) -> tuple[Tensor, Tensor]:

@@ -6,62 +6,29 @@ stand in the cache folder by what they depend on: network, program, seeds and co
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from ...engine.cache import ArrayStore, cache_folder, content_key
 from ...engine.compiler.program import Program
 from ...engine.errors import InputError
 from ...engine.runtime.noise import noise
-from ...kernels import eager
-from ..distances.features import Extractor, Features, extractor
-from ..distances.metrics import FrechetDistance
-from ..evaluate import VERSION, pictures_of, reference_features
-from ..sampling.pool import Budget, Floats, Pool, Rows
-from ..sampling.subject import LATENTS, BlackBox, Subject, conditions_of
-
-if TYPE_CHECKING:
-    from torch import nn
+from ...engine.seed_conditions import conditions_of
+from ..distances.features import Extractor, Features
+from ..distances.real_pictures import VERSION, RealPictures
+from ..pictures.pixels import pixels_of
+from ..sampling.budget import Budget
+from ..sampling.pool import Floats, Pool, Rows
+from ..sampling.subject import LATENTS, BlackBox, Subject
 
 Asked = Sequence[tuple[Program, Rows]]
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class RealPictures:
-    """What samples are measured against: `width` features of each picture."""
-
-    name: str
-    extractor: Extractor
-    distance: FrechetDistance
-    width: int
-
-    @staticmethod
-    def of(
-        pictures: str | os.PathLike[str] | NDArray[Any],
-        features: str | nn.Module,
-        scale: tuple[float, float] = (-1.0, 1.0),
-    ) -> RealPictures:
-        """From files or an array, and what `extractor` takes. Raises InputError, BackendError."""
-        network = extractor(features, scale=scale)
-        pixels, name = pictures_of(pictures)
-        real, _ = reference_features(network, pixels)
-        return RealPictures(name, network, FrechetDistance(real.pooled), real.pooled.shape[1])
-
-    def __str__(self) -> str:
-        kind = "FID" if self.extractor.fid else "FD"
-        return f"{kind} to {self.name} on features {self.extractor.name}"
-
-
-@final
-class Sampler:
+class FeatureSampler:
     """Features float32 [m, width] of the samples that a program makes of some rows of the seeds."""
 
     def __init__(self, pool: Pool, network: Extractor, data_range: tuple[float, float]) -> None:
@@ -78,22 +45,20 @@ class Sampler:
         network: Extractor,
         backend: str,
         threads: int | None,
-    ) -> Iterator[Sampler]:
+    ) -> Iterator[FeatureSampler]:
         """With the subject's network, closed at the end. Raises InputError, BackendError."""
         contract = subject.contract
         with subject.opened(backend, threads) as running:
             box = BlackBox(running, contract, conditions_of(contract, given, seeds))
-            yield Sampler(Pool(box, noise(seeds, contract.shape).numpy()), network, contract.data_range)
+            yield FeatureSampler(Pool(box, noise(seeds, contract.shape).numpy()), network, contract.data_range)
 
     def __call__(self, program: Program, rows: Rows) -> Floats:
-        x = torch.from_numpy(self.pool.sample(program, rows)).view(-1, *self.pool.shape)
-        pixels = torch.empty((len(x), *x.shape[2:], x.shape[1]), dtype=torch.uint8)
-        eager.images(pixels, x, *self._range)  # as engine.images does; what is not a number becomes black
-        return self._network(pixels.numpy()).pooled
+        samples = self.pool.sample(program, rows).reshape(-1, *self.pool.shape)
+        return self._network(pixels_of(samples, self._range)).pooled
 
 
 @final
-class DistanceJudge:
+class DistanceCriterion:
     """A `Criterion` of the search. keys [n]: names of what each sample depends on but the program.
 
     ahead: None, or what begins to compute features of several and gives for each a function that waits for them.
@@ -101,7 +66,7 @@ class DistanceJudge:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: FeatureSampler,
         real: RealPictures,
         budget: Budget,
         store: ArrayStore,
@@ -153,19 +118,19 @@ def check_pictures(subject: Subject) -> None:
         raise InputError(f"metric fd needs samples that are pictures [C, H, W], these are {kind}; use metric error")
 
 
-def make_distance_judge(
+def make_distance_criterion(
     subject: Subject,
-    sampler: Sampler,
+    sampler: FeatureSampler,
     seeds: Sequence[int],
     given: Mapping[str, Any] | None,
     real: RealPictures,
     budget: Budget,
     ahead: Callable[[Asked], list[Callable[[], Floats]]] | None = None,
-) -> DistanceJudge:
-    """The judge on `seeds`."""
+) -> DistanceCriterion:
+    """The criterion on `seeds`."""
     conditions = conditions_of(subject.contract, given, seeds)
     keys = [
         content_key(subject.digest, seed, *(np.asarray(values[row]) for values in conditions))
         for row, seed in enumerate(seeds)
     ]
-    return DistanceJudge(sampler, real, budget, ArrayStore(cache_folder() / "search"), keys, ahead)
+    return DistanceCriterion(sampler, real, budget, ArrayStore(cache_folder() / "search"), keys, ahead)

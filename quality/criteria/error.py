@@ -1,63 +1,91 @@
-"""A network, seeds and a reference become a judge of programs: what `tune` and `compare` both start from."""
+"""The error of a sampler: its distance to the same network's many-step samples of the same seeds.
+
+    error = RMS over seeds and elements of clip(sample) - clip(reference), clipped to the range of the data
+
+`tune` makes it small, `compare` reports it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
-from ...engine.artifact import read_artifact
 from ...engine.backends.abstract import Backend
 from ...engine.cache import ArrayStore, Journal, cache_folder, content_key
-from ...engine.compiler.schedule import parse_schedule
-from ...engine.errors import InputError
+from ...engine.compiler.program import Program
+from ...engine.progress import Stages
 from ...engine.runtime.noise import noise
-from ..sampling.pool import Budget, Pool
-from ..sampling.reference import Reference, default_start, targets
-from ..sampling.subject import BlackBox, Subject, conditions_of
+from ...engine.seed_conditions import conditions_of
+from ..sampling.budget import Budget
+from ..sampling.pool import Floats, Pool, Rows
+from ..sampling.reference import Reference, targets
+from ..sampling.subject import BlackBox, Subject
 from ..search.candidates import Setting
-from ..search.halving import Judge, Progress
-
-SEED_STRIDE = 1 << 20  # seeds of one role: calibration from seed * stride, held-out seeds from HELD_OUT above it
-HELD_OUT = 1 << 40
 
 
-def make_setting(
-    subject: Subject, nfe: int, clip: float | None, t_start: float | None, end: str | float | None
-) -> Setting:
-    """What all candidates share; clip and end are by default the subject's own.
+@final
+class ErrorCriterion:
+    """The RMS error of programs on a pool with known targets [n, elements]; counted, and kept in a journal.
 
-    Raises InputError on what does not fit the network's schedule.
+    keys [n]: names of what each target depends on, so that a journal serves several pools.
     """
-    contract = subject.contract
-    own_clip, own_end = _own(subject)
-    clip, end = own_clip if clip is None else clip, own_end if end is None else end
-    process = parse_schedule(contract.schedule)
-    start = default_start(contract.schedule, contract.prediction) if t_start is None else float(t_start)
-    process.alpha(start)
-    if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
-        raise InputError(f"nfe={nfe!r}, expected an integer of at least 1")
-    return Setting(contract.schedule, nfe, contract.prediction, start, clip, end, contract.sigma_data)
+
+    def __init__(
+        self,
+        pool: Pool,
+        targets: Floats,
+        data_range: tuple[float, float],
+        budget: Budget,
+        journal: Journal | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> None:
+        self.pool = pool
+        self.targets: Floats = np.clip(targets, *data_range)
+        self.data_range = data_range
+        self.budget = budget
+        self.journal = journal
+        self._keys = keys or [str(row) for row in range(len(pool))]
+        self._seen: set[tuple[float, float, bytes]] = set()
+
+    def square(self, program: Program, rows: Rows) -> float:
+        """Sum over the samples `rows` of the mean squared error; inf when it is not finite. BudgetSpentError."""
+        key = f"{program.digest} {self.key(rows)}"
+        held = self.journal.get(key) if self.journal else None
+        self.budget.charge(self.pool.cost(program, rows, self._seen), cached=held is not None)
+        if held is not None:
+            return float(held)
+        result = float(np.sum(self.squares(self.pool.sample(program, rows), rows)))
+        result = result if math.isfinite(result) else math.inf
+        if self.journal:
+            self.journal.put(key, result)
+        return result
+
+    def tally(self, program: Program, rows: Rows) -> float:
+        """Sum of squares: see `Criterion`."""
+        return self.square(program, rows)
+
+    def error(self, tally: float, seeds: int) -> float:
+        """Root of the mean square."""
+        return math.sqrt(tally / seeds)
+
+    def expect(self, asked: Sequence[tuple[Program, Rows]]) -> None:
+        """One after the other: the network itself uses all cores."""
+
+    def key(self, rows: Rows) -> str:
+        """What the samples `rows` and their targets depend on, as a name."""
+        return content_key([self._keys[row] for row in rows])
+
+    def squares(self, samples: Floats, rows: Rows) -> np.ndarray:
+        """Mean squared error of each sample, float64 [m]."""
+        with np.errstate(all="ignore"):
+            difference = np.clip(samples, *self.data_range).astype(np.float64) - self.targets[rows]
+            return np.mean(difference**2, axis=1)
 
 
-def _own(subject: Subject) -> tuple[float | None, str | float]:
-    """(clip, end) of the network's scheduler, or what an engine's programs agree on; else no clip, and clean."""
-    if subject.engine is not None:
-        programs = read_artifact(subject.engine, verify=False).programs.values()
-        clips, ends = {one.clip for one in programs}, {one.end for one in programs}
-        return clips.pop() if len(clips) == 1 else None, ends.pop() if len(ends) == 1 else "clean"
-    convention = subject.network and subject.network.convention
-    return (convention.clip, convention.end) if convention else (None, "clean")
-
-
-def chosen_seeds(seed: int, calibration: int, held_out: int) -> list[int]:
-    """Seeds of the two roles, one after the other; other calibration sizes begin with the same seeds."""
-    first = seed * SEED_STRIDE
-    return [*range(first, first + calibration), *range(HELD_OUT + first, HELD_OUT + first + held_out)]
-
-
-def make_judge(
+def make_error_criterion(
     subject: Subject,
     backend: Backend,
     seeds: Sequence[int],
@@ -65,9 +93,9 @@ def make_judge(
     setting: Setting,
     reference: Reference,
     budget: Budget,
-    progress: Progress,
-) -> Judge:
-    """The judge on `seeds`, its targets from the cache or computed now. Raises InputError, BudgetSpentError."""
+    progress: Stages,
+) -> ErrorCriterion:
+    """The criterion on `seeds`, its targets from the cache or computed now. Raises InputError, BudgetSpentError."""
     contract = subject.contract
     conditions = conditions_of(contract, given, seeds)
     pool = Pool(BlackBox(backend, contract, conditions), noise(seeds, contract.shape).numpy())
@@ -90,4 +118,4 @@ def make_judge(
         pool, program, keys, ArrayStore(folder / "reference"), budget, lambda done: progress(stage, done, expected)
     )
     journal = Journal(folder / "search" / f"{subject.digest}.jsonl")
-    return Judge(pool, found, subject.sample_range, budget, journal, keys)
+    return ErrorCriterion(pool, found, subject.sample_range, budget, journal, keys)

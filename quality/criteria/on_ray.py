@@ -19,14 +19,14 @@ from typing import Any, final
 
 import numpy as np
 
-from ...engine.bulk.on_ray import connected, size_pool
+from ...engine.bulk.cluster import connected, size_pool
 from ...engine.bulk.worker import MOST_TRIES
 from ...engine.compiler.program import Program
 from ...engine.errors import BackendError, InputError
 from ..distances.features import extractor, with_whole_path
 from ..sampling.pool import Floats, Rows
 from ..sampling.subject import Subject
-from .distance import Asked, Sampler
+from .distance import Asked, FeatureSampler
 
 UNDER_WAY = 2  # asked of a worker at once: it goes on while this process computes a distance
 
@@ -48,7 +48,9 @@ class Drawing:
         import torch
 
         torch.set_num_threads(threads)
-        opened = Sampler.opened(Subject.of(engine), seeds, given, extractor(features, scale=scale), backend, threads)
+        opened = FeatureSampler.opened(
+            Subject.of(engine), seeds, given, extractor(features, scale=scale), backend, threads
+        )
         self._open = ExitStack()  # until the process ends
         self._sampler = self._open.enter_context(opened)
 
@@ -119,7 +121,7 @@ def crew(
     workers: int | None = None,
     scale: tuple[float, float] = (-1.0, 1.0),
 ) -> Iterator[Callable[[Asked], list[Callable[[], Floats]]]]:
-    """What `DistanceJudge` takes as `ahead`, on the cluster at `address`. Raises InputError, BackendError."""
+    """What `DistanceCriterion` takes as `ahead`, on the cluster at `address`. Raises InputError, BackendError."""
     try:
         import ray
         from ray.exceptions import RayError

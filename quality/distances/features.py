@@ -31,11 +31,10 @@ from torch import Tensor, nn
 
 from ...engine.cache import cache_folder, content_key
 from ...engine.device import parse_device, why_not_cuda
-from ...engine.errors import InputError
+from ...engine.errors import InputError, first_line
 from ...export.sources.module_call import load_factory
 from ...export.sources.module_digest import content_digest
 from ...export.sources.onnx_roles import external_files, read_model
-from ...export.to_onnx import first_line
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8]

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ...engine.errors import InputError
-from ...export.to_onnx import first_line
+from ...engine.errors import InputError, first_line
 
 SIZE = 299
 SPATIAL_LAYER = "mixed_6"

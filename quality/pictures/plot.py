@@ -1,23 +1,32 @@
-"""A plot with a logarithmic error axis, drawn with Pillow at three times its size and reduced."""
+"""Plots by matplotlib: curves on a logarithmic axis, and bars of shares. Both give a `matplotlib.figure.Figure`.
+
+Figures are made without pyplot, so that nothing global is touched and any thread may draw.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
-
-from PIL import Image, ImageDraw, ImageFont
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
 
 from ...engine.errors import InputError
 
-SCALE = 3
-WIDTH, HEIGHT = 900, 560
-LEFT, RIGHT, TOP, BOTTOM = 76, 250, 84, 92
-PAPER, INK, QUIET, LINE = (255, 255, 255), (24, 24, 27), (113, 113, 122), (228, 228, 231)
-# Okabe and Ito's colours, told apart by colour-blind readers; then dashes by marker.
-COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0), (60, 60, 60))
-MARKERS = ("circle", "square", "diamond")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, HEIGHT, ROW = 9.0, 5.6, 0.26  # inches; ROW of one bar
+DPI = 100
+FORMATS = (".png", ".svg", ".pdf")
+INK, QUIET, LINE, PAPER = "#18181b", "#71717a", "#e4e4e7", "#ffffff"
+# Okabe and Ito's colours, which colour-blind readers can tell apart; after seven curves the marker changes.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#3c3c3c")
+MARKERS = ("o", "s", "D")
+MOST_TICKS, MOST_NAMES = 16, 6  # of a linear x axis: numbers, names
+SMALLEST_LABEL = 0.04  # a narrower part of a bar has no number in it
 
 
 @final
@@ -29,6 +38,15 @@ class Curve:
     points: Sequence[tuple[float, float]]
 
 
+@final
+@dataclass(frozen=True)
+class Bar:
+    """A name and the shares of its parts, each at least 0, in the order of the legend."""
+
+    name: str
+    shares: Sequence[float]
+
+
 def log_plot(
     curves: Sequence[Curve],
     *,
@@ -38,118 +56,124 @@ def log_plot(
     note: str = "",
     log_x: bool = False,
     x_names: Mapping[float, str] | None = None,
-) -> Image.Image:
-    """The curves, y logarithmic, names at the right in the order of their last points. x is linear with a tick at
-    every x, or with `log_x` logarithmic and above 0. x_names: what stands at a tick in place of its number.
-    Raises InputError when there is no point with a y above 0."""
+) -> Figure:
+    """The curves with a logarithmic y axis; the legend is in the order of the last points.
+
+    x is linear with a tick at every x, or with `log_x` logarithmic. x_names: texts in place of the numbers at ticks.
+    Raises InputError when no point has a y above 0, or matplotlib is not installed.
+    """
     drawn = [Curve(one.name, sorted((x, y) for x, y in one.points if y > 0 and math.isfinite(y))) for one in curves]
     drawn = [one for one in drawn if one.points]
     if not drawn:
         raise InputError("nothing to plot: no sampler has an error above 0")
-    return _Page(drawn, log_x, x_names or {}).draw(title, x_label, y_label, note)
-
-
-@final
-class _Page:
-    def __init__(self, curves: Sequence[Curve], log_x: bool, x_names: Mapping[float, str]) -> None:
-        self.curves = curves
-        self.log_x = log_x
-        self.x_names = x_names
-        self.image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), PAPER)
-        self.ink = ImageDraw.Draw(self.image)
-        xs = sorted({x for one in curves for x, _ in one.points})
-        ys = [y for one in curves for _, y in one.points]
-        if log_x:
-            self.x_range = math.log10(min(xs)) - 0.06, math.log10(max(xs)) + 0.06
-            self.x_ticks = _log_ticks(*self.x_range)
-        else:
-            pad = 0.5 if xs[0] == xs[-1] else 0.03 * (xs[-1] - xs[0])
-            self.x_range = xs[0] - pad, xs[-1] + pad
-            self.x_ticks = xs
-        self.y_range = math.log10(min(ys)) - 0.06, math.log10(max(ys)) + 0.06
-
-    def x(self, value: float) -> float:
-        low, high = self.x_range
-        place = math.log10(value) if self.log_x else value
-        return LEFT + (place - low) / (high - low) * (WIDTH - LEFT - RIGHT)
-
-    def y(self, value: float) -> float:
-        low, high = self.y_range
-        return HEIGHT - BOTTOM - (math.log10(value) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
-
-    def draw(self, title: str, x_label: str, y_label: str, note: str) -> Image.Image:
-        self._axes(x_label, y_label)
-        self._text((16, 14), title, 18)
-        self._text((16, HEIGHT - 26), note, 12, QUIET)
-        for index, curve in enumerate(self.curves):
-            self._curve(curve, index)
-        self._names()
-        return self.image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
-
-    def _axes(self, x_label: str, y_label: str) -> None:
-        for value in _log_ticks(*self.y_range):
-            self._line([(LEFT, self.y(value)), (WIDTH - RIGHT, self.y(value))], LINE, 1)
-            self._text((LEFT - 8, self.y(value)), f"{value:g}", 12, QUIET, "rm")
-        free = math.inf  # left of what is written: from the last tick on, those whose names would touch have none
-        for value in reversed(self.x_ticks):
-            self._line([(self.x(value), HEIGHT - BOTTOM), (self.x(value), HEIGHT - BOTTOM + 5)], QUIET, 1)
-            name = self.x_names.get(value, f"{value:g}")
-            half = ImageFont.load_default(12 * SCALE).getlength(name) / SCALE / 2
-            if self.x(value) + half < free:
-                self._text((self.x(value), HEIGHT - BOTTOM + 8), name, 12, QUIET, "mt")
-                free = self.x(value) - half - 6
-        self._line([(LEFT, HEIGHT - BOTTOM), (WIDTH - RIGHT, HEIGHT - BOTTOM)], QUIET, 1)
-        self._text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 30), x_label, 13, INK, "mt")
-        self._text((LEFT - 8, TOP - 16), y_label, 13, INK, "lb")
-
-    def _curve(self, curve: Curve, index: int) -> None:
+    figure = _figure(HEIGHT, title, note)
+    axes = figure.add_subplot()
+    axes.set_yscale("log")
+    for index, one in enumerate(drawn):
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index // len(COLOURS) % len(MARKERS)]
-        places = [(self.x(x), self.y(y)) for x, y in curve.points]
-        self._line(places, colour, 2)
-        for x, y in places:
-            self._marker(x, y, colour, marker)
-
-    def _marker(self, x: float, y: float, colour: Any, marker: str) -> None:
-        r = 4.5
-        if marker == "diamond":
-            corners = [(x, y - r - 1), (x + r + 1, y), (x, y + r + 1), (x - r - 1, y)]
-            self.ink.polygon([(a * SCALE, b * SCALE) for a, b in corners], fill=colour)
-            return
-        box = [value * SCALE for value in (x - r, y - r, x + r, y + r)]
-        (self.ink.ellipse if marker == "circle" else self.ink.rectangle)(box, fill=colour)
-
-    def _names(self) -> None:
-        """Names beside the last points, moved apart where they would touch."""
-        order = sorted(range(len(self.curves)), key=lambda index: self.y(self.curves[index].points[-1][1]))
-        height, at = 18, TOP - 6.0
-        places: list[float] = []
-        for index in order:
-            at = max(at + height, self.y(self.curves[index].points[-1][1]))
-            places.append(at)
-        below = places[-1] - (HEIGHT - BOTTOM) if places else 0
-        for back in range(len(places) - 1, -1, -1):  # and back up when the last one is below the axis
-            limit = HEIGHT - BOTTOM if back == len(places) - 1 else places[back + 1] - height
-            places[back] = min(places[back], limit) if below > 0 else places[back]
-        for index, y in zip(order, places, strict=True):
-            curve, colour = self.curves[index], COLOURS[index % len(COLOURS)]
-            last = self.x(curve.points[-1][0]), self.y(curve.points[-1][1])
-            edge = WIDTH - RIGHT + 14
-            self._line([(last[0] + 6, last[1]), (edge - 4, y)], LINE, 1)
-            self._marker(edge + 5, y, colour, MARKERS[index // len(COLOURS) % len(MARKERS)])
-            self._text((edge + 16, y), curve.name, 12, INK, "lm")
-
-    def _line(self, places: Sequence[tuple[float, float]], colour: Any, width: int) -> None:
-        self.ink.line([(x * SCALE, y * SCALE) for x, y in places], fill=colour, width=width * SCALE, joint="curve")
-
-    def _text(self, place: tuple[float, float], text: str, size: int, colour: Any = INK, anchor: str = "la") -> None:
-        font = ImageFont.load_default(size * SCALE)
-        self.ink.text((place[0] * SCALE, place[1] * SCALE), text, fill=colour, font=font, anchor=anchor)
+        xs, ys = zip(*one.points, strict=True)
+        axes.plot(xs, ys, color=colour, marker=marker, markersize=5, linewidth=1.6, label=one.name)
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
+    if log_x:
+        axes.set_xscale("log")
+        _log_ticks(axes.xaxis)
+    else:
+        _linear_ticks(axes, sorted({x for one in drawn for x, _ in one.points}), x_names or {})
+    _log_ticks(axes.yaxis)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, which="both", axis="y", color=LINE, linewidth=0.6)
+    handles, names = axes.get_legend_handles_labels()
+    order = sorted(range(len(drawn)), key=lambda index: -drawn[index].points[-1][1])
+    figure.legend(
+        [handles[index] for index in order],
+        [names[index] for index in order],
+        loc="outside right upper",
+        frameon=False,
+        fontsize=9,
+    )
+    return figure
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Round values between 10^low and 10^high: every digit, 1 2 5 or powers alone, by how far apart these are."""
-    span = high - low
-    steps = (1, 2, 3, 4, 5, 6, 7, 8, 9) if span < 0.7 else (1, 2, 5) if span < 2.5 else (1,)
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    ticks = [step * 10.0**power for power in powers for step in steps]
-    return [value for value in ticks if low <= math.log10(value) <= high]
+def share_bars(bars: Sequence[Bar], parts: Sequence[str], *, title: str, note: str = "") -> Figure:
+    """One row a bar, split into its parts, with the share in per cent in each. Raises InputError without bars."""
+    if not bars:
+        raise InputError("nothing to plot: no bars")
+    figure = _figure(1.5 + ROW * len(bars), title, note)
+    axes = figure.add_subplot()
+    for index, part in enumerate(parts):
+        widths = [max(bar.shares[index], 0.0) for bar in bars]
+        lefts = [sum(max(share, 0.0) for share in bar.shares[:index]) for bar in bars]
+        drawn = axes.barh(range(len(bars)), widths, 0.8, lefts, color=COLOURS[index], label=part)
+        labels = [f"{100 * width:.1f} %" if width >= SMALLEST_LABEL else "" for width in widths]
+        axes.bar_label(drawn, labels, label_type="center", color=PAPER, fontsize=8)
+    axes.set_yticks(range(len(bars)), [bar.name for bar in bars], fontsize=9)
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.legend(loc="outside upper right", ncols=len(parts), frameon=False, fontsize=9)
+    return figure
+
+
+def write_plot(path: str | os.PathLike[str], figure: Figure) -> None:
+    """Write a figure as .png, .svg or .pdf, whole or not at all, the same bytes each time. Raises InputError."""
+    import matplotlib
+
+    from .write import replaced
+
+    target = check_plot(path)
+    kind = target.suffix.lower().removeprefix(".")
+    metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    with replaced(target) as partial, matplotlib.rc_context({"svg.hashsalt": "pfdiff"}):
+        figure.savefig(partial, format=kind, metadata=metadata)
+
+
+def check_plot(path: str | os.PathLike[str]) -> Path:
+    """Where a plot is to be written, checked before any work.
+
+    Raises InputError on another ending than .png, .svg, .pdf, on a missing folder, and without matplotlib.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in FORMATS:
+        raise InputError(f"output {target} ends in '{target.suffix}'; expected a plot that ends in .png, .svg or .pdf")
+    if not target.parent.is_dir():
+        raise InputError(f"output {target}: the folder {target.parent} does not exist; create it first")
+    _matplotlib()
+    return target
+
+
+def _matplotlib() -> Any:
+    """matplotlib, imported where it is used. Raises InputError when it is not installed."""
+    try:
+        from matplotlib import figure
+    except ImportError:
+        raise InputError("plots need matplotlib; install it with pip install 'pfdiff[plots]'") from None
+    return figure
+
+
+def _figure(height: float, title: str, note: str) -> Figure:
+    figure: Figure = _matplotlib().Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor=PAPER)
+    figure.suptitle(title, x=0.012, ha="left", color=INK, fontsize=13)
+    figure.supxlabel(note, x=0.012, ha="left", color=QUIET, fontsize=8.5)
+    return figure
+
+
+def _log_ticks(axis: Any) -> None:
+    """Labels such as 0.02 at 1, 2 and 5 of each decade; at more digits where the axis is less than a decade long."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    span = math.log10(high / low)
+    digits = (1, 2, 3, 4, 5, 6, 7, 8, 9) if span < 1 else (1, 2, 5) if span < 2.5 else (1,)
+    axis.set_major_locator(LogLocator(subs=digits, numticks=50))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _linear_ticks(axes: Axes, xs: list[float], names: Mapping[float, str]) -> None:
+    """A tick at every x; of many, every second, third, ... counted from the last."""
+    step = -(-len(xs) // (MOST_NAMES if names else MOST_TICKS))
+    shown = xs[::-1][::step]
+    axes.set_xticks(shown, [names.get(x, f"{x:g}") for x in shown])

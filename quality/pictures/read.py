@@ -6,22 +6,19 @@ which become pixels as `engine.images` makes them. C is 1, 3 or 4.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...engine.backends.abstract import first_line
-from ...engine.errors import InputError
-from ...kernels import eager
+from ...engine.errors import InputError, first_line
+from .pixels import MODES, Pixels, pixels_of
 
-Pixels = NDArray[np.uint8]
 NAMES = ("pixels", "sample", "samples", "images", "x", "arr_0")  # of the array in a file that holds several
-CHANNELS = (1, 3, 4)
 
 
 def read_pictures(path: str | Path) -> Pixels:
@@ -44,13 +41,20 @@ def read_pictures(path: str | Path) -> Pixels:
     return np.concatenate(parts)
 
 
+def pictures_of(given: Any) -> tuple[Pixels, str]:
+    """(pixels, name) of files or of an array. Raises InputError."""
+    if isinstance(given, (str, os.PathLike)):
+        return read_pictures(Path(given)), Path(given).name
+    if isinstance(given, np.ndarray):
+        return pixels_from(given, "the array"), "an array"
+    raise InputError(f"pictures of type {type(given).__name__}, expected a path or an array")
+
+
 def pixels_from(values: NDArray[Any], where: str) -> Pixels:
     """uint8 [n, H, W, C] of an array of pixels or samples. Raises InputError."""
     floating = values.dtype.kind == "f"
     shape = values.shape
-    fits = values.ndim == 3 or (
-        values.ndim == 4 and ((shape[3] in CHANNELS and not floating) or (shape[1] in CHANNELS))
-    )
+    fits = values.ndim == 3 or (values.ndim == 4 and ((shape[3] in MODES and not floating) or (shape[1] in MODES)))
     if not len(values) or not fits or not (floating or values.dtype == np.uint8):
         raise InputError(
             f"{where}: got {values.dtype} {list(shape)}, expected pixels uint8 [n, H, W, 1|3|4] or [n, 1|3|4, H, W], "
@@ -59,11 +63,8 @@ def pixels_from(values: NDArray[Any], where: str) -> Pixels:
     if values.ndim == 3:
         values = values[:, None] if floating else values[..., None]
     if not floating:
-        return np.ascontiguousarray(values if values.shape[3] in CHANNELS else np.moveaxis(values, 1, 3))
-    samples = torch.tensor(np.ascontiguousarray(values, np.float32))  # a copy: what a file gives may be read-only
-    pixels = torch.empty((len(samples), *samples.shape[2:], samples.shape[1]), dtype=torch.uint8)
-    eager.images(pixels, samples, -1.0, 1.0)
-    return pixels.numpy()
+        return np.ascontiguousarray(values if values.shape[3] in MODES else np.moveaxis(values, 1, 3))
+    return pixels_of(values)
 
 
 # Files.

@@ -15,8 +15,8 @@ import numpy as np
 from ...engine.compiler.basis import convert, edm_preconditioning
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Array, parse_schedule
+from ..criteria.error import ErrorCriterion
 from ..sampling.pool import Floats, Rows, update
-from ..search.halving import Judge
 
 STEP = 0.01  # of a difference, in root mean square of the state it moves: float32 networks are exact to 1e-6
 TIME_STEP = 0.02  # likewise, in parts of the distance to the next time; at least 1 where times are integers
@@ -42,8 +42,8 @@ class Parameter:
 class Line:
     """One run of a program with everything kept: states[n] before evaluation n, answers[n]; and runs beside it."""
 
-    def __init__(self, judge: Judge, program: Program, rows: Rows) -> None:
-        self._pool, self._budget = judge.pool, judge.budget
+    def __init__(self, criterion: ErrorCriterion, program: Program, rows: Rows) -> None:
+        self._pool, self._budget = criterion.pool, criterion.budget
         self.program = program
         self.rows = rows
         self.states = [self._pool.start(program, rows)]

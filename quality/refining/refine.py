@@ -4,7 +4,7 @@
 
 over every W_n[j, i] of live buffers and every w_n[j]: the solver's own terms, and the network's current input s_0 for
 those that did not use it; and over the evaluation times, by whole steps where the schedule has integer times. Buffers
-and evaluations stay as they are. The Jacobian comes from forward differences (line.py); the last row, in which the
+and evaluations stay as they are. The Jacobian comes from forward differences (jacobian.py); the last row, in which the
 sample is linear, is solved by least squares after every step.
 
 Training stops when the validation seeds gain nothing, and gives the program that was best on them.
@@ -19,13 +19,13 @@ from typing import Any, final
 
 import numpy as np
 
-from ...engine.compiler.basis import convert
+from ...engine.compiler.basis import convert, velocity
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Array, parse_schedule
-from ...engine.compiler.trace import velocity
 from ...engine.errors import InputError
-from ..sampling.pool import BudgetSpentError, Floats, Rows
-from ..search.halving import Judge
+from ..criteria.error import ErrorCriterion
+from ..sampling.budget import BudgetSpentError
+from ..sampling.pool import Floats, Rows
 from .jacobian import Line, Parameter, limited, moved
 
 CHUNK_BYTES = 1 << 28  # of Jacobian held at once
@@ -39,7 +39,7 @@ OWN_BASIS = {"eps": "eps", "x0": "x0", "v": "v", "flow": "v", "edm": "x0"}
 
 @final
 @dataclass(frozen=True, eq=False)
-class Step:
+class Iteration:
     """Where the search stands: the program, the damping for the next step, and RMS errors so far, the start first."""
 
     program: Program
@@ -56,37 +56,37 @@ class Step:
         }
 
     @staticmethod
-    def from_data(data: Any) -> Step:
+    def from_data(data: Any) -> Iteration:
         program = Program.from_json(json.dumps(data["program"]))
-        return Step(program, data["damping"], tuple(data["training"]), tuple(data["validation"]))
+        return Iteration(program, data["damping"], tuple(data["training"]), tuple(data["validation"]))
 
 
 @final
 class Refinement:
     """One program polished on the pool's rows `training`, watched on the rows `validation`."""
 
-    def __init__(self, judge: Judge, training: Rows, validation: Rows) -> None:
-        self.judge = judge
+    def __init__(self, criterion: ErrorCriterion, training: Rows, validation: Rows) -> None:
+        self.criterion = criterion
         self.training = training
         self.validation = validation
-        self._journal = judge.journal
+        self._journal = criterion.journal
 
-    def run(self, start: Program, steps: int, tell: Callable[[Step], None] | None = None) -> Step:
+    def run(self, start: Program, steps: int, tell: Callable[[Iteration], None] | None = None) -> Iteration:
         """At most `steps` steps from `start`; the one that is best on the validation seeds.
 
         Each is kept in the journal, and an interrupted run goes on behind the last one. When the budget is spent, the
         best so far.
         """
-        judge = self.judge
-        key = f"refine 3 {start.digest} {judge.key(self.training)} {judge.key(self.validation)}"
-        here = best = Step(start, DAMPING[0], (), ())
+        criterion = self.criterion
+        key = f"refine 3 {start.digest} {criterion.key(self.training)} {criterion.key(self.validation)}"
+        here = best = Iteration(start, DAMPING[0], (), ())
         try:
-            judge.budget.charge(start.nfe * len(self.training))
-            samples = judge.pool.sample(start, self.training)
-            training = float(np.sqrt(self._loss(samples.astype(np.float64), judge.targets[self.training])))
-            here = best = Step(start, DAMPING[0], (training,), (self._error(start, self.validation),))
+            criterion.budget.charge(start.nfe * len(self.training))
+            samples = criterion.pool.sample(start, self.training)
+            training = float(np.sqrt(self._loss(samples.astype(np.float64), criterion.targets[self.training])))
+            here = best = Iteration(start, DAMPING[0], (training,), (self._error(start, self.validation),))
             for count in range(steps):
-                after = self._known(f"{key} {count}") or self._step(here, f"{key} {count}")
+                after = self._known(f"{key} {count}") or self._iterate(here, f"{key} {count}")
                 if after is None:
                     break
                 gained = 1 - after.training[-1] / here.training[-1]
@@ -101,19 +101,19 @@ class Refinement:
             pass
         return best
 
-    def _known(self, key: str) -> Step | None:
+    def _known(self, key: str) -> Iteration | None:
         held = self._journal.get(key) if self._journal else None
         if held is None:
             return None
-        self.judge.budget.charge(held["evaluations"], cached=True)
-        return Step.from_data(held)
+        self.criterion.budget.charge(held["evaluations"], cached=True)
+        return Iteration.from_data(held)
 
-    def _step(self, here: Step, key: str) -> Step | None:
+    def _iterate(self, here: Iteration, key: str) -> Iteration | None:
         """One step that lowers the training error, None when none does.
 
         The Jacobian costs ten times what a run does, so three dampings are tried and the best is taken.
         """
-        spent = self.judge.budget.spent
+        spent = self.criterion.budget.spent
         parameters, normal, slope = self._jacobian(here.program)
         best, damping = (here.program, here.training[-1]), here.damping
         dampings = [max(DAMPING[1], damping * factor) for factor in (1 / LADDER, 1, LADDER)]
@@ -128,26 +128,26 @@ class Refinement:
             return None
         program, error = best
         validation = self._error(program, self.validation)
-        after = Step(program, damping, (*here.training, error), (*here.validation, validation))
+        after = Iteration(program, damping, (*here.training, error), (*here.validation, validation))
         if self._journal:
-            self._journal.put(key, {**after.to_data(), "evaluations": self.judge.budget.spent - spent})
+            self._journal.put(key, {**after.to_data(), "evaluations": self.criterion.budget.spent - spent})
         return after
 
     def _error(self, program: Program, rows: Rows) -> float:
-        return float(np.sqrt(self.judge.square(program, rows) / len(rows)))
+        return float(np.sqrt(self.criterion.square(program, rows) / len(rows)))
 
     # The Jacobian, as the normal equations.
     def _jacobian(self, program: Program) -> tuple[list[Parameter], Array, Array]:
         """(parameters, J^T J, J^T r) over the training seeds, accumulated in float64."""
         parameters: list[Parameter] = []
         count = program.nfe * (program.buffers + 1) * program.buffers
-        most = max(1, CHUNK_BYTES // (8 * count * self.judge.targets.shape[1]))
+        most = max(1, CHUNK_BYTES // (8 * count * self.criterion.targets.shape[1]))
         normal, slope = np.zeros(0), np.zeros(0)
         for first in range(0, len(self.training), most):
             rows = self.training[first : first + most]
-            line = Line(self.judge, program, rows)
+            line = Line(self.criterion, program, rows)
             parameters = parameters or line.parameters()
-            weight, residual = self._residual(line.states[-1][0], self.judge.targets[rows])
+            weight, residual = self._residual(line.states[-1][0], self.criterion.targets[rows])
             columns = np.stack([line.column(one) * weight for one in parameters])
             columns = columns.reshape(len(columns), -1).astype(np.float64)
             if not first:
@@ -161,24 +161,24 @@ class Refinement:
 
         An element outside has the error that its clipped value has, whatever it is; the weight keeps it near.
         """
-        low, high = self.judge.data_range
+        low, high = self.criterion.data_range
         beyond = samples - np.clip(samples, low, high)
         weight = np.where(beyond == 0, 1.0, OUTSIDE)
         return weight, np.where(beyond == 0, samples.astype(np.float64) - targets, OUTSIDE * beyond)
 
     def _loss(self, samples: Array, targets: Floats) -> float:
         """Mean squared error of the clipped samples, and a little for what was clipped."""
-        low, high = self.judge.data_range
+        low, high = self.criterion.data_range
         clipped = np.clip(samples, low, high)
         return float(np.mean((clipped - targets) ** 2 + (OUTSIDE * (samples - clipped)) ** 2))
 
     def _with_last_row(self, program: Program) -> tuple[Program, float] | None:
         """The program with its last row solved by least squares on the training seeds, and its error there."""
-        line = Line(self.judge, program, self.training)
+        line = Line(self.criterion, program, self.training)
         last = np.concatenate([line.states[-2], line.answers[-1][None]]).reshape(program.buffers + 1, -1)
         vectors = last.astype(np.float64)
         row = np.append(program.W[-1, 0], program.w[-1, 0])
-        targets = self.judge.targets[self.training].reshape(-1)
+        targets = self.criterion.targets[self.training].reshape(-1)
 
         # Which elements are clipped changes with the row: solved again, while that helps.
         best = self._loss(row @ vectors, targets)

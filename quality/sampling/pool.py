@@ -6,7 +6,6 @@ All programs that start at one time ask the same first question, so its answer i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import final
 
@@ -20,39 +19,6 @@ Rows = NDArray[np.intp]
 # network(x [m, *shape], time, rows [m]) -> prediction [m, *shape]; rows: which samples of the pool these are. `time` is
 # a program's network time, and x has its c_in applied.
 Evaluate = Callable[[Floats, float, Rows], Floats]
-
-
-class BudgetSpentError(Exception):
-    """The next piece of work would exceed the budget; what was found so far stands."""
-
-
-@final
-class Budget:
-    """Counts evaluations (one sample through the network once) and stops before a limit, None for no limit.
-
-    A budget in evaluations gives the same result every time, one in seconds depends on the machine.
-    """
-
-    def __init__(self, evaluations: int | None = None, seconds: float | None = None) -> None:
-        self.evaluations = evaluations
-        self.seconds = seconds
-        self.spent = 0
-        self.cached = 0
-        self.start = time.monotonic()
-
-    def charge(self, evaluations: int, *, cached: bool = False) -> None:
-        """Count work about to be done, or read from the cache. Raises BudgetSpentError, counting nothing."""
-        if self.evaluations is not None and self.spent + evaluations > self.evaluations:
-            raise BudgetSpentError
-        if self.seconds is not None and not cached and self.elapsed > self.seconds:
-            raise BudgetSpentError
-        self.spent += evaluations
-        self.cached += evaluations if cached else 0
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the budget was made."""
-        return time.monotonic() - self.start
 
 
 @final

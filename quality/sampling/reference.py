@@ -6,7 +6,6 @@ and continuous ones take DPM-Solver++(2M) in 200 evaluations; `Reference.of` say
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -14,16 +13,15 @@ from typing import final
 import numpy as np
 
 from ...engine.cache import ArrayStore
-from ...engine.compiler.program import Program, compile
+from ...engine.compiler.compile import compile
+from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import parse_schedule
-from .pool import Budget, Floats, Pool
+from .budget import Budget
+from .pool import Floats, Pool
 
 SHORT = 128  # times of a schedule that is walked whole
 EVALUATIONS = 200
 BLOCK = 16  # samples computed, and kept, at once
-SOUND_ALPHA = 0.01  # an eps-network's x0 loses its digits below: x0 = (x - sigma eps) / alpha
-# Below this one pictures break: of an MNIST network on cosine:60 all from alpha 2.6e-4, none from 0.026.
-BROKEN_ALPHA = 0.001
 
 
 @final
@@ -61,32 +59,6 @@ class Reference:
             t_start=t_start,
             sigma_data=sigma_data,
         )
-
-
-def default_start(schedule: str, prediction: str) -> float:
-    """The schedule's last time; for eps-networks the last one with alpha of at least 0.01.
-
-    Cosine schedules end near alpha = 1e-4, where the x0 that an eps-network means is noise times 10,000.
-    """
-    process = parse_schedule(schedule)
-    if prediction != "eps" or float(process.alpha(process.last)) >= SOUND_ALPHA:
-        return process.last
-    start = float(process.time_from_lambda(math.log(SOUND_ALPHA / math.sqrt(1 - SOUND_ALPHA**2))))
-    return float(math.floor(start)) if process.discrete else start
-
-
-def doubt_of_start(program: Program) -> str | None:
-    """One line on a program of an eps-network that starts where its x0 is mostly the network's error, else None."""
-    process, start = parse_schedule(program.schedule), float(program.times[0])
-    alpha = float(process.alpha(start))
-    if program.prediction != "eps" or program.clip is not None or alpha >= BROKEN_ALPHA:
-        return None
-    sound = default_start(program.schedule, "eps")
-    return (
-        f"NFE {program.nfe} starts at time {start:g} of {program.schedule}, where alpha is {alpha:.1e} and the x0 "
-        f"of an eps-network its error times {1 / alpha:.0f}; if samples break, start at {sound:g} "
-        "(t_start, --t-start) or clip x0 (clip, --clip 1)"
-    )
 
 
 def targets(

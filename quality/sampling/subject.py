@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from ...engine.artifact import MANIFEST, read_artifact
-from ...engine.backends.abstract import Backend, Buffers, Source
-from ...engine.backends.registry import check_backend, open_best
-from ...engine.bulk.recipe import condition_tables, rows
+from ...engine.backends.abstract import Backend, Buffers, NetworkFiles
+from ...engine.backends.choose import open_best
+from ...engine.backends.registry import check_backend
 from ...engine.cache import content_key
 from ...engine.contract import Contract
 from ...engine.errors import BackendError
@@ -79,7 +79,7 @@ class Subject:
                 self.network.write(path.parent, self.contract.precision)
             elif module is None and backend == "torch":
                 raise BackendError("backend 'torch' needs an nn.Module, this network is ONNX; use backend onnxruntime")
-            running, _ = open_best(Source(path, self.contract, module), None, backend, threads)
+            running, _ = open_best(NetworkFiles(path, self.contract, module), None, backend, threads)
             try:
                 yield running
             finally:
@@ -137,13 +137,3 @@ class BlackBox:
             )
             self._bound[size] = buffers, self._backend.bind([buffers])[0]
         return self._bound[size]
-
-
-def conditions_of(contract: Contract, given: Mapping[str, Any] | None, seeds: Sequence[int]) -> list[np.ndarray]:
-    """Arrays [n, *shape] of every condition, for the pool's seeds, as a bulk run has them.
-
-    Of m values seed s takes number s mod m, one value serves all; what is not given is each label in turn where the
-    condition has labels, else its default. Raises InputError.
-    """
-    found = rows(condition_tables(contract, given), np.array(seeds, np.uint64))
-    return [found[one.name] for one in contract.conditions]

@@ -15,12 +15,16 @@ from typing import Any, final
 
 import numpy as np
 
+from ...engine.artifact import read_artifact
 from ...engine.compiler.basis import BASES
+from ...engine.compiler.compile import compile
 from ...engine.compiler.grid import Grid, listed, make_grid
-from ...engine.compiler.program import Program, compile
+from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Schedule, parse_schedule
 from ...engine.compiler.solvers import parse_solver
+from ...engine.compiler.start import default_start
 from ...engine.errors import InputError
+from ..sampling.subject import Subject
 
 SOLVERS = (
     "ddim",
@@ -71,6 +75,34 @@ class Setting:
     clip: float | None = None
     end: str | float = "clean"
     sigma_data: float = 0.5
+
+
+def make_setting(
+    subject: Subject, nfe: int, clip: float | None, t_start: float | None, end: str | float | None
+) -> Setting:
+    """What all candidates share; clip and end are by default the subject's own.
+
+    Raises InputError on what does not fit the network's schedule.
+    """
+    contract = subject.contract
+    own_clip, own_end = _own(subject)
+    clip, end = own_clip if clip is None else clip, own_end if end is None else end
+    process = parse_schedule(contract.schedule)
+    start = default_start(contract.schedule, contract.prediction) if t_start is None else float(t_start)
+    process.alpha(start)
+    if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
+        raise InputError(f"nfe={nfe!r}, expected an integer of at least 1")
+    return Setting(contract.schedule, nfe, contract.prediction, start, clip, end, contract.sigma_data)
+
+
+def _own(subject: Subject) -> tuple[float | None, str | float]:
+    """(clip, end) of the network's scheduler, or what an engine's programs agree on; else no clip, and clean."""
+    if subject.engine is not None:
+        programs = read_artifact(subject.engine, verify=False).programs.values()
+        clips, ends = {one.clip for one in programs}, {one.end for one in programs}
+        return clips.pop() if len(clips) == 1 else None, ends.pop() if len(ends) == 1 else "clean"
+    convention = subject.network and subject.network.convention
+    return (convention.clip, convention.end) if convention else (None, "clean")
 
 
 @final

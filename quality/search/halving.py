@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import numpy as np
 
-from ...engine.cache import Journal, content_key
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import parse_schedule
-from ..sampling.pool import Budget, BudgetSpentError, Floats, Pool, Rows
+from ...engine.progress import Stages
+from ..sampling.budget import BudgetSpentError
+from ..sampling.pool import Rows
 from .candidates import Candidate, Setting, compiled, grid_points, neighbours, with_point
+from .criterion import Criterion
 
 KEEP = 0.4  # of the candidates, at each doubling of the seeds
 FEWEST = 12  # candidates that are kept at least
@@ -36,27 +38,6 @@ SWEEPS = (0.3, 0.15, 0.3)  # how far times are moved, in parts of the way to the
 FAMILIES = 3  # of solvers whose best grids have their times moved: what rules allow is not what a solver could do
 BEHIND = 1.2  # a family whose error is this times the best one's after a sweep is swept no more
 REPORTED = 10  # run on the held-out seeds
-
-Progress = Callable[[str, int, int], None]  # (stage, evaluations done, evaluations expected)
-
-
-class Criterion(Protocol):
-    """What a search makes small. A tally is what the samples of some rows add to it; tallies are added with `+`."""
-
-    @property
-    def budget(self) -> Budget: ...
-
-    def tally(self, program: Program, rows: Rows) -> Any:
-        """Run a program on the pool's `rows`, counted. Raises BudgetSpentError."""
-        ...
-
-    def error(self, tally: Any, seeds: int) -> float:
-        """What a tally of so many seeds amounts to; inf when it is not finite."""
-        ...
-
-    def expect(self, asked: Sequence[tuple[Program, Rows]]) -> None:
-        """What `tally` will be asked next, so that several may be run at a time. Counts nothing."""
-        ...
 
 
 @final
@@ -82,72 +63,13 @@ class Trial:
 
 
 @final
-class Judge:
-    """The RMS error of programs on a pool with known targets [n, elements]; counted, and kept in a journal.
-
-    keys [n]: names of what each target depends on, so that a journal serves several pools.
-    """
-
-    def __init__(
-        self,
-        pool: Pool,
-        targets: Floats,
-        data_range: tuple[float, float],
-        budget: Budget,
-        journal: Journal | None = None,
-        keys: Sequence[str] | None = None,
-    ) -> None:
-        self.pool = pool
-        self.targets: Floats = np.clip(targets, *data_range)
-        self.data_range = data_range
-        self.budget = budget
-        self.journal = journal
-        self._keys = keys or [str(row) for row in range(len(pool))]
-        self._seen: set[tuple[float, float, bytes]] = set()
-
-    def square(self, program: Program, rows: Rows) -> float:
-        """Sum over the samples `rows` of the mean squared error; inf when it is not finite. BudgetSpentError."""
-        key = f"{program.digest} {self.key(rows)}"
-        held = self.journal.get(key) if self.journal else None
-        self.budget.charge(self.pool.cost(program, rows, self._seen), cached=held is not None)
-        if held is not None:
-            return float(held)
-        result = float(np.sum(self.squares(self.pool.sample(program, rows), rows)))
-        result = result if math.isfinite(result) else math.inf
-        if self.journal:
-            self.journal.put(key, result)
-        return result
-
-    def tally(self, program: Program, rows: Rows) -> float:
-        """Sum of squares: see `Criterion`."""
-        return self.square(program, rows)
-
-    def error(self, tally: float, seeds: int) -> float:
-        """Root of the mean square."""
-        return math.sqrt(tally / seeds)
-
-    def expect(self, asked: Sequence[tuple[Program, Rows]]) -> None:
-        """One after the other: the network itself uses all cores."""
-
-    def key(self, rows: Rows) -> str:
-        """What the samples `rows` and their targets depend on, as a name."""
-        return content_key([self._keys[row] for row in rows])
-
-    def squares(self, samples: Floats, rows: Rows) -> np.ndarray:
-        """Mean squared error of each sample, float64 [m]."""
-        with np.errstate(all="ignore"):
-            difference = np.clip(samples, *self.data_range).astype(np.float64) - self.targets[rows]
-            return np.mean(difference**2, axis=1)
-
-
-@final
 class Search:
     """Successive halving and races on the pool's rows `calibration`; `held_out` rows judge the best at the end."""
 
     def __init__(
-        self, judge: Criterion, setting: Setting, calibration: int, held_out: Rows, progress: Progress
+        self, criterion: Criterion, setting: Setting, calibration: int, held_out: Rows, progress: Stages
     ) -> None:
-        self.judge = judge
+        self.criterion = criterion
         self.setting = setting
         self.calibration = calibration
         self.held_out = held_out
@@ -166,13 +88,13 @@ class Search:
         order = list(candidates)
         random.Random(seed).shuffle(order)  # when the budget ends the first round, it has seen a fair part
         fresh = [Trial(*pair) for pair in compiled(order, self.setting, self._seen)]
-        self._expected = self.judge.budget.spent + self._forecast(len(fresh))
+        self._expected = self.criterion.budget.spent + self._forecast(len(fresh))
         try:
             self._halve(fresh)
             if local:
                 self._race()
                 self._sweep()
-            self._judge_held_out()
+            self._measure_held_out()
         except BudgetSpentError:
             self.complete = False
         return self.ranked()
@@ -193,14 +115,14 @@ class Search:
         """Run a trial on the calibration seeds that it lacks up to `seeds`."""
         rows = np.arange(trial.seeds, seeds)
         if len(rows):
-            tally = self.judge.tally(trial.program, rows)
+            tally = self.criterion.tally(trial.program, rows)
             trial.tally = trial.tally + tally if trial.seeds else tally
-            trial.errors[seeds] = self.judge.error(trial.tally, seeds)
-            done = self.judge.budget.spent
+            trial.errors[seeds] = self.criterion.error(trial.tally, seeds)
+            done = self.criterion.budget.spent
             self._progress(stage, done, max(done, self._expected))
 
     def _expect(self, trials: Sequence[Trial], seeds: int) -> None:
-        self.judge.expect([(one.program, np.arange(one.seeds, seeds)) for one in trials if one.seeds < seeds])
+        self.criterion.expect([(one.program, np.arange(one.seeds, seeds)) for one in trials if one.seeds < seeds])
 
     def _halve(self, trials: list[Trial]) -> None:
         self.trials = trials
@@ -264,14 +186,16 @@ class Search:
             if trial.error(rung) > slack * best.error(rung):
                 return
 
-    def _judge_held_out(self) -> None:
+    def _measure_held_out(self) -> None:
         if not len(self.held_out):
             return
         ranked = self.ranked()
         plain = [trial for trial in ranked if trial.candidate.solver == "ddim"][:1]
         judged = [*ranked[:REPORTED], *(one for one in plain if one not in ranked[:REPORTED])]
-        self.judge.expect([(trial.program, self.held_out) for trial in judged])
+        self.criterion.expect([(trial.program, self.held_out) for trial in judged])
         for trial in judged:
-            tally = self.judge.tally(trial.program, self.held_out)
-            trial.held_out_error = self.judge.error(tally, len(self.held_out))
-            self._progress("held-out seeds", self.judge.budget.spent, max(self.judge.budget.spent, self._expected))
+            tally = self.criterion.tally(trial.program, self.held_out)
+            trial.held_out_error = self.criterion.error(tally, len(self.held_out))
+            self._progress(
+                "held-out seeds", self.criterion.budget.spent, max(self.criterion.budget.spent, self._expected)
+            )

@@ -171,7 +171,7 @@ function whyNoPictures(held) {
   const nfe = stops[$("nfe").value];
   if (!held) return `Built for ${engine.nfe.join(", ")} evaluations, not for ${nfe}.`;
   const same = ["pfdiff", "ddim"].find((name) => engine.samplers[name]?.[nfe]?.digest === held.digest);
-  return same ? `The same program as ${TITLES[same]} above; pfdiff tune searches a better one.` : "";
+  return same ? `The same program as ${TITLES[same]}; pfdiff tune searches a better one.` : "";
 }
 
 function show(row, children) {

@@ -20,7 +20,8 @@ from pfdiff.bench.measuring.peers import (
     plain_pfdiff,
     plain_program,
 )
-from pfdiff.engine.compiler.program import Program, compile
+from pfdiff.engine.compiler.compile import compile
+from pfdiff.engine.compiler.program import Program
 
 from ..small.engine import small
 

@@ -131,4 +131,8 @@ def test_plots_show_both_kinds_and_the_correlation() -> None:
     found |= {"unconditional": table, "errors": {"rms": {"ddim@uniform": {"4": 0.2}}}}
     drawn = plots(found)
     assert list(drawn) == ["fashion_paper", "fashion_paper_unconditional", "fashion_paper_errors"]
-    assert len({one.tobytes() for one in drawn.values()}) == 3
+    points = {
+        name: [np.asarray(line.get_xydata()).tolist() for line in one.axes[0].lines] for name, one in drawn.items()
+    }
+    assert points["fashion_paper"] == [[[4, 3.0], [8, 1.0]], [[4, 2.0]]]
+    assert points["fashion_paper_errors"] == [[[0.2, 3.0]]]

@@ -8,7 +8,7 @@ import pytest
 
 import pfdiff
 from pfdiff.bench.studies.planted import plant_updates
-from pfdiff.engine.runtime.cpu_loop import Bucket, HostLoop
+from pfdiff.engine.runtime.cpu_loop import Bucket, CpuLoop
 from pfdiff.engine.runtime.loop import Tables
 
 from ..small.engine import write_engine
@@ -19,7 +19,7 @@ from ..small.engine import write_engine
 def test_a_tenth_of_the_updates_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nfe: int, slower: bool, done: int
 ) -> None:
-    monkeypatch.setattr(HostLoop, "updates", HostLoop.updates)  # so that it is undone
+    monkeypatch.setattr(CpuLoop, "updates", CpuLoop.updates)  # so that it is undone
     plant_updates(slower=slower)
     update, count = Bucket.update, 0
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,7 +14,6 @@ from pfdiff.bench.report import write_report
 from pfdiff.bench.tracking import RESULTS, store
 from pfdiff.cli import main
 from pfdiff.engine.errors import InputError
-from pfdiff.quality.pictures.bars import COLOURS, LEFT, RIGHT, ROW, TOP, WIDTH, Bar, share_bars
 
 
 def row(p50: float, **facts: Any) -> dict[str, Any]:
@@ -106,17 +104,6 @@ def test_ticks_of_the_latencies_are_runs_and_commits(results: Path, tmp_path: Pa
     )
     write_report(tmp_path / "page.md", results)
     assert named == [{1: "1: 0123456", 2: "2: 0123456"}]
-
-
-def test_bars_are_as_long_as_their_shares() -> None:
-    image = np.asarray(share_bars([Bar("one", [0.7, 0.2, 0.1])], ["a", "b", "c"], title=""))
-    middle = image[TOP + 5, LEFT : WIDTH - RIGHT]  # above the numbers
-    for colour, share in zip(COLOURS, (0.7, 0.2, 0.1), strict=False):
-        found = (np.abs(middle.astype(int) - colour).max(axis=1) < 8).mean()
-        assert found == pytest.approx(share, abs=0.01)
-    assert image.shape[0] > TOP + ROW
-    with pytest.raises(InputError, match="no bars"):
-        share_bars([], ["a"], title="")
 
 
 def test_nothing_stored_is_one_line(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pfdiff.cli import demo, main
-from pfdiff.cli.info import print_demo
+from pfdiff.cli.demo import print_demo
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ import pytest
 
 import pfdiff
 from pfdiff.cli import main
+from pfdiff.cli.networks import network_arguments
 from pfdiff.cli.tune import print_ranking
-from pfdiff.cli.values import network_words
 from pfdiff.quality.sampling.reference import Reference
 from pfdiff.quality.tune import Ranked, Ranking
 
@@ -56,10 +56,10 @@ def test_a_spent_budget_says_what_was_left_out(capsys):
 def test_options_become_the_words_of_network():
     names = ("shape", "output_name", "input_name", "time_name", "condition", "schedule", "guidance")
     options = dict.fromkeys(names) | {"shape": "3x8x8", "output_name": "1", "schedule": "vp", "nfe": "5"}
-    words = network_words("nets.py:unet", options)
+    words = network_arguments("nets.py:unet", options)
     assert (words["shape"], words["output"], words["schedule"]) == ((3, 8, 8), 1, "vp")
     assert words.keys() <= pfdiff.Network.__init__.__annotations__.keys()
-    assert network_words("unet.onnx", options)["output"] == "1"
+    assert network_arguments("unet.onnx", options)["output"] == "1"
 
 
 @pytest.mark.parametrize("command", ["build", "tune", "compare"])

@@ -13,16 +13,18 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pfdiff.engine import atomic as directory
+from pfdiff.engine import atomic
 from pfdiff.engine.api import load
 from pfdiff.engine.artifact import read_artifact, sha256_of, write_manifest
-from pfdiff.engine.atomic import alone, replacing
-from pfdiff.engine.errors import EngineFileError
+from pfdiff.engine.atomic import locked_for_build, replacing, replacing_folder, writing
+from pfdiff.engine.errors import EngineFileError, InputError
 
 from ..small.engine import CONTRACT, write_engine
 
@@ -157,9 +159,23 @@ def test_a_file_is_no_engine(tmp_path: Path) -> None:
         read_artifact(tmp_path / "e")
 
 
+@pytest.mark.parametrize("nfe", [5, True, 4.5, "4"])
+def test_a_program_that_is_not_there_is_refused_by_name(engine: Path, nfe: Any) -> None:
+    with pytest.raises(InputError, match=re.escape(f"nfe={nfe!r}, this engine has 4, 6; choose one of them")):
+        read_artifact(engine).program(nfe)
+
+
+def test_the_only_program_needs_no_name(engine: Path) -> None:
+    artifact = read_artifact(engine)
+    assert artifact.program(np.int64(4)) is artifact.programs[4]
+    with pytest.raises(InputError, match="nfe is missing and this engine has several; choose one of 4, 6"):
+        artifact.program()
+    assert replace(artifact, programs={6: artifact.programs[6]}).program() is artifact.programs[6]
+
+
 # Writing whole or not at all.
 def test_a_directory_is_replaced_whole(engine: Path) -> None:
-    with replacing(engine) as folder:
+    with replacing_folder(engine) as folder:
         (folder / "new").write_text("x")
         assert "engine.json" in names(engine)
     assert names(engine) == ["new"]
@@ -171,7 +187,7 @@ def test_after_a_failure_the_former_engine_stands(engine: Path, cause: BaseExcep
     before = (engine / "engine.json").read_bytes()
 
     def build() -> None:
-        with replacing(engine) as folder:
+        with replacing_folder(engine) as folder:
             (folder / "half").write_text("x")
             raise cause
 
@@ -182,15 +198,15 @@ def test_after_a_failure_the_former_engine_stands(engine: Path, cause: BaseExcep
 
 
 def test_a_file_system_that_cannot_swap_renames_twice(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory, "_exchange", lambda one, other: False)
-    with replacing(engine) as folder:
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    with replacing_folder(engine) as folder:
         (folder / "new").write_text("x")
     assert names(engine) == ["new"]
     assert names(engine.parent) == ["small.engine"]
 
 
 def test_a_failing_second_rename_brings_the_former_engine_back(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
     rename = os.rename
 
     def failing(source: Path, target: Path) -> None:
@@ -199,32 +215,87 @@ def test_a_failing_second_rename_brings_the_former_engine_back(engine: Path, mon
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", failing)
-    with pytest.raises(EngineFileError, match="Input/output error"), replacing(engine):
+    with pytest.raises(OSError, match="Input/output error"), replacing_folder(engine):
         pass
     assert read_artifact(engine).batch == (1, 8)
     assert names(engine.parent) == ["small.engine"]
 
 
 def test_what_a_killed_build_left_is_removed_by_the_next(engine: Path) -> None:
-    code = "import sys, os, signal; from pathlib import Path\nfrom pfdiff.engine.atomic import replacing\n"
-    code += (
-        "with replacing(Path(sys.argv[1])) as folder:\n (folder / 'half').touch(); os.kill(os.getpid(), signal.SIGKILL)"
-    )
+    code = "import sys, os, signal; from pathlib import Path\nfrom pfdiff.engine.atomic import replacing_folder\n"
+    code += "with replacing_folder(Path(sys.argv[1])) as folder:\n"
+    code += " (folder / 'half').touch(); os.kill(os.getpid(), signal.SIGKILL)"
     killed = subprocess.run([sys.executable, "-c", code, str(engine)], check=False, env=environment())
     assert killed.returncode == -signal.SIGKILL
     assert len(names(engine.parent)) == 2
     read_artifact(engine)
-    with replacing(engine):
+    with replacing_folder(engine):
         pass
     assert names(engine.parent) == ["small.engine"]
 
 
 def test_a_build_in_progress_is_left_alone(engine: Path) -> None:
-    with replacing(engine) as folder:
+    with replacing_folder(engine) as folder:
         (folder / "mine").touch()
-        with replacing(engine):
+        with replacing_folder(engine):
             pass
         assert names(folder) == ["mine"]
+
+
+def test_a_folder_that_a_killed_build_had_moved_aside_comes_back(engine: Path) -> None:
+    """Between the two renames of a file system that cannot swap."""
+    engine.rename(engine.with_name(f".{engine.name}.former-01234567"))
+    with pytest.raises(KeyboardInterrupt), replacing_folder(engine):
+        raise KeyboardInterrupt
+    assert read_artifact(engine).batch == (1, 8)
+    assert names(engine.parent) == ["small.engine"]
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a[1].npz"  # no pattern
+    target.write_text("former")
+
+    def write(text: str, cause: BaseException | None) -> None:
+        with replacing(target) as part:
+            part.write_text(text)
+            assert target.read_text() == "former"
+            if cause:
+                raise cause
+
+    for cause in (KeyboardInterrupt(), RuntimeError("no")):
+        with pytest.raises(type(cause)):
+            write("half", cause)
+        assert (target.read_text(), names(tmp_path)) == ("former", ["a[1].npz"])
+    write("new", None)
+    assert (target.read_text(), names(tmp_path)) == ("new", ["a[1].npz"])
+
+
+def test_a_killed_writer_of_a_file_leaves_what_the_next_removes(tmp_path: Path) -> None:
+    target = tmp_path / "a.npy"
+    code = "import os, signal, sys; from pathlib import Path\nfrom pfdiff.engine.atomic import replacing\n"
+    code += "with replacing(Path(sys.argv[1])) as part:\n part.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    killed = subprocess.run([sys.executable, "-c", code, str(target)], check=False, env=environment())
+    assert killed.returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 1
+    with replacing(target) as mine:
+        with replacing(target) as other:  # the lock of a living writer keeps its file
+            other.write_text("other")
+        mine.write_text("mine")
+        assert names(tmp_path) == sorted([mine.name, target.name])
+    assert (target.read_text(), names(tmp_path)) == ("mine", ["a.npy"])
+
+
+def test_writers_of_one_file_do_not_hinder_each_other(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+
+    def write(number: int) -> None:
+        with replacing(target, durable=False) as part:
+            part.write_text(str(number) * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(10, 74)))
+    assert len({target.read_text()[i : i + 2] for i in range(0, 2000, 2)}) == 1
+    assert names(tmp_path) == ["a.txt"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
@@ -252,7 +323,7 @@ def test_a_full_disk_is_one_line(engine: Path, monkeypatch: pytest.MonkeyPatch) 
     message = "No space left on device; nothing was changed"
     with pytest.raises(EngineFileError, match=message):
         write_manifest(artifact)
-    with pytest.raises(EngineFileError, match=message), replacing(engine) as folder:
+    with pytest.raises(EngineFileError, match=message), writing(engine), replacing_folder(engine) as folder:
         (folder / "half").touch()
     assert (engine / "engine.json").read_bytes() == before
     assert names(engine) == ["engine.json", "network.onnx"]
@@ -267,7 +338,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     (tmp_path / ".e.lock").touch()  # as a killed writer leaves it
 
     def add(_: int) -> None:
-        with alone(number, waits.append):
+        with locked_for_build(number, waits.append):
             held = int(number.read_text())
             time.sleep(0.001)
             number.write_text(str(held + 1))
@@ -282,7 +353,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 def test_a_link_and_what_it_names_have_one_lock(engine: Path) -> None:
     link = engine.with_name("link")
     link.symlink_to(engine)
-    with alone(link, lambda line: None):
+    with locked_for_build(link, lambda line: None):
         assert names(engine.parent) == [".small.engine.lock", "link", "small.engine"]
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pfdiff.engine import device
-from pfdiff.engine.backends import registry as backends
-from pfdiff.engine.backends.abstract import CudaOptions, Source
+from pfdiff.engine.backends import choose, registry
+from pfdiff.engine.backends.abstract import CudaOptions, NetworkFiles
 from pfdiff.engine.device import check_batch_fits, check_fits, parse_device, why_not_cuda
 from pfdiff.engine.errors import BackendError, InputError
 
@@ -54,7 +54,7 @@ class Machine:
 
 
 def libraries(monkeypatch: pytest.MonkeyPatch, *installed: str) -> None:
-    monkeypatch.setattr(backends, "find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr(registry, "find_spec", lambda name: name if name in installed else None)
 
 
 @pytest.fixture
@@ -62,16 +62,16 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Backends are not opened but noted."""
     calls: list[tuple[str, str]] = []
 
-    def note(name: str, source: Source, threads: int | None, where: Any = None) -> Any:
+    def note(name: str, source: NetworkFiles, threads: int | None, where: Any = None) -> Any:
         calls.append((name, str(where)))
         return types.SimpleNamespace(name=name, device=where)
 
-    monkeypatch.setattr(backends, "open_backend", note)
+    monkeypatch.setattr(choose, "open_backend", note)
     return calls
 
 
-def source(module: Any = None) -> Source:
-    return Source(Path("none/network.onnx"), CONTRACT, module, options=CudaOptions())
+def source(module: Any = None) -> NetworkFiles:
+    return NetworkFiles(Path("none/network.onnx"), CONTRACT, module, options=CudaOptions())
 
 
 # Devices.
@@ -188,7 +188,7 @@ def test_auto_takes_the_best_that_works_and_says_why(
     if provider:
         fake_onnxruntime(monkeypatch, "CUDAExecutionProvider")
     for where in (None, CUDA):
-        backend, reason = backends.open_best(source(module), where, "auto", None)
+        backend, reason = choose.open_best(source(module), where, "auto", None)
         assert (backend.name, backend.device) == (chosen, CUDA)
         assert said in reason
 
@@ -203,8 +203,8 @@ def test_a_backend_that_fails_makes_room_for_the_next(monkeypatch: pytest.Monkey
             raise BackendError("tensorrt 10.13 refuses the network: no such operator")
         return types.SimpleNamespace(name=name)
 
-    monkeypatch.setattr(backends, "open_backend", only_torch)
-    backend, reason = backends.open_best(source(small), CUDA, "auto", None)
+    monkeypatch.setattr(choose, "open_backend", only_torch)
+    backend, reason = choose.open_best(source(small), CUDA, "auto", None)
     assert backend.name == "torch"
     assert "tensorrt: tensorrt 10.13 refuses the network" in reason
 
@@ -213,18 +213,18 @@ def test_auto_goes_to_the_cpu_and_says_so(monkeypatch: pytest.MonkeyPatch, opene
     libraries(monkeypatch, "onnxruntime", "torch")
     fake_onnxruntime(monkeypatch)
     Machine(toolkit=None).install(monkeypatch)
-    backend, reason = backends.open_best(source(), None, "auto", None)
+    backend, reason = choose.open_best(source(), None, "auto", None)
     assert (backend.name, str(backend.device), reason) == ("onnxruntime", "cpu", "the default for fp32 on a CPU")
     Machine().install(monkeypatch)
     with pytest.warns(
         RuntimeWarning, match="the GPU is not used: no backend runs this engine on cuda:0: tensorrt: not"
     ):
-        backend, reason = backends.open_best(source(), None, "auto", None)
+        backend, reason = choose.open_best(source(), None, "auto", None)
     assert (backend.name, str(backend.device)) == ("onnxruntime", "cpu")
     assert "onnxruntime-gpu" in reason
     assert opened[-1] == ("onnxruntime", "cpu")
     with pytest.raises(BackendError, match="no backend runs this engine on cuda:0: tensorrt: not installed"):
-        backends.open_best(source(), CUDA, "auto", None)
+        choose.open_best(source(), CUDA, "auto", None)
 
 
 @pytest.mark.parametrize(
@@ -242,28 +242,28 @@ def test_asked_for_and_refused(name: str, where: Any, message: str, monkeypatch:
     libraries(monkeypatch, "onnxruntime", "openvino", "torch")
     fake_onnxruntime(monkeypatch)
     with pytest.raises(BackendError, match=message):
-        backends.open_best(source(), where, name, None)
+        choose.open_best(source(), where, name, None)
 
 
 def test_tensorrt_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(toolkit=None).install(monkeypatch)
     libraries(monkeypatch, "tensorrt", "onnxruntime")
     with pytest.raises(BackendError, match="backend 'tensorrt' needs an NVIDIA GPU"):
-        backends.open_best(source(), None, "tensorrt", None)
+        choose.open_best(source(), None, "tensorrt", None)
     with pytest.raises(BackendError, match="backend 'tensorrt' needs an NVIDIA GPU"):
-        backends.check_runnable("tensorrt", "fp32", None, None)
+        choose.check_runnable("tensorrt", "fp32", None, None)
 
 
 def test_a_build_is_checked_before_it_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine().install(monkeypatch)
     libraries(monkeypatch, "torch", "onnxruntime")
     fake_onnxruntime(monkeypatch)
-    backends.check_runnable("auto", "bf16", small, None)  # the GPU's torch takes it, no CPU backend would
+    choose.check_runnable("auto", "bf16", small, None)  # the GPU's torch takes it, no CPU backend would
     with pytest.raises(BackendError, match="no backend runs bf16 here"):
-        backends.check_runnable("auto", "bf16", None, torch.device("cpu"))
+        choose.check_runnable("auto", "bf16", None, torch.device("cpu"))
     with pytest.raises(BackendError, match="no backend runs this engine on cuda:0"):
-        backends.check_runnable("auto", "fp32", None, CUDA)
-    backends.check_runnable("auto", "fp32", None, None)
+        choose.check_runnable("auto", "fp32", None, CUDA)
+    choose.check_runnable("auto", "fp32", None, None)
 
 
 def test_capabilities_are_named_as_plans_are(monkeypatch: pytest.MonkeyPatch) -> None:

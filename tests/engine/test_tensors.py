@@ -1,4 +1,4 @@
-"""engine/runtime/loop.py: what `fill` copies to a device is its own, in pinned memory."""
+"""engine/tensors.py: what `fill` copies to a device is its own, in pinned memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pfdiff.engine.runtime.loop import fill
+from pfdiff.engine.tensors import fill
 
 
 class OnDevice:

@@ -18,7 +18,8 @@ from torch import Tensor
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.engine.artifact import read_artifact
-from pfdiff.engine.plans import build as plans
+from pfdiff.engine.plans.build import build_plan
+from pfdiff.engine.plans.key import plan_key
 
 from ..small.diffusers import FAMILIES, WARNINGS, Family, diffusers, pipeline_of, scheduler_of
 
@@ -118,4 +119,4 @@ def test_engine_equals_diffusers(engines: Any, name: str, solver: str) -> None:
 def test_rtx_builds_a_plan(engines: Any, name: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
     artifact = read_artifact(engines(name)[1])
-    assert plans.build_plan(artifact, plans.plan_key(artifact, "tensorrt_rtx", "sm89"))
+    assert build_plan(artifact, plan_key(artifact, "tensorrt_rtx", "sm89"))

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pfdiff.engine.compiler.compile import compile
 from pfdiff.engine.compiler.grid import make_grid
-from pfdiff.engine.compiler.program import compile
 from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.errors import InputError
-from pfdiff.export.sources.diffusers_config import DEFAULTS, Convention, complete, dynamic_mu, read_config
+from pfdiff.export.convention import Convention
+from pfdiff.export.sources.diffusers_config import DEFAULTS, complete, dynamic_mu, read_config
 
 # diffusers turns tensors into NumPy 2 arrays in a way that PyTorch does not know yet.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

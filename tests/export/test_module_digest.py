@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 import torch
 
 from pfdiff.export.network import Network
+from pfdiff.export.sources.module_call import Call, Normalised
+from pfdiff.export.sources.module_digest import content_digest, digest_name
+from pfdiff.export.zoo.fashion import FashionUNet
 
 from ..small.modules import SHAPE, WORDS
 
@@ -26,6 +30,7 @@ class Net(torch.nn.Module):
     def forward(self, x, t):
         return {result}
 """
+getsource = inspect.getsource
 X = torch.ones(1, *SHAPE)
 
 
@@ -161,3 +166,17 @@ def test_a_package_beside_is_loaded_anew(tmp_path: Path) -> None:
         factors.append((factor_of(network), network.digest))
     assert [one for one, _ in factors] == [2.0, 5.0]
     assert factors[0][1] != factors[1][1]
+
+
+def test_classes_of_ours_are_named_without_their_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A move inside the house changes no digest; the shipped network keeps the name that its engines hold."""
+    module = Normalised(torch.nn.Linear(2, 2), Call(("x", "t"), 2, None, None))
+    sources = {kind: inspect.getsource(kind) for kind in (Normalised, FashionUNet)}
+    before, fashion = content_digest(module, b""), Network("fashion").digest
+    monkeypatch.setattr(inspect, "getsource", lambda kind: sources.get(kind) or getsource(kind))
+    for kind in sources:
+        monkeypatch.setattr(kind, "__module__", "pfdiff.export.another.place")
+    assert content_digest(module, b"") == before
+    assert digest_name(Normalised) == "Normalised"
+    assert digest_name(FashionUNet) == "pfdiff.export.zoo.fashion.FashionUNet"
+    assert fashion == Network("fashion").digest

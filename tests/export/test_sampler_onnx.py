@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.engine.artifact import Artifact, records_of, write_manifest
-from pfdiff.engine.compiler.program import compile
+from pfdiff.engine.compiler.compile import compile
 from pfdiff.engine.contract import Condition, Contract
 from pfdiff.engine.errors import BackendError, EngineFileError, InputError
 from pfdiff.export import sampler_onnx

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pfdiff.engine.contract import Contract
 from pfdiff.engine.errors import InputError
-from pfdiff.export.check import Case, OnnxRun, cases, compare, probe_times
+from pfdiff.export.check import OnnxRun, TrialInputs, check_export, probe_times, trial_inputs
 from pfdiff.export.network import Network
 
 SHAPE = (2, 4, 4)
@@ -260,14 +260,14 @@ def test_a_changed_weight_is_noticed(written: tuple[Small, Path], tmp_path: Path
     onnx.save(model, tmp_path / "network.onnx")
     source = network(module)
 
-    def exact(case: Case) -> np.ndarray:
+    def exact(case: TrialInputs) -> np.ndarray:
         return source.evaluate(torch.from_numpy(case.x), case.t).numpy()
 
-    assert compare(path, source.contract, exact) < 1e-5
+    assert check_export(path, source.contract, exact) < 1e-5
     with pytest.raises(
         InputError, match=r"differs from its source by .* at time .*, batch \d, expected at most 1.0e-04"
     ):
-        compare(tmp_path / "network.onnx", source.contract, exact)
+        check_export(tmp_path / "network.onnx", source.contract, exact)
 
 
 # Inputs of the comparison.
@@ -286,8 +286,8 @@ def test_probe_times(schedule: str, prediction: str, words: dict[str, Any], time
 
 
 def test_cases_cover_mixed_times_and_batches() -> None:
-    found = list(cases(Contract("a", SHAPE, "linear:1000", "eps")))
+    found = list(trial_inputs(Contract("a", SHAPE, "linear:1000", "eps")))
     assert [len(case.x) for case in found] == [1, 1, 1, 3]
     assert len(np.unique(found[-1].t)) == 3
-    fixed = list(cases(Contract("a", SHAPE, "linear:1000", "eps", fixed_batch=4)))
+    fixed = list(trial_inputs(Contract("a", SHAPE, "linear:1000", "eps", fixed_batch=4)))
     assert {len(case.x) for case in fixed} == {4}

@@ -14,7 +14,7 @@ from pfdiff.engine.api import Engine
 from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends.abstract import CudaOptions
 from pfdiff.engine.contract import DecoderContract
-from pfdiff.engine.runtime.cuda_loop import GraphLoop
+from pfdiff.engine.runtime.cuda_loop import CudaLoop
 from pfdiff.kernels import eager
 
 from ..small.engine import CONTRACT, SHAPE, Small, program
@@ -86,7 +86,7 @@ def test_poison_between_replays_changes_nothing() -> None:
         first = engine.images(seeds=range(8), label=2)
         engine._session.wait()
         loop = engine._session._loop
-        assert isinstance(loop, GraphLoop)
+        assert isinstance(loop, CudaLoop)
         for sampler in loop._held.values():
             for buffer in (sampler.states, sampler.noise, sampler.y_in):
                 if buffer is not None:

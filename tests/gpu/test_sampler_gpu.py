@@ -29,7 +29,7 @@ from pfdiff.bench.measuring.profiling import (
 from pfdiff.engine.api import Engine
 from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends.abstract import CudaOptions
-from pfdiff.engine.runtime.cuda_loop import GraphLoop, Sampler
+from pfdiff.engine.runtime.cuda_loop import CudaBatch, CudaLoop
 from pfdiff.engine.runtime.loop import Inputs
 from pfdiff.engine.runtime.noise import noise
 
@@ -67,9 +67,9 @@ def small_engine(module: Any = None, *, batch: tuple[int, ...] = (1, 8), **setti
     return Engine(artifact, device="cuda", backend="torch", module=module, options=options)
 
 
-def samplers(engine: Engine) -> list[Sampler]:
+def samplers(engine: Engine) -> list[CudaBatch]:
     loop = engine._session._loop
-    assert isinstance(loop, GraphLoop)
+    assert isinstance(loop, CudaLoop)
     return list(loop._held.values())
 
 
@@ -356,7 +356,7 @@ def test_samples_that_are_not_finite_are_found_at_the_first_call() -> None:
 def test_graphs_are_dropped_oldest_first() -> None:
     with small_engine() as engine:
         loop = engine._session._loop
-        assert isinstance(loop, GraphLoop)
+        assert isinstance(loop, CudaLoop)
         loop._largest = 2
         expected = engine.sample(seeds=[1], nfe=4)
         for nfe, count in ((6, 1), (4, 8), (6, 8)):

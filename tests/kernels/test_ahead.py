@@ -183,6 +183,44 @@ def test_standard_set_has_a_kernel_for_everything_else() -> None:
                 assert {f"{full}-{clip}{tail}", f"{full}-{clip}{tail}-any"} <= names
 
 
+# What runs where, from the tables of NVIDIA's programming guide, written out.
+RUNS_ON = {
+    75: [75],
+    80: [80, 86, 89],
+    86: [86, 89],
+    89: [89],
+    90: [90],
+    100: [100],
+    103: [103],
+    120: [120],
+    121: [121],
+}
+
+
+def test_cubins_serve_what_binary_compatibility_allows() -> None:
+    assert tuple(RUNS_ON) == ahead.CAPABILITIES
+    for device in range(60, 130):
+        for compiled, devices in RUNS_ON.items():
+            assert ahead.serving([compiled], device) == (compiled if device in devices else None), (compiled, device)
+        expected = max((compiled for compiled, devices in RUNS_ON.items() if device in devices), default=None)
+        assert ahead.serving(RUNS_ON, device) == expected
+        assert ahead.serving(reversed(RUNS_ON), device) == expected
+    assert ahead.serving([80, 86], 89) == 86
+    assert ahead.serving([80, 89], 86) == 80
+    assert ahead.serving([], 86) is None
+
+
+def test_what_is_compiled_for_one_architecture_alone_serves_no_other(tmp_path: Path) -> None:
+    """Triton's `sm_90a`: the suffix says that the cubin runs on 9.0 only, as `serving` holds."""
+    for capability in ahead.CAPABILITIES:
+        (tmp_path / f"sm{capability}").mkdir()
+        record = ahead.compile_one(noise_variant(), capability, tmp_path)
+        target = re.search(r"\.target (\S+)", (tmp_path / record.ptx).read_text())
+        assert target is not None
+        assert target[1] == f"sm_{capability}" + ("a" if capability >= 90 else "")
+        assert record.spill_bytes == 0
+
+
 def test_an_earlier_result_is_replaced_and_anything_else_is_kept(tmp_path: Path) -> None:
     chosen: list[Variant] = [noise_variant()]
     out = tmp_path / "kernels"

@@ -245,6 +245,47 @@ void test_sampler(const pfd_cuda_kernels_t* kernels) {
             }
 }
 
+// Batches enqueued one upon another without a wait, from seeds that are gone when the call returns.
+void test_queued_batches() {
+    constexpr std::int64_t elements = 784, bytes = 2 * elements * sizeof(float);
+    constexpr std::uint64_t batches = 7;
+    std::mt19937 random(6);
+    const auto program = random_program(random, 2, false);
+    std::size_t width = 4;
+    pfd_cuda_options_t options{sizeof options, 2, elements, PFD_FLOAT32, 0, nullptr};
+    pfd_cuda_sampler_t* sampler = nullptr;
+    CHECK(pfd_cuda_sampler_create(&program, copy_network, &width, &options, &sampler) == PFD_OK);
+    cudaStream_t stream = nullptr;
+    check(cudaStreamCreate(&stream), "create a stream");
+    const auto kept = allocate<float>(2 * elements * static_cast<std::int64_t>(batches));
+    for (std::uint64_t batch = 0; batch < batches; ++batch) {
+        std::vector<std::uint64_t> seeds{100 + batch, 200 + batch};
+        CHECK(pfd_cuda_sampler_run(sampler, seeds.data(), stream) == PFD_OK);
+        seeds.assign(2, 0);
+        check(cudaMemcpyAsync(kept.get() + batch * 2 * elements, pfd_cuda_sampler_samples(sampler), bytes,
+                              cudaMemcpyDeviceToDevice, stream),
+              "keep");
+    }
+    check(cudaStreamSynchronize(stream), "wait");
+    const auto found = fetch(kept.get(), 2 * elements * static_cast<std::int64_t>(batches));
+    for (std::uint64_t batch = 0; batch < batches; ++batch) {
+        const std::vector<std::uint64_t> seeds{100 + batch, 200 + batch};
+        const auto expected = sample(program, Dtype::fp32, true, nullptr, &seeds, {}, elements);
+        CHECK(std::equal(expected.begin(), expected.end(),
+                         found.begin() + static_cast<std::ptrdiff_t>(batch) * 2 * elements));
+    }
+    // A capture would keep the place of the seeds, not the seeds.
+    const std::vector<std::uint64_t> seeds{1, 2};
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+    CHECK(pfd_cuda_sampler_run(sampler, seeds.data(), stream) == PFD_INPUT_ERROR);
+    CHECK(pfd_cuda_sampler_run(sampler, nullptr, stream) == PFD_OK);
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamEndCapture(stream, &graph), "end the capture");
+    check(cudaGraphDestroy(graph), "destroy the graph");
+    pfd_cuda_sampler_free(sampler);
+    check(cudaStreamDestroy(stream), "destroy a stream");
+}
+
 void print_bandwidth() {
     constexpr std::int64_t count = 1 << 26;  // states of 256 MiB
     std::mt19937 random(4);
@@ -300,6 +341,7 @@ int main(int count, char** words) {
         test_steps([](const pfdiff::Step& step) { check(pfdiff::launch_step(step, nullptr), "launch"); });
         test_noise_and_images(nullptr);
         test_sampler(nullptr);
+        test_queued_batches();
         if (count > 1) {
             const pfd_cuda_kernels_t kernels(words[1]);
             test_steps([&](const pfdiff::Step& step) { kernels.step(step, nullptr); });

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,33 +13,19 @@ import numpy as np
 import pytest
 
 import pfdiff
-from pfdiff.engine.artifact import Artifact, read_artifact, records_of, write_manifest
+from pfdiff.engine.artifact import read_artifact, records_of, write_manifest
 from pfdiff.engine.compiler.basis import edm_preconditioning
-from pfdiff.engine.compiler.program import Program, compile
+from pfdiff.engine.compiler.compile import compile
+from pfdiff.engine.compiler.program import Program
 from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.contract import DecoderContract
 
-from .tree import MARKS, NATIVE, SHAPE, cmake, onnxruntime_root, run, write_engine
+from .tree import MARKS, NATIVE, SHAPE, built, cmake, run, write_engine, write_network
 
 SEEDS = [*range(5), 2**63, 2**64 - 1]
 
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared libraries, warnings as errors, with ONNX Runtime where its headers are found.
-
-    PFDIFF_NATIVE_BUILD names a folder to build in and to keep: a second run then compiles nothing.
-    """
-    kept = os.environ.get("PFDIFF_NATIVE_BUILD")
-    folder = Path(kept) if kept else tmp_path_factory.mktemp("native")
-    options = ["-DBUILD_SHARED_LIBS=ON", "-DPFDIFF_WERROR=ON", "-DPFDIFF_CUDA=OFF", "-DPFDIFF_TENSORRT=OFF"]
-    root = onnxruntime_root()
-    options.append(f"-DPFDIFF_ONNXRUNTIME={'OFF' if root is None else 'ON'}")
-    if root is not None:
-        options.append(f"-DONNXRUNTIME_ROOT={root}")
-    return cmake(folder, *options)
+__all__ = ["built"]  # a fixture, used by its name
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +139,7 @@ def test_samples_are_pythons(built: Path, tmp_path: Path, solver: str, schedule:
 def test_an_engine_with_a_decoder_gives_its_latents(built: Path, tmp_path: Path):
     plain = write_engine(tmp_path / "plain.engine", "pfdiff:k=2,l=1", "linear:1000")
     latent = write_engine(tmp_path / "latent.engine", "pfdiff:k=2,l=1", "linear:1000")
-    (latent / "decoder.onnx").write_bytes(b"what decodes them")
+    write_network(latent / "decoder.onnx")
     artifact = read_artifact(plain)
     decoder = DecoderContract("decoder", SHAPE, (3, 8, 8), scaling=(0.5,) * SHAPE[0], shift=0.1)
     write_manifest(replace(artifact, path=latent, decoder=decoder, files=records_of(latent)))
@@ -163,7 +149,7 @@ def test_an_engine_with_a_decoder_gives_its_latents(built: Path, tmp_path: Path)
         run(built / "pfdiff-run", engine, "--network", "gaussian", "--seeds", "0-2", "-o", out)
         found.append(np.load(out))
     np.testing.assert_array_equal(*found)
-    (latent / "decoder.onnx").write_bytes(b"what was changed!")
+    flip_last_byte(latent / "decoder.onnx")
     words = run(
         built / "pfdiff-run", latent, "--network", "gaussian", "--seeds", "0", "-o", tmp_path / "x.npy", status=2
     )
@@ -193,30 +179,6 @@ def in_float32(program: Program, network: Callable[[np.ndarray, float], np.ndarr
     return states[0].numpy().reshape(noise.shape)
 
 
-def test_onnxruntime_adapter_runs_what_python_runs(built: Path, tmp_path: Path):
-    if onnxruntime_root() is None:
-        pytest.skip("ONNX Runtime's C++ headers are not installed; set ONNXRUNTIME_ROOT")
-    import torch
-
-    from ..small.engine import CONTRACT, small, write_onnx
-
-    engine = tmp_path / "small.engine"
-    engine.mkdir()
-    write_onnx(engine / "network.onnx")
-    program = compile("pfdiff:k=2,l=1", CONTRACT.schedule, 5, grid="logsnr")
-    write_manifest(Artifact(engine, CONTRACT, (1, 4), "fp32", {5: program}, {}, records_of(engine)))
-    run(
-        *(built / "pfdiff-run", engine, "--network", "onnxruntime", "--seeds", "0-6"),
-        *("--condition", "label=3", "--threads", 1, "-o", tmp_path / "x.npy"),
-    )
-    noise = pfdiff.noise(range(7), CONTRACT.shape).double()
-    expected = program.evaluate(lambda x, t: small(x, t, 3.0), noise)
-    found = torch.from_numpy(np.load(tmp_path / "x.npy")).double()
-    assert torch.linalg.norm(found - expected) <= 2e-6 * torch.linalg.norm(expected)
-    said = run(built / "pfdiff-run", engine, "--condition", "label=11", "-o", tmp_path / "y.npy", status=2)
-    assert said == "pfdiff-run: condition 'label': 11, expected 0..9\n"
-
-
 # Bad input.
 def damage(key: str, value: object) -> Callable[[Path], None]:
     def apply(engine: Path) -> None:
@@ -227,11 +189,16 @@ def damage(key: str, value: object) -> Callable[[Path], None]:
     return apply
 
 
+def flip_last_byte(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda engine: (engine / "network.onnx").write_bytes(b"x" * 34), "'network.onnx' has SHA-256"),
-        (lambda engine: (engine / "network.onnx").write_bytes(b""), "has 0 bytes, expected 34"),
+        (lambda engine: flip_last_byte(engine / "network.onnx"), "'network.onnx' has SHA-256"),
+        (lambda engine: (engine / "network.onnx").write_bytes(b""), "has 0 bytes, expected "),
         (lambda engine: (engine / "network.onnx").unlink(), "cannot be opened"),
         (lambda engine: (engine / "engine.json").write_text("{"), "no valid JSON"),
         (damage("format", 2), "this library reads format 1; update pfdiff"),
@@ -246,6 +213,41 @@ def test_damaged_engines_end_with_status_2_and_one_line(built: Path, tmp_path: P
     assert said.startswith("pfdiff-run: ")
     assert said.count("\n") == 1
     assert not (tmp_path / "x.npy").exists()
+
+
+@pytest.mark.parametrize("external", [{}, {"length": 4, "offset": 0}])
+def test_weights_beside_the_network_must_be_listed(built: Path, tmp_path: Path, external: dict[str, int]):
+    engine = write_engine(tmp_path / "some.engine", "ddim", "linear:1000")
+    sample = (built / "pfdiff-run", engine, "--network", "gaussian", "-o", tmp_path / "x.npy")
+    write_network(engine / "network.onnx", location="network.onnx.data", **external)
+    (engine / "network.onnx.data").write_bytes(np.float32(1).tobytes())
+    records = records_of(engine)
+    manifest = json.loads((engine / "engine.json").read_text())
+    for listed, status in ((True, 0), (False, 2)):
+        files = {name: one for name, one in records.items() if listed or name != "network.onnx.data"}
+        manifest["files"] = {name: {"sha256": one.sha256, "bytes": one.bytes} for name, one in files.items()}
+        (engine / "engine.json").write_text(json.dumps(sealed(manifest)))
+        said = run(*sample, status=status)
+        assert said == "" or said == (
+            "pfdiff-run: 'network.onnx' keeps weights in 'network.onnx.data', which is not among the files of "
+            "engine.json; rebuild the engine with `pfdiff build`\n"
+        )
+
+
+def test_a_fixed_batch_beside_other_batches_is_refused(built: Path, tmp_path: Path):
+    engine = write_engine(tmp_path / "some.engine", "ddim", "linear:1000")
+    manifest = json.loads((engine / "engine.json").read_text())
+    manifest["contract"]["fixed_batch"], manifest["batch"] = 3, [1, 2]
+    (engine / "engine.json").write_text(json.dumps(sealed(manifest)))
+    said = run(built / "pfdiff-run", engine, "--network", "gaussian", "-o", tmp_path / "x.npy", status=2)
+    assert said.startswith("pfdiff-run: engine.json: batch is not [3], expected the fixed_batch of the network alone")
+
+
+def sealed(manifest: dict) -> dict:
+    """The manifest with the digest of its content, as engine/artifact.py defines it."""
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return {**rest, "digest": hashlib.sha256(text.encode()).hexdigest()}
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,11 @@ void test_sha256() {
 
 void test_json() {
     using namespace pfdiff::json;
-    const auto canonical_of = [](const char* text) { return canonical(parse_builtin(text, "text")); };
+    const auto canonical_of = [](const char* text) { return canonical(parse(text, "text")); };
     // As Python's json.dumps(.., sort_keys=True, separators=(",", ":")) writes them.
     CHECK(canonical_of("[1, 1.0, 1e16, 1e15, 1e-4, 1e-5, -0.0, 0.1, 123456.789, 1.5e300, 5e-324]") ==
           "[1,1.0,1e+16,1000000000000000.0,0.0001,1e-05,-0.0,0.1,123456.789,1.5e+300,5e-324]");
+    CHECK(canonical_of("\"\x7f\"") == "\"\\u007f\"");
     CHECK(canonical_of(R"({"b": true, "a": null, "\u00e9": "\ud83d\ude00\u0007\n\"\\/"})") ==
           R"({"a":null,"b":true,"\u00e9":"\ud83d\ude00\u0007\n\"\\/"})");
     const std::string deep = std::string(33, '[') + std::string(33, ']');
@@ -65,10 +66,54 @@ void test_json() {
                               "{1:2}",
                               "[] []",
                               "\xEF\xBB\xBF[]",
+                              "\"\x80\"",
+                              "\"\xF5\x80\x80\x80\"",
+                              "// note\n1",
                               deep.c_str()}) {
-        CHECK_REFUSED(parse_builtin(wrong, "text"), "text: ");
         CHECK_REFUSED(parse(wrong, "text"), "text: ");
     }
+    CHECK_REFUSED(parse({"[]\0[]", 5}, "text"), "text: no valid JSON near byte 2");
+    CHECK_REFUSED(parse(deep, "text"), "more than 32 levels");
+    CHECK_REFUSED(parse("[{\"a\":1,\"b\":{\"c\":1,\"c\":2}}]", "text"), "the key 'c' stands twice");
+    const auto fields = [](int count) {
+        std::string text = "{";
+        for (int i = 0; i < count; ++i) text += (i > 0 ? ",\"" : "\"") + std::to_string(i) + "\":0";
+        return text + "}";
+    };
+    const auto items = [](std::size_t count) {
+        std::string text = "[0";
+        for (std::size_t i = 1; i < count; ++i) text += ",0";
+        return text + "]";
+    };
+    CHECK(parse(std::string(32, '[') + std::string(32, ']'), "text").data.index() == 4);
+    CHECK(std::get<Object>(parse(fields(4096), "text").data).size() == 4096);
+    CHECK_REFUSED(parse(fields(4097), "text"), "more than 4096 fields");
+    CHECK(std::get<Array>(parse(items((1 << 21) - 1), "text").data).size() == (1 << 21) - 1);
+    CHECK_REFUSED(parse(items(1 << 21), "text"), "more than 2097152 values");
+}
+
+// What a terminal would obey, or would show as another text, is written out; nothing is cut within a character.
+void test_printable() {
+    using pfdiff::printable;
+    CHECK(printable("\x1b[31m\n\t\x7f", 99) == "\\x1b[31m\\x0a\\x09\\x7f");
+    CHECK(printable("gr\xC3\xA4"
+                    "ben \xF0\x9F\x98\x80",
+                    99) ==
+          "gr\xC3\xA4"
+          "ben \xF0\x9F\x98\x80");
+    CHECK(printable("\xC2\x9B"
+                    "2J \xE2\x80\xAE \xE2\x80\xA8 \xE2\x81\xA6",
+                    99) ==
+          "\\x9b"
+          "2J \\u202e \\u2028 \\u2066");
+    CHECK(printable("\xFF\xC3 \xC0\x80 \xED\xA0\x80", 99) == "\\xff\\xc3 \\xc0\\x80 \\xed\\xa0\\x80");
+    CHECK(printable("\xE0\x80\x80", 99) == "\\xe0\\x80\\x80");
+    CHECK(printable("abc\xC3\xA4", 4) == "abc..." && printable("abc\xC3\xA4", 5) == "abc\xC3\xA4");
+    CHECK(printable("abc\x1b", 6) == "abc..." && printable("", 0).empty());
+    CHECK(pfdiff::quoted(std::string(61, 'x')) == "'" + std::string(60, 'x') + "...'");
+    const auto long_line = std::string(1000, 'x') + "\n";
+    CHECK(pfdiff::record_error(PFD_INPUT_ERROR, long_line.c_str()) == PFD_INPUT_ERROR);
+    CHECK(std::string(pfd_last_error()) == std::string(296, 'x') + "...");
 }
 
 void test_halfs() {
@@ -254,6 +299,7 @@ void test_workers() {
 int main() {
     test_sha256();
     test_json();
+    test_printable();
     test_halfs();
     test_noise();
     test_sampling();

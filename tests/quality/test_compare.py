@@ -14,7 +14,6 @@ from torch import nn
 
 import pfdiff
 from pfdiff.quality.compare import parse_sampler
-from pfdiff.quality.pictures.plot import BOTTOM, HEIGHT, Curve, log_plot
 
 from .test_search import SCHEDULE, Analytic
 
@@ -113,7 +112,10 @@ def test_sampler_refuses(text):
         ({"nfe": 4, "calibration": 0, "grid": "best"}, "calibration=0, expected an integer of at least 1"),
         ({"nfe": 4, "seed": -1}, "seed=-1, expected an integer of at least 0"),
         ({"nfe": 4, "out": "plot.jpg"}, "ends in '.jpg'"),
-        ({"nfe": 4, "out": "plot.npy"}, "ends in .png"),
+        ({"nfe": 4, "out": "plot.npy"}, "ends in .png, .svg or .pdf"),
+        ({"nfe": 4, "out": "missing/plot.svg"}, "create it first"),
+        ({"nfe": 4, "sheet": "sheet.npy"}, "ends in .png"),
+        ({"nfe": 4, "csv": "missing/table.csv"}, "create it first"),
         ({"nfe": 4, "solvers": ["nonsense"], "out": "plot.png"}, "nothing to plot"),
     ],
 )
@@ -121,29 +123,6 @@ def test_compare_refuses(network, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(pfdiff.InputError, match=message):
         pfdiff.compare(network, **{**SETTINGS, **arguments})
-
-
-def test_plot_shows_many_curves_and_one_point():
-    curves = [Curve(f"solver {i}", [(4, 0.3 / (i + 1)), (8, 0.1 / (i + 1)), (6, 0.2)]) for i in range(16)]
-    page = np.asarray(log_plot(curves, title="title", x_label="x", y_label="y"))
-    assert len(np.unique(page.reshape(-1, 3), axis=0)) > 30
-    log_plot([Curve("one", [(8, 0.1)])], title="", x_label="", y_label="")
-    with pytest.raises(pfdiff.InputError, match="nothing to plot"):
-        log_plot([Curve("none", [(8, 0.0)])], title="", x_label="", y_label="")
-
-
-def test_ticks_with_names_do_not_touch():
-    """Dark stretches below the axis: three names of three runs, and of a hundred the last and what fits beside it."""
-
-    def written(count: int) -> int:
-        names = {float(n): f"{n}: abcdef0" for n in range(1, count + 1)}
-        curve = Curve("one", [(n, 0.1) for n in names])
-        page = np.asarray(log_plot([curve], title="", x_label="", y_label="", x_names=names).convert("L"))
-        dark = np.flatnonzero((page[HEIGHT - BOTTOM + 8 : HEIGHT - BOTTOM + 20] < 200).any(axis=0))
-        return 1 + int((np.diff(dark) > 6).sum())  # names are 6 pixels apart or more, their parts less
-
-    assert written(3) == 3
-    assert 6 <= written(100) <= 9
 
 
 class Drift(nn.Module):

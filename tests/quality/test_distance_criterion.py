@@ -16,7 +16,7 @@ import pfdiff
 from pfdiff import InputError
 from pfdiff.cli import main
 from pfdiff.engine.artifact import read_artifact
-from pfdiff.engine.bulk.on_ray import connected
+from pfdiff.engine.bulk.cluster import connected
 from pfdiff.quality.criteria.on_ray import Dealer, Drawing
 from pfdiff.quality.distances.features import with_whole_path
 from pfdiff.quality.search.candidates import Setting, all_candidates, compiled
@@ -240,7 +240,7 @@ def test_on_ray_the_ranking_is_that_of_this_process(work: Path, monkeypatch: pyt
     def never(self: object, program: object, rows: object) -> None:
         raise AssertionError("drawn by the driver")
 
-    monkeypatch.setattr("pfdiff.quality.criteria.distance.Sampler.__call__", never)
+    monkeypatch.setattr("pfdiff.quality.criteria.distance.FeatureSampler.__call__", never)
 
     class Other:
         def busy(self) -> bool:

@@ -9,10 +9,11 @@ import pytest
 
 import pfdiff
 from pfdiff.engine.cache import Journal
+from pfdiff.quality.criteria.error import ErrorCriterion
 from pfdiff.quality.refining.jacobian import Line, at_times, moved, time_gaps
 from pfdiff.quality.refining.refine import Refinement, dense_table, finished
-from pfdiff.quality.sampling.pool import Budget, Pool
-from pfdiff.quality.search.halving import Judge
+from pfdiff.quality.sampling.budget import Budget
+from pfdiff.quality.sampling.pool import Pool
 
 from ..oracle import Mixture
 
@@ -28,7 +29,7 @@ CASES = [
 
 def judge_of(
     schedule: str, prediction: str, seeds: int = 24, journal: Journal | None = None
-) -> tuple[Judge, list[int]]:
+) -> tuple[ErrorCriterion, list[int]]:
     """A judge whose targets are 60 evaluations of DPM-Solver++(2M); elements differ, as pixels do."""
     predict = Mixture.of(schedule, 3).network(prediction)
     calls: list[int] = []
@@ -40,7 +41,7 @@ def judge_of(
     noise = np.random.default_rng(1).standard_normal((seeds, 1, 40)).astype(np.float32)
     pool = Pool(network, noise)
     truth = pfdiff.compile("dpm++:2m", schedule, 60, "uniform", prediction=prediction)
-    judge = Judge(pool, pool.sample(truth, np.arange(seeds)), (-1.5, 1.5), Budget(), journal)
+    judge = ErrorCriterion(pool, pool.sample(truth, np.arange(seeds)), (-1.5, 1.5), Budget(), journal)
     return judge, calls
 
 

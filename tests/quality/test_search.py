@@ -14,12 +14,14 @@ from torch import nn
 
 import pfdiff
 from pfdiff.engine.cache import ArrayStore, Journal, cache_folder, content_key
-from pfdiff.quality.sampling.pool import Budget, Pool
-from pfdiff.quality.sampling.reference import Reference, default_start, doubt_of_start, targets
-from pfdiff.quality.sampling.subject import conditions_of
+from pfdiff.engine.compiler.start import default_start
+from pfdiff.engine.seed_conditions import conditions_of
+from pfdiff.quality.criteria.error import ErrorCriterion
+from pfdiff.quality.sampling.budget import Budget, parse_budget
+from pfdiff.quality.sampling.pool import Pool
+from pfdiff.quality.sampling.reference import Reference, targets
 from pfdiff.quality.search.candidates import Candidate, Setting, all_candidates, behaviour, compiled, neighbours
-from pfdiff.quality.search.halving import Judge, Search
-from pfdiff.quality.tune import parse_budget
+from pfdiff.quality.search.halving import Search
 
 from ..oracle import Mixture
 from ..small.engine import CONDITIONS, CONTRACT, write_onnx
@@ -79,7 +81,7 @@ def judge_of(schedule: str = SCHEDULE, seeds: int = 8, nfe: int = 4, budget: Bud
         schedule, prediction="eps", clip=None, t_start=setting.t_start, sigma_data=0.5
     )
     truth = pool.sample(program, np.arange(seeds))
-    return Judge(pool, truth, (-1.0, 1.0), budget or Budget()), setting, calls
+    return ErrorCriterion(pool, truth, (-1.0, 1.0), budget or Budget()), setting, calls
 
 
 # The pool.
@@ -219,29 +221,6 @@ def test_reference_is_far_more_exact_than_what_it_judges():
         found = program.evaluate(oracle.network(prediction), noise)
         exact = oracle.flow(noise * scale, start, oracle.schedule.clean)
         assert np.abs(found - exact).max() < 0.01, schedule
-
-
-def test_a_start_where_x0_is_rounding_is_doubted():
-    program = pfdiff.compile("pfdiff:k=2,l=1", "cosine:60", 5)
-    doubt = doubt_of_start(program)
-    assert doubt is not None
-    # alpha_59 = sqrt(cos^2(...) product with betas up to 0.9999), written out.
-    every = np.cos((np.arange(61) / 60 + 0.008) / 1.008 * np.pi / 2) ** 2
-    alpha = math.sqrt(np.prod(1 - np.minimum(1 - every[1:] / every[:-1], 0.9999)))
-    assert f"alpha is {alpha:.1e}" in doubt
-    assert f"times {1 / alpha:.0f};" in doubt
-    assert "start at 58 " in doubt
-    sound: tuple[dict[str, Any], ...] = ({"t_start": 58}, {"clip": 1.0}, {"prediction": "v"})
-    for words in sound:
-        assert doubt_of_start(pfdiff.compile("pfdiff:k=2,l=1", "cosine:60", 5, **words)) is None
-    assert doubt_of_start(pfdiff.compile("ddim", "linear:1000", 5)) is None
-
-
-def test_default_start_is_where_an_eps_network_is_sound():
-    assert default_start(SCHEDULE, "eps") == 58
-    assert default_start(SCHEDULE, "v") == 59
-    assert default_start("linear:1000", "v") == 999
-    assert default_start("edm", "edm") == 80
 
 
 # The cache.

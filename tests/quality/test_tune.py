@@ -16,7 +16,7 @@ import pfdiff
 from pfdiff.cli.info import print_info
 from pfdiff.engine.artifact import read_artifact, write_manifest
 from pfdiff.export.build import extended
-from pfdiff.export.sources.diffusers_config import Convention
+from pfdiff.export.convention import Convention
 from pfdiff.quality.sampling.reference import Reference
 
 from ..small.engine import CONDITIONS, CONTRACT, SHAPE, Small, program, write_engine

@@ -32,13 +32,14 @@ def on_ray(*engines: Path, replicas: int = 1) -> Iterator[Client]:
         warnings.simplefilter("ignore")  # of Ray Serve's own use of pydantic
         importlib.import_module("ray.serve")
     from pfdiff.serving.on_ray import Where, deployed
+    from pfdiff.serving.run import names_of
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     where = Where("local", replicas, "127.0.0.1", port)
     opening = {"device": "cpu", "backend": "onnxruntime", "threads": 1}
-    with deployed(engines, Limits(max_wait_ms=2), where, lambda line: None, **opening):
+    with deployed(names_of(engines), Limits(max_wait_ms=2), where, lambda line: None, **opening):
         client = Client(port)
         yield client
         client.close()

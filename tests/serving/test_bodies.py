@@ -42,7 +42,8 @@ fields = {
     "format": st.sampled_from(["json", "png", "npz"]) | anything,
     "prompt": st.text(max_size=40) | anything,
     "conditions": st.fixed_dictionaries(
-        {}, optional={"label": numbers | anything, "shift": st.lists(numbers, max_size=3) | anything, "guidance": numbers}
+        {},
+        optional={"label": numbers | anything, "shift": st.lists(numbers, max_size=3) | anything, "guidance": numbers},
     )
     | anything,
 }
@@ -101,7 +102,9 @@ def archives(draw: st.DrawFn) -> bytes:
 
 
 @QUICK
-@given(raw=archives(), query=st.sampled_from(["engine=small&nfe=4", "engine=small", "nfe=x", "path=/etc", "format=png"]))
+@given(
+    raw=archives(), query=st.sampled_from(["engine=small&nfe=4", "engine=small", "nfe=x", "path=/etc", "format=png"])
+)
 def test_npz(client: Client, raw: bytes, query: str) -> None:
     check(client(f"/v1/samples?{query}", raw, NPZ))
 

@@ -10,7 +10,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, save_model
 
 from pfdiff.engine.artifact import Artifact, records_of, write_manifest
-from pfdiff.engine.compiler.program import Program, compile
+from pfdiff.engine.compiler.compile import compile
+from pfdiff.engine.compiler.program import Program
 from pfdiff.engine.contract import Condition, Contract
 
 SHAPE = (2, 3, 5)

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper, save_model
 from pfdiff.engine.api import load
 from pfdiff.engine.artifact import Artifact, records_of, write_manifest
 from pfdiff.engine.compiler.program import Program
-from pfdiff.engine.contract import Condition, Contract
+from pfdiff.engine.contract import Condition, Contract, DecoderContract
 from pfdiff.serving.about import Drawing
 from pfdiff.serving.app import make_app
 from pfdiff.serving.guard import Access
@@ -63,7 +63,7 @@ def write_pictures(folder: Path, solver: str = "pfdiff:k=2,l=1") -> Path:
         helper.make_node("Sum", ["a", "b", "c"], ["out"]),
     ]
     values = {"weight": 0.7, "t_weight": 0.001, "label_weight": 0.1}
-    constants = [numpy_helper.from_array(np.float32(value), name) for name, value in values.items()]
+    constants = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in values.items()]
     constants.append(numpy_helper.from_array(np.array([-1, 1, 1, 1]), "column"))
     output = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", *PICTURES.shape])
     graph = helper.make_graph(nodes, "shade", inputs, [output], constants)
@@ -172,7 +172,7 @@ class TextEngine:
     """
 
     takes_prompt = True
-    decoder = None
+    decoder: DecoderContract | None = None
     precision, backend, device, description = "fp32", "none", "cpu", "arithmetic"
     provenance: Mapping[str, Any] = {}
     contract = TEXT_CONTRACT

@@ -12,8 +12,8 @@
 | `heun`, `edm`                                     | 2n, 2n - 1  | 2                                            |
 | `pfdiff:k=K,l=L[,base=...][,use=...]`             | n           | 1, or 2 with the springboard in the middle   |
 
-Where one method has several names it compiles under one of them: `euler` is ddim, `ab` and `ipndm:variant=variable`
-are deis. Methods that combine answers of several times without a form of their own (deis, ipndm, heun, edm) work in
+A method with several names compiles under one of them: `euler` is ddim, `ab` and `ipndm:variant=variable` are deis.
+Four methods combine outputs of several times and have no form of their own: deis, ipndm, heun and edm. They work in
 basis eps, x0 or, on flow schedules, v.
 """
 

@@ -1,7 +1,7 @@
 """What a solver is: options in a frozen dataclass, and a function from noise to sample.
 
-A solver never sees tensors. It is called once per compilation with symbolic vectors that know `+`, `-` and `*` by
-a number (trace.py), and asks `evaluate` for the network's answer, another such vector.
+A solver never sees tensors. It is called once per compilation with symbolic vectors (trace.py), which support `+`, `-`
+and `*` by a number. `evaluate` gives the network's output as such a vector.
 """
 
 from __future__ import annotations
@@ -10,37 +10,48 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from ..schedule import Array, Schedule
+from ..schedule import Float64s, Schedule
 
-# A state or an answer of the network. Symbolic while tracing, so nothing but arithmetic may be asked of it.
+# A state or an output of the network. It is symbolic while tracing, so it supports arithmetic only.
 Vector = Any
 Evaluate = Callable[[Vector, float], Vector]
 
 
 class Solver(ABC):
-    """`intervals` says how many grid intervals N evaluations walk, `__call__` walks them."""
+    """`intervals` is the number of grid intervals for N evaluations; `__call__` walks them."""
 
     @property
     @abstractmethod
     def parameterisation(self) -> str | None:
-        """The basis in which the paper writes it (eps or x0); None where the user's choice serves."""
+        """The basis of the paper's formula (eps or x0); None where the formula holds in the user's basis."""
 
     @property
     @abstractmethod
     def evaluations(self) -> int:
-        """Network evaluations in one grid interval; integer grid times keep that distance."""
+        """Network evaluations in one grid interval; integer grid times are at least this far apart."""
 
     @abstractmethod
     def intervals(self, nfe: int) -> int:
         """Number of grid intervals for `nfe` evaluations. Raises InputError when nfe does not fit."""
 
     @abstractmethod
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         """The state at the grid's last point, from `noise`, the state at its first.
 
-        evaluate(x, t): the network's answer at state x and time t, in `basis`.
+        evaluate(x, t): the network's output at state x and time t, in `basis`.
         """
 
     @abstractmethod
     def __str__(self) -> str:
         """The string that parses to this solver."""
+
+
+class StepSolver(Solver):
+    """One evaluation in every grid interval: N intervals for N evaluations."""
+
+    @property
+    def evaluations(self) -> int:
+        return 1
+
+    def intervals(self, nfe: int) -> int:
+        return nfe

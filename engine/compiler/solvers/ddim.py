@@ -12,43 +12,36 @@ from typing import final
 
 from ...errors import InputError
 from ..basis import transfer
-from ..schedule import Array, Schedule
-from .abstract import Evaluate, Solver, Vector
+from ..schedule import Float64s, Schedule
+from .abstract import Evaluate, StepSolver, Vector
 
 
 def phi(d: Vector, x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
-    """x_t from x_s and a network answer d, which may have been found elsewhere."""
+    """x_t from x_s and a network output d, which may belong to another state and time."""
     p, q = transfer(s, t, basis, schedule)
     return p * x + q * d
 
 
 def check_mixing(solver: str, basis: str, schedule: Schedule) -> None:
-    """Raises InputError unless answers found at several times may be combined in this basis.
+    """Raises InputError unless outputs of several times may be combined in this basis.
 
-    phi integrates an eps, an x0 or a flow's velocity along one fixed direction, so that a mean of them is an answer
-    too. The v of other schedules turns with time: methods of any order would fall to the first.
+    phi integrates an eps, an x0 or a flow's velocity along one fixed direction, so a mean of outputs is an output too.
+    The v of other schedules turns with time, and methods of any order would fall to the first.
     """
     if basis == "v" and schedule.velocity == "v":
-        raise InputError(f"{solver} combines answers of several times, which v is not fit for; use basis eps or x0")
+        raise InputError(f"{solver} combines outputs of several times, which v is not fit for; use basis eps or x0")
 
 
 @final
 @dataclass(frozen=True)
-class Ddim(Solver):
+class Ddim(StepSolver):
     """`ddim`"""
 
     @property
     def parameterisation(self) -> None:
         return None
 
-    @property
-    def evaluations(self) -> int:
-        return 1
-
-    def intervals(self, nfe: int) -> int:
-        return nfe
-
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x = noise
         for s, t in pairwise(grid):
             x = phi(evaluate(x, s), x, s, t, basis, schedule)

@@ -1,6 +1,6 @@
 """DEIS (Zhang & Chen, arXiv 2204.13902), the tAB and rhoAB methods: exponential integrators of Adams-Bashforth type.
 
-The linear part of the ODE is integrated exactly; the answers of the last r evaluations are interpolated by a
+The linear part of the ODE is integrated exactly; the outputs of the last r evaluations are interpolated by a
 polynomial in a coordinate tau, and the polynomial is integrated exactly too (equations 14 and 15):
 
     x_t = P_t/P_s x_s + sum_i C_i d_i        C_i = P_t int_s^t l_i(tau) dG       l_i: Lagrange polynomials of the nodes
@@ -30,10 +30,10 @@ from typing import final
 import numpy as np
 
 from ...errors import InputError
-from ..schedule import Array, Schedule
-from .abstract import Evaluate, Solver, Vector
+from ..schedule import Float64s, Schedule
+from .abstract import Evaluate, StepSolver, Vector
 from .ddim import check_mixing, phi
-from .dpm_solver import gauss
+from .exponential import gauss
 
 VARIANTS = ("t", "rho", "lambda")
 # Sixteen points on pieces of at most 1 in lambda: exact to 1e-14 for the densities below (`test_deis.py`).
@@ -42,7 +42,7 @@ POINTS, PIECE = 16, 1.0
 FAR = 40.0
 
 
-def coordinate(lam: Array, variant: str, schedule: Schedule) -> Array:
+def coordinate(lam: Float64s, variant: str, schedule: Schedule) -> Float64s:
     """tau at the given lambda; times of discrete schedules count as real numbers, lambda linear between integers."""
     match variant:
         case "t":
@@ -57,7 +57,7 @@ def node(t: float, variant: str, schedule: Schedule) -> float:
     return float(t if variant == "t" else coordinate(schedule.lam(t), variant, schedule))
 
 
-def lagrange(tau: Array, nodes: Sequence[float]) -> Array:
+def lagrange(tau: Float64s, nodes: Sequence[float]) -> Float64s:
     """l_i(tau) for every node, float64 [len(nodes), *tau.shape]."""
     values = np.ones((len(nodes), *tau.shape))
     for i, own in enumerate(nodes):
@@ -66,7 +66,7 @@ def lagrange(tau: Array, nodes: Sequence[float]) -> Array:
     return values
 
 
-def density(lam: Array, t: float, basis: str, schedule: Schedule) -> Array:
+def density(lam: Float64s, t: float, basis: str, schedule: Schedule) -> Float64s:
     """P_t dG/dlambda."""
     match basis:
         case "eps":
@@ -76,7 +76,7 @@ def density(lam: Array, t: float, basis: str, schedule: Schedule) -> Array:
     return -1 / (2 + np.exp(lam) + np.exp(-lam))  # the time of a flow is 1 / (1 + exp(lambda))
 
 
-def pieces(s: float, t: float, schedule: Schedule) -> Array:
+def pieces(s: float, t: float, schedule: Schedule) -> Float64s:
     """Ends in lambda of the pieces from s to t on which tau is smooth, cut FAR from the finite ends."""
     lam_s, lam_t = float(schedule.lam(s)), float(schedule.lam(t))
     low = max(lam_s, min(lam_t, 0.0) - FAR)
@@ -88,8 +88,8 @@ def pieces(s: float, t: float, schedule: Schedule) -> Array:
     return ends
 
 
-def weights(times: Sequence[float], t: float, variant: str, basis: str, schedule: Schedule) -> Array:
-    """C_i of the step from times[0] to t through answers found at `times`, float64 [len(times)].
+def weights(times: Sequence[float], t: float, variant: str, basis: str, schedule: Schedule) -> Float64s:
+    """C_i of the step from times[0] to t through the outputs at `times`, float64 [len(times)].
 
     Raises InputError where tau is infinite at one of the times.
     """
@@ -109,7 +109,7 @@ def weights(times: Sequence[float], t: float, variant: str, basis: str, schedule
 
 @final
 @dataclass(frozen=True)
-class Deis(Solver):
+class Deis(StepSolver):
     """`deis:order=1..4[,variant=t|rho|lambda]`, in eps, x0 or a flow's velocity. Order 1 is DDIM."""
 
     order: int = 3
@@ -125,32 +125,25 @@ class Deis(Solver):
     def parameterisation(self) -> None:
         return None
 
-    @property
-    def evaluations(self) -> int:
-        return 1
-
-    def intervals(self, nfe: int) -> int:
-        return nfe
-
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         if self.order > 1:
             check_mixing(str(self), basis, schedule)
-        x, answers, times = noise, [], []
+        x, outputs, times = noise, [], []
         for s, t in pairwise(grid):
-            answers = [evaluate(x, s), *answers][: self.order]
+            outputs = [evaluate(x, s), *outputs][: self.order]
             times = [float(s), *times][: self.order]
-            if len(answers) == 1 or (t == schedule.clean and self.variant == "lambda"):
-                x = phi(answers[0], x, s, t, basis, schedule)
+            if len(outputs) == 1 or (t == schedule.clean and self.variant == "lambda"):
+                x = phi(outputs[0], x, s, t, basis, schedule)
             else:
-                x = self._step(answers, x, times, t, basis, schedule)
+                x = self._step(outputs, x, times, t, basis, schedule)
         return x
 
-    def _step(self, answers: list[Vector], x: Vector, times: list[float], t: float, basis: str, schedule: Schedule):
+    def _step(self, outputs: list[Vector], x: Vector, times: list[float], t: float, basis: str, schedule: Schedule):
         # phi carries the linear part; its factor of d_0 is the sum of all C_i.
         C = weights(times, t, self.variant, basis, schedule)
-        x_t = phi(answers[0], x, times[0], t, basis, schedule)
-        for C_i, d_i in zip(C[1:], answers[1:], strict=True):
-            x_t = x_t + C_i * (d_i - answers[0])
+        x_t = phi(outputs[0], x, times[0], t, basis, schedule)
+        for C_i, d_i in zip(C[1:], outputs[1:], strict=True):
+            x_t = x_t + C_i * (d_i - outputs[0])
         return x_t
 
     def __str__(self) -> str:

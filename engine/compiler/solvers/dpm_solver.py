@@ -4,27 +4,25 @@ Both integrate x_t = P_t/P_s x_s - P_t int e^-g d(g) dg exactly in its linear pa
     eps form (DPM-Solver)     P = alpha, Q = sigma, g = +lambda, d = eps
     x0 form  (DPM-Solver++)   P = sigma, Q = alpha, g = -lambda, d = x0
 so one formula serves both: with h = g_t - g_s, x_t = P_t/P_s x_s - Q_t (e^h - 1) d_s + higher orders.
-Single-step solvers evaluate p times inside an interval, at equal fractions of it in lambda; multistep ones reuse
-old answers.
+Single-step solvers evaluate p times inside an interval, at equal fractions of it in lambda. Multistep solvers reuse
+outputs of earlier steps.
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from typing import final
 
-import numpy as np
-
 from ...errors import InputError
 from ..basis import convert
-from ..schedule import Array, Schedule
-from .abstract import Evaluate, Solver, Vector
+from ..schedule import Float64s, Schedule
+from .abstract import Evaluate, StepSolver, Vector
+from .block import BlockSolver
 from .ddim import phi
+from .exponential import orders_left, step, varphi
 
 FORMS = {"dpm-solver": "eps", "dpm++": "x0"}
 
@@ -49,7 +47,7 @@ def inner_times(s: float, t: float, order: int, schedule: Schedule) -> list[floa
 
 
 def advance(outputs: Sequence[Vector], x: Vector, times: Sequence[float], u: float, order: int, form: str, schedule):
-    """The state at time u from x at times[0] and the answers so far, taken as found at `times`.
+    """The state at time u from x at times[0] and the outputs so far, taken as the outputs at `times`.
 
     The stages and the end of a single-step block are one formula: with D = d_k - d_0 the last difference known
     and rho/r_k the length to u over the length to its time, both in lambda, it subtracts Q_u rho/r_k w D where
@@ -64,41 +62,6 @@ def advance(outputs: Sequence[Vector], x: Vector, times: Sequence[float], u: flo
     ratio = h / step(times[0], times[len(outputs) - 1], form, schedule)
     q_u = float(schedule.sigma(u) if form == "eps" else schedule.alpha(u))
     return x_u - (q_u * ratio * weight) * (outputs[-1] - outputs[0])
-
-
-def step(s: float, t: float, form: str, schedule: Schedule) -> float:
-    """h = g_t - g_s: the length of the interval in lambda, negative in the x0 form."""
-    h = float(schedule.lam(t) - schedule.lam(s))
-    return h if form == "eps" else -h
-
-
-def finish(eps: Vector, x: Vector, grid: Array, schedule: Schedule) -> Vector:
-    """Single-step blocks end at a trained time; what noise is left there goes with the last eps, at no cost."""
-    return phi(eps, x, grid[-2], grid[-1], "eps", schedule) if grid[-1] == schedule.clean else x
-
-
-class BlockSolver(Solver):
-    """A single-step solver: each block stands alone, and what it evaluated can be used for another interval."""
-
-    @abstractmethod
-    def block(
-        self, evaluate: Evaluate, x: Vector, s: float, t: float, basis: str, schedule: Schedule
-    ) -> tuple[Vector, list[Vector], Vector]:
-        """(x_t, answers, eps): one block of `evaluations` evaluations; eps is the last answer's, for `finish`."""
-
-    @abstractmethod
-    def reuse(self, answers: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
-        """x_t from x_s by the answers of another block: no evaluation."""
-
-    def intervals(self, nfe: int) -> int:
-        return blocks(nfe, self.evaluations, str(self))
-
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
-        x, eps = noise, noise
-        last = len(grid) - 1 - (self.evaluations > 1 and grid[-1] == schedule.clean)
-        for s, t in pairwise(grid[: last + 1]):
-            x, _, eps = self.block(evaluate, x, s, t, basis, schedule)
-        return finish(eps, x, grid, schedule) if self.evaluations > 1 else x
 
 
 @final
@@ -133,54 +96,32 @@ class SingleStep(BlockSolver):
         p, q = convert("eps", basis, times[-1], schedule)
         return advance(outputs, x, times, t, self.order, basis, schedule), outputs, p * y + q * outputs[-1]
 
-    def reuse(self, answers: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
+    def reuse(self, outputs: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
         # At the same fractions of this interval.
         times = inner_times(s, t, self.order, schedule)
-        return advance(answers, x, times, t, self.order, basis, schedule)
+        return advance(outputs, x, times, t, self.order, basis, schedule)
 
     def __str__(self) -> str:
         return f"dpm-solver:order={self.order}" if self.family == "dpm-solver" else f"dpm++:{self.order}s"
 
 
-def blocks(nfe: int, order: int, name: str) -> int:
-    """nfe / order. Raises InputError unless whole."""
-    if nfe % order:
-        low, high = nfe // order * order, (nfe // order + 1) * order
-        near = f"{low} or {high}" if low else f"{high}"
-        raise InputError(f"{name} evaluates {order} times a block; NFE {nfe} is no multiple of {order}, use {near}")
-    return nfe // order
-
-
-def varphi(k: int, h: float) -> float:
-    """phi_k(h) = int_0^1 e^((1-r) h) r^(k-1) / (k-1)! dr, without cancellation at small h (arXiv 2206.00927, B.1)."""
-    r, weight = gauss(40)
-    return float(np.sum(weight * np.exp((1 - r) * h) * r ** (k - 1))) / math.factorial(k - 1)
-
-
-@cache
-def gauss(count: int) -> tuple[Array, Array]:
-    """Points and weights of Gauss-Legendre quadrature on [0, 1], float64 [count] each."""
-    points, weight = np.polynomial.legendre.leggauss(count)
-    return (points + 1) / 2, weight / 2
-
-
-def extrapolate(answers: Sequence[Vector], x: Vector, times: Sequence[float], t: float, form: str, schedule: Schedule):
-    """x_t from x at times[0] by 1 to 3 answers, the newest first (arXiv 2211.01095, algorithm 2, and its code).
+def extrapolate(outputs: Sequence[Vector], x: Vector, times: Sequence[float], t: float, form: str, schedule: Schedule):
+    """x_t from x at times[0] by 1 to 3 outputs, the newest first (arXiv 2211.01095, algorithm 2, and its code).
 
     The third order follows the authors' code, which takes the second difference with half the factor that a Taylor
     expansion gives it, so that it converges with order 2; `ab:order=3` has the whole factor.
     """
-    x_t = phi(answers[0], x, times[0], t, form, schedule)
-    if len(answers) == 1:
+    x_t = phi(outputs[0], x, times[0], t, form, schedule)
+    if len(outputs) == 1:
         return x_t
     h = step(times[0], t, form, schedule)
     q_t = float(schedule.sigma(t) if form == "eps" else schedule.alpha(t))
     r_0 = step(times[1], times[0], form, schedule) / h
-    D_10 = (1 / r_0) * (answers[0] - answers[1])
-    if len(answers) == 2:
+    D_10 = (1 / r_0) * (outputs[0] - outputs[1])
+    if len(outputs) == 2:
         return x_t - (q_t * math.expm1(h) / 2) * D_10
     r_1 = step(times[2], times[1], form, schedule) / h
-    D_11 = (1 / r_1) * (answers[1] - answers[2])
+    D_11 = (1 / r_1) * (outputs[1] - outputs[2])
     D_2 = (1 / (r_0 + r_1)) * (D_10 - D_11)
     D_1 = D_10 + r_0 * D_2
     return x_t - (q_t * h) * (varphi(2, h) * D_1 + varphi(3, h) * D_2)
@@ -188,8 +129,8 @@ def extrapolate(answers: Sequence[Vector], x: Vector, times: Sequence[float], t:
 
 @final
 @dataclass(frozen=True)
-class MultiStep(Solver):
-    """`dpm++:2m|3m` in x0 and `dpm-solver:2m|3m` in eps: one evaluation a step, differences with the answers before.
+class MultiStep(StepSolver):
+    """`dpm++:2m|3m` in x0 and `dpm-solver:2m|3m` in eps: one evaluation a step, differences with earlier outputs.
 
     The first steps have the orders 1, 2, ...; before a clean point, where lambda is infinite, the last have ..., 2, 1,
     as in the authors' code for few steps.
@@ -206,25 +147,13 @@ class MultiStep(Solver):
     def parameterisation(self) -> str:
         return FORMS[self.family]
 
-    @property
-    def evaluations(self) -> int:
-        return 1
-
-    def intervals(self, nfe: int) -> int:
-        return nfe
-
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
-        x, answers, times = noise, [], []
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
+        x, outputs, times = noise, [], []
         for s, t in pairwise(grid):
-            answers, times = [evaluate(x, s), *answers][: self.order], [float(s), *times][: self.order]
-            order = min(len(answers), orders_left(t, grid, schedule))
-            x = extrapolate(answers[:order], x, times, t, basis, schedule)
+            outputs, times = [evaluate(x, s), *outputs][: self.order], [float(s), *times][: self.order]
+            order = min(len(outputs), orders_left(t, grid, schedule))
+            x = extrapolate(outputs[:order], x, times, t, basis, schedule)
         return x
 
     def __str__(self) -> str:
         return f"{self.family}:{self.order}m"
-
-
-def orders_left(t: float, grid: Array, schedule: Schedule) -> int:
-    """Steps left, the one to t included, when the grid ends at the clean point: no step has a higher order."""
-    return int(np.sum(grid <= t)) if grid[-1] == schedule.clean else len(grid)

@@ -6,9 +6,9 @@
 In eps, phi is Euler for x / alpha in sigma / alpha, which is EDM's x in its sigma; in the velocity of a flow it is
 Euler in t; in x0 it is Euler for x / sigma in alpha / sigma.
 
-`heun` takes 2 evaluations in every step, 2n in all, and all its steps end at trained times; the noise left before a
-clean point goes with the last eps, at no cost. `edm` has an Euler step last: 2n - 1 evaluations, as EDM counts them,
-and the last step may end at the clean point.
+`heun` takes 2 evaluations in every step, 2n in all, and all its steps end at trained times. Before a clean point, a
+step with the last eps removes the remaining noise at no cost. `edm` ends with an Euler step: 2n - 1 evaluations, as EDM
+counts them, and the last step may end at the clean point.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import final
 
 from ...errors import InputError
 from ..basis import basis_row, solve, x_row
-from ..schedule import Array, Schedule
+from ..schedule import Float64s, Schedule
 from .abstract import Evaluate, Solver, Vector
+from .block import BlockSolver
 from .ddim import check_mixing, phi
-from .dpm_solver import BlockSolver
 
 
-def trapezoid(answers: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
-    """x_t from x_s by the mean of the answers at both ends, or of those of another block."""
-    return phi(0.5 * (answers[0] + answers[1]), x, s, t, basis, schedule)
+def trapezoid(outputs: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
+    """x_t from x_s by the mean of two outputs: those at both ends, or those of another block."""
+    return phi(0.5 * (outputs[0] + outputs[1]), x, s, t, basis, schedule)
 
 
 @final
@@ -54,8 +54,8 @@ class Heun(BlockSolver):
         p, q = solve((0.0, 1.0), x_row(t, schedule), basis_row(basis, t, schedule))
         return trapezoid([d_s, d_t], x, s, t, basis, schedule), [d_s, d_t], p * y + q * d_t
 
-    def reuse(self, answers: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
-        return trapezoid(answers, x, s, t, basis, schedule)
+    def reuse(self, outputs: Sequence[Vector], x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
+        return trapezoid(outputs, x, s, t, basis, schedule)
 
     def __str__(self) -> str:
         return "heun"
@@ -79,7 +79,7 @@ class Edm(Solver):
             raise InputError(f"edm evaluates 2n-1 times in n steps; NFE {nfe} is even, use {nfe - 1} or {nfe + 1}")
         return (nfe + 1) // 2
 
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         heun, x = Heun(), noise
         for s, t in pairwise(grid[:-1]):
             x, _, _ = heun.block(evaluate, x, s, t, basis, schedule)

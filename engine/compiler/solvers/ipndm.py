@@ -3,7 +3,7 @@
     e = (55 e_n - 59 e_n-1 + 37 e_n-2 - 9 e_n-3) / 24          Adams-Bashforth, equation 12 of PNDM
     x_t = phi(e, x_s)                                          the DDIM step
 
-with 1, 2, 3 answers in the first steps. The coefficients are those of equal steps in rho = sigma / alpha; on other
+with 1, 2, 3 outputs in the first steps. The coefficients are those of equal steps in rho = sigma / alpha; on other
 grids, and after the one Euler step at the start, every order above 1 converges with order 2.
 
 `variant=variable` takes the coefficients of the steps that there are. That is Adams-Bashforth in rho, the rhoAB
@@ -17,11 +17,11 @@ from itertools import pairwise
 from typing import final
 
 from ...errors import InputError
-from ..schedule import Array, Schedule
-from .abstract import Evaluate, Solver, Vector
+from ..schedule import Float64s, Schedule
+from .abstract import Evaluate, StepSolver, Vector
 from .ddim import check_mixing, phi
 
-# Factors of the answers, the newest first, by how many there are.
+# Factors of the outputs, the newest first, by the number of outputs.
 COEFFICIENTS = {
     1: (1.0,),
     2: (3 / 2, -1 / 2),
@@ -32,7 +32,7 @@ COEFFICIENTS = {
 
 @final
 @dataclass(frozen=True)
-class IPndm(Solver):
+class IPndm(StepSolver):
     """`ipndm:order=1..4`, in eps, x0 or a flow's velocity. Order 1 is DDIM."""
 
     order: int = 4
@@ -45,20 +45,13 @@ class IPndm(Solver):
     def parameterisation(self) -> None:
         return None
 
-    @property
-    def evaluations(self) -> int:
-        return 1
-
-    def intervals(self, nfe: int) -> int:
-        return nfe
-
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         if self.order > 1:
             check_mixing(str(self), basis, schedule)
-        x, answers = noise, []
+        x, outputs = noise, []
         for s, t in pairwise(grid):
-            answers = [evaluate(x, s), *answers][: self.order]
-            mean = sum((c * d for c, d in zip(COEFFICIENTS[len(answers)], answers, strict=True)), 0 * noise)
+            outputs = [evaluate(x, s), *outputs][: self.order]
+            mean = sum((c * d for c, d in zip(COEFFICIENTS[len(outputs)], outputs, strict=True)), 0 * noise)
             x = phi(mean, x, s, t, basis, schedule)
         return x
 

@@ -1,19 +1,19 @@
 """PFDiff (arXiv 2408.08822, algorithm 1; l is written h in its third version): past and future scores.
 
-A block covers k+1 grid intervals with the evaluations of one. For a first-order solver phi and the one score Q
-that is kept, at anchor x_i:
+A block covers k+1 grid intervals with the evaluations of one interval. With a first-order solver phi, and Q the score
+that is kept at the anchor x_i:
 
     s       = phi(Q, x_i, t_i -> t_{i+l})          springboard, from the past score; thrown away
     Q       = net(s, t_{i+l})                      the future score, the block's only evaluation
     x_{i+k+1} = phi(Q, x_i, t_i -> t_{i+k+1})      from the anchor again, not from s
 
-after one plain step over a single interval. Solvers of order p = 2, 3 keep the p answers of a block, jump to the
-springboard with them (no evaluation), and start the next block from there, without going back to the anchor. These are
-the single-step solvers: multistep ones (2m, 3m, deis, ipndm, unipc) already hold past scores, and have no blocks.
+The first block follows one plain step over a single interval. Solvers of order p = 2, 3 keep the p outputs of a block.
+They jump to the springboard with these (no evaluation), and start the next block from there, without going back to the
+anchor. Only single-step solvers have blocks; multistep solvers (2m, 3m, deis, ipndm, unipc) already hold past scores.
 
 The ablations of the paper's section 4.4: `use=past` goes on from the springboard, which for eps and x0 is DDIM on
-the times {t_0, evaluations, t_M}; `use=future` keeps nothing: it spends a second evaluation at the anchor on the
-score for the springboard. The paper does not spell that out; this reading makes it a midpoint step of 2 evaluations.
+the times {t_0, evaluations, t_M}. `use=future` keeps no score: a second evaluation, at the anchor, gives the score for
+the springboard. The paper does not spell `use=future` out; read so, it is a midpoint step of 2 evaluations.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from typing import final
 
 from ...errors import InputError
-from ..schedule import Array, Schedule
+from ..schedule import Float64s, Schedule
 from .abstract import Evaluate, Solver, Vector
+from .block import BlockSolver, blocks, finish
 from .ddim import Ddim, phi
-from .dpm_solver import BlockSolver, SingleStep, blocks, finish
+from .dpm_solver import SingleStep
 from .heun import Heun
 
 BASES: dict[str, Ddim | BlockSolver] = {
@@ -80,7 +81,7 @@ class PFDiff(Solver):
             return (self.k + 1) * (nfe // 2) + nfe % 2
         return (self.k + 1) * blocks(nfe, self.order, str(self)) - self.k
 
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         base = BASES[self.base]
         if isinstance(base, BlockSolver):
             return self._higher_order(base, evaluate, noise, grid, schedule, basis)
@@ -88,7 +89,7 @@ class PFDiff(Solver):
             return self._future_only(evaluate, noise, grid, schedule, basis)
         return self._first_order(evaluate, noise, grid, schedule, basis)
 
-    def _first_order(self, evaluate: Evaluate, x: Vector, t: Array, schedule: Schedule, basis: str) -> Vector:
+    def _first_order(self, evaluate: Evaluate, x: Vector, t: Float64s, schedule: Schedule, basis: str) -> Vector:
         # A plain step over one interval.
         score = evaluate(x, t[0])
         x = phi(score, x, t[0], t[1], basis, schedule)
@@ -104,7 +105,7 @@ class PFDiff(Solver):
                 x = phi(score, x, t[i], end_time, basis, schedule)
         return x
 
-    def _future_only(self, evaluate: Evaluate, x: Vector, t: Array, schedule: Schedule, basis: str) -> Vector:
+    def _future_only(self, evaluate: Evaluate, x: Vector, t: Float64s, schedule: Schedule, basis: str) -> Vector:
         first = (len(t) - 1) % (self.k + 1)
         if first:  # an odd NFE: a plain step over one interval
             x = phi(evaluate(x, t[0]), x, t[0], t[1], basis, schedule)
@@ -115,7 +116,7 @@ class PFDiff(Solver):
         return x
 
     def _higher_order(
-        self, base: BlockSolver, evaluate: Evaluate, x: Vector, t: Array, schedule: Schedule, basis: str
+        self, base: BlockSolver, evaluate: Evaluate, x: Vector, t: Float64s, schedule: Schedule, basis: str
     ) -> Vector:
         last = len(t) - 1 - (t[-1] == schedule.clean)
         x, scores, eps = base.block(evaluate, x, t[0], t[1], basis, schedule)
@@ -131,7 +132,7 @@ class PFDiff(Solver):
         return f"pfdiff:k={self.k},l={self.l:g}{base}{use}"
 
 
-def time_at(t: Array, i: float, schedule: Schedule) -> float:
+def time_at(t: Float64s, i: float, schedule: Schedule) -> float:
     """The grid's time at a fractional index: even in lambda, in t next to the clean point or to alpha = 0.
 
     Raises InputError for a fraction on a discrete schedule, whose times are integers.

@@ -1,17 +1,17 @@
 """UniPC (Zhao et al., arXiv 2302.04867): a predictor and a corrector of one form, one evaluation a step.
 
-In the symbols of dpm_solver.py, from s by answers d_0 at s and d_m at other times u_m (equations 3, 8 and 9):
+In the symbols of dpm_solver.py, from s by the outputs d_0 at s and d_m at other times u_m (equations 3, 8 and 9):
 
     x_t = P_t/P_s x_s - Q_t (e^h - 1) d_0 - Q_t B(h) sum_m a_m/r_m (d_m - d_0)        r_m = (g_{u_m} - g_s) / h
     sum_m a_m r_m^(k-1) = k! h phi_{k+1}(h) / B(h)    k = 1 ... number of m
 
-UniP-p takes p - 1 answers from before s; UniC-p takes the one at t as well, found at the predicted point, and so
-costs nothing: it moves x_t before the next prediction. B(h) is h (bh1) or e^h - 1 (bh2). It cancels from the
+UniP-p takes p - 1 outputs from before s. UniC-p also takes the output at t, evaluated at the predicted point. It moves
+x_t before the next prediction, so it costs no evaluation. B(h) is h (bh1) or e^h - 1 (bh2). It cancels from the
 equation, and matters only where the authors put a_1 = 1/2 instead of solving for a single unknown: in UniP-2 and
 UniC-1, hence never from order 3 on once the first steps are done.
 
 The first steps have orders 1, 2, ...; before a clean point the last have ..., 2, 1, and the last is not corrected
-(the authors' code). From alpha = 0, where lambda is infinite, the first step is not corrected, nor its answer used by
+(the authors' code). From alpha = 0, where lambda is infinite, the first step is not corrected, nor its output used by
 later ones.
 """
 
@@ -26,10 +26,10 @@ from typing import final
 import numpy as np
 
 from ...errors import InputError
-from ..schedule import Array, Schedule
-from .abstract import Evaluate, Solver, Vector
+from ..schedule import Float64s, Schedule
+from .abstract import Evaluate, StepSolver, Vector
 from .ddim import phi
-from .dpm_solver import orders_left, step, varphi
+from .exponential import orders_left, step, varphi
 
 FORMS = ("eps", "x0")
 VARIANTS = ("bh1", "bh2")
@@ -38,7 +38,7 @@ VARIANTS = ("bh1", "bh2")
 def update(
     d: Sequence[Vector], x: Vector, times: Sequence[float], t: float, variant: str, form: str, schedule: Schedule
 ) -> Vector:
-    """x_t from x at times[0] by the answers found at `times`: a predictor, or a corrector if the last of them is t."""
+    """x_t from x at times[0] by the outputs at `times`: a predictor, or a corrector if the last of these is t."""
     x_t = phi(d[0], x, times[0], t, form, schedule)
     if len(d) == 1:
         return x_t
@@ -56,7 +56,7 @@ def update(
 
 @final
 @dataclass(frozen=True)
-class UniPC(Solver):
+class UniPC(StepSolver):
     """`unipc:order=1..3[,variant=bh1|bh2][,form=eps|x0]`; order p means UniP-p and UniC-p, of accuracy p + 1."""
 
     order: int = 2
@@ -75,28 +75,21 @@ class UniPC(Solver):
     def parameterisation(self) -> str:
         return self.form
 
-    @property
-    def evaluations(self) -> int:
-        return 1
-
-    def intervals(self, nfe: int) -> int:
-        return nfe
-
-    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Array, schedule: Schedule, basis: str) -> Vector:
+    def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x, before, order = noise, noise, 0
-        answers: list[Vector] = []
+        outputs: list[Vector] = []
         times: list[float] = []
         for s, t in pairwise(grid):
             d = evaluate(x, s)
-            # Correct x, which was predicted with `order` answers from `before`.
+            # Correct x, which was predicted with `order` outputs from `before`.
             if order and math.isfinite(schedule.lam(times[0])):
-                x = update([*answers[:order], d], before, [*times[:order], s], s, self.variant, self.form, schedule)
+                x = update([*outputs[:order], d], before, [*times[:order], s], s, self.variant, self.form, schedule)
             elif order:
-                answers, times = [], []
-            answers, times = [d, *answers][: self.order], [float(s), *times][: self.order]
+                outputs, times = [], []
+            outputs, times = [d, *outputs][: self.order], [float(s), *times][: self.order]
             # Predict.
-            order = min(len(answers), orders_left(t, grid, schedule))
-            before, x = x, update(answers[:order], x, times[:order], t, self.variant, self.form, schedule)
+            order = min(len(outputs), orders_left(t, grid, schedule))
+            before, x = x, update(outputs[:order], x, times[:order], t, self.variant, self.form, schedule)
         return x
 
     def __str__(self) -> str:

@@ -23,10 +23,14 @@ function(pfdiff_find package wanted hint)
   set(${package}_FOUND ${${package}_FOUND} PARENT_SCOPE)
 endfunction()
 
-pfdiff_find(OnnxRuntime ${PFDIFF_ONNXRUNTIME} "set -DONNXRUNTIME_ROOT to an unpacked ONNX Runtime release")
+pfdiff_find(OnnxRuntime ${PFDIFF_ONNXRUNTIME} "set -DONNXRUNTIME_ROOT to an unpacked ONNX Runtime 1.18 or newer")
 if(OnnxRuntime_FOUND)
-  pfdiff_add_adapter(onnxruntime engine/native/onnxruntime/network.cpp)
-  target_link_libraries(pfdiff_onnxruntime PRIVATE OnnxRuntime::OnnxRuntime)
+  pfdiff_add_adapter(onnxruntime engine/native/onnxruntime/network.cpp engine/native/onnxruntime/load.cpp)
+  target_link_libraries(pfdiff_onnxruntime PRIVATE $<BUILD_INTERFACE:OnnxRuntime::Headers> ${CMAKE_DL_LIBS})
+  if(OnnxRuntime_LIBRARY)
+    set_property(SOURCE engine/native/onnxruntime/load.cpp APPEND PROPERTY
+                 COMPILE_DEFINITIONS PFD_ONNXRUNTIME_LIBRARY="${OnnxRuntime_LIBRARY}")
+  endif()
 endif()
 
 # CUDA: the kernels and the graph sampler. The runtime is linked in, the driver is looked for when it is needed, so what

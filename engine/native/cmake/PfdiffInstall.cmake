@@ -5,7 +5,7 @@ install(TARGETS pfdiff-run)
 install(EXPORT pfdiffTargets NAMESPACE pfdiff:: DESTINATION ${package_folder})
 
 # A static library brings its needs along; a shared one has them inside.
-foreach(part onnxruntime cuda tensorrt)
+foreach(part cuda tensorrt)
   string(TOUPPER ${part} name)
   set(PFDIFF_NEEDS_${name} FALSE)
   if(TARGET pfdiff_${part} AND NOT BUILD_SHARED_LIBS)
@@ -16,5 +16,5 @@ configure_package_config_file(engine/native/cmake/pfdiffConfig.cmake.in pfdiffCo
                               INSTALL_DESTINATION ${package_folder})
 write_basic_package_version_file(pfdiffConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/pfdiffConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/pfdiffConfigVersion.cmake
-              engine/native/cmake/FindOnnxRuntime.cmake engine/native/cmake/FindTensorRT.cmake
+              engine/native/cmake/FindTensorRT.cmake
         DESTINATION ${package_folder})

@@ -5,6 +5,7 @@
 #include "../directory.h"
 #include "../json.h"
 #include "../pfdiff_cuda.h"
+#include "capability.h"
 #include "device.h"
 
 namespace {
@@ -49,6 +50,20 @@ int device_capability() {
     return 10 * major + minor;
 }
 
+// The capability whose kernels are loaded: one that an index has kernels for, and that serves the current device.
+int choose_capability(const pfdiff::json::Node& kernels, const std::string& path) {
+    const int device = device_capability();
+    std::set<int> compiled;
+    for (const auto& entry : kernels.items()) compiled.insert(static_cast<int>(entry["capability"].integer(1, 1000)));
+    if (const int capability = pfdiff::cuda::serving(compiled, device); capability != 0) return capability;
+    std::string known;
+    for (const int capability : compiled) known += (known.empty() ? "" : ", ") + std::to_string(capability);
+    throw pfdiff::file_error(pfdiff::quoted(path) + " holds kernels for compute capability " +
+                             (known.empty() ? "none" : pfdiff::printable(known, 60)) + ", which do not run on " +
+                             std::to_string(device) + "; compile them with `pfdiff kernels --cc " +
+                             std::to_string(device) + "`, or use the built-in kernels");
+}
+
 template <class Pointer>
 std::uint64_t bits_of(Pointer* pointer) {
     return reinterpret_cast<std::uintptr_t>(pointer);
@@ -58,14 +73,15 @@ std::uint64_t bits_of(Pointer* pointer) {
 
 pfd_cuda_kernels_t::pfd_cuda_kernels_t(const std::string& path) {
     const pfdiff::Directory directory(path);
-    const auto document = pfdiff::json::parse(directory.read("index.json", 64 << 20), "index.json");
+    constexpr std::uint64_t largest_index_bytes = 16 << 20;  // nine capabilities of the standard kernels: 3.5 MB
+    const auto document = pfdiff::json::parse(directory.read("index.json", largest_index_bytes), "index.json");
     const pfdiff::json::Node root(document, "index.json:");
     root["format"].integer(1, 1);
-    const int capability = device_capability();
+    const int capability = choose_capability(root["kernels"], path);
     const auto load = driver<decltype(&cuModuleLoadData)>("cuModuleLoadData");
     const auto find = driver<decltype(&cuModuleGetFunction)>("cuModuleGetFunction");
     for (const auto& entry : root["kernels"].items()) {
-        if (entry["capability"].integer(0, 1000) != capability) continue;
+        if (entry["capability"].integer(1, 1000) != capability) continue;
         const auto name = entry["name"].string();
         Kernel kernel;
         kernel.block = static_cast<unsigned>(entry["block"].integer(1, 1 << 20));
@@ -78,10 +94,6 @@ pfd_cuda_kernels_t::pfd_cuda_kernels_t(const std::string& path) {
         auto& kept = kernels_[name] = kernel;  // before anything else can throw: the destructor unloads it
         check_driver(find(&kept.function, kept.module, entry["symbol"].string().c_str()), "find the kernel " + name);
     }
-    if (kernels_.empty())
-        throw pfdiff::file_error(pfdiff::quoted(path) + " holds no kernels for compute capability " +
-                                 std::to_string(capability) + "; compile them with `pfdiff kernels --cc " +
-                                 std::to_string(capability) + "`");
 }
 
 pfd_cuda_kernels_t::~pfd_cuda_kernels_t() {

@@ -34,4 +34,18 @@ Memory<Element> allocate(std::int64_t count) {
     return owned;
 }
 
+struct FreePinned {
+    void operator()(void* memory) const { static_cast<void>(cudaFreeHost(memory)); }
+};
+template <class Element>
+using PinnedMemory = std::unique_ptr<Element[], FreePinned>;
+
+// Host memory that the device reads by itself: a copy from it does not wait for what the stream has to do before.
+template <class Element>
+PinnedMemory<Element> allocate_pinned(std::int64_t count) {
+    void* memory = nullptr;
+    check(cudaMallocHost(&memory, static_cast<std::size_t>(count) * sizeof(Element)), "allocate pinned memory");
+    return PinnedMemory<Element>(static_cast<Element*>(memory));
+}
+
 }  // namespace pfdiff::cuda

@@ -26,6 +26,13 @@ struct pfd_cuda_sampler_t final {
     const std::string& not_captured() const { return not_captured_; }
 
    private:
+    // Seeds on their way to the device, and when they have left.
+    struct Staged {
+        pfdiff::cuda::PinnedMemory<std::uint64_t> seeds;
+        cudaEvent_t copied = nullptr;
+    };
+
+    void stage(const std::uint64_t* host_seeds, cudaStream_t stream);
     void enqueue(bool from_seeds, cudaStream_t stream);
     void step(int row, const void* out, pfdiff::Dtype out_dtype, cudaStream_t stream) const;
     cudaGraphExec_t capture(bool from_seeds);
@@ -41,6 +48,8 @@ struct pfd_cuda_sampler_t final {
     std::vector<pfdiff::Access> access_;
     pfdiff::cuda::Memory<float> states_, table_, noise_;
     pfdiff::cuda::Memory<std::uint64_t> seeds_;
+    Staged staged_[2];  // in turn, so that a call waits for the copy of the call before the last at most
+    int turn_ = 0;
     pfdiff::cuda::Memory<unsigned char> input_, output_;
     cudaStream_t stream_ = nullptr;  // of warm-up and capture; never the default stream, which cannot be captured
     cudaGraphExec_t graphs_[2] = {nullptr, nullptr};  // from the noise buffer, from seeds
@@ -75,6 +84,10 @@ pfd_cuda_sampler_t::pfd_cuda_sampler_t(const pfd_program_t& program, pfd_cuda_ne
     check(cudaMemcpy(table_.get(), table.data(), table.size() * sizeof(float), cudaMemcpyHostToDevice),
           "copy the table");
     try {
+        for (auto& one : staged_) {
+            one.seeds = pfdiff::cuda::allocate_pinned<std::uint64_t>(batch_);
+            check(cudaEventCreateWithFlags(&one.copied, cudaEventDisableTiming), "create an event");
+        }
         check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "create a stream");
         check(cudaDeviceSynchronize(), "prepare the buffers");
         for (int warm_up = 0; warm_up < 2; ++warm_up) enqueue(true, stream_);
@@ -99,6 +112,8 @@ pfd_cuda_sampler_t::~pfd_cuda_sampler_t() {
 void pfd_cuda_sampler_t::release() {
     for (auto& graph : graphs_)
         if (graph != nullptr) static_cast<void>(cudaGraphExecDestroy(std::exchange(graph, nullptr)));
+    for (auto& one : staged_)
+        if (one.copied != nullptr) static_cast<void>(cudaEventDestroy(std::exchange(one.copied, nullptr)));
     if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(std::exchange(stream_, nullptr)));
 }
 
@@ -138,9 +153,9 @@ void pfd_cuda_sampler_t::enqueue(bool from_seeds, cudaStream_t stream) {
         pfdiff::take_callback_error();
         if (const int status = network_(context_, &evaluation, input, output_.get(), stream); status != 0) {
             const auto words = pfdiff::take_callback_error();
-            throw pfdiff::backend_error("the network failed at evaluation " + std::to_string(n + 1) + " of " +
-                                        std::to_string(program_.nfe) + ": " +
-                                        (words.empty() ? "it returned " + std::to_string(status) : words));
+            throw pfdiff::backend_error(
+                "the network failed at evaluation " + std::to_string(n + 1) + " of " + std::to_string(program_.nfe) +
+                ": " + (words.empty() ? "it returned " + std::to_string(status) : pfdiff::printable(words, 230)));
         }
         step(n, output_.get(), dtype_, stream);
     }
@@ -167,12 +182,26 @@ cudaGraphExec_t pfd_cuda_sampler_t::capture(bool from_seeds) {
     return executable;
 }
 
+// Enqueues the copy of the seeds, through pinned memory: from the caller's own, pageable memory it would first wait for
+// all that the stream has to do. The caller's seeds may go when this returns.
+void pfd_cuda_sampler_t::stage(const std::uint64_t* host_seeds, cudaStream_t stream) {
+    auto capturing = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(stream, &capturing), "ask the stream");
+    if (capturing != cudaStreamCaptureStatusNone)
+        throw pfdiff::input_error(
+            "seeds on a stream that is being captured, where every replay would read whatever seeds were last given; "
+            "fill the noise buffer and pass NULL");
+    auto& one = staged_[std::exchange(turn_, 1 - turn_)];
+    check(cudaEventSynchronize(one.copied), "wait for earlier seeds");
+    std::copy_n(host_seeds, batch_, one.seeds.get());
+    check(cudaMemcpyAsync(seeds_.get(), one.seeds.get(), static_cast<std::size_t>(batch_) * sizeof(std::uint64_t),
+                          cudaMemcpyHostToDevice, stream),
+          "copy the seeds");
+    check(cudaEventRecord(one.copied, stream), "mark the copy");
+}
+
 void pfd_cuda_sampler_t::run(const std::uint64_t* host_seeds, cudaStream_t stream) {
-    // From pageable memory: the copy is staged before the call returns, so the caller's seeds may go.
-    if (host_seeds != nullptr)
-        check(cudaMemcpyAsync(seeds_.get(), host_seeds, static_cast<std::size_t>(batch_) * sizeof(std::uint64_t),
-                              cudaMemcpyHostToDevice, stream),
-              "copy the seeds");
+    if (host_seeds != nullptr) stage(host_seeds, stream);
     if (const auto graph = graphs_[host_seeds != nullptr ? 1 : 0]; graph != nullptr)
         check(cudaGraphLaunch(graph, stream), "replay the loop");
     else

@@ -1,7 +1,4 @@
-// pfdiff_onnxruntime.h on ONNX Runtime's C++ interface: tensors over the sampler's own buffers, nothing copied in fp32.
-#define ORT_API_MANUAL_INIT  // so that a library older than the header is an error message, not a null dereference
-#include <onnxruntime_cxx_api.h>
-
+// pfdiff_onnxruntime.h on ONNX Runtime's C interface: tensors over the sampler's own buffers, nothing copied in fp32.
 #include <algorithm>
 #include <memory>
 
@@ -9,8 +6,22 @@
 #include "../feed.h"
 #include "../halfs.h"
 #include "../pfdiff_onnxruntime.h"
+#include "load.h"
 
 namespace {
+
+// What ONNX Runtime makes and takes back.
+template <class Made>
+using Owned = std::unique_ptr<Made, void (*)(Made*)>;
+
+// ONNX Runtime's messages can span lines and go on for long; ours are one.
+void check(const OrtApi& api, OrtStatus* status, const char* what) {
+    if (status == nullptr) return;
+    std::string words = api.GetErrorMessage(status);
+    api.ReleaseStatus(status);
+    std::replace(words.begin(), words.end(), '\n', ' ');
+    throw pfdiff::backend_error(std::string("ONNX Runtime fails to ") + what + ": " + pfdiff::printable(words, 190));
+}
 
 ONNXTensorElementDataType element_type(const std::string& dtype) {
     if (dtype == "float16" || dtype == "fp16") return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
@@ -21,29 +32,33 @@ ONNXTensorElementDataType element_type(const std::string& dtype) {
     return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 }
 
-void load_interface() {
-    const auto* base = OrtGetApiBase();
-    const auto* interface = base->GetApi(ORT_API_VERSION);
-    if (interface == nullptr)
-        throw pfdiff::backend_error(std::string("ONNX Runtime ") + base->GetVersionString() +
-                                    " is older than the headers (1." + std::to_string(ORT_API_VERSION) +
-                                    ") this was built with; update the library");
-    Ort::InitApi(interface);
-}
-
-Ort::Value tensor(void* data, std::size_t bytes, const std::vector<std::int64_t>& shape, const std::string& dtype) {
-    const auto memory = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
-    return Ort::Value::CreateTensor(memory, data, bytes, shape.data(), shape.size(), element_type(dtype));
-}
-
 }  // namespace
 
 struct pfd_onnxruntime_t final {
-    pfd_onnxruntime_t(const pfd_engine_t* engine, const char* path, int threads)
-        : feed(engine), environment(ORT_LOGGING_LEVEL_ERROR, "pfdiff"), session(nullptr) {
-        Ort::SessionOptions options;
-        options.SetIntraOpNumThreads(threads);
-        session = Ort::Session(environment, path, options);
+    pfd_onnxruntime_t(const pfd_engine_t* engine, const char* path, int threads) : feed(engine) {
+        OrtEnv* made_environment = nullptr;
+        check(api, api.CreateEnv(ORT_LOGGING_LEVEL_ERROR, "pfdiff", &made_environment), "start");
+        environment.reset(made_environment);
+        OrtSessionOptions* made_options = nullptr;
+        check(api, api.CreateSessionOptions(&made_options), "start");
+        const Owned<OrtSessionOptions> options(made_options, api.ReleaseSessionOptions);
+        check(api, api.SetIntraOpNumThreads(made_options, threads), "take its number of threads");
+        OrtSession* made_session = nullptr;
+        check(api, api.CreateSession(made_environment, path, made_options, &made_session), "load network.onnx");
+        session.reset(made_session);
+        OrtMemoryInfo* made_memory = nullptr;
+        check(api, api.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &made_memory), "start");
+        memory.reset(made_memory);
+    }
+
+    Owned<OrtValue> tensor(void* data, std::size_t bytes, const std::vector<std::int64_t>& shape,
+                           const std::string& dtype) const {
+        OrtValue* made = nullptr;
+        check(api,
+              api.CreateTensorWithDataAsOrtValue(memory.get(), data, bytes, shape.data(), shape.size(),
+                                                 element_type(dtype), &made),
+              "take a tensor");
+        return {made, api.ReleaseValue};
     }
 
     void run(const pfd_evaluation_t& evaluation, const float* x, float* out) {
@@ -69,7 +84,7 @@ struct pfd_onnxruntime_t final {
             names.push_back(condition.name.c_str());
             fed.push_back(feed.bytes(condition, batch));
         }
-        std::vector<Ort::Value> inputs;
+        std::vector<Owned<OrtValue>> inputs;
         // ONNX Runtime does not write to inputs, but its interface takes them without const.
         void* first = half ? static_cast<void*>(half_x.data()) : const_cast<float*>(x);
         const auto element_bytes = half ? sizeof(std::uint16_t) : sizeof(float);
@@ -82,44 +97,33 @@ struct pfd_onnxruntime_t final {
             inputs.push_back(tensor(fed[i + 1].data(), fed[i + 1].size(), condition_shape, condition.dtype));
         }
         void* last = half ? static_cast<void*>(half_out.data()) : out;
-        auto output = tensor(last, count * element_bytes, shape, feed.precision);
+        const auto output = tensor(last, count * element_bytes, shape, feed.precision);
         const char* output_name = feed.output.c_str();
-        session.Run(Ort::RunOptions{nullptr}, names.data(), inputs.data(), inputs.size(), &output_name, &output, 1);
+        std::vector<const OrtValue*> values;
+        for (const auto& input : inputs) values.push_back(input.get());
+        auto* written = output.get();
+        check(api,
+              api.Run(session.get(), nullptr, names.data(), values.data(), values.size(), &output_name, 1, &written),
+              "run network.onnx");
         if (half)
             std::transform(half_out.begin(), half_out.end(), out,
                            brain ? pfdiff::float_from_bfloat16 : pfdiff::float_from_float16);
     }
 
     pfdiff::Feed feed;
-    Ort::Env environment;
-    Ort::Session session;
+    const OrtApi& api = pfdiff::onnxruntime();
+    // In this order: the session goes before its environment.
+    Owned<OrtEnv> environment{nullptr, api.ReleaseEnv};
+    Owned<OrtMemoryInfo> memory{nullptr, api.ReleaseMemoryInfo};
+    Owned<OrtSession> session{nullptr, api.ReleaseSession};
 };
-
-namespace {
-
-// ONNX Runtime's messages can span lines; ours are one.
-template <class Body>
-pfd_status_t translated(const char* what, Body&& body) {
-    return pfdiff::guarded([&] {
-        try {
-            body();
-        } catch (const Ort::Exception& error) {
-            std::string line = error.what();
-            std::replace(line.begin(), line.end(), '\n', ' ');
-            throw pfdiff::backend_error(std::string("ONNX Runtime ") + what + ": " + line);
-        }
-    });
-}
-
-}  // namespace
 
 extern "C" pfd_status_t pfd_onnxruntime_create(const pfd_engine_t* engine, int32_t threads,
                                                pfd_onnxruntime_t** network) {
-    return translated("refuses network.onnx", [&] {
+    return pfdiff::guarded([&] {
         if (engine == nullptr || network == nullptr || threads < 0)
             throw pfdiff::input_error("an ONNX Runtime network without an engine or a place, or with negative threads");
         *network = nullptr;
-        load_interface();
         const char* path = nullptr;
         if (const auto status = pfd_file_path(engine, "network.onnx", &path); status != PFD_OK)
             throw pfdiff::Error(status, pfd_last_error());
@@ -140,8 +144,8 @@ extern "C" pfd_status_t pfd_onnxruntime_set_condition(pfd_onnxruntime_t* network
 
 extern "C" int pfd_onnxruntime_network(void* network, const pfd_evaluation_t* evaluation, const float* input,
                                        float* output) {
-    const auto status = translated("fails to run network.onnx",
-                                   [&] { static_cast<pfd_onnxruntime_t*>(network)->run(*evaluation, input, output); });
+    const auto status =
+        pfdiff::guarded([&] { static_cast<pfd_onnxruntime_t*>(network)->run(*evaluation, input, output); });
     if (status != PFD_OK) pfd_set_error(pfd_last_error());
     return status;
 }

@@ -85,7 +85,7 @@ const pfd_program_t* choose_program(const pfd_engine_t* engine, int nfe) {
     for (std::size_t i = 0; i < pfd_program_count(engine); ++i)
         known += (i > 0 ? ", " : "") + std::to_string(pfd_program_nfe(engine, i));
     if (nfe == 0 && pfd_program_count(engine) > 1)
-        throw input_error("this engine has programs of NFE " + known + "; choose one with --nfe");
+        throw input_error("this engine has programs of NFE " + printable(known, 120) + "; choose one with --nfe");
     const pfd_program_t* program = nullptr;
     check(pfd_program(engine, nfe != 0 ? nfe : pfd_program_nfe(engine, 0), &program));
     return program;

@@ -52,7 +52,7 @@ nvinfer1::Dims dims_of(const std::vector<std::int64_t>& sizes) {
 std::string read_plan(const std::string& path) {
     const auto slash = path.rfind('/');
     const pfdiff::Directory folder(slash == std::string::npos ? "." : path.substr(0, slash + 1));
-    return folder.read(path.substr(slash + 1), std::uint64_t{1} << 40);
+    return folder.read(path.substr(slash + 1), std::uint64_t{1} << 36);  // 64 GiB
 }
 
 pfdiff::cuda::Memory<unsigned char> upload(const std::vector<std::uint8_t>& bytes) {

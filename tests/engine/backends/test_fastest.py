@@ -17,8 +17,8 @@ import torch
 import pfdiff
 from pfdiff.engine import cache
 from pfdiff.engine.artifact import Artifact
-from pfdiff.engine.backends import fastest as measured
-from pfdiff.engine.backends.abstract import Backend, Buffers, Evaluate, Source
+from pfdiff.engine.backends import fastest
+from pfdiff.engine.backends.abstract import Backend, Buffers, Evaluate, NetworkFiles
 from pfdiff.engine.errors import BackendError, InputError
 
 from ...small.engine import write_engine
@@ -52,12 +52,12 @@ class Libraries:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cache: Path, **seconds: float | None) -> None:
         self.seconds, self.loaded, self.closed = seconds, list[str](), list[str]()
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-        monkeypatch.setattr(measured, "TURN_S", 0.02)
-        monkeypatch.setattr(measured, "open_backend", self.open)
-        monkeypatch.setattr(measured, "is_installed", lambda name: name in seconds)
-        monkeypatch.setattr(measured, "check_precision", lambda name, precision: None)
+        monkeypatch.setattr(fastest, "TURN_S", 0.02)
+        monkeypatch.setattr(fastest, "open_backend", self.open)
+        monkeypatch.setattr(fastest, "is_installed", lambda name: name in seconds)
+        monkeypatch.setattr(fastest, "check_precision", lambda name, precision: None)
 
-    def open(self, name: str, source: Source, threads: int | None) -> Backend:
+    def open(self, name: str, source: NetworkFiles, threads: int | None) -> Backend:
         self.loaded.append(name)
         seconds = self.seconds[name]
         if seconds is None:
@@ -70,8 +70,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return write_engine(tmp_path_factory.mktemp("measured") / "small.engine")
 
 
-def source_of(artifact: Artifact) -> Source:
-    return Source(artifact.network_path, artifact.contract, None, artifact)
+def source_of(artifact: Artifact) -> NetworkFiles:
+    return NetworkFiles(artifact.network_path, artifact.contract, None, artifact)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_the_faster_is_taken_and_equals_leave_the_default(
     winner: str,
 ) -> None:
     made = Libraries(monkeypatch, tmp_path, onnxruntime=default_s, openvino=other_s)
-    name, reason = measured.choose_measured(source_of(artifact), None)
+    name, reason = fastest.choose_fastest(source_of(artifact), None)
     assert name == winner, reason
     assert reason.startswith(f"timed here at batch {artifact.batch[0]}: onnxruntime ")
     assert ", openvino " in reason
     assert sorted(made.closed) == [DEFAULT, OTHER]
-    assert measured.choose_measured(source_of(artifact), None) == (name, reason)
+    assert fastest.choose_fastest(source_of(artifact), None) == (name, reason)
     assert made.loaded == [DEFAULT, OTHER], "it was timed twice"
 
 
@@ -104,11 +104,11 @@ def test_another_engine_machine_or_version_is_timed_again(
         replace(artifact, files={"network.onnx": next(iter(artifact.files.values()))}),
     )
     for one in (artifact, changed[0], replace(changed[1], batch=(2,))):
-        measured.choose_measured(source_of(one), None)
-    monkeypatch.setattr(measured, "processor", lambda: "another")
-    measured.choose_measured(source_of(artifact), None)
-    monkeypatch.setattr(measured, "version_of", lambda package: "9.9")
-    measured.choose_measured(source_of(artifact), None)
+        fastest.choose_fastest(source_of(one), None)
+    monkeypatch.setattr(fastest, "processor", lambda: "another")
+    fastest.choose_fastest(source_of(artifact), None)
+    monkeypatch.setattr(fastest, "version_of", lambda package: "9.9")
+    fastest.choose_fastest(source_of(artifact), None)
     assert made.loaded == [DEFAULT, OTHER] * 5
 
 
@@ -116,11 +116,11 @@ def test_the_default_stays_where_another_could_gain_nothing(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = Libraries(monkeypatch, tmp_path, onnxruntime=0.0, openvino=0.0)
-    name, reason = measured.choose_measured(source_of(artifact), None)
+    name, reason = fastest.choose_fastest(source_of(artifact), None)
     assert (name, made.loaded) == (DEFAULT, [DEFAULT])
     assert reason.endswith("ms an evaluation are too few to gain by another")
-    monkeypatch.setattr(measured, "LARGEST_BYTES", 10)
-    name, reason = measured.choose_measured(source_of(artifact), None)
+    monkeypatch.setattr(fastest, "LARGEST_BYTES", 10)
+    name, reason = fastest.choose_fastest(source_of(artifact), None)
     assert (name, made.loaded) == (DEFAULT, [DEFAULT])
     assert reason.endswith("GiB of weights are too many to try another")
 
@@ -128,15 +128,15 @@ def test_the_default_stays_where_another_could_gain_nothing(
 def test_one_that_is_alone_is_not_timed(artifact: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     why = "the default for fp32 on a CPU"
     made = Libraries(monkeypatch, tmp_path, onnxruntime=0.002)
-    assert measured.choose_measured(source_of(artifact), None) == (DEFAULT, why)
+    assert fastest.choose_fastest(source_of(artifact), None) == (DEFAULT, why)
     assert made.loaded == []
     made = Libraries(monkeypatch, tmp_path, onnxruntime=0.002, openvino=None)
-    assert measured.choose_measured(source_of(artifact), None) == (DEFAULT, why)
+    assert fastest.choose_fastest(source_of(artifact), None) == (DEFAULT, why)
     assert made.closed == [DEFAULT]
     # A default that refuses says so itself when it is opened; another is not taken in its place, and nothing is kept.
     made = Libraries(monkeypatch, tmp_path / "another", onnxruntime=None, openvino=0.002)
     for _ in range(2):
-        assert measured.choose_measured(source_of(artifact), None) == (DEFAULT, why)
+        assert fastest.choose_fastest(source_of(artifact), None) == (DEFAULT, why)
     assert made.loaded == [DEFAULT, DEFAULT]
 
 
@@ -156,7 +156,7 @@ def test_one_that_fails_on_made_up_inputs_is_not_timed(
         return [evaluate]
 
     monkeypatch.setattr(Asleep, "bind", bind)
-    assert measured.choose_measured(source_of(artifact), None) == (DEFAULT, "the default for fp32 on a CPU")
+    assert fastest.choose_fastest(source_of(artifact), None) == (DEFAULT, "the default for fp32 on a CPU")
     assert sorted(made.closed) == sorted(made.loaded)
 
 
@@ -164,14 +164,14 @@ def test_what_cannot_be_kept_is_not_taken(artifact: Artifact, monkeypatch: pytes
     """Or samples would change from load to load."""
     (tmp_path / "file").write_text("")
     Libraries(monkeypatch, tmp_path / "file", onnxruntime=0.004, openvino=0.001)
-    assert measured.choose_measured(source_of(artifact), None) == (DEFAULT, "the default for fp32 on a CPU")
+    assert fastest.choose_fastest(source_of(artifact), None) == (DEFAULT, "the default for fp32 on a CPU")
 
     def full(self: cache.Journal, key: str, value: object) -> None:
         raise InputError("no space left")
 
     Libraries(monkeypatch, tmp_path / "full", onnxruntime=0.004, openvino=0.001)
     monkeypatch.setattr(cache.Journal, "put", full)
-    assert measured.choose_measured(source_of(artifact), None) == (DEFAULT, "the default for fp32 on a CPU")
+    assert fastest.choose_fastest(source_of(artifact), None) == (DEFAULT, "the default for fp32 on a CPU")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="nothing is locked there")
@@ -181,7 +181,7 @@ def test_of_two_that_load_at_once_one_measures(
     made = Libraries(monkeypatch, tmp_path, onnxruntime=0.004, openvino=0.002)
     found: list[tuple[str, str]] = []
     threads = [
-        threading.Thread(target=lambda: found.append(measured.choose_measured(source_of(artifact), None)))
+        threading.Thread(target=lambda: found.append(fastest.choose_fastest(source_of(artifact), None)))
         for _ in range(3)
     ]
     for one in threads:
@@ -199,13 +199,13 @@ def test_an_engine_samples_with_what_was_found(
     """The real libraries and the small network, said to be long enough to be timed, its times made up."""
     pytest.importorskip("openvino")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(measured, "LEAST_MS", 0.0)
+    monkeypatch.setattr(fastest, "LEAST_MS", 0.0)
     with pfdiff.load(artifact.path, device="cpu", backend=DEFAULT) as plain:
         expected = plain.sample(seeds=[3], nfe=4)
     for name, times in ((OTHER, (2.0, 1.0)), (DEFAULT, (1.0, 2.0))):
         turns = itertools.cycle(times)
-        monkeypatch.setattr(measured, "_turn_ms", lambda evaluate, awake_ms, turns=turns: next(turns))
-        monkeypatch.setattr(measured, "processor", lambda name=name: f"where {name} is fast")
+        monkeypatch.setattr(fastest, "_turn_ms", lambda evaluate, awake_ms, turns=turns: next(turns))
+        monkeypatch.setattr(fastest, "processor", lambda name=name: f"where {name} is fast")
         reason = f"timed here at batch 1: {DEFAULT} {times[0]:.3g} ms, {OTHER} {times[1]:.3g} ms"
         for _ in range(2):
             with pfdiff.load(artifact.path, device="cpu") as found:

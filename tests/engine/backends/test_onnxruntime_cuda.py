@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pfdiff.engine.backends import onnxruntime_cuda as ort_cuda
-from pfdiff.engine.backends.abstract import Buffers, CudaOptions, Source
+from pfdiff.engine.backends.abstract import Buffers, CudaOptions, NetworkFiles
 from pfdiff.engine.backends.onnxruntime_cuda import PROVIDER, OnnxRuntimeCuda
 from pfdiff.engine.errors import BackendError
 from pfdiff.kernels import launch
@@ -64,8 +64,8 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
     return kind
 
 
-def source(path: str = "here", **options: Any) -> Source:
-    return Source(Path(path), replace(CONTRACT, precision="fp16"), options=CudaOptions(**options))
+def source(path: str = "here", **options: Any) -> NetworkFiles:
+    return NetworkFiles(Path(path), replace(CONTRACT, precision="fp16"), options=CudaOptions(**options))
 
 
 def test_every_buffer_is_bound_and_runs_do_not_wait(sessions: type[Session]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pfdiff.engine.backends.abstract import Buffers, Source
+from pfdiff.engine.backends.abstract import Buffers, NetworkFiles
 from pfdiff.engine.backends.casting import cast_copy
 from pfdiff.engine.backends.registry import open_backend
 from pfdiff.engine.contract import Contract
@@ -67,14 +67,14 @@ def module() -> Blocks:
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
-def source(request: pytest.FixtureRequest, module: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Source:
+def source(request: pytest.FixtureRequest, module: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> NetworkFiles:
     contract = Contract("blocks", SHAPE, "linear:1000", "eps", precision=request.param)
     path: Path = tmp_path_factory.mktemp(request.param) / "network.onnx"
     export_module(cast_copy(module, DTYPES[request.param]).eval(), contract, path)
-    return Source(path, contract)
+    return NetworkFiles(path, contract)
 
 
-def test_the_form(source: Source) -> None:
+def test_the_form(source: NetworkFiles) -> None:
     model = openvino.Core().read_model(str(source.onnx))
     model.reshape({"x": [3, *SHAPE], "t": [3]})
     before = _kinds(model)
@@ -87,14 +87,14 @@ def test_the_form(source: Source) -> None:
     assert before["Interpolate"] - after["Interpolate"] == 2
 
 
-def test_fp16_keeps_its_group_normalisation(source: Source) -> None:
+def test_fp16_keeps_its_group_normalisation(source: NetworkFiles) -> None:
     model = openvino.Core().read_model(str(source.onnx))
     model.reshape({"x": [1, *SHAPE], "t": [1]})
     rewrites.rewrite(model, "fp16")
     assert _kinds(model)["GroupNormalization"] == 3
 
 
-def test_the_values_at_every_batch(source: Source, module: nn.Module) -> None:
+def test_the_values_at_every_batch(source: NetworkFiles, module: nn.Module) -> None:
     contract = source.contract
     if contract.precision not in openvino_cpu.cpu_precisions():
         pytest.skip(f"this CPU has no {contract.precision} arithmetic")

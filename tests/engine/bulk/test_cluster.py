@@ -15,8 +15,9 @@ import pytest
 
 import pfdiff
 from pfdiff.engine.artifact import read_artifact
-from pfdiff.engine.bulk.manifest import open_ledger
-from pfdiff.engine.bulk.on_ray import Actor, check_listening, connected, size_pool
+from pfdiff.engine.bulk.cluster import check_listening, connected, size_pool
+from pfdiff.engine.bulk.manifest import open_manifest
+from pfdiff.engine.bulk.on_ray import Actor
 from pfdiff.engine.bulk.recipe import make_recipe
 from pfdiff.engine.bulk.shards import tries
 from pfdiff.engine.bulk.worker import MOST_TRIES, Worker, Workplace
@@ -64,7 +65,7 @@ def test_killed_workers_and_a_killed_driver_leave_no_trace(tmp_path: Path) -> No
 def test_a_load_is_a_try_of_its_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, out = write_engine(tmp_path / "small.engine").path, tmp_path / "out"
     recipe = make_recipe(read_artifact(engine), 4, 4, size=1, format="npz")
-    with open_ledger(out, recipe):
+    with open_manifest(out, recipe):
         pass
     target, loaded = out / "shard-000002.npz", []
 
@@ -136,7 +137,7 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: py
 def test_what_listens_and_is_not_ray_is_one_line(
     answer: bytes | None, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pfdiff.engine.bulk.on_ray.CONNECT_SECONDS", 0.2 if answer is None else 5)
+    monkeypatch.setattr("pfdiff.engine.bulk.cluster.CONNECT_SECONDS", 0.2 if answer is None else 5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:

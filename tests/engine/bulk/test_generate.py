@@ -16,7 +16,7 @@ from PIL import Image
 
 import pfdiff
 from pfdiff.cli import main
-from pfdiff.cli.generate import rate_and_time_left
+from pfdiff.cli.progress import rate_and_time_left
 from pfdiff.engine.bulk import generate as bulk
 from pfdiff.engine.bulk.shards import digest_of
 
@@ -181,7 +181,7 @@ def test_the_rate_is_that_of_the_whole_run() -> None:
     ("changed", "said"),
     [
         ({"nfe": 9}, "this engine has 4, 6"),
-        ({"nfe": None}, "this engine has 4, 6"),
+        ({"nfe": None}, "nfe is missing and this engine has several; choose one of 4, 6"),
         ({"count": 0}, "count=0"),
         ({"first": -1}, "first=-1"),
         ({"first": 2**64 - 3}, "the largest is 18446744073709551615"),

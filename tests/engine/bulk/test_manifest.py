@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import pfdiff
+from pfdiff.engine import atomic
 from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.bulk import shards
 from pfdiff.engine.bulk import worker as work
@@ -170,14 +171,15 @@ def test_a_folder_stays_until_another_takes_its_place(tmp_path: Path, monkeypatc
 
     place(0)
     before = tree(tmp_path)
-    replace_file = os.replace
+    rename = os.rename
 
     def refusing(source: Path, place: Path) -> None:
-        if place == target and not source.name.endswith(f".old{shards.PART}"):
+        if source.name.endswith(shards.PART):
             raise OSError(errno.EIO, "Input/output error")
-        replace_file(source, place)
+        rename(source, place)
 
-    monkeypatch.setattr(os, "replace", refusing)
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(os, "rename", refusing)
     with pytest.raises(OSError, match="Input/output error"):
         place(1)
     assert tree(tmp_path) == before

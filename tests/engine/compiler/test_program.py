@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import pfdiff
+from pfdiff.engine.compiler.lower import rank_bound
 from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.compiler.solvers import parse_solver
-from pfdiff.engine.compiler.trace import rank_bound
 
 from ...oracle import Mixture
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import pfdiff
+from pfdiff.engine.compiler.lower import rank_bound
 from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.compiler.solvers import SOLVERS, parse_solver
-from pfdiff.engine.compiler.solvers.dpm_solver import varphi
+from pfdiff.engine.compiler.solvers.exponential import varphi
 from pfdiff.engine.compiler.solvers.pfdiff import BASES
 from pfdiff.engine.compiler.solvers.unipc import update
-from pfdiff.engine.compiler.trace import rank_bound
 
 from ...oracle import Mixture
 

@@ -14,12 +14,12 @@ import torch
 
 from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends import tensorrt_cuda as tensorrt_plan
-from pfdiff.engine.backends.abstract import Buffers, CudaOptions, Source
+from pfdiff.engine.backends.abstract import Buffers, CudaOptions, NetworkFiles
 from pfdiff.engine.backends.tensorrt_cuda import TensorRt
 from pfdiff.engine.contract import DecoderContract
 from pfdiff.engine.errors import BackendError
-from pfdiff.engine.plans import build as plans
-from pfdiff.engine.runtime.cuda_loop import Sampler, Variant
+from pfdiff.engine.plans.key import PlanKey
+from pfdiff.engine.runtime.cuda_loop import BatchKind, CudaBatch
 from pfdiff.engine.runtime.decoder import LoadedDecoder
 from pfdiff.engine.runtime.loop import Inputs, make_tables
 
@@ -125,7 +125,7 @@ def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def opened(recorder: Recorder, contract: Any = CONTRACT, **options: Any) -> TensorRt:
     artifact = Artifact(Path("none"), contract, (1, 8), contract.precision, {})
-    source = Source(artifact.network_path, contract, artifact=artifact, options=CudaOptions(**options))
+    source = NetworkFiles(artifact.network_path, contract, artifact=artifact, options=CudaOptions(**options))
     return TensorRt(source, recorder.flavour, CPU)
 
 
@@ -228,13 +228,13 @@ def test_other_batches_and_closed_backends(recorder: Recorder) -> None:
     backend.close()
     with pytest.raises(BackendError, match="this backend is closed"):
         backend.bind(buffers(8))
-    bare = Source(Path("none"), CONTRACT)
+    bare = NetworkFiles(Path("none"), CONTRACT)
     with pytest.raises(BackendError, match="needs an engine directory to keep its plans in"):
         TensorRt(bare, recorder.flavour, CPU)
 
 
 def test_what_the_plan_is_asked_for(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[plans.PlanKey, dict[str, Any]]] = []
+    asked: list[tuple[PlanKey, dict[str, Any]]] = []
     monkeypatch.setattr(tensorrt_plan, "obtain_plan", lambda _, key, **rest: asked.append((key, rest)) or b"plan")
     backend = opened(recorder, tf32=True, trust=True)
     [(key, rest)] = asked
@@ -249,7 +249,7 @@ def test_what_the_plan_is_asked_for(recorder: Recorder, monkeypatch: pytest.Monk
 def test_the_whole_loop_enqueues_once_for_each_evaluation(recorder: Recorder) -> None:
     backend = opened(recorder, PLAIN)
     tables = make_tables(program(4, PLAIN), PLAIN)
-    sampler = Sampler(backend, PLAIN, tables, Variant(8, False, False))
+    sampler = CudaBatch(backend, PLAIN, tables, BatchKind(8, False, False))
     recorder.calls.clear()
     sampler.load(Inputs(None, torch.ones(8, 30), ()))
     sampler.run()
@@ -262,19 +262,19 @@ def test_the_whole_loop_enqueues_once_for_each_evaluation(recorder: Recorder) ->
 def test_a_decoder_has_a_plan_and_a_context_of_its_own_on_the_networks_stream(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[plans.PlanKey] = []
+    asked: list[PlanKey] = []
     monkeypatch.setattr(tensorrt_plan, "obtain_plan", lambda _, key, **rest: asked.append(key) or b"plan")
     described = DecoderContract("up", SHAPE, (3, 6, 10))
     artifact = Artifact(Path("none"), PLAIN, (1, 8), "fp32", {}, decoder=described)
-    network = TensorRt(Source(artifact.network_path, PLAIN, artifact=artifact), recorder.flavour, CPU)
+    network = TensorRt(NetworkFiles(artifact.network_path, PLAIN, artifact=artifact), recorder.flavour, CPU)
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: pytest.fail("a second stream"))
-    source = Source(artifact.path / "decoder.onnx", described, artifact=artifact, stream=network.stream)
+    source = NetworkFiles(artifact.path / "decoder.onnx", described, artifact=artifact, stream=network.stream)
     loaded = LoadedDecoder(TensorRt(source, recorder.flavour, CPU), described)
     assert [key.file for key in asked] == ["network.onnx", "decoder.onnx"]
     assert "-decoder-" in asked[1].name
     assert loaded.backend.stream is network.stream
 
-    sampler = Sampler(network, PLAIN, make_tables(program(4, PLAIN), PLAIN), Variant(8, False, True), loaded)
+    sampler = CudaBatch(network, PLAIN, make_tables(program(4, PLAIN), PLAIN), BatchKind(8, False, True), loaded)
     assert recorder.contexts == 2
     assert ("shape", "latents", (8, *SHAPE)) in recorder.calls
     recorder.calls.clear()

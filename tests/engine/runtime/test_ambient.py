@@ -14,13 +14,14 @@ import torch
 
 from pfdiff.engine.api import Engine
 from pfdiff.engine.artifact import Artifact
-from pfdiff.engine.backends.abstract import Source
+from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.contract import Contract
-from pfdiff.engine.runtime.cuda_loop import GraphLoop, Sampler, Variant
-from pfdiff.engine.runtime.loop import Inputs, fill, lasting, make_tables
+from pfdiff.engine.runtime.cuda_loop import BatchKind, CudaBatch, CudaLoop
+from pfdiff.engine.runtime.loop import Inputs, make_tables
 from pfdiff.engine.runtime.noise import noise
 from pfdiff.engine.runtime.session import Session
+from pfdiff.engine.tensors import fill, lasting
 
 from ...small.engine import CONTRACT, SHAPE, Small, program, small
 from .test_session import Direct
@@ -96,15 +97,15 @@ def test_the_module_on_the_cpu(name: str) -> None:
 
 @surroundings
 def test_the_buffers_of_the_device_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`GraphLoop` makes its samplers inside `lasting`; here on the CPU, with the plain ops."""
+    """`CudaLoop` makes its samplers inside `lasting`; here on the CPU, with the plain ops."""
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     seeds, inputs = np.arange(3, dtype=np.uint64), (np.array([1, 5, 9]), np.zeros((3, 3, 1), np.float32))
     tables = make_tables(program(6), CONTRACT)
     results = []
     for surrounding in (contextlib.nullcontext, SURROUNDINGS[name]):
         with surrounding(), lasting():
-            backend = TorchCuda(Source(Path("none"), CONTRACT, Small().requires_grad_(False)), CPU)
-            made = Sampler(backend, CONTRACT, tables, Variant(4, True, False))
+            backend = TorchCuda(NetworkFiles(Path("none"), CONTRACT, Small().requires_grad_(False)), CPU)
+            made = CudaBatch(backend, CONTRACT, tables, BatchKind(4, True, False))
         for inside in (surrounding, contextlib.nullcontext):
             with inside():
                 made.load(Inputs(seeds, None, inputs))
@@ -124,15 +125,15 @@ def test_samplers_are_made_to_last(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append((torch.is_inference_mode_enabled(), torch.empty(0).device))
         raise Enough
 
-    monkeypatch.setattr("pfdiff.engine.runtime.cuda_loop.Sampler", made)
+    monkeypatch.setattr("pfdiff.engine.runtime.cuda_loop.CudaBatch", made)
     monkeypatch.setattr("pfdiff.engine.runtime.cuda_loop.check_batch_fits", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
-    backend = TorchCuda(Source(Path("none"), PLAIN, small), CPU)
+    backend = TorchCuda(NetworkFiles(Path("none"), PLAIN, small), CPU)
     backend.stream = object()  # type: ignore[assignment]
-    loop = GraphLoop(backend, PLAIN)
+    loop = CudaLoop(backend, PLAIN)
     with torch.inference_mode(), torch.device("meta"), pytest.raises(Exception, match="sampling a batch of 4 failed"):
-        loop._sampler(make_tables(program(4, PLAIN), PLAIN), Variant(4, True, False), None)
+        loop._sampler(make_tables(program(4, PLAIN), PLAIN), BatchKind(4, True, False), None)
     assert seen == [(False, CPU)]
 
 
@@ -143,11 +144,11 @@ def test_a_gpus_network_is_not_rounded_by_autocast() -> None:
         seen.append(torch.is_autocast_enabled("cuda"))
         return x
 
-    made = Sampler(
-        TorchCuda(Source(Path("none"), PLAIN, network), CPU),
+    made = CudaBatch(
+        TorchCuda(NetworkFiles(Path("none"), PLAIN, network), CPU),
         PLAIN,
         make_tables(program(4, PLAIN), PLAIN),
-        Variant(2, True, False),
+        BatchKind(2, True, False),
     )
     torch.set_autocast_enabled("cuda", True)
     try:

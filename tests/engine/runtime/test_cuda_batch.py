@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from pfdiff.engine.backends.abstract import Source
+from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.contract import Contract
 from pfdiff.engine.runtime import capture
 from pfdiff.engine.runtime import cuda_loop as graph
-from pfdiff.engine.runtime.cuda_loop import Sampler, Variant, bytes_needed, is_separate
+from pfdiff.engine.runtime.cuda_loop import BatchKind, CudaBatch, bytes_needed, is_separate
 from pfdiff.engine.runtime.loop import Inputs, make_tables
 from pfdiff.engine.runtime.noise import noise
 from pfdiff.engine.runtime.session import Session
@@ -43,7 +43,7 @@ def ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def backend(module: Any = small, contract: Contract = PLAIN) -> TorchCuda:
-    return TorchCuda(Source(Path("none"), contract, module), CPU)
+    return TorchCuda(NetworkFiles(Path("none"), contract, module), CPU)
 
 
 def keys(seeds: tuple[int, ...] = SEEDS) -> np.ndarray:
@@ -51,10 +51,10 @@ def keys(seeds: tuple[int, ...] = SEEDS) -> np.ndarray:
 
 
 def sampler(
-    variant: Variant, contract: Contract = PLAIN, module: Any = small, nfe: int = 4, **settings: Any
-) -> Sampler:
+    variant: BatchKind, contract: Contract = PLAIN, module: Any = small, nfe: int = 4, **settings: Any
+) -> CudaBatch:
     tables = make_tables(program(nfe, contract, **settings), contract)
-    return Sampler(backend(module, contract), contract, tables, variant)
+    return CudaBatch(backend(module, contract), contract, tables, variant)
 
 
 # Equal to the reference.
@@ -62,7 +62,7 @@ def sampler(
 @pytest.mark.parametrize("solver", ["ddim", "pfdiff:k=2,l=1", "dpm-solver:order=3", "pfdiff:k=1,l=1,base=dpm-solver-2"])
 def test_the_launches_equal_the_program(solver: str, clip: float | None, ops: str) -> None:
     nfe = 6
-    made = sampler(Variant(4, True, False), nfe=nfe, solver=solver, clip=clip)
+    made = sampler(BatchKind(4, True, False), nfe=nfe, solver=solver, clip=clip)
     for _ in range(2):  # the second run starts from what the first one left
         made.load(Inputs(keys(), None, ()))
         made.run()
@@ -85,7 +85,7 @@ def test_predictions_and_scaled_inputs(prediction: str, ops: str) -> None:
     contract = replace(PLAIN, prediction=prediction, schedule=schedule)
     tables = make_tables(program(4, contract), contract)
     assert is_separate(tables, torch.float32) == (prediction == "edm")
-    made, z = sampler(Variant(2, False, False), contract), noise((1, 2), SHAPE)
+    made, z = sampler(BatchKind(2, False, False), contract), noise((1, 2), SHAPE)
     made.load(Inputs(None, z.reshape(2, -1), ()))
     made.run()
     reference = program(4, contract)
@@ -98,7 +98,7 @@ def test_the_device_loop_equals_the_cpu_session(ops: str) -> None:
     conditions = (np.array([1, 5, 9]), np.linspace(0, 1, 9, dtype=np.float32).reshape(3, 3, 1))
     z = noise(SEEDS, SHAPE).reshape(3, -1)
     by_session = Session(Direct(), CONTRACT, (4,)).run(tables, Inputs(None, z, conditions))
-    made = Sampler(backend(contract=CONTRACT), CONTRACT, tables, Variant(4, False, False))
+    made = CudaBatch(backend(contract=CONTRACT), CONTRACT, tables, BatchKind(4, False, False))
     made.load(Inputs(None, z, conditions))
     made.run()
     assert torch.allclose(made.result[:3], by_session, rtol=1e-5, atol=1e-5)
@@ -107,7 +107,7 @@ def test_the_device_loop_equals_the_cpu_session(ops: str) -> None:
 def test_a_half_precision_network_gets_half_precision_inputs(ops: str) -> None:
     contract = replace(CONTRACT, precision="fp16")
     module = Small()
-    made = sampler(Variant(2, False, False), contract, module)
+    made = sampler(BatchKind(2, False, False), contract, module)
     assert made.y_in is not None
     assert made.y_in.dtype == torch.float16
     z = noise((1, 2), SHAPE)
@@ -128,7 +128,7 @@ def test_a_half_precision_network_gets_half_precision_inputs(ops: str) -> None:
 
 def test_pixels_are_decoded_by_the_last_launch(ops: str) -> None:
     contract = replace(PLAIN, data_range=(-2.0, 1.0))
-    made = sampler(Variant(3, True, True), contract)
+    made = sampler(BatchKind(3, True, True), contract)
     made.load(Inputs(keys(), None, ()))
     made.run()
     expected = torch.empty_like(made.result)
@@ -140,7 +140,7 @@ def test_pixels_are_decoded_by_the_last_launch(ops: str) -> None:
 # What a replay may and may not read.
 def test_nothing_is_left_from_the_run_before(ops: str) -> None:
     """What the poisoned graph shows on a GPU: a run reads its inputs, its table and its times, and nothing else."""
-    made = sampler(Variant(3, True, True), replace(PLAIN, prediction="v"), solver="dpm-solver:order=3", nfe=6)
+    made = sampler(BatchKind(3, True, True), replace(PLAIN, prediction="v"), solver="dpm-solver:order=3", nfe=6)
     made.load(Inputs(keys(), None, ()))
     made.run()
     first, pixels = made.samples.clone(), made.result.clone()
@@ -153,7 +153,7 @@ def test_nothing_is_left_from_the_run_before(ops: str) -> None:
 
 
 def test_conditions_and_table_are_read_again(ops: str) -> None:
-    made = sampler(Variant(2, True, False), CONTRACT)
+    made = sampler(BatchKind(2, True, False), CONTRACT)
     results = []
     for label in (0, 9):
         made.load(Inputs(keys((4, 4)), None, [np.array([label, 0]), np.zeros((2, 3, 1), np.float32)]))
@@ -176,7 +176,7 @@ def test_each_evaluation_has_its_own_row_of_times() -> None:
     for rank in (0, 1):
         seen.clear()
         contract = replace(PLAIN, time_rank=rank)
-        made = sampler(Variant(5, True, False), contract, network)
+        made = sampler(BatchKind(5, True, False), contract, network)
         made.run()
         times = program(4, contract).network_times
         assert [tuple(t.shape) for t in seen] == [(5,) if rank else ()] * 4
@@ -189,7 +189,7 @@ def test_each_evaluation_has_its_own_row_of_times() -> None:
 def test_the_loop_never_reads_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """No Python number is made from a tensor between the first and the last launch."""
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    made = sampler(Variant(3, True, True), clip=1.0)
+    made = sampler(BatchKind(3, True, True), clip=1.0)
     made.load(Inputs(keys(), None, ()))
 
     def refuse(*_: object) -> None:
@@ -226,8 +226,8 @@ def test_every_launch_is_made_without_data(
     def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return torch.tanh(x) + 0.001 * t.to(x.dtype)[:, None, None, None]
 
-    nowhere = TorchCuda(Source(Path("none"), contract, network), torch.device("meta"))
-    made = Sampler(nowhere, contract, tables, Variant(3, True, True))
+    nowhere = TorchCuda(NetworkFiles(Path("none"), contract, network), torch.device("meta"))
+    made = CudaBatch(nowhere, contract, tables, BatchKind(3, True, True))
     made.launch()
     assert len(launched) == 1 + 7 + 1  # noise; the start and six updates; pixels
     for one in launched:
@@ -241,7 +241,7 @@ def test_every_launch_is_made_without_data(
 def test_buffers_are_what_was_said_they_would_need() -> None:
     for precision, pixels in (("fp32", False), ("fp16", True)):
         contract = replace(PLAIN, precision=precision)
-        variant = Variant(6, True, pixels)
+        variant = BatchKind(6, True, pixels)
         made = sampler(variant, contract, Small() if precision == "fp16" else small)
         held = [made.states, made.noise, *([made.y_in] if made.y_in is not None else [])]
         held += [made.pixels] if made.pixels is not None else []
@@ -256,7 +256,7 @@ def made_dtype(precision: str) -> torch.dtype:
 
 
 def test_a_wrong_output_shape_is_an_error() -> None:
-    made = sampler(Variant(2, True, False), module=lambda x, t: x[:1])
+    made = sampler(BatchKind(2, True, False), module=lambda x, t: x[:1])
     with pytest.raises(ValueError, match=r"the module returned \[1, 2, 3, 5\], expected \[2, 2, 3, 5\]"):
         made.run()
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from pfdiff.engine.backends.abstract import Source
+from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.contract import DecoderContract
 from pfdiff.engine.errors import BackendError
 from pfdiff.engine.runtime import capture
 from pfdiff.engine.runtime import cuda_loop as graph
-from pfdiff.engine.runtime.cuda_loop import GraphLoop, Variant, bytes_needed
+from pfdiff.engine.runtime.cuda_loop import BatchKind, CudaLoop, bytes_needed
 from pfdiff.engine.runtime.decoder import LoadedDecoder
 from pfdiff.engine.runtime.loop import Inputs, Tables, make_tables
 from pfdiff.engine.runtime.noise import noise
@@ -71,17 +71,17 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Notes:
     return notes
 
 
-def loop_of(notes: Notes, module: Any = small, decoder: LoadedDecoder | None = None, **options: Any) -> GraphLoop:
-    backend = TorchCuda(Source(Path("none"), PLAIN, module), CPU)
+def loop_of(notes: Notes, module: Any = small, decoder: LoadedDecoder | None = None, **options: Any) -> CudaLoop:
+    backend = TorchCuda(NetworkFiles(Path("none"), PLAIN, module), CPU)
     backend.stream = notes  # type: ignore[assignment]
-    return GraphLoop(backend, PLAIN, decoder, **options)
+    return CudaLoop(backend, PLAIN, decoder, **options)
 
 
 def tables(nfe: int = 4) -> Tables:
     return make_tables(program(nfe, PLAIN), PLAIN)
 
 
-def draw(loop: GraphLoop, held: Tables, size: int = 4, count: int = 3, pixels: bool = False) -> torch.Tensor:
+def draw(loop: CudaLoop, held: Tables, size: int = 4, count: int = 3, pixels: bool = False) -> torch.Tensor:
     channels, height, width = loop._decoder.contract.image if loop._decoder else SHAPE
     shape = (count, height, width, channels) if pixels else (count, *SHAPE)
     into = torch.empty(shape, dtype=torch.uint8 if pixels else torch.float32)
@@ -155,7 +155,7 @@ def test_memory_is_counted_before_anything_is_allocated(cuda: Notes, monkeypatch
     loop = loop_of(cuda)
     loop._backend.bytes_per_sample = 300_000
     made: list[object] = []
-    monkeypatch.setattr(graph, "Sampler", lambda *_: made.append(1))
+    monkeypatch.setattr(graph, "CudaBatch", lambda *_: made.append(1))
     with pytest.raises(
         BackendError, match="batch 4 needs 2 MiB on cpu, 1 MiB are free; the largest batch that fits is 3"
     ):
@@ -227,7 +227,7 @@ def decode(latents: torch.Tensor) -> torch.Tensor:
 
 def decoder_of(function: Any = decode, precision: str = "fp32") -> LoadedDecoder:
     contract = DecoderContract("twice", SHAPE, (3, 6, 10), precision=precision)
-    return LoadedDecoder(TorchCuda(Source(Path("none"), contract, function), CPU), contract)
+    return LoadedDecoder(TorchCuda(NetworkFiles(Path("none"), contract, function), CPU), contract)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -274,14 +274,14 @@ def test_a_decoder_that_cannot_be_captured(cuda: Notes) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_decoders_buffers_are_counted(precision: str, cuda: Notes) -> None:
     decoder, held = decoder_of(precision=precision), tables()
-    plain = bytes_needed(held, PLAIN, Variant(1, True, False), torch.float32, decoder)
-    pixels = bytes_needed(held, PLAIN, Variant(1, True, True), torch.float32, decoder)
+    plain = bytes_needed(held, PLAIN, BatchKind(1, True, False), torch.float32, decoder)
+    pixels = bytes_needed(held, PLAIN, BatchKind(1, True, True), torch.float32, decoder)
     converted = 2 * (30 + 180) if precision == "fp16" else 0  # latents and image in its own dtype
     assert pixels - plain == 180 + 4 * 180 + converted
     loop = loop_of(cuda, decoder=decoder)
     loop._backend.bytes_per_sample, decoder.backend.bytes_per_sample = 1000, 5000
-    assert loop._bytes_per_sample(held, Variant(4, True, True)) == pixels + 5000
-    assert loop._bytes_per_sample(held, Variant(4, True, False)) == plain + 1000
+    assert loop._bytes_per_sample(held, BatchKind(4, True, True)) == pixels + 5000
+    assert loop._bytes_per_sample(held, BatchKind(4, True, False)) == plain + 1000
 
 
 # The recording itself.

@@ -17,11 +17,12 @@ from pfdiff.engine.artifact import read_artifact, write_manifest
 from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.contract import DecoderContract
 from pfdiff.engine.errors import EngineFileError, InputError
-from pfdiff.engine.plans import build as plans
+from pfdiff.engine.plans.build import build_plan
+from pfdiff.engine.plans.key import plan_key
 from pfdiff.engine.runtime.decoder import LoadedDecoder
 from pfdiff.export.check import OnnxRun
-from pfdiff.export.network import open_decoder
-from pfdiff.quality.criteria.error import chosen_seeds
+from pfdiff.export.decoders.open import open_decoder
+from pfdiff.quality.sampling.seeds import chosen_seeds
 
 from ...small.latent import (
     IMAGE,
@@ -213,4 +214,4 @@ def test_latents_are_judged_as_they_are(tmp_path: Path, monkeypatch: pytest.Monk
 def test_rtx_builds_the_decoder(built: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
     artifact = read_artifact(built)
-    assert plans.build_plan(artifact, plans.plan_key(artifact, "tensorrt_rtx", "sm89", file="decoder.onnx"))
+    assert build_plan(artifact, plan_key(artifact, "tensorrt_rtx", "sm89", file="decoder.onnx"))

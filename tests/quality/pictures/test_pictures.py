@@ -11,6 +11,7 @@ from PIL import Image
 
 from pfdiff.engine.errors import InputError
 from pfdiff.quality.pictures import write as pictures
+from pfdiff.quality.pictures.sheet import Row, columns_for, grid, sheet
 
 
 def images(count: int, height: int = 5, width: int = 7, channels: int = 3) -> np.ndarray:
@@ -27,6 +28,14 @@ def test_a_grid_holds_every_image_in_order(tmp_path: Path) -> None:
         row, column = divmod(index, 3)
         y, x = gap + row * (5 * scale + gap), gap + column * (7 * scale + gap)
         assert (page[y : y + 5 * scale : scale, x : x + 7 * scale : scale] == image).all()
+
+
+@pytest.mark.parametrize(
+    ("count", "columns"), [(1, 1), (2, 2), (5, 3), (6, 3), (7, 3), (10, 5), (12, 4), (16, 4), (32, 8), (64, 8)]
+)
+def test_a_grid_has_no_holes_where_a_full_one_is_near_a_square(count: int, columns: int) -> None:
+    assert columns_for(count) == columns
+    assert grid(images(count, 64, 64)).width == columns * 66 + 2
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
@@ -100,8 +109,8 @@ def test_a_full_disk_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_sheet_places_rows_under_headings() -> None:
     given = images(8, 64, 64, 1)
-    rows = [pictures.Row("DDIM\n5 evaluations", given[:4]), pictures.Row("PFDiff", given[4:])]
-    page = np.asarray(pictures.sheet(rows, ["a", "b", "c", "d"], title="Title", note="note"))
+    rows = [Row("DDIM\n5 evaluations", given[:4]), Row("PFDiff", given[4:])]
+    page = np.asarray(sheet(rows, ["a", "b", "c", "d"], title="Title", note="note"))
     place = [
         (y, x)
         for y in range(page.shape[0] - 63)

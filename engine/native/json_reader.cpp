@@ -1,4 +1,4 @@
-// The JSON reader on nlohmann-json's event interface.
+// json::parse on nlohmann-json's event interface.
 #include <nlohmann/json.hpp>
 
 #include "error.h"
@@ -38,18 +38,23 @@ class Events final : public nlohmann::json_sax<Library> {
     std::string problem;
 };
 
+// What the library lets pass and the grammar of RFC 8259 does not; empty when there is none of it.
+std::string tolerated(std::string_view text) {
+    if (text.starts_with("\xEF\xBB\xBF")) return "starts with a byte order mark";
+    // The library takes a null byte for the end and would ignore the rest.
+    if (const auto at = text.find('\0'); at != std::string_view::npos)
+        return "no valid JSON near byte " + std::to_string(at);
+    return {};
+}
+
 }  // namespace
 
-Value parse_nlohmann(std::string_view text, const std::string& what) {
+Value parse(std::string_view text, const std::string& what) {
     Events events;
-    // A byte order mark is skipped by the library; the plain grammar, and our own reader, refuse it.
-    const bool marked = text.starts_with("\xEF\xBB\xBF");
-    if (marked || !Library::sax_parse(text.begin(), text.end(), &events)) {
-        const auto& problem = events.problem.empty() ? events.builder.problem() : events.problem;
-        throw file_error(what + ": " + (marked ? "starts with a byte order mark" : problem) +
-                         "; rebuild the engine or copy it again");
-    }
-    return events.builder.take();
+    auto problem = tolerated(text);
+    if (problem.empty() && Library::sax_parse(text.begin(), text.end(), &events)) return events.builder.take();
+    if (problem.empty()) problem = events.problem.empty() ? events.builder.problem() : events.problem;
+    throw file_error(what + ": " + problem + "; rebuild the engine or copy it again");
 }
 
 }  // namespace pfdiff::json

@@ -1,0 +1,125 @@
+"""`pfdiff compare`: errors of several samplers side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+from .figures import error_text
+from .networks import Calibration, NetworkOrEngine, Reference
+
+if TYPE_CHECKING:
+    from ..quality.compare import Comparison
+
+Plot = Annotated[Path | None, typer.Option("--out", "-o", help="The log plot: .png, .svg or .pdf.")]
+Table = Annotated[Path | None, typer.Option("--csv", help="The table.")]
+Sheet = Annotated[Path | None, typer.Option("--pictures", help="Rows solvers, columns NFE, the same seeds, .png.")]
+Samplers = Annotated[
+    list[str] | None,
+    typer.Option("--solver", metavar="<str>", help="solver, solver@grid or solver@grid/basis; repeatable."),
+]
+Grid = Annotated[
+    str | None,
+    typer.Option("--grid", help="Where a solver has none; best: by the calibration seeds; default: as build."),
+]
+Seeds = Annotated[
+    int, typer.Option("--seeds", parser=options.integer, metavar="<int>", help="How many the errors are of.")
+]
+
+
+def compare(
+    context: typer.Context,
+    network: NetworkOrEngine,
+    nfe: options.EvaluationsList,
+    out: Plot = None,
+    csv: Table = None,
+    sheet: Sheet = None,
+    solver: Samplers = None,
+    grid: Grid = None,
+    basis: options.Basis = None,
+    clip: options.Clip = None,
+    t_start: options.StartTime = None,
+    seeds: Seeds = 32,
+    calibration: Calibration = 16,
+    reference: Reference = None,
+    shape: options.Shape = None,
+    schedule: options.Schedule = None,
+    prediction: options.Prediction = None,
+    input_name: options.InputName = None,
+    time_name: options.TimeName = None,
+    output_name: options.OutputName = None,
+    condition: options.ConditionOption = None,
+    time_scale: options.TimeScale = None,
+    time_dtype: options.TimeDtype = None,
+    learned_sigma: options.LearnedSigma = False,
+    sigma_data: options.SigmaData = None,
+    guidance: options.Guidance = None,
+    backend: options.Backend = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Error against network evaluations for any list of solvers: table, log plot, pictures.
+
+    The network's conditions are options too: --label 3; by default each label in turn.
+    """
+    from .networks import opened
+    from .progress import meter
+    from .values import integers_from
+
+    evaluations = integers_from("--nfe", nfe)
+    with meter() as progress:
+        progress("reading the network", 0, 0)
+        source, given = opened(network, context)
+        from ..quality.compare import SOLVERS
+        from ..quality.compare import compare as measure
+
+        result = measure(
+            source,
+            evaluations,
+            solver or SOLVERS,
+            grid=grid,
+            basis=basis,
+            clip=clip,
+            t_start=t_start,
+            seeds=seeds,
+            calibration=calibration,
+            conditions=given,
+            reference=reference,
+            backend=backend,
+            threads=threads,
+            out=out,
+            csv=csv,
+            sheet=sheet,
+            progress=progress,
+        )
+    print_comparison(result)
+    for path in filter(None, (out, csv, sheet)):
+        print(path)
+
+
+def print_comparison(result: Comparison) -> None:
+    """Rows solvers, columns NFE."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("solver", overflow="fold")
+    for count in result.nfe:
+        table.add_column(f"NFE {count}", justify="right", no_wrap=True)
+    notes: list[str] = []
+    for sampler in result.samplers:
+        points = result.of(sampler)
+        table.add_row(sampler, *(error_text(one.error) for one in points))
+        notes += [f"{sampler}, NFE {one.nfe}: {one.note}" for one in points if one.note]
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    reference, spent = result.reference, f"{result.evaluations} evaluations, {result.cached} of them cached"
+    console.print(
+        f"RMS distance to {reference.solver} in {reference.nfe} evaluations, {result.seeds} seeds; "
+        f"{spent}, {result.seconds:.1f} s"
+    )
+    for note in notes:
+        console.print(note)

@@ -1,0 +1,84 @@
+"""The backend that runs an engine: the one asked for, or with "auto" the best that works on the device."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from ..device import why_not_cuda
+from ..errors import BackendError
+from .abstract import Backend, NetworkFiles
+from .fastest import choose_fastest
+from .registry import ON_CUDA, TENSORRT, check_backend, check_precision, choose_backend, open_backend, why_not
+
+
+def check_runnable(name: str, precision: str, module: object, device: torch.device | None) -> None:
+    """Raises InputError or BackendError when `name` ("auto") cannot run `precision` on `device` (None: any here).
+
+    Cheap: nothing is loaded, so that a build fails before it exports.
+    """
+    check_backend(name)
+    problem = ""
+    gpu = _first_gpu() if device is None and not why_not_cuda() else device
+    if gpu is not None and gpu.type == "cpu":
+        gpu = None
+    if gpu is not None:
+        asked = ON_CUDA if name == "auto" else (name,)
+        reasons = {one: why_not(one, module, gpu) for one in asked}
+        if not all(reasons.values()):
+            return
+        problem = "; ".join(f"{one}: {why}" for one, why in reasons.items())
+        if device is not None:
+            raise BackendError(f"no backend runs this engine on {device}: {problem}")
+    if name in TENSORRT and problem:
+        raise BackendError(f"backend '{name}' cannot run here: {problem}")
+    check_precision(choose_backend(precision)[0] if name == "auto" else name, precision)
+
+
+def open_best(files: NetworkFiles, device: torch.device | None, name: str, threads: int | None) -> tuple[Backend, str]:
+    """The backend `name`, or with "auto" the best that works on `device` (None: a GPU if one works, else the CPU).
+
+    Also why, in one line. Raises InputError, BackendError when none works; each is named with its reason.
+    """
+    check_backend(name)
+    if device is not None and device.type == "cuda":
+        return _open_on_cuda(files, device, name, threads)
+    refused = ""
+    if device is None and name != "openvino" and not why_not_cuda():
+        try:
+            return _open_on_cuda(files, _first_gpu(), name, threads)
+        except BackendError as error:
+            refused = f"the GPU is not used: {error}"
+            if name in TENSORRT:
+                raise
+            warnings.warn(refused, RuntimeWarning, stacklevel=3)
+    reason = "asked for"
+    if name == "auto":
+        name, reason = choose_fastest(files, threads)
+    opened = open_backend(name, files, threads, torch.device("cpu"))
+    return opened, "; ".join(filter(None, (reason, refused)))
+
+
+def _first_gpu() -> torch.device:
+    return torch.device("cuda", 0)
+
+
+def _open_on_cuda(files: NetworkFiles, device: torch.device, name: str, threads: int | None) -> tuple[Backend, str]:
+    if name != "auto":
+        problem = why_not(name, files.module, device)
+        if problem:
+            raise BackendError(f"backend '{name}' on {device}: {problem}")
+        return open_backend(name, files, threads, device), "asked for"
+    skipped: list[str] = []
+    for one in ON_CUDA:
+        problem = why_not(one, files.module, device)
+        if not problem:
+            try:
+                opened = open_backend(one, files, threads, device)
+            except BackendError as error:
+                problem = str(error)
+            else:
+                return opened, "; ".join([f"the best that works on {device}", *skipped])
+        skipped.append(f"{one}: {problem}")
+    raise BackendError(f"no backend runs this engine on {device}: {'; '.join(skipped)}")

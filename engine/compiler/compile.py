@@ -1,0 +1,118 @@
+"""`pfdiff.compile`: solver, schedule and grid become a Program."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..errors import InputError
+from .basis import BASES, PREDICTIONS, convert, edm_preconditioning, velocity
+from .grid import Grid, make_grid
+from .lower import lower
+from .program import Program
+from .schedule import Float64s, Schedule, parse_schedule
+from .solvers import parse_solver
+from .trace import trace
+
+
+def compile(
+    solver: str,
+    schedule: str,
+    nfe: int,
+    grid: Grid = "uniform",
+    basis: str | None = None,
+    prediction: str = "eps",
+    clip: float | None = None,
+    t_start: float | None = None,
+    end: str | float = "clean",
+    sigma_data: float = 0.5,
+) -> Program:
+    """The program of a solver for one NFE.
+
+    solver, schedule: strings, see engine/compiler/solvers and engine/compiler/schedule.py. nfe: network
+    evaluations, at least 1. grid: a rule or the times, see engine/compiler/grid.py. basis: eps, x0 or v, what the
+    solver stores; by default v on flow schedules, otherwise eps. Solvers with a parameterisation of their own
+    (DPM-Solver: eps, DPM-Solver++: x0) convert to it, so basis then changes nothing but the table's columns.
+    prediction: eps, x0, v, flow or edm, what the network returns. clip: bound on |x0|, 1 for data in [-1, 1]. t_start:
+    first time. end: clean, first or a time. sigma_data: of `edm`.
+    Raises InputError.
+    """
+    _check_options(nfe, basis, prediction, clip, sigma_data)
+    nfe = int(nfe)
+    process, method = parse_schedule(schedule), parse_solver(solver)
+    basis = basis or ("v" if process.velocity == "flow" else "eps")
+    points = make_grid(grid, process, method.intervals(nfe), t_start, end, method.evaluations)
+    times, table = trace(method, nfe, points, process, basis)
+    init, W, w = lower(table)
+    p, q = _fold(W, w, times, basis, prediction, clip, process, sigma_data)
+    c_in, network_times = _network_inputs(times, prediction, process, sigma_data)
+    return Program(
+        solver=str(method),
+        schedule=schedule,
+        grid=grid if isinstance(grid, str) else tuple(float(t) for t in grid),
+        basis=basis,
+        prediction=prediction,
+        clip=None if clip is None else float(clip),
+        t_start=None if t_start is None else float(t_start),
+        end=end if isinstance(end, str) else float(end),
+        sigma_data=float(sigma_data),
+        times=times,
+        network_times=network_times,
+        c_in=c_in,
+        table=table,
+        init=init,
+        p=p,
+        q=q,
+        W=W,
+        w=w,
+    )
+
+
+def _check_options(nfe: object, basis: str | None, prediction: str, clip: float | None, sigma_data: float) -> None:
+    if isinstance(nfe, bool) or not isinstance(nfe, int | np.integer) or nfe < 1:
+        raise InputError(f"NFE must be a whole number of at least 1, got {nfe!r}")
+    if prediction not in PREDICTIONS:
+        raise InputError(f"unknown prediction {prediction!r}; known: {', '.join(PREDICTIONS)}")
+    if basis is not None and basis not in BASES:
+        raise InputError(f"unknown basis {basis!r}; known: {', '.join(BASES)}")
+    if clip is not None and not (clip > 0 and math.isfinite(clip)):
+        raise InputError(f"clip must be above 0, got {clip:g}; data in [-1, 1] has clip 1")
+    if not (sigma_data > 0 and math.isfinite(sigma_data)):
+        raise InputError(f"sigma_data must be above 0, got {sigma_data:g}")
+
+
+def _fold(
+    W: Float64s,
+    w: Float64s,
+    times: Float64s,
+    basis: str,
+    prediction: str,
+    clip: float | None,
+    schedule: Schedule,
+    sigma_data: float,
+) -> tuple[Float64s, Float64s]:
+    """(p [N], q [N]) of the clipped x0; W and w, in place, then take the network's output or that x0 in place of d.
+
+    d_n = from_x y_n + from_z z_n, where z is the network's output or, with clip, x0 = p y + q out.
+    """
+    p, q = np.zeros(len(times)), np.ones(len(times))
+    stored, given = velocity(basis, schedule), prediction if clip is None else "x0"
+    for n, t in enumerate(times):
+        if clip is not None:
+            p[n], q[n] = convert("x0", prediction, t, schedule, sigma_data)
+        from_x, from_z = convert(stored, given, t, schedule, sigma_data)
+        W[n, :, 0] += w[n] * from_x
+        w[n] *= from_z
+    return p, q
+
+
+def _network_inputs(
+    times: Float64s, prediction: str, schedule: Schedule, sigma_data: float
+) -> tuple[Float64s, Float64s]:
+    """(c_in [N], network times [N]): 1 and the schedule's times, but for EDM's preconditioning."""
+    c_in, network_times = np.ones(len(times)), times.copy()
+    if prediction == "edm":
+        for n, t in enumerate(times):
+            c_in[n], _, _, network_times[n] = edm_preconditioning(float(schedule.sigma(t)), sigma_data)
+    return c_in, network_times

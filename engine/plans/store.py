@@ -1,0 +1,151 @@
+"""TensorRT plans kept in an engine directory, each with its key and a seal.
+
+A plan is executable code, so it is kept like a compiler's cache and never like data. The seal is HMAC-SHA256 of key and
+plan under a secret that this user's first build makes. A plan without it was not built by this user: it is built again,
+with a message, unless the caller asks for it by name (`trust=True`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..artifact import PLANS, Artifact
+from ..atomic import replacing, writing, writing_beside
+from ..errors import EngineFileError
+from ..progress import BuildProgress, Lines
+from .build import build_plan
+from .key import PlanKey
+
+SECRET_BYTES = 32
+_PROCESS_SECRET = secrets.token_bytes(SECRET_BYTES)
+
+
+def plan_path(artifact: Artifact, key: PlanKey) -> Path:
+    return artifact.path / PLANS / f"{key.name}.plan"
+
+
+def store_plan(artifact: Artifact, key: PlanKey, plan: bytes) -> Path:
+    """Write plan and seal into `plans/`, each by a rename. Raises EngineFileError when the disk is full."""
+    path = plan_path(artifact, key)
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        record = {"key": asdict(key), "sha256": hashlib.sha256(plan).hexdigest(), "seal": _seal(key, plan)}
+        for place, content in ((path, plan), (path.with_suffix(".json"), f"{json.dumps(record, indent=1)}\n".encode())):
+            with replacing(place) as part:
+                part.write_bytes(content)
+    return path
+
+
+def read_plan(artifact: Artifact, key: PlanKey, *, trust: bool = False) -> bytes:
+    """The stored plan of `key`, if it is whole and this user built it.
+
+    Raises EngineFileError with one sentence: none stored, built for something else (what differs), damaged, or built by
+    somebody else and `trust` is not given.
+    """
+    path = plan_path(artifact, key)
+    try:
+        plan, record = path.read_bytes(), json.loads(path.with_suffix(".json").read_bytes())
+        stored, digest, seal = dict(record["key"]), str(record["sha256"]), str(record["seal"])
+    except FileNotFoundError:
+        raise EngineFileError(
+            f"no plan for {key.capability} is stored in '{path.parent}'{_nearest(path, key)}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineFileError(f"plan '{path.name}' has no readable record ({error}); it is built again") from None
+    wanted = json.loads(json.dumps(asdict(key)))
+    if stored != wanted:
+        raise EngineFileError(f"plan '{path.name}' was built for {_difference(stored, wanted)}; it is built again")
+    if hashlib.sha256(plan).hexdigest() != digest:
+        raise EngineFileError(f"plan '{path.name}' was changed after it was built; it is not loaded and built again")
+    if not hmac.compare_digest(seal, _seal(key, plan)) and not trust:
+        raise EngineFileError(
+            f"plan '{path.name}' was not built by this user and a plan is executable code; it is built again "
+            "(or load it by name with trust, if you know who built it)"
+        )
+    return plan
+
+
+def obtain_plan(
+    artifact: Artifact,
+    key: PlanKey,
+    *,
+    trust: bool = False,
+    say: Lines = lambda line: None,
+    progress: BuildProgress | None = None,
+) -> bytes:
+    """The stored plan if it fits, else a new plan, built and stored now; `say` gets one line why.
+
+    Raises BackendError, and EngineFileError when it cannot be stored.
+    """
+    try:
+        return read_plan(artifact, key, trust=trust)
+    except EngineFileError as error:
+        say(str(error))
+    plan = build_plan(artifact, key, progress)
+    store_plan(artifact, key, plan)
+    return plan
+
+
+def stored_plans(artifact: Artifact) -> Mapping[Path, PlanKey | None]:
+    """Every plan in `plans/` with its key; the key is None where the record is unreadable."""
+    return {path: _stored_key(path) for path in sorted((artifact.path / PLANS).glob("*.plan"))}
+
+
+def _nearest(path: Path, key: PlanKey) -> str:
+    """The first difference to a stored plan of the same flavour, for a message; empty without such a plan."""
+    wanted = json.loads(json.dumps(asdict(key)))
+    for other in sorted(path.parent.glob(f"{key.flavour}-*.plan")):
+        held = _stored_key(other)
+        if held is not None and held.file == key.file:
+            return f"; the one there was built for {_difference(json.loads(json.dumps(asdict(held))), wanted)}"
+    return ""
+
+
+def _stored_key(path: Path) -> PlanKey | None:
+    try:
+        fields = dict(json.loads(path.with_suffix(".json").read_bytes())["key"])
+        return PlanKey(**{**fields, "batch": tuple(fields["batch"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The first field that differs: `version 1.6.0, this is 1.7.1`."""
+    for name, value in wanted.items():
+        if stored.get(name) != value:
+            short = [str(v)[:12] if name == "network" else str(v) for v in (stored.get(name), value)]
+            return f"{name} {short[0]}, this is {short[1]}"
+    return "the same"
+
+
+def _seal(key: PlanKey, plan: bytes) -> str:
+    message = json.dumps(asdict(key), sort_keys=True).encode() + hashlib.sha256(plan).digest()
+    return hmac.new(_secret(), message, hashlib.sha256).hexdigest()
+
+
+def _secret() -> bytes:
+    """32 random bytes of this user's first build, readable by nobody else. If they are lost, plans are built again."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    path = Path(state) / "pfdiff" / "plan-secret"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.stat().st_size != SECRET_BYTES:  # a former pfdiff could leave an empty one
+            path.unlink(missing_ok=True)
+            with writing_beside(path) as part:
+                part.chmod(0o600)
+                part.write_bytes(_PROCESS_SECRET)
+                with contextlib.suppress(FileExistsError):  # another process was first
+                    os.link(part, path)  # whole or not at all
+        found = path.read_bytes()
+    except OSError:
+        return _PROCESS_SECRET  # no place to keep a secret: this process trusts its own plans only
+    return found if len(found) == SECRET_BYTES else _PROCESS_SECRET

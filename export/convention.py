@@ -1,0 +1,140 @@
+"""What the config of a diffusers scheduler means: schedule, prediction and end, and the exact times of its own rules.
+
+`convention.points(M)` are the M times at which the network may be evaluated:
+
+| timestep_spacing | M times before the end, T = num_train_timesteps              | classes                         |
+|------------------|--------------------------------------------------------------|---------------------------------|
+| linspace         | round(linspace(0, T - 1, M)), falling                         | DDIM, DDPM, PNDM, Euler, Heun   |
+| linspace         | the same with M + 1 points, without the last                 | with `solver_order` (DPM, UniPC)|
+| leading          | (T // M) i + steps_offset                                    | DDIM, DDPM, PNDM, Euler, Heun   |
+| leading          | the same with T // (M + 1), i = 1 ... M                      | with `solver_order`             |
+| trailing         | round(T - i T / M) - 1                                       | all                             |
+| flow             | shift(linspace(1, shift(1 / T), M))                          | FlowMatchEuler, FlowMatchHeun   |
+| flow             | shift(linspace(1, 1 / T, M + 1)), without the last            | UniPC with `use_flow_sigmas`    |
+
+(arXiv 2305.08891, table 2.) `shift` is t -> s t / (1 + (s - 1) t); dynamic shifting is the same with s = exp(mu) or mu.
+Times are integers on discrete schedules: where diffusers interpolates (Euler's linspace, Karras sigmas), they are
+rounded here and sigma is that of the rounded time. Where its last evaluation is at the end itself (`set_alpha_to_one`
+false, steps_offset 0), which is a step of length zero, ours is one time earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from ..engine.compiler.schedule import Array, parse_schedule
+from ..engine.compiler.solvers.abstract import Solver
+from ..engine.errors import InputError
+
+
+@final
+@dataclass(frozen=True)
+class Convention:
+    """What a config means. schedule, prediction, grid, end, basis, clip, sigma_data: as `pfdiff.compile` takes them.
+
+    grid: the nearest rule of ours, for networks without a scheduler; `points` gives diffusers' exact times. basis:
+    None for the default. time_scale: the network is fed times this (1000 for flow networks).
+    spacing: linspace, leading, trailing, flow, or rule, where `grid` itself is exact; is_open: the rule's last point is
+    dropped. span, shift, shift_terminal, ramp: of flow spacing, in this order; span may end with None for 1 / M.
+    """
+
+    schedule: str
+    prediction: str
+    grid: str
+    end: str = "clean"
+    basis: str | None = None
+    clip: float | None = None
+    time_scale: float = 1.0
+    sigma_data: float = 0.5
+    spacing: str = "rule"
+    is_open: bool = False
+    offset: int = 0
+    span: tuple[float, float | None] = (1.0, 1e-3)
+    shift: float = 1.0
+    shift_terminal: float | None = None
+    ramp: str | None = None
+
+    def points(
+        self, count: int, *, times: Sequence[float] | None = None, sigmas: Sequence[float] | None = None
+    ) -> tuple[float, ...] | None:
+        """`count` times, falling, then the end's; None where the grid's own rule is to be used.
+
+        times: the schedule's, in place of the rule's. sigmas: sigma / alpha, in place of the rule's; on flow schedules
+        sigma before the shift, as diffusers' pipelines give it. When their number is not `count`, for a solver that
+        walks more points than it evaluates, the line through them and the end is read at `count` places.
+        Raises InputError when they do not fall or there are too many for the schedule.
+        """
+        process = parse_schedule(self.schedule)
+        last = process.clean if self.end == "clean" else process.first
+        if sigmas is not None:
+            sigmas = [sigma for sigma in sigmas if sigma > 0]  # some lists end with the clean point
+            if self.spacing != "flow":
+                times = process.time_from_lambda(-np.log(sigmas)).tolist()
+        if times is not None:
+            points = _resampled(times, last, count)
+        elif self.spacing == "flow":
+            points = self._flow(count, sigmas)
+        elif self.spacing == "rule":
+            return None
+        else:
+            points = self._discrete(count, int(process.last) + 1)
+        if process.discrete:
+            # No network is asked at the end itself: that step would have no length.
+            points = np.clip(np.round(points), last + 1, process.last)
+        else:
+            points = np.clip(points, process.first, process.last)  # powers and logarithms miss the ends by a rounding
+        if not np.all(np.diff(points) < 0) or (count > 0 and points[-1] <= last):
+            raise InputError(f"{count} times do not fall strictly; take fewer steps, or give times that fall")
+        return (*points.tolist(), float(last))
+
+    def walk(
+        self,
+        solver: Solver,
+        nfe: int,
+        *,
+        times: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> str | tuple[float, ...]:
+        """The grid of `solver` with `nfe` evaluations: `points` for as many as it walks, or the rule."""
+        # Single-step solvers of higher order end their intervals at trained times, and reach the clean point alone.
+        count = solver.intervals(nfe) + (solver.evaluations > 1 and self.end == "clean")
+        return self.points(count, times=times, sigmas=sigmas) or self.grid
+
+    def _discrete(self, count: int, length: int) -> Array:
+        total = count + self.is_open
+        match self.spacing:
+            case "linspace":
+                return np.linspace(0, length - 1, total).round()[::-1][:count]
+            case "leading":
+                return np.arange(total, dtype=np.float64)[::-1][:count] * (length // total) + self.offset
+            case _:
+                return np.round(length - np.arange(count) * (length / count)) - 1
+
+    def _flow(self, count: int, given: Sequence[float] | None) -> Array:
+        first, last = self.span
+        last = 1 / count if last is None else last
+        sigmas = (
+            np.linspace(first, last, count + self.is_open)[:count] if given is None else _resampled(given, 0, count)
+        )
+        sigmas = shifted(sigmas, self.shift)
+        if self.shift_terminal:
+            sigmas = 1 - (1 - sigmas) * (1 - self.shift_terminal) / (1 - sigmas[-1])
+        if self.ramp == "karras":
+            return np.linspace(sigmas[0] ** (1 / 7), sigmas[-1] ** (1 / 7), count) ** 7
+        if self.ramp == "exponential":
+            return np.exp(np.linspace(np.log(sigmas[0]), np.log(sigmas[-1]), count))
+        return sigmas
+
+
+def shifted(t: Array, shift: float) -> Array:
+    """shift t / (1 + (shift - 1) t): the resolution's shift of flow times (arXiv 2403.03206, eq. 23)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def _resampled(given: Sequence[float], last: float, count: int) -> Array:
+    knots = np.append(np.asarray(given, np.float64), last)
+    return np.interp(np.arange(count) * (len(given) / count), np.arange(len(knots)), knots)

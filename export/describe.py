@@ -1,0 +1,97 @@
+"""Whatever came -> `Described`. Shipped networks and diffusers models describe themselves; options go on top."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..engine.compiler.schedule import named_by_content, parse_schedule
+from ..engine.contract import PREDICTIONS, Condition
+from ..engine.errors import InputError
+from . import zoo
+from .described import Described, Given
+from .sources.from_diffusers import open_diffusers
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from torch import nn
+
+FORMS = f"a path ending in .onnx, file.py:factory, a diffusers folder, or a shipped network ({', '.join(zoo.NAMES)})"
+
+
+def describe(source: nn.Module | str | Path | DiffusionPipeline, given: Given) -> Described:
+    """The network in `source`, with `given` before what it says itself.
+
+    Everything that needs no look at the network is checked here. Raises InputError, one line.
+    """
+    for name, one in given.conditions.items():
+        if isinstance(one, Condition) and one.name != name:
+            raise InputError(f"condition '{name}' is described as '{one.name}'; use one name")
+    text = str(source) if isinstance(source, (str, Path)) else None
+    # With a role said by name a diffusers model is a module like any.
+    roles = (given.input, given.time, given.output)
+    if text is not None and text in zoo.NAMES:
+        found = zoo.load(text)
+    elif roles == (None, None, None) and (found := open_diffusers(source, given)) is not None:
+        given = replace(given, conditions={})  # they are in it
+    else:
+        found = _bare(source, text)
+    described = _laid_over(found, given)
+    _check(described)
+    return replace(described, schedule=named_by_content(described.schedule))
+
+
+def _bare(source: Any, text: str | None) -> Described:
+    """A module, a factory or an ONNX file, which says nothing of itself."""
+    from torch import nn
+
+    if text is None and not isinstance(source, nn.Module):
+        raise InputError(f"network: got {type(source).__name__}, expected an nn.Module, a pipeline or {FORMS}")
+    if text is not None and not (text.endswith(".onnx") or ".py:" in text):
+        raise InputError(f"network '{text}': not known; expected {FORMS}")
+    return Described(source if text is None else text, _name_of(source), None, "", "")
+
+
+def _laid_over(found: Described, given: Given) -> Described:
+    """`found` with what was given in place of what it says."""
+    ranged = found.data_range if given.decoder is None else (-1.0, 1.0)
+    return replace(
+        found,
+        name=given.name or found.name,
+        shape=given.shape or found.shape,
+        schedule=given.schedule or found.schedule,
+        prediction=given.prediction or found.prediction,
+        conditions={**found.conditions, **given.conditions},
+        input=given.input,
+        time=given.time,
+        output=given.output,
+        time_scale=found.time_scale if given.time_scale is None else given.time_scale,
+        time_dtype=given.time_dtype,
+        learned_sigma=given.learned_sigma or found.learned_sigma,
+        sigma_data=found.sigma_data if given.sigma_data is None else given.sigma_data,
+        data_range=given.data_range or ranged,
+        example=dict(given.example),
+        decoder=found.decoder if given.decoder is None else given.decoder,
+    )
+
+
+def _check(described: Described) -> None:
+    """Everything said of the network that needs no look at it, so that mistakes show before any work."""
+    name = described.name
+    if not described.schedule:
+        raise InputError(f"network '{name}': the schedule is missing; give schedule= (--schedule linear:1000)")
+    if not described.prediction:
+        raise InputError(
+            f"network '{name}': what it predicts is missing; give prediction= (--prediction {'|'.join(PREDICTIONS)})"
+        )
+    described.contract(described.shape or (1,), time_dtype=described.time_dtype or "float32")
+    parse_schedule(described.schedule)
+
+
+def _name_of(source: Any) -> str:
+    """A module's class, `stem` of a file, `stem-factory` of "file.py:factory": one file may make several networks."""
+    if not isinstance(source, (str, Path)):
+        return type(source).__name__
+    file, separator, factory = str(source).rpartition(".py:")
+    return f"{Path(file).name}-{factory}" if separator else Path(source).stem

@@ -1,0 +1,100 @@
+"""What a family of diffusers denoisers is: the names that every file beside this one defines.
+
+Sizes come from the model's config, and what a config does not say from the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+from torch import Tensor, nn
+
+from ...engine.contract import Condition
+from ...engine.errors import InputError
+from ..convention import Convention
+
+Config = Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class Beside:
+    """What the other parts of a pipeline say.
+
+    tokens: of a prompt, as the caller gives it. pooled: size of a pooled prompt. pixels: of a latent's side.
+    pipeline: the class's name, "" for a model alone.
+    """
+
+    tokens: int | None = None
+    pooled: int | None = None
+    pixels: int = 8
+    pipeline: str = ""
+
+
+class Family(Protocol):
+    """A file of this folder.
+
+    ALIASES     forward's name of a condition -> what pipelines call it; negative prompts put "negative_" before it
+    TIME_UNIT   the model is fed the schedule's time, in steps of T, times this
+    """
+
+    ALIASES: Mapping[str, str]
+    TIME_UNIT: float
+
+    @staticmethod
+    def shape(config: Config) -> tuple[int, ...] | None:
+        """Of one sample, as the config says it; None where it does not."""
+        ...
+
+    @staticmethod
+    def channels(config: Config) -> int:
+        """Of one sample."""
+        ...
+
+    @staticmethod
+    def patches(config: Config, shape: tuple[int, ...]) -> int:
+        """Of one sample: their number shifts the times of a flow."""
+        ...
+
+    @staticmethod
+    def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
+        """What forward takes beside x and the time. Raises InputError for a kind that is not known."""
+        ...
+
+    @staticmethod
+    def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:
+        """forward(x [B, *shape], t [B], **conditions) -> out [B, *shape], or [B, 2 C, ...] with a variance."""
+        ...
+
+    @staticmethod
+    def scheduled(convention: Convention) -> Convention:
+        """The scheduler's times as this family's pipeline asks for them."""
+        ...
+
+
+def square(config: Config) -> tuple[int, ...] | None:
+    """[in_channels, sample_size, sample_size]; None without a sample_size."""
+    size = config.get("sample_size")
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else (int(one) for one in size)
+    return int(config["in_channels"]), height, width
+
+
+def text(width: int, tokens: int) -> Condition:
+    """A prompt's features, [tokens, width]."""
+    return Condition("encoder_hidden_states", "float32", (tokens, int(width)))
+
+
+def known(config: Config, key: str, values: tuple[Any, ...]) -> Any:
+    """The config's value, if it is one of `values`. Raises InputError."""
+    if config.get(key) not in values:
+        raise InputError(f"{key} '{config[key]}' is not known here; known: {', '.join(map(str, values))}")
+    return config.get(key)
+
+
+def in_dtype_of(x: Tensor, conditions: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Conditions in the dtype of x, as pipelines hand them over; integers stay."""
+    return {name: one.to(x.dtype) if one.is_floating_point() else one for name, one in conditions.items()}

@@ -1,0 +1,84 @@
+"""FLUX.1: FluxTransformer2DModel, a flow over patches of 2 x 2 latents.
+
+x is `hidden_states` as [B, H/2 W/2, 4 C], with the places of its patches; the model is fed the flow's time itself.
+Conditions: encoder_hidden_states, pooled_projections, and guidance of the distilled model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ...engine.contract import Condition
+from ..convention import Convention
+from .family import Beside, Config, in_dtype_of, text
+
+TOKENS = 512
+ALIASES: Mapping[str, str] = {
+    "encoder_hidden_states": "prompt_embeds",
+    "pooled_projections": "pooled_prompt_embeds",
+    "guidance": "guidance_scale",
+}
+TIME_UNIT: float = 1e-3
+
+
+def shape(config: Config) -> tuple[int, ...] | None:
+    return channels(config), 128, 128  # the pipeline's 1024 pixels
+
+
+def channels(config: Config) -> int:
+    return int(config["in_channels"]) // 4
+
+
+def patches(config: Config, shape: tuple[int, ...]) -> int:
+    return (shape[1] // 2) * (shape[2] // 2)
+
+
+def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
+    return (
+        text(config["joint_attention_dim"], beside.tokens or TOKENS),
+        Condition("pooled_projections", "float32", (config["pooled_projection_dim"],)),
+        *((Condition("guidance", "float32", default=3.5),) if config["guidance_embeds"] else ()),
+    )
+
+
+def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:
+    tokens = next(one.shape[0] for one in conditions if one.name == "encoder_hidden_states")
+    return AdaptedFlux(model, shape, tokens)
+
+
+def scheduled(convention: Convention) -> Convention:
+    # FluxPipeline gives its scheduler sigmas of its own, 1 ... 1 / N.
+    return replace(convention, span=(1.0, None), is_open=False) if convention.spacing == "flow" else convention
+
+
+@final
+class AdaptedFlux(nn.Module):
+    """forward(x [B, C, H, W], t [B], **conditions) -> out [B, C, H, W]."""
+
+    img_ids: Tensor
+    txt_ids: Tensor
+
+    def __init__(self, model: nn.Module, shape: tuple[int, ...], tokens: int) -> None:
+        super().__init__()
+        self.model = model
+        # Rows and columns of the patches; a prompt's tokens all stand at 0.
+        rows, columns = (torch.arange(size // 2, dtype=torch.float32) for size in shape[1:])
+        places = torch.cartesian_prod(rows, columns)
+        self.register_buffer("img_ids", nn.functional.pad(places, (1, 0)), persistent=False)
+        self.register_buffer("txt_ids", torch.zeros(tokens, 3), persistent=False)
+
+    def forward(self, x: Tensor, t: Tensor, /, **conditions: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        # Patches of 2 x 2 into channels, and back.
+        packed = x.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        packed = packed.flatten(3).flatten(1, 2)
+        places = {"img_ids": self.img_ids, "txt_ids": self.txt_ids}
+        given = in_dtype_of(x, conditions)
+        out = self.model(hidden_states=packed, timestep=t, **given, **places, return_dict=False)[0]
+        out = out.reshape(batch, height // 2, width // 2, channels, 2, 2)
+        return out.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)

@@ -1,0 +1,94 @@
+"""U-Nets: UNet2DModel, and UNet2DConditionModel of Stable Diffusion 1, 2 and XL.
+
+x is `sample`, times are 0..T-1. Conditions: class_labels; with text also encoder_hidden_states, SDXL's text_embeds and
+time_ids, timestep_cond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import final
+
+from torch import Tensor, nn
+
+from ...engine.contract import Condition
+from ...engine.errors import InputError
+from ..convention import Convention
+from .family import Beside, Config, in_dtype_of, known, square, text
+
+TOKENS = 77  # of CLIP's prompts
+ALIASES: Mapping[str, str] = {
+    "encoder_hidden_states": "prompt_embeds",
+    "text_embeds": "pooled_prompt_embeds",
+    "time_ids": "add_time_ids",
+}
+TIME_UNIT: float = 1.0
+NESTED = ("text_embeds", "time_ids")  # inside added_cond_kwargs
+
+
+def shape(config: Config) -> tuple[int, ...] | None:
+    return square(config)
+
+
+def channels(config: Config) -> int:
+    return int(config["in_channels"])
+
+
+def patches(config: Config, shape: tuple[int, ...]) -> int:
+    return shape[1] * shape[2]
+
+
+def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
+    if "cross_attention_dim" not in config:
+        return _class_labels(config)
+    known(config, "encoder_hid_dim_type", (None, "text_proj"))
+    width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
+    width = width[0] if isinstance(width, (list, tuple)) else width
+    found = [text(width, beside.tokens or TOKENS)]
+    if known(config, "addition_embed_type", (None, "text", "text_time")) == "text_time":
+        total, unit = config["projection_class_embeddings_input_dim"], config["addition_time_embed_dim"]
+        ids = 6 if beside.pooled is None else (total - beside.pooled) // unit
+        pixels = [size * beside.pixels for size in shape[1:]]
+        whole = (*pixels, 0, 0, *pixels) if ids == 6 else None  # original size, crop, target size
+        found.append(Condition("text_embeds", "float32", (total - ids * unit,)))
+        found.append(Condition("time_ids", "float32", (ids,), whole))
+    if config.get("time_cond_proj_dim"):
+        found.append(Condition("timestep_cond", "float32", (config["time_cond_proj_dim"],)))
+    return (*found, *_class_labels(config))
+
+
+def _class_labels(config: Config) -> tuple[Condition, ...]:
+    kind, classes = config.get("class_embed_type"), config.get("num_class_embeds")
+    match kind:
+        case None:
+            return (Condition("class_labels", "int64", low=0, high=int(classes) - 1),) if classes else ()
+        case "timestep":
+            return (Condition("class_labels", "float32"),)
+        case "projection" | "simple_projection":
+            return (Condition("class_labels", "float32", (int(config["projection_class_embeddings_input_dim"]),)),)
+        case _:
+            raise InputError(f"class_embed_type '{kind}' is not known here; known: timestep, projection, classes")
+
+
+def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:
+    return AdaptedUnet(model)
+
+
+def scheduled(convention: Convention) -> Convention:
+    return convention
+
+
+@final
+class AdaptedUnet(nn.Module):
+    """forward(x [B, C, H, W], t [B], **conditions) -> out [B, C or 2 C, H, W]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, t: Tensor, /, **conditions: Tensor) -> Tensor:
+        given = in_dtype_of(x, conditions)
+        nested = {name: given.pop(name) for name in NESTED if name in given}
+        if nested:
+            given["added_cond_kwargs"] = nested
+        return self.model(sample=x, timestep=t, **given, return_dict=False)[0]

@@ -1,0 +1,55 @@
+"""A limit for a search, in network evaluations or in seconds, and what has been spent of it."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import final
+
+from ...engine.errors import InputError
+
+
+class BudgetSpentError(Exception):
+    """The next piece of work would exceed the budget; what was found so far stands."""
+
+
+@final
+class Budget:
+    """Counts evaluations (one sample through the network once) and stops before a limit, None for no limit.
+
+    A budget in evaluations gives the same result every time, one in seconds depends on the machine.
+    """
+
+    def __init__(self, evaluations: int | None = None, seconds: float | None = None) -> None:
+        self.evaluations = evaluations
+        self.seconds = seconds
+        self.spent = 0
+        self.cached = 0
+        self.start = time.monotonic()
+
+    def charge(self, evaluations: int, *, cached: bool = False) -> None:
+        """Count work about to be done, or read from the cache. Raises BudgetSpentError, counting nothing."""
+        if self.evaluations is not None and self.spent + evaluations > self.evaluations:
+            raise BudgetSpentError
+        if self.seconds is not None and not cached and self.elapsed > self.seconds:
+            raise BudgetSpentError
+        self.spent += evaluations
+        self.cached += evaluations if cached else 0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the budget was made."""
+        return time.monotonic() - self.start
+
+
+def parse_budget(budget: int | str | None) -> Budget:
+    """20000 or "20000" evaluations, "90s", "2min", "1h", None for no limit. Raises InputError."""
+    if budget is None:
+        return Budget()
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h)?\s*", str(budget))
+    number = float(found[1]) if found and not isinstance(budget, bool) else 0.0
+    if not found or number <= 0 or (found[2] is None and number != int(number)):
+        raise InputError(f"budget {budget!r}, expected a number of evaluations such as 20000, or a time such as 2min")
+    if found[2] is None:
+        return Budget(evaluations=int(number))
+    return Budget(seconds=number * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2]])
