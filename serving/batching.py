@@ -3,6 +3,10 @@
 A batch is due when it fills the largest bucket, or when its oldest order has waited `max_wait_s`. Of several that are
 due the one with the oldest order goes first, so no kind can keep another waiting. An order larger than what is free in
 a batch is cut, and its rest begins the next one. The queue is bounded in samples, not in orders: that bounds the wait.
+
+Samples that fill no bucket are padded to the next one, or as many as fill the one below go first: whichever draws more
+samples a second. On a CPU, where a bucket takes as long as it is large, that is mostly the one below; on a GPU, where
+small buckets take equally long, the next one. The times are measured: by the warm-up, then by every batch.
 """
 
 from __future__ import annotations
@@ -86,17 +90,18 @@ class Batcher:
     """Thread-safe: `put` and `leave` are called by who serves, `take` by the one thread that samples."""
 
     def __init__(
-        self, largest: int, *, max_wait_s: float, room: int, clock: Callable[[], float] = time.perf_counter
+        self, buckets: Sequence[int], *, max_wait_s: float, room: int, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        """largest: samples in a batch. room: samples that may wait. clock: seconds, for tests."""
-        self.largest = largest
+        """buckets: ascending batch sizes. room: samples that may wait. clock: seconds, for tests."""
+        self.buckets = tuple(buckets)
         self.room = room
         self._max_wait_s = max_wait_s
         self._clock = clock
         self._jobs: list[Job] = []
         self._changed = threading.Condition()
         self._closed: NotDrawnError | None = None
-        self._seconds_each = 0.0  # of sampling, a running mean
+        self._seconds_each = 0.0  # of one sample, a running mean
+        self._evaluation_s: dict[int, float] = {}  # of one evaluation of each bucket, running means
 
     @property
     def waiting(self) -> int:
@@ -149,11 +154,24 @@ class Batcher:
                     return self._taken(kind, now)
                 self._changed.wait(due_at - now)
 
-    def sampled(self, count: int, seconds: float) -> None:
-        """How long `count` samples took, for Retry-After."""
-        each = seconds / count
+    def sampled(self, count: int, bucket: int, nfe: int, seconds: float) -> None:
+        """How long a batch of `count` samples in `bucket` took: for Retry-After and for the size of later batches."""
         with self._changed:
-            self._seconds_each = each if not self._seconds_each else 0.8 * self._seconds_each + 0.2 * each
+            self._seconds_each = _mean(self._seconds_each, seconds / count)
+            self._evaluation_s[bucket] = _mean(self._evaluation_s.get(bucket, 0.0), seconds / nfe)
+
+    def fitting(self, count: int) -> int:
+        """How many of `count` samples go into the next batch."""
+        if count >= self.buckets[-1]:
+            return self.buckets[-1]
+        above = next(size for size in self.buckets if size >= count)
+        below = max((size for size in self.buckets if size <= count), default=0)
+        if below in (0, count):
+            return count
+        if 2 * count < above or not {above, below} <= set(self._evaluation_s):
+            return below
+        padded, filled = count / self._evaluation_s[above], below / self._evaluation_s[below]
+        return count if padded >= filled else below
 
     def close(self, why: NotDrawnError, *, refuse_waiting: bool = False) -> None:
         """Take nothing new; what waits is still given to `take`, or with `refuse_waiting` refused with `why`."""
@@ -174,7 +192,7 @@ class Batcher:
             sizes[job.order.kind] = sizes.get(job.order.kind, 0) + job.left
         for kind, size in sizes.items():  # in the order of their oldest jobs
             oldest = next(job.arrived for job in self._jobs if job.order.kind == kind)
-            full = self._closed is not None or size >= self.largest
+            full = self._closed is not None or size >= self.buckets[-1]
             due_at = oldest if full else oldest + self._max_wait_s
             if best is None or due_at < best[1]:
                 best = kind, due_at
@@ -183,8 +201,9 @@ class Batcher:
 
     def _taken(self, kind: Kind, now: float) -> Batch:
         pieces: list[Piece] = []
-        free = self.largest
-        for job in [job for job in self._jobs if job.order.kind == kind]:
+        jobs = [job for job in self._jobs if job.order.kind == kind]
+        free = self.fitting(sum(job.left for job in jobs))
+        for job in jobs:
             size = min(job.left, free)
             pieces.append(Piece(job, slice(job.given, job.given + size)))
             job.given += size
@@ -195,6 +214,11 @@ class Batcher:
             if not free:
                 break
         return Batch(kind, pieces)
+
+
+def _mean(former: float, value: float) -> float:
+    """A running mean that forgets."""
+    return 0.8 * former + 0.2 * value if former else value
 
 
 def joined(orders: Sequence[Order]) -> Order:

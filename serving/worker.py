@@ -72,10 +72,14 @@ class Worker:
             say(f"loading {self.name}")
             self._load()
             batch = self._engine.batch
-            self.batcher = Batcher(batch[-1], max_wait_s=self._limits.max_wait_ms / 1e3, room=self._limits.queue)
+            self.batcher = Batcher(batch, max_wait_s=self._limits.max_wait_ms / 1e3, room=self._limits.queue)
             for nfe, size in self._warm_calls():
                 say(f"warming up {self.name}: {nfe} evaluations, batch {size}")
-                self._draw([self._trial(Kind(OWN, nfe, self.about.image is not None), size)])
+                trial = [self._trial(Kind(OWN, nfe, self.about.image is not None), size)]
+                self._draw(trial)
+                begun = time.perf_counter()
+                self._draw(trial)  # the first one made buffers
+                self.batcher.sampled(size, size, nfe, time.perf_counter() - begun)
             ready.set_result(None)
         except BaseException as error:
             ready.set_exception(error)
@@ -125,7 +129,7 @@ class Worker:
             self._isolate(batch, error)
             return
         seconds = time.perf_counter() - begun
-        self.batcher.sampled(batch.count, seconds)
+        self.batcher.sampled(batch.count, bucket, batch.kind.nfe, seconds)
         first = 0
         for piece in batch.pieces:
             size = piece.part.stop - piece.part.start

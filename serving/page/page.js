@@ -197,7 +197,7 @@ function numbers(one) {
 function showTime(row, answer) {
   const { wait_ms: wait, sample_ms: sample, encode_ms: encode } = answer.timing;
   const parts = { wait, sample, encode, rest: Math.max(0, answer.total - wait - sample - encode) };
-  const each = (sample / answer.nfe).toFixed(1);
+  const each = (sample / answer.nfe).toFixed(sample < 10 * answer.nfe ? 1 : 0);
   const time = row.querySelector(".time");
   time.replaceChildren(Object.assign(document.createElement("b"), { textContent: `${answer.total.toFixed(0)} ms` }), ` = ${answer.nfe} × ${each} ms + ${(answer.total - sample).toFixed(0)} ms`);
   const bar = row.querySelector(".bar");

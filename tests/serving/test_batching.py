@@ -26,8 +26,8 @@ def order(*seeds: int, kind: Kind = KIND) -> Order:
     return Order(kind, np.array(seeds, np.uint64), {"label": np.array(seeds)})
 
 
-def batcher(clock: Clock, largest: int = 4, room: int = 10, max_wait_s: float = 1.0) -> Batcher:
-    return Batcher(largest, max_wait_s=max_wait_s, room=room, clock=clock)
+def batcher(clock: Clock, *buckets: int, room: int = 10, max_wait_s: float = 1.0) -> Batcher:
+    return Batcher(buckets or (4,), max_wait_s=max_wait_s, room=room, clock=clock)
 
 
 def taken(queue: Batcher) -> list[int]:
@@ -75,6 +75,34 @@ def test_a_kind_that_is_always_full_does_not_starve_another() -> None:
     assert taken(queue) == [99]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({1: 1.0, 8: 8.0, 32: 32.0}, {1: 1, 3: 1, 7: 1, 8: 8, 15: 8, 22: 8, 31: 8, 32: 32, 70: 32}),  # as a CPU
+        ({1: 1.0, 8: 1.1, 32: 1.5}, {1: 1, 3: 1, 4: 4, 7: 7, 8: 8, 15: 8, 16: 16, 22: 22, 33: 32}),  # as a GPU
+        ({}, {1: 1, 7: 1, 22: 8, 40: 32}),  # not known yet
+    ],
+)
+def test_the_size_is_that_of_most_samples_a_second(seconds: dict[int, float], expected: dict[int, int]) -> None:
+    queue = batcher(Clock(), 1, 8, 32)
+    for bucket, one in seconds.items():
+        queue.sampled(bucket, bucket, 5, 5 * one)
+    assert {count: queue.fitting(count) for count in expected} == expected
+
+
+def test_less_than_the_smallest_bucket_is_padded() -> None:
+    assert batcher(Clock(), 4, 8).fitting(3) == 3
+
+
+def test_what_is_left_of_a_bucket_goes_next() -> None:
+    clock = Clock()
+    queue = batcher(clock, 2, 8)
+    queue.put(order(1, 2, 3))
+    clock.now += 1
+    assert taken(queue) == [1, 2]
+    assert taken(queue) == [3]
+
+
 def test_conditions_follow_their_samples_through_cuts() -> None:
     queue = batcher(Clock())
     queue.put(order(7, 8, 9))
@@ -88,8 +116,8 @@ def test_conditions_follow_their_samples_through_cuts() -> None:
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
-    queue = batcher(Clock(), largest=100)
-    queue.sampled(10, 25.0)
+    queue = batcher(Clock(), 100)
+    queue.sampled(10, 100, 8, 25.0)
     queue.put(order(0, 1, 2))
     with pytest.raises(NotDrawnError, match="3 samples wait, it holds 10") as refused:
         queue.put(order(*range(8)))
@@ -123,7 +151,7 @@ def test_closing_lets_what_waits_go_first() -> None:
 
 
 def test_take_wakes_for_a_new_order() -> None:
-    queue = Batcher(1, max_wait_s=60, room=2)
+    queue = Batcher((1,), max_wait_s=60, room=2)
     found: list[list[int]] = []
     thread = threading.Thread(target=lambda: found.append(taken(queue)))
     thread.start()
