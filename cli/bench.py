@@ -48,11 +48,15 @@ def bench(
     if engine is None:
         raise InputError("ENGINE is missing; give the directory that 'pfdiff build' wrote, or --report")
     from .figures import write_figures
+    from .networks import read_engine
     from .progress import bar, opened
     from .values import integers_from
 
     evaluations = integers_from("--nfe", nfe) if nfe else None
     batches = integers_from("--batch", batch) if batch else None
+    artifact = read_engine(engine, backend=backend, device=device)
+    for count in evaluations or ():
+        artifact.program(count)
     with opened(engine, device, backend, threads) as loaded:
         pairs = [(n, b) for n in evaluations or sorted(loaded.programs) for b in batches or sorted(loaded.batch)]
         figures = [loaded.bench(n, b, rounds) for n, b in bar(pairs, "timing")]
@@ -77,6 +81,6 @@ def print_bench(description: str, figures: Sequence[Latency]) -> None:
     for one in figures:
         times_ms = (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms, one.first_ms, one.floor_ms)
         table.add_row(str(one.nfe), str(one.batch), *(f"{value:.4g}" for value in times_ms), f"{one.overhead:.3f}")
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(description)
     console.print(table)

@@ -22,8 +22,12 @@ def export(
     ] = False,
 ) -> None:
     """Write the whole sampler, noise in, samples out, as one ONNX model for plain onnxruntime, or for Triton."""
+    from .networks import read_engine
     from .progress import stages
 
+    artifact = read_engine(engine, nfe=nfe)
+    if not triton:
+        artifact.program(nfe)
     with stages() as progress:
         progress("reading the engine")
         if triton:

@@ -12,6 +12,7 @@ import typer
 
 from ..engine.errors import InputError
 from . import options
+from .figures import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +78,7 @@ def print_info(path: Path, *, nfe: int | None, as_json: bool, running: Mapping[s
         data = _as_data(artifact, chosen)
         print(json_format.dumps(data if running is None else {**data, "running": dict(running)}, indent=1))
         return
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, markup=False, soft_wrap=False)  # names may hold [ and ]
     if nfe is None:
         console.print(_facts(artifact, running or {}))
         console.print(_programs(chosen))
@@ -143,11 +144,12 @@ def _facts(artifact: Artifact, running: Mapping[str, str]) -> Table:
         *(("search", _search(searched[nfe])) for nfe in sorted(searched, key=int)),
         *running.items(),
     ]
-    table = Table(box=None, show_header=False, pad_edge=False, title=str(artifact.path), title_justify="left")
+    title = printable(str(artifact.path))
+    table = Table(box=None, show_header=False, pad_edge=False, title=title, title_justify="left")
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(printable(name), printable(value))
     return table
 
 
@@ -190,7 +192,8 @@ def _programs(programs: Mapping[int, Program]) -> Table:
         grid = program.grid if isinstance(program.grid, str) else f"{len(program.grid)} given times"
         solver = program.solver + (f" clip {program.clip:g}" if program.clip is not None else "")
         times = " ".join(f"{t:.6g}" for t in program.times)
-        table.add_row(str(nfe), solver, grid, program.basis, str(program.buffers), times)
+        cells = (str(nfe), solver, grid, program.basis, str(program.buffers), times)
+        table.add_row(*map(printable, cells))
     return table
 
 

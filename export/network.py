@@ -22,6 +22,7 @@ import numpy as np
 
 from ..engine.contract import PRECISIONS, Condition, Contract
 from ..engine.errors import InputError
+from ..engine.notebook import html_table
 from .decoders.open import OpenedDecoder, open_decoder
 from .describe import describe
 from .described import Given
@@ -110,6 +111,29 @@ class Network:
         if described.decoder is not None:
             self.decoder = open_decoder(described.decoder, self.contract)
         self.convention: Convention | None = described.convention
+
+    def __repr__(self) -> str:
+        contract = self.contract
+        given = "".join(f", {one.alias or one.name}" for one in contract.conditions)
+        decoded = f", decoded by {self.decoder.contract.name}" if self.decoder else ""
+        return (
+            f"Network({contract.name}: {contract.input} {list(contract.shape)}, {contract.time}{given} -> "
+            f"{contract.prediction}, {contract.schedule}{decoded})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The contract, for notebooks."""
+        contract = self.contract
+        rows = [
+            ("input", f"{contract.input} {list(contract.shape)}"),
+            ("time", f"{contract.time}, {contract.time_dtype}"),
+            *(("condition", f"{one.alias or one.name}: {one.dtype} {list(one.shape)}") for one in contract.conditions),
+            ("predicts", contract.prediction),
+            ("schedule", contract.schedule),
+            ("data range", "{:g}..{:g}".format(*contract.data_range)),
+            *((("decoder", self.decoder.contract.name),) if self.decoder else ()),
+        ]
+        return html_table(rows, caption=contract.name)
 
     @property
     def contract(self) -> Contract:

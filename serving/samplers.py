@@ -1,8 +1,8 @@
 """The samplers of a served engine by name: its own programs, and DDIM and PFDiff beside them.
 
 `engine` is what was built or tuned into the directory. `ddim` and `pfdiff` are compiled here, for more numbers of
-evaluations, with the grid rule, basis and clip of the engine's own program of the nearest NFE that has a grid rule. So
-they differ in the solver alone. They are small tables: the network is loaded once.
+evaluations, with the grid rule, start, basis and clip of the engine's own program of the nearest NFE that has a grid
+rule. So they differ in the solver alone. They are small tables: the network is loaded once.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def compared(engine: Engine) -> dict[str, dict[int, Program]]:
                     like.basis,
                     like.prediction,
                     like.clip,
+                    like.t_start,
                     end=like.end,
                     sigma_data=like.sigma_data,
                 )

@@ -79,9 +79,13 @@ def engine_of(
     options: CudaOptions | None = None,
     **settings: Any,
 ) -> Engine:
-    """An engine of `module` (default: a fresh one) for backend torch; settings as in `pfdiff.compile`."""
+    """An engine of `module` (default: a fresh one) for backend torch; settings as in `pfdiff.compile`.
+
+    options: by default the module as it is, since compiling takes longer than what is measured or tested.
+    """
+    options = options or CudaOptions(compile=False)
     contract = contract_of(name, precision)
     programs = {count: program_of(name, count, solver, **settings) for count in nfe}
     artifact = Artifact(Path(name), contract, batch, precision, programs)
     module = module_of(name, device) if module is None else module
-    return Engine(artifact, device=device, backend="torch", module=module, options=options)
+    return Engine.open(artifact, device=device, backend="torch", module=module, options=options)

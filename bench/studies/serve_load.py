@@ -56,6 +56,7 @@ def main(words: list[str] | None = None) -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     network = pfdiff.Network("fashion")
     loads: list[dict[str, Any]] = []
+    description = ""
     for buckets in ENGINES:
         path = given.work / f"fashion{buckets[-1]}.engine"
         settings: dict[str, Any] = {"grid": "uniform", "basis": "eps", "batch": list(buckets), "out": path}

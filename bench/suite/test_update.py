@@ -36,7 +36,7 @@ def test_update(measure: Measure, engines: Engines, case: Case) -> None:
         for _ in range(case.nfe):
             target.copy_(source)
 
-    once = parts.alone(copy)
+    once = parts.wrap(copy)
 
     def copies() -> None:
         for _ in range(count):

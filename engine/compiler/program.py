@@ -24,6 +24,7 @@ from typing import Any, final
 import numpy as np
 
 from ..errors import InputError
+from ..notebook import html_table
 from .schedule import Float64s, parse_schedule
 
 ARRAYS = {"times": 1, "network_times": 1, "c_in": 1, "table": 2, "init": 1, "p": 1, "q": 1, "W": 3, "w": 2}
@@ -74,6 +75,25 @@ class Program:
     def digest(self) -> str:
         """SHA-256 of the JSON form, hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        grid = self.grid if isinstance(self.grid, str) else f"{len(self.grid)} given times"
+        clip = "" if self.clip is None else f", clip {self.clip:g}"
+        return (
+            f"Program({self.solver}, NFE {self.nfe}: {self.schedule} from {self.times[0]:g}, grid {grid}, "
+            f"basis {self.basis}, predicts {self.prediction}{clip}, {self.buffers} buffers)"
+        )
+
+    def _repr_html_(self) -> str:
+        """The dense table, for notebooks: rows are the network's inputs and the sample, columns noise and outputs."""
+        header = ["", "time", "noise", *(f"{self.basis}_{n}" for n in range(self.nfe))]
+        names = [*(f"y_{n}" for n in range(self.nfe)), "sample"]
+        times = [*(f"{t:.6g}" for t in self.times), ""]
+        rows = [
+            [name, time, *(f"{value:.4g}" if value else "" for value in row)]
+            for name, time, row in zip(names, times, self.table, strict=True)
+        ]
+        return html_table(rows, header, repr(self))
 
     def evaluate(self, network: Callable[[Any, float], Any], noise: Any) -> Any:
         """The reference execution, in the type and dtype of `noise` (NumPy array or torch tensor, any shape).

@@ -54,14 +54,14 @@ class TimedParts:
     """A whole call and what it is made of, functions without arguments that can be called as often as one likes.
 
     whole: `Engine.sample` of one batch of seeds; network: its `nfe` bare evaluations; updates: its `nfe` updates.
-    alone: makes of other launches what can be compared with these two: started alike, in a graph where they are in one.
+    wrap(launch): starts another launch the same way as these two, so that times are comparable.
     On a CUDA device they return before it is done, which `timer` takes into account.
     """
 
     whole: Callable[[], object]
     network: Callable[[], object]
     updates: Callable[[], object]
-    alone: Callable[[Callable[[], None]], Callable[[], object]]
+    wrap: Callable[[Callable[[], None]], Callable[[], object]]
     timer: Timer
 
 

@@ -87,11 +87,11 @@ QUICK = ["--nfe", "4", "--solver", "ddim", "--reference", "20", "--calibration",
 
 
 def test_several_values_of_a_condition_are_taken_in_turn(engine: Path):
-    words = ["--label", "3,5", "--seeds", "3", "--csv", "found.csv"]
+    words = ["--label", "3,5", "--seeds", "3", "--grid", "logsnr", "--csv", "found.csv"]
     assert main(["compare", engine.name, *QUICK, *words]) == 0
     found = list(csv.DictReader(Path("found.csv").read_text().splitlines()))
     expected = [
-        pfdiff.compare(engine, 4, ["ddim"], reference=20, seeds=3, conditions={"label": labels})
+        pfdiff.compare(engine, 4, ["ddim"], grid="logsnr", reference=20, seeds=3, conditions={"label": labels})
         for labels in ([3, 5], 3)
     ]
     errors = [f"{one.points[0].error:.6g}" for one in expected]

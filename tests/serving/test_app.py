@@ -165,7 +165,11 @@ def test_more_than_the_largest_bucket_is_cut(served: Client, engine: Path) -> No
         ({"engine": "small", "seeds": [0], "nfe": 4, "conditions": {"label": 10}}, 400, "expected values in 0..9"),
         ({"engine": "small", "seeds": [0], "nfe": 4, "conditions": {"label": "cat"}}, 400, "unknown label 'cat'"),
         ({"engine": "small", "seeds": [0], "nfe": 4, "conditions": {"label": {"a": 1}}}, 400, "condition 'label'"),
-        ({"engine": "small", "seeds": [0], "nfe": 4, "conditions": {"shift": [[1], [2, 3]]}}, 400, "lists of differ"),
+        (
+            {"engine": "small", "seeds": [0], "nfe": 4, "conditions": {"shift": [[1], [2, 3]]}},
+            400,
+            "lists of unequal lengths",
+        ),
         ({"engine": "small", "seeds": [0], "nfe": 4, "conditions": {"shift": [1, 2]}}, 400, "got shape [2]"),
         ({"engine": "small", "seeds": [0], "nfe": 4, "conditions": {"label": 1.5}}, 400, "got fractions"),
     ],
