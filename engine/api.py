@@ -7,7 +7,6 @@ with pfdiff.load("faces.engine") as engine:
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -206,7 +205,8 @@ class Engine:
         for program in programs.values():
             if program.prediction != self.contract.prediction:
                 raise InputError(f"a program of {program.prediction}, this network predicts {self.contract.prediction}")
-        other = copy.copy(self)
+        other = object.__new__(Engine)  # a copy would load the network again
+        vars(other).update(vars(self))
         other._artifact = replace(self._artifact, programs=programs)
         other.programs = {nfe: programs[nfe] for nfe in sorted(programs)}
         other._tables = {nfe: make_tables(program, self.contract) for nfe, program in other.programs.items()}
