@@ -206,8 +206,6 @@ def deployed(
             yield url_of(where.host, where.port)
         finally:
             serve.delete(APPLICATION)
-            if where.address == "local":
-                serve.shutdown()
 
 
 def _scale(replicas: int | None, most: int, largest: int) -> dict[str, Any]:
