@@ -51,30 +51,31 @@ def serve(
     try:
         from ..serving import run
         from ..serving.limits import Limits
+        from ..serving.worker import Opening
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: {SERVED_EXTRA}") from None
     if replicas is not None and ray is None:
         raise InputError(f"--replicas {replicas} without --ray; add --ray local, auto or HOST:PORT")
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""):
         raise InputError("the API key is empty or has other letters than printable ASCII; choose another")
-    limits = Limits(queue, max_wait_ms)
+    limits, opening = Limits(queue, max_wait_ms), Opening(device, backend, threads)
     named = run.names_of(engines)
     if ray is not None:
         from ..serving import on_ray
 
         where = on_ray.Where(ray, replicas, host, port)
-        opening = {"device": device, "backend": backend, "threads": threads}
         _warn_of_open_door(host, api_key)
         with ExitStack() as stack:
             with stages() as progress:
-                url = stack.enter_context(on_ray.deployed(named, limits, where, progress, api_key=api_key, **opening))
+                running = on_ray.deployed(named, opening, limits, where, progress, api_key=api_key)
+                url = stack.enter_context(running)
             _announce(list(named), url)
             on_ray.wait_for_signal()
         return
     with run.listen(host, port) as bound:
         _warn_of_open_door(host, api_key)
         with stages() as progress:
-            workers = run.load_workers(named, limits, progress, device=device, backend=backend, threads=threads)
+            workers = run.load_workers(named, opening, limits, progress)
         address = run.url_of(host, bound.getsockname()[1])
         run.serve(workers, limits, bound, api_key=api_key, ready=lambda: _announce(list(workers), address))
 

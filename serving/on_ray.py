@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from ..engine.api import load
 from ..engine.artifact import read_artifact
 from ..engine.bulk.cluster import connected
 from ..engine.errors import InputError
@@ -30,7 +29,7 @@ from .hosts import Host, LocalHost
 from .limits import DRAIN_SECONDS, MOST_CONNECTIONS, Limits
 from .orders import Drawn, NotDrawnError, Order
 from .run import is_loopback, url_of
-from .worker import Say, Worker
+from .worker import Opening, Say, Worker
 
 APPLICATION = "pfdiff"
 MOST_TRIES = 4
@@ -49,23 +48,11 @@ class Where:
     port: int
 
 
-@final
-@dataclass(frozen=True)
-class Opening:
-    """How a replica opens its engine."""
-
-    path: Path
-    device: str
-    backend: str
-    threads: int | None
-
-
 class Replica:
     """One engine in one process of the cluster."""
 
-    def __init__(self, name: str, opening: Opening, limits: Limits) -> None:
-        one = opening
-        self._worker = Worker(name, lambda: load(one.path, one.device, one.backend, threads=one.threads), limits)
+    def __init__(self, name: str, path: Path, opening: Opening, limits: Limits) -> None:
+        self._worker = Worker(name, lambda: opening.of(path), limits)
         self._worker.start(lambda line: None)
         self._host = LocalHost(self._worker)
 
@@ -146,19 +133,12 @@ class RayHost(Host):
 
 @contextmanager
 def deployed(
-    engines: Mapping[str, Path],
-    limits: Limits,
-    where: Where,
-    say: Say,
-    *,
-    api_key: str | None = None,
-    device: str = "auto",
-    backend: str = "auto",
-    threads: int | None = None,
+    engines: Mapping[str, Path], opening: Opening, limits: Limits, where: Where, say: Say, *, api_key: str | None = None
 ) -> Iterator[str]:
     """The URL of the application, which is taken down at the end, after what it has let in is answered.
 
-    Raises InputError (Ray Serve not installed, no such cluster, no room), EngineFileError.
+    engines: directories by name. Raises InputError (Ray Serve not installed, no such cluster, no room),
+    EngineFileError.
     """
     try:
         os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
@@ -169,12 +149,7 @@ def deployed(
     largest = {name: read_artifact(path).batch[-1] for name, path in engines.items()}
     say(f"connecting to Ray at {where.address}")
     with connected(where.address), _signals():
-        import ray
-
-        found = ray.cluster_resources()
-        gpus = int(found.get("GPU", 0)) if device != "cpu" else 0
-        each = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": threads or 1}
-        room = gpus or int(found.get("CPU", 1) // (threads or 1))
+        room, resources = _room(opening)
         wanted = (where.replicas or 1) * len(engines)
         if wanted > room:
             raise InputError(f"{wanted} replicas, the cluster has room for {room}; give fewer --replicas")
@@ -184,34 +159,53 @@ def deployed(
             http_options={"host": where.host, "port": where.port},
             logging_config={"log_level": "ERROR"},
         )
-        bound = []
-        for name, path in engines.items():
-            scale = _scale(where.replicas, max(1, room // len(engines)), largest[name])
-            deployment: Any = serve.deployment(
-                Replica,
-                name=name,
-                ray_actor_options=each,
-                max_ongoing_requests=limits.queue + largest[name],
-                max_queued_requests=limits.queue,
-                health_check_period_s=HEALTH_SECONDS,
-                graceful_shutdown_timeout_s=DRAIN_SECONDS,
-                **scale,
-            )
-            bound.append(deployment.bind(name, Opening(path.resolve(), device, backend, threads), limits))
         logging.getLogger("ray.serve").setLevel(logging.ERROR)  # which serve.start has set
         say(f"starting replicas of {', '.join(engines)}")
+        most = max(1, room // len(engines))
+        replicas = [
+            _replicas(name, limits, resources, where.replicas, most, largest[name]).bind(
+                name, path.resolve(), opening, limits
+            )
+            for name, path in engines.items()
+        ]
         front = _front(list(engines), limits, Access(api_key, is_loopback(where.host)))
-        serve.run(front.bind(*bound), name=APPLICATION, route_prefix="/")
+        serve.run(front.bind(*replicas), name=APPLICATION, route_prefix="/")
         try:
             yield url_of(where.host, where.port)
         finally:
             serve.delete(APPLICATION)
 
 
-def _scale(replicas: int | None, most: int, largest: int) -> dict[str, Any]:
-    if replicas is not None:
-        return {"num_replicas": replicas}
-    return {"autoscaling_config": {"min_replicas": 1, "max_replicas": most, "target_ongoing_requests": 2 * largest}}
+def _room(opening: Opening) -> tuple[int, dict[str, float]]:
+    """How many replicas the cluster holds, and what each of them takes: a GPU, or the threads of an engine."""
+    import ray
+
+    found = ray.cluster_resources()
+    gpus = int(found.get("GPU", 0)) if opening.device != "cpu" else 0
+    if gpus:
+        return gpus, {"num_gpus": 1, "num_cpus": 0}
+    threads = opening.threads or 1
+    return int(found.get("CPU", 1) // threads), {"num_cpus": threads}
+
+
+def _replicas(
+    name: str, limits: Limits, resources: Mapping[str, float], replicas: int | None, most: int, largest: int
+) -> Any:
+    """The deployment of one engine; without a number of replicas, between 1 and `most` as the load asks for."""
+    from ray import serve
+
+    scaling = {"min_replicas": 1, "max_replicas": most, "target_ongoing_requests": 2 * largest}
+    return serve.deployment(
+        Replica,
+        name=name,
+        num_replicas=replicas,
+        autoscaling_config=scaling if replicas is None else None,
+        ray_actor_options=dict(resources),
+        max_ongoing_requests=limits.queue + largest,
+        max_queued_requests=limits.queue,
+        health_check_period_s=HEALTH_SECONDS,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+    )
 
 
 def _front(names: Sequence[str], limits: Limits, access: Access) -> Any:

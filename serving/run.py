@@ -9,13 +9,12 @@ from pathlib import Path
 
 import uvicorn
 
-from ..engine.api import load
 from ..engine.errors import InputError
 from .app import make_app
 from .guard import LOOPBACK, Access
 from .hosts import Host, LocalHost
 from .limits import DRAIN_SECONDS, MOST_CONNECTIONS, Limits
-from .worker import Say, Worker
+from .worker import Opening, Say, Worker
 
 
 def names_of(paths: Sequence[Path]) -> dict[str, Path]:
@@ -29,13 +28,11 @@ def names_of(paths: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def load_workers(
-    engines: Mapping[str, Path], limits: Limits, say: Say, *, device: str, backend: str, threads: int | None
-) -> dict[str, Worker]:
+def load_workers(engines: Mapping[str, Path], opening: Opening, limits: Limits, say: Say) -> dict[str, Worker]:
     """Workers that are loaded and warm, of engine directories by name. Raises what `load` raises."""
     workers: dict[str, Worker] = {}
     for name, path in engines.items():
-        workers[name] = Worker(name, lambda path=path: load(path, device, backend, threads=threads), limits)
+        workers[name] = Worker(name, lambda path=path: opening.of(path), limits)
         workers[name].start(say)
     return workers
 

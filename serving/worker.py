@@ -12,11 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.api import Engine, load
 from ..engine.errors import BackendError, InputError
 from .about import About, Drawing, about, faces
 from .batching import Batch, Batcher, Job, again, joined
@@ -29,6 +32,20 @@ log = logging.getLogger("pfdiff.serving")
 
 CLOSING = NotDrawnError(503, "the server is shutting down; ask another one, or later", 5)
 DOWN = NotDrawnError(503, "the engine has failed twice and is down; the server's log says why")
+
+
+@final
+@dataclass(frozen=True)
+class Opening:
+    """How engines are opened: as `pfdiff.load` takes them. threads: of each engine, None for the backend's choice."""
+
+    device: str = "auto"
+    backend: str = "auto"
+    threads: int | None = None
+
+    def of(self, path: Path) -> Engine:
+        """Raises what `load` raises."""
+        return load(path, self.device, self.backend, threads=self.threads)
 
 
 @final

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pfdiff.serving.limits import Limits
+from pfdiff.serving.worker import Opening
 
 from ..small.serving import Client
 
@@ -38,8 +39,8 @@ def on_ray(*engines: Path, replicas: int = 1) -> Iterator[Client]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     where = Where("local", replicas, "127.0.0.1", port)
-    opening = {"device": "cpu", "backend": "onnxruntime", "threads": 1}
-    with deployed(names_of(engines), Limits(max_wait_ms=2), where, lambda line: None, **opening):
+    opening = Opening("cpu", "onnxruntime", threads=1)
+    with deployed(names_of(engines), opening, Limits(max_wait_ms=2), where, lambda line: None):
         client = Client(port)
         yield client
         client.close()

@@ -13,6 +13,7 @@ import pytest
 import pfdiff
 from pfdiff.engine.errors import InputError
 from pfdiff.serving.limits import Limits
+from pfdiff.serving.worker import Opening
 
 from ..small.engine import write_engine
 from ..small.serving import Answer
@@ -67,6 +68,6 @@ def test_more_replicas_than_there_is_room_for(tmp_path: Path) -> None:
     where = Where("local", 1000, "127.0.0.1", 0)
     with (
         pytest.raises(InputError, match="1000 replicas, the cluster has room for"),
-        deployed({"lone": engine}, Limits(), where, lambda line: None, device="cpu"),
+        deployed({"lone": engine}, Opening("cpu"), Limits(), where, lambda line: None),
     ):
         pass
