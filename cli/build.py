@@ -45,6 +45,7 @@ def build(
 ) -> None:
     """Turn a network into an engine directory."""
     from ..engine.backends.registry import check_backend
+    from ..engine.compiler.defaults import AUTO
     from ..engine.compiler.solvers import parse_solver
     from .networks import clip_for, network_arguments
     from .progress import stages
@@ -52,7 +53,8 @@ def build(
 
     # Everything that the network does not decide, before torch is loaded.
     described = network_arguments(network, context.params)
-    parse_solver(solver)
+    if solver != AUTO:
+        parse_solver(solver)
     check_backend(backend)
     device_from(device)
     if clip is not None:

@@ -147,7 +147,7 @@ def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "output": int(output) if output and is_index else output,
         "conditions": described_conditions(given["condition"] or []),
         **{name: given[name] for name in SAME_NAMES if name in given},
-        "prediction": _prediction_from(given["prediction"]),
+        "prediction": _prediction_from(given.get("prediction")),
         "data_range": range_from(given["data_range"]) if given.get("data_range") else None,
     }
 

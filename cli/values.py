@@ -127,7 +127,7 @@ def conditions_from(given: Sequence[str], contract: Contract, batch: int) -> dic
     """
     typed = given_conditions(given, contract)
     own = contract.by_name(typed)
-    called = {key: name for name in typed for key in contract.by_name({name: None})}
+    called = contract.called(typed)
     return {
         one.name: one.values(own.get(one.name), batch, called.get(one.name))
         for one in contract.conditions

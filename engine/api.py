@@ -28,7 +28,7 @@ from .errors import InputError
 from .notebook import html_table
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.inputs import Conditions, Inputs, check_noise
-from .runtime.latency import Latency, TimedParts, in_turns
+from .runtime.latency import Enough, Latency, TimedParts, in_turns
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import Seeds, noise, parse_seeds
 from .runtime.session import Session
@@ -147,11 +147,15 @@ class Engine:
             raise InputError(f"samples of shape {shape} are no images [C, H, W]; use sample(), or write .npy or .npz")
         return self._sample(self._session, seeds, noise, nfe, conditions, pixels=True)
 
-    def bench(self, nfe: int | None = None, batch: int | None = None, rounds: int = 50) -> Latency:
+    def bench(
+        self, nfe: int | None = None, batch: int | None = None, rounds: int = 50, *, seconds: float | None = None
+    ) -> Latency:
         """Time `rounds` whole calls of `batch` seeds in turns with `nfe` bare network evaluations of the same batch.
 
-        nfe, batch: by default the only program and the smallest bucket; `batch` must be a bucket. A second copy of the
-        network is loaded for the time, so that the first call is a first one. Raises InputError, BackendError.
+        nfe, batch: by default the only program and the smallest bucket; `batch` must be a bucket. seconds: fewer rounds
+        where all would take longer, or where the median is known to 1 % after 20; `Latency.rounds` says how many. A
+        second copy of the network is loaded for the time, so that the first call is a first one. Raises InputError,
+        BackendError.
         """
         nfe, batch = self._artifact.program(nfe).nfe, self._check_bucket(batch)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
@@ -164,7 +168,8 @@ class Engine:
             session.wait()
             first = time.perf_counter()
             parts = self._parts(session, nfe, batch)
-            times = in_turns((parts.whole, parts.network, parts.updates), rounds, parts.timer)
+            enough = None if seconds is None else Enough(seconds)
+            times = in_turns((parts.whole, parts.network, parts.updates), rounds, parts.timer, enough=enough)
         finally:
             session.close()
         p50, p90, p99 = np.percentile(times[:, 0], (50, 90, 99))
@@ -176,7 +181,7 @@ class Engine:
             threads=self.threads,
             nfe=nfe,
             batch=batch,
-            rounds=rounds,
+            rounds=len(times),
             p50_ms=float(p50),
             p90_ms=float(p90),
             p99_ms=float(p99),

@@ -24,7 +24,7 @@ def condition_tables(contract: Contract, given: Mapping[str, Any] | None) -> dic
     labels in turn when it has names for them, else its default. Raises InputError.
     """
     named = contract.by_name(given or {})
-    called = {key: name for name in given or {} for key in contract.by_name({name: None})}
+    called = contract.called(given or {})
     return {one.name: _table(one, named.get(one.name), called.get(one.name)) for one in contract.conditions}
 
 

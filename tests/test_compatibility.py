@@ -20,6 +20,7 @@ from pfdiff.cli import app
 THEN = Path(__file__).parent / "data" / "e9258ea"
 # Option by command, beyond those of e9258ea.
 ADDED: dict[str, set[str]] = {
+    "bench": {"--seconds"},
     "build": {"--data-range"},
     "compare": {"--data-range"},
     "export": {"--triton"},

@@ -36,7 +36,8 @@ def compiled(module: Function, files: NetworkFiles, device: torch.device) -> Fun
     if not wanted:
         return module
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))  # torch's own is lost at a boot
-    key = content_key(files.contract.to_dict(), torch.__version__, torch.cuda.get_device_name(device))
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    key = content_key(files.contract.to_dict(), torch.__version__, gpu)
     journal = Journal(cache_folder() / KEPT)
     if journal.get(key) is None:
         warnings.warn(

@@ -85,19 +85,19 @@ class Conditions:
 
     def __call__(self, given: Mapping[str, Any], count: int) -> tuple[list[Values], frozenset[int]]:
         """Values [count, ..] in the order of the contract, and the places left to their default. Raises InputError."""
-        named = self._contract.by_name(given)
+        named, called = self._contract.by_name(given), self._contract.called(given)
         conditions = self._contract.conditions
-        values = [self._values(one, named.get(one.name), count) for one in conditions]
+        values = [self._values(one, named.get(one.name), count, called.get(one.name)) for one in conditions]
         return values, frozenset(n for n, one in enumerate(conditions) if named.get(one.name) is None)
 
-    def _values(self, condition: Condition, given: Any, count: int) -> Values:
+    def _values(self, condition: Condition, given: Any, count: int, called: str | None) -> Values:
         if given is None:
             if condition.name not in self._defaults:
                 self._defaults[condition.name] = condition.values(None, 1)[0]
             return np.broadcast_to(self._defaults[condition.name], (count, *condition.shape))
         if isinstance(given, torch.Tensor) and given.device == self._device and stays_on_device(condition, given):
-            return _on_device(condition, given.detach(), count)
-        return condition.values(on_host(given), count)
+            return _on_device(condition, given.detach(), count, called or condition.name)
+        return condition.values(on_host(given), count, called)
 
 
 def stays_on_device(condition: Condition, given: torch.Tensor) -> bool:
@@ -107,12 +107,12 @@ def stays_on_device(condition: Condition, given: torch.Tensor) -> bool:
     return given.is_cuda and given.dtype in (*INTEGERS, *[torch.bool] * (condition.dtype == "bool"))
 
 
-def _on_device(condition: Condition, given: torch.Tensor, count: int) -> torch.Tensor:
+def _on_device(condition: Condition, given: torch.Tensor, count: int, called: str) -> torch.Tensor:
     """The tensor as [count, *shape] of its own dtype; nothing of it is read. Raises InputError."""
     shape = tuple(given.shape)
     if shape not in (condition.shape, (1, *condition.shape), (count, *condition.shape)):
         raise InputError(
-            f"condition '{condition.name}': got shape {list(shape)}, expected {list(condition.shape)} for all samples "
+            f"condition '{called}': got shape {list(shape)}, expected {list(condition.shape)} for all samples "
             f"or {[count, *condition.shape]}, one for each"
         )
     return given.expand(count, *condition.shape)

@@ -24,6 +24,7 @@ from ..convention import Convention
 from ..described import Described, Given
 from ..families import FAMILIES, LEGACY
 from ..families.family import Beside, Family
+from ..time_map import parse_prediction
 from .diffusers_config import convention_of, dynamic_mu, read_config
 from .scheduler_classes import CLASSES, REFUSED
 
@@ -240,7 +241,7 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         parts.name,
         shape,
         schedule,
-        given.prediction or (convention.prediction if convention else ""),
+        convention.prediction if convention else given.prediction or "",
         {one.name: one for one in conditions},
         time_scale=(convention.time_scale if convention else 1000.0 if flow else 1.0) * family.TIME_UNIT,
         learned_sigma=learned_sigma,
@@ -283,7 +284,9 @@ def _convention(
     # A PFDiffScheduler's own options go before those of the scheduler that it was made from.
     read = convention_of if "solver" in parts.scheduler else read_config
     convention = family.scheduled(read(parts.scheduler, mu))
-    return convention if given.prediction is None else replace(convention, prediction=given.prediction)
+    if given.prediction is None:
+        return convention
+    return replace(convention, prediction=parse_prediction(given.prediction)[0])
 
 
 def _conditions(

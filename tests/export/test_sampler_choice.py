@@ -57,7 +57,7 @@ def flow() -> pfdiff.Network:
 def test_options_given_in_full_compile_to_the_programs_of_e9258ea():
     """Byte for byte, so that an engine of then is up to date."""
     held = json.loads((THEN / "engine" / "engine.json").read_text())["programs"]
-    network = pfdiff.Network(f"{THEN / 'net.py'}:make", shape=(2, 5, 7), schedule="linear:1000", prediction="eps")
+    network = pfdiff.Network(THEN / "source.onnx", shape=(2, 5, 7), schedule="linear:1000", prediction="eps")
     for record in held.values() if isinstance(held, dict) else held:
         program = chosen_program(network, "pfdiff:k=2,l=1", record["nfe"], {**OPEN, "grid": "logsnr"})
         assert program.digest == pfdiff.Program.from_json(json.dumps(record)).digest

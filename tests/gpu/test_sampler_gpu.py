@@ -229,6 +229,16 @@ def test_images_are_the_samples(fashion: torch.nn.Module) -> None:
     assert torch.equal(pixels, expected)
 
 
+@pytest.mark.filterwarnings("ignore:backend 'torch' compiles")
+def test_by_default_the_network_is_compiled_and_captured() -> None:
+    with small_engine(compile=None) as engine, small_engine() as plain:
+        assert engine.description.endswith("compiled")
+        x = engine.sample(seeds=range(8), nfe=6, label=3)
+        assert engine.execution == "one CUDA graph a batch"
+        assert torch.equal(x, engine.sample(seeds=range(8), nfe=6, label=3))
+        assert torch.allclose(x, plain.sample(seeds=range(8), nfe=6, label=3), rtol=1e-4, atol=1e-4)
+
+
 # What happens inside a call.
 def test_a_call_neither_waits_nor_allocates(fashion: torch.nn.Module) -> None:
     with engine_of("fashion", fashion, batch=(8,)) as engine:
