@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..engine.errors import InputError
 from . import options
 
 
@@ -30,12 +31,15 @@ def export(
         artifact.program(nfe)
     with stages() as progress:
         progress("reading the engine")
-        if triton:
-            from ..export.triton_repository import export_triton
+        from ..export.sampler_onnx import export_sampler
+        from ..export.triton_repository import export_triton
 
-            export_triton(engine, out, nfe, check=check, progress=progress)
-        else:
-            from ..export.sampler_onnx import export_sampler
-
-            export_sampler(engine, out, nfe, check=check, progress=progress)
+        try:
+            if triton:
+                export_triton(engine, out, nfe, check=check, progress=progress)
+            else:
+                export_sampler(engine, out, nfe, check=check, progress=progress)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"cannot write {out}: {reason}; nothing was changed, free some space") from error
     print(progress.last)
