@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -249,6 +250,21 @@ class Engine:
         nfe, batch: as in `bench`. Not for use while another thread samples. Raises InputError, BackendError.
         """
         return self._parts(self._session, self._artifact.program(nfe).nfe, self._check_bucket(batch))
+
+    def with_programs(self, programs: Mapping[int, Program]) -> Engine:
+        """Another face of this engine, with other programs by NFE on the same loaded network, buffers and lock.
+
+        Closing either closes both. Raises InputError when a program is of another prediction or its times do not fit.
+        """
+        for program in programs.values():
+            if program.prediction != self.contract.prediction:
+                raise InputError(f"a program of {program.prediction}, this network predicts {self.contract.prediction}")
+        other = object.__new__(Engine)  # a copy would load the network again
+        vars(other).update(vars(self))
+        other._artifact = replace(self._artifact, programs=programs)
+        other.programs = {nfe: programs[nfe] for nfe in sorted(programs)}
+        other._tables = {nfe: make_tables(program, self.contract) for nfe, program in other.programs.items()}
+        return other
 
     def close(self) -> None:
         """Free network and buffers; calls after that raise BackendError. Closing twice is fine."""

@@ -23,6 +23,7 @@ ADDED: dict[str, set[str]] = {
     "bench": {"--seconds"},
     "build": {"--data-range", "--time-map", "--lora", "--controlnet", "--no-encoders"},
     "compare": {"--data-range", "--time-map"},
+    "export": {"--triton"},
     "sample": {"--prompt", "--negative-prompt", "--image", "--strength", "--strength-counts"},
     "tune": {"--data-range", "--time-map"},
 }
@@ -32,7 +33,7 @@ CHANGED = {
     ("kernels", "--cc"): "'75,80,86,89,90,100,103,120,121'",
 }
 # Commands beyond those of e9258ea.
-ADDED_COMMANDS: set[str] = set()
+ADDED_COMMANDS: set[str] = {"serve"}
 
 
 def command_line() -> dict[str, dict[str, Any]]:
