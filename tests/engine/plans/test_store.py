@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pfdiff
-from pfdiff.engine.plans import store
+from pfdiff.engine.plans import seal, store
 from pfdiff.engine.plans.key import plan_key
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
@@ -61,10 +61,10 @@ def test_a_plan_of_another_gpu_is_named(small, tmp_path):
 def test_somebody_elses_plan_needs_trust(small, monkeypatch, tmp_path):
     key = plan_key(small, "tensorrt_rtx", "sm80")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "theirs"))
-    monkeypatch.setattr(store, "_PROCESS_SECRET", b"theirs".ljust(32))
+    monkeypatch.setattr(seal, "_PROCESS_SECRET", b"theirs".ljust(32))
     store.store_plan(small, key, b"plan")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "ours"))
-    monkeypatch.setattr(store, "_PROCESS_SECRET", b"ours".ljust(32))
+    monkeypatch.setattr(seal, "_PROCESS_SECRET", b"ours".ljust(32))
     with pytest.raises(pfdiff.EngineFileError, match="was not built by this user and a plan is executable code"):
         store.read_plan(small, key)
     assert store.read_plan(small, key, trust=True) == b"plan"
@@ -76,9 +76,9 @@ def test_an_empty_secret_is_replaced(monkeypatch, tmp_path):
     path = tmp_path / "pfdiff" / "plan-secret"
     path.parent.mkdir()
     path.touch()
-    made = store._secret()
-    assert made == path.read_bytes() == store._secret()
-    assert len(made) == store.SECRET_BYTES
+    made = seal._secret()
+    assert made == path.read_bytes() == seal._secret()
+    assert len(made) == seal.SECRET_BYTES
     assert path.stat().st_mode & 0o077 == 0
     assert [one.name for one in path.parent.iterdir()] == ["plan-secret"]
 
