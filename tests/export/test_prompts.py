@@ -287,7 +287,7 @@ assert "transformers" not in sys.modules
 def test_the_lines_of_the_readme(engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a new user types them, with a tiny folder in place of the hub's."""
     readme = Path(next(iter(pfdiff.__path__)), "README.md").read_text(encoding="utf-8")
-    lines = [shlex.split(line) for line in readme.splitlines() if "sd.engine" in line]
+    lines = [shlex.split(line) for line in readme.splitlines() if line.startswith("pfdiff") and "sd.engine" in line]
     assert [line[:2] for line in lines] == [["pfdiff", "build"], ["pfdiff", "sample"]]
     lines[0][2] = str(engines("sd1")[1])
     monkeypatch.chdir(tmp_path)
