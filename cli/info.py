@@ -193,8 +193,11 @@ def _search(record: Mapping[str, Any]) -> str:
     """`NFE 8: ddim, error 0.0123, held out 0.0145`, of the best that `tune` found; --json has the whole record."""
     best = record["ranking"][0]
     errors = (("error", best["error"]), ("held out", best["held_out_error"]))
-    words = (f"{name} {value:.3g}" for name, value in errors if value is not None)
-    return ", ".join((f"NFE {record['nfe']}: {best['solver']}", *words))
+    words = [f"{name} {value:.3g}" for name, value in errors if value is not None]
+    words += [] if words else ["by rule, not measured"]
+    rivals = len(record["ranking"]) - 1
+    words += [f"best of {rivals + 1}"] if rivals else []
+    return ", ".join((f"NFE {record['nfe']}: {best['solver']} on {best['grid']}", *words))
 
 
 def _programs(programs: Mapping[int, Program]) -> Table:

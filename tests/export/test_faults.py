@@ -238,3 +238,14 @@ def test_whole_times_on_a_continuous_schedule_are_asked_for_as_whole(tmp_path: P
             return x * 0.5
 
     Network(Whole(), shape=SHAPE, schedule="vp", prediction="eps", time_scale=1000.0).write(tmp_path)
+
+
+def test_a_default_build_of_a_network_with_a_condition_that_only_callers_know(tmp_path: Path) -> None:
+    class Labelled(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            return x * 0.5 + y.reshape(-1, 1, 1, 1)
+
+    label = pfdiff.Condition("y", "int64", low=0, high=3)
+    network = Network(Labelled(), shape=SHAPE, **WORDS, conditions={"y": label})
+    with pfdiff.build(network, 4, out=tmp_path / "x.engine") as engine:
+        assert engine.sample(seeds=[0], y=1).shape == (1, *SHAPE)

@@ -95,8 +95,9 @@ def test_no_more_calls_than_the_bound_whatever_is_asked():
     CALLED.clear()
     found = measured(network(), rule(*range(4, 24)))
     assert CALLED["forward"] <= CALLS
-    assert 4 in found
-    assert 23 not in found
+    assert found[4].record["complete"]
+    assert not found[23].record["complete"]
+    assert found[23].program.digest == rule(23)[23].digest
 
 
 def test_a_slow_network_keeps_the_rule(monkeypatch):
@@ -115,7 +116,9 @@ def test_a_slow_network_keeps_the_rule(monkeypatch):
     monkeypatch.setattr(measured_choice, "time", Clock)
     source = network(Slow())
     now[0] = 0.0
-    assert measured(source, rule(5)) == {}
+    [found] = measured(source, rule(5)).values()
+    assert not found.record["complete"]
+    assert found.program.digest == rule(5)[5].digest
     assert now[0] <= measured_choice.SECONDS + 9.0  # the call in progress is finished
 
 
@@ -158,3 +161,40 @@ def test_what_is_given_is_not_measured(given, tmp_path):
     with pfdiff.build(network(), 5, out=tmp_path / "e", progress=lines.append, **given):
         pass
     assert not [line for line in lines if "measurement" in line]
+
+
+class Labelled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes = Modes()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        seen.update(label.tolist())
+        return self.modes(x, t)
+
+
+class Prompted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes = Modes()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        return self.modes(x, t) + prompt.mean()
+
+
+seen: set[int] = set()
+
+
+def test_every_class_takes_part_and_what_has_no_typical_value_leaves_the_rule():
+    label = pfdiff.Condition("label", "int64", low=0, high=4)
+    classes = pfdiff.Network(
+        Labelled(), shape=(16,), schedule="linear:1000", prediction="eps", conditions={"label": label}
+    )
+    seen.clear()
+    assert measured(classes, rule(5))
+    assert seen == {0, 1, 2, 3, 4}
+    prompt = pfdiff.Condition("prompt", "float32", (3, 4))
+    prompts = pfdiff.Network(
+        Prompted(), shape=(16,), schedule="linear:1000", prediction="eps", conditions={"prompt": prompt}
+    )
+    assert measured(prompts, rule(5)) == {}
