@@ -22,6 +22,8 @@ from torch import Tensor
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.engine.artifact import read_artifact
+from pfdiff.engine.plans.build import build_plan
+from pfdiff.engine.plans.key import plan_key
 
 from ..small.diffusers import FAMILIES, WARNINGS, Family, diffusers
 from ..small.texts import transformers, whole_pipeline
@@ -191,6 +193,19 @@ def test_a_picture_to_start_from(engines: Any, name: str) -> None:
     assert_same(got, wanted)
     assert torch.equal(got, again)
     assert not torch.equal(full, got)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd3"])
+def test_tensorrt_takes_the_encoders(engines: Any, name: str) -> None:
+    """TensorRT-RTX builds plans without a GPU; their tokens are int64."""
+    pytest.importorskip("tensorrt_rtx", reason="plans are built by TensorRT-RTX")
+    artifact = read_artifact(engines(name)[2])
+    files = [file for file in artifact.contracts if file.startswith("encoders/")]
+    assert len(files) == {"sd1": 2, "sd3": 4}[name]
+    keys = [plan_key(artifact, "tensorrt_rtx", "sm89", file=file) for file in files]
+    assert len({key.name for key in keys}) == len(files)
+    for key in keys:
+        assert build_plan(artifact, key)
 
 
 # What one engine shows.
