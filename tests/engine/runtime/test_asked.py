@@ -23,7 +23,7 @@ OWN = Contract(
 
 def test_a_condition_goes_before_the_word() -> None:
     image = np.zeros((3, 4, 4))
-    number: Any = 3
+    number: Any = 3  # of a condition that has the name of ours
     asked, conditions = Asked(image=image, prompt=number).without(OWN, {})
     assert asked.image is None
     assert asked.prompt is None
