@@ -67,12 +67,11 @@ def _cached(text: str, repository: str, revision: str | None, error: Exception) 
 
     answered = getattr(getattr(error, "response", None), "status_code", None)
     if answered is None:
-        try:
-            folder = huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True)
-        except Exception:  # not in the cache either: the first error says why
-            pass
-        else:
-            return folder, Path(folder).name
+        for name in ("model_index.json", "config.json"):
+            found = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
+            if isinstance(found, str):
+                folder = Path(found).parent
+                return str(folder), folder.name
     why = f"it answers {answered}" if answered else f"it cannot be reached ({first_line(error)})"
     remedy = {401: "give a token (HF_TOKEN)", 403: "ask for access on its page", 404: "check its name"}
     raise InputError(

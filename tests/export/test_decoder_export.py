@@ -133,7 +133,7 @@ class Flat(nn.Module):
         (lambda: Decoder(Upsampler(), scaling=0.0), "decoder: scaling 0.0, expected a number other than 0"),
         (lambda: Decoder(Upsampler(), shift=float("nan")), "decoder: shift nan, expected a number, or 4"),
         (lambda: Decoder(Upsampler(), precision="int8"), "decoder: precision 'int8', expected one of fp32, fp16, bf16"),
-        (lambda: 7, "decoder: got int, expected a module, file.py:factory or an .onnx file"),
+        (lambda: 7, "decoder: got int, expected a module, file.py:factory, a diffusers folder or an .onnx"),
         (lambda: "vae.bin", "decoder 'vae.bin': not known; expected a module, file.py"),
         (lambda: "vae.py:load,scale=2", "decoder 'vae.py:load,scale=2': got 'scale=2', expected"),
         (lambda: "vae.onnx,scaling=big", "'big' is no number, expected for instance scaling=0.18215"),

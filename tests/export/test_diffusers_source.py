@@ -109,7 +109,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "other sizes": (
         lambda folder: edited(folder / "unet" / "config.json", cross_attention_dim=9),
         {},
-        r"cannot be loaded \(RuntimeError: .*size mismatch for .*save it again",
+        r"cannot be loaded \(.*(size mismatch for|expected shape) .*save it again",
     ),
     "no index": (lambda folder: (folder / "model_index.json").unlink(), {}, "neither model_index.json .* nor config"),
     "no model": (lambda folder: shutil.rmtree(folder / "unet"), {}, "no folder unet or transformer"),

@@ -22,6 +22,8 @@ from torch import Tensor
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.engine.artifact import read_artifact
+from pfdiff.engine.plans.build import build_plan
+from pfdiff.engine.plans.key import plan_key
 
 from ..small.diffusers import FAMILIES, WARNINGS, Family, diffusers
 from ..small.texts import transformers, whole_pipeline
@@ -193,6 +195,19 @@ def test_a_picture_to_start_from(engines: Any, name: str) -> None:
     assert not torch.equal(full, got)
 
 
+@pytest.mark.parametrize("name", ["sd1", "sd3"])
+def test_tensorrt_takes_the_encoders(engines: Any, name: str) -> None:
+    """TensorRT-RTX builds plans without a GPU; their tokens are int64."""
+    pytest.importorskip("tensorrt_rtx", reason="plans are built by TensorRT-RTX")
+    artifact = read_artifact(engines(name)[2])
+    files = [file for file in artifact.contracts if file.startswith("encoders/")]
+    assert len(files) == {"sd1": 2, "sd3": 4}[name]
+    keys = [plan_key(artifact, "tensorrt_rtx", "sm89", file=file) for file in files]
+    assert len({key.name for key in keys}) == len(files)
+    for key in keys:
+        assert build_plan(artifact, key)
+
+
 # What one engine shows.
 def test_texts_are_encoded_once_and_conditions_still_work(engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, _, path = engines("sd1")
@@ -287,7 +302,7 @@ assert "transformers" not in sys.modules
 def test_the_lines_of_the_readme(engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a new user types them, with a tiny folder in place of the hub's."""
     readme = Path(next(iter(pfdiff.__path__)), "README.md").read_text(encoding="utf-8")
-    lines = [shlex.split(line) for line in readme.splitlines() if "sd.engine" in line]
+    lines = [shlex.split(line) for line in readme.splitlines() if line.startswith("pfdiff") and "sd.engine" in line]
     assert [line[:2] for line in lines] == [["pfdiff", "build"], ["pfdiff", "sample"]]
     lines[0][2] = str(engines("sd1")[1])
     monkeypatch.chdir(tmp_path)
