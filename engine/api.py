@@ -25,10 +25,11 @@ from .compiler.program import Program
 from .contract import Contract, DecoderContract
 from .device import parse_device
 from .errors import InputError
+from .philox import Seeds, parse_seeds
 from .runtime.decoder import load_decoder
 from .runtime.latency import Latency, TimedParts, in_turns, timer_of
 from .runtime.loop import Inputs, make_tables
-from .runtime.noise import Seeds, noise, parse_seeds
+from .runtime.noise import noise
 from .runtime.session import Session
 
 if TYPE_CHECKING:

@@ -284,7 +284,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
 
     def _compiled(self, nfe: int, grid: tuple[float, ...]) -> Program:
         convention, config = self._convention, self.config
-        return compile_program(
+        program = compile_program(
             config["solver"],
             convention.schedule,
             nfe,
@@ -294,6 +294,8 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
             clip=convention.clip,
             sigma_data=convention.sigma_data,
         )
+        program.check_deterministic("PFDiffScheduler")
+        return program
 
 
 @final

@@ -113,6 +113,7 @@ def make_sampler(network: onnx.ModelProto, contract: Contract, program: Program)
         helper.make_tensor_value_info(one.name, elements[one.name], [shape[0], *one.shape])
         for one in contract.conditions
     ]
+    program.check_deterministic("a sampler in one ONNX file")
     body = _body(network.graph, contract, program, elements[contract.input])
 
     # S = init * noise, the loop, S[0].

@@ -24,7 +24,7 @@ ROOMS = (
     ("contract",),
     ("condition", "cache", "device"),
     ("compiler", "json_fields", "atomic"),
-    ("array_files",),
+    ("array_files", "philox"),
     ("tensors", "machine", "progress", "errors", "version"),
 )
 # Arrows that are still to be turned round.

@@ -43,8 +43,8 @@ def compile(
     process, method = parse_schedule(schedule), parse_solver(solver)
     basis = basis or ("v" if process.velocity == "flow" else "eps")
     points = make_grid(grid, process, method.intervals(nfe), t_start, end, method.evaluations)
-    times, table = trace(method, nfe, points, process, basis)
-    init, W, w = lower(table)
+    times, table, draws = trace(method, nfe, points, process, basis)
+    init, W, w, V = lower(table, draws)
     p, q = _fold(W, w, times, basis, prediction, clip, process, sigma_data)
     c_in, network_times = _network_inputs(times, prediction, process, sigma_data)
     return Program(
@@ -66,6 +66,7 @@ def compile(
         q=q,
         W=W,
         w=w,
+        V=V,
     )
 
 

@@ -53,6 +53,7 @@ class Tables:
 
 def make_tables(program: Program, contract: Contract) -> Tables:
     """The tables of `program` for the network of `contract`. Raises InputError when its times cannot be fed."""
+    program.check_deterministic("an engine")
     return Tables(
         program=program,
         update=np.concatenate([program.W, program.w[:, :, None]], axis=2).astype(np.float32),

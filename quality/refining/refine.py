@@ -238,6 +238,7 @@ def dense_table(program: Program, basis: str) -> Array:
 
     Raises InputError where the answers in `basis` do not determine the network's.
     """
+    program.check_deterministic("its dense table in another basis")
     process = parse_schedule(program.schedule)
     stored = velocity(basis, process)
     given = program.prediction if program.clip is None else "x0"

@@ -45,7 +45,8 @@ class Pool:
         return (program.nfe - free) * len(rows)
 
     def start(self, program: Program, rows: Rows) -> Floats:
-        """The states before the first evaluation."""
+        """The states before the first evaluation. Raises InputError for a stochastic program."""
+        program.check_deterministic("a search")
         return program.init.astype(np.float32)[:, None, None] * self.noise[rows]
 
     def answer(self, program: Program, n: int, state: Floats, rows: Rows) -> Floats:

@@ -233,6 +233,7 @@ def compiled(candidates: Iterable[Candidate], setting: Setting, seen: set[str]) 
             program = candidate.compile(setting)
         except InputError:
             continue
+        program.check_deterministic("a search")
         mark = behaviour(program)
         if mark not in seen:
             seen.add(mark)
