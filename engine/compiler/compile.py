@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..errors import InputError
-from .basis import BASES, PREDICTIONS, convert, edm_preconditioning, velocity
+from .basis import BASES, PRECONDITIONED, PREDICTIONS, convert, edm_preconditioning, velocity
 from .grid import Grid, make_grid
 from .lower import lower
 from .program import Program
@@ -34,8 +34,8 @@ def compile(
     evaluations, at least 1. grid: a rule or the times, see engine/compiler/grid.py. basis: eps, x0 or v, what the
     solver stores; by default v on flow schedules, otherwise eps. Solvers with a parameterisation of their own
     (DPM-Solver: eps, DPM-Solver++: x0) convert to it, so basis then changes nothing but the table's columns.
-    prediction: eps, x0, v, flow or edm, what the network returns. clip: bound on |x0|, 1 for data in [-1, 1]. t_start:
-    first time. end: clean, first or a time. sigma_data: of `edm`.
+    prediction: eps, x0, v, flow, edm or consistency, what the network returns. clip: bound on |x0|, 1 for data in
+    [-1, 1]. t_start: first time. end: clean, first or a time. sigma_data: of `edm` and `consistency`.
     Raises InputError.
     """
     _check_options(nfe, basis, prediction, clip, sigma_data)
@@ -113,7 +113,7 @@ def _network_inputs(
 ) -> tuple[Float64s, Float64s]:
     """(c_in [N], network times [N]): 1 and the schedule's times, but for EDM's preconditioning."""
     c_in, network_times = np.ones(len(times)), times.copy()
-    if prediction == "edm":
+    if prediction in PRECONDITIONED:
         for n, t in enumerate(times):
             c_in[n], _, _, network_times[n] = edm_preconditioning(float(schedule.sigma(t)), sigma_data)
     return c_in, network_times

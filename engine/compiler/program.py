@@ -29,6 +29,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..philox import Seeds, fill_numpy, parse_seeds
+from .basis import PRECONDITIONED
 from .schedule import Float64s, parse_schedule
 
 ARRAYS = {"times": 1, "network_times": 1, "c_in": 1, "table": 2, "init": 1, "p": 1, "q": 1, "W": 3, "w": 2, "V": 2}
@@ -108,7 +109,7 @@ class Program:
         """
         drawn = self._drawn(noise, seeds, steps_noise)
         own = self.schedule.startswith("alphas:")  # discrete, wherever its numbers are
-        whole = self.prediction != "edm" and (own or parse_schedule(self.schedule).discrete)
+        whole = self.prediction not in PRECONDITIONED and (own or parse_schedule(self.schedule).discrete)
         states = [float(c) * noise for c in self.init]
         for n in range(self.nfe):
             t = float(self.network_times[n])
@@ -126,7 +127,7 @@ class Program:
             if seeds is not None or np.shape(steps_noise) != shape:
                 got = "also seeds" if seeds is not None else f"shape {np.shape(steps_noise)}"
                 raise InputError(f"steps_noise and {got}; {self.solver} takes steps_noise {shape} or one seed a sample")
-            return lambda n: steps_noise[self.draws.index(n)]
+            return lambda n: _like(noise, steps_noise[self.draws.index(n)])
         if seeds is None and self.noises:
             raise InputError(f"{self.solver} draws {self.noises} noises on the way; give seeds= or steps_noise=")
         keys, shape = parse_seeds([] if seeds is None else seeds), np.shape(noise)
@@ -136,8 +137,7 @@ class Program:
         def draw(n: int) -> Any:
             xi = np.empty((len(keys), math.prod(shape[1:])), np.float32)
             fill_numpy(xi, keys, n + 1)
-            xi = xi.reshape(shape)
-            return xi.astype(noise.dtype) if isinstance(noise, np.ndarray) else noise.new_tensor(xi)
+            return _like(noise, xi.reshape(shape))
 
         return draw
 
@@ -178,3 +178,10 @@ class Program:
         if isinstance(values["grid"], list):
             values["grid"] = tuple(values["grid"])
         return Program(**values)
+
+
+def _like(noise: Any, values: Any) -> Any:
+    """`values` in the type and dtype of `noise`, an array or a tensor, for which torch need not be imported."""
+    if isinstance(noise, np.ndarray | np.generic | float):
+        return np.asarray(values, np.result_type(noise))
+    return noise.new_tensor(values) if isinstance(values, np.ndarray) else values.to(noise)

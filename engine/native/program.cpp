@@ -47,7 +47,7 @@ pfd_program_t read_program(const json::Node& node) {
     program.schedule = read_text(node, "schedule");
     program.basis = read_text(node, "basis");
     check_origin(node);
-    program.prediction = read_choice(node["prediction"], {"eps", "x0", "v", "flow", "edm"});
+    program.prediction = read_choice(node["prediction"], {"eps", "x0", "v", "flow", "edm", "consistency"});
     program.times = read_finite_numbers(node["times"], {N});
     program.network_times = read_finite_numbers(node["network_times"], {N});
     program.c_in = read_finite_numbers(node["c_in"], {N});

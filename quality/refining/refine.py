@@ -34,7 +34,7 @@ LADDER = 8  # between the dampings that are tried
 PATIENCE = 2  # steps without gain on the validation seeds
 GAIN = 5e-3  # less than this part of the training error gained in a step is the end
 OUTSIDE = 0.1  # weight of what is outside the data's range, where clipping hides it from the error
-OWN_BASIS = {"eps": "eps", "x0": "x0", "v": "v", "flow": "v", "edm": "x0"}
+OWN_BASIS = {"eps": "eps", "x0": "x0", "v": "v", "flow": "v", "edm": "x0", "consistency": "x0"}
 
 
 @final

@@ -65,3 +65,8 @@ class StepSolver(Solver):
 
     def intervals(self, nfe: int) -> int:
         return nfe
+
+
+def shown(value: float) -> str:
+    """A number in a solver's string: short, and reads back exactly."""
+    return short if float(short := f"{value:g}") == value else repr(value)
