@@ -28,8 +28,10 @@ lint: $(VENV)/.installed-dev
 	@$(BIN)/pyright
 
 # Needs no .venv and installs nothing: torch, triton, onnx, pytest and pytest-benchmark of the Python it is given.
+# make gpu PARTS=tests | step,sampler | peers: each within 150 seconds; without PARTS all of them.
+PARTS ?=
 gpu:
-	@$(PYTHON) bench/gpu.py
+	@$(PYTHON) bench/gpu.py $(PARTS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo.png

@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 
+from pfdiff.bench.budget import Budget, parse_budget, smallest_first
+
+BUDGET: pytest.StashKey[Budget] = pytest.StashKey()
+COUNT: pytest.StashKey[int] = pytest.StashKey()
+
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[BUDGET] = parse_budget(config.getoption("--bench-budget", None))
+    config.stash[COUNT] = 0
     for name, meaning in {
         "gpu": "needs an NVIDIA GPU",
         "host": "a benchmark that is timed on the host wherever the engines run",
@@ -33,6 +40,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         dropped = [item for item in items if item.get_closest_marker("gpu") or item.get_closest_marker("own")]
         items[:] = [item for item in items if item not in dropped]
         config.hook.pytest_deselected(items=dropped)
+    if config.stash[BUDGET].seconds is not None:
+        items[:] = smallest_first(items)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Say before the first test how long all of them take."""
+    config: Any = session.config
+    config.stash[COUNT] = sum("pfdiff" in str(item.path) and "bench" in item.path.parts for item in session.items)
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and config.stash[COUNT] and not config.option.collectonly:
+        reporter.write_line(config.stash[BUDGET].announcement(config.stash[COUNT], config.getoption("--seconds", 1.0)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    budget = item.config.stash[BUDGET]
+    if budget.is_spent:
+        pytest.skip(f"--bench-budget {budget.text} is spent")
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +80,8 @@ def measure(request: pytest.FixtureRequest) -> Any:
     from pfdiff.bench.measuring.measure import Measure
 
     benchmark, timer = _timed(request, "cpu" if request.node.get_closest_marker("host") else device_of())
-    seconds: Any = request.config.getoption("--seconds", 1.0)
+    wanted: Any = request.config.getoption("--seconds", 1.0)
+    seconds = request.config.stash[BUDGET].share(wanted, request.config.stash[COUNT])
     return Measure(benchmark, timer, seconds)
 
 

@@ -1,11 +1,19 @@
-"""`make gpu`: everything that only a GPU can show, in one command and under eight minutes.
+"""`make gpu`: everything that only a GPU can show, in calls of at most 150 seconds.
+
+    make gpu PARTS=tests            correctness: tests/gpu, in two processes side by side
+    make gpu PARTS=step,sampler     the step kernel against copies; whole samples against their evaluations
+    make gpu PARTS=peers            the same samples by others
+    make gpu                        all of them
+    python bench/gpu.py --table FOLDER      without a GPU: the record and the table of what stands in FOLDER
 
 Runs with the Python that it is started by and what is installed there: torch, triton, onnx, pytest, pytest-benchmark.
-Nothing is installed and nothing is fetched; the checkout is importable through a link in a temporary folder. First
-correctness (tests/gpu), then figures (bench/suite/test_gpu_*.py), each part in a process of its own with a limit of its
-own, so that a part that fails or hangs costs nobody else's results. They go to $OUT, or to bench/results/<device>/.
+Nothing is installed and nothing is fetched; the checkout is importable through a link in a temporary folder. Each part
+is a process of its own with a limit of its own, so that a part that fails or hangs costs nobody else's results. They go
+to $OUT, or to bench/results/<device>/. A part writes NAME.jsonl: first what it runs on, then a line for each test and
+row as soon as it is there (`gpu_rows`), last how it ended, so a part that is killed keeps what it had. gpu.json holds
+the parts of all calls whose files stand in the folder.
 
-Exit status: 0, 1 when a part failed, 2 without a GPU.
+Exit status: 0, 1 when a part failed, 2 without a GPU or for a wrong name.
 """
 
 from __future__ import annotations
@@ -18,22 +26,33 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-ROOT = Path(__file__).resolve().parent.parent
-TOTAL_SECONDS = 465
-GRACE_SECONDS = 30  # between the time when no new measurement starts and the interruption of a part
-INTERRUPTED_SECONDS = 10  # for an interrupted part to write what it has
+ROOT = Path(__file__).resolve().parents[1]  # here, since this file is started without the package
+INTERRUPTED_SECONDS = 20  # for an interrupted part to end: an interruption is noticed between two calls of C
 
-# name, arguments, seconds at most. Figures are written as NAME.json, the outcome of tests as NAME.xml.
-PARTS: tuple[tuple[str, tuple[str, ...], int], ...] = (
-    ("sampler_tests", tuple(f"tests/gpu/test_{name}_gpu.py" for name in ("sampler", "decoder", "tensorrt")), 120),
-    ("kernel_tests", ("tests/gpu/test_kernels_gpu.py",), 100),
-    ("step", ("bench/suite/test_gpu_step.py",), 60),
-    ("sampler", ("bench/suite/test_gpu_sampler.py",), 150),
-    ("peers", ("bench/suite/test_gpu_peers.py",), 150),
-)
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """A process of pytest: what it runs, and after how many seconds it is interrupted."""
+
+    name: str
+    files: tuple[str, ...]
+    seconds: int
+
+
+TESTS = tuple(f"tests/gpu/test_{name}_gpu.py" for name in ("sampler", "decoder", "tensorrt"))
+# What PARTS names. The parts of one name run side by side.
+CALLS: dict[str, tuple[Part, ...]] = {
+    "tests": (Part("sampler_tests", TESTS, 115), Part("kernel_tests", ("tests/gpu/test_kernels_gpu.py",), 115)),
+    "step": (Part("step", ("bench/suite/test_gpu_step.py",), 45),),
+    "sampler": (Part("sampler", ("bench/suite/test_gpu_sampler.py",), 100),),
+    "peers": (Part("peers", ("bench/suite/test_gpu_peers.py",), 145),),
+}
 PROBE = """
 import json, torch
 print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "available": torch.cuda.is_available(),
@@ -43,43 +62,53 @@ print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "avail
 """
 
 
-def main() -> int:
-    """Run every part; print and write what came of them."""
-    started = time.time()
+def main(words: Sequence[str]) -> int:
+    """Run the calls that `words` names; print and write what came of them."""
+    if words and words[0] == "--table":
+        folder = Path(words[1])
+        write_record(folder)
+        print(*_failures(folder), *_table(folder), sep="\n")
+        return 0
+    names = [name for word in words for name in word.split(",") if name] or list(CALLS)
+    unknown = [name for name in names if name not in CALLS]
+    if unknown:
+        print(f"make gpu: PARTS={unknown[0]}, expected some of {','.join(CALLS)}", file=sys.stderr)
+        return 2
     device = _device()
     if isinstance(device, str):
         print(f"make gpu: {device}", file=sys.stderr)
         return 2
-    folder = Path(os.environ.get("OUT") or ROOT / "bench" / "results" / _slug(device["name"]))
+    folder = Path(os.environ.get("OUT") or ROOT / "bench" / "results" / slug(device["name"]))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tensorrt.jsonl").unlink(missing_ok=True)
-    outcome: dict[str, Any] = {"device": device, "commit": _commit(), "parts": {}}
-    with tempfile.TemporaryDirectory(prefix="pfdiff-gpu-") as temporary, open(folder / "gpu.log", "wb") as log:
+    statuses: list[str] = []
+    head = {"device": device, "commit": _commit()}
+    with tempfile.TemporaryDirectory(prefix="pfdiff-gpu-") as temporary, open(folder / "gpu.log", "ab") as log:
         os.symlink(ROOT, Path(temporary, "pfdiff"), target_is_directory=True)
-        for name, arguments, limit in PARTS:
-            left = TOTAL_SECONDS - (time.time() - started)
-            seconds = min(limit, left)
-            if seconds < 2 * GRACE_SECONDS:
-                outcome["parts"][name] = {"status": "no time left"}
-            else:
-                begun = time.time()
-                status = _run(name, arguments, seconds, Path(temporary), folder, log)
-                outcome["parts"][name] = {"status": status, "seconds": round(time.time() - begun, 1)}
-                print(f"{name}: {status}, {time.time() - begun:.0f} s", flush=True)
-            outcome["seconds"] = round(time.time() - started, 1)
-            (folder / "gpu.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
-    print("\n".join([*_failures(folder), *_table(folder), f"results in {folder}"]))
-    return 0 if all(part["status"] == "passed" for part in outcome["parts"].values()) else 1
+        for name in names:
+            running = [(part, *_start(part, Path(temporary), folder, log, head)) for part in CALLS[name]]
+            for part, process, begun in running:
+                status = _finish(process, begun + part.seconds)
+                seconds = time.time() - begun
+                _append(folder / f"{part.name}.jsonl", {"status": status, "seconds": round(seconds, 1)})
+                print(f"{part.name}: {status}, {seconds:.0f} s", flush=True)
+                statuses.append(status)
+            write_record(folder)
+    print(*_failures(folder), *_table(folder), f"results in {folder}", sep="\n")
+    return 0 if all(status == "passed" for status in statuses) else 1
 
 
-def _run(name: str, arguments: tuple[str, ...], seconds: float, temporary: Path, folder: Path, log: Any) -> str:
-    """One part in its own process group; how it ended."""
-    words = [sys.executable, "-m", "pytest", "-q", "-W", "default", "-m", "gpu", *arguments]
-    words += ["-p", "no:cacheprovider", "-p", "pytest_benchmark.plugin"]
-    if arguments[0].startswith("tests"):
-        words += ["-v", f"--junitxml={folder / name}.xml"]
-    else:
-        words += [f"--benchmark-json={folder / name}.json", "--benchmark-disable-gc", "--benchmark-columns=median,iqr"]
+def _start(
+    part: Part, temporary: Path, folder: Path, log: Any, head: dict[str, Any]
+) -> tuple[subprocess.Popen[bytes], float]:
+    """One part in a process group of its own, and when it began."""
+    words = [sys.executable, "-m", "pytest", "-q", "-W", "default", "-m", "gpu", *part.files]
+    words += ["-p", "no:cacheprovider", "-p", "pytest_benchmark.plugin", "-p", "pfdiff.bench.gpu_rows"]
+    words += ["--benchmark-disable-gc", "--benchmark-columns=median,iqr"]
+    rows, begun = folder / f"{part.name}.jsonl", time.time()
+    rows.unlink(missing_ok=True)
+    _append(rows, {**head, "part": part.name, "begun": round(begun)})
+    if "tests/gpu/test_tensorrt_gpu.py" in part.files:
+        (folder / "tensorrt.jsonl").unlink(missing_ok=True)
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {
         "PYTHONPATH": os.pathsep.join(filter(None, (str(temporary), os.environ.get("PYTHONPATH")))),
@@ -88,9 +117,10 @@ def _run(name: str, arguments: tuple[str, ...], seconds: float, temporary: Path,
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # whatever else that Python has stays out
         "PFDIFF_GPU": "1",
         "PFDIFF_GPU_RESULTS": str(folder),
-        "PFDIFF_GPU_UNTIL": str(time.time() + seconds - GRACE_SECONDS),
+        "PFDIFF_GPU_ROWS": str(rows),
+        "PFDIFF_GPU_UNTIL": str(begun + part.seconds - INTERRUPTED_SECONDS),
     }
-    log.write(f"\n==== {name}\n".encode())
+    log.write(f"\n==== {part.name}\n".encode())
     log.flush()
     process = subprocess.Popen(
         words,
@@ -101,22 +131,32 @@ def _run(name: str, arguments: tuple[str, ...], seconds: float, temporary: Path,
         start_new_session=True,
         preexec_fn=_interruptible,
     )
+    return process, begun
+
+
+def _finish(process: subprocess.Popen[bytes], end: float) -> str:
+    """How a part ended; INTERRUPTED_SECONDS before `end` it is interrupted, at `end` killed."""
     try:
-        code = process.wait(timeout=seconds - INTERRUPTED_SECONDS)
+        code = process.wait(timeout=max(0.0, end - INTERRUPTED_SECONDS - time.time()))
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # pytest ends and pytest-benchmark writes the figures there are
+        process.send_signal(signal.SIGINT)
         try:
             process.wait(timeout=INTERRUPTED_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        return f"stopped after {seconds:.0f} s"
+        return "stopped: no time left"
     return {0: "passed", 1: "failed"}.get(code, f"pytest exit {code}")
 
 
 def _interruptible() -> None:
     """What a shell starts in the background ignores interruptions, and so would every part."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def _device() -> dict[str, Any] | str:
@@ -132,7 +172,8 @@ def _device() -> dict[str, Any] | str:
     return found
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A device's name as its folder is called: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -144,11 +185,48 @@ def _commit() -> str | None:
     return head.stdout.strip() or None if head.returncode == 0 else None
 
 
-# What is printed at the end.
+# What came of it.
+def write_record(folder: Path) -> None:
+    """gpu.json: of every part whose file stands in the folder, where it ran, how it ended and how many tests did."""
+    parts: dict[str, Any] = {}
+    for part in (part for call in CALLS.values() for part in call):
+        lines = _lines(folder, part.name)
+        if not lines:
+            continue
+        head = next((line for line in lines if "begun" in line), {})
+        end = next((line for line in lines if "status" in line), {"status": "killed", "seconds": None})
+        outcomes = [line["outcome"] for line in lines if "outcome" in line]
+        counted = {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
+        parts[part.name] = {**head, **end, "tests": counted}
+    record = json.dumps({"format": 2, "parts": parts}, indent=1)
+    (folder / "gpu.json").write_text(record + "\n", encoding="utf-8")
+
+
+def _lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What a part has written; the last line of one that was killed may be cut off."""
+    try:
+        text = (folder / f"{name}.jsonl").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The figures of a part."""
+    return [{**line["figures"], "median_s": line["median_s"]} for line in _lines(folder, name) if "figures" in line]
+
+
 def _failures(folder: Path) -> list[str]:
-    """One line for each test that failed, as pytest sums them up in the log."""
-    lines = (folder / "gpu.log").read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line[:200] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    """One line for each test that failed."""
+    parts = [part.name for call in CALLS.values() for part in call]
+    failed = [line for name in parts for line in _lines(folder, name) if line.get("outcome") in ("failed", "error")]
+    return [f"{line['outcome'].upper()} {line['test']} - {line['reason']}"[:200] for line in failed]
 
 
 def _table(folder: Path) -> list[str]:
@@ -165,28 +243,26 @@ def _table(folder: Path) -> list[str]:
             f"{100 * share:6.1f} % of the faster copy"
         )
     for row in _rows(folder, "sampler"):
-        one = row["figures"]
-        lines.append(
-            f"{row['network']:8} {one['precision']} batch {one['batch']:2} {'graph' if row['graph'] else 'eager'} "
-            f"{one['p50_ms']:9.3f} ms, {one['overhead']:.3f} x its evaluations, {row['launches']} launches, "
-            f"{sum(row['waits'].values())} waits, {row['allocator_requests']} allocations"
-        )
+        if "figures" in row:
+            one = row["figures"]
+            lines.append(
+                f"{row['network']:8} {one['precision']} batch {one['batch']:2} {'graph' if row['graph'] else 'eager'} "
+                f"{one['p50_ms']:9.3f} ms, {one['overhead']:.3f} x its evaluations"
+            )
+        else:
+            lines.append(
+                f"{row['network']:8} a call: {row['launches']} launches, {sum(row['waits'].values())} waits, "
+                f"{sum(row['copies'].values())} copies, {row['allocator_requests']} allocations, "
+                f"{row['host_us']:.0f} us on the host"
+            )
     for row in _rows(folder, "peers"):
+        error = "not compared" if row["error"] is None else f"error {row['error']:.1e}"
         lines.append(
             f"{row['network']:8} {row['precision']} batch {row['batch']:2} {row['who']:22} {row['solver']:16} "
-            f"{1e3 * row['median_s']:9.3f} ms"
+            f"{1e3 * row['median_s']:9.3f} ms, {error}"
         )
     return lines
 
 
-def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    try:
-        found = json.loads((folder / f"{name}.json").read_bytes())["benchmarks"]
-    except (OSError, ValueError, KeyError):
-        return []
-    rows = [{**one["extra_info"], "median_s": one["stats"]["median"]} for one in found]
-    return [row for row in rows if row.get("machine")]
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

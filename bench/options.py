@@ -18,4 +18,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--engine", metavar="DIR", help="measure this engine directory in place of the suite's own engines")
     group.addoption("--built", metavar="DIR", help="where the suite's own engines are built, to keep them between runs")
     group.addoption("--threads", type=int, metavar="N", help="CPU threads of every library; default: their own choice")
+    group.addoption("--bench-budget", metavar="TIME", help="the whole run takes about this long: 60s, 2min")
     group.addoption("--seconds", type=float, default=1.0, metavar="N", help="about how long each measurement takes")

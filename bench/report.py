@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.errors import InputError
 from ..quality.pictures.plot import Bar, Curve, log_plot, share_bars, write_plot
+from .measuring.machine import RESULTS
 from .studies.pareto import at_equal_latency, plot
-from .tracking import P99_ROUNDS, RESULTS, runs
+from .tracking import P99_ROUNDS, runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

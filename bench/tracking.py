@@ -2,7 +2,7 @@
 
 bench/results/<device>/NNNN_<commit>.json holds quantiles and, of each benchmark, its ratios. Only ratios of times of
 one round are compared, never times: a machine is faster today than yesterday, a ratio is not. All are written so that
-larger is worse for this project. Of the PASSES x BLOCKS values r of one ratio (`measure.blocks`)
+larger is worse for this project. Of the PASSES x BLOCKS values r of one ratio (`ratios.blocks`)
 
     value  = median r                    spread = WIDTH IQR(r) / 1.349 / sqrt(PASSES)
 
@@ -39,26 +39,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.errors import InputError
-from .measuring.machine import describe, folder_name
+from .measuring.machine import RESULTS, describe, folder_name
+from .measuring.ratios import OVERHEAD, Ratio, ratio_of, rounded
 
 PASSES = 3
 THREADS = 1
-WIDTH = 5.0
-RESULTS = Path(__file__).resolve().parent / "results"
-DIGITS = 5  # significant ones that are stored
 FOUND = (": commit", ": ours.backend")  # what a process finds and nobody chose: where passes differ, all are stored
-OVERHEAD = "whole / bare evaluations"  # the ratio that is a field too, overhead_ratio
 P99_ROUNDS = 100  # of fewer, p99 is the largest or next to it, and is not shown
 QUANTILES = {"p50_ms": 50, "p90_ms": 90, "p99_ms": 99, "max_ms": 100}
-
-
-@final
-@dataclass(frozen=True)
-class Ratio:
-    """A tracked ratio: its value and half the width of the interval it is known to."""
-
-    value: float
-    spread: float
 
 
 @final
@@ -112,7 +100,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if not stored:
         print(f"{path}: the first run of this device, nothing to compare with")
         return 0
-    changes = compare(json.loads(stored[-1].read_bytes()), run)
+    changes = changes_between(json.loads(stored[-1].read_bytes()), run)
     print(f"\n{path} against {stored[-1].name}, {run['seconds']} s")
     print(*report(changes), sep="\n")
     return 1 if any(one.verdict == "worse" for one in changes) else 0
@@ -175,13 +163,6 @@ def _rounds_ms(part: Mapping[str, Any]) -> NDArray[np.float64]:
     return np.asarray(stats["data"]) * (part["extra_info"]["p50_ms"] / stats["median"])
 
 
-def ratio_of(blocks: Sequence[Sequence[float]]) -> Ratio:
-    """What the ratios of blocks [passes][blocks] amount to."""
-    every = np.concatenate([np.asarray(one, np.float64) for one in blocks])
-    low, middle, high = np.percentile(every, (25, 50, 75)).tolist()
-    return Ratio(middle, WIDTH * (high - low) / 1.349 / math.sqrt(len(blocks)))
-
-
 def _together(values: Sequence[Any], where: str) -> Any:
     """The median of numbers, of each of a mapping's numbers, or what is the same in all passes. Raises InputError."""
     first = values[0]
@@ -195,15 +176,6 @@ def _together(values: Sequence[Any], where: str) -> Any:
     if where.endswith(FOUND):
         return " or ".join(dict.fromkeys(map(str, values)))
     raise InputError(f"{where} is {first!r} in one pass and {others[0]!r} in another; run the suite again")
-
-
-def rounded(value: Any) -> Any:
-    """Floats to DIGITS significant digits, however deep."""
-    if isinstance(value, Mapping):
-        return {key: rounded(one) for key, one in value.items()}
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    return value
 
 
 # Storing.
@@ -223,7 +195,7 @@ def store(folder: Path, run: Mapping[str, Any]) -> Path:
 
 
 # Comparing.
-def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     """Every ratio of two runs."""
     old, new = (dict(_ratios(run)) for run in (before, after))
     return [Change(*key, old.get(key), new.get(key)) for key in {**old, **new}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,13 @@ from ..engine.errors import InputError
 from . import options
 
 if TYPE_CHECKING:
+    from ..engine.api import Engine
     from ..engine.runtime.latency import Latency
+
+COLUMNS = {  # of the table, and their widths: 80 characters in all
+    **{"NFE": 4, "batch": 5, "rounds": 6, "p50": 6, "p90": 6, "p99": 6, "max": 6, "first": 6, "network": 7},
+    "overhead": 8,
+}
 
 
 def bench(
@@ -23,8 +28,15 @@ def bench(
     nfe: Annotated[str | None, typer.Option("--nfe", help="Only these: 5,8.")] = None,
     batch: Annotated[str | None, typer.Option("--batch", help="Only these batch sizes: 1,8.")] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", parser=options.integer, metavar="<int>", help="Whole samples timed for each row.")
+        int,
+        typer.Option("--rounds", parser=options.integer, metavar="<int>", help="Whole samples a row, at most."),
     ] = 50,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            "--seconds", parser=options.number, metavar="<float>", help="Of one row; it ends early once it is exact."
+        ),
+    ] = 10.0,
     json: options.JsonFile = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
@@ -48,35 +60,46 @@ def bench(
     if engine is None:
         raise InputError("ENGINE is missing; give the directory that 'pfdiff build' wrote, or --report")
     from .figures import write_figures
-    from .progress import bar, opened
+    from .networks import read_engine
+    from .progress import opened
     from .values import integers_from
 
     evaluations = integers_from("--nfe", nfe) if nfe else None
     batches = integers_from("--batch", batch) if batch else None
+    artifact = read_engine(engine, backend=backend, device=device)
+    for count in evaluations or ():
+        artifact.program(count)
+    counts = evaluations or sorted(artifact.programs)
+    pairs = [(count, size) for size in batches or sorted(artifact.batch) for count in counts]
     with opened(engine, device, backend, threads) as loaded:
-        pairs = [(n, b) for n in evaluations or sorted(loaded.programs) for b in batches or sorted(loaded.batch)]
-        figures = [loaded.bench(n, b, rounds) for n, b in bar(pairs, "timing")]
-        description, digest = loaded.description, loaded.provenance.get("network_digest")
-    print_bench(description, figures)
+        print(f"{loaded.description}\n")
+        print("  ".join(name.rjust(width) for name, width in COLUMNS.items()), flush=True)
+        figures = [_timed(loaded, pair, rounds, seconds) for pair in pairs]
+        digest = loaded.provenance.get("network_digest")
+    print("\nms a batch; network: bare evaluations alone; overhead: median whole / network")
     if json:
         rows = [asdict(one) for one in figures]
         write_figures(json, {"engine": engine.name, "network_digest": digest, "figures": rows})
 
 
-def print_bench(description: str, figures: Sequence[Latency]) -> None:
-    """Who evaluates the network, then one row for each NFE and batch."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def _timed(engine: Engine, pair: tuple[int, int], rounds: int, seconds: float) -> Latency:
+    """One row, printed as soon as it is known."""
+    from .progress import stages
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("NFE", "batch", "p50", "p90", "p99", "max", "first", "network", "overhead"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.caption = "ms a batch; network: its bare evaluations alone; overhead: median of whole / network"
-    table.caption_justify = "left"
-    for one in figures:
-        times_ms = (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms, one.first_ms, one.floor_ms)
-        table.add_row(str(one.nfe), str(one.batch), *(f"{value:.4g}" for value in times_ms), f"{one.overhead:.3f}")
-    console = Console(highlight=False)
-    console.print(description)
-    console.print(table)
+    with stages() as progress:
+        progress(f"timing NFE {pair[0]}, batch {pair[1]}")
+        found = engine.bench(*pair, rounds, seconds=seconds)
+    print(row_text(found), flush=True)
+    return found
+
+
+def row_text(one: Latency) -> str:
+    """A line of the table."""
+    times_ms = (one.p50_ms, one.p90_ms, one.p99_ms, one.max_ms, one.first_ms, one.floor_ms)
+    cells = (one.nfe, one.batch, one.rounds, *map(_ms_text, times_ms), f"{one.overhead:.3f}")
+    return "  ".join(str(cell).rjust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True))
+
+
+def _ms_text(value: float) -> str:
+    """Milliseconds in at most six characters, four digits of them."""
+    return f"{value:.4f}" if value < 1 else f"{value:.4g}" if value < 1000 else f"{value:.0f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import typer
@@ -26,9 +27,10 @@ def build(
     time_dtype: options.TimeDtype = None,
     learned_sigma: options.LearnedSigma = False,
     sigma_data: options.SigmaData = None,
+    data_range: options.DataRange = None,
     guidance: options.Guidance = None,
     decoder: options.DecoderOption = None,
-    solver: options.Solver = "pfdiff:k=2,l=1",
+    solver: options.Solver = "auto",
     grid: options.GridOption = None,
     basis: options.Basis = None,
     clip: options.Clip = None,
@@ -42,12 +44,22 @@ def build(
     threads: options.Threads = None,
 ) -> None:
     """Turn a network into an engine directory."""
-    from .networks import network_arguments
+    from ..engine.backends.registry import check_backend
+    from ..engine.compiler.defaults import AUTO
+    from ..engine.compiler.solvers import parse_solver
+    from .networks import clip_for, network_arguments
     from .progress import stages
-    from .values import end_from, grid_from, integers_from
+    from .values import clip_from, device_from, end_from, grid_from, integers_from
 
+    # Everything that the network does not decide, before torch is loaded.
     described = network_arguments(network, context.params)
-    settings: dict[str, Any] = {"basis": basis, "clip": clip, "t_start": t_start}
+    if solver != AUTO:
+        parse_solver(solver)
+    check_backend(backend)
+    device_from(device)
+    if clip is not None:
+        clip_from(clip)
+    settings: dict[str, Any] = {"basis": basis, "t_start": t_start}
     settings |= {"precision": precision, "backend": backend, "device": device, "threads": threads, "out": out}
     settings |= {"target": target or (), "end": end_from(end) if end else None}
     settings |= {"grid": grid_from(grid) if grid else None, "batch": integers_from("--batch", batch) if batch else None}
@@ -57,11 +69,21 @@ def build(
         from .. import Network
         from .. import build as build_engine
 
+        chosen: list[str] = []
+
+        def say(line: str) -> None:
+            if line.startswith("sampler "):
+                chosen.append(line)
+            progress(line)
+
         source = Network(network, **described)
-        settings |= {"progress": progress, "plan_progress": progress.step}
-        with build_engine(source, evaluations, solver, **settings) as engine:
-            programs = [engine.programs[count] for count in evaluations]
-    print(progress.last)
+        settings |= {"clip": clip_for(context.params, source.contract, latents=source.decoder is not None)}
+        settings |= {"progress": say, "plan_progress": progress.step}
+        with warnings.catch_warnings():  # the doubts below say it in one line
+            warnings.filterwarnings("ignore", "NFE .* starts from pure noise")
+            with build_engine(source, evaluations, solver, **settings) as engine:
+                programs = [engine.programs[count] for count in evaluations]
+    print(*chosen, progress.last, sep="\n")
     from ..engine.compiler.start import doubt_of_start
 
     for doubt in list(filter(None, map(doubt_of_start, programs)))[:1]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options
-from .figures import error_text
 from .networks import Calibration, NetworkOrEngine, Reference
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ def compare(
     time_dtype: options.TimeDtype = None,
     learned_sigma: options.LearnedSigma = False,
     sigma_data: options.SigmaData = None,
+    data_range: options.DataRange = None,
     guidance: options.Guidance = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
@@ -71,21 +71,21 @@ def compare(
     evaluations = integers_from("--nfe", nfe)
     with meter() as progress:
         progress("reading the network", 0, 0)
-        source, given = opened(network, context)
+        found = opened(network, context)
         from ..quality.compare import SOLVERS
         from ..quality.compare import compare as measure
 
         result = measure(
-            source,
+            found.source,
             evaluations,
             solver or SOLVERS,
             grid=grid,
             basis=basis,
-            clip=clip,
+            clip=found.clip,
             t_start=t_start,
             seeds=seeds,
             calibration=calibration,
-            conditions=given,
+            conditions=found.conditions,
             reference=reference,
             backend=backend,
             threads=threads,
@@ -109,11 +109,11 @@ def print_comparison(result: Comparison) -> None:
     table.add_column("solver", overflow="fold")
     for count in result.nfe:
         table.add_column(f"NFE {count}", justify="right", no_wrap=True)
-    notes: list[str] = []
-    for sampler in result.samplers:
-        points = result.of(sampler)
-        table.add_row(sampler, *(error_text(one.error) for one in points))
-        notes += [f"{sampler}, NFE {one.nfe}: {one.note}" for one in points if one.note]
+    for row in result.table():
+        table.add_row(*row)
+    notes = [
+        f"{sampler}, NFE {one.nfe}: {one.note}" for sampler in result.samplers for one in result.of(sampler) if one.note
+    ]
     console = Console(highlight=False, markup=False)
     console.print(table)
     reference, spent = result.reference, f"{result.evaluations} evaluations, {result.cached} of them cached"

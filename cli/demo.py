@@ -95,7 +95,7 @@ def run(picture: Path, progress: Callable[[str], None]) -> Report:
     seeds = range(len(label.labels))
     lines: list[Line] = []
     rows: list[Row] = []
-    with shipped, Engine(plain) as ddim, Engine(many) as reference:
+    with shipped, Engine.open(plain) as ddim, Engine.open(many) as reference:
         progress(f"reference: {len(seeds)} samples in {REFERENCE_NFE} evaluations")
         truth = reference.sample(seeds=seeds, label=list(seeds))
         for nfe in NFE:
@@ -145,7 +145,7 @@ def print_demo(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("solver")
     for name in ("evaluations", "ms a sample", "RMS error to the reference"):

@@ -27,6 +27,7 @@ from .sample import sample
 from .tune import tune
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+LONGEST_LINE = 600  # of a message
 # BadParameter < UsageError < ClickException; Typer keeps the last in its own copy of Click.
 ClickException: Any = typer.BadParameter.__mro__[2]
 
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _announce(message: Warning | str, *_: object, **__: object) -> None:
     """A warning of the library, such as a plan being built, as one line on stderr."""
-    print("pfdiff:", " ".join(str(message).split()), file=sys.stderr)
+    print("pfdiff:", _one_line(str(message)), file=sys.stderr)
 
 
 def _with_help(error: Any) -> str:
@@ -69,8 +70,16 @@ def _with_help(error: Any) -> str:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print("pfdiff:", " ".join(message.split()), file=sys.stderr)
+    print("pfdiff:", _one_line(message), file=sys.stderr)
     return status
+
+
+def _one_line(message: str) -> str:
+    """A message without line breaks and control characters; of a very long one the beginning and the remedy."""
+    from .figures import printable
+
+    line = printable(" ".join(message.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 105]} ... {line[-100:]}"
 
 
 def _version(wanted: bool) -> None:

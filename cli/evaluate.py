@@ -40,7 +40,7 @@ def evaluate(
     from .progress import meter
     from .values import scale_from
 
-    ends = scale_from(scale)
+    ends, conditions = scale_from(scale), _conditions(samples, context.args, nfe, backend, device)
     with meter() as progress:
         progress("loading", 0, 0)
         from ..quality.evaluate import evaluate as measure
@@ -52,7 +52,7 @@ def evaluate(
             nfe=nfe,
             count=count,
             first=first,
-            conditions=_conditions(samples, context.args),
+            conditions=conditions,
             scale=ends,
             device=device,
             backend=backend,
@@ -64,14 +64,16 @@ def evaluate(
         write_figures(json, report.to_dict())
 
 
-def _conditions(samples: str, extra: list[str]) -> dict[str, Any] | None:
+def _conditions(samples: str, extra: list[str], nfe: int | None, backend: str, device: str) -> dict[str, Any] | None:
     """The conditions that the command line gives to an engine; several values are taken in turn."""
-    if not extra:
-        return None
-    from ..engine.artifact import read_artifact
+    from ..engine.artifact import MANIFEST
+    from .networks import read_engine
     from .values import given_conditions
 
-    return given_conditions(extra, read_artifact(samples).contract)
+    if not (Path(samples) / MANIFEST).is_file() and not extra:
+        return None
+    artifact = read_engine(Path(samples), nfe=nfe, backend=backend, device=device)
+    return given_conditions(extra, artifact.contract) if extra else None
 
 
 def print_evaluation(report: Evaluation) -> None:

@@ -19,8 +19,10 @@ def export(
     ] = True,
 ) -> None:
     """Write the whole sampler, noise in, samples out, as one ONNX model for plain onnxruntime."""
+    from .networks import read_engine
     from .progress import stages
 
+    read_engine(engine, nfe=nfe).program(nfe)
     with stages() as progress:
         progress("reading the engine")
         from ..export.sampler_onnx import export_sampler

@@ -10,9 +10,9 @@ from typing import Any
 from ..engine.errors import InputError
 
 
-def error_text(value: float | None) -> str:
-    """Four decimals, or two digits below 0.001; nothing for None."""
-    return "" if value is None else f"{value:.4f}" if value >= 0.001 else f"{value:.1e}"
+def printable(text: str) -> str:
+    """Text from a file as it may be shown: control characters, which a terminal would obey, are escaped."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
 def write_figures(path: Path, figures: dict[str, Any]) -> None:

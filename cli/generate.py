@@ -44,14 +44,15 @@ def generate(
 
     The network's conditions are options too: --label 3, or several values, of which seed s takes number s mod m.
     """
+    from .networks import read_engine
     from .progress import sample_counter
     from .values import given_conditions
 
+    artifact = read_engine(engine, nfe=nfe, backend=backend, device=device)
+    given = given_conditions(context.args, artifact.contract)
     with sample_counter("generating") as progress:
-        from ..engine.artifact import read_artifact
         from ..engine.bulk.generate import generate as run
 
-        given = given_conditions(context.args, read_artifact(engine, verify=False).contract)
         done = run(
             engine,
             count,

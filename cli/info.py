@@ -12,6 +12,7 @@ import typer
 
 from ..engine.errors import InputError
 from . import options
+from .figures import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +78,7 @@ def print_info(path: Path, *, nfe: int | None, as_json: bool, running: Mapping[s
         data = _as_data(artifact, chosen)
         print(json_format.dumps(data if running is None else {**data, "running": dict(running)}, indent=1))
         return
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, markup=False, soft_wrap=False)  # names may hold [ and ]
     if nfe is None:
         console.print(_facts(artifact, running or {}))
         console.print(_programs(chosen))
@@ -143,11 +144,12 @@ def _facts(artifact: Artifact, running: Mapping[str, str]) -> Table:
         *(("search", _search(searched[nfe])) for nfe in sorted(searched, key=int)),
         *running.items(),
     ]
-    table = Table(box=None, show_header=False, pad_edge=False, title=str(artifact.path), title_justify="left")
+    title = printable(str(artifact.path))
+    table = Table(box=None, show_header=False, pad_edge=False, title=title, title_justify="left")
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(printable(name), printable(value))
     return table
 
 
@@ -190,24 +192,25 @@ def _programs(programs: Mapping[int, Program]) -> Table:
         grid = program.grid if isinstance(program.grid, str) else f"{len(program.grid)} given times"
         solver = program.solver + (f" clip {program.clip:g}" if program.clip is not None else "")
         times = " ".join(f"{t:.6g}" for t in program.times)
-        table.add_row(str(nfe), solver, grid, program.basis, str(program.buffers), times)
+        cells = (str(nfe), solver, grid, program.basis, str(program.buffers), times)
+        table.add_row(*map(printable, cells))
     return table
 
 
 def _coefficients(program: Program) -> Table:
-    """Rows: the network's inputs y_0 ... y_N-1 and the sample; columns: noise and the N predictions, in the basis."""
+    """Rows: the network's inputs y_0 ... y_N-1 and the sample; columns: noise, draws, the N predictions."""
     from rich import box
     from rich.table import Table
 
-    count = program.nfe + 1
-    shown = min(count, WIDEST_TABLE)
+    columns = program.columns
+    shown = min(len(columns), WIDEST_TABLE)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("", no_wrap=True, min_width=6)
-    for name in ["noise", *(f"{program.basis}_{n}" for n in range(program.nfe))][:shown]:
+    for name in columns[:shown]:
         table.add_column(name, justify="right", no_wrap=True)
-    for row in range(count):
+    for row in range(program.nfe + 1):
         values = [f"{value:.3g}" if value else "" for value in program.table[row, :shown]]
         table.add_row("result" if row == program.nfe else f"y_{row}", *values)
-    table.caption = f"{shown} of {count} columns, rounded to three digits; --json has all of them in full"
+    table.caption = f"{shown} of {len(columns)} columns, rounded to three digits; --json has all of them in full"
     table.caption_justify = "left"
     return table

@@ -60,7 +60,7 @@ def _print(records: Sequence[Record]) -> None:
         cells += [row["kernels"], row["registers"], row["spill_bytes"]]
         cells += [min(bits, default="-"), f"{row['bytes_per_element']:g}", row["floor"], row["above_floor"]]
         table.add_row(*map(str, cells))
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(
         "registers and spilled bytes: most a thread; bits: narrowest access of a kernel for aligned data; "

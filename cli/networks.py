@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,13 +14,17 @@ import typer
 
 from ..engine.errors import InputError
 from . import options
+from .options import shortened
 
 if TYPE_CHECKING:
-    from ..engine.contract import Condition, Contract
+    from ..engine.artifact import Artifact
+    from ..engine.condition import Condition
+    from ..engine.contract import Contract
 
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 DESCRIBING = (
     *("shape", "schedule", "prediction", "input_name", "time_name", "output_name", "condition"),
-    *("time_scale", "time_dtype", "learned_sigma", "sigma_data"),
+    *("time_scale", "time_dtype", "learned_sigma", "sigma_data", "data_range"),
 )
 NetworkOrEngine = Annotated[
     str,
@@ -39,26 +47,80 @@ SAME_NAMES = (  # options of a command that `Network` takes by the same name and
     "guidance",
     "decoder",
 )
+DIFFUSERS_PREDICTIONS = {
+    "epsilon": "eps",
+    "sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}  # of diffusers
 
 
-def opened(network: str, context: typer.Context) -> tuple[Any, dict[str, Any]]:
-    """(a Network, or the path of an engine directory; the conditions that the command line gives)."""
-    from ..engine.artifact import MANIFEST, read_artifact
+def read_engine(engine: Path, *, nfe: int | None = None, backend: str = "auto", device: str = "auto") -> Artifact:
+    """What an engine directory says of itself, and the options that say how it is run, checked without torch.
+
+    Files are verified when the engine is loaded. Raises InputError, EngineFileError, BackendError.
+    """
+    from ..engine.artifact import read_artifact
+    from ..engine.backends.registry import check_backend
+    from .values import device_from
+
+    device_from(device)
+    check_backend(backend)
+    artifact = read_artifact(engine, verify=False)
+    if nfe is not None:
+        artifact.program(nfe)
+    return artifact
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What `tune` and `compare` work on: a Network or an engine's path, its conditions by name, the clip."""
+
+    source: Any
+    conditions: dict[str, Any]
+    clip: float | None
+
+
+def opened(network: str, context: typer.Context) -> Opened:
+    """The network or engine that a command names, with what its options say. Raises InputError, EngineFileError."""
+    from ..engine.artifact import MANIFEST
     from .values import given_conditions
 
     contract: Contract
-    extra = context.args
+    params, extra = context.params, context.args
     if (Path(network) / MANIFEST).is_file():
         _check_of_no_network(network, context)
-        source, contract = Path(network), read_artifact(network).contract
-        guidance = context.params["guidance"]
-        extra = [*extra, "--guidance", guidance] if guidance else extra  # of an engine it is the scale
+        artifact = read_engine(Path(network), backend=params["backend"])
+        source, contract, latents = Path(network), artifact.contract, artifact.decoder is not None
+        extra = [*extra, "--guidance", params["guidance"]] if params["guidance"] else extra  # of an engine: the scale
     else:
+        described = network_arguments(network, params)
         from .. import Network
 
-        source = Network(network, **network_arguments(network, context.params))
-        contract = source.contract
-    return source, given_conditions(extra, contract)
+        source = Network(network, **described)
+        contract, latents = source.contract, source.decoder is not None
+    conditions = given_conditions(extra, contract)
+    return Opened(source, conditions, clip_for(params, contract, latents=latents))
+
+
+def clip_for(params: Mapping[str, Any], contract: Contract, *, latents: bool) -> float | None:
+    """The number that --clip means for a network, None without the option; a line on stderr when it cuts data.
+
+    Raises InputError for `data` where samples are latents, whose range nobody knows.
+    """
+    from .values import clip_from
+
+    if params["clip"] is None:
+        return None
+    clip, largest = clip_from(params["clip"]), max(map(abs, contract.data_range))
+    if clip == "data" and latents:
+        raise InputError("--clip data: samples are latents, which have no range of their own; give a number")
+    if clip == "data":
+        return largest
+    if not latents and 0 < float(clip) < largest:
+        low, high = contract.data_range
+        print(f"pfdiff: --clip {float(clip):g} cuts data in {low:g}..{high:g}; --clip data does not", file=sys.stderr)
+    return float(clip)
 
 
 def _check_of_no_network(engine: str, context: typer.Context) -> None:
@@ -70,8 +132,12 @@ def _check_of_no_network(engine: str, context: typer.Context) -> None:
 
 def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of `Network` for what a command's options say of a network. Raises InputError."""
-    from .values import shape_from
+    from ..engine.compiler.schedule import parse_schedule
+    from .values import range_from, shape_from
 
+    _check_source(network)
+    if given["schedule"]:
+        parse_schedule(given["schedule"])
     shape, output = given["shape"], given["output_name"]
     is_index = output is not None and output.isdigit() and not network.endswith(".onnx")  # of a module's tuple
     return {
@@ -81,7 +147,44 @@ def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "output": int(output) if output and is_index else output,
         "conditions": described_conditions(given["condition"] or []),
         **{name: given[name] for name in SAME_NAMES if name in given},
+        "prediction": _prediction_from(given.get("prediction")),
+        "data_range": range_from(given["data_range"]) if given.get("data_range") else None,
     }
+
+
+def _check_source(network: str) -> None:
+    """Says of what is often tried, and is no network, how to make one of it. Raises InputError."""
+    from ..export.zoo import NAMES
+
+    path = Path(network)
+    if network in NAMES:
+        return
+    if path.suffix in WEIGHTS:
+        raise InputError(
+            f"network '{shortened(network)}': weights alone hold no network; give FILE.py:FACTORY, whose function "
+            "builds the module and loads them, or the diffusers folder that they are from"
+        )
+    if path.exists() or ".py:" in network or network.endswith(".onnx"):
+        return
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", network):
+        raise InputError(
+            f"network '{shortened(network)}': no such folder; if this is a model of the Hugging Face Hub, nothing is "
+            f"downloaded here: run hf download {shortened(network)} --local-dir DIR, then give DIR"
+        )
+    if near := get_close_matches(network, NAMES, 1):
+        raise InputError(f"network '{network}': not known; did you mean '{near[0]}'?")
+
+
+def _prediction_from(text: str | None) -> str | None:
+    """eps of 'epsilon', diffusers' name; any other as it is. Raises InputError with the nearest where it is unknown."""
+    from ..engine.contract import PREDICTIONS
+
+    found = DIFFUSERS_PREDICTIONS.get(text or "", text)
+    if found is None or found in PREDICTIONS:
+        return found
+    near = get_close_matches(found, (*PREDICTIONS, *DIFFUSERS_PREDICTIONS), 1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise InputError(f"--prediction '{shortened(found)}': expected one of {', '.join(PREDICTIONS)}{hint}")
 
 
 def described_conditions(texts: Sequence[str]) -> dict[str, Condition]:

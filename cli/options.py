@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
+def shortened(text: str, most: int = 60) -> str:
+    """The text as it stands in a message: a long one keeps its beginning."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def integer(given: str | int) -> int:
     """A positive integer, or a usage error that says what was got. Typer passes defaults through here too."""
     text = str(given)
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**31):
-        raise typer.BadParameter(f"got '{text}', expected a positive integer")
+    if not (re.fullmatch(r"[0-9]{1,10}", text) and 0 < int(text) < 2**31):
+        raise typer.BadParameter(f"got '{shortened(text)}', expected a positive integer")
     return int(text)
 
 
 def natural(given: str | int) -> int:
     """An integer of at least 0, or a usage error that says what was got."""
     text = str(given)
-    if not (text.isascii() and text.isdigit()):
-        raise typer.BadParameter(f"got '{text}', expected an integer of at least 0")
+    if not re.fullmatch(r"[0-9]{1,20}", text):
+        raise typer.BadParameter(f"got '{shortened(text)}', expected an integer of at least 0")
     return int(text)
 
 
@@ -29,7 +35,7 @@ def number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(f"got '{text}', expected a number") from None
+        raise typer.BadParameter(f"got '{shortened(text)}', expected a number") from None
 
 
 # The network.
@@ -62,6 +68,10 @@ SigmaData = Annotated[
     float | None,
     typer.Option("--sigma-data", parser=number, metavar="<float>", help="Of edm networks; default: 0.5."),
 ]
+DataRange = Annotated[
+    str | None,
+    typer.Option("--data-range", metavar="LOW,HIGH", help="What becomes 0 and 255 in pictures; default: -1,1."),
+]
 Guidance = Annotated[
     str | None,
     typer.Option(
@@ -75,16 +85,17 @@ DecoderOption = Annotated[
 
 # The programs.
 EvaluationsList = Annotated[str, typer.Option("--nfe", help="Network evaluations a sample, one or several: 5,8.")]
-Solver = Annotated[str, typer.Option("--solver", help="ddim, dpm++:2m, pfdiff:k=2,l=1, ...")]
+Solver = Annotated[str, typer.Option("--solver", help="auto, or ddim, dpm++:2m, pfdiff:k=2,l=1, ...")]
 GridOption = Annotated[
     str | None,
     typer.Option(
-        "--grid", help="uniform, quadratic, logsnr, ..., or all times; default: a diffusers scheduler's, else logsnr."
+        "--grid", help="uniform, angle, ..., diffusers (its scheduler's times), or all times; by default by rule."
     ),
 ]
 Basis = Annotated[str | None, typer.Option("--basis", help="What the solver combines: eps, x0 or v.")]
 Clip = Annotated[
-    float | None, typer.Option("--clip", parser=number, metavar="<float>", help="Clamp x0 to [-CLIP, CLIP].")
+    str | None,
+    typer.Option("--clip", metavar="<float>", help="Clamp x0 to [-CLIP, CLIP]; data: to the data's own range."),
 ]
 StartTime = Annotated[
     float | None, typer.Option("--t-start", parser=number, metavar="<float>", help="Where the grid starts.")

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ..engine.errors import InputError
 from . import options
 
 
@@ -24,16 +23,21 @@ def sample(
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
     from ..quality.pictures.pixels import check_shape
     from ..quality.pictures.write import kind_of, write_images, write_samples
+    from .networks import read_engine
     from .progress import bar, opened
     from .values import conditions_from, seeds_from
 
+    # Everything that engine.json decides, before torch and the network are loaded.
     chosen, kind = seeds_from(seeds), kind_of(out)
+    artifact = read_engine(engine, backend=backend, device=device)
+    evaluations = artifact.program(nfe).nfe
+    pictures = kind in ("grid", "folder")
+    if pictures:
+        check_shape(artifact.decoder.image if artifact.decoder else artifact.contract.shape)
+    conditions = conditions_from(context.args, artifact.contract, len(chosen))
+
     with opened(engine, device, backend, threads) as loaded:
-        if kind in ("grid", "folder"):
-            check_shape(loaded.decoder.image if loaded.decoder else loaded.contract.shape)
-        evaluations = _only_nfe(sorted(loaded.programs)) if nfe is None else nfe
-        conditions = conditions_from(context.args, loaded.contract, len(chosen))
-        draw = loaded.images if kind in ("grid", "folder") else loaded.sample
+        draw = loaded.images if pictures else loaded.sample
         batch = max(loaded.batch)
         parts = []
         for start in bar(range(0, len(chosen), batch), "sampling"):
@@ -43,14 +47,8 @@ def sample(
     import numpy as np
 
     results = np.concatenate([part.cpu().numpy() for part in parts])
-    if kind in ("grid", "folder"):
+    if pictures:
         write_images(out, results, chosen)
     else:
         write_samples(out, results, chosen, conditions)
     print(f"{out}: {len(chosen)} {'sample' if len(chosen) == 1 else 'samples'}, {evaluations} evaluations each")
-
-
-def _only_nfe(held: list[int]) -> int:
-    if len(held) == 1:
-        return held[0]
-    raise InputError(f"--nfe is missing and this engine has several; choose one of {', '.join(map(str, held))}")

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .figures import error_text
 from .networks import NetworkOrEngine, Reference
 
 if TYPE_CHECKING:
-    from ..quality.ranking import Ranked, Ranking
+    from ..quality.ranking import Ranking
 
-SHOWN = 10  # rows of a ranking
 PASSED_ON = (  # options that `pfdiff.tune` takes by the same name and as they are
-    *("metric", "pictures", "features", "ray", "workers", "calibration", "held_out", "seed", "clip", "t_start"),
+    *("metric", "pictures", "features", "ray", "workers", "calibration", "held_out", "seed", "t_start"),
     *("reference", "refine", "budget", "backend", "threads", "out"),
 )
 
@@ -75,6 +73,7 @@ def tune(
     time_dtype: options.TimeDtype = None,
     learned_sigma: options.LearnedSigma = False,
     sigma_data: options.SigmaData = None,
+    data_range: options.DataRange = None,
     guidance: options.Guidance = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
@@ -91,12 +90,13 @@ def tune(
     evaluations, ends = integers_from("--nfe", nfe), scale_from(scale)
     with meter() as progress:
         progress("reading the network", 0, 0)
-        source, given = opened(network, context)
+        found = opened(network, context)
         from ..quality.tune import tune as search
 
         settings: dict[str, Any] = {name: context.params[name] for name in PASSED_ON}
-        settings |= {"scale": ends, "solvers": solver, "conditions": given, "progress": progress}
-        rankings = [search(source, count, **settings) for count in evaluations]
+        settings |= {"scale": ends, "solvers": solver, "progress": progress}
+        settings |= {"conditions": found.conditions, "clip": found.clip}
+        rankings = [search(found.source, count, **settings) for count in evaluations]
     _report(rankings, json, out)
 
 
@@ -118,19 +118,16 @@ def print_ranking(ranking: Ranking) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..quality.ranking import COLUMNS
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("", "solver", "grid", "basis", "start"):
-        table.add_column(name, justify="right" if name in ("", "start") else "left", overflow="fold")
-    for name in ("error", "held out"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for place in _shown_places(ranking):
-        one = ranking[place]
-        start = f"{one.t_start:.4g}"
-        errors = (error_text(one.error), error_text(one.held_out_error))
-        table.add_row(str(place + 1), one.solver, _grid(one), one.basis, start, *errors)
+    for name in COLUMNS:
+        numbers = name in ("rank", "start", "error", "held out")
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold", no_wrap=numbers)
+    for row in ranking.table():
+        table.add_row(*row)
     console = Console(highlight=False, markup=False)
-    seeds = f"{ranking.calibration} calibration and {ranking.held_out} held-out seeds"
-    console.print(f"NFE {ranking.nfe}: {ranking.criterion}, {seeds}")
+    console.print(ranking.summary)
     console.print(table)
     best = ranking[0]
     if not isinstance(best.grid, str):
@@ -141,24 +138,9 @@ def print_ranking(ranking: Ranking) -> None:
         console.print(_refinement_line(ranking.refinement))
 
 
-def _shown_places(ranking: Ranking) -> list[int]:
-    """The first ten and the best DDIM; of samplers that differ in single times only, the best."""
-    seen: set[tuple[str, str, str]] = set()
-    places: list[int] = []
-    for place, one in enumerate(ranking):
-        name = (one.solver, _grid(one), one.basis)
-        first_ddim = one.solver == "ddim" and all(ranking[earlier].solver != "ddim" for earlier in places)
-        if name not in seen and (len(places) < SHOWN or first_ddim):
-            places.append(place)
-        seen.add(name)
-    return places
-
-
-def _grid(one: Ranked) -> str:
-    return one.grid if isinstance(one.grid, str) else f"{len(one.grid)} times"
-
-
 def _refinement_line(record: dict[str, Any]) -> str:
+    from ..quality.ranking import error_text
+
     before, after = (error_text(record[name]) for name in ("held_out_before", "held_out_after"))
     errors = f": held-out error {before} before, {after} after" if before and after else ""
     if record["kept"]:

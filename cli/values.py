@@ -1,4 +1,4 @@
-"""What the words of the command line mean: seeds, lists of integers, shapes, values of conditions."""
+"""What is typed becomes values: seeds, lists of integers, shapes, grids, values of conditions."""
 
 from __future__ import annotations
 
@@ -8,60 +8,89 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine.errors import InputError
+from .options import shortened
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    from ..engine.contract import Condition, Contract
+    from ..engine.condition import Condition
+    from ..engine.contract import Contract
 
 LAST_SEED = 2**64 - 1
 MOST_SEEDS = 1_000_000  # one command; a slip such as 0-99999999999 should not fill the memory
+ARRAYS = (".npy", ".npz", ".safetensors")
 
 
 def seeds_from(text: str) -> list[int]:
     """'0-15', '0,3,7' or '0-3,9' as a list. Raises InputError on anything else and beyond 2^64 - 1."""
     seeds: list[int] = []
+    given = shortened(text)
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if not found:
+        if not found or not part.isascii():
             raise InputError(
-                f"--seeds '{text}': '{part}' is no seed; expected integers and ranges such as 0-15 or 0,3,7"
+                f"--seeds '{given}': '{shortened(part)}' is no seed; expected integers and ranges such as 0-15 or 0,3,7"
             )
-        first = int(found[1])
-        last = int(found[2] or first)
+        first_digits, last_digits = found[1].lstrip("0") or "0", (found[2] or found[1]).lstrip("0") or "0"
+        for digits in (first_digits, last_digits):
+            if len(digits) > 20 or int(digits) > LAST_SEED:
+                raise InputError(f"--seeds '{given}': {shortened(digits)} is above the largest seed {LAST_SEED}")
+        first, last = int(first_digits), int(last_digits)
         if last < first:
-            raise InputError(f"--seeds '{text}': the range {part.strip()} runs backwards; write {last}-{first}")
-        if last > LAST_SEED:
-            raise InputError(f"--seeds '{text}': {last} is above the largest seed {LAST_SEED}")
+            raise InputError(f"--seeds '{given}': the range {part.strip()} runs backwards; write {last}-{first}")
         if len(seeds) + last - first + 1 > MOST_SEEDS:
-            raise InputError(f"--seeds '{text}': more than {MOST_SEEDS} seeds; split them over several commands")
+            raise InputError(f"--seeds '{given}': more than {MOST_SEEDS} seeds; split them over several commands")
         seeds.extend(range(first, last + 1))
     return seeds
 
 
 def integers_from(option: str, text: str) -> list[int]:
     """'5,8' as [5, 8], each at least 1, without repetitions. Raises InputError that names `option`."""
-    words = [word.strip() for word in text.split(",")]
-    if not all(re.fullmatch(r"[0-9]{1,9}", word) and int(word) for word in words):
-        raise InputError(f"{option} '{text}': expected positive integers separated by commas, such as {option} 5,8")
-    return list(dict.fromkeys(int(word) for word in words))
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,9}", part) and int(part) for part in parts):
+        given = shortened(text)
+        raise InputError(f"{option} '{given}': expected positive integers separated by commas, such as {option} 5,8")
+    return list(dict.fromkeys(int(part) for part in parts))
 
 
 def shape_from(text: str) -> tuple[int, ...]:
     """'3x64x64' as (3, 64, 64). Raises InputError."""
-    if not re.fullmatch(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8})*", text):
-        raise InputError(f"--shape '{text}': expected one sample's positive sizes joined by x, such as 3x64x64")
+    if not re.fullmatch(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8}){0,15}", text):
+        given = shortened(text)
+        raise InputError(f"--shape '{given}': expected one sample's positive sizes joined by x, such as 3x64x64")
     return tuple(int(size) for size in text.split("x"))
 
 
 def scale_from(text: str) -> tuple[float, float]:
-    """'0,1' as (0.0, 1.0). Raises InputError."""
+    """'0,1' of --scale as (0.0, 1.0). Raises InputError."""
+    return _two_numbers("--scale", text, "0,1")
+
+
+def range_from(text: str) -> tuple[float, float]:
+    """'-1,1' of --data-range as (-1.0, 1.0), ascending. Raises InputError."""
+    low, high = _two_numbers("--data-range", text, "-1,1")
+    if not low < high:
+        raise InputError(f"--data-range '{text}': expected the smaller number first, such as --data-range=-1,1")
+    return low, high
+
+
+def _two_numbers(option: str, text: str, example: str) -> tuple[float, float]:
     try:
         low, high = map(float, text.split(","))
     except ValueError:
-        raise InputError(f"--scale '{text}': expected two numbers, such as --scale 0,1") from None
+        given = shortened(text)
+        raise InputError(f"{option} '{given}': expected two numbers, such as {option}={example}") from None
     return low, high
+
+
+def clip_from(text: str) -> float | str:
+    """'1' of --clip as 1.0, 'data' as it is. Raises InputError."""
+    if text == "data":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--clip '{shortened(text)}': expected a number, or data for the data's range") from None
 
 
 def grid_from(text: str) -> str | tuple[float, ...]:
@@ -69,9 +98,10 @@ def grid_from(text: str) -> str | tuple[float, ...]:
     if not re.match(r"\s*[-+.\d]", text):
         return text
     try:
-        return tuple(float(word) for word in text.split(","))
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--grid '{text}': expected a rule's name, or all times separated by commas") from None
+        given = shortened(text)
+        raise InputError(f"--grid '{given}': expected a rule's name, or all times separated by commas") from None
 
 
 def end_from(text: str) -> str | float:
@@ -82,78 +112,91 @@ def end_from(text: str) -> str | float:
         return text
 
 
-def conditions_from(words: Sequence[str], contract: Contract, batch: int) -> dict[str, NDArray[Any]]:
-    """The arrays [batch, *shape] of the conditions that `words` give or that have no default.
+def device_from(text: str) -> str:
+    """The same, if it is spelled like a device; whether the machine has it is seen later. Raises InputError."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        raise InputError(f"device '{shortened(text)}', expected auto, cpu, cuda or cuda:N")
+    return text
 
-    Raises InputError on what `given_conditions` and `Condition.values` refuse.
+
+# Conditions.
+def conditions_from(given: Sequence[str], contract: Contract, batch: int) -> dict[str, NDArray[Any]]:
+    """The arrays [batch, *shape] of the conditions that are given or have no default, by the contract's names.
+
+    Raises InputError on what `given_conditions` and `Condition.values` refuse; it names what was typed.
     """
-    given = given_conditions(words, contract)
+    typed = given_conditions(given, contract)
+    own = contract.by_name(typed)
+    called = contract.called(typed)
     return {
-        one.name: one.values(given.get(one.name), batch)
+        one.name: one.values(own.get(one.name), batch, called.get(one.name))
         for one in contract.conditions
-        if one.name in given or one.default is None
+        if one.name in own or one.default is None
     }
 
 
-def given_conditions(words: Sequence[str], contract: Contract) -> dict[str, Any]:
-    """The values by name for '--label 3', '--label=3,5', '--label bag' and '--embedding @values.npy'.
+def given_conditions(given: Sequence[str], contract: Contract) -> dict[str, Any]:
+    """The values by the typed name for '--label 3', '--label=3,5', '--label bag' and '--prompt_embeds text.npy'.
 
-    `words` are what the command did not know itself; every condition of the network may be named there.
-    Raises InputError on an unknown option and a missing value.
+    `given` are the arguments that the command did not know itself. Every condition of the network may be named there,
+    with - or _. Raises InputError on an unknown option and a missing value.
     """
     known = {name: condition for condition in contract.conditions for name in (condition.name, condition.alias) if name}
-    given: dict[str, str] = {}
-    queue = list(words)
+    found: dict[str, str] = {}
+    queue = list(given)
     while queue:
-        word = queue.pop(0)
-        name, equals, text = word.removeprefix("--").partition("=")
+        argument = queue.pop(0)
+        name, equals, text = argument.removeprefix("--").partition("=")
         name = name if name in known else name.replace("-", "_")
-        if not word.startswith("--") or name not in known:
-            options = ", ".join(f"--{condition.name}" for condition in contract.conditions) or "none"
+        if not argument.startswith("--") or name not in known:
+            options = ", ".join(f"--{one.alias or one.name}" for one in contract.conditions) or "none"
             raise InputError(
-                f"unknown argument '{word}'; this network's conditions are: {options}; see --help for the rest"
+                f"unknown argument '{shortened(argument)}'; this network's conditions are: {options}; see --help for "
+                "the rest"
             )
         if not equals and not queue:
-            raise InputError(f"{word}: a value is missing; write {word}=VALUE")
-        given[known[name].name] = text if equals else queue.pop(0)
-    return {name: _value_from(known[name], text) for name, text in given.items()}
+            raise InputError(f"{argument}: a value is missing; write {argument}=VALUE")
+        found[name] = text if equals else queue.pop(0)
+    contract.by_name(found)  # none twice
+    return {name: _value_from(name, known[name], text) for name, text in found.items()}
 
 
-def _value_from(condition: Condition, text: str) -> Any:
-    """One value, a list, the names of labels, or what stands in a .npy file."""
-    if text.startswith("@"):
-        return _array_from(condition, Path(text[1:]))
+def _value_from(name: str, condition: Condition, text: str) -> Any:
+    """One value, a list, the names of labels, or the array in a file."""
     if text in condition.labels:
         return text
+    if text.startswith("@") or text.lower().endswith(ARRAYS):
+        return _array_from(name, condition, text.removeprefix("@"))
     values: list[Any] = []
-    for word in (part.strip() for part in text.split(",")):
-        span = re.fullmatch(r"(\d{1,6})-(\d{1,6})", word) if condition.dtype.startswith("int") else None
+    for part in (part.strip() for part in text.split(",")):
+        span = re.fullmatch(r"(\d{1,6})-(\d{1,6})", part) if condition.dtype.startswith("int") else None
         if span:
             values.extend(range(int(span[1]), int(span[2]) + 1))
-        elif word in condition.labels:
-            values.append(condition.labels.index(word))
+        elif part in condition.labels:
+            values.append(condition.labels.index(part))
         else:
-            values.append(_number_from(condition, word))
+            values.append(_number_from(name, condition, part))
     return values[0] if len(values) == 1 else values
 
 
-def _number_from(condition: Condition, word: str) -> int | float:
+def _number_from(name: str, condition: Condition, text: str) -> int | float:
     try:
-        return int(word)
+        return int(text) if len(text) < 40 else float(text)
     except ValueError:
         pass
     try:
-        return float(word)
+        return float(text)
     except ValueError:
         expected = f"one of {', '.join(condition.labels)}" if condition.labels else f"a number ({condition.dtype})"
-        raise InputError(f"--{condition.name} '{word}': expected {expected}") from None
+        files = f", or a file ({', '.join(ARRAYS)})" if condition.shape else ""
+        raise InputError(f"--{name} '{shortened(text)}': expected {expected}{files}") from None
 
 
-def _array_from(condition: Condition, path: Path) -> NDArray[np.generic]:
-    import numpy as np
+def _array_from(name: str, condition: Condition, path: str) -> NDArray[Any]:
+    """The array in a file; where it holds several, that of the typed name, of the condition's name or alias."""
+    from ..engine.array_files import read_array
 
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or "not a .npy file of numbers"
-        raise InputError(f"--{condition.name} @{path}: {reason}; expected an array written by numpy.save") from error
+        return read_array(Path(path), (name, condition.alias, condition.name))
+    except InputError as error:
+        raise InputError(f"--{name}: {error}") from None

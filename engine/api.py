@@ -7,10 +7,9 @@ with pfdiff.load("faces.engine") as engine:
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -18,56 +17,25 @@ import numpy as np
 import torch
 
 from .artifact import Artifact, read_artifact
-from .backends.abstract import CudaOptions, NetworkFiles
+from .backends.abstract import Backend, CudaOptions, NetworkFiles
 from .backends.choose import open_best
 from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
 from .contract import Contract, DecoderContract
 from .device import parse_device
 from .errors import InputError
+from .notebook import html_table
 from .philox import Seeds, parse_seeds
-from .runtime.decoder import load_decoder
-from .runtime.latency import Latency, TimedParts, in_turns, timer_of
-from .runtime.loop import Inputs, make_tables
+from .runtime.decoder import LoadedDecoder, load_decoder
+from .runtime.inputs import Conditions, Inputs, check_noise
+from .runtime.latency import Enough, Latency, TimedParts, in_turns
+from .runtime.loop import Tables, make_tables
 from .runtime.noise import noise
 from .runtime.session import Session
 
 if TYPE_CHECKING:
-    from .backends.abstract import BuildProgress, Module
-
-
-def load(
-    path: str | os.PathLike[str],
-    device: str = "auto",
-    backend: str = "auto",
-    *,
-    threads: int | None = None,
-    module: Module | None = None,
-    decoder_module: Module | None = None,
-    options: CudaOptions | None = None,
-    progress: BuildProgress | None = None,
-) -> Engine:
-    """The engine in the directory `path`, verified and ready; close it, or use it in a `with` block.
-
-    device: auto (a GPU that some backend can use, else the CPU), cpu, cuda or cuda:N. backend: auto (the best that
-    works; on a CPU the fastest, timed when this machine first loads the engine, in a second or two, and remembered),
-    tensorrt, tensorrt_rtx, torch, onnxruntime or openvino. threads: CPU threads, None for the backend's own choice.
-    module: for backend torch, the network as module(x, t, *conditions), conditions in the contract's order;
-    decoder_module: the decoder as module(latents) -> images, without which another backend decodes. options: of CUDA
-    backends. progress: called while a TensorRT plan is built, which the first load on a GPU does.
-    Raises InputError, EngineFileError (missing, damaged, of another format), BackendError (not installed, refuses).
-    """
-    check_backend(backend)
-    return Engine(
-        read_artifact(path),
-        device=device,
-        backend=backend,
-        threads=threads,
-        module=module,
-        decoder_module=decoder_module,
-        options=options,
-        progress=progress,
-    )
+    from .backends.abstract import Module
+    from .progress import BuildProgress
 
 
 @final
@@ -79,44 +47,68 @@ class Engine:
     backend, backend_reason, device, threads, description    who runs it, and why
     """
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        *,
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str] | Artifact,
         device: str = "auto",
         backend: str = "auto",
+        *,
         threads: int | None = None,
         module: Module | None = None,
         decoder_module: Module | None = None,
         options: CudaOptions | None = None,
         progress: BuildProgress | None = None,
+    ) -> Engine:
+        """The engine in the directory `path`, verified and ready; close it, or use it in a `with` block.
+
+        device: auto (a GPU that some backend can use, else the CPU), cpu, cuda or cuda:N. backend: auto (the best that
+        works; on a CPU the fastest, timed when this machine first loads the engine, in a second or two, and
+        remembered), tensorrt, tensorrt_rtx, torch, onnxruntime or openvino. threads: CPU threads, None for the
+        backend's own choice. module: for backend torch, the network as module(x, t, *conditions), conditions in the
+        contract's order; decoder_module: the decoder as module(latents) -> images, without which another backend
+        decodes. options: of CUDA backends. progress: called while a TensorRT plan is built, which the first load on a
+        GPU does.
+        Raises InputError, EngineFileError (missing, damaged, of another format), BackendError (not installed, refuses).
+        """
+        check_backend(backend)
+        artifact = path if isinstance(path, Artifact) else read_artifact(path)
+        options = options or CudaOptions()
+        files = NetworkFiles(artifact.network_path, artifact.contract, module, artifact, options, progress)
+        tables = {nfe: make_tables(artifact.programs[nfe], artifact.contract) for nfe in sorted(artifact.programs)}
+        opened, reason = open_best(files, parse_device(device), backend, threads)
+        decoder = load_decoder(files, opened, backend, threads, decoder_module)
+        return cls(files, artifact, tables, opened, decoder, reason, threads)
+
+    def __init__(
+        self,
+        files: NetworkFiles,
+        artifact: Artifact,
+        tables: Mapping[int, Tables],
+        opened: Backend,
+        decoder: LoadedDecoder | None,
+        reason: str,
+        threads: int | None,
     ) -> None:
-        self._artifact = artifact
+        """What `open` has opened."""
         self.path: Path = artifact.path
         self.contract: Contract = artifact.contract
-        self.programs: dict[int, Program] = {nfe: artifact.programs[nfe] for nfe in sorted(artifact.programs)}
+        self.programs: dict[int, Program] = {nfe: artifact.programs[nfe] for nfe in tables}
         self.batch: tuple[int, ...] = artifact.batch
         self.precision: str = artifact.precision
         self.provenance: Mapping[str, Any] = artifact.provenance
         self.decoder: DecoderContract | None = artifact.decoder
         self.threads: int | None = threads
-        self._tables = {nfe: make_tables(program, self.contract) for nfe, program in self.programs.items()}
-        self._options = options or CudaOptions()
-        self._files = NetworkFiles(artifact.network_path, self.contract, module, artifact, self._options, progress)
-        opened, self.backend_reason = open_best(self._files, parse_device(device), backend, threads)
-        self._decoder = load_decoder(
-            artifact,
-            opened,
-            backend,
-            threads=threads,
-            module=decoder_module,
-            options=self._options,
-            progress=progress,
-        )
-        self._session = Session(opened, self.contract, self.batch, self._decoder, graph=self._options.graph)
         self.backend: str = opened.name
+        self.backend_reason: str = reason
         self.device: str = str(opened.device)
         self.description: str = opened.description
+        self._artifact = artifact
+        self._files = files
+        self._tables = tables
+        self._decoder = decoder
+        self._conditions = Conditions(artifact.contract, opened.device)
+        self._session = Session(opened, artifact.contract, artifact.batch, decoder, graph=files.options.graph)
 
     @property
     def decoding(self) -> str:
@@ -136,8 +128,9 @@ class Engine:
         seeds: integers in [0, 2^64); a seed's sample is the same alone and in any batch. noise: [n, *shape] floating,
         in their place. nfe: may be left out when the engine has one program. conditions: by the contract's names or
         their aliases, one value for all samples or [n, ..]. Any n: larger ones are cut into batches, 0 gives none.
-        On a CUDA device the call returns before the device is done, ordered on the current stream; whether samples are
-        finite is looked at in the first call of each kind, and always on a CPU.
+        On a CUDA device the call returns before the device is done, ordered on the current stream. Samples, and noise
+        and conditions that are tensors on the device, are looked at (finite, in range) in the first call of each kind;
+        on a CPU always.
         Raises InputError; BackendError when the network fails, is not finite, or the engine is closed or in use.
         """
         return self._sample(self._session, seeds, noise, nfe, conditions)
@@ -154,13 +147,17 @@ class Engine:
             raise InputError(f"samples of shape {shape} are no images [C, H, W]; use sample(), or write .npy or .npz")
         return self._sample(self._session, seeds, noise, nfe, conditions, pixels=True)
 
-    def bench(self, nfe: int | None = None, batch: int | None = None, rounds: int = 50) -> Latency:
+    def bench(
+        self, nfe: int | None = None, batch: int | None = None, rounds: int = 50, *, seconds: float | None = None
+    ) -> Latency:
         """Time `rounds` whole calls of `batch` seeds in turns with `nfe` bare network evaluations of the same batch.
 
-        nfe, batch: by default the only program and the smallest bucket; `batch` must be a bucket. A second copy of the
-        network is loaded for the time, so that the first call is a first one. Raises InputError, BackendError.
+        nfe, batch: by default the only program and the smallest bucket; `batch` must be a bucket. seconds: fewer rounds
+        where all would take longer, or where the median is known to 1 % after 20; `Latency.rounds` says how many. A
+        second copy of the network is loaded for the time, so that the first call is a first one. Raises InputError,
+        BackendError.
         """
-        nfe, batch = self._check_nfe(nfe), self._check_bucket(batch)
+        nfe, batch = self._artifact.program(nfe).nfe, self._check_bucket(batch)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
             raise InputError(f"rounds={rounds!r}, expected an integer of at least 1")
         start = time.perf_counter()
@@ -171,7 +168,8 @@ class Engine:
             session.wait()
             first = time.perf_counter()
             parts = self._parts(session, nfe, batch)
-            times = in_turns((parts.whole, parts.network, parts.updates), rounds, parts.timer)
+            enough = None if seconds is None else Enough(seconds)
+            times = in_turns((parts.whole, parts.network, parts.updates), rounds, parts.timer, enough=enough)
         finally:
             session.close()
         p50, p90, p99 = np.percentile(times[:, 0], (50, 90, 99))
@@ -183,7 +181,7 @@ class Engine:
             threads=self.threads,
             nfe=nfe,
             batch=batch,
-            rounds=rounds,
+            rounds=len(times),
             p50_ms=float(p50),
             p90_ms=float(p90),
             p99_ms=float(p99),
@@ -202,7 +200,7 @@ class Engine:
 
         nfe, batch: as in `bench`. Not for use while another thread samples. Raises InputError, BackendError.
         """
-        return self._parts(self._session, self._check_nfe(nfe), self._check_bucket(batch))
+        return self._parts(self._session, self._artifact.program(nfe).nfe, self._check_bucket(batch))
 
     def close(self) -> None:
         """Free network and buffers; calls after that raise BackendError. Closing twice is fine."""
@@ -214,28 +212,45 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is loaded again, from the same directory and by the same backend: for other processes, for deepcopy.
+
+        Raises InputError for an engine that was given a module.
+        """
+        if self._files.module is not None:
+            raise InputError(
+                f"engine '{self.path}' runs a module of this process and cannot be copied; load it again with module="
+            )
+        return _loaded_again, (self._artifact, self.device, self.backend, self.threads, self._files.options)
+
     def __repr__(self) -> str:
         held = ", ".join(map(str, self.programs))
         return f"Engine({str(self.path)!r}: {self.contract.name}, NFE {held}, {self.description})"
 
+    def _repr_html_(self) -> str:
+        """Network, programs and backend, for notebooks."""
+        contract = self.contract
+        rows = [
+            ("network", f"{contract.name}: {contract.input} {list(contract.shape)} -> {contract.prediction}"),
+            ("schedule", contract.schedule),
+            *(("condition", f"{one.alias or one.name}: {one.dtype} {list(one.shape)}") for one in contract.conditions),
+            *((f"NFE {nfe}", f"{program.solver}, {program.grid}") for nfe, program in self.programs.items()),
+            ("batch", ", ".join(map(str, self.batch))),
+            ("runs on", self.description),
+        ]
+        return html_table(rows, caption=str(self.path))
+
     def _open(self) -> Session:
         """A second session like the engine's own, with a network of its own."""
         opened = open_backend(self.backend, self._files, self.threads, torch.device(self.device))
-        return Session(opened, self.contract, self.batch, graph=self._options.graph)
+        return Session(opened, self.contract, self.batch, graph=self._files.options.graph)
 
     def _whole(self, session: Session, nfe: int, batch: int) -> Callable[[], object]:
         given = self.contract.stand_ins
         return lambda: self._sample(session, range(batch), None, nfe, given)
 
     def _parts(self, session: Session, nfe: int, batch: int) -> TimedParts:
-        tables = self._tables[nfe]
-        return TimedParts(
-            whole=self._whole(session, nfe, batch),
-            network=session.floor(tables, batch),
-            updates=session.updates(tables, batch),
-            alone=session.alone,
-            timer=timer_of(torch.device(self.device)),
-        )
+        return session.timed_parts(self._tables[nfe], batch, self._whole(session, nfe, batch))
 
     def _sample(
         self,
@@ -247,24 +262,14 @@ class Engine:
         *,
         pixels: bool = False,
     ) -> torch.Tensor:
-        tables = self._tables[self._check_nfe(nfe)]
+        tables = self._tables[self._artifact.program(nfe).nfe]
         if (seeds is None) == (noise is None):
             got = "both" if noise is not None else "neither"
             raise InputError(f"got {got} of seeds and noise, expected one of them, such as seeds=range(8)")
         keys = None if seeds is None else parse_seeds(seeds)
-        start = None if noise is None else self._check_noise(noise)
+        start = None if noise is None else check_noise(noise, self.contract, torch.device(self.device))
         count = len(keys) if keys is not None else len(start) if start is not None else 0
-        return session.run(tables, Inputs(keys, start, self._check_conditions(conditions, count)), pixels=pixels)
-
-    def _check_nfe(self, nfe: Any) -> int:
-        if nfe is None and len(self.programs) == 1:
-            return next(iter(self.programs))
-        if isinstance(nfe, bool) or not hasattr(nfe, "__index__") or nfe not in self.programs:
-            held = ", ".join(map(str, self.programs))
-            if nfe is None:
-                raise InputError(f"nfe is missing and this engine has several; choose one of {held}")
-            raise InputError(f"nfe={nfe!r}, this engine has {held}; choose one of them, or build {nfe!r} too")
-        return nfe
+        return session.run(tables, Inputs(keys, start, *self._conditions(conditions, count)), pixels=pixels)
 
     def _check_bucket(self, batch: Any) -> int:
         if batch is None:
@@ -273,30 +278,11 @@ class Engine:
             raise InputError(f"batch {batch!r}, expected one of this engine's: {', '.join(map(str, self.batch))}")
         return batch
 
-    def _check_noise(self, noise: Any) -> torch.Tensor:
-        """The noise as contiguous float32 [n, elements] on the engine's device."""
-        try:
-            given = noise.detach() if isinstance(noise, torch.Tensor) else torch.from_numpy(np.asarray(noise))
-        except (TypeError, ValueError):
-            raise InputError(f"noise of type {type(noise).__name__}, expected a tensor or an array of floats") from None
-        expected = f"floats of shape [n, {', '.join(map(str, self.contract.shape))}]"
-        if not given.is_floating_point() or tuple(given.shape[1:]) != self.contract.shape or given.ndim == 0:
-            raise InputError(f"noise {list(given.shape)} of {given.dtype}, expected {expected}")
-        if not bool(torch.isfinite(given).all()):
-            raise InputError("noise has NaN or infinite values, expected finite ones")
-        moved = given.to(device=self.device, dtype=torch.float32)
-        return moved.reshape(len(given), math.prod(self.contract.shape)).contiguous()
 
-    def _check_conditions(self, given: Mapping[str, Any], count: int) -> Sequence[np.ndarray]:
-        named = self.contract.by_name(given)
-        return [one.values(_plain(named.get(one.name)), count) for one in self.contract.conditions]
+def _loaded_again(artifact: Artifact, device: str, backend: str, threads: int | None, options: CudaOptions) -> Engine:
+    return Engine.open(artifact, device=device, backend=backend, threads=threads, options=options)
 
 
-def _plain(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    value = value.detach().cpu()
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
-
+load = Engine.open
 
 __all__ = ["Engine", "Latency", "load", "noise"]

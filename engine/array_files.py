@@ -75,7 +75,7 @@ def read_array(path: str | os.PathLike[str], names: Sequence[str] = ()) -> NDArr
             raise
         except Exception as error:  # the readers' exceptions have no common base
             reason = first_line(error)[:120]
-            raise InputError(f"{where} is damaged or no {kind} file ({reason}); write it again") from None
+            raise InputError(f"{where} is damaged or of another kind ({reason}); expected a {kind} file") from None
 
 
 def _npy(file: Any, size: int, where: str) -> NDArray[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ DTYPE_RANGES: dict[str, tuple[float, float]] = {
     "bool": (0, 1),
 }
 CONDITION_DTYPES = tuple(DTYPE_RANGES)
+LONGEST_TEXT = 120  # of a condition as it is written on a command line
 RESERVED_NAMES = ("seeds", "noise", "nfe", "batch")  # words of `engine.sample` and of the ONNX graph
 
 
@@ -75,7 +75,7 @@ class Condition:
                 )
             if not self.dtype.startswith(("float", "bfloat")) and any(one != int(one) for one in numbers):
                 raise InputError(f"{where}: default {self.default!r} is no integer, but its dtype is {self.dtype}")
-            self._check_range(np.asarray(numbers))
+            self._check_range(np.asarray(numbers), self.name)
 
     @cached_property
     def _range(self) -> tuple[float, float]:
@@ -88,7 +88,7 @@ class Condition:
         """The dtype of `values`: float32 for float16 and bfloat16, which the backend casts; NumPy has no bfloat16."""
         return np.dtype("float32" if self.dtype in ("float16", "bfloat16") else self.dtype)
 
-    def _check_range(self, values: NDArray[Any]) -> None:
+    def _check_range(self, values: NDArray[Any], called: str) -> None:
         if not values.size:
             return
         low, high = self._range
@@ -96,50 +96,67 @@ class Condition:
         most = least if values.size == 1 else values.max().item()
         if low <= least and most <= high:  # false for NaN
             return
-        if not (math.isfinite(least) and math.isfinite(most)):
-            raise InputError(f"condition '{self.name}': got NaN or infinity, expected finite numbers")
+        if not (is_number(least) and is_number(most)):
+            raise InputError(f"condition '{called}': got NaN, infinity or beyond, expected finite numbers")
         got = f"{least}" if least == most else f"{least}..{most}"
-        raise InputError(f"condition '{self.name}': got {got}, expected values in {low}..{high} ({self.dtype})")
+        raise InputError(f"condition '{called}': got {got}, expected values in {low}..{high} ({self.dtype})")
 
-    def values(self, given: ArrayLike | str | Sequence[str] | None, batch: int) -> NDArray[Any]:
+    def values(
+        self, given: ArrayLike | str | Sequence[str] | None, batch: int, called: str | None = None
+    ) -> NDArray[Any]:
         """The array [batch, *shape] to feed for the value that the caller gave.
 
         `given` is one value for all samples (shape `shape`), one for each ([batch, *shape]), a label's name or a list
-        of names, or None for the default. float16 and bfloat16 come back as float32: the backend casts.
+        of names, or None for the default. float16 and bfloat16 come back as float32: the backend casts. called: the
+        name that the caller used, for messages; by default the alias where there is one.
         Raises InputError on a missing value, a wrong shape, an unknown label, a fraction for an integer, NaN,
         and a value beyond the dtype's range.
         """
+        called = called or self.alias or self.name
         fed = np.empty((batch, *self.shape), self._fed)
         if given is None:
             if self.default is None:
                 what = f"{self.dtype} {list(self.shape)}" if self.shape else f"a {self.dtype} value"
-                raise InputError(f"condition '{self.name}' is missing; give {self.alias or self.name}= {what}")
+                raise InputError(f"condition '{called}' is missing; give {called}= {what}")
             fed[...] = self.default
             return fed
-        values = np.asarray(self._from_labels(given))
+        values = as_array(self._from_labels(given, called), called)
         if values.dtype.kind not in "biuf":
-            raise InputError(f"condition '{self.name}': got {values.dtype}, expected numbers of dtype {self.dtype}")
+            raise InputError(f"condition '{called}': got {values.dtype}, expected numbers of dtype {self.dtype}")
         if values.shape not in (self.shape, (1, *self.shape), (batch, *self.shape)):
             raise InputError(
-                f"condition '{self.name}': got shape {list(values.shape)}, expected {list(self.shape)} for all samples "
+                f"condition '{called}': got shape {list(values.shape)}, expected {list(self.shape)} for all samples "
                 f"or {[batch, *self.shape]}, one for each"
             )
-        self._check_range(values)
+        self._check_range(values, called)
         if self._fed.kind != "f" and values.dtype.kind == "f" and (values != np.trunc(values)).any():
-            raise InputError(f"condition '{self.name}': got fractions, expected integers ({self.dtype})")
+            raise InputError(f"condition '{called}': got fractions, expected integers ({self.dtype})")
         fed[...] = values
         return fed
 
-    def _from_labels(self, given: Any) -> Any:
+    def _from_labels(self, given: Any, called: str) -> Any:
         names = [given] if isinstance(given, str) else given
         if not (isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names)):
             return given
         for name in names:
             if name not in self.labels:
                 known = ", ".join(self.labels) or "none, this condition takes numbers"
-                raise InputError(f"condition '{self.name}': unknown label '{name}'; known labels: {known}")
+                raise InputError(f"condition '{called}': unknown label '{name}'; known labels: {known}")
         numbers = [self.labels.index(name) for name in names]
         return numbers[0] if isinstance(given, str) else numbers
+
+
+def as_array(given: Any, called: str) -> NDArray[Any]:
+    """The same as an array. Raises InputError for lists of unequal lengths and integers beyond 64 bits."""
+    try:
+        values = np.asarray(given)
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(
+            f"condition '{called}': got lists of unequal lengths, expected one number or row each"
+        ) from None
+    if values.dtype == object and all(isinstance(one, int) for one in values.flat):
+        raise InputError(f"condition '{called}': got an integer beyond 64 bits, expected a smaller one")
+    return values
 
 
 def parse_condition(text: str) -> Condition:
@@ -150,14 +167,16 @@ def parse_condition(text: str) -> Condition:
     described, equals, last = text.partition("=")
     name, *rest = described.split(":")
     usage = (
-        f"condition '{text}': expected name:dtype[:shape][:low..high][=default], such as label:int64:0..9=9 or "
-        "text:float32:77x768"
+        f"condition '{text[:LONGEST_TEXT]}': expected name:dtype[:shape][:low..high][=default], such as "
+        "label:int64:0..9=9 or text:float32:77x768"
     )
     if not 1 <= len(rest) <= 3:
         raise InputError(usage)
     shape: tuple[int, ...] = ()
     low = high = default = None
     try:
+        if len(text) > LONGEST_TEXT:
+            raise ValueError
         if equals:
             default = int(last) if re.fullmatch(r"[-+]?\d+", last) else float(last)
         for part in rest[1:]:

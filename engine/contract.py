@@ -124,6 +124,18 @@ class Contract:
             found[names[name]] = value
         return found
 
+    def called(self, given: Mapping[str, Any]) -> dict[str, str]:
+        """The name that a caller used, by the condition's own name; of known names."""
+        return {self._condition_names[name]: name for name in given}
+
+    def values(self, given: Mapping[str, Any], batch: int) -> list[NDArray[Any]]:
+        """The arrays [batch, *shape] of all conditions, in their order; messages use the names of `given`.
+
+        Raises InputError on what `by_name` and `Condition.values` refuse.
+        """
+        found, called = self.by_name(given), self.called(given)
+        return [one.values(found.get(one.name), batch, called.get(one.name)) for one in self.conditions]
+
     def feed_times(self, network_times: ArrayLike) -> NDArray[Any]:
         """The values [N] fed as time, of `time_dtype`: `network_times` (float64 [N]) times `time_scale`.
 

@@ -6,12 +6,14 @@ Nothing here touches a GPU before it was asked for: without CUDA every question 
 from __future__ import annotations
 
 import re
+import threading
 
 import torch
 
 from .errors import BackendError, InputError
 
 MIB = 1 << 20
+EXCLUSIVE = threading.RLock()  # held for a capture, for synchronising a whole device, and for settings of torch
 
 
 def parse_device(text: object) -> torch.device | None:

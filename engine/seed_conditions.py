@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .condition import Condition
+from .condition import Condition, as_array
 from .contract import Contract
 from .errors import InputError
 
@@ -24,7 +24,8 @@ def condition_tables(contract: Contract, given: Mapping[str, Any] | None) -> dic
     labels in turn when it has names for them, else its default. Raises InputError.
     """
     named = contract.by_name(given or {})
-    return {one.name: _table(one, named.get(one.name)) for one in contract.conditions}
+    called = contract.called(given or {})
+    return {one.name: _table(one, named.get(one.name), called.get(one.name)) for one in contract.conditions}
 
 
 def rows(tables: Mapping[str, NDArray[Any]], seeds: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:
@@ -32,14 +33,15 @@ def rows(tables: Mapping[str, NDArray[Any]], seeds: NDArray[np.uint64]) -> dict[
     return {name: table[seeds % np.uint64(len(table))] for name, table in tables.items()}
 
 
-def _table(condition: Condition, given: Any) -> NDArray[Any]:
+def _table(condition: Condition, given: Any, called: str | None) -> NDArray[Any]:
     if given is None and condition.labels:
         given = list(condition.labels)
-    shape: tuple[int, ...] = () if given is None or isinstance(given, str) else np.shape(given)
+    called = called or condition.alias or condition.name
+    shape: tuple[int, ...] = () if given is None or isinstance(given, str) else as_array(given, called).shape
     count = next(iter(shape)) if len(shape) > len(condition.shape) else 1
     if not count:
-        raise InputError(f"condition '{condition.name}': got no values, expected at least one")
-    return condition.values(given, count)
+        raise InputError(f"condition '{called}': got no values, expected at least one")
+    return condition.values(given, count, called)
 
 
 def conditions_of(contract: Contract, given: Mapping[str, Any] | None, seeds: Sequence[int]) -> list[NDArray[Any]]:

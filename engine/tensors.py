@@ -51,3 +51,19 @@ def fill(buffer: torch.Tensor, values: torch.Tensor) -> None:
 def from_numpy(values: NDArray[np.generic]) -> torch.Tensor:
     """A tensor on the memory of an array, which is copied when it is read-only (torch would warn)."""
     return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+
+def fill_rows(buffer: torch.Tensor, array: NDArray[np.generic] | None, values: NDArray[np.generic]) -> None:
+    """`fill` on the host from an array; `array` is NumPy's view of the buffer, None where NumPy has no such dtype."""
+    if array is None:
+        fill(buffer, from_numpy(values))
+        return
+    count = len(values)
+    array[:count] = values
+    if count < len(array):
+        array[count:] = values[-1]
+
+
+def array_of(buffer: torch.Tensor) -> NDArray[np.generic] | None:
+    """NumPy's view of a buffer on the host; None for bfloat16, which NumPy does not have."""
+    return None if buffer.dtype == torch.bfloat16 else buffer.numpy()

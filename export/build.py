@@ -28,18 +28,17 @@ from ..engine.artifact import (
 )
 from ..engine.atomic import locked_for_build, replacing_folder, writing
 from ..engine.backends.choose import check_runnable
-from ..engine.compiler.compile import compile as compile_program
-from ..engine.compiler.grid import usual_rule
+from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import Program
-from ..engine.compiler.schedule import parse_schedule
-from ..engine.compiler.solvers import parse_solver
 from ..engine.contract import PRECISIONS
 from ..engine.device import parse_device
 from ..engine.errors import BackendError, EngineFileError, InputError
 from ..engine.plans.key import check_target, parse_targets, plan_key
 from ..engine.plans.store import obtain_plan
 from ..engine.version import __version__
+from .measured_choice import is_remembered, measured
 from .network import Network
+from .sampler_choice import chosen_program, described_choice, is_open
 from .sources.from_module import ModuleSource
 from .to_onnx import Progress
 
@@ -47,8 +46,8 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import nn
 
-    from ..engine.backends.abstract import BuildProgress
     from ..engine.compiler.grid import Grid
+    from ..engine.progress import BuildProgress
 
 LARGEST_BATCH = 1 << 16  # the exporter's bound on the dynamic batch dimension
 
@@ -56,7 +55,7 @@ LARGEST_BATCH = 1 << 16  # the exporter's bound on the dynamic batch dimension
 def build(
     network: Network | nn.Module | str | Path | DiffusionPipeline,
     nfe: int | Iterable[int],
-    solver: str = "pfdiff:k=2,l=1",
+    solver: str = AUTO,
     *,
     grid: Grid | None = None,
     basis: str | None = None,
@@ -76,10 +75,10 @@ def build(
     """Build the engine directory `out` and load it.
 
     network: a Network, or what Network takes alone. nfe: evaluations a sample, one or several; one program each.
-    solver, grid, basis, clip, t_start, end: as in `pfdiff.compile`; grid, basis, clip and end are by default those of
-    the network's diffusers scheduler, its times exactly, else logsnr (uniform where alpha starts at 0), no clip, clean.
-    An eps-network on a cosine schedule needs a t_start below the last time, or clip: see `default_start` in
-    quality/sampling/reference.py.
+    solver, grid, basis, clip, t_start, end: as in `pfdiff.compile`; solver "auto", and grid and t_start where they are
+    None, are chosen by rule: see export/sampler_choice.py. Of a network with a diffusers scheduler basis, clip and end
+    are by default the scheduler's, and grid "diffusers" takes its times exactly. With all of solver, grid, basis and
+    t_start open the rule's sampler is measured against a few others: export/measured_choice.py.
     batch: bucket sizes, by default those of the engine at `out`, else 1. precision: fp32, fp16 or bf16. backend,
     device, threads: as in `pfdiff.load`. target: compute capabilities, "sm86,sm89" or a list, to build TensorRT-RTX
     plans for; no GPU is needed. out: by default NAME.engine in the current folder. progress: called with one line at
@@ -101,18 +100,24 @@ def build(
     module = _module_of(source, required=backend == "torch")
     check_runnable(backend, precision, module, parse_device(device))
     settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}
-    programs = {count: _compile(source, solver, count, settings) for count in _integers("nfe", nfe)}
+    programs = {count: chosen_program(source, solver, count, settings) for count in _integers("nfe", nfe)}
     place = check_place(Path(f"{source.contract.name}.engine" if out is None else out))
+    records: dict[int, Any] = {}
+    if is_open(source, solver, settings):
+        former = _former(place, lambda line: None)
+        programs, records = _best_of(source, programs, former, plan_progress)
+    say(described_choice(programs.values(), source, solver, settings, records))
+    records = {count: record for count, record in records.items() if not record.get("remembered")}
 
     given = {"precision": precision, "batch": sizes, "replaces": out is not None}
-    artifact = write_programs(place, source, programs, **given, say=say)
+    artifact = write_programs(place, source, programs, **given, search=records, say=say)
     for one in targets:
         say(f"building the TensorRT-RTX plan for {one}")
         for file in artifact.contracts:
             obtain_plan(artifact, plan_key(artifact, "tensorrt_rtx", one, file=file), progress=plan_progress)
     if targets:
         say(f"{artifact.path} is ready, with plans for {', '.join(targets)}")
-    return Engine(
+    return Engine.open(
         artifact,
         device=device,
         backend=backend,
@@ -121,6 +126,22 @@ def build(
         decoder_module=source.decoder.module if source.decoder else None,
         progress=plan_progress,
     )
+
+
+def _best_of(
+    source: Network, by_rule: Mapping[int, Program], former: Artifact | None, progress: BuildProgress | None
+) -> tuple[dict[int, Program], dict[int, Any]]:
+    """(programs, records) by measurement; what the engine there has measured is marked `remembered`, not repeated."""
+    programs, records = dict(by_rule), {}
+    if former and former.provenance.get("network_digest") == source.digest:
+        known = former.provenance.get("search", {})
+        for nfe, program in by_rule.items():
+            if is_remembered(record := known.get(str(nfe)), program, former.programs.get(nfe)):
+                programs[nfe], records[nfe] = former.programs[nfe], {**record, "remembered": True}
+    left = {nfe: program for nfe, program in by_rule.items() if nfe not in records}
+    for nfe, one in (measured(source, left, progress) if left else {}).items():
+        programs[nfe], records[nfe] = one.program, one.record
+    return programs, records
 
 
 # The engine directory.
@@ -237,28 +258,6 @@ def _exported(
 
 
 # What is checked before any work.
-def _compile(source: Network, solver: str, nfe: int, settings: Mapping[str, Any]) -> Program:
-    contract, convention = source.contract, source.convention
-    chosen = {key: value for key, value in settings.items() if value is not None}
-    if convention is not None:
-        own = {"basis": convention.basis, "clip": convention.clip, "end": convention.end}
-        # With a start of the caller's own the nearest rule has to do.
-        own["grid"] = convention.grid if "t_start" in chosen else convention.walk(parse_solver(solver), nfe)
-        chosen = own | chosen
-    else:
-        chosen.setdefault("grid", usual_rule(parse_schedule(contract.schedule)))
-    program = compile_program(
-        solver,
-        contract.schedule,
-        nfe,
-        prediction=contract.prediction,
-        sigma_data=contract.sigma_data,
-        **chosen,
-    )
-    contract.feed_times(program.network_times)
-    return program
-
-
 def _integers(what: str, given: Any) -> tuple[int, ...]:
     """Distinct integers of at least 1, ascending."""
     try:

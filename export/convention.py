@@ -2,32 +2,40 @@
 
 `convention.points(M)` are the M times at which the network may be evaluated:
 
-| timestep_spacing | M times before the end, T = num_train_timesteps              | classes                         |
-|------------------|--------------------------------------------------------------|---------------------------------|
-| linspace         | round(linspace(0, T - 1, M)), falling                         | DDIM, DDPM, PNDM, Euler, Heun   |
-| linspace         | the same with M + 1 points, without the last                 | with `solver_order` (DPM, UniPC)|
-| leading          | (T // M) i + steps_offset                                    | DDIM, DDPM, PNDM, Euler, Heun   |
-| leading          | the same with T // (M + 1), i = 1 ... M                      | with `solver_order`             |
-| trailing         | round(T - i T / M) - 1                                       | all                             |
-| flow             | shift(linspace(1, shift(1 / T), M))                          | FlowMatchEuler, FlowMatchHeun   |
-| flow             | shift(linspace(1, 1 / T, M + 1)), without the last            | UniPC with `use_flow_sigmas`    |
+| spacing           | M times before the end, T times in all                        | classes                       |
+|-------------------|---------------------------------------------------------------|-------------------------------|
+| linspace          | round(linspace(0, T - 1, M)), falling                         | DDIM, DDPM, PNDM, Euler, Heun |
+| linspace, is_open | the same with M + 1 points, without the last                  | DPM, DEIS, UniPC              |
+| leading           | (T // M) i + steps_offset                                     | DDIM, DDPM, PNDM, Euler, Heun |
+| leading, is_open  | the same with T // (M + 1), i = 1 ... M                       | DPM, DEIS, UniPC              |
+| trailing          | round(T - i T / M) - 1                                        | all                           |
+| any, with a ramp  | the times of M sigmas between those of the rule's ends, or of | Euler, Heun, LMS, KDPM2;      |
+|                   | all trained times                                             | DPM, DEIS, UniPC              |
+| flow              | shift(linspace(1, shift(1 / T), M))                           | FlowMatchEuler, -Heun         |
+| flow, is_open     | shift(linspace(1, 1 / T, M + 1)), without the last            | UniPC                         |
+| flow, is_open     | shift(linspace(1 - 1 / T, 0, M + 1)), without the last        | DPM, DEIS                     |
 
 (arXiv 2305.08891, table 2.) `shift` is t -> s t / (1 + (s - 1) t); dynamic shifting is the same with s = exp(mu) or mu.
-Times are integers on discrete schedules: where diffusers interpolates (Euler's linspace, Karras sigmas), they are
-rounded here and sigma is that of the rounded time. Where its last evaluation is at the end itself (`set_alpha_to_one`
-false, steps_offset 0), which is a step of length zero, ours is one time earlier.
+A ramp places sigma / alpha by Karras' rule with rho = 7 (arXiv 2206.00364, equation 5) or evenly in its logarithm.
+
+Times are integers on discrete schedules: where diffusers interpolates (Euler's linspace, ramps), they are rounded here
+and sigma is that of the rounded time; two that round to the same time are moved apart. Where its last evaluation is at
+the end itself (`set_alpha_to_one` false, steps_offset 0), which is a step of length zero, ours is one time earlier.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
 
-from ..engine.compiler.schedule import Array, parse_schedule
+from ..engine.compiler.schedule import Array, Schedule, parse_schedule
 from ..engine.compiler.solvers.abstract import Solver
+from ..engine.compiler.solvers.deis import Deis
+from ..engine.compiler.solvers.dpm_solver import MultiStep
+from ..engine.compiler.solvers.unipc import UniPC
 from ..engine.errors import InputError
 
 
@@ -39,7 +47,11 @@ class Convention:
     grid: the nearest rule of ours, for networks without a scheduler; `points` gives diffusers' exact times. basis:
     None for the default. time_scale: the network is fed times this (1000 for flow networks).
     spacing: linspace, leading, trailing, flow, or rule, where `grid` itself is exact; is_open: the rule's last point is
-    dropped. span, shift, shift_terminal, ramp: of flow spacing, in this order; span may end with None for 1 / M.
+    dropped; length: how many times from the clean end on are in use, None for all.
+    span, shift, shift_terminal: of flow spacing, in this order; span may end with None for 1 / M; latest: the time in
+    place of any above it.
+    ramp: karras or exponential; ramp_of: spaced or all, what it goes between; ramp_span: the least and the largest
+    sigma instead of those.
     """
 
     schedule: str
@@ -53,10 +65,14 @@ class Convention:
     spacing: str = "rule"
     is_open: bool = False
     offset: int = 0
+    length: int | None = None
     span: tuple[float, float | None] = (1.0, 1e-3)
     shift: float = 1.0
     shift_terminal: float | None = None
+    latest: float = 1.0
     ramp: str | None = None
+    ramp_of: str = "spaced"
+    ramp_span: tuple[float | None, float | None] = (None, None)
 
     def points(
         self, count: int, *, times: Sequence[float] | None = None, sigmas: Sequence[float] | None = None
@@ -81,10 +97,11 @@ class Convention:
         elif self.spacing == "rule":
             return None
         else:
-            points = self._discrete(count, int(process.last) + 1)
+            points = self._discrete(count, process)
         if process.discrete:
             # No network is asked at the end itself: that step would have no length.
             points = np.clip(np.round(points), last + 1, process.last)
+            points = _apart(points, last + 1) if self.ramp else points
         else:
             points = np.clip(points, process.first, process.last)  # powers and logarithms miss the ends by a rounding
         if not np.all(np.diff(points) < 0) or (count > 0 and points[-1] <= last):
@@ -99,35 +116,67 @@ class Convention:
         times: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
     ) -> str | tuple[float, ...]:
-        """The grid of `solver` with `nfe` evaluations: `points` for as many as it walks, or the rule."""
+        """The grid of `solver` with `nfe` evaluations: `points` for as many as it walks, or the rule.
+
+        DPM-Solver, UniPC and DEIS take the times that diffusers' classes of these solvers take from the same config.
+        """
         # Single-step solvers of higher order end their intervals at trained times, and reach the clean point alone.
         count = solver.intervals(nfe) + (solver.evaluations > 1 and self.end == "clean")
-        return self.points(count, times=times, sigmas=sigmas) or self.grid
+        multistep = isinstance(solver, (MultiStep, UniPC)) or (isinstance(solver, Deis) and solver.variant == "lambda")
+        rule = replace(self, is_open=True) if multistep and self.spacing in ("linspace", "leading") else self
+        return rule.points(count, times=times, sigmas=sigmas) or self.grid
 
-    def _discrete(self, count: int, length: int) -> Array:
+    def _discrete(self, count: int, process: Schedule) -> Array:
+        whole = int(process.last) + 1
+        length = self.length or whole
         total = count + self.is_open
         match self.spacing:
             case "linspace":
-                return np.linspace(0, length - 1, total).round()[::-1][:count]
+                points = np.linspace(0, length - 1, total).round()[::-1][:count]
             case "leading":
-                return np.arange(total, dtype=np.float64)[::-1][:count] * (length // total) + self.offset
+                points = np.arange(total, dtype=np.float64)[::-1][:count] * (length // total) + self.offset
             case _:
-                return np.round(length - np.arange(count) * (length / count)) - 1
+                points = np.round(length - np.arange(count) * (whole / count)) - 1
+        if self.ramp is None:
+            return points
+        ends = np.clip(points[[0, -1]], 0, process.last) if self.ramp_of == "spaced" else [process.last, process.first]
+        highest, lowest = np.exp(-process.lam(ends)).tolist()
+        given_low, given_high = self.ramp_span
+        sigmas = ramped(self.ramp, given_high or highest, given_low or lowest, count)
+        return process.time_from_lambda(-np.log(sigmas))
 
     def _flow(self, count: int, given: Sequence[float] | None) -> Array:
+        low, high = self.ramp_span
+        if self.ramp is not None and low is not None and high is not None:  # UniPC: of sigma / alpha
+            sigmas = ramped(self.ramp, high, low, count)
+            return sigmas / (sigmas + 1)
         first, last = self.span
         last = 1 / count if last is None else last
         sigmas = (
             np.linspace(first, last, count + self.is_open)[:count] if given is None else _resampled(given, 0, count)
         )
         sigmas = shifted(sigmas, self.shift)
-        if self.shift_terminal:
+        if self.shift_terminal and count > 1:
             sigmas = 1 - (1 - sigmas) * (1 - self.shift_terminal) / (1 - sigmas[-1])
-        if self.ramp == "karras":
-            return np.linspace(sigmas[0] ** (1 / 7), sigmas[-1] ** (1 / 7), count) ** 7
-        if self.ramp == "exponential":
-            return np.exp(np.linspace(np.log(sigmas[0]), np.log(sigmas[-1]), count))
-        return sigmas
+        sigmas = sigmas if self.ramp is None else ramped(self.ramp, sigmas[0], sigmas[-1], count)
+        return np.minimum(sigmas, self.latest)
+
+
+def ramped(ramp: str, highest: float, lowest: float, count: int) -> Array:
+    """`count` falling sigmas: Karras' rule with rho = 7, or evenly spaced logarithms."""
+    if ramp == "karras":
+        return np.linspace(highest ** (1 / 7), lowest ** (1 / 7), count) ** 7
+    return np.exp(np.linspace(np.log(highest), np.log(lowest), count))
+
+
+def _apart(points: Array, lowest: float) -> Array:
+    """Falling integer times, each at least 1 below the one before; as many stay as can."""
+    points = points.copy()
+    for i in range(1, len(points)):
+        points[i] = min(points[i], points[i - 1] - 1)
+    for i in range(len(points) - 1, -1, -1):
+        points[i] = max(points[i], lowest if i == len(points) - 1 else points[i + 1] + 1)
+    return points
 
 
 def shifted(t: Array, shift: float) -> Array:

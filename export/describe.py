@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +14,13 @@ from ..engine.errors import InputError
 from . import zoo
 from .described import Described, Given
 from .sources.from_diffusers import open_diffusers
+from .time_map import TimeMap, parse_prediction, parse_time_map
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import nn
 
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 FORMS = f"a path ending in .onnx, file.py:factory, a diffusers folder, or a shipped network ({', '.join(zoo.NAMES)})"
 
 
@@ -49,24 +53,38 @@ def _bare(source: Any, text: str | None) -> Described:
     if text is None and not isinstance(source, nn.Module):
         raise InputError(f"network: got {type(source).__name__}, expected an nn.Module, a pipeline or {FORMS}")
     if text is not None and not (text.endswith(".onnx") or ".py:" in text):
-        raise InputError(f"network '{text}': not known; expected {FORMS}")
+        raise InputError(f"network '{text}': {_hint(text)}; expected {FORMS}")
     return Described(source if text is None else text, _name_of(source), None, "", "")
+
+
+def _hint(text: str) -> str:
+    """What a text may be that is no form of network."""
+    if text.endswith(WEIGHTS):
+        return "weights without a network; write a function that makes the module and loads them, file.py:factory"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not Path(text).exists():
+        return f"no such folder; if it is a model of a hub, download it first and give its folder (hf download {text})"
+    near = difflib.get_close_matches(text, zoo.NAMES, 1)
+    return f"not known; did you mean {near[0]}" if near else "not known"
 
 
 def _laid_over(found: Described, given: Given) -> Described:
     """`found` with what was given in place of what it says."""
     ranged = found.data_range if given.decoder is None else (-1.0, 1.0)
+    prediction, negated = parse_prediction(given.prediction or found.prediction)
+    scale, time_map = _time(found, given)
     return replace(
         found,
         name=given.name or found.name,
         shape=given.shape or found.shape,
         schedule=given.schedule or found.schedule,
-        prediction=given.prediction or found.prediction,
+        prediction=prediction,
         conditions={**found.conditions, **given.conditions},
         input=given.input,
         time=given.time,
         output=given.output,
-        time_scale=found.time_scale if given.time_scale is None else given.time_scale,
+        time_scale=scale,
+        time_map=time_map,
+        negated=negated != (prediction == "flow" and time_map is not None and time_map.turns_round),
         time_dtype=given.time_dtype,
         learned_sigma=given.learned_sigma or found.learned_sigma,
         sigma_data=found.sigma_data if given.sigma_data is None else given.sigma_data,
@@ -74,6 +92,16 @@ def _laid_over(found: Described, given: Given) -> Described:
         example=dict(given.example),
         decoder=found.decoder if given.decoder is None else given.decoder,
     )
+
+
+def _time(found: Described, given: Given) -> tuple[float, TimeMap | None]:
+    """(time_scale, the map where a scale does not say it all)."""
+    if given.time_map is None:
+        return found.time_scale if given.time_scale is None else given.time_scale, None
+    if given.time_scale is not None:
+        raise InputError(f"got time_map '{given.time_map}' and time_scale {given.time_scale:g}; give one of them")
+    time_map = parse_time_map(given.time_map)
+    return (time_map.scale, None) if time_map.is_scale else (1.0, time_map)
 
 
 def _check(described: Described) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from ..engine.contract import Condition, Contract
+from .time_map import TimeMap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,6 +30,7 @@ class Given:
     time: str | None = None
     output: str | int | None = None
     time_scale: float | None = None
+    time_map: str | None = None
     time_dtype: str | None = None
     learned_sigma: bool = False
     sigma_data: float | None = None
@@ -44,7 +46,8 @@ class Described:
     """A network with its description. Fields mean the same as the arguments of `Network`.
 
     source: the module, or a text, "file.py:factory" or the path of an ONNX file. shape: None where only the source
-    knows it. convention: of the scheduler that came with the network, with its times, clip and end.
+    knows it. time_map: in place of `time_scale`. negated: what the network predicts has the other sign. convention: of
+    the scheduler that came with the network, with its times, clip and end.
     """
 
     source: nn.Module | str
@@ -57,6 +60,8 @@ class Described:
     time: str | None = None
     output: str | int | None = None
     time_scale: float = 1.0
+    time_map: TimeMap | None = None
+    negated: bool = False
     time_dtype: str | None = None
     learned_sigma: bool = False
     sigma_data: float = 0.5

@@ -10,7 +10,10 @@ epsilon, v, EDM and flow pipelines all work; what is combined is the output afte
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -18,16 +21,21 @@ import numpy as np
 import torch
 
 from ..engine.compiler.compile import compile as compile_program
+from ..engine.compiler.defaults import AUTO, BASIS, SOLVER
 from ..engine.compiler.grid import make_grid
 from ..engine.compiler.program import Program
 from ..engine.compiler.schedule import Array, parse_schedule
 from ..engine.compiler.solvers import parse_solver
+from ..engine.compiler.start import default_start, doubt_of_clean_start
 from ..engine.errors import BackendError, InputError
 from .convention import Convention
-from .sources.diffusers_config import complete, convention_of, read_config
+from .sampler_choice import EXACT, few_step_grid
+from .sources.diffusers_config import class_name, convention_of, read_config, scheduler_class
+from .sources.scheduler_classes import REFUSED
 
 try:
-    from diffusers.configuration_utils import ConfigMixin, register_to_config
+    import diffusers
+    from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
 except ImportError as error:
     raise BackendError(f"PFDiffScheduler needs diffusers ({error}); install it with: pip install diffusers") from None
@@ -44,7 +52,8 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
     """A program's rows behind diffusers' scheduler interface.
 
     Its own options: solver, grid, basis, clip, t_start, end as in `pfdiff.compile`, each None for what the config of
-    the pipeline's former scheduler says (grid: that scheduler's exact times); schedule and prediction replace what is
+    the pipeline's former scheduler says. Solver "auto" is the default sampler, on the few-step form of that scheduler's
+    grid; any other solver, and grid "diffusers", has its exact times; schedule and prediction replace what is
     read from betas, shift and prediction_type. All other options are diffusers' and mean what they mean there.
 
     N inference steps are N network evaluations, whatever the solver. `timesteps` [N]: what the pipeline feeds, int64 on
@@ -61,7 +70,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        solver: str = "pfdiff:k=2,l=1",
+        solver: str = AUTO,
         grid: str | Sequence[float] | None = None,
         basis: str | None = None,
         clip: float | None = None,
@@ -69,6 +78,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         end: str | None = None,
         schedule: str | None = None,
         prediction: str | None = None,
+        scheduler_class: str | None = None,
         # Of diffusers' schedulers.
         num_train_timesteps: int = 1000,
         beta_start: float | None = None,
@@ -105,10 +115,12 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         sigma_schedule: str | None = None,
         rho: float | None = None,
     ) -> None:
-        method = parse_solver(solver)
-        self._convention = convention_of(self.config, mu=1.0)
-        process = parse_schedule(self._convention.schedule)
-        self._solver = method
+        self._solver = parse_solver(SOLVER if solver == AUTO else solver)
+        # A key that is not said is left out: written down as null it would stop other schedulers from reading the file.
+        said = {key: value for key, value in dict(self.config).items() if value is not None}
+        self._internal_dict = FrozenDict(said)
+        self._convention = convention_of(said, mu=1.0)
+        self._process = process = parse_schedule(self._convention.schedule)
         self._program: Program | None = None
         self._grid: tuple[float, ...] = ()
         self._begin: int | None = None
@@ -122,12 +134,14 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """A scheduler with the times, schedule and prediction of any scheduler's `config`; kwargs: our options.
 
-        Values that the config took from its own class's defaults are kept: they are that scheduler's conventions.
+        The config is read as its own class reads it, which `scheduler_class` keeps.
         """
         if isinstance(config, Mapping):
-            config = {key: value for key, value in complete(config).items() if key != "_use_default_values"}
-            if "solver" not in config and not kwargs.get("schedule"):
-                read_config({**config, **kwargs}, mu=1.0)
+            config = {key: value for key, value in config.items() if key != "_use_default_values"}
+            if "solver" not in config:
+                config["_class_name"] = config["scheduler_class"] = _class_of(config)
+                if not kwargs.get("schedule"):
+                    config = _completed(config, kwargs)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
@@ -165,34 +179,80 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         differ from those given. Raises InputError.
         """
         given = timesteps if timesteps is not None else [one for one in sigmas if one > 0] if sigmas is not None else ()
-        steps = len(given) if num_inference_steps is None else num_inference_steps
+        steps = len(given) if num_inference_steps is None else _count(num_inference_steps)
         if timesteps is not None and sigmas is not None:
             raise InputError("got timesteps and sigmas; give one of them")
         if len(given) not in (0, steps) or steps < 1:
             raise InputError(f"got {steps} steps and {len(given)} timesteps or sigmas; give as many, at least one")
-        config = self.config
-        convention = self._convention = convention_of(config, mu)
-        process = parse_schedule(convention.schedule)
-        grid: Any = config["grid"]
-        intervals = self._solver.intervals(steps)
-        if timesteps is not None or (grid is None and config["t_start"] is None):
-            times = None if timesteps is None else _times_of(timesteps, convention)
-            grid = convention.walk(self._solver, steps, times=times, sigmas=sigmas)
-        elif grid is None:
-            grid = convention.grid
-        start = config["t_start"] if isinstance(grid, str) else None
-        points = make_grid(grid, process, intervals, start, convention.end, self._solver.evaluations).tolist()
-        # A rule's last time misses the schedule's first by a rounding where it is bent.
-        self._grid = (*(max(t, process.first) for t in points[:-1]), points[-1])
+        convention = self._convention = convention_of(self.config, mu)
+        self._process = process = parse_schedule(convention.schedule)
+        self._grid = self._points(steps, timesteps, sigmas)
         self._program = program = self._compiled(steps, self._grid)
+        if doubt := doubt_of_clean_start(program):
+            warnings.warn(doubt, stacklevel=2)
         fed = program.network_times * convention.time_scale
         self.timesteps = torch.from_numpy(fed.astype(np.int64 if process.discrete else np.float32)).to(device)
         self.num_inference_steps = steps
         self.init_noise_sigma = float(program.init[0])
         self._begin = self._step = self._running = None
 
+    def _points(
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None
+    ) -> tuple[float, ...]:
+        """The times that the solver walks, the end's included."""
+        config, convention, process = self.config, self._convention, self._process
+        grid: Any = config.get("grid")
+        start = config.get("t_start")
+        if grid is None and config["solver"] == AUTO:
+            grid = few_step_grid(convention)
+        # Times that the pipeline gives come first; sigmas, which those of flow networks always give, before no rule.
+        if timesteps is not None or grid == EXACT or (config.get("grid") is None and sigmas is not None):
+            times = None if timesteps is None else _times_of(timesteps, convention)
+            grid = convention.walk(self._solver, steps, times=times, sigmas=sigmas)
+        elif grid is None:
+            grid = convention.grid if start is not None else convention.walk(self._solver, steps)
+        elif start is None and isinstance(grid, str) and config["solver"] == AUTO:
+            start = default_start(convention.schedule, convention.prediction, convention.clip)
+        start = start if isinstance(grid, str) else None
+        intervals = self._solver.intervals(steps)
+        points = make_grid(grid, process, intervals, start, convention.end, self._solver.evaluations).tolist()
+        # A rule's last time misses the schedule's first by a rounding where it is bent.
+        return (*(max(t, process.first) for t in points[:-1]), points[-1])
+
+    # What pipelines read of other schedulers.
+    @property
+    def sigmas(self) -> Tensor:
+        """sigma / alpha, or a flow's sigma, at `timesteps` and at the end, float32 [N + 1]; before, at all times."""
+        process = self._process
+        if self._program is not None:
+            times = np.append(self._program.times, self._grid[-1])
+        else:
+            falling = np.arange(process.last, -1, -1) if process.discrete else np.array([process.last])
+            times = np.append(falling, process.clean)
+        sigma = process.sigma(times)
+        if process.velocity != "flow":
+            sigma = sigma / np.maximum(process.alpha(times), 1e-12)
+        return torch.from_numpy(sigma.astype(np.float32))
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha_t^2 of all T times, float32 [T]. Raises AttributeError on continuous schedules."""
+        process = self._process
+        if not process.discrete:
+            raise AttributeError(f"the schedule {self._convention.schedule} is continuous and has no alphas_cumprod")
+        return torch.from_numpy((process.alpha(np.arange(process.last + 1)) ** 2).astype(np.float32))
+
+    @property
+    def betas(self) -> Tensor:
+        """1 - alphabar_t / alphabar_t-1 of all T times, float32 [T]. Raises AttributeError on continuous schedules."""
+        alphas_cumprod = self.alphas_cumprod.double()
+        before = torch.cat((torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]))
+        return (1 - alphas_cumprod / before).float()
+
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """What the network is fed: c_in * sample for EDM networks, else the sample itself."""
+        if self._convention.prediction != "edm":
+            return sample
         running, n = self._at(timestep)
         c_in = float(running.program.c_in[n])
         return sample if c_in == 1 else sample * c_in
@@ -258,7 +318,19 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
             self._running = Running(self._started(self._program, self._step))
         if self._step >= len(self.timesteps):
             raise InputError(f"all {len(self.timesteps)} steps are done; call set_timesteps before the next sample")
+        self._check_next(timestep, self.timesteps[self._step])
         return self._running, self._step - (len(self.timesteps) - self._running.program.nfe)
+
+    def _check_next(self, timestep: Any, expected: Tensor) -> None:
+        """Raises InputError when a step is taken at another time than the next."""
+        if timestep is None:
+            return
+        value = torch.as_tensor(timestep).reshape(-1)[0].to(expected.device)
+        if abs(float(value) - float(expected)) > 1e-4 * max(1.0, abs(float(expected))):
+            raise InputError(
+                f"timestep {value.item():g}, expected {expected.item():g}, the next of the scheduler's timesteps; loop "
+                "over them in order, from set_begin_index on"
+            )
 
     def _entry(self, timestep: Any) -> int:
         if timestep is None:
@@ -285,11 +357,11 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
     def _compiled(self, nfe: int, grid: tuple[float, ...]) -> Program:
         convention, config = self._convention, self.config
         program = compile_program(
-            config["solver"],
+            str(self._solver),
             convention.schedule,
             nfe,
             grid=grid,
-            basis=config["basis"] or convention.basis,
+            basis=config.get("basis") or (BASIS if config["solver"] == AUTO else convention.basis),
             prediction=convention.prediction,
             clip=convention.clip,
             sigma_data=convention.sigma_data,
@@ -314,6 +386,11 @@ class Running:
         if self._states:
             # What the pipeline changed since the last step (masks, callbacks) is taken over, the rest stays exact.
             kept = self._states[0]
+            if kept.shape != sample.shape:
+                raise InputError(
+                    f"sample {list(sample.shape)}, expected {list(kept.shape)} as in the last step; "
+                    "call set_timesteps before another sample"
+                )
             states = [torch.where(kept.to(sample.dtype) == sample, kept, given), *self._states[1:]]
         else:
             states = [
@@ -330,6 +407,40 @@ def _combined(W: Array, w: float, states: Sequence[Tensor], out: Tensor) -> Tens
     for i in np.flatnonzero(W).tolist():
         total = total + states[i] * float(W[i])
     return total
+
+
+def _class_of(config: Mapping[str, Any]) -> str | None:
+    """The class that a config is of: by name, else by its parameters, with which a live scheduler's config begins."""
+    name = class_name(config)
+    if name is not None:
+        return name
+    keys = [key for key in config if not key.startswith("_")]
+    for refused in REFUSED:
+        kind = getattr(diffusers, refused, None)
+        parameters = list(inspect.signature(kind.__init__).parameters)[1:] if kind is not None else []
+        if parameters and set(parameters) == set(keys[: len(parameters)]):
+            return refused
+    return None
+
+
+def _completed(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the defaults of its class for what it leaves out, checked before a scheduler is made of it."""
+    read_config({**config, **options}, mu=1.0)
+    defaults = scheduler_class(config).read if class_name(config) is not None else {}
+    said = {key: value for key, value in config.items() if value is not None}
+    finite = {key: value for key, value in defaults.items() if value is not None and value != -math.inf}
+    return {**finite, **said}
+
+
+def _count(steps: Any) -> int:
+    """A number of steps, also a whole float or a tensor of one number. Raises InputError."""
+    number = math.nan
+    if not isinstance(steps, str):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # no number, or a tensor of several
+            number = float(steps)
+    if not (number >= 1 and number == math.floor(number)):
+        raise InputError(f"num_inference_steps {steps!r}, expected a whole number of at least 1")
+    return int(number)
 
 
 def _times_of(timesteps: Sequence[float], convention: Convention) -> list[float]:

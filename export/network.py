@@ -22,6 +22,7 @@ import numpy as np
 
 from ..engine.contract import PRECISIONS, Condition, Contract
 from ..engine.errors import InputError
+from ..engine.notebook import html_table
 from .decoders.open import OpenedDecoder, open_decoder
 from .describe import describe
 from .described import Given
@@ -47,11 +48,13 @@ class Network:
     source       an nn.Module, "file.py:factory", an ONNX file, a shipped network's name, a diffusers folder or pipeline
     shape        of one sample, without the batch; an ONNX file, a diffusers config or `example` may say it
     schedule     the noise schedule it was trained with, such as "cosine:300"; a diffusers scheduler may say it
-    prediction   eps, x0, v, flow, edm (the raw F of EDM preconditioning) or consistency; likewise
+    prediction   eps, x0, v, flow, edm (the raw F of EDM preconditioning), consistency, or what diffusers calls them
     conditions   further inputs by name: a Condition, or for a module an example tensor [B, ...]
     input, time  names of the inputs for x and the time, where they cannot be guessed
     output       name (ONNX, dict) or index (tuple) of the prediction among several outputs
     time_scale   the network is fed schedule time * time_scale; 1 unless the source says otherwise
+    time_map     what it is fed where a scale does not do: "1-t", "1000-1000*t", "sigma", "logsnr", "c_noise"; with a
+                 time that runs from noise to data, `flow` is x_0 - eps (time_map.py, docs/reference/time.md)
     time_dtype   float32 or int64; found by trying when None
     learned_sigma  the output has twice the channels, of which the first half is the prediction
     data_range   what `images` turns into 0..255, and `tune` compares within; (-1, 1) unless the source says otherwise
@@ -77,6 +80,7 @@ class Network:
         time: str | None = None,
         output: str | int | None = None,
         time_scale: float | None = None,
+        time_map: str | None = None,
         time_dtype: str | None = None,
         learned_sigma: bool = False,
         sigma_data: float | None = None,
@@ -95,6 +99,7 @@ class Network:
             time=time,
             output=output,
             time_scale=time_scale,
+            time_map=time_map,
             time_dtype=time_dtype,
             learned_sigma=learned_sigma,
             sigma_data=sigma_data,
@@ -110,6 +115,29 @@ class Network:
         if described.decoder is not None:
             self.decoder = open_decoder(described.decoder, self.contract)
         self.convention: Convention | None = described.convention
+
+    def __repr__(self) -> str:
+        contract = self.contract
+        given = "".join(f", {one.alias or one.name}" for one in contract.conditions)
+        decoded = f", decoded by {self.decoder.contract.name}" if self.decoder else ""
+        return (
+            f"Network({contract.name}: {contract.input} {list(contract.shape)}, {contract.time}{given} -> "
+            f"{contract.prediction}, {contract.schedule}{decoded})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The contract, for notebooks."""
+        contract = self.contract
+        rows = [
+            ("input", f"{contract.input} {list(contract.shape)}"),
+            ("time", f"{contract.time}, {contract.time_dtype}"),
+            *(("condition", f"{one.alias or one.name}: {one.dtype} {list(one.shape)}") for one in contract.conditions),
+            ("predicts", contract.prediction),
+            ("schedule", contract.schedule),
+            ("data range", "{:g}..{:g}".format(*contract.data_range)),
+            *((("decoder", self.decoder.contract.name),) if self.decoder else ()),
+        ]
+        return html_table(rows, caption=contract.name)
 
     @property
     def contract(self) -> Contract:

@@ -27,10 +27,9 @@ import numpy as np
 
 from ..engine.api import Engine
 from ..engine.artifact import Artifact, read_artifact
-from ..engine.backends.abstract import first_line
 from ..engine.compiler.program import Program
 from ..engine.contract import Contract
-from ..engine.errors import BackendError, EngineFileError, InputError
+from ..engine.errors import BackendError, EngineFileError, InputError, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -287,7 +286,7 @@ def _compare(artifact: Artifact, nfe: int, part: Path) -> None:
     batch = contract.fixed_batch or artifact.batch[0]
     noise = np.random.default_rng(0).standard_normal((batch, *contract.shape), np.float32)
     given = contract.stand_ins
-    with Engine(artifact, backend="onnxruntime") as engine:
+    with Engine.open(artifact, backend="onnxruntime") as engine:
         wanted = engine.sample(noise=noise, nfe=nfe, **given).numpy()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY

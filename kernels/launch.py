@@ -1,14 +1,15 @@
 """One kernel, two ways to run it: compiled by Triton for a GPU, or interpreted on the CPU to test the same source.
 
-Triton is optional. Without it the launchers of `step`, `noise` and `images` take the plain twin in `eager`. The
-interpreter is chosen when a kernel is launched, by TRITON_INTERPRET=1, not when its module is imported, so one process
-may interpret, launch and compile ahead of time.
+Triton is optional. Where it cannot launch, the launchers of `step`, `noise` and `images` take the plain twin in
+`eager`. The interpreter is chosen when a kernel is launched, by TRITON_INTERPRET=1, not when its module is imported, so
+one process may interpret, launch and compile ahead of time.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import warnings
 from collections.abc import Callable
 from functools import cache, cached_property
@@ -24,7 +25,16 @@ if TYPE_CHECKING:
 else:
     constexpr = getattr(tl, "constexpr", None)  # the annotation of a kernel's constants
 
-__all__ = ["Kernel", "constexpr", "interpreted", "runs_triton", "tl", "triton_available"]
+__all__ = [
+    "Kernel",
+    "check_triton",
+    "constexpr",
+    "interpreted",
+    "runs_triton",
+    "tl",
+    "triton_available",
+    "why_not_triton",
+]
 
 
 def triton_available() -> bool:
@@ -38,21 +48,56 @@ def interpreted() -> bool:
 
 
 def runs_triton(tensor: torch.Tensor) -> bool:
-    """Whether an op on this tensor launches its Triton kernel; a CUDA tensor without Triton says so once."""
-    if triton_available():
-        return tensor.is_cuda or interpreted()
-    if tensor.is_cuda:
-        _announce_fallback()
-    return False
+    """Whether an op on this tensor launches its Triton kernel. The first one on a device tries."""
+    if interpreted() and triton_available():
+        return True
+    return tensor.is_cuda and not why_not_triton(tensor.device)
 
 
 @cache
-def _announce_fallback() -> None:
-    warnings.warn(
-        "Triton is not installed, so the fused kernels run as several plain torch operations; pip install triton",
-        RuntimeWarning,
-        stacklevel=4,
-    )
+def why_not_triton(device: torch.device) -> str:
+    """Why kernels cannot be launched on a CUDA device, in one clause; empty when they can.
+
+    Found out once, by a kernel that stores one number, and announced: Triton needs more than its package. At the first
+    launch it compiles its own launcher in C, for which there must be a compiler, Python's headers and the driver.
+    """
+    problem = _problem(device)
+    if problem:
+        warnings.warn(
+            f"{problem}; until then the fused kernels run as several plain torch operations",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return problem
+
+
+def check_triton(device: torch.device) -> None:
+    """Try Triton where a loop is made, so that what is wrong is said then and not in the middle of a sample."""
+    if device.type == "cuda":
+        why_not_triton(device)
+
+
+def _problem(device: torch.device) -> str:
+    if not triton_available():
+        return "Triton is not installed; pip install triton"
+    try:
+        stored = torch.zeros(1, dtype=torch.int32, device=device)
+        PROBE.launch(1, (stored, 7), {})
+        return "" if stored.item() == 7 else "Triton's kernels compute something else; reinstall triton"
+    except Exception as error:  # it raises RuntimeError, CalledProcessError, AssertionError and others
+        line = next(iter(str(error).splitlines()), "")[:200]
+        return f"Triton cannot launch a kernel here ({type(error).__name__}: {line}); {_remedy(error)}"
+
+
+def _remedy(error: Exception) -> str:
+    """What to install, from what triton 3.6 raises: `runtime/build.py` and `backends/nvidia/driver.py`."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return "install Python's headers (python3-dev) and a C compiler that works, such as gcc"
+    if "compiler" in str(error):
+        return "install a C compiler such as gcc, or name one by CC"
+    if "libcuda" in str(error):
+        return "install NVIDIA's driver, or name the folder of libcuda.so by TRITON_LIBCUDA_PATH"
+    return "install a triton for this torch and this GPU"
 
 
 class Kernel:
@@ -106,3 +151,11 @@ class Kernel:
         assert isinstance(first, torch.Tensor)
         with torch.cuda.device(first.device):
             self.compiled[(blocks,)](*arguments, **constants, **self.options)
+
+
+def probe_kernel(stored, number):
+    """stored [1] int32 becomes `number`."""
+    tl.store(stored, number)
+
+
+PROBE = Kernel(probe_kernel, warps=1)

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from ..engine.compiler.basis import BASES
-from ..engine.compiler.grid import usual_rule
+from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import Program
-from ..engine.compiler.schedule import parse_schedule
 from ..engine.errors import InputError
 from ..engine.progress import Stages
 from ..export.network import Network
@@ -34,12 +33,12 @@ from .sampling.pool import Floats
 from .sampling.reference import Reference
 from .sampling.seeds import chosen_seeds
 from .sampling.subject import LATENTS, Subject
-from .search.candidates import GRIDS, Candidate, Setting, make_setting, start_of
+from .search.candidates import GRIDS, Candidate, Setting, by_default, make_setting, start_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-SOLVERS = ("ddim", "dpm++:2m", "unipc:order=2", "ipndm:order=3", "pfdiff:k=1,l=1", "pfdiff:k=2,l=1")
+SOLVERS = ("auto", "ddim", "dpm++:2m", "unipc:order=2", "ipndm:order=3", "pfdiff:k=1,l=1", "pfdiff:k=2,l=1")
 
 
 def compare(
@@ -66,8 +65,9 @@ def compare(
 ) -> Comparison:
     """RMS error to a many-step reference of every solver at every NFE, on `seeds` seeds.
 
-    solvers: `solver`, `solver@grid` or `solver@grid/basis`; `grid` and `basis` serve where none is said: by default
-    logsnr, uniform where alpha starts at 0; "best" is the rule with the least error on `calibration` further seeds.
+    solvers: `solver`, `solver@grid` or `solver@grid/basis`, "auto" for the default sampler; `grid` and `basis` serve
+    where none is said, by default those of the default sampler. Grid "best" is the rule with the least error on
+    `calibration` further seeds.
     out, csv, sheet: files to write: the log plot (.png, .svg, .pdf), the table, the samples (.png; images only). The
     rest: as in `pfdiff.tune`.
     Where a solver is not defined at an NFE its error is None and `note` says why. Raises InputError, BackendError.
@@ -80,8 +80,7 @@ def compare(
     files.check(subject)
     settings = [make_setting(subject, count, clip, t_start, end) for count in counts]
     chosen = Reference.of(settings[0].schedule, settings[0].t_start, reference)
-    rule = grid or usual_rule(parse_schedule(settings[0].schedule))
-    candidates = {text: parse_sampler(text, rule, basis) for text in samplers}
+    candidates = {text: parse_sampler(text, grid or AUTO, basis) for text in samplers}
     calibration = calibration if any(one.grid == "best" for one in candidates.values()) else 0
     tell, budget = progress or (lambda stage, done, expected: None), parse_budget(None)
     with subject.opened(backend, threads) as opened:
@@ -196,7 +195,10 @@ class _Bench:
     def point(self, candidate: Candidate, setting: Setting) -> Point:
         """The candidate at one NFE, on its best grid where that is asked for."""
         try:
-            candidate = replace(candidate, t_start=start_of(candidate.grid, setting.t_start))
+            if AUTO in (candidate.solver, candidate.grid):
+                candidate = by_default(candidate, setting)
+            else:
+                candidate = replace(candidate, t_start=start_of(candidate.grid, setting.t_start))
             program = self._best(candidate, setting) if candidate.grid == "best" else candidate.compile(setting)
         except InputError as error:
             return Point(candidate.solver, candidate.grid, candidate.basis or "", setting.nfe, None, str(error), None)

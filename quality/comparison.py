@@ -12,9 +12,11 @@ import numpy as np
 
 from ..engine.compiler.program import Program
 from ..engine.errors import InputError
+from ..engine.notebook import html_table
 from .pictures.pixels import Pixels, pixels_of
 from .pictures.plot import Curve, log_plot
 from .pictures.sheet import Row, sheet
+from .ranking import error_text
 from .sampling.pool import Floats
 from .sampling.reference import Reference
 from .sampling.subject import LATENTS
@@ -61,6 +63,23 @@ class Comparison:
     data_range: tuple[float, float]
     samples: Mapping[tuple[str, int], Floats]
     reference_samples: Floats
+
+    def table(self) -> list[list[str]]:
+        """A row for each sampler: its name, then its error at each NFE, empty where there is none."""
+        return [[sampler, *(error_text(one.error) for one in self.of(sampler))] for sampler in self.samplers]
+
+    @property
+    def columns(self) -> list[str]:
+        """The header of `table`."""
+        return ["solver", *(f"NFE {nfe}" for nfe in self.nfe)]
+
+    def __repr__(self) -> str:
+        counts = ", ".join(map(str, self.nfe))
+        return f"Comparison({self.network}: {len(self.samplers)} samplers at NFE {counts}, {self.seeds} seeds)"
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        return html_table(self.table(), self.columns, f"{self.network}: RMS error, {self.seeds} seeds")
 
     def of(self, sampler: str) -> list[Point]:
         """The points of one sampler, by NFE."""

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from ..engine.compiler.program import Program
+from ..engine.notebook import html_table
 from .sampling.reference import Reference
 
-RECORDED = 10  # of the ranking, in the engine's record
+RECORDED = 10  # of the ranking, in the engine's record and in tables
+COLUMNS = ("rank", "solver", "grid", "basis", "start", "error", "held out")
 
 
 @final
@@ -31,6 +33,18 @@ class Ranked:
     error: float
     held_out_error: float | None
     program: Program
+
+    def __repr__(self) -> str:
+        held = "" if self.held_out_error is None else f", held out {error_text(self.held_out_error)}"
+        return (
+            f"Ranked({self.solver}, {self.grid_text}/{self.basis} from {self.t_start:g}: error "
+            f"{error_text(self.error)}{held})"
+        )
+
+    @property
+    def grid_text(self) -> str:
+        """The grid's rule, or how many times were given."""
+        return self.grid if isinstance(self.grid, str) else f"{len(self.grid)} times"
 
 
 @final
@@ -58,6 +72,62 @@ class Ranking(list[Ranked]):
         self.seconds: float = record["seconds"]
         self.complete: bool = record["complete"]
         self.refinement: dict[str, Any] | None = record["refinement"]
+
+    def distinct(self) -> list[Ranked]:
+        """Of samplers that differ in single times only, the best; best first."""
+        found: dict[tuple[str, str, str], Ranked] = {}
+        for one in self:
+            found.setdefault((one.solver, one.grid_text, one.basis), one)
+        return list(found.values())
+
+    def shown(self, most: int = RECORDED) -> list[tuple[int, Ranked]]:
+        """(rank, sampler) of the rows of a table: the first of `distinct`, and the best DDIM wherever it is."""
+        ranked = list(enumerate(self.distinct(), 1))
+        plain = next(((rank, one) for rank, one in ranked if one.solver == "ddim"), None)
+        rows = ranked[:most]
+        return rows if plain is None or plain in rows else [*rows, plain]
+
+    def table(self) -> list[tuple[str, ...]]:
+        """The rows of `shown` under COLUMNS, as text."""
+        return [
+            (
+                str(rank),
+                one.solver,
+                one.grid_text,
+                one.basis,
+                f"{one.t_start:.4g}",
+                error_text(one.error),
+                error_text(one.held_out_error),
+            )
+            for rank, one in self.shown()
+        ]
+
+    @property
+    def summary(self) -> str:
+        """What was searched, in one line."""
+        seeds = f"{self.calibration} calibration and {self.held_out} held-out seeds"
+        return f"NFE {self.nfe}: {self.criterion}, {seeds}"
+
+    def __repr__(self) -> str:
+        best = f"; best {self[0]!r}" if self else ""
+        return f"Ranking(NFE {self.nfe}, {len(self)} samplers{best})"
+
+    def __str__(self) -> str:
+        rows = [COLUMNS, *self.table()]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+        left = (False, True, True, True, False, False, False)
+        lines = [
+            "  ".join(
+                cell.ljust(width) if is_left else cell.rjust(width)
+                for cell, width, is_left in zip(row, widths, left, strict=True)
+            ).rstrip()
+            for row in rows
+        ]
+        return "\n".join([self.summary, *lines])
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        return html_table(self.table(), COLUMNS, self.summary)
 
     def to_dict(self) -> dict[str, Any]:
         """The record of the search as plain JSON data, with the first ten of the ranking.
@@ -90,6 +160,11 @@ class Ranking(list[Ranked]):
                 ],
             }
         )
+
+
+def error_text(value: float | None) -> str:
+    """An error in a table: four decimals, or two digits below 0.001; nothing for None."""
+    return "" if value is None else f"{value:.4f}" if value >= 0.001 else f"{value:.1e}"
 
 
 def _as_json(value: Any) -> Any:

@@ -25,7 +25,7 @@ ROOMS = (
     ("condition", "cache", "device"),
     ("compiler", "json_fields", "atomic"),
     ("array_files", "philox"),
-    ("tensors", "machine", "progress", "errors", "version"),
+    ("tensors", "machine", "progress", "errors", "version", "notebook"),
 )
 # Arrows that are still to be turned round.
 NOT_YET = {

@@ -147,7 +147,7 @@ class Engines:
         """An engine of an own network on a given backend, one program and batch 1, for the caller to close."""
         artifact = replace(read_artifact(self.path(name, precision)), programs={program.nfe: program}, batch=(1,))
         module = module_for(name, backend)
-        return Engine(artifact, device=device_of(), backend=backend, threads=self.threads, module=module)
+        return Engine.open(artifact, device=device_of(), backend=backend, threads=self.threads, module=module)
 
 
 def backend_of(name: str) -> str:

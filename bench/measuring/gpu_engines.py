@@ -1,6 +1,6 @@
 """Engines for GPU benchmarks and tests, made in memory: no export, no file, the network by backend torch.
 
-fashion   the shipped network, 28x28x1            cifar, latents   see `networks`
+fashion   the shipped network, 28x28x1            cifar, latents   see `networks`            policy   see `policy`
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from ...engine.errors import EngineFileError
 from ...export import zoo
 from ...export.zoo.fashion import CLASSES, NO_LABEL, FashionUNet
 from .networks import CIFAR, LATENTS, UNet
+from .policy import ACTIONS, OBSERVATION, STEPS, PolicyUNet
 
-NAMES = ("fashion", "cifar", "latents")
 LABEL = Condition("label", "int64", default=NO_LABEL, low=0, high=NO_LABEL, labels=CLASSES)
 TEXT = Condition("text", "float32", (77, 768), default=0.1)
+OBSERVED = Condition("observation", "float32", (OBSERVATION,), default=0.1)
 CONTRACTS = {
+    "policy": Contract("policy", (ACTIONS, STEPS), "cosine:100", "eps", conditions=(OBSERVED,)),
     "fashion": Contract("fashion", (1, 28, 28), "linear:1000", "v", conditions=(LABEL,)),
     "cifar": Contract("cifar", (3, 32, 32), "linear:1000", "eps"),
     "latents": Contract("latents", (4, 64, 64), "scaled_linear:1000", "eps", conditions=(TEXT,)),
@@ -58,6 +60,8 @@ def module_of(name: str, device: str = "cuda") -> nn.Module:
             return module.to(device).eval()
     torch.manual_seed(0)
     with torch.device(device):
+        if name == "policy":
+            return PolicyUNet().eval().requires_grad_(False)
         return UNet(CIFAR if name == "cifar" else LATENTS).eval().requires_grad_(False)
 
 
@@ -79,9 +83,13 @@ def engine_of(
     options: CudaOptions | None = None,
     **settings: Any,
 ) -> Engine:
-    """An engine of `module` (default: a fresh one) for backend torch; settings as in `pfdiff.compile`."""
+    """An engine of `module` (default: a fresh one) for backend torch; settings as in `pfdiff.compile`.
+
+    options: by default the module as it is, since compiling takes longer than what is measured or tested.
+    """
+    options = options or CudaOptions(compile=False)
     contract = contract_of(name, precision)
     programs = {count: program_of(name, count, solver, **settings) for count in nfe}
     artifact = Artifact(Path(name), contract, batch, precision, programs)
     module = module_of(name, device) if module is None else module
-    return Engine(artifact, device=device, backend="torch", module=module, options=options)
+    return Engine.open(artifact, device=device, backend="torch", module=module, options=options)

@@ -10,11 +10,12 @@ import platform
 import re
 import subprocess
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from ...engine.machine import cores, processor, version_of
-from ..gpu import _slug
+from ..gpu import ROOT, slug
+
+RESULTS = ROOT / "bench" / "results"  # what was measured, a folder for each device
 
 PACKAGES = (
     "pfdiff",
@@ -50,9 +51,9 @@ def folder_name() -> str:
     """The GPU's name as `make gpu` writes it, or the processor's and its cores; letters, digits and dashes."""
     machine = describe()
     if machine["gpu"]:
-        return _slug(machine["gpu"])
+        return slug(machine["gpu"])
     words = re.sub(r"\((R|TM)\)|CPU|Processor|@.*", " ", machine["processor"], flags=re.IGNORECASE)
-    return f"{_slug(words)}-{machine['cores']}-cores"
+    return f"{slug(words)}-{machine['cores']}-cores"
 
 
 def _gpu() -> str | None:
@@ -65,12 +66,11 @@ def _gpu() -> str | None:
 
 def commit() -> str | None:
     """The commit of the checkout this file is in, with a plus when tracked files differ from it."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return None
     try:
-        head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "-C", root, "diff", "--quiet", "HEAD"], capture_output=True)
+        head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "-C", ROOT, "diff", "--quiet", "HEAD"], capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if changed.returncode else "")

@@ -14,18 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...engine.api import Engine
 from ...engine.runtime.latency import Timer
-from ..tracking import OVERHEAD
 from .cases import Case
 from .machine import commit
+from .ratios import BLOCKS, OVERHEAD, Times
 
 Function = Callable[[], object]
-Times = NDArray[np.float64]
 
-BLOCKS = 3
 ROUNDS = (BLOCKS, 400)  # fewest and most
 PAUSE_S = 0.02  # lets the threads of another library, which spin for a while after their work, go to sleep
 
@@ -128,15 +125,6 @@ class Measure:
             "ratios": {},
         }
         self._benchmark.extra_info.update({**known, **facts})
-
-
-def blocks(ours: Times, reference: Times) -> list[float]:
-    """The ratio ours / reference of BLOCKS contiguous stretches of rounds, of lower quartiles; larger is worse for us.
-
-    What else runs on the machine only ever adds time: the faster rounds are those that it left alone.
-    """
-    halves = (np.array_split(times, BLOCKS) for times in (ours, reference))
-    return [float(np.percentile(one, 25) / np.percentile(other, 25)) for one, other in zip(*halves, strict=True)]
 
 
 def repeated(function: Function, seconds: float = 2e-4) -> tuple[Function, int]:

@@ -62,9 +62,14 @@ def why_not_compiled() -> str:
     return ""
 
 
+def difference(drawn: Any, expected: torch.Tensor) -> float:
+    """The largest difference of two samples relative to the largest element."""
+    return float((torch.as_tensor(drawn, device=expected.device) - expected).abs().max() / expected.abs().max())
+
+
 def same_sample(who: str, drawn: Any, expected: torch.Tensor, tolerance: float) -> float:
-    """The largest difference of two samples relative to the largest element. Raises PfdiffError above the tolerance."""
-    error = float((torch.as_tensor(drawn, device=expected.device) - expected).abs().max() / expected.abs().max())
+    """The `difference` of two samples. Raises PfdiffError above the tolerance."""
+    error = difference(drawn, expected)
     if not error <= tolerance:  # NaN is neither
         raise PfdiffError(f"{who}: another sample, by {error:.1e} of the largest element; allowed are {tolerance:g}")
     return error

@@ -10,6 +10,7 @@ import torch
 
 LAUNCHES = ("LaunchKernel", "GraphLaunch")
 WAITS = ("StreamSynchronize", "DeviceSynchronize", "EventSynchronize", "cudaMemcpy", "cuMemcpyDtoH", "cudaFree")
+COPIES = ("MemcpyAsync", "cudaMemcpy", "cuMemcpy")
 ALLOCATIONS = ("cudaMalloc", "cuMemAlloc", "cudaHostAlloc", "cudaMallocHost", "cuMemCreate")
 
 
@@ -39,6 +40,11 @@ def graph_launches(calls: Counter[str]) -> int:
 def waits(calls: Counter[str]) -> Counter[str]:
     """Calls that make the host wait for the device."""
     return Counter({name: n for name, n in calls.items() if any(w in name for w in WAITS) and "Async" not in name})
+
+
+def copies(calls: Counter[str]) -> Counter[str]:
+    """Copies between host and device, or on the device."""
+    return Counter({name: count for name, count in calls.items() if any(word in name for word in COPIES)})
 
 
 def allocations(calls: Counter[str]) -> Counter[str]:

@@ -159,7 +159,7 @@ def network_figures(engines: Engines, name: str, seconds: float) -> dict[str, An
     }
     with ExitStack() as stack:
         opened = [
-            stack.enter_context(Engine(alone[precision], device="cpu", backend=backend))
+            stack.enter_context(Engine.open(alone[precision], device="cpu", backend=backend))
             for backend, precision in configurations()
             if precision in alone
         ]

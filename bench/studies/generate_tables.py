@@ -25,7 +25,7 @@ from typing import Any
 
 import pfdiff
 
-from ..measuring.machine import describe, folder_name
+from ..measuring.machine import RESULTS, describe, folder_name
 
 WORKERS = 2
 MANY = 20_000
@@ -49,7 +49,7 @@ def main(words: list[str] | None = None) -> None:
     pfdiff.build(pfdiff.Network("fashion"), [given.nfe], **settings).close()
     measured = (killed if given.part == "kills" else overhead)(engine, given.count, given.nfe, given.work)
     common = {"network": "fashion", "nfe": given.nfe, "batch": 64, "count": given.count, "workers": WORKERS}
-    folder = given.out or Path(__file__).parents[1] / "results" / folder_name()
+    folder = given.out or RESULTS / folder_name()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"generate_{given.part}.json"
     path.write_text(json.dumps({**common, **measured, "machine": describe()}, indent=1) + "\n", encoding="utf-8")

@@ -26,9 +26,8 @@ from pfdiff.export.zoo.fashion_classifier import load_classifier
 from pfdiff.quality.pictures.sheet import Row, sheet
 from pfdiff.quality.pictures.write import write_picture
 
-from ..measuring.machine import describe, folder_name
+from ..measuring.machine import RESULTS, describe, folder_name
 
-RESULTS = Path(__file__).parents[1] / "results"
 SETTINGS: dict[str, Any] = {"solver": "pfdiff:k=2,l=1", "grid": "uniform", "basis": "eps"}
 BATCH = 50
 

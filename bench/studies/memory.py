@@ -19,7 +19,7 @@ from typing import Any
 
 import pfdiff
 
-from ..measuring.machine import describe, folder_name
+from ..measuring.machine import RESULTS, describe, folder_name
 
 STEPS = ("save", "build", "sample")
 WORDS: dict[str, Any] = {"schedule": "scaled_linear:1000", "prediction": "eps"}
@@ -72,7 +72,7 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         print(json.dumps({"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak, **said}))
         return
-    out = given.out or Path(__file__).parents[1] / "results" / folder_name() / "memory.json"
+    out = given.out or RESULTS / folder_name() / "memory.json"
     with tempfile.TemporaryDirectory() as temporary:
         figures = [measure(step, given.folder or Path(temporary)) for step in STEPS]
     for one in figures:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import pfdiff
-from pfdiff.bench.measuring.machine import describe
+from pfdiff.bench.measuring.machine import RESULTS, describe
 from pfdiff.bench.studies import paper_cells as plan
 from pfdiff.bench.studies.paper_cells import Cell
 from pfdiff.bench.studies.paper_report import markdown, plots
@@ -41,7 +41,6 @@ from pfdiff.quality.distances.metrics import Array, FrechetDistance, Manifold, t
 from pfdiff.quality.distances.real_pictures import reference_features
 from pfdiff.quality.pictures.plot import write_plot
 
-RESULTS = Path(__file__).parents[1] / "results"
 FIGURES = ("fd", "sfd", "precision", "recall")
 DRAWS, PART = 100, 10  # of the search on a tenth of the samples
 ERROR_SEEDS, REFERENCE = 16, 100  # tune chooses on 16 seeds

@@ -35,7 +35,7 @@ from ...engine.runtime.latency import in_turns
 from ...export.network import Network
 from ...quality.pictures.plot import Curve, log_plot, write_plot
 from ...quality.tune import tune
-from ..measuring.machine import describe, folder_name
+from ..measuring.machine import RESULTS, describe, folder_name
 from ..measuring.measure import PAUSE_S
 from .search_tables import NETWORKS, T_START, show
 
@@ -69,7 +69,7 @@ def main(words: list[str] | None = None) -> None:
     given = parser.parse_args(words)
     if given.name == "mnist" and not given.network:
         parser.error("mnist needs --network FILE.onnx")
-    folder = given.out or Path(__file__).parents[1] / "results" / folder_name()
+    folder = given.out or RESULTS / folder_name()
     for one in filter(None, (folder, given.work)):
         one.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:

@@ -23,8 +23,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..measuring.machine import describe, folder_name
-from ..tracking import PASSES, RESULTS, Change, combined, compare, passes, rounded
+from ..measuring.machine import RESULTS, describe, folder_name
+from ..measuring.ratios import rounded
+from ..tracking import PASSES, Change, changes_between, combined, passes
 
 VARIABLE = "PFDIFF_PLANTED"
 EVERY = 10  # at least the benchmarks' N
@@ -40,7 +41,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="default: bench/results/<device>/planted.json")
     given = parser.parse_args(words)
     first = _run("", given.passes)
-    found = {plant or "nothing": compare(first, _run(plant, given.passes)) for plant in MEANT}
+    found = {plant or "nothing": changes_between(first, _run(plant, given.passes)) for plant in MEANT}
     path = given.out or RESULTS / folder_name() / "planted.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = {plant: [_row(one) for one in changes] for plant, changes in found.items()}

@@ -31,7 +31,7 @@ from ...quality.compare import compare
 from ...quality.ranking import Ranked, Ranking
 from ...quality.search.candidates import SOLVERS
 from ...quality.tune import tune
-from ..measuring.machine import describe, folder_name
+from ..measuring.machine import RESULTS, describe, folder_name
 
 PEERS = tuple(one for one in SOLVERS if one != "ddim" and not one.startswith("pfdiff:"))
 # What the ranking of 16 seeds is asked to put in order: good and bad choices alike.
@@ -71,7 +71,7 @@ def main(words: list[str] | None = None) -> None:
     if given.name == "mnist" and not given.network:
         parser.error("mnist needs --network FILE.onnx")
     source = Network(given.network or given.name, **NETWORKS[given.name])
-    folder = given.out or Path(__file__).parents[1] / "results" / folder_name()
+    folder = given.out or RESULTS / folder_name()
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"search": search_table, "agreement": agreement, "seconds": seconds}
     for part in given.part or parts:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from pfdiff.bench.measuring.cases import Case, Engines, feed, network_bytes
-from pfdiff.bench.measuring.measure import PAUSE_S, Measure, blocks, repeated
+from pfdiff.bench.measuring.measure import PAUSE_S, Measure, repeated
+from pfdiff.bench.measuring.ratios import blocks
 from pfdiff.engine.api import Engine
 
 COUNT, WIDTH = 64, 60  # of the matrices: products too small for OpenBLAS to split over threads

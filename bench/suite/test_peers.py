@@ -21,7 +21,7 @@ import torch
 
 from pfdiff.bench.measuring.cases import NFE, OWN, Case, Engines, backend_of, device_of, feed
 from pfdiff.bench.measuring.gpu_engines import module_of
-from pfdiff.bench.measuring.measure import PAUSE_S, Measure, blocks
+from pfdiff.bench.measuring.measure import PAUSE_S, Measure
 from pfdiff.bench.measuring.peers import (
     DIFFUSERS,
     diffusers_loop,
@@ -32,6 +32,7 @@ from pfdiff.bench.measuring.peers import (
     same_sample,
     why_not_compiled,
 )
+from pfdiff.bench.measuring.ratios import blocks
 from pfdiff.engine.api import Engine
 from pfdiff.engine.backends.registry import check_precision
 from pfdiff.engine.compiler.compile import compile

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from pfdiff.bench.measuring.cases import Case, Engines, network_bytes, update_bytes
-from pfdiff.bench.measuring.measure import Measure, blocks
-from pfdiff.bench.tracking import OVERHEAD
+from pfdiff.bench.measuring.measure import Measure
+from pfdiff.bench.measuring.ratios import OVERHEAD, blocks
 
 
 def select(cases: Sequence[Case]) -> Sequence[Case]:

@@ -26,7 +26,8 @@ from pfdiff.bench.measuring.cases import (
     module_for,
     source_of,
 )
-from pfdiff.bench.measuring.measure import Measure, blocks
+from pfdiff.bench.measuring.measure import Measure
+from pfdiff.bench.measuring.ratios import blocks
 
 pytestmark = pytest.mark.host
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from pfdiff.bench.measuring.cases import Case, Engines, update_bytes
-from pfdiff.bench.measuring.measure import Measure, blocks, repeated
+from pfdiff.bench.measuring.measure import Measure, repeated
+from pfdiff.bench.measuring.ratios import blocks
 
 
 def select(cases: Sequence[Case]) -> list[Case]:
@@ -36,7 +37,7 @@ def test_update(measure: Measure, engines: Engines, case: Case) -> None:
         for _ in range(case.nfe):
             target.copy_(source)
 
-    once = parts.alone(copy)
+    once = parts.wrap(copy)
 
     def copies() -> None:
         for _ in range(count):

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..contract import Contract, DecoderContract
-from ..errors import first_line as first_line  # for modules that do not yet import it from there
-from ..progress import BuildProgress as BuildProgress  # likewise
+from ..progress import BuildProgress
 from ..tensors import TORCH_DTYPES, from_numpy, lasting
 
 if TYPE_CHECKING:
@@ -30,13 +29,13 @@ class CudaOptions:
     """What a caller may choose about a CUDA backend; a CPU knows none of it.
 
     tf32     fp32 networks may round products to TF32's 10 bits of mantissa
-    compile  backend torch: through torch.compile
+    compile  backend torch: through torch.compile; None if the network is an nn.Module and Triton works
     trust    load a TensorRT plan that this user did not build; a plan is executable code
     graph    capture the whole schedule in one CUDA graph; False launches kernel by kernel
     """
 
     tf32: bool = False
-    compile: bool = False
+    compile: bool | None = None
     trust: bool = False
     graph: bool = True
 

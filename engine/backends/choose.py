@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from ..device import why_not_cuda
-from ..errors import BackendError
+from ..errors import BackendError, first_line
 from .abstract import Backend, NetworkFiles
 from .fastest import choose_fastest
 from .registry import ON_CUDA, TENSORRT, check_backend, check_precision, choose_backend, open_backend, why_not
@@ -76,8 +76,8 @@ def _open_on_cuda(files: NetworkFiles, device: torch.device, name: str, threads:
         if not problem:
             try:
                 opened = open_backend(one, files, threads, device)
-            except BackendError as error:
-                problem = str(error)
+            except Exception as error:  # whatever its library raises: the next may work
+                problem = first_line(error)
             else:
                 return opened, "; ".join([f"the best that works on {device}", *skipped])
         skipped.append(f"{one}: {problem}")

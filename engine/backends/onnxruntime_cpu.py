@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime
 import torch
 
-from ..errors import BackendError
+from ..errors import BackendError, first_line
 from ..tensors import PRECISION_DTYPES
-from .abstract import Backend, Buffers, Evaluate, NetworkFiles, first_line
+from .abstract import Backend, Buffers, Evaluate, NetworkFiles
 
 PRECISIONS = ("fp32", "fp16")
 ELEMENT_TYPES: dict[torch.dtype, Any] = {

@@ -15,8 +15,8 @@ from typing import Any, final
 import openvino
 import torch
 
-from ..errors import BackendError
-from .abstract import Backend, Buffers, Evaluate, NetworkFiles, first_line
+from ..errors import BackendError, first_line
+from .abstract import Backend, Buffers, Evaluate, NetworkFiles
 from .openvino_rewrites import rewrite
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}

@@ -17,11 +17,11 @@ from typing import Any, final
 import torch
 
 from ..device import capability, free_bytes, mib
-from ..errors import BackendError
+from ..errors import BackendError, first_line
 from ..plans.key import PLAN_DTYPES, load_flavour, plan_key
 from ..plans.store import obtain_plan
 from ..tensors import PRECISION_DTYPES
-from .abstract import Backend, Buffers, Evaluate, NetworkFiles, first_line
+from .abstract import Backend, Buffers, Evaluate, NetworkFiles
 
 
 @final
@@ -39,7 +39,11 @@ class TensorRt(Backend):
         self._trt = trt
         self._logger = trt.Logger(trt.Logger.ERROR)
         with torch.cuda.device(device):
-            self._runtime = trt.Runtime(self._logger)
+            try:
+                self._runtime = trt.Runtime(self._logger)
+            except TypeError:  # pybind11 makes one of the null pointer that TensorRT returns
+                reason = "its log has the reason, most often a driver that is too old"
+                raise BackendError(f"{flavour} {trt.__version__} cannot start on {gpu}; {reason}") from None
             self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise BackendError(
@@ -101,6 +105,10 @@ class TensorRt(Backend):
         if missing:
             raise BackendError(f"{self._flavour} lacks the shapes of {', '.join(missing)}")
         needed = context.update_device_memory_size_for_shapes()
+        if not needed and self._engine.device_memory_size_v2:  # TensorRT's answer when something is wrong
+            raise BackendError(
+                f"{self._flavour} cannot tell how much memory batch {batch} needs; its log has the reason"
+            )
         if needed > self._memory.numel():
             raise BackendError(
                 f"{self._flavour} needs {needed} bytes of activations, its plan said {self._memory.numel()}"

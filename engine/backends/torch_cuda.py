@@ -15,12 +15,12 @@ from typing import final
 import torch
 
 from ..contract import Contract, DecoderContract
-from ..device import check_fits
-from ..errors import BackendError
-from ..runtime.capture import EXCLUSIVE
+from ..device import EXCLUSIVE, check_fits
+from ..errors import BackendError, first_line
 from ..tensors import PRECISION_DTYPES
-from .abstract import Backend, Buffers, Evaluate, NetworkFiles, first_line
+from .abstract import Backend, Buffers, Evaluate, NetworkFiles
 from .casting import cast_copy, own_dtypes
+from .compiling import compiled
 
 
 @final
@@ -45,11 +45,9 @@ class TorchCuda(Backend):
         if isinstance(module, torch.nn.Module):
             module = _on_device(module, self.dtype, device, nhwc)
         self.bytes_per_sample = self._measure(module, contract) if device.type == "cuda" else 0
-        self._module: Callable[..., torch.Tensor] | None = module
-        if files.options.compile:
-            self._module = torch.compile(module, dynamic=False)
+        self._module: Callable[..., torch.Tensor] | None = compiled(module, files, device)
         words = [f"torch {torch.__version__}", _name(device), contract.precision]
-        words += ["channels last"] * nhwc + ["TF32"] * self._tf32 + ["compiled"] * files.options.compile
+        words += ["channels last"] * nhwc + ["TF32"] * self._tf32 + ["compiled"] * (self._module is not module)
         self.description = ", ".join(words)
 
     def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
@@ -123,13 +121,13 @@ def _arithmetic(tf32: bool, search: bool) -> Iterator[None]:
     with EXCLUSIVE:
         newer = [(operation, read("cuda", operation)) for operation in ("conv", "rnn", "matmul")]
         _hear_announcements()
-        older, cudnn = _older_settings(), (torch._C._get_cudnn_enabled(), torch._C._get_cudnn_benchmark())
+        older, cudnn = _older_settings(), _cudnn_settings()
         try:
             if older is not None:
                 _set_older("high" if tf32 else "highest", tf32)
             for operation, _ in newer:
                 write("cuda", operation, "tf32" if tf32 else "ieee")
-            _set_cudnn(True, search)
+            _set_cudnn(True, search, True)  # a data gradient, such as ConvTranspose2d, may add in any order
             yield
         finally:
             _set_cudnn(*cudnn)
@@ -152,9 +150,15 @@ def _set_older(products: str, convolutions: bool) -> None:
     torch._C._set_cudnn_allow_tf32(convolutions)
 
 
-def _set_cudnn(enabled: bool, search: bool) -> None:
+def _cudnn_settings() -> tuple[bool, bool, bool]:
+    """Whether cuDNN is used, searches for the fastest algorithm, and takes only those that are deterministic."""
+    return torch._C._get_cudnn_enabled(), torch._C._get_cudnn_benchmark(), torch._C._get_cudnn_deterministic()
+
+
+def _set_cudnn(enabled: bool, search: bool, deterministic: bool) -> None:
     torch._C._set_cudnn_enabled(enabled)
     torch._C._set_cudnn_benchmark(search)
+    torch._C._set_cudnn_deterministic(deterministic)
 
 
 @cache

@@ -49,7 +49,7 @@ class Worker:
             raise InputError(f"engine '{place.engine}' was changed during the run; finished shards are kept")
         self._recipe = recipe
         self._out = place.out
-        self._engine = Engine(artifact, device=place.device, backend=place.backend, threads=place.threads)
+        self._engine = Engine.open(artifact, device=place.device, backend=place.backend, threads=place.threads)
 
     def make(self, index: int) -> ShardRecord:
         """Draw and write the shard of that index. Raises InputError (disk), BackendError (network)."""

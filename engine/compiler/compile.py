@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from .basis import BASES, PRECONDITIONED, PREDICTIONS, convert, edm_preconditioning, velocity
+from .defaults import AUTO, filled
 from .grid import Grid, make_grid
 from .lower import lower
 from .program import Program
@@ -20,7 +21,7 @@ def compile(
     solver: str,
     schedule: str,
     nfe: int,
-    grid: Grid = "uniform",
+    grid: Grid | None = None,
     basis: str | None = None,
     prediction: str = "eps",
     clip: float | None = None,
@@ -30,8 +31,9 @@ def compile(
 ) -> Program:
     """The program of a solver for one NFE.
 
-    solver, schedule: strings, see engine/compiler/solvers and engine/compiler/schedule.py. nfe: network
-    evaluations, at least 1. grid: a rule or the times, see engine/compiler/grid.py. basis: eps, x0 or v, what the
+    solver, schedule: strings, see engine/compiler/solvers and engine/compiler/schedule.py; solver "auto" is the rule of
+    engine/compiler/defaults.py, for grid, basis and t_start too where they are None. nfe: network evaluations, at
+    least 1. grid: a rule or the times, see engine/compiler/grid.py; uniform by default. basis: eps, x0 or v, what the
     solver stores; by default v on flow schedules, otherwise eps. Solvers with a parameterisation of their own
     (DPM-Solver: eps, DPM-Solver++: x0) convert to it, so basis then changes nothing but the table's columns.
     prediction: eps, x0, v, flow, edm or consistency, what the network returns. clip: bound on |x0|, 1 for data in
@@ -40,6 +42,10 @@ def compile(
     """
     _check_options(nfe, basis, prediction, clip, sigma_data)
     nfe = int(nfe)
+    if solver == AUTO:
+        chosen = filled(AUTO, grid, basis, t_start, schedule=schedule, prediction=prediction, nfe=nfe, clip=clip)
+        solver, grid, basis, t_start = chosen.solver, chosen.grid, chosen.basis, chosen.t_start
+    grid = "uniform" if grid is None else grid
     process, method = parse_schedule(schedule), parse_solver(solver)
     basis = basis or ("v" if process.velocity == "flow" else "eps")
     points = make_grid(grid, process, method.intervals(nfe), t_start, end, method.evaluations)

@@ -12,6 +12,8 @@ point. Discrete schedules get integers; where rounding makes two points equal th
 | `quadratic:fraction=0.8` | evenly spaced in sqrt(t), from fraction of all times | DDIM, appendix D.2            |
 | `logsnr`                 | evenly spaced in lambda                              | DPM-Solver, arXiv 2206.00927  |
 | `karras:rho=7`           | (sigma / alpha)^(1/rho) evenly spaced                | EDM, arXiv 2206.00364, eq. 5  |
+| `angle:power=1`          | arctan(sigma / alpha)^(1/power) evenly spaced, last  | of v, arXiv 2202.00512, app. D |
+|                          | one interval early; `scale`: of sigma / (scale alpha) |                               |
 """
 
 from __future__ import annotations
@@ -61,22 +63,27 @@ def karras(schedule: Schedule, points: int, start: float, stop: float, rho: floa
     return _from_lambda(schedule, -rho * np.log(np.linspace(high, low, points)), start, stop)
 
 
-def _from_lambda(schedule: Schedule, lam: Float64s, start: float, stop: float) -> Float64s:
-    """The times of lam, with the ends exact."""
+def angle(schedule: Schedule, points: int, start: float, stop: float, power: float = 1, scale: float = 1) -> Float64s:
+    high, low = (np.arctan2(schedule.sigma(t), scale * schedule.alpha(t)) ** (1 / power) for t in (start, stop))
+    angles = np.linspace(high, max(high / points, low), points) ** power
+    with np.errstate(divide="ignore"):
+        return _from_lambda(schedule, -np.log(scale * np.tan(angles)), start, None)
+
+
+def _from_lambda(schedule: Schedule, lam: Float64s, start: float, stop: float | None) -> Float64s:
+    """The times of lam, with the ends exact; a stop of None is not an end."""
     times = schedule.time_from_lambda(lam)
-    times[-1], times[0] = stop, start
-    return times
+    if stop is not None:
+        times[-1] = stop
+    times[0] = start
+    return np.clip(times, schedule.first, schedule.last)  # a tangent misses the ends by a rounding
 
 
 RULES: dict[str, Callable[..., Float64s]] = {
-    rule.__name__: rule for rule in (uniform, trailing, leading, quadratic, logsnr, karras)
+    rule.__name__: rule for rule in (uniform, trailing, leading, quadratic, logsnr, karras, angle)
 }
-EARLY = ("trailing", "leading")  # these stop one interval before the end
-
-
-def usual_rule(schedule: Schedule) -> str:
-    """The default rule: logsnr, or uniform where alpha starts at 0 and lambda has no start."""
-    return "logsnr" if schedule.alpha(schedule.last) > 0 else "uniform"
+ROUNDED = ("logsnr", "karras", "angle")  # on discrete schedules; DDIM's code truncates the others
+EARLY = ("trailing", "leading", "angle")  # these stop one interval before the end
 
 
 def listed(grid: Grid) -> Float64s | None:
@@ -129,7 +136,7 @@ def make_grid(
     times = RULES[name](schedule, points, start, stop, **options)
     if schedule.discrete:
         # Truncation is what DDIM's code does; rules in lambda name no convention and round.
-        times = _space_out(np.round(times) if name in ("logsnr", "karras") else np.floor(times), lowest, start, gap)
+        times = _space_out(np.round(times) if name in ROUNDED else np.floor(times), lowest, start, gap)
     if append_tail:
         times = np.append(times, tail)
     if not np.all(np.diff(times) < 0):

@@ -28,6 +28,7 @@ from typing import Any, final
 import numpy as np
 
 from ..errors import InputError
+from ..notebook import html_table
 from ..philox import Seeds, fill_numpy, parse_seeds
 from .basis import PRECONDITIONED
 from .schedule import Float64s, parse_schedule
@@ -83,6 +84,12 @@ class Program:
         return tuple(np.flatnonzero(self.V.any(axis=1)).tolist())
 
     @property
+    def columns(self) -> list[str]:
+        """Names of the table's columns: noise, the draws xi_n, the outputs by their basis."""
+        outputs = (f"{self.basis}_{n}" for n in range(self.nfe))
+        return ["noise", *(f"xi_{n}" for n in self.draws), *outputs]
+
+    @property
     def noises(self) -> int:
         """How many noises are drawn on the way, after the one that sampling starts from."""
         return len(self.draws)
@@ -96,6 +103,25 @@ class Program:
     def digest(self) -> str:
         """SHA-256 of the JSON form, hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        grid = self.grid if isinstance(self.grid, str) else f"{len(self.grid)} given times"
+        clip = "" if self.clip is None else f", clip {self.clip:g}"
+        return (
+            f"Program({self.solver}, NFE {self.nfe}: {self.schedule} from {self.times[0]:g}, grid {grid}, "
+            f"basis {self.basis}, predicts {self.prediction}{clip}, {self.buffers} buffers)"
+        )
+
+    def _repr_html_(self) -> str:
+        """The dense table, for notebooks: rows are the network's inputs and the sample, columns noise and outputs."""
+        header = ["", "time", *self.columns]
+        names = [*(f"y_{n}" for n in range(self.nfe)), "sample"]
+        times = [*(f"{t:.6g}" for t in self.times), ""]
+        rows = [
+            [name, time, *(f"{value:.4g}" if value else "" for value in row)]
+            for name, time, row in zip(names, times, self.table, strict=True)
+        ]
+        return html_table(rows, header, repr(self))
 
     def evaluate(
         self, network: Callable[[Any, float], Any], noise: Any, seeds: Seeds | None = None, steps_noise: Any = None

@@ -274,10 +274,13 @@ def _from_betas(betas: Float64s, terminal: float | None) -> Discrete:
 def alphas(path: str) -> Discrete:
     """Own cumulative products: .npy, .txt (one a line) or .json (a list, or a key alphas_cumprod, abars or betas)."""
     try:
-        if path.endswith(".npy"):
-            return Discrete(read_array(path))
-        text = read_text(path)
-        data = json.loads(text) if path.endswith(".json") else np.loadtxt(text.splitlines(), ndmin=1)
+        held = read_array(path) if path.endswith(".npy") else read_text(path)
+    except InputError as error:
+        raise InputError(f"cannot read schedule file {path}: {error}") from None
+    try:
+        if not isinstance(held, str):
+            return Discrete(held)
+        data = json.loads(held) if path.endswith(".json") else np.loadtxt(held.splitlines(), ndmin=1)
         if isinstance(data, dict):
             key = next((key for key in ("alphas_cumprod", "abars", "betas") if key in data), None)
             if key is None:

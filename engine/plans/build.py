@@ -7,6 +7,8 @@ fixed shape, which is what a captured graph runs.
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any, final
 
 from ..artifact import DECODER, PLANS, Artifact
@@ -27,9 +29,11 @@ def build_plan(artifact: Artifact, key: PlanKey, progress: BuildProgress | None 
     """
     trt = load_flavour(key.flavour)
     logger = _Log(trt)
-    builder = trt.Builder(logger.trt)
-    if builder is None:
-        raise BackendError(f"{key.flavour} {key.version} cannot build here: {logger.last or 'no CUDA driver'}")
+    try:
+        builder = trt.Builder(logger.trt)
+    except TypeError:  # pybind11 makes one of the null pointer that TensorRT returns
+        reason = logger.last or "no CUDA driver, or one too old"
+        raise BackendError(f"{key.flavour} {key.version} cannot build here: {reason}") from None
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger.trt)
     if not parser.parse_from_file(str(artifact.path / key.file)):
@@ -45,8 +49,7 @@ def build_plan(artifact: Artifact, key: PlanKey, progress: BuildProgress | None 
         _set_target(trt, config, key)
     for size in key.batch:
         config.add_optimization_profile(_profile(builder, network, size))
-    cache = artifact.path / PLANS / f"{key.flavour}-{key.version}-{key.capability}.timing"
-    timing = None
+    cache, timing = timing_path(artifact, key), None
     if key.flavour == "tensorrt":  # RTX has none: it compiles for the GPU when the plan is loaded
         timing = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
         config.set_timing_cache(timing, False)
@@ -56,10 +59,17 @@ def build_plan(artifact: Artifact, key: PlanKey, progress: BuildProgress | None 
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BackendError(f"{key.flavour} {key.version} cannot build for {key.capability}: {logger.last}")
-    if timing is not None and cache.parent.is_dir():
-        with replacing(cache) as part:
-            part.write_bytes(bytes(timing.serialize()))
+    if timing is not None:
+        with contextlib.suppress(OSError):  # a folder that is read-only: the next build takes its time again
+            cache.parent.mkdir(exist_ok=True)
+            with replacing(cache) as part:
+                part.write_bytes(bytes(timing.serialize()))
     return bytes(plan)
+
+
+def timing_path(artifact: Artifact, key: PlanKey) -> Path:
+    """Where TensorRT's timings of kernels on this GPU are kept, with which the next build here is faster."""
+    return artifact.path / PLANS / f"{key.flavour}-{key.version}-{key.capability}.timing"
 
 
 def _set_target(trt: Any, config: Any, key: PlanKey) -> None:

@@ -1,4 +1,4 @@
-"""TensorRT plans kept in an engine directory, each with its key and a seal.
+"""TensorRT plans kept in an engine directory, each with its key and a seal; in the cache folder if it is read-only.
 
 A plan is executable code, so it is kept like a compiler's cache and never like data. The seal is HMAC-SHA256 of key and
 plan under a secret that this user's first build makes. A plan without it was not built by this user: it is built again,
@@ -20,7 +20,8 @@ from typing import Any
 
 from ..artifact import PLANS, Artifact
 from ..atomic import replacing, writing, writing_beside
-from ..errors import EngineFileError
+from ..cache import cache_folder, make_private
+from ..errors import EngineFileError, InputError
 from ..progress import BuildProgress, Lines
 from .build import build_plan
 from .key import PlanKey
@@ -33,9 +34,20 @@ def plan_path(artifact: Artifact, key: PlanKey) -> Path:
     return artifact.path / PLANS / f"{key.name}.plan"
 
 
+def cached_path(key: PlanKey) -> Path:
+    """Where the plan of a read-only engine is kept. The name has a digest of the key, and so of the network."""
+    return cache_folder() / PLANS / f"{key.name}.plan"
+
+
 def store_plan(artifact: Artifact, key: PlanKey, plan: bytes) -> Path:
-    """Write plan and seal into `plans/`, each by a rename. Raises EngineFileError when the disk is full."""
-    path = plan_path(artifact, key)
+    """Write plan and seal into `plans/` of the engine, each by a rename; where they are.
+
+    Raises EngineFileError when the engine is read-only or the disk is full.
+    """
+    return _store(plan_path(artifact, key), key, plan)
+
+
+def _store(path: Path, key: PlanKey, plan: bytes) -> Path:
     with writing(path):
         path.parent.mkdir(exist_ok=True)
         record = {"key": asdict(key), "sha256": hashlib.sha256(plan).hexdigest(), "seal": _seal(key, plan)}
@@ -51,7 +63,10 @@ def read_plan(artifact: Artifact, key: PlanKey, *, trust: bool = False) -> bytes
     Raises EngineFileError with one sentence: none stored, built for something else (what differs), damaged, or built by
     somebody else and `trust` is not given.
     """
-    path = plan_path(artifact, key)
+    return _read(plan_path(artifact, key), key, trust=trust)
+
+
+def _read(path: Path, key: PlanKey, *, trust: bool) -> bytes:
     try:
         plan, record = path.read_bytes(), json.loads(path.with_suffix(".json").read_bytes())
         stored, digest, seal = dict(record["key"]), str(record["sha256"]), str(record["seal"])
@@ -84,15 +99,31 @@ def obtain_plan(
 ) -> bytes:
     """The stored plan if it fits, else a new plan, built and stored now; `say` gets one line why.
 
-    Raises BackendError, and EngineFileError when it cannot be stored.
+    The plan of an engine that cannot be written to is kept in the user's cache folder. Raises BackendError.
     """
     try:
         return read_plan(artifact, key, trust=trust)
     except EngineFileError as error:
+        with contextlib.suppress(EngineFileError):
+            return _read(cached_path(key), key, trust=trust)
         say(str(error))
     plan = build_plan(artifact, key, progress)
-    store_plan(artifact, key, plan)
+    try:
+        store_plan(artifact, key, plan)
+    except EngineFileError as error:
+        say(f"{error}; {_store_in_cache(key, plan)}")
     return plan
+
+
+def _store_in_cache(key: PlanKey, plan: bytes) -> str:
+    """Keeps a plan that its engine cannot keep; what became of it, in one clause."""
+    path = cached_path(key)
+    try:
+        make_private(path.parent.parent)
+        _store(path, key, plan)
+    except (OSError, EngineFileError, InputError):
+        return "the plan is not kept and is built again by the next load"
+    return f"the plan is kept in '{path.parent}'"
 
 
 def stored_plans(artifact: Artifact) -> Mapping[Path, PlanKey | None]:

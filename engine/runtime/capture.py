@@ -1,84 +1,147 @@
-"""Recording launches in a CUDA graph, without harm when that turns out to be impossible.
+"""One capture of launches in a CUDA graph, by the driver, and its replay.
 
-A capture that fails inside torch.cuda.graph leaves torch's random generator and allocator in the middle of it (torch
-2.13: `CUDAGraph.capture_end` raises before it has put them back). So the launches are recorded once by the driver alone
-first; what that refuses is never tried with torch. A synchronisation of the whole device invalidates every capture in
-the process, so both take turns under one lock.
+    warm up, begin capture, launch, end capture, look at the nodes, instantiate        (once)
+    launch the graph                                                                   (at every replay)
+
+The driver's own graph is kept, so that nothing of torch is in the middle of a capture when one fails: with
+`torch.cuda.graph`, a failed capture leaves torch's allocator and random generator in capture (torch 2.13). What the
+launches allocate comes from a `torch.cuda.MemPool`, which nobody else gets memory from. Networks that draw random
+numbers are refused by torch, since its generator is not in capture.
+
+CUDA Driver API, "Stream Management" and "Graph Management"; called through NVIDIA's cuda-bindings.
 """
 
 from __future__ import annotations
 
-import ctypes
-import sys
-import threading
+import weakref
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import Any, final
 
 import torch
 
-WARM_UP_RUNS = 3
-THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on allocating
-EXCLUSIVE = threading.RLock()  # held for a capture, for synchronising the whole device, and for settings of torch
+from ..device import EXCLUSIVE
+from ..errors import first_line
+
+WARM_UP_RUNS = 2  # the first compiles and allocates, the second runs as a replay will
 
 Launch = Callable[[], None]
 
 
-def record(launch: Launch, stream: torch.cuda.Stream, pool: Any) -> torch.cuda.CUDAGraph:
-    """A graph of `launch`, which is run a few times first so that everything it needs is compiled and allocated.
+class NotCapturedError(RuntimeError):
+    """The launches cannot be captured; the text says why in one clause. They may still be run as they are."""
 
-    Raises what the launches raise, and RuntimeError when they cannot be captured.
+
+@final
+class Graph:
+    """An executable graph on the stream that it was captured on. It holds the pool of memory that its nodes use."""
+
+    def __init__(self, driver: Any, graph: Any, stream: torch.cuda.Stream, pool: Any) -> None:
+        self._driver = driver
+        self._stream: int = stream.cuda_stream
+        self._pool = pool
+        self._executable = _checked(driver, driver.cuGraphInstantiate(graph, 0), "cannot instantiate the graph")
+        weakref.finalize(self, driver.cuGraphExecDestroy, self._executable)
+
+    def replay(self) -> None:
+        """Launch on the stream of the capture, which the caller orders with others."""
+        _checked(self._driver, self._driver.cuGraphLaunch(self._executable, self._stream), "cannot launch the graph")
+
+
+def record(launch: Launch, stream: torch.cuda.Stream, pool: Any) -> Graph:
+    """A graph of `launch`, which is run first so that everything it needs is compiled and allocated.
+
+    pool: the `torch.cuda.MemPool` of its memory. Raises what the first runs raise, NotCapturedError, and
+    torch.cuda.OutOfMemoryError. Whatever is raised, an interruption too, the stream is no longer capturing.
     """
+    driver = load_driver()
     with EXCLUSIVE, torch.cuda.stream(stream):
         for _ in range(WARM_UP_RUNS):
             launch()
         stream.synchronize()
-        _rehearse(launch, stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            _forget_workspaces()  # what cuBLAS takes now comes from the graph's own memory, which nobody else gets
-            launch()
-            _forget_workspaces()
-        stream.synchronize()
-    return graph
+        with torch.cuda.use_mem_pool(pool, stream.device):
+            graph = _captured(driver, launch, stream)
+        try:
+            if unsafe := _unsafe(driver, graph):
+                raise NotCapturedError(unsafe)
+            return Graph(driver, graph, stream, pool)
+        finally:
+            driver.cuGraphDestroy(graph)
+
+
+def load_driver() -> Any:
+    """cuda.bindings.driver. Raises NotCapturedError."""
+    try:
+        return import_module("cuda.bindings.driver")
+    except ImportError:
+        raise NotCapturedError("the package cuda-bindings is not installed; pip install cuda-bindings") from None
+
+
+def _captured(driver: Any, launch: Launch, stream: torch.cuda.Stream) -> Any:
+    """The driver's graph of the launches."""
+    # Other threads may go on allocating: what they do is no part of the capture.
+    mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    _checked(driver, driver.cuStreamBeginCapture(stream.cuda_stream, mode), "the driver begins no capture")
+    whole = False
+    try:
+        _forget_workspaces()  # what cuBLAS takes now comes from the graph's own memory, which nobody else gets
+        launch()
+        _forget_workspaces()
+        whole = True
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever the network's library raises inside a capture
+        raise NotCapturedError(first_line(error)) from error
+    finally:
+        error, graph = driver.cuStreamEndCapture(stream.cuda_stream)
+        if not whole and not int(error):
+            driver.cuGraphDestroy(graph)
+    return _checked(driver, (error, graph), "the network did something that a capture does not allow")
+
+
+def _unsafe(driver: Any, graph: Any) -> str:
+    """What in a graph makes a replay unsafe, in one clause; empty when nothing does.
+
+    A replay repeats a copy from the host's memory and a call of the host's code, whatever has become of that memory.
+    """
+    kinds = driver.CUgraphNodeType
+    _, count = _checked(driver, driver.cuGraphGetNodes(graph), "cannot read the graph")
+    nodes, _ = _checked(driver, driver.cuGraphGetNodes(graph, count), "cannot read the graph") if count else ([], 0)
+    for node in nodes:
+        kind = _checked(driver, driver.cuGraphNodeGetType(node), "cannot read a node of the graph")
+        if kind == kinds.CU_GRAPH_NODE_TYPE_HOST:
+            return "the network calls code on the host (a host node), which a replay must not repeat"
+        if kind == kinds.CU_GRAPH_NODE_TYPE_MEMCPY and _from_host(driver, node):
+            return "the network copies from the host's memory (a memcpy node), which may have changed at a replay"
+        if kind == kinds.CU_GRAPH_NODE_TYPE_GRAPH:
+            child = _checked(driver, driver.cuGraphChildGraphNodeGetGraph(node), "cannot read a child graph")
+            if unsafe := _unsafe(driver, child):
+                return unsafe
+    return ""
+
+
+def _from_host(driver: Any, node: Any) -> bool:
+    kinds, attribute = driver.CUmemorytype, driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE
+    copy = _checked(driver, driver.cuGraphMemcpyNodeGetParams(node), "cannot read a memcpy node of the graph")
+    if copy.srcMemoryType != kinds.CU_MEMORYTYPE_UNIFIED:
+        return copy.srcMemoryType == kinds.CU_MEMORYTYPE_HOST
+    error, kind = driver.cuPointerGetAttribute(attribute, copy.srcDevice)
+    return bool(int(error)) or int(kind) == int(kinds.CU_MEMORYTYPE_HOST)  # CUDA does not know pageable memory
+
+
+def _checked(driver: Any, answer: tuple[Any, ...], problem: str) -> Any:
+    """What a driver call returns beside its status: nothing, one value, or a tuple. Raises NotCapturedError."""
+    status, *values = answer
+    if int(status):
+        _, name = driver.cuGetErrorName(status)
+        raise NotCapturedError(f"{problem} ({name.decode() if name else int(status)})")
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def _forget_workspaces() -> None:
     """Make torch give cuBLAS new workspaces from here on (CUDA semantics, "cuBLAS workspaces").
 
-    It keeps one for each stream, outside of all graphs, and anybody may have it thrown away: torch.compile in mode
-    reduce-overhead does before and after it records. A graph would go on writing where it was.
+    It keeps one for each stream outside of all graphs, and other code may free it: torch.compile in mode
+    reduce-overhead does before and after it records. A graph would go on writing where the workspace was.
     """
     torch._C._cuda_clearCublasWorkspaces()
-
-
-def _rehearse(launch: Launch, stream: torch.cuda.Stream) -> None:
-    """Record `launch` with the driver and throw the graph away. Raises RuntimeError when that is refused."""
-    driver = _driver()
-    if driver is None:
-        return
-    torch.cuda.synchronize(stream.device)
-    torch.empty(1, device=stream.device)  # torch's allocator looks at its finished events now, not in the capture
-    handle, graph = ctypes.c_void_p(stream.cuda_stream), ctypes.c_void_p()
-    begun = driver.cuStreamBeginCapture_v2(handle, THREAD_LOCAL)
-    if begun:
-        raise RuntimeError(f"the driver begins no capture (CUDA error {begun})")
-    problem: Exception | None = None
-    try:
-        launch()
-    except Exception as error:  # whatever the network's library raises inside a capture
-        problem = error
-    ended = driver.cuStreamEndCapture(handle, ctypes.byref(graph))
-    if graph.value:
-        driver.cuGraphDestroy(graph)
-    if problem is not None:
-        raise RuntimeError(str(problem)) from problem
-    if ended:
-        raise RuntimeError(f"the network did something that a capture does not allow (CUDA error {ended})")
-
-
-def _driver() -> Any:
-    """The CUDA driver's library; None where it cannot be found, and torch alone has to do."""
-    try:
-        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return None

@@ -19,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from ...kernels import eager
-from ..backends.abstract import Backend, Buffers, first_line
+from ..backends.abstract import Backend, Buffers
 from ..contract import Contract
-from ..errors import BackendError, PfdiffError
-from ..tensors import TORCH_DTYPES, fill, from_numpy, lasting
+from ..errors import BackendError, PfdiffError, first_line
+from ..tensors import TORCH_DTYPES, array_of, fill_rows, lasting
 from .decoder import Decode, LoadedDecoder, not_finite
-from .loop import Inputs, Loop, Tables
+from .inputs import Inputs
+from .loop import Chunk, Loop, Tables, result_shape, slices
 from .noise import fill_noise
 from .update import all_finite, combine
 
@@ -60,7 +61,7 @@ class Bucket:
         self.conditions = tuple(
             torch.zeros((size, *one.shape), dtype=TORCH_DTYPES[one.dtype]) for one in contract.conditions
         )
-        self._arrays = [None if one.dtype == torch.bfloat16 else one.numpy() for one in self.conditions]
+        self._arrays = [array_of(one) for one in self.conditions]
         sets = [
             Buffers(
                 x=matrix[0].view(shape) if self._x is None else self._x,
@@ -84,18 +85,13 @@ class Bucket:
             assert inputs.noise is not None
             noise = inputs.noise.numpy()
         combine(tables.init[:, None], noise.reshape(1, -1), states[:, :wanted])
-        padded = count < self.size
-        if padded:
+        if count < self.size:
             for state in states:
                 rows = state.reshape(self.size, -1)
                 rows[count:] = rows[count - 1]
         for buffer, array, values in zip(self.conditions, self._arrays, inputs.conditions, strict=True):
-            if array is None:  # NumPy has no bfloat16
-                fill(buffer, from_numpy(values))
-            else:
-                array[:count] = values
-                if padded:
-                    array[count:] = values[-1]
+            assert isinstance(values, np.ndarray)  # nothing else reaches a CPU
+            fill_rows(buffer, array, values)
 
     def run(self, tables: Tables, into: NDArray[np.float32]) -> None:
         """Every evaluation of the program; the first samples go to `into` [m, *shape], contiguous, m <= size."""
@@ -185,14 +181,18 @@ class CpuLoop(Loop):
     def execution(self) -> str:
         return "evaluation by evaluation on the CPU"
 
-    # NumPy's: torch's own allocation takes 0.03 ms more while its code is not in the cache.
-    def empty(self, shape: Sequence[int], *, pixels: bool) -> NDArray[Any]:
-        return np.empty(shape, np.uint8 if pixels else np.float32)
+    def run(self, tables: Tables, chunks: Sequence[Chunk], inputs: Inputs, *, pixels: bool) -> torch.Tensor:
+        shape = result_shape(self._contract, self._decoder, pixels=pixels)
+        # NumPy's: torch's own allocation takes 0.03 ms more while its code is not in the cache.
+        into = np.empty((inputs.count, *shape), np.uint8 if pixels else np.float32)
+        if len(chunks) == 1:  # nothing to cut
+            self._run(tables, chunks[0][1], inputs, into, pixels=pixels)
+        else:
+            for part, bucket in slices(chunks):
+                self._run(tables, bucket, inputs.part(part), into[part], pixels=pixels)
+        return torch.from_numpy(into)
 
-    def tensor(self, result: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(result)
-
-    def run(self, tables: Tables, size: int, inputs: Inputs, *, pixels: bool, into: NDArray[Any]) -> None:
+    def _run(self, tables: Tables, size: int, inputs: Inputs, into: NDArray[Any], *, pixels: bool) -> None:
         bucket = self._bucket(tables, size)
         bucket.load(tables, inputs)
         if not pixels:
@@ -224,7 +224,7 @@ class CpuLoop(Loop):
 
         return bare
 
-    def alone(self, launch: Callable[[], None]) -> Callable[[], None]:
+    def wrap(self, launch: Callable[[], None]) -> Callable[[], None]:
         return launch
 
     def wait(self) -> None:

@@ -10,51 +10,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, final
 
 import torch
 
-from ..artifact import DECODER, Artifact
-from ..backends.abstract import Backend, Buffers, CudaOptions, NetworkFiles
+from ..artifact import DECODER
+from ..backends.abstract import Backend, Buffers, NetworkFiles
 from ..backends.choose import open_best
 from ..contract import DecoderContract
 from ..errors import BackendError
 
 if TYPE_CHECKING:
-    from ..backends.abstract import BuildProgress, Module
+    from ..backends.abstract import Module
 
 # Runs the decoder once and returns the images float32 [batch, C, H, W], which the next call overwrites.
 Decode = Callable[[], torch.Tensor]
 
 
 def load_decoder(
-    artifact: Artifact,
-    network: Backend,
-    backend: str = "auto",
-    *,
-    threads: int | None = None,
-    module: Module | None = None,
-    options: CudaOptions | None = None,
-    progress: BuildProgress | None = None,
+    network: NetworkFiles, opened: Backend, backend: str, threads: int | None, module: Module | None
 ) -> LoadedDecoder | None:
-    """The artifact's decoder beside its loaded network, on the same device and stream; None where there is none.
+    """The decoder beside its loaded network, on the same device and stream; None where the engine has none.
 
     backend: as it was asked for the network. "torch" needs `module`, decoder(latents) -> image with scaling and shift;
     without one, the best other backend decodes. Raises BackendError.
     """
-    contract = artifact.decoder
-    if contract is None:
+    artifact = network.artifact
+    if artifact is None or artifact.decoder is None:
         return None
-    files = NetworkFiles(
-        artifact.path / DECODER, contract, module, artifact, options or CudaOptions(), progress, network.stream
+    files = replace(
+        network, onnx=artifact.path / DECODER, contract=artifact.decoder, module=module, stream=opened.stream
     )
     name = "auto" if backend == "torch" and module is None else backend
     try:
-        opened, _ = open_best(files, network.device, name, threads)
+        running, _ = open_best(files, opened.device, name, threads)
     except BackendError as error:
         raise BackendError(f"the decoder: {error}") from None
-    return LoadedDecoder(opened, contract)
+    return LoadedDecoder(running, artifact.decoder)
 
 
 @final

@@ -14,6 +14,8 @@ from typing import final
 import numpy as np
 import torch
 
+FEWEST_ROUNDS, SETTLED_ROUNDS = 3, 20  # at least; before the spread may end a measurement
+SPREAD = 0.01  # of the median, that is enough
 Timer = Callable[[], float]  # seconds; the difference of two calls is the time of what was started between them
 
 
@@ -54,14 +56,14 @@ class TimedParts:
     """A whole call and what it is made of, functions without arguments that can be called as often as one likes.
 
     whole: `Engine.sample` of one batch of seeds; network: its `nfe` bare evaluations; updates: its `nfe` updates.
-    alone: makes of other launches what can be compared with these two: started alike, in a graph where they are in one.
+    wrap(launch): starts another launch the same way as these two, so that times are comparable.
     On a CUDA device they return before it is done, which `timer` takes into account.
     """
 
     whole: Callable[[], object]
     network: Callable[[], object]
     updates: Callable[[], object]
-    alone: Callable[[Callable[[], None]], Callable[[], object]]
+    wrap: Callable[[Callable[[], None]], Callable[[], object]]
     timer: Timer
 
 
@@ -96,11 +98,15 @@ def timer_of(device: torch.device) -> Timer:
 
 
 def in_turns(
-    functions: Sequence[Callable[[], object]], rounds: int, timer: Timer = time.perf_counter, pause_s: float = 0.0
+    functions: Sequence[Callable[[], object]],
+    rounds: int,
+    timer: Timer = time.perf_counter,
+    pause_s: float = 0.0,
+    enough: Callable[[np.ndarray], bool] | None = None,
 ) -> np.ndarray:
     """Milliseconds [rounds, functions], after two rounds unmeasured; each function is first in as many rounds.
 
-    pause_s: sleep before every call.
+    pause_s: sleep before every call. enough: asked after every round with the times so far; true ends it early.
     """
     count = len(functions)
     times = np.empty((rounds, count))
@@ -113,4 +119,23 @@ def in_turns(
             functions[which]()
             if turn >= 0:
                 times[turn, which] = 1e3 * (timer() - start)
+        if turn >= 0 and enough is not None and enough(times[: turn + 1]):
+            return times[: turn + 1]
     return times
+
+
+@final
+class Enough:
+    """Ends a measurement: its seconds are over, or the median of the first function is known to SPREAD."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.perf_counter() + seconds
+
+    def __call__(self, times: np.ndarray) -> bool:
+        if len(times) < FEWEST_ROUNDS:
+            return False
+        if time.perf_counter() > self._end:
+            return True
+        low, middle, high = np.percentile(times[:, 0], (25, 50, 75))
+        # Half the notch of a box plot, McGill et al. 1978: 1.57 IQR / sqrt(n) about the median, 95 %.
+        return len(times) >= SETTLED_ROUNDS and 1.57 * (high - low) < SPREAD * middle * len(times) ** 0.5

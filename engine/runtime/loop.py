@@ -1,4 +1,4 @@
-"""What executes a program on one batch: the tables it reads, what it is given, and the interface of every loop.
+"""What executes a program on batches: the tables it reads and the interface of both loops.
 
 `cpu_loop` runs on the CPU, `cuda_loop` on a CUDA device; `session` cuts requests into batches for either.
 """
@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 
 from ..compiler.program import Program
 from ..contract import Contract
+from .decoder import LoadedDecoder
+from .inputs import Inputs
+
+Chunk = tuple[int, int]  # samples, and the bucket whose buffers take them
 
 
 @final
@@ -66,32 +70,6 @@ def make_tables(program: Program, contract: Contract) -> Tables:
     )
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What one batch of m samples starts from: seeds uint64 [m] or noise float32 [m, elements], one of them None.
-
-    Conditions [m, ..] in the order of the contract, on the host; noise is on the loop's device.
-    """
-
-    seeds: NDArray[np.uint64] | None
-    noise: torch.Tensor | None
-    conditions: Sequence[NDArray[np.generic]]
-
-    @property
-    def count(self) -> int:
-        given = self.seeds if self.seeds is not None else self.noise
-        return 0 if given is None else len(given)
-
-    def part(self, which: slice) -> Inputs:
-        """Some of the samples."""
-        return Inputs(
-            None if self.seeds is None else self.seeds[which],
-            None if self.noise is None else self.noise[which],
-            [values[which] for values in self.conditions],
-        )
-
-
 class Loop(ABC):
     """Executes programs with one backend. `device` is where results live.
 
@@ -105,19 +83,10 @@ class Loop(ABC):
     def execution(self) -> str: ...
 
     @abstractmethod
-    def empty(self, shape: Sequence[int], *, pixels: bool) -> Any:
-        """Memory for `run` to write into, float32, or with `pixels` uint8: an array on the host, a tensor elsewhere."""
+    def run(self, tables: Tables, chunks: Sequence[Chunk], inputs: Inputs, *, pixels: bool) -> torch.Tensor:
+        """Sample all of `inputs` in the batches of `chunks`: float32 [m, *shape], or with `pixels` uint8 [m, H, W, C].
 
-    @abstractmethod
-    def tensor(self, result: Any) -> torch.Tensor:
-        """What `empty` gave, as a tensor on its memory."""
-
-    @abstractmethod
-    def run(self, tables: Tables, size: int, inputs: Inputs, *, pixels: bool, into: Any) -> None:
-        """Sample at most `size` samples with the buffers of that bucket and write them into `into` [m, ..].
-
-        `into` is of `empty`, [m, *shape] or with `pixels` [m, H, W, C], or part of it. On a CUDA device this returns
-        before the device is done. Raises BackendError.
+        On a CUDA device this returns before the device is done. Raises BackendError.
         """
 
     @abstractmethod
@@ -129,8 +98,8 @@ class Loop(ABC):
         """The program's updates and nothing else, on buffers of their own, ordered like `run`."""
 
     @abstractmethod
-    def alone(self, launch: Callable[[], None]) -> Callable[[], None]:
-        """`launch` as `floor` and `updates` are run: ordered like `run`, captured where schedules are."""
+    def wrap(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """`launch` started as `floor` and `updates` are: ordered like `run`, captured where schedules are."""
 
     @abstractmethod
     def wait(self) -> None:
@@ -139,3 +108,19 @@ class Loop(ABC):
     @abstractmethod
     def clear(self) -> None:
         """Free the buffers."""
+
+
+def slices(chunks: Sequence[Chunk]) -> Iterator[tuple[slice, int]]:
+    """The samples of each chunk, and its bucket."""
+    start = 0
+    for size, bucket in chunks:
+        yield slice(start, start + size), bucket
+        start += size
+
+
+def result_shape(contract: Contract, decoder: LoadedDecoder | None, *, pixels: bool) -> tuple[int, ...]:
+    """Of one sample, or with `pixels` of one picture [H, W, C]."""
+    if not pixels:
+        return contract.shape
+    channels, height, width = decoder.contract.image if decoder else contract.shape
+    return height, width, channels

@@ -17,16 +17,18 @@ from ..contract import Contract
 from ..errors import BackendError
 from .cpu_loop import CpuLoop
 from .decoder import LoadedDecoder
-from .loop import Inputs, Loop, Tables
+from .inputs import Inputs
+from .latency import TimedParts, timer_of
+from .loop import Chunk, Loop, Tables
 
 
-def plan_chunks(count: int, buckets: Sequence[int]) -> list[tuple[int, int]]:
+def plan_chunks(count: int, buckets: Sequence[int]) -> list[Chunk]:
     """(samples, bucket) pairs that serve `count` samples with ascending `buckets`.
 
     The smallest bucket that takes all the rest, if at least half of it is used; else the largest that is filled. Less
     than half of any bucket is padding, unless the smallest is larger than what is left.
     """
-    chunks: list[tuple[int, int]] = []
+    chunks: list[Chunk] = []
     while count > 0:
         enough = [size for size in buckets if size >= count]
         filled = [size for size in buckets if size <= count]
@@ -66,41 +68,23 @@ class Session:
         """Samples float32 [m, *shape], or with `pixels` decoded uint8 [m, H, W, C], on the backend's device."""
         self._enter()
         try:
-            shape = self._decoder.contract.image if self._decoder and pixels else self._contract.shape
-            into = self._loop.empty((inputs.count, *((*shape[1:], shape[0]) if pixels else shape)), pixels=pixels)
-            if inputs.count in self._sizes:  # one batch, nothing to cut
-                self._loop.run(tables, inputs.count, inputs, pixels=pixels, into=into)
-                return self._loop.tensor(into)
-            start = 0
-            for size, bucket in plan_chunks(inputs.count, self._sizes):
-                part = slice(start, start + size)
-                self._loop.run(tables, bucket, inputs.part(part), pixels=pixels, into=into[part])
-                start += size
-            return self._loop.tensor(into)
+            count = inputs.count
+            chunks = [(count, count)] if count in self._sizes else plan_chunks(count, self._sizes)
+            return self._loop.run(tables, chunks, inputs, pixels=pixels)
         finally:
             self._lock.release()
 
-    def floor(self, tables: Tables, size: int) -> Callable[[], None]:
-        """`Loop.floor` of the bucket `size`. Not for use beside `run`."""
+    def timed_parts(self, tables: Tables, size: int, whole: Callable[[], object]) -> TimedParts:
+        """`whole`, a call of the bucket `size`, and beside it what it is made of. Not for use beside `run`."""
         self._enter()
         try:
-            return self._loop.floor(tables, size)
-        finally:
-            self._lock.release()
-
-    def updates(self, tables: Tables, size: int) -> Callable[[], None]:
-        """`Loop.updates` of the bucket `size`. Not for use beside `run`."""
-        self._enter()
-        try:
-            return self._loop.updates(tables, size)
-        finally:
-            self._lock.release()
-
-    def alone(self, launch: Callable[[], None]) -> Callable[[], None]:
-        """`Loop.alone`. Not for use beside `run`."""
-        self._enter()
-        try:
-            return self._loop.alone(launch)
+            return TimedParts(
+                whole=whole,
+                network=self._loop.floor(tables, size),
+                updates=self._loop.updates(tables, size),
+                wrap=self._loop.wrap,
+                timer=timer_of(self._loop.device),
+            )
         finally:
             self._lock.release()
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
-from ...engine.contract import Condition
 from ...engine.errors import InputError
-from ..described import Described
 from ..sources.from_module import ModuleSource
 from ..sources.from_onnx import OnnxSource
+from ..sources.mapped_onnx import MappedOnnx
+from ..sources.wrapped import wrapped
 from .classifier import ClassifierModule, open_classifier
 from .in_module import ClassifierFreeModule
 from .in_onnx import GuidedOnnx
 from .options import NAME, USAGE, ClassifierFree, ClassifierGuidance, Guidance, Halves, parse_guidance
 
-Source = ModuleSource | OnnxSource | GuidedOnnx
+Opened = ModuleSource | OnnxSource | MappedOnnx
+Source = Opened | GuidedOnnx
 
 
-def guide(source: ModuleSource | OnnxSource, guidance: Guidance | str) -> Source:
+def guide(source: Opened, guidance: Guidance | str) -> Source:
     """The guided network as another source. Raises InputError when the guidance does not fit the network."""
     if isinstance(guidance, str):
         guidance = parse_guidance(guidance)
@@ -36,31 +34,11 @@ def guide(source: ModuleSource | OnnxSource, guidance: Guidance | str) -> Source
         plan = Halves(guidance, contract)
         if not isinstance(source, ModuleSource):
             return GuidedOnnx(source, plan)
-        return _wrapped(source, ClassifierFreeModule(source, plan), plan.conditions)
+        return wrapped(source, ClassifierFreeModule(source, plan), plan.conditions)
     if not isinstance(source, ModuleSource):
         raise InputError(
             f"network '{contract.name}' is an ONNX file, and classifier guidance is exported together with an "
             "nn.Module; give the module, or use classifier-free guidance"
         )
     module = ClassifierModule(source, open_classifier(guidance, contract))
-    return _wrapped(source, module, module.conditions)
-
-
-def _wrapped(source: ModuleSource, module: nn.Module, conditions: tuple[Condition, ...]) -> ModuleSource:
-    contract = source.contract
-    described = Described(
-        module,
-        contract.name,
-        contract.shape,
-        contract.schedule,
-        contract.prediction,
-        conditions={one.name: one for one in conditions},
-        input="x",
-        time="t",
-        time_scale=contract.time_scale,
-        time_dtype=contract.time_dtype,
-        sigma_data=contract.sigma_data,
-        data_range=contract.data_range,
-        example={} if contract.time_rank else {"t": torch.zeros(())},
-    )  # without learned_sigma: the variance is cut off inside
-    return ModuleSource(module, source.content(), described)
+    return wrapped(source, module, module.conditions)

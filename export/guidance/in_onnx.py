@@ -19,6 +19,7 @@ from ...engine.contract import Contract
 from ...engine.errors import InputError
 from ..check import Array, TrialInputs, check_export
 from ..sources.from_onnx import OnnxSource
+from ..sources.mapped_onnx import MappedOnnx
 from ..to_onnx import save_model
 from .options import NAME, Halves
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 class GuidedOnnx:
     """A guided OnnxSource; like it, a source of `Network`."""
 
-    def __init__(self, source: OnnxSource, halves: Halves) -> None:
+    def __init__(self, source: OnnxSource | MappedOnnx, halves: Halves) -> None:
         contract, fixed = source.contract, source.contract.fixed_batch
         if fixed is not None and fixed % 2:
             raise InputError(

@@ -1,8 +1,7 @@
-"""A diffusers scheduler's config -> `Convention`: our schedule, prediction, grid and end.
+"""A diffusers scheduler's config -> `Convention`: our schedule, prediction, times and end.
 
 `read_config(config)` takes the plain dictionary (scheduler_config.json, or `scheduler.config`) and needs no diffusers.
-The end is the clean point, or the first trained time where `set_alpha_to_one` is false or `final_sigmas_type` is
-sigma_min.
+The keys that count are those of its class (scheduler_classes.py); what is not understood is refused by name.
 """
 
 from __future__ import annotations
@@ -14,75 +13,99 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.compiler.schedule import Flow, parse_schedule
+from ...engine.compiler.schedule import Array, Discrete, Flow, hold_alphas, parse_schedule
 from ...engine.errors import InputError
 from ..convention import Convention, shifted
+from .scheduler_classes import CLASSES, REFUSED, SMALLEST_ALPHA, UNNAMED, SchedulerClass
+
+Values = Mapping[str, Any]
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
-SMALLEST_ALPHA = 2.0**-24  # what diffusers' sigma-based schedulers put in place of a terminal alphabar of 0
-
-# What a class takes for a key that its config does not hold; older files hold few keys.
-VP = {"beta_schedule": "linear"}
-LATENT = {**VP, "beta_start": 0.00085, "beta_end": 0.012}
-LEADING = {**VP, "timestep_spacing": "leading"}
-CONSISTENCY = {**LATENT, "beta_schedule": "scaled_linear", "timestep_spacing": "leading", "set_alpha_to_one": True}
-DDIM = {**LEADING, "set_alpha_to_one": True, "clip_sample": True}
-ORDERED = {**VP, "solver_order": 2}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "DDIMScheduler": DDIM,
-    "DDIMParallelScheduler": DDIM,
-    "DDPMScheduler": {**LEADING, "clip_sample": True},
-    "DDPMParallelScheduler": {**LEADING, "clip_sample": True},
-    "PNDMScheduler": {**LEADING, "set_alpha_to_one": False},
-    "LCMScheduler": CONSISTENCY,
-    "TCDScheduler": CONSISTENCY,
-    "HeunDiscreteScheduler": LATENT,
-    "KDPM2DiscreteScheduler": LATENT,
-    "KDPM2AncestralDiscreteScheduler": LATENT,
-    "EulerDiscreteScheduler": {**VP, "final_sigmas_type": "zero"},
-    "EulerAncestralDiscreteScheduler": VP,
-    "LMSDiscreteScheduler": VP,
-    "DPMSolverMultistepScheduler": {**ORDERED, "final_sigmas_type": "zero"},
-    "DPMSolverSinglestepScheduler": {**ORDERED, "final_sigmas_type": "zero"},
-    "DEISMultistepScheduler": ORDERED,
-    "UniPCMultistepScheduler": {**ORDERED, "final_sigmas_type": "zero", "predict_x0": True},
-    "FlowMatchEulerDiscreteScheduler": {"shift": 1.0},
-    "FlowMatchHeunDiscreteScheduler": {"shift": 1.0},
-    "EDMEulerScheduler": {"sigma_data": 0.5, "final_sigmas_type": "zero"},
-    "EDMDPMSolverMultistepScheduler": {"sigma_data": 0.5, "final_sigmas_type": "zero"},
+NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+USUAL = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}  # of our schedules of the same names
+REASONS = {
+    "thresholding": "thresholds dynamically, which no table can; set thresholding=False, or clip=1",
+    "use_beta_sigmas": "has use_beta_sigmas, for which there is no grid here; set it to False",
+    "invert_sigmas": "has invert_sigmas, for which there is no grid here; set it to False",
+    "interpolation_type": "has interpolation_type {value}, for which there is no grid here; set it to linear",
+    "stochastic_sampling": "has stochastic_sampling, which draws noise; tables hold none yet: set it to False",
+    "algorithm_type": "has algorithm_type {value}, which draws noise; tables hold none yet: set it to dpmsolver++",
+    "prediction_type": "is of EDM with prediction_type {value}, expected epsilon, the raw F",
 }
 
 
-def read_config(config: Mapping[str, Any], mu: float | None = None) -> Convention:
+def read_config(config: Values, mu: float | None = None) -> Convention:
     """The convention of a scheduler's config. mu: of dynamic shifting, which needs it.
 
-    Raises InputError for what is not a table of fixed coefficients or has no name here: dynamic thresholding, own
-    betas, inverted sigmas, beta-distributed sigmas, processes other than VP, EDM and flow.
+    Raises InputError for a class, a key or a value that is not understood: what draws noise, dynamic thresholding,
+    beta-distributed sigmas, processes other than VP, EDM and flow.
     """
-    return _read(complete(config), mu)
+    kind = scheduler_class(config)
+    values = {key: default if config.get(key) is None else config[key] for key, default in kind.read.items()}
+    for key, accepted in kind.only.items():
+        value = config.get(key, accepted[0])
+        if value not in accepted:
+            raise InputError(f"this scheduler {REASONS[key].format(value=repr(value))}")
+    if kind.process == "edm":
+        return _edm(values)
+    if kind.process == "flow":
+        return _flow(values, kind, "flow", mu)
+    if values.get("use_flow_sigmas"):
+        prediction = _choice(values, "prediction_type", PREDICTIONS)
+        if prediction == "v":
+            raise InputError("this scheduler has prediction_type v_prediction with use_flow_sigmas; set one of them")
+        return _flow({**values, "shift": values["flow_shift"]}, kind, prediction, mu)
+    return _discrete(values, kind)
 
 
-def convention_of(config: Mapping[str, Any], mu: float | None) -> Convention:
-    """What the config means, with our options in place of what they replace."""
-    plain = dict(config)
-    if plain["schedule"] is not None:
-        plain |= {"trained_betas": None, "snr_shift_scale": None, "beta_schedule": "linear", "use_flow_sigmas": False}
-    elif all(plain[key] is None for key in ("beta_schedule", "trained_betas", "shift", "sigma_data")):
+def scheduler_class(config: Values) -> SchedulerClass:
+    """How the config is read: by its class, or without one by what it holds. Raises InputError."""
+    name = class_name(config)
+    if name in CLASSES:
+        return CLASSES[name]
+    if name in REFUSED:
+        raise InputError(f"{name} is not read: {REFUSED[name]}")
+    if name is not None:
+        known = ", ".join(one.removesuffix("Scheduler") for one in CLASSES)
+        raise InputError(f"scheduler class {name!r} is not known; give schedule= and prediction=. Known: {known}")
+    if config.get("beta_schedule") is not None or config.get("trained_betas") is not None:
+        if config.get("solver_order"):
+            return CLASSES[f"{'DPMSolver' if config.get('predict_x0') is None else 'UniPC'}MultistepScheduler"]
+        return UNNAMED["betas"]
+    if config.get("sigma_data") is not None:
+        return UNNAMED["edm"]
+    if config.get("shift") is not None:
+        return UNNAMED["flow"]
+    raise InputError("this config has no _class_name, no betas, no shift and no sigma_data; not VP, flow or EDM")
+
+
+def class_name(config: Values) -> str | None:
+    """The class in the config; of a live scheduler's, which does not name it, the one whose parameters come first."""
+    if config.get("_class_name") is not None:
+        return str(config["_class_name"])
+    keys = [key for key in config if not key.startswith("_")]
+    return next((name for name, one in CLASSES.items() if one.parameters == {*keys[: len(one.parameters)]}), None)
+
+
+def convention_of(config: Values, mu: float | None) -> Convention:
+    """What a PFDiffScheduler's config means: the former scheduler's, and our options in place of what they replace."""
+    plain = {**config, "_class_name": config.get("scheduler_class")}
+    processes = ("_class_name", "beta_schedule", "trained_betas", "shift", "sigma_data")
+    own = {key: config[key] for key in ("schedule", "prediction", "clip", "end") if config.get(key) is not None}
+    if "schedule" in own:
+        kind = CLASSES.get(str(plain["_class_name"]))
+        name = plain["_class_name"] if kind is not None and kind.process == "betas" else None
+        plain |= {"_class_name": name, "beta_schedule": "linear", "use_flow_sigmas": False}
+        plain |= {"trained_betas": None, "snr_shift_scale": 1.0}
+    elif all(plain.get(key) is None for key in processes):
         plain["beta_schedule"] = "linear"
     convention = read_config(plain, mu)
-    changes = {key: plain[key] for key in ("schedule", "prediction", "clip", "end") if plain[key] is not None}
-    if plain["schedule"] is not None and not parse_schedule(plain["schedule"]).discrete:
-        changes |= {"spacing": "rule", "grid": "uniform"}
-    return replace(convention, **changes)
+    if "schedule" in own and not parse_schedule(own["schedule"]).discrete:
+        own |= {"spacing": "rule", "grid": "uniform", "ramp": None}
+    return replace(convention, **own)
 
 
-def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the keys that an old or hand-written file leaves to its class."""
-    name = config.get("_class_name")
-    return {**DEFAULTS.get(name, {}), **config} if isinstance(name, str) else dict(config)
-
-
-def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float:
+def dynamic_mu(config: Values, tokens: int) -> float:
     """mu of dynamic shifting for a sample of `tokens` patches, as the pipelines of flow networks compute it."""
     low, high = (float(config.get(key) or value) for key, value in (("base_shift", 0.5), ("max_shift", 1.15)))
     first, last = (
@@ -91,85 +114,118 @@ def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float:
     return low + (high - low) * (tokens - first) / (last - first)
 
 
-def _read(config: Mapping[str, Any], mu: float | None) -> Convention:
-    get = config.get
-    if get("thresholding"):
-        raise InputError("this scheduler thresholds dynamically, which no table can; set thresholding=False, or clip=1")
-    for key in ("invert_sigmas", "use_beta_sigmas"):
-        if get(key):
-            raise InputError(f"this scheduler has {key}, for which there is no grid here; set it to False")
-    if get("beta_schedule") is None and get("trained_betas") is None:
-        if get("sigma_data") is not None:
-            return _edm(config)
-        if get("shift") is not None:
-            return _flow(config, float(get("shift") or 1), mu)
-        raise InputError(
-            f"{get('_class_name', 'this config')} has no betas, no shift and no sigma_data; not VP, flow or EDM"
-        )
-    if get("use_flow_sigmas") or get("prediction_type") == "flow_prediction":
-        return _flow(config, float(get("flow_shift") or 1), mu)
-    return _discrete(config)
-
-
-def _discrete(config: Mapping[str, Any]) -> Convention:
-    get = config.get
-    terminal: float | None = None
-    if get("rescale_betas_zero_snr"):
-        terminal = SMALLEST_ALPHA if get("final_sigmas_type") or get("solver_order") else 0.0
-    prediction = _choice(config, "prediction_type", "epsilon", PREDICTIONS)
-    if get("timestep_type") == "continuous" and prediction == "v":
+# Processes of betas.
+def _discrete(values: Values, kind: SchedulerClass) -> Convention:
+    prediction = _choice(values, "prediction_type", PREDICTIONS)
+    if prediction == "flow":
+        raise InputError("this scheduler has prediction_type flow_prediction without use_flow_sigmas; set that too")
+    if values.get("timestep_type") == "continuous" and prediction == "v":
         raise InputError("this scheduler has timestep_type continuous, for which there is no schedule here")
-    convention: dict[str, Any] = {
-        "schedule": _betas(config, terminal),
-        "prediction": prediction,
-        "basis": "v" if terminal == 0 else None,  # at alpha 0 neither eps nor x0 carries a step
-        "end": "first" if get("set_alpha_to_one") is False or get("final_sigmas_type") == "sigma_min" else "clean",
-        "clip": float(get("clip_sample_range") or 1) if get("clip_sample") else None,
-    }
-    if get("use_karras_sigmas"):
-        return Convention(**convention, grid="karras:rho=7")
-    if get("use_exponential_sigmas") or get("use_lu_lambdas"):
-        return Convention(**convention, grid="logsnr")
-    offset = int(get("steps_offset") or 0)
+    terminal: float | None = None
+    if values.get("rescale_betas_zero_snr"):
+        terminal = SMALLEST_ALPHA if kind.terminal or values.get("final_sigmas_type") else 0.0
+    first = values.get("set_alpha_to_one") is False or values.get("final_sigmas_type") == "sigma_min"
+    schedule = _schedule(values, terminal)
+    convention = Convention(
+        schedule,
+        prediction,
+        "uniform",
+        basis="v" if terminal == 0 else None,  # at alpha 0 neither eps nor x0 carries a step
+        end="first" if first else kind.end,
+        clip=float(values["clip_sample_range"]) if values.get("clip_sample") else None,
+        is_open=kind.is_open,
+        length=_length(values, schedule),
+    )
+    ramp = _ramp(values)
+    spacing = values.get("timestep_spacing", "linspace")
+    offset = int(values.get("steps_offset", 0))
     grids = {"linspace": "uniform", "leading": f"leading:offset={offset}", "trailing": "trailing"}
-    spacing = get("timestep_spacing") or "linspace"
-    is_open = bool(get("solver_order")) and spacing != "trailing"
-    grid = _choice(config, "timestep_spacing", "linspace", grids)
-    return Convention(**convention, grid=grid, spacing=spacing, is_open=is_open, offset=offset)
+    grid = _choice({"timestep_spacing": spacing}, "timestep_spacing", grids)
+    is_open = kind.is_open and spacing != "trailing"
+    convention = replace(convention, spacing=spacing, grid=grid, is_open=is_open, offset=offset)
+    if ramp is None:
+        return convention
+    span = (values.get("sigma_min"), values.get("sigma_max"))
+    grid = "karras:rho=7" if ramp == "karras" else "logsnr"
+    return replace(convention, grid=grid, ramp=ramp, ramp_of=kind.ramp_of, ramp_span=span)
 
 
-def _betas(config: Mapping[str, Any], terminal: float | None) -> str:
-    if config.get("trained_betas") is not None:
-        raise InputError("this scheduler has its own betas; write them to a file and give schedule='alphas:FILE'")
-    if (config.get("snr_shift_scale") or 1) != 1:
-        raise InputError("this scheduler has snr_shift_scale; write its alphas_cumprod, give schedule='alphas:FILE'")
-    names = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-    name = _choice(config, "beta_schedule", "linear", names)
+def _length(values: Values, schedule: str) -> int | None:
+    """How many times are in use: those whose lambda is above `lambda_min_clipped`; None for all."""
+    least = float(values.get("lambda_min_clipped", -math.inf))
+    if math.isinf(least):
+        return None
+    process = parse_schedule(schedule)
+    return int(np.sum(process.lam(np.arange(process.last + 1)) >= least))
+
+
+def _ramp(values: Values) -> str | None:
+    """karras or exponential; Lu's lambdas are evenly spaced like exponential sigmas."""
+    if values.get("use_karras_sigmas"):
+        return "karras"
+    return "exponential" if values.get("use_exponential_sigmas") or values.get("use_lu_lambdas") else None
+
+
+def _schedule(values: Values, terminal: float | None) -> str:
+    """The schedule's string: by name where one of ours has these betas, else by its numbers."""
+    kind, length = values["beta_schedule"], int(values["num_train_timesteps"])
+    shift = float(values.get("snr_shift_scale", 1.0))
+    if values["trained_betas"] is not None or kind not in NAMES or shift != 1:
+        return _held(values, kind, length, shift, terminal)
+    name = NAMES[kind]
     options = {"beta_min": 0.0, "beta_max": 0.999}
     if name != "cosine":
-        options = {"beta_min": config.get("beta_start") or 1e-4, "beta_max": config.get("beta_end") or 0.02}
-        usual = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}[name]
-        options = {} if tuple(options.values()) == usual else options
+        options = {"beta_min": values["beta_start"], "beta_max": values["beta_end"]}
+        options = {} if tuple(options.values()) == USUAL[name] else options
     if terminal is not None:
         options["terminal"] = terminal
     query = "&".join(f"{key}={value!r}" for key, value in options.items())
-    return f"{name}:{int(config.get('num_train_timesteps') or 1000)}{'?' if query else ''}{query}"
+    return f"{name}:{length}{'?' if query else ''}{query}"
 
 
-def _flow(config: Mapping[str, Any], shift: float, mu: float | None) -> Convention:
-    get = config.get
-    dynamic = bool(get("use_dynamic_shifting"))
+def _held(values: Values, kind: str, length: int, shift: float, terminal: float | None) -> str:
+    """A schedule of own numbers, float64: trained betas, betas without a name here, a shifted signal-to-noise ratio."""
+    low, high = values["beta_start"], values["beta_end"]
+    t = np.arange(length + 1) / length
+    betas: Array
+    if values["trained_betas"] is not None:
+        betas = np.asarray(values["trained_betas"], np.float64)
+    elif kind == "linear":
+        betas = np.linspace(low, high, length)
+    elif kind == "scaled_linear":
+        betas = np.linspace(low**0.5, high**0.5, length) ** 2
+    elif kind == "sigmoid":
+        betas = (high - low) / (1 + np.exp(-np.linspace(-6, 6, length))) + low
+    elif kind in ("exp", "squaredcos_cap_v2"):
+        alphabar = np.exp(-12 * t) if kind == "exp" else np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - alphabar[1:] / alphabar[:-1], 0.999)
+    else:
+        known = ", ".join([*NAMES, "sigmoid", "exp"])
+        raise InputError(f"beta_schedule {kind!r} has no meaning here; known: {known}")
+    alphabar = np.cumprod(1 - betas)
+    alphabar = alphabar / (shift + (1 - shift) * alphabar)
+    if terminal is not None:  # arXiv 2305.08891, algorithm 1
+        root = np.sqrt(alphabar)
+        alphabar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        alphabar[-1] = min(terminal, alphabar[-2] / 2)
+    return hold_alphas(Discrete(alphabar).alphas_cumprod)
+
+
+# Flow and EDM.
+def _flow(values: Values, kind: SchedulerClass, prediction: str, mu: float | None) -> Convention:
+    shift, length = float(values["shift"]), int(values["num_train_timesteps"])
+    dynamic = bool(values["use_dynamic_shifting"]) if "use_dynamic_shifting" in values else False
     if dynamic:
         if mu is None:
             raise InputError("this scheduler shifts its times by the image's size; give mu (see dynamic_mu)")
-        shift = mu if get("time_shift_type") == "linear" else math.exp(mu)
-    length = int(get("num_train_timesteps") or 1000)
+        shift = mu if values["time_shift_type"] == "linear" else math.exp(mu)
     span: tuple[float, float] = (1.0, 1 / length)
-    is_open = False
-    if get("solver_order"):
-        is_open = True
-        if not get("predict_x0"):  # UniPC starts at 1, the DPM family one time lower
-            span = (1 - 1 / length, 0.0)
+    ramp, ramp_span, latest = _ramp(values), (None, None), 1.0
+    if kind.process == "betas":
+        # UniPC starts at 1, moved down to where lambda is finite; the DPM family starts one time lower.
+        span, latest = (span, 1 - 1e-6) if "sigma_max" in values else ((1 - 1 / length, 0.0), latest)
+        if ramp is not None:
+            ramp_span = _flow_ramp(values, ramp)
     elif not dynamic:
         # FlowMatchEuler shifts its smallest sigma when it is made, and all of them once more.
         span = (1.0, float(shifted(np.array(1 / length), shift)))
@@ -179,34 +235,43 @@ def _flow(config: Mapping[str, Any], shift: float, mu: float | None) -> Conventi
         options["t_min"] = lowest
     return Convention(
         schedule=":".join(filter(None, ("flow", "&".join(f"{key}={value!r}" for key, value in options.items())))),
-        prediction="flow",
+        prediction=prediction,
         grid="uniform",
         time_scale=float(length),
         spacing="flow",
-        is_open=is_open,
+        is_open=kind.process == "betas",
         span=span,
         shift=shift,
-        shift_terminal=get("shift_terminal"),
-        ramp="karras" if get("use_karras_sigmas") else "exponential" if get("use_exponential_sigmas") else None,
+        shift_terminal=values.get("shift_terminal"),
+        latest=latest,
+        ramp=ramp,
+        ramp_span=ramp_span,
     )
 
 
-def _edm(config: Mapping[str, Any]) -> Convention:
-    get = config.get
-    if get("prediction_type") not in (None, "epsilon"):
-        raise InputError(f"EDM scheduler with prediction_type {get('prediction_type')!r}, expected epsilon, the raw F")
-    low, high = (float(get(key) or value) for key, value in (("sigma_min", 0.002), ("sigma_max", 80.0)))
+def _flow_ramp(values: Values, ramp: str) -> tuple[float, float]:
+    """The ends of UniPC's Karras sigmas, of sigma / alpha; the betas' own where the config does not say them."""
+    if ramp != "karras" or "sigma_max" not in values:
+        raise InputError(f"this scheduler has use_flow_sigmas with {ramp} sigmas, which fit no flow; set one to False")
+    process = parse_schedule(_schedule(values, None))
+    lowest, highest = np.exp(-process.lam([process.first, process.last])).tolist()
+    low, high = values["sigma_min"], values["sigma_max"]
+    return (lowest if low is None else float(low), highest if high is None else float(high))
+
+
+def _edm(values: Values) -> Convention:
+    low, high = float(values["sigma_min"]), float(values["sigma_max"])
+    exponential = values["sigma_schedule"] == "exponential"
     return Convention(
         schedule=f"edm?sigma_min={low!r}&sigma_max={high!r}",
         prediction="edm",
-        grid="logsnr" if get("sigma_schedule") == "exponential" else f"karras:rho={float(get('rho') or 7)!r}",
-        end="first" if get("final_sigmas_type") == "sigma_min" else "clean",
-        sigma_data=float(get("sigma_data") or 0.5),
+        grid="logsnr" if exponential else f"karras:rho={float(values['rho'])!r}",
+        end="first" if values["final_sigmas_type"] == "sigma_min" else "clean",
+        sigma_data=float(values["sigma_data"]),
     )
 
 
-def _choice(config: Mapping[str, Any], key: str, default: str, known: Mapping[str, str]) -> str:
-    value = config.get(key) or default
-    if value not in known:
-        raise InputError(f"{key} {value!r} has no meaning here; known: {', '.join(known)}")
-    return known[value]
+def _choice(values: Values, key: str, known: Mapping[str, str]) -> str:
+    if values[key] not in known:
+        raise InputError(f"{key} {values[key]!r} has no meaning here; known: {', '.join(known)}")
+    return known[values[key]]

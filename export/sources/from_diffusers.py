@@ -24,7 +24,9 @@ from ..convention import Convention
 from ..described import Described, Given
 from ..families import FAMILIES, LEGACY
 from ..families.family import Beside, Family
-from .diffusers_config import complete, convention_of, dynamic_mu, read_config
+from ..time_map import parse_prediction
+from .diffusers_config import convention_of, dynamic_mu, read_config
+from .scheduler_classes import CLASSES, REFUSED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -110,7 +112,7 @@ def _object(source: Any) -> PipelineParts | None:
         name,
         part,
         found,
-        None if scheduler is None else dict(scheduler.config),
+        None if scheduler is None else _config_of(scheduler),
         Beside(
             pipeline=name,
             pooled=None if encoder is None else getattr(encoder.config, "projection_dim", None),
@@ -118,6 +120,12 @@ def _object(source: Any) -> PipelineParts | None:
         ),
         vae if vae is not None and _class_of(vae, (DECODER,)) else None,
     )
+
+
+def _config_of(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's config with its class, which a live one leaves out; of a subclass, that of diffusers'."""
+    known = _class_of(scheduler, (*CLASSES, *REFUSED))
+    return {**scheduler.config, "_class_name": known or type(scheduler).__name__}
 
 
 def _pixels(config: Mapping[str, Any]) -> int:
@@ -233,7 +241,7 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         parts.name,
         shape,
         schedule,
-        given.prediction or (convention.prediction if convention else ""),
+        convention.prediction if convention else given.prediction or "",
         {one.name: one for one in conditions},
         time_scale=(convention.time_scale if convention else 1000.0 if flow else 1.0) * family.TIME_UNIT,
         learned_sigma=learned_sigma,
@@ -272,11 +280,13 @@ def _convention(
     """The scheduler's, with the prediction asked for; None where another schedule is asked for."""
     if parts.scheduler is None or given.schedule is not None:
         return None
-    found = complete(parts.scheduler)
-    mu = dynamic_mu(found, family.patches(config, shape))
+    mu = dynamic_mu(parts.scheduler, family.patches(config, shape))
     # A PFDiffScheduler's own options go before those of the scheduler that it was made from.
-    convention = family.scheduled(convention_of(found, mu) if "solver" in found else read_config(found, mu))
-    return convention if given.prediction is None else replace(convention, prediction=given.prediction)
+    read = convention_of if "solver" in parts.scheduler else read_config
+    convention = family.scheduled(read(parts.scheduler, mu))
+    if given.prediction is None:
+        return convention
+    return replace(convention, prediction=parse_prediction(given.prediction)[0])
 
 
 def _conditions(

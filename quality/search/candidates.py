@@ -18,6 +18,7 @@ import numpy as np
 from ...engine.artifact import read_artifact
 from ...engine.compiler.basis import BASES
 from ...engine.compiler.compile import compile
+from ...engine.compiler.defaults import AUTO, filled
 from ...engine.compiler.grid import Grid, listed, make_grid
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Schedule, parse_schedule
@@ -55,10 +56,21 @@ SOLVERS = (
     "pfdiff:k=2,l=1,base=dpm-solver-2",
 )
 FRACTIONAL = ("pfdiff:k=1,l=0.5", "pfdiff:k=2,l=0.5", "pfdiff:k=2,l=1.5", "pfdiff:k=3,l=1.5")  # continuous schedules
-GRIDS = ("uniform", "trailing", "quadratic", "quadratic:fraction=1", "logsnr", "karras", "karras:rho=3")
+GRIDS = (
+    "uniform",
+    "trailing",
+    "quadratic",
+    "quadratic:fraction=1",
+    "logsnr",
+    "karras",
+    "karras:rho=3",
+    "angle",
+    "angle:power=1.5",
+)
 # Where neighbours look, as factors and steps of the parameter.
 RHO_FACTORS = (0.6, 0.8, 1.25, 1.6)
 FRACTION_STEPS = (-0.15, -0.08, 0.08, 0.15)
+POWER_STEPS = (-0.25, 0.25, 0.5)
 L_STEPS = (-0.5, -0.25, 0.25, 0.5)
 START_PARTS = (0.01, 0.02, 0.04, 0.08)  # of the span, below the latest start
 
@@ -88,7 +100,7 @@ def make_setting(
     own_clip, own_end = _own(subject)
     clip, end = own_clip if clip is None else clip, own_end if end is None else end
     process = parse_schedule(contract.schedule)
-    start = default_start(contract.schedule, contract.prediction) if t_start is None else float(t_start)
+    start = default_start(contract.schedule, contract.prediction, clip) if t_start is None else float(t_start)
     process.alpha(start)
     if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
         raise InputError(f"nfe={nfe!r}, expected an integer of at least 1")
@@ -138,8 +150,13 @@ def all_candidates(
     grids: Sequence[Grid] | None = None,
     bases: Sequence[str] | None = None,
 ) -> Iterator[Candidate]:
-    """Every solver on every grid in every basis, from the latest start. Raises InputError on a list of no numbers."""
+    """The default sampler, then every solver on every grid in every basis, from the latest start.
+
+    With a list of solvers, grids or bases only these. Raises InputError on a list of no numbers.
+    """
     process = parse_schedule(setting.schedule)
+    if solvers is grids is bases is None:
+        yield by_default(Candidate(AUTO, AUTO, None, None), setting)
     known = solvers or SOLVERS + (() if process.discrete else FRACTIONAL)
     for solver in known:
         free = solvers is not None or _parameterisation(solver) is None
@@ -147,6 +164,15 @@ def all_candidates(
             for basis in bases or (BASES if free else (None,)):
                 times = grid if isinstance(grid, str) else tuple(grid)
                 yield Candidate(solver, times, basis, start_of(grid, setting.t_start))
+
+
+def by_default(candidate: Candidate, setting: Setting) -> Candidate:
+    """With solver and grid "auto" replaced by those of the default sampler, and its start; never above the latest."""
+    grid = None if candidate.grid == AUTO else candidate.grid
+    words = {"schedule": setting.schedule, "prediction": setting.prediction, "nfe": setting.nfe}
+    choice = filled(candidate.solver, grid, candidate.basis, None if grid is None else setting.t_start, **words)
+    start = setting.t_start if choice.t_start is None else min(choice.t_start, setting.t_start)
+    return Candidate(choice.solver, choice.grid, choice.basis, start)
 
 
 def start_of(grid: Grid, t_start: float) -> float:
@@ -168,13 +194,18 @@ def _near_grids(candidate: Candidate) -> Iterator[Candidate]:
     if not isinstance(candidate.grid, str):
         return
     name, _, query = candidate.grid.partition(":")
-    value = float(query.partition("=")[2]) if query else {"karras": 7.0, "quadratic": 0.8}.get(name, 0.0)
+    value = (
+        float(query.partition("=")[2]) if query.count("=") == 1 else {"karras": 7.0, "quadratic": 0.8}.get(name, 0.0)
+    )
     if name == "karras":
         yield from (replace(candidate, grid=f"karras:rho={value * factor:.3g}") for factor in RHO_FACTORS)
     elif name == "quadratic":
         for step in FRACTION_STEPS:
             if 0.3 <= value + step <= 1:
                 yield replace(candidate, grid=f"quadratic:fraction={value + step:.3g}")
+    elif name == "angle" and "scale" not in query:
+        for step in POWER_STEPS:
+            yield replace(candidate, grid=f"angle:power={(value or 1) + step:g}")
     elif name == "logsnr":  # the limit of karras for large rho
         yield from (replace(candidate, grid=f"karras:rho={rho}") for rho in (12, 20))
 

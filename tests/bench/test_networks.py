@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfdiff.bench.measuring.gpu_engines import module_of
+from pfdiff.bench.measuring.gpu_engines import contract_of, module_of
 from pfdiff.bench.measuring.networks import CIFAR, LATENTS, PARAMETERS, UNet, parameters
 from pfdiff.bench.measuring.peers import (
     DIFFUSERS,
@@ -40,6 +40,18 @@ def test_the_shipped_network_is_measured_without_its_weights_too(monkeypatch: py
         out = network(torch.randn(1, 1, 28, 28), torch.tensor([500.0]), torch.tensor([3]))
     assert out.shape == (1, 1, 28, 28)
     assert out.abs().max() > 0
+
+
+def test_the_policy_is_as_wide_as_its_paper_says() -> None:
+    network = module_of("policy", "cpu")
+    contract = contract_of("policy")
+    x, observation = torch.randn(2, *contract.shape), torch.randn(2, *contract.conditions[0].shape)
+    with torch.inference_mode():
+        out = network(x, torch.tensor([1.0, 99.0]), observation)
+        other = network(x, torch.tensor([1.0, 99.0]), observation + 1)
+    assert out.shape == x.shape
+    assert not torch.allclose(out, other)
+    assert 60e6 < parameters(network) < 80e6
 
 
 def test_the_networks_return_the_shape_they_take() -> None:

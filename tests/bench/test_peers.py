@@ -31,7 +31,7 @@ def test_on_a_gpu_an_own_network_is_there_as_a_module_too(tmp_path: Path, monkey
     write_engine(tmp_path / "fashion_fp32.engine")
     given: dict[str, Any] = {}
     monkeypatch.setattr(cases, "device_of", lambda: "cuda")
-    monkeypatch.setattr(cases, "Engine", lambda artifact, **options: given.update(options))
+    monkeypatch.setattr(cases.Engine, "open", lambda artifact, **options: given.update(options))
     with Engines(tmp_path) as engines:
         engines.with_program("fashion", program(4), cases.backend_of("fashion"))
     assert (given["device"], given["backend"]) == ("cuda", "auto")

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from pfdiff.bench import tracking
-from pfdiff.bench.tracking import combined, compare, ratio_of, report, runs, store, table
+from pfdiff.bench.measuring.ratios import ratio_of
+from pfdiff.bench.tracking import changes_between, combined, report, runs, store, table
 
 PASSES, BLOCKS = tracking.PASSES, 3
 RATIOS = {
@@ -161,7 +162,7 @@ def test_two_runs_of_the_same_code_agree_within_their_spreads(process: float, bl
 
 # Two runs.
 def worse(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
-    return {one.benchmark for one in compare(before, after) if one.verdict == "worse"}
+    return {one.benchmark for one in changes_between(before, after) if one.verdict == "worse"}
 
 
 @pytest.mark.parametrize("slow", list(RATIOS))
@@ -169,7 +170,7 @@ def test_a_run_that_is_ten_per_cent_slower_fails(slow: str) -> None:
     before, after = combined(passes(0)), combined(passes(1, {slow: 1.1}))
     assert worse(before, after) == {slow}
     assert worse(after, before) == set()
-    assert [one.benchmark for one in compare(after, before) if one.verdict == "better"] == [slow]
+    assert [one.benchmark for one in changes_between(after, before) if one.verdict == "better"] == [slow]
 
 
 def test_an_equal_run_passes() -> None:
@@ -190,10 +191,10 @@ def test_what_is_only_in_one_run_is_named_and_does_not_fail() -> None:
     before, after = combined(passes(0)), combined(passes(1))
     del before["benchmarks"]["test_update[fashion]"]
     del after["benchmarks"]["test_network[fashion]"]
-    verdicts = {one.benchmark: one.verdict for one in compare(before, after)}
+    verdicts = {one.benchmark: one.verdict for one in changes_between(before, after)}
     assert verdicts["test_update[fashion]"] == "new"
     assert verdicts["test_network[fashion]"] == "gone"
-    assert report(compare(before, after))[-1] == "1 of 3 ratios are the same within their spread"
+    assert report(changes_between(before, after))[-1] == "1 of 3 ratios are the same within their spread"
 
 
 # Files.

@@ -184,6 +184,28 @@ def test_bench_prints_and_writes_its_figures(work: Path, capsys: pytest.CaptureF
     assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["max_ms"]
 
 
+def test_bench_prints_rows_as_they_come_small_batches_first(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[tuple[int, int]] = []
+    shown: list[str] = []
+    bench = pfdiff.Engine.bench
+
+    def noted(engine: pfdiff.Engine, nfe: int, batch: int, rounds: int, seconds: float) -> object:
+        shown.append(capsys.readouterr().out)
+        timed.append((nfe, batch))
+        return bench(engine, nfe, batch, rounds, seconds=seconds)
+
+    monkeypatch.setattr(pfdiff.Engine, "bench", noted)
+    assert main(["bench", "tiny.engine", "--rounds", "4", "--seconds", "60", "--backend", "onnxruntime"]) == 0
+    assert timed == [(5, 1), (8, 1), (5, 4), (8, 4)]
+    printed = "".join([*shown[1:], capsys.readouterr().out]).splitlines()
+    rows = [line.split() for line in printed if line.strip()[:1].isdigit()]
+    assert [(int(row[0]), int(row[1]), row[2]) for row in rows] == [(*pair, "4") for pair in timed]
+    for before, pair in zip(shown[1:], timed, strict=False):  # each row is out before the next one begins
+        assert f"{pair[0]:4}  {pair[1]:5}" in before
+
+
 # Bad input.
 def build(network: str = "nets.py:bare", *words: str) -> list[str]:
     return ["build", network, "--nfe", "5", *BUILD, "-o", "new.engine", *words]

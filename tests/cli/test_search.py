@@ -43,7 +43,7 @@ def test_samplers_that_differ_in_one_time_are_one_row(capsys):
     print_ranking(ranking())
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines if line.split()[:1] and line.split()[0].isdigit() and "eps" in line]
-    assert [(row[0], row[1]) for row in rows] == [("1", "ipndm:order=3"), ("13", "ipndm:order=3"), ("14", "ddim")]
+    assert [(row[0], row[1]) for row in rows] == [("1", "ipndm:order=3"), ("2", "ipndm:order=3"), ("3", "ddim")]
     assert [row[-1] for row in rows] == ["1.0e-05", "0.0300", "0.1200"]
     assert "times of 1: 58,40,9,2,-1" in lines
 
@@ -87,11 +87,11 @@ QUICK = ["--nfe", "4", "--solver", "ddim", "--reference", "20", "--calibration",
 
 
 def test_several_values_of_a_condition_are_taken_in_turn(engine: Path):
-    words = ["--label", "3,5", "--seeds", "3", "--csv", "found.csv"]
+    words = ["--label", "3,5", "--seeds", "3", "--grid", "logsnr", "--csv", "found.csv"]
     assert main(["compare", engine.name, *QUICK, *words]) == 0
     found = list(csv.DictReader(Path("found.csv").read_text().splitlines()))
     expected = [
-        pfdiff.compare(engine, 4, ["ddim"], reference=20, seeds=3, conditions={"label": labels})
+        pfdiff.compare(engine, 4, ["ddim"], grid="logsnr", reference=20, seeds=3, conditions={"label": labels})
         for labels in ([3, 5], 3)
     ]
     errors = [f"{one.points[0].error:.6g}" for one in expected]

@@ -197,13 +197,13 @@ def test_images_need_channels_height_and_width(tmp_path: Path) -> None:
     artifact = write_engine(tmp_path / "e")
     flat = replace(artifact, contract=replace(CONTRACT, shape=(30,)))
     with pytest.raises(InputError, match="are no images"):
-        Engine(flat, backend="torch", module=Small()).images(seeds=[1], nfe=4)
+        Engine.open(flat, backend="torch", module=Small()).images(seeds=[1], nfe=4)
 
 
 def test_a_network_that_is_not_the_contract_s_is_refused(folder: Path) -> None:
     artifact = read_artifact(folder)
     with pytest.raises(BackendError, match="takes x, t, label, shift and gives out; the contract says x, t and out"):
-        Engine(replace(artifact, contract=replace(CONTRACT, conditions=())))
+        Engine.open(replace(artifact, contract=replace(CONTRACT, conditions=())))
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x08\x0a"])
@@ -213,7 +213,7 @@ def test_a_network_that_is_no_onnx_is_refused(folder: Path, tmp_path: Path, back
         pytest.importorskip("openvino")
     (tmp_path / "network.onnx").write_bytes(content)
     with pytest.raises(BackendError, match=f"{backend} refuses '.*network.onnx': ") as caught:
-        Engine(replace(read_artifact(folder), path=tmp_path), backend=backend)
+        Engine.open(replace(read_artifact(folder), path=tmp_path), backend=backend)
     assert "\n" not in str(caught.value)
 
 
@@ -242,11 +242,11 @@ def test_precision_is_never_changed_silently(folder: Path, precision: str, monke
     monkeypatch.setattr(openvino_cpu, "cpu_precisions", lambda: ("fp32",))
     artifact = read_artifact(folder)
     with pytest.raises(BackendError, match=f"openvino: this CPU has no {precision}"):
-        Engine(replace(artifact, contract=replace(CONTRACT, precision=precision)), backend="openvino")
+        Engine.open(replace(artifact, contract=replace(CONTRACT, precision=precision)), backend="openvino")
     with pytest.raises(BackendError, match=f"'openvino' has no {precision} on this CPU, only fp32"):
         check_precision("openvino", precision)
     with pytest.raises(BackendError, match=precision):
-        Engine(replace(artifact, contract=replace(CONTRACT, precision=precision)), backend="torch", module=Small())
+        Engine.open(replace(artifact, contract=replace(CONTRACT, precision=precision)), backend="torch", module=Small())
     monkeypatch.setattr(openvino_cpu, "cpu_precisions", lambda: ("fp32", precision))
     assert choose_backend(precision) == ("openvino", f"this CPU computes in {precision} and openvino uses it")
 
@@ -254,7 +254,7 @@ def test_precision_is_never_changed_silently(folder: Path, precision: str, monke
 def test_onnxruntime_refuses_bf16_and_explains_fp16(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = read_artifact(folder)
     with pytest.raises(BackendError, match="onnxruntime has no bf16 on a CPU"):
-        Engine(replace(artifact, contract=replace(CONTRACT, precision="bf16")), backend="onnxruntime")
+        Engine.open(replace(artifact, contract=replace(CONTRACT, precision="bf16")), backend="onnxruntime")
     monkeypatch.setattr(backends, "is_installed", lambda name: name == "onnxruntime")
     name, reason = choose_backend("fp16")
     assert name == "onnxruntime"
@@ -301,7 +301,7 @@ def test_bench_measures_calls_and_floor_in_one_run(engine: Engine) -> None:
 def test_the_parts_of_a_call_can_be_repeated_and_do_not_disturb_it(engine: Engine) -> None:
     expected = engine.sample(seeds=range(8), nfe=6)
     parts, called = engine.parts(6, 8), []
-    other = parts.alone(lambda: called.append(1))
+    other = parts.wrap(lambda: called.append(1))
     for _ in range(3):
         other()
         parts.updates()

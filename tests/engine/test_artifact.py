@@ -167,7 +167,8 @@ def test_a_program_that_is_not_there_is_refused_by_name(engine: Path, nfe: Any) 
 
 def test_the_only_program_needs_no_name(engine: Path) -> None:
     artifact = read_artifact(engine)
-    assert artifact.program(np.int64(4)) is artifact.programs[4]
+    four: Any = np.int64(4)  # integers of NumPy too
+    assert artifact.program(four) is artifact.programs[4]
     with pytest.raises(InputError, match="nfe is missing and this engine has several; choose one of 4, 6"):
         artifact.program()
     assert replace(artifact, programs={6: artifact.programs[6]}).program() is artifact.programs[6]

@@ -44,8 +44,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[A
             if name == "dit":
                 (folder / "unet").rename(folder / "transformer")
             if name == "unet":
-                assert main(["build", str(folder), "--nfe", str(DDIM_STEPS), "--solver", "ddim", "-o", str(path)]) == 0
-            words = {"solver": "ddim", "batch": 2, "backend": "onnxruntime", "out": path}
+                given = ["--nfe", str(DDIM_STEPS), "--solver", "ddim", "--grid", "diffusers", "-o", str(path)]
+                assert main(["build", str(folder), *given]) == 0
+            words = {"solver": "ddim", "grid": "diffusers", "batch": 2, "backend": "onnxruntime", "out": path}
             network = pfdiff.Network(source, **family.words)
             pfdiff.build(network, DDIM_STEPS, **words).close()
             pfdiff.build(network, EVALUATIONS, **{**words, "solver": SOLVER}).close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from pfdiff.engine.compiler.grid import make_grid
 from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.errors import InputError
 from pfdiff.export.convention import Convention
-from pfdiff.export.sources.diffusers_config import DEFAULTS, complete, dynamic_mu, read_config
+from pfdiff.export.sources.diffusers_config import dynamic_mu, read_config
 
 # diffusers turns tensors into NumPy 2 arrays in a way that PyTorch does not know yet.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -79,17 +78,15 @@ def test_sigmas_of_a_discrete_schedule_become_its_nearest_times() -> None:
     ("config", "words"),
     [
         ({"beta_schedule": "linear", "thresholding": True}, "thresholds dynamically"),
-        ({"beta_schedule": "linear", "trained_betas": [0.1, 0.2]}, "alphas:FILE"),
         ({"beta_schedule": "linear", "use_beta_sigmas": True}, "use_beta_sigmas"),
-        ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
+        ({"beta_schedule": "laplace"}, "beta_schedule 'laplace'"),
         ({"beta_schedule": "linear", "prediction_type": "trigflow"}, "prediction_type 'trigflow'"),
         ({"beta_schedule": "linear", "timestep_spacing": "even"}, "timestep_spacing 'even'"),
-        ({"beta_schedule": "linear", "snr_shift_scale": 3.0}, "snr_shift_scale"),
         (
             {"beta_schedule": "linear", "timestep_type": "continuous", "prediction_type": "v_prediction"},
             "timestep_type continuous",
         ),
-        ({"_class_name": "ScoreSdeVeScheduler", "snr": 0.15}, "ScoreSdeVeScheduler has no betas"),
+        ({"_class_name": "ScoreSdeVeScheduler", "snr": 0.15}, "ScoreSdeVeScheduler is not read: its step draws noise"),
         ({"shift": 1.0, "invert_sigmas": True}, "invert_sigmas"),
         ({"shift": 1.0, "use_dynamic_shifting": True}, "give mu"),
         ({"sigma_data": 0.5, "prediction_type": "v_prediction"}, "expected epsilon"),
@@ -107,7 +104,12 @@ def test_too_many_steps_are_refused() -> None:
 
 
 def test_zero_terminal_snr_compiles_in_the_velocity_basis() -> None:
-    config = {**STABLE_DIFFUSION, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    config = {
+        **STABLE_DIFFUSION,
+        "_class_name": "DDIMScheduler",
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+    }
     convention = read_config({**config, "timestep_spacing": "trailing"})
     assert (convention.schedule, convention.basis) == ("scaled_linear:1000?terminal=0.0", "v")
     grid = convention.points(4)
@@ -117,24 +119,36 @@ def test_zero_terminal_snr_compiles_in_the_velocity_basis() -> None:
     assert np.isfinite(program.table).all()
 
 
+@pytest.mark.parametrize("name", ["EulerDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep"])
+def test_a_key_that_the_class_does_not_have_says_nothing(name: str) -> None:
+    """The published file of SDXL: EulerDiscreteScheduler, with a key of DDIM's."""
+    file = {**STABLE_DIFFUSION, "_class_name": f"{name}Scheduler", "clip_sample": True, "timestep_spacing": "trailing"}
+    convention = read_config(file)
+    assert convention.end == "clean"
+    assert convention.clip is None
+
+
+def test_times_of_too_small_a_lambda_are_left_out() -> None:
+    config = {"_class_name": "DPMSolverMultistepScheduler", "beta_schedule": "squaredcos_cap_v2"}
+    assert read_config({**config, "lambda_min_clipped": -5.1}).points(4) == (995, 746, 498, 249, -1)
+
+
+def test_a_scheduler_of_consistency_models_is_refused() -> None:
+    for name in ("CMStochasticIterativeScheduler", "LCMScheduler", "TCDScheduler"):
+        with pytest.raises(InputError, match=f"{name} is not read"):
+            read_config({"_class_name": name, "sigma_data": 0.5})
+
+
+def test_own_betas_become_a_schedule_of_their_numbers() -> None:
+    betas = np.linspace(1e-4, 0.03, 50)
+    process = parse_schedule(read_config({"trained_betas": betas.tolist()}).schedule)
+    np.testing.assert_allclose(process.alpha(np.arange(50)) ** 2, np.cumprod(1 - betas), rtol=1e-14)
+
+
 # Against diffusers itself.
 def scheduler(name: str, **options: Any) -> Any:
     diffusers = pytest.importorskip("diffusers")
     return getattr(diffusers, name)(**options)
-
-
-@pytest.mark.parametrize("name", sorted(DEFAULTS))
-def test_defaults_are_those_of_the_class(name: str) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
-    ours = complete({"_class_name": name})
-    for key, value in ours.items():
-        if key != "_class_name":
-            assert parameters[key].default == value, key
-    general = {"beta_start": 1e-4, "beta_end": 0.02, "timestep_spacing": "linspace", "clip_sample": False}
-    for key, value in {**general, "set_alpha_to_one": None, "final_sigmas_type": None}.items():
-        if key in parameters and key not in ours:
-            assert parameters[key].default == value, key
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])

@@ -268,7 +268,7 @@ def test_wrong_use_is_said() -> None:
         ours.set_timesteps(timesteps=[3, 2], sigmas=[1.0, 0.5])
     with pytest.raises(InputError, match="unknown solver"):
         make(config, solver="magic")
-    with pytest.raises(InputError, match="no betas"):
+    with pytest.raises(InputError, match="KarrasVeScheduler is not read"):
         make(diffusers.KarrasVeScheduler().config)
 
 
@@ -277,3 +277,117 @@ def test_without_diffusers_one_line_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "diffusers.configuration_utils", None)
     with pytest.raises(BackendError, match="pip install diffusers"):
         _ = pfdiff.PFDiffScheduler
+
+
+# What users and pipelines do to schedulers.
+def named(name: str, solver: str = "ddim", **options: Any) -> Any:
+    return make({"_class_name": f"{name}Scheduler", **options}, solver=solver)
+
+
+def times_of(scheduler: Any, steps: Any) -> list[int]:
+    scheduler.set_timesteps(steps)
+    return [int(t) for t in scheduler.timesteps]
+
+
+def test_karras_sigmas_go_between_those_of_the_spaced_times() -> None:
+    config = {"timestep_spacing": "leading", "steps_offset": 1, "use_karras_sigmas": True, **LATENT}
+    assert times_of(named("EulerDiscrete", "euler", **config), 4) == [751, 411, 69, 1]
+
+
+def test_karras_sigmas_of_a_flow() -> None:
+    flow = {"solver_order": 2, "prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    ramp = {"use_karras_sigmas": True, "sigma_min": 0.01, "sigma_max": 200}
+    assert times_of(named("UniPCMultistep", "unipc:order=2", **flow, **ramp), 4) == [995, 963, 593, 9]
+
+
+def test_the_last_order_is_lowered_before_the_first_trained_time() -> None:
+    ours = named("UniPCMultistep", "unipc:order=2", solver_order=2, final_sigmas_type="sigma_min", **LATENT)
+    result = sample(ours, 4, torch.ones(1, 1), lambda x, t: x * float(t) / (float(t) + 1))
+    assert float(result) == pytest.approx(0.4302, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("EulerAncestralDiscrete", {}),
+        ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}),
+        ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}),
+        ("LCM", {}),
+    ],
+)
+def test_what_draws_noise_is_refused(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="draws noise"):
+        named(name, **options)
+    live = getattr(diffusers, f"{name}Scheduler")(**options)  # its config does not say its class
+    with pytest.raises(InputError, match="draws noise"):
+        make(live.config)
+
+
+def test_multistep_solvers_take_the_leading_rule_of_their_own_class() -> None:
+    file = {
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        **LATENT,
+    }
+    theirs = diffusers.DPMSolverMultistepScheduler.from_config({"_class_name": "PNDMScheduler", **file})
+    theirs.set_timesteps(4)
+    assert times_of(named("PNDM", "dpm++:2m", **file), 4) == theirs.timesteps.tolist() == [801, 601, 401, 201]
+    assert times_of(named("PNDM", "ddim", **file), 4) == [751, 501, 251, 1]
+
+
+def test_a_step_at_another_time_than_the_next_is_refused() -> None:
+    ours = named("DDIM", clip_sample=False)
+    ours.set_timesteps(4)
+    x = ours.step(torch.ones(1, 1), ours.timesteps[0], torch.ones(1, 1)).prev_sample
+    with pytest.raises(InputError, match="timestep 0, expected 500"):
+        ours.step(torch.ones(1, 1), ours.timesteps[3], x)
+
+
+def test_a_sample_of_another_shape_than_the_last_is_refused() -> None:
+    ours, x = named("DDIM"), torch.ones(3, 1)
+    ours.set_timesteps(4)
+    out = ours.step(x, ours.timesteps[0], x).prev_sample
+    with pytest.raises(InputError, match=r"sample \[1, 1\], expected \[3, 1\]"):
+        ours.step(out[:1], ours.timesteps[1], x[:1])
+
+
+def test_the_number_of_steps_is_a_whole_number_of_any_type() -> None:
+    ours = named("DDIM")
+    expected = times_of(ours, 5)
+    for steps in (5.0, torch.tensor(5), np.int64(5)):
+        assert times_of(ours, steps) == expected
+    for steps in ("5", 0, 2.5, torch.ones(2), float("nan")):
+        with pytest.raises(InputError, match="num_inference_steps"):
+            ours.set_timesteps(steps)
+
+
+def test_other_schedulers_read_what_ours_saves(tmp_path: Path) -> None:
+    named("DDIM", **LATENT).save_pretrained(tmp_path)
+    theirs = diffusers.DPMSolverMultistepScheduler.from_pretrained(tmp_path)
+    assert theirs.config["beta_start"] == LATENT["beta_start"]
+    assert theirs.config["solver_order"] == 2
+    theirs.set_timesteps(4)
+
+
+def test_pipelines_read_sigmas_alphas_and_betas() -> None:
+    theirs = diffusers.DDIMScheduler(**LATENT)
+    ours = make(theirs.config, solver="ddim")
+    assert torch.equal(ours.scale_model_input(start(), 5), start())  # before set_timesteps
+    assert_close(ours.alphas_cumprod, theirs.alphas_cumprod)
+    assert_close(ours.betas, theirs.betas, 1e-4)
+    euler = diffusers.EulerDiscreteScheduler(timestep_spacing="trailing", **LATENT)
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    for theirs in (euler, flow):
+        ours = make(theirs.config, solver="ddim")
+        for one in (theirs, ours):
+            one.set_timesteps(4)
+        assert_close(ours.sigmas, theirs.sigmas, 1e-4)
+    with pytest.raises(AttributeError):
+        _ = ours.alphas_cumprod
+
+
+def test_one_step_from_a_clean_time_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="time 0"):
+        named("DDIM", timestep_spacing="leading").set_timesteps(1)

@@ -44,9 +44,9 @@ def latent_engine(network: str, decoder: str, *, graph: bool = True) -> Engine:
     contract = replace(CONTRACT, precision=network)
     described = DecoderContract("up", SHAPE, (3, 6, 10), precision=decoder)
     artifact = Artifact(Path("small"), contract, (1, 8), network, {6: program(6, contract)}, decoder=described)
-    options = CudaOptions(graph=graph)
+    options = CudaOptions(graph=graph, compile=False)
     modules = {"module": Small(), "decoder_module": Upsampler()}
-    return Engine(artifact, device="cuda", backend="torch", options=options, **modules)
+    return Engine.open(artifact, device="cuda", backend="torch", options=options, **modules)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def test_poison_between_replays_changes_nothing() -> None:
         loop = engine._session._loop
         assert isinstance(loop, CudaLoop)
         for sampler in loop._held.values():
-            for buffer in (sampler.states, sampler.noise, sampler.y_in):
+            for buffer in (sampler.static.states, sampler.static.noise, sampler.static.y_in):
                 if buffer is not None:
                     buffer.fill_(torch.nan)
             assert sampler.decode is not None

@@ -29,8 +29,9 @@ from pfdiff.bench.measuring.profiling import (
 from pfdiff.engine.api import Engine
 from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends.abstract import CudaOptions
-from pfdiff.engine.runtime.cuda_loop import CudaBatch, CudaLoop
-from pfdiff.engine.runtime.loop import Inputs
+from pfdiff.engine.runtime.cuda_batch import CudaBatch
+from pfdiff.engine.runtime.cuda_loop import CudaLoop
+from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.noise import noise
 
 from ..comparator import assert_as_good_as_plain
@@ -58,13 +59,13 @@ def fashion() -> torch.nn.Module:
 
 def small_engine(module: Any = None, *, batch: tuple[int, ...] = (1, 8), **settings: Any) -> Engine:
     """An engine of the network of the CPU's tests; `graph` and `precision` as settings, the rest of the program."""
-    options = CudaOptions(graph=settings.pop("graph", True))
+    options = CudaOptions(graph=settings.pop("graph", True), compile=settings.pop("compile", False))
     contract = replace(CONTRACT, precision=settings.pop("precision", "fp32"))
     evaluations = (6,) if "solver" in settings else (4, 6)  # some solvers take multiples of 2 or 3
     programs = {nfe: program(nfe, contract, **settings) for nfe in evaluations}
     artifact = Artifact(Path("small"), contract, batch, contract.precision, programs)
     module = Small() if module is None else module
-    return Engine(artifact, device="cuda", backend="torch", module=module, options=options)
+    return Engine.open(artifact, device="cuda", backend="torch", module=module, options=options)
 
 
 def samplers(engine: Engine) -> list[CudaBatch]:
@@ -100,7 +101,9 @@ def test_replay_equals_the_launches_bit_for_bit(solver: str, precision: str, cli
 def test_replay_equals_the_launches_for_the_shipped_network(fashion: torch.nn.Module, precision: str) -> None:
     with (
         engine_of("fashion", fashion, batch=(1, 8), precision=precision) as captured,
-        engine_of("fashion", fashion, batch=(1, 8), precision=precision, options=CudaOptions(graph=False)) as eager,
+        engine_of(
+            "fashion", fashion, batch=(1, 8), precision=precision, options=CudaOptions(graph=False, compile=False)
+        ) as eager,
     ):
         for seeds in ([7], range(8)):
             x = captured.sample(seeds=seeds, label=4)
@@ -114,12 +117,12 @@ def test_poison_between_replays_changes_nothing(precision: str) -> None:
         first = engine.sample(seeds=range(8), nfe=6, label=2), engine.images(seeds=range(8), nfe=6, label=2)
         engine._session.wait()
         for sampler in samplers(engine):
-            for buffer in (sampler.states, sampler.noise, sampler.y_in):
+            for buffer in (sampler.static.states, sampler.static.noise, sampler.static.y_in):
                 if buffer is not None:
                     buffer.fill_(torch.nan)
-            sampler.seeds.fill_(-1)
-            if sampler.pixels is not None:
-                sampler.pixels.fill_(99)
+            sampler.static.inputs.block.seeds.fill_(-1)
+            if sampler.static.pixels is not None:
+                sampler.static.pixels.fill_(99)
         torch.cuda.synchronize()
         again = engine.sample(seeds=range(8), nfe=6, label=2), engine.images(seeds=range(8), nfe=6, label=2)
         assert torch.equal(first[0], again[0])
@@ -224,6 +227,16 @@ def test_images_are_the_samples(fashion: torch.nn.Module) -> None:
     eager.images(expected, x, -1.0, 1.0)
     assert pixels.device.type == "cuda"
     assert torch.equal(pixels, expected)
+
+
+@pytest.mark.filterwarnings("ignore:backend 'torch' compiles")
+def test_by_default_the_network_is_compiled_and_captured() -> None:
+    with small_engine(compile=None) as engine, small_engine() as plain:
+        assert engine.description.endswith("compiled")
+        x = engine.sample(seeds=range(8), nfe=6, label=3)
+        assert engine.execution == "one CUDA graph a batch"
+        assert torch.equal(x, engine.sample(seeds=range(8), nfe=6, label=3))
+        assert torch.allclose(x, plain.sample(seeds=range(8), nfe=6, label=3), rtol=1e-4, atol=1e-4)
 
 
 # What happens inside a call.
@@ -335,7 +348,7 @@ def test_too_large_a_batch_says_what_fits() -> None:
 
     contract = replace(CONTRACT, conditions=(), shape=(elements,))
     artifact = Artifact(Path("large"), contract, (1 << 16,), "fp32", {4: program(4, contract)})
-    with Engine(artifact, device="cuda", backend="torch", module=network) as engine:
+    with Engine.open(artifact, device="cuda", backend="torch", module=network) as engine:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         with pytest.raises(

@@ -40,7 +40,7 @@ def test_a_plan_samples_or_says_why_not(flavour: str, tmp_path: Path) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                engine = Engine(artifact, device="cuda", backend=flavour)
+                engine = Engine.open(artifact, device="cuda", backend=flavour)
         except BackendError as error:
             answer["says"] = str(error)
             return

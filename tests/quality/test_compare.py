@@ -38,8 +38,8 @@ def test_compare_writes_table_plot_and_pictures(network, tmp_path):
     result = pfdiff.compare(network, [3, 6], solvers, **SETTINGS, **paths)
     rows = list(csv.DictReader(io.StringIO(paths["csv"].read_text())))
     assert [(row["solver"], row["grid"], row["nfe"]) for row in rows[:4]] == [
-        ("ddim", "logsnr", "3"),
-        ("ddim", "logsnr", "6"),
+        ("ddim", "angle", "3"),
+        ("ddim", "angle:power=1.25", "6"),
         ("pfdiff:k=2,l=1", "uniform", "3"),
         ("pfdiff:k=2,l=1", "uniform", "6"),
     ]
@@ -135,7 +135,7 @@ class Drift(nn.Module):
 def test_flows_are_compared_on_a_grid_that_they_have():
     flow = pfdiff.Network(Drift(), shape=(1, 2, 2), schedule="flow", prediction="flow")
     result = pfdiff.compare(flow, [4, 8], ["ddim"], seeds=2, reference=40)
-    assert {one.grid for one in result.points} == {"uniform"}
+    assert {one.grid for one in result.points} == {"angle", "angle:power=1.25"}
     coarse, fine = (one.error for one in result.points)
     assert coarse is not None
     assert fine is not None

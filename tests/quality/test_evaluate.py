@@ -158,7 +158,7 @@ def test_the_real_features_are_computed_once(monkeypatch: pytest.MonkeyPatch) ->
     assert sum(seen) == 54 + 52
     reference_features(counting(extractor("judge.py:both", scale=(0, 1))), REAL)
     assert sum(seen) == 54 + 2 * 52
-    monkeypatch.setattr("pfdiff.quality.evaluate.VERSION", 99)
+    monkeypatch.setattr("pfdiff.quality.distances.real_pictures.VERSION", 99)
     reference_features(network, REAL)
     assert sum(seen) == 54 + 3 * 52
 

@@ -33,7 +33,7 @@ from ...errors import InputError
 from ..schedule import Float64s, Schedule
 from .abstract import Evaluate, StepSolver, Vector
 from .ddim import check_mixing, phi
-from .exponential import gauss
+from .exponential import gauss, orders_left
 
 VARIANTS = ("t", "rho", "lambda")
 # Sixteen points on pieces of at most 1 in lambda: exact to 1e-14 for the densities below (`test_deis.py`).
@@ -129,13 +129,19 @@ class Deis(StepSolver):
         if self.order > 1:
             check_mixing(str(self), basis, schedule)
         x, outputs, times = noise, [], []
+        ends_clean = grid[-1] == schedule.clean
         for s, t in pairwise(grid):
             outputs = [evaluate(x, s), *outputs][: self.order]
             times = [float(s), *times][: self.order]
-            if len(outputs) == 1 or (t == schedule.clean and self.variant == "lambda"):
+            order = len(outputs)
+            if self.variant == "lambda":
+                order = (
+                    1 if t == schedule.clean else order if ends_clean else min(order, orders_left(t, grid, schedule))
+                )
+            if order == 1:
                 x = phi(outputs[0], x, s, t, basis, schedule)
             else:
-                x = self._step(outputs, x, times, t, basis, schedule)
+                x = self._step(outputs[:order], x, times[:order], t, basis, schedule)
         return x
 
     def _step(self, outputs: list[Vector], x: Vector, times: list[float], t: float, basis: str, schedule: Schedule):

@@ -33,5 +33,10 @@ def gauss(count: int) -> tuple[Float64s, Float64s]:
 
 
 def orders_left(t: float, grid: Float64s, schedule: Schedule) -> int:
-    """Steps left, the one to t included, when the grid ends at the clean point: no step has a higher order."""
-    return int(np.sum(grid <= t)) if grid[-1] == schedule.clean else len(grid)
+    """Steps left, the one to t included: no step has a higher order.
+
+    So where the grid ends at the clean point, or at the first trained time of a discrete schedule, as diffusers lowers
+    its orders in few steps (`lower_order_final`); any other end bounds nothing.
+    """
+    ends = (schedule.clean, schedule.first) if schedule.discrete else (schedule.clean,)
+    return int(np.sum(grid <= t)) if grid[-1] in ends else len(grid)

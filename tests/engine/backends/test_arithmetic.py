@@ -15,7 +15,7 @@ KEYS = [("generic", "all"), ("cuda", "all"), ("cuda", "conv"), ("cuda", "rnn"), 
 
 
 def settings() -> tuple[object, ...]:
-    cudnn = torch._C._get_cudnn_enabled(), torch._C._get_cudnn_benchmark()
+    cudnn = torch._C._get_cudnn_enabled(), torch._C._get_cudnn_benchmark(), torch._C._get_cudnn_deterministic()
     return (*[read(*key) for key in KEYS], *cudnn)
 
 
@@ -53,6 +53,7 @@ def test_tf32_only_where_asked_for(chosen: str, tf32: bool, fresh: None) -> None
         with _arithmetic(tf32, search):
             assert {read("cuda", one) for one in ("conv", "rnn", "matmul")} == {"tf32" if tf32 else "ieee"}
             assert torch._C._get_cudnn_benchmark() == search
+            assert torch._C._get_cudnn_deterministic()
         assert settings() == before
     with pytest.raises(ValueError, match="inside"), _arithmetic(tf32, search=True):
         raise ValueError("inside")

@@ -15,7 +15,6 @@ from pfdiff.engine.backends import onnxruntime_cuda as ort_cuda
 from pfdiff.engine.backends.abstract import Buffers, CudaOptions, NetworkFiles
 from pfdiff.engine.backends.onnxruntime_cuda import PROVIDER, OnnxRuntimeCuda
 from pfdiff.engine.errors import BackendError
-from pfdiff.kernels import launch
 
 from ...small.engine import CONTRACT, SHAPE
 from ..test_devices import Machine
@@ -91,19 +90,27 @@ def test_every_buffer_is_bound_and_runs_do_not_wait(sessions: type[Session]) -> 
         backend.bind(sets)
 
 
+def test_it_is_not_captured_and_frees_its_host_arrays_now_and_then(sessions: type[Session]) -> None:
+    backend = OnnxRuntimeCuda(source(), SECOND)
+    assert "host memory that a replay would read" in backend.not_capturable
+    [session] = sessions.made
+    x = torch.zeros(2, *SHAPE, dtype=torch.float16)
+    conditions = (torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 1))
+    evaluations = backend.bind([Buffers(x, t, conditions, x.clone()) for t in torch.zeros(3, 2)])
+    for n in range(40):
+        evaluations[n % 3]()
+    waits = []
+    for n, (_, options) in enumerate(session.runs, 1):
+        try:
+            assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        except RuntimeError:  # it has no such entry
+            waits.append(n)
+    assert waits == [ort_cuda.WAIT_EVERY, 2 * ort_cuda.WAIT_EVERY]
+
+
 def test_what_is_refused(sessions: type[Session]) -> None:
     with pytest.raises(BackendError, match=r"onnxruntime refuses 'absent': No such file$"):
         OnnxRuntimeCuda(source("absent"), SECOND)
     sessions.starts = False
     with pytest.raises(BackendError, match="onnxruntime cannot start its CUDA provider"):
         OnnxRuntimeCuda(source(), SECOND)
-
-
-def test_without_triton_the_kernels_say_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "tl", None)
-    launch._announce_fallback.cache_clear()
-    on_gpu: Any = types.SimpleNamespace(is_cuda=True)
-    with pytest.warns(RuntimeWarning, match="Triton is not installed, so the fused kernels run as several plain torch"):
-        assert not launch.runs_triton(on_gpu)
-    assert not launch.runs_triton(on_gpu)  # and only once: a second warning would be an error here
-    launch._announce_fallback.cache_clear()

@@ -19,9 +19,10 @@ from pfdiff.engine.backends.tensorrt_cuda import TensorRt
 from pfdiff.engine.contract import DecoderContract
 from pfdiff.engine.errors import BackendError
 from pfdiff.engine.plans.key import PlanKey
-from pfdiff.engine.runtime.cuda_loop import BatchKind, CudaBatch
+from pfdiff.engine.runtime.cuda_batch import BatchKind, CudaBatch
 from pfdiff.engine.runtime.decoder import LoadedDecoder
-from pfdiff.engine.runtime.loop import Inputs, make_tables
+from pfdiff.engine.runtime.inputs import Inputs
+from pfdiff.engine.runtime.loop import make_tables
 
 from ...small.engine import CONTRACT, SHAPE, program
 from ..test_devices import MIB, Machine
@@ -255,7 +256,7 @@ def test_the_whole_loop_enqueues_once_for_each_evaluation(recorder: Recorder) ->
     sampler.run()
     enqueued = [call for call in recorder.calls if call[0] == "enqueue"]
     assert [call[1] for call in enqueued] == [STREAM] * 4
-    rows = [(call[2] - sampler.times.data_ptr()) // sampler.times[0].nbytes for call in enqueued]
+    rows = [(call[2] - sampler.static.times.data_ptr()) // sampler.static.times[0].nbytes for call in enqueued]
     assert rows == [0, 1, 2, 3]
 
 

@@ -17,8 +17,10 @@ from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.contract import Contract
-from pfdiff.engine.runtime.cuda_loop import BatchKind, CudaBatch, CudaLoop
-from pfdiff.engine.runtime.loop import Inputs, make_tables
+from pfdiff.engine.runtime.cuda_batch import BatchKind, CudaBatch
+from pfdiff.engine.runtime.cuda_loop import CudaLoop
+from pfdiff.engine.runtime.inputs import Inputs
+from pfdiff.engine.runtime.loop import make_tables
 from pfdiff.engine.runtime.noise import noise
 from pfdiff.engine.runtime.session import Session
 from pfdiff.engine.tensors import fill, lasting
@@ -83,7 +85,7 @@ def test_the_module_on_the_cpu(name: str) -> None:
 
     def engine() -> Engine:
         artifact = Artifact(Path("none"), PLAIN, (4,), "fp32", {4: program(4, PLAIN)})
-        return Engine(artifact, device="cpu", backend="torch", module=network)
+        return Engine.open(artifact, device="cpu", backend="torch", module=network)
 
     with engine() as plain:
         expected = plain.sample(seeds=range(4))
@@ -126,6 +128,7 @@ def test_samplers_are_made_to_last(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Enough
 
     monkeypatch.setattr("pfdiff.engine.runtime.cuda_loop.CudaBatch", made)
+    monkeypatch.setattr(torch.cuda, "Event", object)
     monkeypatch.setattr("pfdiff.engine.runtime.cuda_loop.check_batch_fits", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
@@ -133,7 +136,7 @@ def test_samplers_are_made_to_last(monkeypatch: pytest.MonkeyPatch) -> None:
     backend.stream = object()  # type: ignore[assignment]
     loop = CudaLoop(backend, PLAIN)
     with torch.inference_mode(), torch.device("meta"), pytest.raises(Exception, match="sampling a batch of 4 failed"):
-        loop._sampler(make_tables(program(4, PLAIN), PLAIN), BatchKind(4, True, False), None)
+        loop._batch(make_tables(program(4, PLAIN), PLAIN), BatchKind(4, True, False), None)
     assert seen == [(False, CPU)]
 
 

@@ -14,10 +14,10 @@ import torch
 from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.contract import Contract
-from pfdiff.engine.runtime import capture
-from pfdiff.engine.runtime import cuda_loop as graph
-from pfdiff.engine.runtime.cuda_loop import BatchKind, CudaBatch, bytes_needed, is_separate
-from pfdiff.engine.runtime.loop import Inputs, make_tables
+from pfdiff.engine.runtime import capture, cuda_inputs
+from pfdiff.engine.runtime.cuda_batch import BatchKind, CudaBatch, bytes_needed, is_separate
+from pfdiff.engine.runtime.inputs import Inputs
+from pfdiff.engine.runtime.loop import make_tables
 from pfdiff.engine.runtime.noise import noise
 from pfdiff.engine.runtime.session import Session
 from pfdiff.kernels import eager
@@ -68,7 +68,7 @@ def test_the_launches_equal_the_program(solver: str, clip: float | None, ops: st
         made.run()
     z, reference = noise(SEEDS, SHAPE), program(nfe, PLAIN, solver=solver, clip=clip)
     plain, exact = reference.evaluate(small, z), reference.evaluate(small, z.double())
-    drawn = made.noise.view(4, *SHAPE)[:3]
+    drawn = made.static.noise.view(4, *SHAPE)[:3]
     if ops == "eager":
         assert torch.equal(drawn, z)
         assert_as_good_as_plain(actual=made.result[:3], plain=plain, exact=exact)
@@ -108,8 +108,8 @@ def test_a_half_precision_network_gets_half_precision_inputs(ops: str) -> None:
     contract = replace(CONTRACT, precision="fp16")
     module = Small()
     made = sampler(BatchKind(2, False, False), contract, module)
-    assert made.y_in is not None
-    assert made.y_in.dtype == torch.float16
+    assert made.static.y_in is not None
+    assert made.static.y_in.dtype == torch.float16
     z = noise((1, 2), SHAPE)
     conditions = [one.values(None, 2) for one in contract.conditions]
     made.load(Inputs(None, z.reshape(2, -1), conditions))
@@ -144,8 +144,8 @@ def test_nothing_is_left_from_the_run_before(ops: str) -> None:
     made.load(Inputs(keys(), None, ()))
     made.run()
     first, pixels = made.samples.clone(), made.result.clone()
-    made.states.fill_(torch.nan)
-    made.noise.fill_(torch.nan)
+    made.static.states.fill_(torch.nan)
+    made.static.noise.fill_(torch.nan)
     made.result.fill_(99)
     made.run()
     assert torch.equal(made.samples, first)
@@ -161,7 +161,7 @@ def test_conditions_and_table_are_read_again(ops: str) -> None:
         results.append(made.result.clone())
     assert torch.equal(results[0][1], results[1][1])
     assert not torch.equal(results[0][0], results[1][0])
-    made.table[:, 4:].mul_(0.5)
+    made.static.table[:, 4:].mul_(0.5)
     made.run()
     assert not torch.equal(made.result, results[1])
 
@@ -183,7 +183,7 @@ def test_each_evaluation_has_its_own_row_of_times() -> None:
         assert [float(t.reshape(-1)[0]) for t in seen] == times.tolist()
         addresses = [t.data_ptr() for t in seen]
         assert len(set(addresses)) == 4
-        assert {(one - made.times.data_ptr()) % 256 for one in addresses} == {0}
+        assert {(one - made.static.times.data_ptr()) % 256 for one in addresses} == {0}
 
 
 def test_the_loop_never_reads_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,9 +233,9 @@ def test_every_launch_is_made_without_data(
     for one in launched:
         assert {type(value) for value in one} <= {torch.Tensor, int, float, bool, type(None)}
         assert all(value.is_meta for value in one if isinstance(value, torch.Tensor))
-    assert made.table.is_meta
+    assert made.static.table.is_meta
     with pytest.raises(RuntimeError, match="meta"):
-        made.table[0, 0].item()  # as a launch would have failed
+        made.static.table[0, 0].item()  # as a launch would have failed
 
 
 def test_buffers_are_what_was_said_they_would_need() -> None:
@@ -243,8 +243,8 @@ def test_buffers_are_what_was_said_they_would_need() -> None:
         contract = replace(PLAIN, precision=precision)
         variant = BatchKind(6, True, pixels)
         made = sampler(variant, contract, Small() if precision == "fp16" else small)
-        held = [made.states, made.noise, *([made.y_in] if made.y_in is not None else [])]
-        held += [made.pixels] if made.pixels is not None else []
+        held = [made.static.states, made.static.noise, *([made.static.y_in] if made.static.y_in is not None else [])]
+        held += [made.static.pixels] if made.static.pixels is not None else []
         size = sum(one.numel() * one.element_size() for one in held)
         out = 6 * 30 * (2 if precision == "fp16" else 4)
         tables = make_tables(program(4, contract), contract)
@@ -263,4 +263,4 @@ def test_a_wrong_output_shape_is_an_error() -> None:
 
 def test_the_constants_are_sane() -> None:
     assert capture.WARM_UP_RUNS >= 2
-    assert graph.ALIGNMENT_BYTES % 256 == 0
+    assert cuda_inputs.ALIGNMENT_BYTES % 256 == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import types
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.contract import DecoderContract
-from pfdiff.engine.errors import BackendError
-from pfdiff.engine.runtime import capture
-from pfdiff.engine.runtime import cuda_loop as graph
-from pfdiff.engine.runtime.cuda_loop import BatchKind, CudaLoop, bytes_needed
+from pfdiff.engine.errors import BackendError, InputError
+from pfdiff.engine.runtime import cuda_batch, cuda_loop
+from pfdiff.engine.runtime.capture import NotCapturedError
+from pfdiff.engine.runtime.cuda_batch import BatchKind, bytes_needed
+from pfdiff.engine.runtime.cuda_loop import CudaLoop
 from pfdiff.engine.runtime.decoder import LoadedDecoder
-from pfdiff.engine.runtime.loop import Inputs, Tables, make_tables
+from pfdiff.engine.runtime.inputs import Conditions, Inputs, look_at_device_values
+from pfdiff.engine.runtime.loop import Tables, make_tables
 from pfdiff.engine.runtime.noise import noise
 from pfdiff.engine.runtime.session import Session
 from pfdiff.kernels import eager
 
-from ...small.engine import CONTRACT, SHAPE, program, small
+from ...small.engine import CONTRACT, SHAPE, Small, program, small
 from ..test_devices import MIB, Machine
 
 CPU = torch.device("cpu")
@@ -43,8 +45,24 @@ class Notes(list[str]):
     def synchronize(self) -> None:
         self.append("synchronize")
 
-    def wait_stream(self, other: Any) -> None:
+    def wait_event(self, event: Any) -> None:
         self.append("wait")
+
+
+class Event:
+    """A CUDA event that is done as soon as it was recorded, unless `pending`."""
+
+    pending = False
+    notes: Notes
+
+    def record(self, stream: Any) -> None:
+        self.notes.append("event")
+
+    def query(self) -> bool:
+        return not self.pending
+
+    def synchronize(self) -> None:
+        self.notes.append("synchronize event")
 
 
 @pytest.fixture
@@ -56,10 +74,11 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Notes:
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: notes)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "Event", type("Event", (Event,), {"notes": notes}))
+    monkeypatch.setattr(torch.cuda, "MemPool", lambda: "pool")
 
     def record(launch: Any, stream: Any, pool: Any) -> Any:
-        notes.append(f"record {pool}")
+        notes.append(f"record in {pool}")
 
         def replay() -> None:
             notes.append("replay")
@@ -67,7 +86,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Notes:
 
         return types.SimpleNamespace(replay=replay)
 
-    monkeypatch.setattr(graph, "record", record)
+    monkeypatch.setattr(cuda_loop, "record", record)
+    monkeypatch.setattr(cuda_batch, "record", record)
     return notes
 
 
@@ -82,11 +102,7 @@ def tables(nfe: int = 4) -> Tables:
 
 
 def draw(loop: CudaLoop, held: Tables, size: int = 4, count: int = 3, pixels: bool = False) -> torch.Tensor:
-    channels, height, width = loop._decoder.contract.image if loop._decoder else SHAPE
-    shape = (count, height, width, channels) if pixels else (count, *SHAPE)
-    into = torch.empty(shape, dtype=torch.uint8 if pixels else torch.float32)
-    loop.run(held, size, Inputs(np.arange(count, dtype=np.uint64), None, ()), pixels=pixels, into=into)
-    return into
+    return loop.run(held, [(count, size)], Inputs(np.arange(count, dtype=np.uint64), None, ()), pixels=pixels)
 
 
 def test_one_capture_for_each_kind_and_one_replay_for_each_call(cuda: Notes) -> None:
@@ -94,16 +110,17 @@ def test_one_capture_for_each_kind_and_one_replay_for_each_call(cuda: Notes) -> 
     x = draw(loop, held)
     exact = program(4, PLAIN).evaluate(small, noise(range(3), SHAPE))
     assert torch.allclose(x, exact, rtol=1e-5, atol=1e-5)
-    assert cuda == ["wait", "record (0, 1)", "replay", "replay", "wait"]  # the first replay is looked at
+    before, after = ["event", "wait"], ["event", "wait"]
+    assert cuda == [*before, "record in pool", "replay", "replay", *after]  # the first replay is looked at
     cuda.clear()
     assert torch.equal(draw(loop, held), x)
-    assert cuda == ["wait", "replay", "wait"]
+    assert cuda == [*before, "replay", *after]
     cuda.clear()
     draw(loop, held, pixels=True)
     draw(loop, held, size=8)
-    loop.run(held, 4, Inputs(None, torch.ones(2, 30), ()), pixels=False, into=torch.empty(2, *SHAPE))
+    loop.run(held, [(2, 4)], Inputs(None, torch.ones(2, 30), ()), pixels=False)
     draw(loop, tables(6))
-    assert cuda.count("record (0, 1)") == 4
+    assert cuda.count("record in pool") == 4
     assert loop.execution == "one CUDA graph a batch"
 
 
@@ -119,11 +136,12 @@ def test_the_oldest_graph_makes_room(cuda: Notes) -> None:
     assert not loop._held
 
 
-def test_a_refused_capture_is_announced_once_and_goes_on(cuda: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing\nlong C++ trace")
+def refuse(*_: Any) -> None:
+    raise NotCapturedError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graph, "record", refuse)
+
+def test_a_refused_capture_is_announced_once_and_goes_on(cuda: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_batch, "record", refuse)
     loop, held = loop_of(cuda), tables()
     with pytest.warns(RuntimeWarning, match=r"'torch' cannot be captured .* \(operation not permitted .* capturing\)"):
         x = draw(loop, held)
@@ -131,8 +149,23 @@ def test_a_refused_capture_is_announced_once_and_goes_on(cuda: Notes, monkeypatc
         warnings.simplefilter("error")
         draw(loop, held, size=8)
     assert loop.execution == "kernel by kernel, not captured: operation not permitted when stream is capturing"
-    monkeypatch.undo()
     assert torch.allclose(x, program(4, PLAIN).evaluate(small, noise(range(3), SHAPE)), rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(cuda_batch, "record", lambda *_: pytest.fail("it was refused twice and is tried again"))
+    draw(loop, held, size=5)
+
+
+def test_a_failure_that_passes_costs_no_graph(cuda: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    works = cuda_batch.record
+    loop, held = loop_of(cuda), tables()
+    monkeypatch.setattr(cuda_batch, "record", refuse)
+    with pytest.warns(RuntimeWarning, match="cannot be captured"):
+        x = draw(loop, held)
+    monkeypatch.setattr(cuda_batch, "record", works)
+    draw(loop, held, size=8)
+    assert loop.execution == "one CUDA graph a batch"
+    cuda.clear()
+    assert torch.equal(draw(loop, held), x)
+    assert "record in pool" in cuda  # the batch of the failure is made again
 
 
 def test_a_backend_that_knows_better_is_not_tried(cuda: Notes) -> None:
@@ -140,7 +173,7 @@ def test_a_backend_that_knows_better_is_not_tried(cuda: Notes) -> None:
     loop._backend.not_capturable = "its library says no"
     with pytest.warns(RuntimeWarning, match=r"cannot be captured in a CUDA graph \(its library says no\)"):
         draw(loop, tables())
-    assert "record (0, 1)" not in cuda
+    assert "record in pool" not in cuda
 
 
 def test_no_graph_was_wanted(cuda: Notes) -> None:
@@ -155,7 +188,7 @@ def test_memory_is_counted_before_anything_is_allocated(cuda: Notes, monkeypatch
     loop = loop_of(cuda)
     loop._backend.bytes_per_sample = 300_000
     made: list[object] = []
-    monkeypatch.setattr(graph, "CudaBatch", lambda *_: made.append(1))
+    monkeypatch.setattr(cuda_loop, "CudaBatch", lambda *_: made.append(1))
     with pytest.raises(
         BackendError, match="batch 4 needs 2 MiB on cpu, 1 MiB are free; the largest batch that fits is 3"
     ):
@@ -188,7 +221,7 @@ def test_what_a_library_raises_becomes_one_sentence(
     def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         raise raised
 
-    monkeypatch.setattr(graph, "record", lambda launch, *_: launch())
+    monkeypatch.setattr(cuda_batch, "record", lambda launch, *_: launch())
     with pytest.raises(BackendError, match=message) as caught:
         draw(loop_of(cuda, network), tables())
     assert "\n" not in str(caught.value)
@@ -210,10 +243,15 @@ def test_the_session_cuts_requests_for_the_device_loop_too(cuda: Notes) -> None:
     pixels = session.run(held, Inputs(keys, None, ()), pixels=True)
     assert pixels.shape == (5, 3, 5, 2)
     cuda.clear()
-    session.floor(held, 4)()
-    session.updates(held, 4)()
-    session.alone(lambda: None)()
-    assert cuda == 3 * ["record (0, 1)", "wait", "replay", "wait"]  # in a graph of its own, between the caller's work
+    parts = session.timed_parts(held, 4, lambda: None)
+    assert cuda == 2 * ["record in pool"]  # each in a graph of its own
+    cuda.clear()
+    parts.network()
+    parts.updates()
+    assert cuda == 2 * ["event", "wait", "replay", "event", "wait"]  # between the caller's work
+    cuda.clear()
+    parts.wrap(lambda: None)()
+    assert cuda == ["record in pool", "event", "wait", "replay", "event", "wait"]
     session.close()
     with pytest.raises(BackendError, match="is closed"):
         session.run(held, Inputs(keys, None, ()))
@@ -245,7 +283,7 @@ def test_the_decoder_runs_inside_the_graph_after_the_last_step(precision: str, c
     cuda.clear()
     assert torch.equal(draw(loop, held, pixels=True), first)
     dtype = {"fp32": torch.float32, "fp16": torch.float16}[precision]
-    assert cuda == ["wait", "replay", *["network"] * 4, f"decoder {dtype}", "wait"]
+    assert cuda == ["event", "wait", "replay", *["network"] * 4, f"decoder {dtype}", "event", "wait"]
     wanted = torch.empty_like(first)
     images = decode(program(4, PLAIN).evaluate(small, noise(range(3), SHAPE)).to(dtype)).float()
     eager.images(wanted, images, *PLAIN.data_range)
@@ -284,80 +322,61 @@ def test_the_decoders_buffers_are_counted(precision: str, cuda: Notes) -> None:
     assert loop._bytes_per_sample(held, BatchKind(4, True, False)) == plain + 1000
 
 
-# The recording itself.
-class Driver:
-    """libcuda's three calls; `ended` is what the end of a capture answers."""
+# The host's work before a replay.
+class Operations(TorchDispatchMode):
+    """Every operation that torch is asked for: on a CUDA device, each that is not a view is a call of the driver."""
 
-    def __init__(self, notes: Notes, ended: int = 0, begun: int = 0) -> None:
-        self.notes, self.ended, self.begun = notes, ended, begun
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
 
-    def cuStreamBeginCapture_v2(self, stream: Any, mode: int) -> int:
-        self.notes.append(f"begin {stream.value} {mode}")
-        return self.begun
-
-    def cuStreamEndCapture(self, stream: Any, graph: Any) -> int:
-        self.notes.append("end")
-        return self.ended
-
-    def cuGraphDestroy(self, graph: Any) -> int:
-        self.notes.append("destroy")
-        return 0
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture
-def torch_graphs(cuda: Notes, monkeypatch: pytest.MonkeyPatch) -> Notes:
-    @contextlib.contextmanager
-    def recording(graph: Any, *, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
-        cuda.append(f"torch {capture_error_mode}")
-        yield
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "graph")
-    monkeypatch.setattr(torch.cuda, "graph", recording)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: cuda.append("device"))
-    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: cuda.append("clear"), raising=False)
-    monkeypatch.setattr(capture, "_driver", lambda: Driver(cuda))
-    return cuda
+def given(count: int, label: Any = 3) -> Inputs:
+    """Seeds, a label and the default of the other condition of CONTRACT."""
+    values, defaults = Conditions(CONTRACT, CPU)({"label": label}, count)
+    assert defaults == {1}
+    return Inputs(np.arange(count, dtype=np.uint64), None, values, defaults)
 
 
-def recorded(notes: Notes) -> Any:
-    return capture.record(lambda: notes.append("launch"), notes, None)  # type: ignore[arg-type]
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_call_is_one_copy_one_launch_and_two_events(count: int, cuda: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = TorchCuda(NetworkFiles(Path("none"), CONTRACT, Small()), CPU)
+    backend.stream = cuda  # type: ignore[assignment]
+    loop, held = CudaLoop(backend, CONTRACT), make_tables(program(4, CONTRACT), CONTRACT)
+    first = loop.run(held, [(count, 4)], given(count), pixels=False)
+    batch = loop._held[held, BatchKind(4, True, False)]
+    launches = batch.graph.replay  # type: ignore[union-attr]
+    monkeypatch.setattr(batch.graph, "replay", lambda: cuda.append("replay"))  # what is in the graph is not the host's
+    cuda.clear()
+    with Operations() as asked:
+        loop.run(held, [(count, 4)], given(count), pixels=False)
+    assert cuda == ["event", "wait", "replay", "event", "wait"]
+    # The result's memory, one copy from the host, and the copy of the result on the device.
+    assert asked.seen == ["aten::empty.memory_format", "aten::copy_", "aten::copy_"]
+    launches()
+    assert torch.equal(batch.result[:count], first)
+    monkeypatch.setattr(batch.graph, "replay", launches)
+    assert not torch.equal(loop.run(held, [(count, 4)], given(count, label=5), pixels=False), first)
+    assert torch.equal(loop.run(held, [(count, 4)], given(count), pixels=False), first)
 
 
-def test_launches_are_warmed_up_rehearsed_and_recorded(torch_graphs: Notes) -> None:
-    assert recorded(torch_graphs) == "graph"
-    warm = ["launch"] * 3 + ["synchronize"]
-    rehearsal = ["device", "begin 7 1", "launch", "end"]
-    # Between the two clearances cuBLAS gets its workspaces from the graph's memory, and from nowhere else.
-    assert torch_graphs == [*warm, *rehearsal, "torch thread_local", "clear", "launch", "clear", "synchronize"]
+def test_noise_that_is_not_finite_is_the_callers(cuda: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device it is looked at in the first call; here a tensor that says it is there."""
+    wrong = Inputs(None, torch.full((2, 30), torch.nan), ())
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    with pytest.raises(InputError, match="noise has NaN or infinite values, expected finite ones"):
+        look_at_device_values(PLAIN, wrong)
 
 
-def test_what_the_driver_refuses_is_never_tried_with_torch(
-    torch_graphs: Notes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for driver, message in (
-        (Driver(torch_graphs, ended=901), r"something that a capture does not allow \(CUDA error 901\)"),
-        (Driver(torch_graphs, begun=900), r"the driver begins no capture \(CUDA error 900\)"),
-    ):
-        monkeypatch.setattr(capture, "_driver", lambda driver=driver: driver)
-        with pytest.raises(RuntimeError, match=message):
-            recorded(torch_graphs)
-    assert not any(note.startswith("torch") for note in torch_graphs)
-
-
-def test_a_launch_that_fails_in_the_rehearsal_ends_it(torch_graphs: Notes) -> None:
-    count = [0]
-
-    def launch() -> None:
-        count[0] += 1
-        if count[0] > capture.WARM_UP_RUNS:
-            raise RuntimeError("operation not permitted when stream is capturing")
-
-    with pytest.raises(RuntimeError, match="not permitted"):
-        capture.record(launch, torch_graphs, None)  # type: ignore[arg-type]
-    assert torch_graphs[-1] == "end"
-
-
-def test_without_the_drivers_library_torch_alone_decides(torch_graphs: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "_driver", lambda: None)
-    assert recorded(torch_graphs) == "graph"
-    assert "end" not in torch_graphs
+def test_after_a_failure_nothing_reads_what_the_caller_frees(cuda: Notes) -> None:
+    loop, held = loop_of(cuda), tables()
+    draw(loop, held)
+    cuda.clear()
+    with pytest.raises(BackendError, match="sampling a batch of 4 failed"):
+        loop.run(held, [(5, 4)], Inputs(np.arange(5, dtype=np.uint64), None, ()), pixels=False)  # five into four
+    assert cuda == ["event", "wait", "synchronize"]

@@ -16,7 +16,8 @@ from pfdiff.engine.backends.abstract import Backend, Buffers, Evaluate
 from pfdiff.engine.contract import Condition, Contract
 from pfdiff.engine.errors import BackendError, InputError
 from pfdiff.engine.runtime import cpu_loop as host_loop
-from pfdiff.engine.runtime.loop import Inputs, make_tables
+from pfdiff.engine.runtime.inputs import Inputs
+from pfdiff.engine.runtime.loop import make_tables
 from pfdiff.engine.runtime.noise import noise
 from pfdiff.engine.runtime.session import Session, plan_chunks
 from pfdiff.kernels import eager

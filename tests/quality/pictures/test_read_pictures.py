@@ -105,7 +105,7 @@ def test_a_folder_without_pictures_and_one_of_two_kinds(tmp_path: Path) -> None:
 
 def test_several_arrays_without_a_known_name_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "two.npz", first=PIXELS, second=PIXELS)
-    with pytest.raises(InputError, match="it holds first, second; expected one of pixels"):
+    with pytest.raises(InputError, match="holds first, second; expected pixels or"):
         read_pictures(tmp_path / "two.npz")
 
 
@@ -120,3 +120,61 @@ def test_channels_first_and_last_are_told_apart_by_their_number() -> None:
     assert pixels_from(np.zeros((2, 3, 8, 9), np.uint8), "here").shape == (2, 8, 9, 3)
     assert pixels_from(np.zeros((2, 8, 9, 3), np.uint8), "here").shape == (2, 8, 9, 3)
     assert pixels_from(np.zeros((2, 1, 8, 3), np.float32), "here").shape == (2, 8, 3, 1)  # samples: channels first
+
+
+def test_a_folder_of_png_and_jpeg_is_read_whole(tmp_path: Path) -> None:
+    """b.jpg is not left out, nor what ends in capitals."""
+    flat = np.full((8, 8, 3), 200, np.uint8)
+    Image.fromarray(PIXELS[0]).resize((8, 8)).save(tmp_path / "a.png")
+    Image.fromarray(flat).save(tmp_path / "b.jpg")
+    Image.fromarray(flat).save(tmp_path / "C.PNG")
+    found = read_pictures(tmp_path)
+    assert found.shape == (3, 8, 8, 3)
+    assert sum(bool((np.abs(one.astype(int) - 200) <= 2).all()) for one in found) == 2
+
+
+@pytest.mark.parametrize("name", ["b.gif", "b.tiff", "b.avif", "b.eps"])
+def test_a_folder_with_a_format_that_is_not_read_is_refused(tmp_path: Path, name: str) -> None:
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    (tmp_path / name).write_bytes(b"something")
+    with pytest.raises(InputError, match=rf"got .*\{Path(name).suffix}.*, expected one of \.npz"):
+        read_pictures(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        (0, 255, r"got floats in 0\.\d*\.\.25\d.*, expected samples in -1\.\.1"),
+        (0, 1, "none below 0, expected samples in -1..1; give 2 x - 1 for 0..1"),
+        (-127, 128, "expected samples in -1..1"),
+    ],
+)
+def test_floats_of_another_range_are_refused(tmp_path: Path, low: float, high: float, message: str) -> None:
+    samples = np.random.default_rng(3).uniform(low, high, (4, 3, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", samples)
+    with pytest.raises(InputError, match=message):
+        read_pictures(tmp_path / "x.npy")
+
+
+def test_a_sampler_may_overshoot() -> None:
+    samples = np.random.default_rng(3).normal(0, 0.7, (4, 3, 8, 8)).astype(np.float32)
+    assert np.abs(samples).max() > 1.5
+    assert pixels_from(samples, "here").shape == (4, 8, 8, 3)
+
+
+def test_what_is_named_like_a_picture_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow starts Ghostscript for EPS, whatever the file is called."""
+    import subprocess
+
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    eps = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "x.png").write_text(eps)
+    with pytest.raises(InputError, match="damaged or of another kind"):
+        read_pictures(tmp_path / "x.png")
+
+
+def test_a_picture_larger_than_memory_is_not_unpacked(tmp_path: Path) -> None:
+    """12000 x 12000 pixels of one colour in a small file, which would take a gibibyte and more."""
+    Image.new("1", (12000, 12000)).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match=r"12000 x 12000 pixels, expected at most 67108864 in all"):
+        read_pictures(tmp_path / "x.png")

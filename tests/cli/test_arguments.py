@@ -1,0 +1,275 @@
+"""Arguments are checked before torch is loaded; conditions come from files; what was typed is what a message names."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import pfdiff
+from pfdiff.cli import main
+from pfdiff.cli.values import given_conditions, seeds_from
+from pfdiff.engine.artifact import read_artifact
+from pfdiff.engine.condition import Condition
+from pfdiff.engine.contract import Contract
+
+from ..small.engine import write_engine
+
+# One condition with a name of its own, labels, and an embedding with an alias, as diffusers' networks have.
+CONTRACT = Contract(
+    name="small",
+    shape=(1, 4, 4),
+    schedule="linear:1000",
+    prediction="eps",
+    conditions=(
+        Condition("label", "int64", default=0, low=0, high=9, labels=tuple("abcdefghij")),
+        Condition("encoder_hidden_states", "float32", (2, 3), alias="prompt_embeds"),
+    ),
+)
+TEXT = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_engine(tmp_path / "small.engine", nfe=(4, 6))
+    return tmp_path / "small.engine"
+
+
+# Before torch.
+EARLY: list[tuple[list[str], str]] = [
+    (["sample", "small.engine", "-o", "x.npy"], "choose one of 4, 6"),
+    (["sample", "small.engine", "--nfe", "5", "-o", "x.npy"], "this engine has 4, 6"),
+    (["sample", "small.engine", "--nfe", "4", "--label", "bags", "-o", "x.npy"], "--label 'bags'"),
+    (["sample", "small.engine", "--nfe", "4", "-o", "x.png"], "no pictures"),
+    (["sample", "small.engine", "--nfe", "4", "--device", "gpu", "-o", "x.npy"], "device 'gpu', expected auto"),
+    (["sample", "small.engine", "--nfe", "4", "--backend", "trt", "-o", "x.npy"], "backend 'trt'"),
+    (["generate", "small.engine", "--nfe", "5", "--count", "9", "-o", "run"], "this engine has 4, 6"),
+    (["bench", "small.engine", "--nfe", "5"], "this engine has 4, 6"),
+    (["export", "small.engine", "--nfe", "5", "-o", "x.onnx"], "this engine has 4, 6"),
+    (["evaluate", "small.engine", "--nfe", "5", "--reference", "x", "--features", "y"], "this engine has 4, 6"),
+    (["tune", "small.engine", "--nfe", "4", "--lable", "3"], "unknown argument '--lable'"),
+    (["compare", "small.engine", "--nfe", "4", "--clip", "x"], "--clip 'x': expected a number"),
+    (["build", "net.py:f", "--nfe", "4", "--schedule", "linaer:9"], "unknown schedule"),
+    (["build", "net.py:f", "--nfe", "4", "--solver", "ddmi"], "unknown solver 'ddmi'"),
+    (["build", "net.py:f", "--nfe", "4", "--data-range", "1,0"], "the smaller number first"),
+]
+NOTHING_LOADED = """import json, sys
+from pfdiff.cli import main
+statuses = [main(words) for words in json.loads(sys.argv[1])]
+print(statuses, sorted({"torch", "onnx", "onnxruntime", "openvino"} & set(sys.modules)))"""
+
+
+def test_bad_arguments_are_refused_without_loading_a_library(engine: Path) -> None:
+    """All in one process, in which torch would stay."""
+    words = json.dumps([words for words, _ in EARLY])
+    code = [sys.executable, "-c", NOTHING_LOADED, words]
+    done = subprocess.run(code, capture_output=True, text=True, cwd=engine.parent, check=True)
+    assert done.stdout == f"{[2] * len(EARLY)} []\n"
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(EARLY)
+    for (_, message), line in zip(EARLY, lines, strict=True):
+        assert message in line
+
+
+# Conditions.
+def test_tensor_conditions_come_from_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", TEXT)
+    np.savez(tmp_path / "b.npz", prompt_embeds=TEXT, pooled=TEXT + 1)
+    np.savez(tmp_path / "c.npz", anything=TEXT)
+    save_file(
+        {"encoder_hidden_states": torch.from_numpy(TEXT).bfloat16(), "x": torch.zeros(1)}, tmp_path / "d.safetensors"
+    )
+    for file in ("a.npy", "b.npz", "c.npz", "d.safetensors"):
+        for name in ("--prompt_embeds", "--prompt-embeds", "--encoder_hidden_states"):
+            for text in (f"{tmp_path}/{file}", f"@{tmp_path}/{file}"):
+                (found,) = given_conditions([name, text], CONTRACT).values()
+                np.testing.assert_array_equal(found, TEXT)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt_embeds", "3,x"], "--prompt_embeds 'x': expected a number (float32), or a file (.npy, .npz"),
+        (["--prompt_embeds", "gone.npy"], "--prompt_embeds: cannot read 'gone.npy': No such file"),
+        (["--prompt_embeds=two.npz"], "--prompt_embeds: 'two.npz' holds x, y; expected prompt_embeds"),
+        (["--label", "bags"], "--label 'bags': expected one of a, b, c"),
+        (["--prompt_embeds", "x.npy", "--encoder_hidden_states", "x.npy"], "is given twice"),
+        (["--label"], "--label: a value is missing"),
+    ],
+)
+def test_a_bad_condition_is_named_as_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("two.npz", x=TEXT, y=TEXT)
+    np.save("x.npy", TEXT)
+    with pytest.raises(pfdiff.InputError) as caught:
+        given_conditions(words, CONTRACT)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["prompt_embeds", "encoder_hidden_states"])
+def test_messages_use_the_name_that_the_caller_used(name: str) -> None:
+    for value, message in (
+        (np.zeros((3, 3)), "got shape"),
+        (np.full((2, 3), np.nan), "got NaN"),
+        ([[1, 2], [3]], "got lists of unequal lengths"),
+    ):
+        with pytest.raises(pfdiff.InputError, match=rf"condition '{name}': {message}"):
+            CONTRACT.values({name: value, "label": 1}, 4)
+    with pytest.raises(pfdiff.InputError, match="condition 'prompt_embeds' is missing; give prompt_embeds="):
+        CONTRACT.values({}, 4)
+
+
+def test_every_command_takes_a_file(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A label in a file is the label itself: the same samples, the same errors."""
+    np.save("label.npy", np.array(3))
+    save_file({"label": torch.tensor(3)}, "label.safetensors")
+    for file in ("3", "label.npy", "label.safetensors"):
+        assert (
+            main(["sample", "small.engine", "--nfe", "4", "--label", file, "--seeds", "0-2", "-o", f"{file}.npy"]) == 0
+        )
+    expected = np.load("3.npy")
+    for file in ("label.npy", "label.safetensors"):
+        np.testing.assert_array_equal(np.load(f"{file}.npy"), expected)
+    for file in ("3", "label.npy"):
+        words = ["generate", "small.engine", "--nfe", "4", "--count", "3", "--format", "npz", "--label", file]
+        assert main([*words, "-o", f"run-{file}"]) == 0
+    one, other = (next(Path(f"run-{file}").glob("*.npz")).read_bytes() for file in ("3", "label.npy"))
+    assert one == other
+    capsys.readouterr()
+    quick = ["--nfe", "4", "--solver", "ddim", "--reference", "20", "--calibration", "2"]
+    shown = []
+    for file in ("3", "label.npy"):
+        assert main(["compare", "small.engine", *quick, "--seeds", "2", "--label", file]) == 0
+        assert main(["tune", "small.engine", *quick, "--held-out", "0", "--label", file]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        shown.append([line for line in lines if "ddim" in line and "evaluations" not in line])
+    assert shown[0] == shown[1]
+
+
+# Sizes and texts that nobody means.
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--seeds", "9" * 5000], "above the largest seed"),
+        (
+            ["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--seeds", "0-" + "9" * 5000],
+            "above the largest seed",
+        ),
+        (["sample", "small.engine", "--nfe", "9" * 5000, "-o", "x.npy"], "expected a positive integer"),
+        (["generate", "small.engine", "--count", "2", "--first", "9" * 5000, "-o", "x"], "expected an integer"),
+        (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--label", "9" * 5000], "condition 'label'"),
+        (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--label", "1,2,3"], "got shape [3]"),
+        (["build", "n.py:f", "--nfe", "4", "--condition", "x:int64=1" + "0" * 400], "condition 'x:int64=100"),
+        (["build", "n.py:f", "--nfe", "4", "--condition", "x:int64=" + "1" * 100], "condition 'x': got 1111"),
+        (["build", "n.py:f", "--nfe", "9" * 5000], "expected positive integers"),
+        (["build", "n.py:f", "--nfe", "4", "--shape", "9" * 5000], "expected one sample's positive sizes"),
+        (["build", "n.py:f", "--nfe", "4", "--batch", "9" * 5000], "expected positive integers"),
+    ],
+    ids=lambda one: " ".join(one)[:60] if isinstance(one, list) else "",
+)
+def test_numbers_of_thousands_of_digits_are_one_short_line(
+    engine: Path, capfd: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    Path("n.py").write_text("def f(): ...")
+    assert main(words) == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert len(error) < 300
+
+
+def test_seeds_of_any_size() -> None:
+    assert seeds_from("0-2,007,18446744073709551615") == [0, 1, 2, 7, 2**64 - 1]
+
+
+@pytest.mark.parametrize("seeds", [range(10**12), range(10**30), range(0, 10**15, 3), range(10**12, 0, -1)])
+def test_a_range_beyond_memory_is_refused_at_once(seeds: range) -> None:
+    with pytest.raises(pfdiff.InputError, match=r"expected (at most 16777216|an integer in 0)"):
+        pfdiff.noise(seeds, (1,))
+
+
+def test_a_range_gives_its_seeds() -> None:
+    for seeds in (range(5), range(7, 0, -3), range(0), range(2**64 - 2, 2**64)):
+        assert torch.equal(pfdiff.noise(seeds, (2, 3)), pfdiff.noise(list(seeds), (2, 3)))
+
+
+# What comes from files is shown, not obeyed.
+def test_info_shows_names_as_they_are(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import replace
+
+    from pfdiff.engine.artifact import write_manifest
+
+    artifact = read_artifact(engine)
+    provenance = {**artifact.provenance, "[/red]": "[bold]\x1b]0;title\x07", "made\x1b[2J": "x"}
+    write_manifest(replace(artifact, provenance=provenance))
+    assert main(["info", "small.engine"]) == 0
+    text = capsys.readouterr().out
+    assert "[/red]" in text
+    assert "[bold]\\x1b]0;title\\x07" in text
+    assert "\x1b" not in text
+    assert main(["info", "small.engine", "--nfe", "4"]) == 0
+
+
+def test_messages_hold_no_control_characters(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", f"{tmp_path}/x\x1b[31m[/red].engine"]) == 2
+    error = capfd.readouterr().err
+    assert "x\\x1b[31m[/red].engine" in error
+    assert "\x1b" not in error
+
+
+# The data's range.
+def test_clip_follows_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def forward(self, x, t):\n        return 0.1 * x\n\n\n"
+        "def load():\n    return Net()\n"
+    )
+    words = ["build", "net.py:load", "--shape", "1x2x2", "--schedule", "linear:1000", "--prediction", "epsilon"]
+    words += ["--solver", "ddim", "--nfe", "4", "--data-range=-3,2"]
+    clips = {}
+    for clip in ("data", "1", "5"):
+        assert main([*words, "--clip", clip, "-o", f"{clip}.engine"]) == 0
+        error = capfd.readouterr().err
+        assert ("--clip 1 cuts data in -3..2; --clip data does not" in error) == (clip == "1")
+        artifact = read_artifact(f"{clip}.engine")
+        assert artifact.contract.data_range == (-3.0, 2.0)
+        assert artifact.contract.prediction == "eps"
+        clips[clip] = artifact.programs[4].clip
+    assert clips == {"data": 3.0, "1": 1.0, "5": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["w.safetensors"], "weights alone hold no network; give FILE.py:FACTORY"),
+        (["w.pt"], "weights alone hold no network; give FILE.py:FACTORY"),
+        (["owner/model"], "hf download owner/model --local-dir DIR"),
+        (["fashoin"], "did you mean 'fashion'?"),
+        (["fashion", "--prediction", "epsiln"], "did you mean 'epsilon'?"),
+    ],
+)
+def test_what_is_often_tried_is_answered(capfd: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    assert main(["build", *words, "--nfe", "4"]) == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_is_no_condition(engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("x.npy")
+    assert main(["sample", "small.engine", "--nfe", "4", "--label", "@x.npy", "-o", "y.npy"]) == 2
+    assert "--label: 'x.npy' is no regular file" in capfd.readouterr().err
