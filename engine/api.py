@@ -27,6 +27,7 @@ from .errors import InputError
 from .notebook import html_table
 from .philox import Seeds, parse_seeds
 from .runtime.decoder import LoadedDecoder, load_decoder
+from .runtime.draws import check_draws
 from .runtime.inputs import Conditions, Inputs, check_noise
 from .runtime.latency import Enough, Latency, TimedParts, in_turns
 from .runtime.loop import Tables, make_tables
@@ -121,7 +122,13 @@ class Engine:
         return self._session.execution
 
     def sample(
-        self, *, seeds: Seeds | None = None, noise: Any = None, nfe: int | None = None, **conditions: Any
+        self,
+        *,
+        seeds: Seeds | None = None,
+        noise: Any = None,
+        steps_noise: Any = None,
+        nfe: int | None = None,
+        **conditions: Any,
     ) -> torch.Tensor:
         """Samples float32 [n, *shape] on the device, one for each seed or each row of `noise`; latents stay latents.
 
@@ -133,10 +140,16 @@ class Engine:
         on a CPU always.
         Raises InputError; BackendError when the network fails, is not finite, or the engine is closed or in use.
         """
-        return self._sample(self._session, seeds, noise, nfe, conditions)
+        return self._sample(self._session, seeds, noise, nfe, conditions, steps_noise)
 
     def images(
-        self, *, seeds: Seeds | None = None, noise: Any = None, nfe: int | None = None, **conditions: Any
+        self,
+        *,
+        seeds: Seeds | None = None,
+        noise: Any = None,
+        steps_noise: Any = None,
+        nfe: int | None = None,
+        **conditions: Any,
     ) -> torch.Tensor:
         """Like `sample`, as pixels uint8 [n, H, W, C]: `contract.data_range` becomes 0..255, the rest is clamped.
 
@@ -145,7 +158,7 @@ class Engine:
         if self.decoder is None and len(self.contract.shape) != 3:
             shape = list(self.contract.shape)
             raise InputError(f"samples of shape {shape} are no images [C, H, W]; use sample(), or write .npy or .npz")
-        return self._sample(self._session, seeds, noise, nfe, conditions, pixels=True)
+        return self._sample(self._session, seeds, noise, nfe, conditions, steps_noise, pixels=True)
 
     def bench(
         self, nfe: int | None = None, batch: int | None = None, rounds: int = 50, *, seconds: float | None = None
@@ -259,17 +272,22 @@ class Engine:
         noise: Any,
         nfe: int | None,
         conditions: Mapping[str, Any],
+        steps_noise: Any = None,
         *,
         pixels: bool = False,
     ) -> torch.Tensor:
         tables = self._tables[self._artifact.program(nfe).nfe]
-        if (seeds is None) == (noise is None):
+        both = bool(tables.draws) and seeds is not None and noise is not None  # the seeds are of the draws alone
+        if (seeds is None) == (noise is None) and not both:
             got = "both" if noise is not None else "neither"
             raise InputError(f"got {got} of seeds and noise, expected one of them, such as seeds=range(8)")
         keys = None if seeds is None else parse_seeds(seeds)
         start = None if noise is None else check_noise(noise, self.contract, torch.device(self.device))
-        count = len(keys) if keys is not None else len(start) if start is not None else 0
-        return session.run(tables, Inputs(keys, start, *self._conditions(conditions, count)), pixels=pixels)
+        count = len(start) if start is not None else len(keys) if keys is not None else 0
+        device = torch.device(self.device)
+        draws = check_draws(tables.program, self.contract, keys, steps_noise, count, device)
+        started = None if start is not None else keys
+        return session.run(tables, Inputs(started, start, *self._conditions(conditions, count), draws), pixels=pixels)
 
     def _check_bucket(self, batch: Any) -> int:
         if batch is None:

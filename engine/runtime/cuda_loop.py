@@ -176,6 +176,7 @@ class CudaLoop(Loop):
 
         Raises BackendError before anything is allocated when the device has too little memory.
         """
+        tables.program.check_deterministic("the loop on a CUDA device")
         check_batch_fits(kind.bucket, self._bytes_per_sample(tables, kind), self.device)
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream), _explained(kind):
             with lasting():

@@ -58,6 +58,9 @@ def _check_shape(shape: Any) -> tuple[int, ...]:
     return sizes
 
 
-def fill_noise(z: NDArray[np.float32], seeds: NDArray[np.uint64]) -> None:
-    """Write the noise of `seeds` uint64 [n] into `z` float32 [n, elements]; both are contiguous."""
-    (fill_compiled or fill_numpy)(z, seeds)
+def fill_noise(z: NDArray[np.float32], seeds: NDArray[np.uint64], draw: int = 0) -> None:
+    """Write draw `draw` of `seeds` uint64 [n] into `z` float32 [n, elements]; both are contiguous.
+
+    Draw 0 is what sampling starts from, draw n + 1 what a stochastic sampler adds after evaluation n.
+    """
+    (fill_compiled or fill_numpy)(z, seeds, draw)
