@@ -65,7 +65,10 @@ print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "avail
 def main(words: Sequence[str]) -> int:
     """Run the calls that `words` names; print and write what came of them."""
     if words and words[0] == "--table":
-        folder = Path(words[1])
+        folder = Path(words[1]) if len(words) == 2 else None
+        if folder is None or not folder.is_dir():
+            print(f"make gpu: {' '.join(words)}, expected --table and a folder of results", file=sys.stderr)
+            return 2
         write_record(folder)
         print(*_failures(folder), *_table(folder), sep="\n")
         return 0

@@ -52,6 +52,7 @@ def compare(
     output_name: options.OutputName = None,
     condition: options.ConditionOption = None,
     time_scale: options.TimeScale = None,
+    time_map: options.TimeMap = None,
     time_dtype: options.TimeDtype = None,
     learned_sigma: options.LearnedSigma = False,
     sigma_data: options.SigmaData = None,

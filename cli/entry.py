@@ -35,6 +35,9 @@ ClickException: Any = typer.BadParameter.__mro__[2]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 2 after bad input, 130 after an interruption."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    for one in given:
+        if any("\ud800" <= letter <= "\udfff" for letter in one):
+            return _fail(f"argument {one!a}: its bytes are no UTF-8 text; rename the file")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _announce

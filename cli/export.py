@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..engine.errors import InputError
 from . import options
 
 
@@ -27,5 +28,9 @@ def export(
         progress("reading the engine")
         from ..export.sampler_onnx import export_sampler
 
-        export_sampler(engine, out, nfe, check=check, progress=progress)
+        try:
+            export_sampler(engine, out, nfe, check=check, progress=progress)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"cannot write {out}: {reason}; nothing was changed, free some space") from error
     print(progress.last)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 DESCRIBING = (
     *("shape", "schedule", "prediction", "input_name", "time_name", "output_name", "condition"),
-    *("time_scale", "time_dtype", "learned_sigma", "sigma_data", "data_range"),
+    *("time_scale", "time_map", "time_dtype", "learned_sigma", "sigma_data", "data_range"),
 )
 NetworkOrEngine = Annotated[
     str,
@@ -41,18 +41,13 @@ SAME_NAMES = (  # options of a command that `Network` takes by the same name and
     "schedule",
     "prediction",
     "time_scale",
+    "time_map",
     "time_dtype",
     "learned_sigma",
     "sigma_data",
     "guidance",
     "decoder",
 )
-DIFFUSERS_PREDICTIONS = {
-    "epsilon": "eps",
-    "sample": "x0",
-    "v_prediction": "v",
-    "flow_prediction": "flow",
-}  # of diffusers
 
 
 def read_engine(engine: Path, *, nfe: int | None = None, backend: str = "auto", device: str = "auto") -> Artifact:
@@ -133,11 +128,16 @@ def _check_of_no_network(engine: str, context: typer.Context) -> None:
 def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of `Network` for what a command's options say of a network. Raises InputError."""
     from ..engine.compiler.schedule import parse_schedule
+    from ..export.time_map import parse_prediction, parse_time_map
     from .values import range_from, shape_from
 
     _check_source(network)
     if given["schedule"]:
         parse_schedule(given["schedule"])
+    if given.get("prediction"):
+        parse_prediction(given["prediction"])
+    if given.get("time_map"):
+        parse_time_map(given["time_map"])
     shape, output = given["shape"], given["output_name"]
     is_index = output is not None and output.isdigit() and not network.endswith(".onnx")  # of a module's tuple
     return {
@@ -147,7 +147,6 @@ def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "output": int(output) if output and is_index else output,
         "conditions": described_conditions(given["condition"] or []),
         **{name: given[name] for name in SAME_NAMES if name in given},
-        "prediction": _prediction_from(given.get("prediction")),
         "data_range": range_from(given["data_range"]) if given.get("data_range") else None,
     }
 
@@ -173,18 +172,6 @@ def _check_source(network: str) -> None:
         )
     if near := get_close_matches(network, NAMES, 1):
         raise InputError(f"network '{network}': not known; did you mean '{near[0]}'?")
-
-
-def _prediction_from(text: str | None) -> str | None:
-    """eps of 'epsilon', diffusers' name; any other as it is. Raises InputError with the nearest where it is unknown."""
-    from ..engine.contract import PREDICTIONS
-
-    found = DIFFUSERS_PREDICTIONS.get(text or "", text)
-    if found is None or found in PREDICTIONS:
-        return found
-    near = get_close_matches(found, (*PREDICTIONS, *DIFFUSERS_PREDICTIONS), 1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    raise InputError(f"--prediction '{shortened(found)}': expected one of {', '.join(PREDICTIONS)}{hint}")
 
 
 def described_conditions(texts: Sequence[str]) -> dict[str, Condition]:

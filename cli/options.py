@@ -62,6 +62,10 @@ TimeScale = Annotated[
     float | None,
     typer.Option("--time-scale", parser=number, metavar="<float>", help="The network is fed t times this; default: 1."),
 ]
+TimeMap = Annotated[
+    str | None,
+    typer.Option("--time-map", help="What it is fed instead: 1-t, 1000-1000*t, sigma, 0.5*logsnr, c_noise."),
+]
 TimeDtype = Annotated[str | None, typer.Option("--time-dtype", help="float32 or int64; found by trying.")]
 LearnedSigma = Annotated[bool, typer.Option("--learned-sigma", help="The output's second half is a variance.")]
 SigmaData = Annotated[

@@ -88,9 +88,20 @@ def _npy(file: Any, size: int, where: str) -> NDArray[Any]:
     count = math.prod(shape)
     if count * dtype.itemsize > size:
         raise InputError(f"{where} promises {count} numbers and holds fewer; write it again")
-    data = file.read(count * dtype.itemsize)
-    values = np.frombuffer(data, dtype, count)
+    values = _filled(file, count, dtype, where)
     return values.reshape(shape, order="F" if fortran else "C")
+
+
+def _filled(file: Any, count: int, dtype: np.dtype[Any], where: str) -> NDArray[Any]:
+    """The next `count` numbers of an open file, in memory of their own, which may be written to."""
+    values = np.empty(count, dtype)
+    view, done = memoryview(values.view(np.uint8)), 0
+    while done < len(view):
+        read = file.readinto(view[done:])
+        if not read:
+            raise InputError(f"{where} promises {count} numbers and holds fewer; write it again")
+        done += read
+    return values
 
 
 def _npz(file: BinaryIO, names: Sequence[str], where: str) -> NDArray[Any]:
@@ -122,7 +133,7 @@ def _safetensors(file: BinaryIO, names: Sequence[str], where: str) -> NDArray[An
     if not 0 <= start <= end <= size - 8 - length or end - start != math.prod(shape) * dtype.itemsize:
         raise InputError(f"{where}: {name} of shape {shape} does not fit its {end - start} bytes; write it again")
     file.seek(8 + length + start)
-    values = np.frombuffer(file.read(end - start), dtype).reshape(shape)
+    values = _filled(file, math.prod(shape), dtype, where).reshape(shape)
     return (values.astype("<u4") << np.uint32(16)).view("<f4") if kind == "BF16" else values
 
 

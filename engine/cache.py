@@ -8,19 +8,28 @@ folder costs time only.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
+import stat
 import tempfile
+import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .array_files import open_regular, read_array
 from .atomic import replacing
 from .errors import InputError
+
+MOST_JOURNAL_BYTES = 256 << 20  # that are read
 
 
 def cache_folder() -> Path:
@@ -28,8 +37,32 @@ def cache_folder() -> Path:
     for base, below in ((os.environ.get("XDG_CACHE_HOME"), ""), (os.environ.get("HOME"), ".cache")):
         if base and Path(base).is_absolute():
             return Path(base) / below / "pfdiff"
-    owner = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir()) / f"pfdiff-{owner}"
+    return _temporary(tempfile.gettempdir())
+
+
+@lru_cache
+def _temporary(place: str) -> Path:
+    """A folder in a place that others write to as well: this user's own and private one, else one for this process.
+
+    Another user may have put a folder or a link where ours would be, to have us write through it or read what he wrote.
+    """
+    if not hasattr(os, "getuid"):
+        return Path(place) / "pfdiff-user"
+    folder = Path(place) / f"pfdiff-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        os.mkdir(folder, 0o700)
+    with contextlib.suppress(OSError):
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+            return folder
+    own = Path(tempfile.mkdtemp(prefix="pfdiff-", dir=place))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    warnings.warn(
+        f"the cache folder {folder} is not private to this user, so nothing in it is used; results are kept for this "
+        "process only, set HOME or XDG_CACHE_HOME to keep them",
+        stacklevel=2,
+    )
+    return own
 
 
 def content_key(*parts: Any) -> str:
@@ -55,13 +88,13 @@ class ArrayStore:
     def get(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
         """The array of `key`, or None when it is not there, damaged or of another shape."""
         try:
-            found = np.load(self.folder / f"{key}.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            found = read_array(self.folder / f"{key}.npy")
+        except InputError:
             return None
         return found if found.shape == shape and found.dtype == np.float32 else None
 
     def put(self, key: str, value: NDArray[np.float32]) -> None:
-        """Keep `value`. Raises InputError when the folder cannot be written."""
+        """Keep `value`; where the folder cannot be written, say so once and go on without."""
         path = self.folder / f"{key}.npy"
         try:
             make_private(self.folder)
@@ -69,7 +102,7 @@ class ArrayStore:
             with replacing(path, durable=False) as part, open(part, "wb") as file:
                 np.save(file, value)
         except OSError as error:
-            raise _unwritable(self.folder, error) from error
+            _announce_unwritable(self.folder, error)
 
 
 @final
@@ -79,12 +112,12 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._values: dict[str, Any] = {}
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            lines = []
+        lines: list[bytes] = []
+        if path.exists():
+            with contextlib.suppress(InputError), open_regular(path) as file:
+                lines = file.read(MOST_JOURNAL_BYTES).splitlines()
         for line in lines:
-            with contextlib.suppress(ValueError, TypeError):  # a line that an interruption cut short
+            with contextlib.suppress(ValueError, TypeError, RecursionError):  # a line that an interruption cut short
                 key, value = json.loads(line)
                 self._values[key] = value
 
@@ -93,14 +126,13 @@ class Journal:
         return self._values.get(key)
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a value, on the disk at once. Raises InputError when the file cannot be written."""
+        """Keep a value, on the disk at once; where the file cannot be written, say so once and go on without."""
         self._values[key] = value
         try:
             make_private(self.path.parent)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(f"{json.dumps([key, value])}\n")
+            _append_line(self.path, json.dumps([key, value]).encode())
         except OSError as error:
-            raise _unwritable(self.path.parent, error) from error
+            _announce_unwritable(self.path.parent, error)
 
 
 def make_private(folder: Path) -> None:
@@ -108,7 +140,29 @@ def make_private(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
-def _unwritable(folder: Path, error: OSError) -> InputError:
-    return InputError(
-        f"the cache folder {folder} cannot be written ({error.strerror}); set XDG_CACHE_HOME to one that can"
+def _append_line(path: Path, line: bytes) -> None:
+    """Append a line to a regular file, never through a link; what an interruption cut short before it ends first."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(os.open(path, flags, 0o600), "r+b", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        torn = False
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write(b"\n" * torn + line + b"\n")
+
+
+_announced: set[Path] = set()
+
+
+def _announce_unwritable(folder: Path, error: OSError) -> None:
+    """One warning for each folder in a process."""
+    if folder in _announced:
+        return
+    _announced.add(folder)
+    warnings.warn(
+        f"the cache folder {folder} cannot be written ({error.strerror or error}), so results are not kept; set "
+        "XDG_CACHE_HOME to one that can",
+        stacklevel=3,
     )

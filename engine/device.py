@@ -72,7 +72,7 @@ def capability(device: torch.device) -> str:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What can still be allocated: free on the device, or reserved by torch and not used."""
+    """Bytes that can still be allocated: free on the device, or reserved by torch and unused."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 

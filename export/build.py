@@ -35,12 +35,12 @@ from ..engine.device import parse_device
 from ..engine.errors import BackendError, EngineFileError, InputError
 from ..engine.plans.key import check_target, parse_targets, plan_key
 from ..engine.plans.store import obtain_plan
+from ..engine.progress import Lines
 from ..engine.version import __version__
 from .measured_choice import is_remembered, measured
 from .network import Network
 from .sampler_choice import chosen_program, described_choice, is_open
 from .sources.from_module import ModuleSource
-from .to_onnx import Progress
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -69,7 +69,7 @@ def build(
     target: str | Iterable[str] = (),
     out: str | os.PathLike[str] | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Lines | None = None,
     plan_progress: BuildProgress | None = None,
 ) -> Engine:
     """Build the engine directory `out` and load it.
@@ -89,43 +89,46 @@ def build(
     is not, and an InputError. After an error, an interruption or a full disk it is as it was. Raises InputError,
     BackendError, EngineFileError.
     """
-    say: Progress = progress or (lambda line: None)
+    say: Lines = progress or (lambda line: None)
     source = network if isinstance(network, Network) else Network(network)
+    for note in source.notes:
+        say(note)
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
     sizes = _check_batch(batch, source)
-    targets = parse_targets(target)
-    for one in targets:
-        check_target("tensorrt_rtx", one)
+    targets = _check_targets(target)
     module = _module_of(source, required=backend == "torch")
     check_runnable(backend, precision, module, parse_device(device))
     settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}
-    programs = {count: chosen_program(source, solver, count, settings) for count in _integers("nfe", nfe)}
+    counts = _integers("nfe", nfe)
     place = check_place(Path(f"{source.contract.name}.engine" if out is None else out))
-    records: dict[int, Any] = {}
-    if is_open(source, solver, settings):
-        former = _former(place, lambda line: None)
-        programs, records = _best_of(source, programs, former, plan_progress)
-    say(described_choice(programs.values(), source, solver, settings, records))
-    records = {count: record for count, record in records.items() if not record.get("remembered")}
+    programs, records = _programs(source, solver, counts, settings, place, say, plan_progress)
 
     given = {"precision": precision, "batch": sizes, "replaces": out is not None}
     artifact = write_programs(place, source, programs, **given, search=records, say=say)
-    for one in targets:
-        say(f"building the TensorRT-RTX plan for {one}")
-        for file in artifact.contracts:
-            obtain_plan(artifact, plan_key(artifact, "tensorrt_rtx", one, file=file), progress=plan_progress)
-    if targets:
-        say(f"{artifact.path} is ready, with plans for {', '.join(targets)}")
-    return Engine.open(
-        artifact,
-        device=device,
-        backend=backend,
-        threads=threads,
-        module=module,
-        decoder_module=source.decoder.module if source.decoder else None,
-        progress=plan_progress,
-    )
+    _build_plans(artifact, targets, say, plan_progress)
+    decoder = source.decoder.module if source.decoder else None
+    given = {"device": device, "backend": backend, "threads": threads, "progress": plan_progress}
+    return Engine.open(artifact, **given, module=module, decoder_module=decoder)
+
+
+def _programs(
+    source: Network,
+    solver: str,
+    counts: tuple[int, ...],
+    settings: Mapping[str, Any],
+    place: Path,
+    say: Lines,
+    progress: BuildProgress | None,
+) -> tuple[Mapping[int, Program], dict[int, Any]]:
+    """A program for each NFE, and the records of what was measured for them now. Says the choice."""
+    programs: Mapping[int, Program] = {one: chosen_program(source, solver, one, settings) for one in counts}
+    records: dict[int, Any] = {}
+    if is_open(source, solver, settings):
+        former = _former(place, lambda line: None)
+        programs, records = _best_of(source, programs, former, progress)
+    say(described_choice(programs.values(), source, solver, settings, records))
+    return programs, {count: record for count, record in records.items() if not record.get("remembered")}
 
 
 def _best_of(
@@ -144,6 +147,16 @@ def _best_of(
     return programs, records
 
 
+def _build_plans(artifact: Artifact, targets: tuple[str, ...], say: Lines, progress: BuildProgress | None) -> None:
+    """The TensorRT-RTX plans for some compute capabilities."""
+    for one in targets:
+        say(f"building the TensorRT-RTX plan for {one}")
+        for file in artifact.contracts:
+            obtain_plan(artifact, plan_key(artifact, "tensorrt_rtx", one, file=file), progress=progress)
+    if targets:
+        say(f"{artifact.path} is ready, with plans for {', '.join(targets)}")
+
+
 # The engine directory.
 def write_programs(
     place: Path,
@@ -154,7 +167,7 @@ def write_programs(
     batch: tuple[int, ...] = (),
     replaces: bool = False,
     search: Mapping[int, Any] | None = None,
-    say: Progress,
+    say: Lines,
 ) -> Artifact:
     """The engine of `source` at `place` with `programs`: left as it is, extended, or exported; one writer at a time.
 
@@ -220,7 +233,7 @@ def _with_programs(
     programs: Mapping[int, Program],
     batch: tuple[int, ...],
     search: Mapping[int, Any],
-    say: Progress,
+    say: Lines,
 ) -> Artifact:
     changed = sorted({*_changed(former, programs), *search})
     if not changed and batch == former.batch:
@@ -240,7 +253,7 @@ def _exported(
     programs: Mapping[int, Program],
     batch: tuple[int, ...],
     search: Mapping[int, Any],
-    say: Progress,
+    say: Lines,
 ) -> Artifact:
     provenance = {"pfdiff": __version__, "network": source.contract.name, "network_digest": source.digest}
     if source.decoder:
@@ -258,6 +271,13 @@ def _exported(
 
 
 # What is checked before any work.
+def _check_targets(target: str | Iterable[str]) -> tuple[str, ...]:
+    targets = tuple(parse_targets(target))
+    for one in targets:
+        check_target("tensorrt_rtx", one)
+    return targets
+
+
 def _integers(what: str, given: Any) -> tuple[int, ...]:
     """Distinct integers of at least 1, ascending."""
     try:
@@ -306,7 +326,7 @@ def check_place(out: Path) -> Path:
     return target
 
 
-def _former(target: Path, say: Progress) -> Artifact | None:
+def _former(target: Path, say: Lines) -> Artifact | None:
     if not (target / MANIFEST).exists():
         return None
     try:

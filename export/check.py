@@ -29,6 +29,7 @@ Array = NDArray[Any]
 Reference = Callable[["TrialInputs"], Array]
 
 FLOAT32_BOUND = 1e-4
+SOURCE = "the source"
 EPSILON = {"fp16": 2.0**-10, "bf16": 2.0**-7}
 LARGE_BYTES = 1 << 30
 
@@ -85,10 +86,11 @@ def trial_inputs(contract: Contract | DecoderContract, *, large: bool = False) -
     for batch, times in plans:
         x = generator.standard_normal((batch, *contract.shape), dtype=np.float32)
         t = np.resize(np.array(times), batch) if contract.time_rank else np.array(times[-1])
-        yield TrialInputs(x, t, tuple(_random_condition(one, batch, generator) for one in contract.conditions))
+        yield TrialInputs(x, t, tuple(random_condition(one, batch, generator) for one in contract.conditions))
 
 
-def _random_condition(condition: Condition, batch: int, generator: np.random.Generator) -> Array:
+def random_condition(condition: Condition, batch: int, generator: np.random.Generator) -> Array:
+    """[batch, *shape] within the condition's range."""
     shape = (batch, *condition.shape)
     if condition.dtype.startswith("int"):
         low = condition.low if condition.low is not None else int(np.min(condition.default or 0))
@@ -183,7 +185,7 @@ def check_export(
         worst: tuple[float, float, TrialInputs] | None = None
         for case in trial_inputs(contract, large=large):
             wanted = exact(case)
-            _check_finite(wanted, "the source", contract, case)
+            _check_finite(wanted, SOURCE, contract, case.where)
             out = run(case.inputs)
             error, bound = _difference(out, wanted, case, contract, plain)
             if worst is None or error / bound > worst[0] / worst[1]:
@@ -207,23 +209,30 @@ def _difference(
             f"network '{contract.name}': the exported graph returns {list(out.shape)} at {case.where}, "
             f"its source {list(wanted.shape)}; forward must treat every sample alike"
         )
-    _check_finite(out, f"the {contract.precision} graph", contract, case)
+    _check_finite(out, f"the exported {contract.precision} graph", contract, case.where)
     if plain is None:
         scale = float(np.abs(wanted).max()) or 1.0
         return float(np.abs(out - wanted).max()) / scale, FLOAT32_BOUND
     short = plain(case)
-    _check_finite(short, f"PyTorch at {contract.precision}", contract, case)
+    _check_finite(short, f"PyTorch at {contract.precision}", contract, case.where)
     scale = _rms(wanted) or 1.0
     return _rms(out - wanted) / scale, 2 * _rms(short - wanted) / scale + 4 * EPSILON[contract.precision]
 
 
-def _check_finite(values: Array, who: str, contract: Contract | DecoderContract, case: TrialInputs) -> None:
-    if not np.isfinite(values).all():
-        share = 100 * (1 - np.isfinite(values).mean())
-        raise InputError(
-            f"network '{contract.name}': {who} returns NaN or infinity at {case.where} ({share:.0f} % of the values); "
-            + ("check the weights and the time_scale" if contract.precision == "fp32" else "build with bf16 or fp32")
-        )
+def _check_finite(values: Array, who: str, contract: Contract | DecoderContract, where: str) -> None:
+    if np.isfinite(values).all():
+        return
+    share = 100 * (1 - np.isfinite(values).mean())
+    remedy = "build with bf16 or fp32"
+    if contract.precision == "fp32":
+        remedy = "check the weights and the time_scale"
+    if who == SOURCE and isinstance(contract, Contract) and contract.prediction == "edm":
+        remedy = "if it is D(x, sigma), which returns the denoised sample, give schedule='edm' and prediction='x0'"
+    if who != SOURCE and contract.precision == "fp32":
+        remedy = "its source is finite there, so the export changed an operator: write that part of forward otherwise"
+    raise InputError(
+        f"network '{contract.name}': {who} returns NaN or infinity at {where} ({share:.0f} % of the values); {remedy}"
+    )
 
 
 def _rms(values: Array) -> float:

@@ -60,9 +60,9 @@ def _bare(source: Any, text: str | None) -> Described:
 def _hint(text: str) -> str:
     """What a text may be that is no form of network."""
     if text.endswith(WEIGHTS):
-        return "weights without a network; write a function that makes the module and loads them, file.py:factory"
+        return "not known: weights alone; write a function that makes the module and loads them, file.py:factory"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not Path(text).exists():
-        return f"no such folder; if it is a model of a hub, download it first and give its folder (hf download {text})"
+        return f"not known, and no folder; a model of a hub is downloaded first (hf download {text}), give its folder"
     near = difflib.get_close_matches(text, zoo.NAMES, 1)
     return f"not known; did you mean {near[0]}" if near else "not known"
 

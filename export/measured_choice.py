@@ -23,13 +23,14 @@ from torch import Tensor
 from ..engine.compiler.compile import compile as compile_program
 from ..engine.compiler.program import Program
 from ..engine.compiler.schedule import parse_schedule
-from ..engine.compiler.start import default_start, time_of_alpha
+from ..engine.compiler.start import SHORT, default_start, time_of_alpha
 from ..engine.errors import InputError
 from ..engine.progress import Stages
 from ..engine.runtime.noise import noise
 from ..engine.seed_conditions import condition_tables, rows
 
 if TYPE_CHECKING:
+    from ..engine.contract import Contract
     from .network import Network
 
 CALLS, SECONDS = 600, 30.0
@@ -51,6 +52,11 @@ RIVALS: tuple[tuple[str, str, str | None, float | None], ...] = (
     ("ddim", "trailing", None, None),
     ("ddim", "karras", None, None),
 )
+# Before these on a schedule of at most `SHORT` times, where many evaluations come near to the walk over every time.
+SHORT_RIVALS: tuple[tuple[str, str, str | None, float | None], ...] = (
+    ("ddim", "karras:rho=3", None, None),
+    ("pfdiff:k=1,l=1", "uniform", "eps", None),
+)
 
 
 @final
@@ -71,6 +77,8 @@ def measured(source: Network, by_rule: Mapping[int, Program], progress: Stages |
 
     Raises InputError when the network fails.
     """
+    if not _has_typical_inputs(source.contract):
+        return {}
     meter = _Meter(source, progress)
     plans = {nfe: [program, *_rivals(program)] for nfe, program in sorted(by_rule.items())}
     reference = _reference(next(iter(plans.values()))[0])
@@ -103,6 +111,22 @@ def is_remembered(record: Any, by_rule: Program, held: Program | None) -> bool:
         and record.get("rule") == by_rule.digest
         and record.get("program") == held.digest
     )
+
+
+# Conditions.
+def _has_typical_inputs(contract: Contract) -> bool:
+    """Whether there are values to measure with: not for embeddings, say, that have no default."""
+    return all(one.default is not None or one.labels or one.name in _classes(contract) for one in contract.conditions)
+
+
+def _classes(contract: Contract) -> dict[str, Any]:
+    """Every class in turn, for class numbers without a default and without names."""
+    return {
+        one.name: np.arange(one.low, min(one.high, one.low + MOST_SEEDS) + 1)
+        for one in contract.conditions
+        if one.default is None and not one.labels and not one.shape
+        if one.dtype.startswith("int") and one.low is not None and one.high is not None
+    }
 
 
 # The network.
@@ -145,7 +169,7 @@ class _Meter:
         contract = self._source.contract
         drawn = range(SEED, SEED + seeds)
         self._noise = torch.from_numpy(noise(drawn, contract.shape).numpy())
-        self._conditions = rows(condition_tables(contract, None), np.array(drawn, np.uint64))
+        self._conditions = rows(condition_tables(contract, _classes(contract)), np.array(drawn, np.uint64))
 
     def _seconds_of_a_call(self, *, first: bool) -> float:
         """Of the second call where the first prepares what later ones reuse, unless the first alone is hopeless."""
@@ -197,7 +221,8 @@ def _like(program: Program, nfe: int, solver: str, grid: str, basis: str | None,
 def _rivals(program: Program) -> list[Program]:
     process, found = parse_schedule(program.schedule), []
     latest = default_start(program.schedule, program.prediction, program.clip)
-    for solver, grid, basis, alpha in RIVALS:
+    short = process.discrete and latest - process.first < SHORT
+    for solver, grid, basis, alpha in (*SHORT_RIVALS, *RIVALS) if short else RIVALS:
         start = latest if alpha is None else min(latest, time_of_alpha(process, alpha))
         try:
             found.append(_like(program, program.nfe, solver, grid, basis, start))
@@ -207,15 +232,20 @@ def _rivals(program: Program) -> list[Program]:
 
 
 def _reference(program: Program) -> Program:
-    """Error below 0.01 on every network of the study: Karras sigmas where x0 is sensitive, else even times."""
+    """A short schedule is walked whole with DDIM, as in `tune`.
+
+    Elsewhere an error below 0.01 on every network of the study: Karras sigmas where x0 is sensitive, else even times.
+    """
     process = parse_schedule(program.schedule)
     start = default_start(program.schedule, program.prediction, program.clip)
+    every = int(start - process.first) + 1
+    if process.discrete and every <= SHORT:
+        return _like(program, every, "ddim", "uniform", None, start)
     wide = process.prior_scale(start) > 1 or (program.prediction == "eps" and process.velocity != "flow")
     basis = "v" if process.velocity == "flow" else "eps"
     if process.velocity != "flow" and float(process.alpha(start)) == 0:
         basis = "x0"
-    count = min(REFERENCE_NFE, int(start - process.first) + 1) if process.discrete else REFERENCE_NFE
-    return _like(program, count, REFERENCE, "karras" if wide else "uniform", basis, start)
+    return _like(program, REFERENCE_NFE, REFERENCE, "karras" if wide else "uniform", basis, start)
 
 
 def _rms(found: Tensor, truth: Tensor) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -23,20 +24,23 @@ import numpy as np
 from ..engine.contract import PRECISIONS, Condition, Contract
 from ..engine.errors import InputError
 from ..engine.notebook import html_table
+from .check import LARGE_BYTES
 from .decoders.open import OpenedDecoder, open_decoder
 from .describe import describe
 from .described import Given
 from .guidance.apply import Source, guide
+from .sources.from_module import ModuleSource
 from .sources.open import open_source
+from .time_check import doubt_of_time
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import Tensor, nn
 
+    from ..engine.progress import Lines
     from .convention import Convention
     from .decoders.options import Decoder
     from .guidance.options import Guidance
-    from .to_onnx import Progress
 
 FORMAT = "pfdiff network 1"  # part of every digest: changes when the same source would be exported otherwise
 
@@ -72,7 +76,7 @@ class Network:
         self,
         source: nn.Module | str | Path | DiffusionPipeline,
         *,
-        shape: tuple[int, ...] | None = None,
+        shape: int | tuple[int, ...] | None = None,
         schedule: str | None = None,
         prediction: str | None = None,
         conditions: Mapping[str, Condition | Tensor] | None = None,
@@ -91,7 +95,7 @@ class Network:
         decoder: Decoder | nn.Module | str | Path | None = None,
     ) -> None:
         given = Given(
-            shape=None if shape is None else tuple(shape),
+            shape=(shape,) if isinstance(shape, int) else None if shape is None else tuple(shape),
             schedule=schedule,
             prediction=prediction,
             conditions=dict(conditions or {}),
@@ -144,6 +148,17 @@ class Network:
         """What network.onnx will take and predict, at precision fp32 (an ONNX file: its own precision)."""
         return self._source.contract
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What somebody who builds it should know, a line each."""
+        names = self._source.left_out if isinstance(self._source, ModuleSource) else ()
+        if not names:
+            return ()
+        return (
+            f"network '{self.contract.name}': forward's optional {', '.join(names)} keeps its default; to feed it, "
+            f"describe it: conditions={{'{names[0]}': ...}} (--condition {names[0]}:dtype:shape)",
+        )
+
     @cached_property
     def digest(self) -> str:
         """sha256 hex of weights, code and contract, without the decoder's; nothing is exported.
@@ -154,12 +169,13 @@ class Network:
         return hashlib.sha256(b"|".join((FORMAT.encode(), described, self._source.content()))).hexdigest()
 
     def write(
-        self, folder: Path, precision: str = "fp32", progress: Progress | None = None, *, external: bool | None = None
+        self, folder: Path, precision: str = "fp32", progress: Lines | None = None, *, external: bool | None = None
     ) -> Contract:
         """Write network.onnx into the existing `folder` and compare it with the source; the contract of the file.
 
         `external` puts the weights into network.onnx.data (None: above 1 GiB). Raises InputError when the network
-        cannot be exported, differs from its source, or returns NaN; nothing is left behind then.
+        cannot be exported, differs from its source, or returns NaN; nothing is left behind then. Warns of a time or a
+        sign that seems to run the other way.
         """
         if precision not in PRECISIONS:
             raise InputError(f"precision '{precision}', expected one of {', '.join(PRECISIONS)}")
@@ -167,11 +183,14 @@ class Network:
         if progress:
             progress(f"exporting {self.contract.name} to ONNX ({precision})")
         try:
-            return self._source.write(path, precision, external=external)
+            contract = self._source.write(path, precision, external=external)
         except BaseException:
             for one in (path, path.with_name("network.onnx.data")):
                 one.unlink(missing_ok=True)
             raise
+        if path.stat().st_size < LARGE_BYTES and (doubt := doubt_of_time(self.contract, self._source.evaluate)):
+            warnings.warn(doubt, stacklevel=2)
+        return contract
 
     def evaluate(self, x: Tensor, t: Any, conditions: Mapping[str, Any] | None = None) -> Tensor:
         """The prediction [B, *shape] float32 of the source itself, in float32.

@@ -8,9 +8,10 @@ The same module gives the same bytes: what the exporter notes about the source c
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -19,25 +20,16 @@ from torch import Tensor, nn
 
 from ..engine.backends.casting import cast_copy
 from ..engine.contract import Contract, DecoderContract
-from ..engine.errors import InputError
+from ..engine.errors import InputError, first_line
+from ..engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
 
 if TYPE_CHECKING:
     import onnx_ir
 
-Progress = Callable[[str], None]  # told what is done now, in a few words
 OPSET = 21
 # How torch says that a traced size is none but the example's.
 FIXED_BATCH = ("Constraints violated", "ConstraintViolation", "conflicts between user-specified ranges")
 EXTERNAL_ABOVE_BYTES = 1 << 30  # one protobuf file holds at most 2 GiB
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-CONDITION_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "bool": torch.bool,
-}
 
 
 # Evaluation mode and precision.
@@ -84,7 +76,8 @@ def export_module(
     others = tuple(dynamic if one.ndim else {} for one in arguments[1:])
     shapes = (dynamic, others) if others else (dynamic,)
     try:
-        with quiet(), torch.no_grad():
+        # torch prints the whole graph before it says why it cannot export it.
+        with quiet(), _unprinted(), torch.no_grad():
             program = torch.onnx.export(
                 OneBatch(normalised),
                 arguments,
@@ -128,13 +121,13 @@ class OneBatch(nn.Module):
 
 def example_inputs(contract: Contract | DecoderContract, batch: int) -> tuple[Tensor, ...]:
     """x [batch, *shape], t and every condition, zeros of the contract's dtypes (conditions: their lowest value)."""
-    x = torch.zeros(batch, *contract.shape, dtype=DTYPES[contract.precision])
+    x = torch.zeros(batch, *contract.shape, dtype=PRECISION_DTYPES[contract.precision])
     if isinstance(contract, DecoderContract):
         return (x,)
     time_dtype = torch.int64 if contract.time_dtype == "int64" else torch.float32
     t = torch.ones((batch,) if contract.time_rank else (), dtype=time_dtype)
     conditions = (
-        torch.full((batch, *one.shape), one.low or 0, dtype=CONDITION_DTYPES[one.dtype]) for one in contract.conditions
+        torch.full((batch, *one.shape), one.low or 0, dtype=TORCH_DTYPES[one.dtype]) for one in contract.conditions
     )
     return x, t, *conditions
 
@@ -143,7 +136,7 @@ def _explain(error: BaseException, contract: Contract | DecoderContract) -> str:
     root = error
     while root.__cause__ is not None:
         root = root.__cause__
-    line = first_line(root)
+    line = named_line(root)
     if any(words in f"{type(root).__name__} {root}" for words in FIXED_BATCH):
         return _fixed_batch(contract, line)
     if contract.precision != "fp32" and "dtype" in str(root):
@@ -164,10 +157,17 @@ def _fixed_batch(contract: Contract | DecoderContract, found: str) -> str:
     )
 
 
-def first_line(error: BaseException) -> str:
-    """The error's class and the first line of what it says, for a message of one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+def named_line(error: BaseException) -> str:
+    """The error's class and the first line of what it says: of a KeyError the text alone would be a bare name."""
+    line = first_line(error)
+    return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
+
+
+@contextlib.contextmanager
+def _unprinted() -> Iterator[None]:
+    """What is printed inside goes nowhere."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 @contextlib.contextmanager

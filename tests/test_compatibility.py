@@ -21,9 +21,9 @@ THEN = Path(__file__).parent / "data" / "e9258ea"
 # Option by command, beyond those of e9258ea.
 ADDED: dict[str, set[str]] = {
     "bench": {"--seconds"},
-    "build": {"--data-range"},
-    "compare": {"--data-range"},
-    "tune": {"--data-range"},
+    "build": {"--data-range", "--time-map"},
+    "compare": {"--data-range", "--time-map"},
+    "tune": {"--data-range", "--time-map"},
 }
 # Defaults that are others now, by command and option: the default sampler, chosen by rule.
 CHANGED = {("build", "--solver"): "'auto'"}

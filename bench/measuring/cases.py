@@ -171,13 +171,13 @@ def source_of(name: str) -> Network:
 
 
 def update_bytes(engine: Engine, nfe: int, batch: int) -> int:
-    """What the updates of one call must move: of each, states and network's output read, states written."""
+    """Bytes that the updates of one call read (states, network output) and write (states)."""
     program = engine.programs[nfe]
     return nfe * 4 * (2 * program.buffers + 1) * batch * math.prod(engine.contract.shape)
 
 
 def network_bytes(engine: Engine, batch: int) -> int:
-    """What one evaluation must move: every weight, a sample in, a prediction out; float32 samples on a CPU."""
+    """Bytes that one evaluation reads (weights, a sample) and writes (a prediction); float32 samples on a CPU."""
     weights = sum(path.stat().st_size for path in engine.path.glob("network.onnx*"))
     return weights + 8 * batch * math.prod(engine.contract.shape)
 

@@ -26,7 +26,7 @@ Evaluate = Callable[[], torch.Tensor]
 
 @dataclass(frozen=True)
 class CudaOptions:
-    """What a caller may choose about a CUDA backend; a CPU knows none of it.
+    """What a caller may choose about a CUDA backend; a CPU ignores it.
 
     tf32     fp32 networks may round products to TF32's 10 bits of mantissa
     compile  backend torch: through torch.compile; None if the network is an nn.Module and Triton works
@@ -42,10 +42,9 @@ class CudaOptions:
 
 @dataclass(frozen=True)
 class NetworkFiles:
-    """What there is to load: an ONNX file of an engine directory and, when somebody gave it, the module itself.
+    """A network to load: the ONNX file of an engine directory and, if the caller gave it, the module itself.
 
-    The TensorRT backends need the whole artifact, where its plans are kept. `stream`: on a CUDA device, where it runs;
-    None for one of its own.
+    artifact: the engine, in which TensorRT's plans are kept. stream: of a CUDA device; None for a new stream.
     """
 
     onnx: Path

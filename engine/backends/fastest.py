@@ -1,12 +1,12 @@
 """The backend that "auto" means for an engine on this CPU: timed when an engine is first loaded here, and remembered.
 
-Which library evaluates a network in the least time depends on network, machine and versions. Every installed one that
-computes in the engine's own precision evaluates it as a sample does: some times in a row, after a pause. They take
-turns, so that a machine that drifts slows them alike, and each begins when the threads of the last have gone to sleep.
+Which library is the fastest depends on network, machine and versions. Every installed library that computes in the
+engine's precision evaluates the network as a sample does: several times in a row, after a pause. The libraries take
+turns, so that a drift of the machine slows them alike. Each turn begins when the threads of the last are asleep.
 
-The finding is kept in the cache folder, backends.jsonl, under what it depends on, and every later load here takes the
-same backend, so that samples do not change from load to load; deleting the file measures again. Where nothing can be
-kept the default for the precision computes, as it does for what is too short to gain much and for what is too large.
+The result is kept in the cache folder, backends.jsonl, under everything it depends on. Every later load takes the same
+backend, so samples do not change from load to load. Deleting the file measures again. The default for the precision is
+taken without a measurement where nothing can be kept, for networks too short to gain much, and for very large ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TIMED = ("onnxruntime", "openvino")
 KEPT = "backends.jsonl"
 LEAST_MS = 1.0  # an evaluation by the default that takes less is not worth loading another library
 LARGEST_BYTES = 1 << 30  # of weights: two copies of more might not fit into memory
-GAIN = 0.9  # another than the default takes at most this part of its time, or chance would choose between equals
+GAIN = 0.9  # a backend replaces the default only if its time is at most this fraction, so that noise does not decide
 EVALUATIONS = 5  # in a row: a few-step sample's
 TURNS, TURN_S = 3, 0.1  # of each library, seconds of each; at least one row
 QUIET_S = 0.05  # before a turn: ONNX Runtime's threads spin for 30 ms after their work, at another's expense
@@ -80,10 +80,7 @@ def _remembered(
 def _fastest(
     files: NetworkFiles, names: tuple[str, ...], why: str, batch: int, threads: int | None
 ) -> tuple[str, str] | None:
-    """Of the default, the first of `names`, and those of the others that run the network: the one to take, and why.
-
-    None where the default does not run it.
-    """
+    """The fastest of `names` that runs the network, and why; the first is the default. None if the default fails."""
     default, buffers = names[0], list[Buffers]()  # which live as long as what is bound to them
     evaluations: dict[str, Evaluate] = {}
     awake: dict[str, float] = {}

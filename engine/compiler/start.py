@@ -18,6 +18,7 @@ SOUND_ALPHA = 0.01  # where an eps-network starts on a schedule that ends below 
 LOW_ALPHA = 0.005  # linear:1000 ends at 0.0064, vp at 0.0066: those who trained on them sample from the end
 # Below this one pictures break: of an MNIST network on cosine:60 all from alpha 2.6e-4, none from 0.026.
 BROKEN_ALPHA = 0.001
+SHORT = 128  # times of a schedule whose truth is DDIM over every time: the sampler such a network was trained for
 CLEAN = 1 / 3  # sigma / (alpha + sigma) below which a program that starts from noise gives it back
 
 

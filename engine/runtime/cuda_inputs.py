@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..contract import Contract
-from ..tensors import TORCH_DTYPES, array_of, fill, fill_rows
+from ..tensors import TORCH_DTYPES, array_of, fill, fill_rows, lasting
 from .inputs import Inputs
 
 ALIGNMENT_BYTES = 256  # an address that TensorRT and vector loads take
@@ -110,6 +110,7 @@ class InputRing:
             if full and slot.done is not None:
                 slot.done.synchronize()
         else:
-            slot = Slot(InputBlock.of(self._contract, len(self.block.seeds), "cpu", pinned=self._pinned))
+            with lasting():
+                slot = Slot(InputBlock.of(self._contract, len(self.block.seeds), "cpu", pinned=self._pinned))
         self._slots.append(slot)
         return slot

@@ -1,7 +1,7 @@
 """How long a whole sample takes, and how much of it is not the network: all measured in one run, in turns.
 
-A shared machine drifts by more than the few per cent that are looked for, so every round times one whole call and
-beside it the bare evaluations of as many network runs; the overhead is the median of the rounds' ratios.
+A shared machine drifts by more than the few per cent of interest. So every round times one whole call and, beside it,
+its bare evaluations. The overhead is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class TimedParts:
 
     whole: `Engine.sample` of one batch of seeds; network: its `nfe` bare evaluations; updates: its `nfe` updates.
     wrap(launch): starts another launch the same way as these two, so that times are comparable.
-    On a CUDA device they return before it is done, which `timer` takes into account.
+    On a CUDA device they return before the device is done; `timer` takes that into account.
     """
 
     whole: Callable[[], object]

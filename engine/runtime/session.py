@@ -1,7 +1,7 @@
 """Requests of any size on one backend: cut into buckets, one caller at a time, on a CPU or a CUDA device.
 
-The last bucket is padded with copies of its last sample. A sample does not depend on its neighbours, so what stands in
-the padding changes nothing.
+The last bucket is padded with copies of its last sample. A sample does not depend on its neighbours, so padding changes
+nothing.
 """
 
 from __future__ import annotations

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from ...engine.artifact import DECODER
 from ...engine.contract import Contract, DecoderContract
 from ...engine.errors import InputError
+from ...engine.progress import Lines
+from ...engine.tensors import PRECISION_DTYPES
 from ..check import Array, TrialInputs, check_export
 from ..sources.module_call import pick_output
 from ..sources.module_digest import content_digest
-from ..to_onnx import DTYPES, Progress, export_module, first_line, prepared
+from ..to_onnx import export_module, named_line, prepared
 from .options import FORMAT, Constant, Decoder, constants, image_shape, said
 
 
@@ -81,7 +83,7 @@ class ModuleDecoder:
             except Exception as error:  # whatever the user's forward raises
                 raise InputError(
                     f"decoder '{contract.name}': it fails with latents {list(sizes)}, samples of network "
-                    f"'{samples.name}' ({first_line(error)}); give the decoder of this network"
+                    f"'{samples.name}' ({named_line(error)}); give the decoder of this network"
                 ) from error
         return image_shape(contract.name, shape, 1)
 
@@ -92,12 +94,12 @@ class ModuleDecoder:
         content = content_digest(self.module, self._code)
         return hashlib.sha256(b"|".join((FORMAT.encode(), words.encode(), content))).hexdigest()
 
-    def write(self, folder: Path, precision: str, progress: Progress) -> DecoderContract:
+    def write(self, folder: Path, precision: str, progress: Lines) -> DecoderContract:
         """Write decoder.onnx for a network of `precision`, compare it with the module. Raises InputError."""
         safe = "fp32" if precision == "fp16" and self._upcast else precision
         contract = replace(self.contract, precision=self._precision or safe)
         progress(f"exporting the decoder {contract.name} to ONNX ({contract.precision})")
-        dtype = DTYPES[contract.precision]
+        dtype = PRECISION_DTYPES[contract.precision]
         path = folder / DECODER
         with prepared(self.module, dtype) as decode:
             export_module(decode, contract, path)

@@ -14,10 +14,11 @@ import numpy as np
 from ...engine.artifact import DECODER
 from ...engine.contract import Contract, DecoderContract
 from ...engine.errors import InputError
+from ...engine.progress import Lines
 from ..check import Array, OnnxRun, TrialInputs, check_export
 from ..sources.from_onnx import free_names
 from ..sources.onnx_roles import PRECISIONS, Port, external_files, files_digest, fits, listed, ports, read_model
-from ..to_onnx import Progress, save_model
+from ..to_onnx import save_model
 from .options import FORMAT, Decoder, constants, image_shape
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class OnnxDecoder:
         words = json.dumps(self.contract.to_dict(), sort_keys=True)
         return hashlib.sha256(b"|".join((FORMAT.encode(), words.encode(), files_digest(self._files)))).hexdigest()
 
-    def write(self, folder: Path, precision: str, progress: Progress) -> DecoderContract:
+    def write(self, folder: Path, precision: str, progress: Lines) -> DecoderContract:
         """Write decoder.onnx, compare it with the file; `precision`, the network's, changes nothing here."""
         progress(f"writing the decoder {self.contract.name} ({self.contract.precision})")
         path = folder / DECODER

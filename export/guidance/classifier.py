@@ -23,7 +23,7 @@ from ...engine.compiler.schedule import Discrete, Edm, Flow, Schedule, Vp, parse
 from ...engine.contract import Condition, Contract
 from ...engine.errors import InputError
 from ..sources.module_call import Normalised, load_factory
-from ..to_onnx import first_line, quiet
+from ..to_onnx import named_line, quiet
 from .options import NAME, ClassifierGuidance
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def open_classifier(guidance: ClassifierGuidance, contract: Contract) -> Opened:
             except Exception as error:  # whatever the user's forward raises
                 raise InputError(
                     f"guidance: classifier {name} fails with x {list(x.shape)}, t {list(t.shape)} "
-                    f"{contract.time_dtype} ({first_line(error)}); expected forward(x, t) -> logits"
+                    f"{contract.time_dtype} ({named_line(error)}); expected forward(x, t) -> logits"
                 ) from error
             if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != EXAMPLE_BATCH:
                 got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -88,7 +88,7 @@ def open_classifier(guidance: ClassifierGuidance, contract: Contract) -> Opened:
                 gradient = _traced(module, [key for key, _ in held], x, t, classes, values)
             except Exception as error:  # whatever an operator raises that has no gradient
                 raise InputError(
-                    f"guidance: the gradient of classifier {name} cannot be traced ({first_line(error)}); "
+                    f"guidance: the gradient of classifier {name} cannot be traced ({named_line(error)}); "
                     "forward must be differentiable tensor operations only"
                 ) from error
     finally:

@@ -4,14 +4,15 @@
     Network("unet", schedule="scaled_linear:1000", prediction="eps")        one model's folder: config.json and weights
     Network(pipeline)                                           an object; its denoiser and its scheduler are used
 
-Only the denoiser and the decoder (an AutoencoderKL) are loaded, from safetensors; pickled weights (.bin) are executable
-code and are refused. The scheduler's config says schedule, prediction, times, clip and end; the model's config shape,
-conditions and variance.
+Only the denoiser and the decoder (an AutoencoderKL or AutoencoderTiny) are loaded, from safetensors; pickled weights
+(.bin) are executable code and are refused. The scheduler's config says schedule, prediction, times, clip and end; the
+model's config shape, conditions and variance.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,14 +34,22 @@ if TYPE_CHECKING:
 
 WEIGHTS = "diffusion_pytorch_model"
 LATENT_RANGE = (-10.0, 10.0)  # latents have a deviation of 1 and no bounds: far enough out to cut nothing
-DECODER = "AutoencoderKL"
+DECODERS = ("AutoencoderKL", "AutoencoderTiny")
+AUTOENCODERS = ("vae", "vqvae")
+# Parts of a pipeline whose work an engine would leave out.
+STEERING = ("controlnet", "adapter", "motion_adapter", "transformer_2")
+# Words in the names of pipelines that start from a picture, not from noise.
+FROM_PICTURES = ("Img2Img", "Inpaint", "Upscale", "InstructPix2Pix", "Depth2Img", "ImageVariation")
 PARTS = ("unet", "transformer")  # a pipeline's denoiser is one of these
 
 
 @final
 @dataclass(frozen=True)
 class PipelineParts:
-    """A denoiser and what stands beside it. scheduler: its config; vae: the autoencoder; None where there is none."""
+    """A denoiser and what stands beside it. scheduler: its config; vae: the autoencoder, of class `vae_class`.
+
+    None where there is none. held: the names of all parts that the pipeline has.
+    """
 
     name: str
     model: nn.Module | Path
@@ -48,6 +57,8 @@ class PipelineParts:
     scheduler: Mapping[str, Any] | None
     beside: Beside
     vae: nn.Module | Path | None = None
+    vae_class: str = ""
+    held: tuple[str, ...] = ()
 
 
 def open_diffusers(source: Any, given: Given) -> Described | None:
@@ -79,8 +90,9 @@ def _folder(path: Path) -> PipelineParts:
     if part is None:
         raise InputError(f"network '{path}': its pipeline has no folder {' or '.join(PARTS)}, expected its denoiser")
     scheduler = path / "scheduler" / "scheduler_config.json"
-    encoder, vae = path / "text_encoder_2" / "config.json", path / "vae" / "config.json"
-    autoencoder = read_json(vae) if vae.is_file() else {}
+    encoder = path / "text_encoder_2" / "config.json"
+    vae = next((path / one for one in AUTOENCODERS if (path / one / "config.json").is_file()), None)
+    autoencoder = {} if vae is None else read_json(vae / "config.json")
     return PipelineParts(
         name,
         part,
@@ -91,7 +103,9 @@ def _folder(path: Path) -> PipelineParts:
             pooled=read_json(encoder).get("projection_dim") if encoder.is_file() else None,
             pixels=_pixels(autoencoder),
         ),
-        vae.parent if autoencoder.get("_class_name") == DECODER else None,
+        vae,
+        str(autoencoder.get("_class_name", "")),
+        tuple(name for name, kind in index.items() if isinstance(kind, list) and any(kind)),
     )
 
 
@@ -103,7 +117,7 @@ def _object(source: Any) -> PipelineParts | None:
         return None if found is None else PipelineParts(name, source, found, None, Beside())
     part, scheduler, encoder, vae = (
         next((one for key in keys if (one := getattr(source, key, None)) is not None), None)
-        for keys in (PARTS, ("scheduler",), ("text_encoder_2",), ("vae",))
+        for keys in (PARTS, ("scheduler",), ("text_encoder_2",), AUTOENCODERS)
     )
     if part is None or (found := _denoiser_class(part)) is None:
         got = f"a {type(part).__name__}" if part is not None else f"no {' or '.join(PARTS)}"
@@ -118,7 +132,9 @@ def _object(source: Any) -> PipelineParts | None:
             pooled=None if encoder is None else getattr(encoder.config, "projection_dim", None),
             pixels=_pixels({} if vae is None else vae.config),
         ),
-        vae if vae is not None and _class_of(vae, (DECODER,)) else None,
+        vae,
+        "" if vae is None else _class_of(vae, DECODERS) or type(vae).__name__,
+        tuple(key for key, value in source.components.items() if value is not None),
     )
 
 
@@ -129,7 +145,8 @@ def _config_of(scheduler: Any) -> dict[str, Any]:
 
 
 def _pixels(config: Mapping[str, Any]) -> int:
-    return 2 ** (len(config.get("block_out_channels") or (0,) * 4) - 1)
+    blocks = config.get("block_out_channels") or config.get("decoder_block_out_channels") or (0,) * 4
+    return 2 ** (len(blocks) - 1)
 
 
 def _denoiser_class(module: Any) -> str | None:
@@ -220,7 +237,9 @@ def _variant(folder: Path) -> str | None:
 # What it is.
 def _described(parts: PipelineParts, given: Given) -> Described:
     family = FAMILIES[parts.class_name]
-    _check_schedule(parts, given)  # before gigabytes are read
+    # Before gigabytes are read.
+    _check_schedule(parts, given)
+    _check_parts(parts, given)
     model: Any = load_model(parts.model, parts.class_name) if isinstance(parts.model, Path) else parts.model
     model = getattr(model, "_orig_mod", model)
     config: Mapping[str, Any] = model.config
@@ -233,7 +252,9 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         raise InputError(f"shape {list(shape)}, expected [{channels}, height, width] as its in_channels say")
     conditions = _conditions(family, config, shape, parts.beside, given)
     convention = _convention(parts, family, config, shape, given)
-    decoder = load_model(parts.vae, DECODER) if isinstance(parts.vae, Path) else parts.vae
+    decoder = None
+    if given.decoder is None:
+        decoder = load_model(parts.vae, parts.vae_class) if isinstance(parts.vae, Path) else parts.vae
     schedule = given.schedule or (convention.schedule if convention else "")
     flow = parse_schedule(schedule).velocity == "flow"
     return Described(
@@ -250,6 +271,27 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         decoder=decoder,
         convention=convention,
     )
+
+
+def _check_parts(parts: PipelineParts, given: Given) -> None:
+    """Raises InputError for parts that an engine would leave out; warns of a pipeline that starts from a picture."""
+    pipeline = parts.beside.pipeline
+    for name in STEERING:
+        if name in parts.held:
+            raise InputError(
+                f"its pipeline {pipeline} has the part '{name}', which an engine does not hold yet; give the pipeline "
+                "without it, such as StableDiffusionPipeline.from_pipe(pipeline)"
+            )
+    if parts.vae_class not in ("", *DECODERS) and given.decoder is None:
+        raise InputError(
+            f"its autoencoder is of class {parts.vae_class}, expected {' or '.join(DECODERS)}; give decoder= "
+            "(--decoder file.py:factory), a module that makes images of latents"
+        )
+    if any(word in pipeline for word in FROM_PICTURES):
+        warnings.warn(
+            f"{pipeline} starts from a picture, but an engine of it starts from noise: from words to pictures only",
+            stacklevel=2,
+        )
 
 
 def _predicts_variance(config: Mapping[str, Any]) -> bool:

@@ -11,20 +11,29 @@ from torch import nn
 
 from ...engine.contract import Contract
 from ...engine.errors import InputError
+from ...engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
 from ..check import Array, TrialInputs, check_export
 from ..described import Described
-from ..to_onnx import CONDITION_DTYPES, DTYPES, export_module, first_line, prepared
-from .module_call import Call, Normalised, probe, read_conditions, read_signature
+from ..to_onnx import export_module, named_line, prepared
+from .module_call import Call, Normalised, left_out, probe, read_conditions, read_signature
 from .module_digest import content_digest
 
 
 @final
 class ModuleSource:
-    """An nn.Module, how to call it, and the contract of the network.onnx made from it."""
+    """An nn.Module, how to call it, and the contract of the network.onnx made from it.
+
+    left_out: forward's optional parameters that nobody asked for.
+    """
 
     def __init__(self, module: nn.Module, code: bytes, described: Described) -> None:
         self.module: nn.Module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
         self._code = code
+        if isinstance(self.module, torch.jit.ScriptModule):
+            raise InputError(
+                f"network '{described.name}': it is TorchScript, which is not exported; give the nn.Module that was "
+                "traced or scripted"
+            )
         input, time, example = described.input, described.time, described.example
         # Examples beside those of x and the time describe conditions.
         extra = {name: one for name, one in example.items() if name not in ("x", "t", input, time)}
@@ -41,6 +50,7 @@ class ModuleSource:
                 )
             shape = tuple(x.shape[1:])
         channels = shape[0] if described.learned_sigma else None
+        self.left_out = left_out(self.module, parameters)
         self.call = Call(parameters, positional, described.output, channels)
         conditions = read_conditions(self.module, parameters[2:], given)
         contract = described.contract(shape, conditions, time_rank=1 if t is None else min(t.ndim, 1))
@@ -67,7 +77,7 @@ class ModuleSource:
             shapes += [f"{one.name} {[2, *one.shape]} {one.dtype}" for one in contract.conditions]
             raise InputError(
                 f"network '{contract.name}': forward failed with {', '.join(shapes)} "
-                f"({first_line(failures[0])}); correct shape=, conditions= or time_dtype="
+                f"({named_line(failures[0])}); correct shape=, conditions= or time_dtype="
             ) from failures[0]
         single, double = [2, *contract.shape], [2, 2 * contract.shape[0], *contract.shape[1:]]
         wanted = double if contract.learned_sigma else single
@@ -89,24 +99,24 @@ class ModuleSource:
     def evaluate(self, case: TrialInputs, precision: str = "fp32") -> Array:
         """The module on the CPU at `precision`, as float32 [B, *shape]. Raises InputError when forward fails."""
 
-        x = torch.from_numpy(case.x).to(DTYPES[precision])
+        x = torch.from_numpy(case.x).to(PRECISION_DTYPES[precision])
         conditions = (
-            torch.from_numpy(value).to(CONDITION_DTYPES[one.dtype])
+            torch.from_numpy(value).to(TORCH_DTYPES[one.dtype])
             for value, one in zip(case.conditions, self.contract.conditions, strict=True)
         )
-        with prepared(self.module, DTYPES[precision]) as network, torch.no_grad():
+        with prepared(self.module, PRECISION_DTYPES[precision]) as network, torch.no_grad():
             try:
                 out = Normalised(network, self.call)(x, torch.from_numpy(case.t), *conditions)
             except Exception as error:  # whatever the user's forward raises
                 raise InputError(
                     f"network '{self.contract.name}': forward fails at {case.where}, {precision} "
-                    f"({first_line(error)}); it must take any batch size, time and condition that the contract allows"
+                    f"({named_line(error)}); it must take any batch size, time and condition that the contract allows"
                 ) from error
         return out.float().numpy()
 
     def write(self, path: Path, precision: str, *, external: bool | None) -> Contract:
         contract = replace(self.contract, precision=precision)
-        with prepared(self.module, DTYPES[precision]) as network:
+        with prepared(self.module, PRECISION_DTYPES[precision]) as network:
             export_module(Normalised(network, self.call), contract, path, external=external)
         plain = None if precision == "fp32" else lambda case: self.evaluate(case, precision)
         check_export(path, contract, self.evaluate, plain)

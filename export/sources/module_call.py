@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ...engine.contract import Condition, Contract
 from ...engine.errors import InputError
-from ..to_onnx import CONDITION_DTYPES, example_inputs, first_line, prepared
+from ...engine.tensors import TORCH_DTYPES
+from ..to_onnx import example_inputs, named_line, prepared
 from .module_imports import importing_beside
 
 LABEL_NAMES = ("label", "labels", "class_label", "class_labels", "y")  # taken as int64 [B] when nothing else is said
@@ -93,7 +94,7 @@ def load_factory(text: str) -> tuple[nn.Module, bytes]:
             exec(compile(source, path, "exec"), vars(loaded))
         except Exception as error:
             del sys.modules[name]
-            raise InputError(f"network '{text}': {file} cannot be imported ({first_line(error)})") from error
+            raise InputError(f"network '{text}': {file} cannot be imported ({named_line(error)})") from error
         make = getattr(loaded, factory, None)
         if not callable(make):
             own = [key for key, one in vars(loaded).items() if getattr(one, "__module__", "") == name and callable(one)]
@@ -102,7 +103,7 @@ def load_factory(text: str) -> tuple[nn.Module, bytes]:
             module = make()
         except Exception as error:
             raise InputError(
-                f"network '{text}': {factory}() failed ({first_line(error)}); it is called without arguments"
+                f"network '{text}': {factory}() failed ({named_line(error)}); it is called without arguments"
             ) from error
     if not isinstance(module, nn.Module):
         raise InputError(f"network '{text}': {factory}() returned {type(module).__name__}, expected an nn.Module")
@@ -146,11 +147,19 @@ def read_signature(
     return tuple(order), positional
 
 
+def left_out(module: nn.Module, parameters: tuple[str, ...]) -> tuple[str, ...]:
+    """The optional parameters of forward that are not among `parameters`, and so keep their defaults."""
+    kinds = inspect.Parameter
+    variable = (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+    given = inspect.signature(module.forward).parameters.values()
+    return tuple(one.name for one in given if one.kind not in variable and one.name not in parameters)
+
+
 def read_conditions(
     module: nn.Module, names: tuple[str, ...], given: Mapping[str, Condition | Tensor]
 ) -> tuple[Condition, ...]:
     """A Condition for each name: as given, from an example tensor [B, ...], or int64 [B] for a label's name."""
-    known = {tensor: name for name, tensor in CONDITION_DTYPES.items()}
+    known = {tensor: name for name, tensor in TORCH_DTYPES.items()}
     found = []
     for name in names:
         one = given.get(name)
@@ -186,11 +195,19 @@ def probe(module: nn.Module, call: Call, contract: Contract) -> tuple[list[int],
             for one in network.modules()
             if isinstance(one, nn.Embedding)
         ]
+        before = [one._version for one in inputs if not one.is_inference()]
         try:
             out = Normalised(network, replace(call, channels=None))(*inputs)
         finally:
             for handle in handles:
                 handle.remove()
+        after = [one._version for one in inputs if not one.is_inference()]
+        written = [name for name, was, now in zip(call.parameters, before, after, strict=False) if was != now]
+        if written:
+            raise InputError(
+                f"network '{contract.name}': forward writes to its input {written[0]}; write x = x - 0.1 in place of "
+                "x -= 0.1, or copy it first"
+            )
     return list(out.shape), sizes
 
 

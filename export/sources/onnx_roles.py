@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LOWEST_OPSET = 13
 CHUNK_BYTES = 1 << 24
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 X_NAMES = ("x", "x_t", "xt", "sample", "noisy", "noisy_sample", "latent", "latents", "image", "hidden_states", "input")
 TIME_NAMES = (
     "t",
@@ -104,6 +105,12 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise InputError(f"network '{path}': not an ONNX file, or truncated; export or copy it again") from error
     if not model.graph.node or not model.graph.input:
         raise InputError(f"network '{path}': not an ONNX network (a graph without nodes or inputs); export it again")
+    for node in _nodes(model.graph):
+        if node.op_type in RANDOM:
+            raise InputError(
+                f"network '{path}': its operator {node.op_type} '{node.name}' draws random numbers, so that two runs "
+                "differ; export it in evaluation mode, or without that operator"
+            )
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     if opset < LOWEST_OPSET:
         raise InputError(f"network '{path}': opset {opset}, expected {LOWEST_OPSET} or newer; export it again")
@@ -139,6 +146,15 @@ def files_digest(paths: Iterable[Path]) -> bytes:
                 digest.update(block)
         digest.update(b"|")
     return digest.digest()
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Of the graph and of those inside its nodes."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

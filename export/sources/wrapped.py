@@ -33,4 +33,6 @@ def wrapped(
         data_range=contract.data_range,
         example={} if contract.time_rank else {"t": torch.zeros(())},
     )
-    return ModuleSource(module, source.content(), described)
+    made = ModuleSource(module, source.content(), described)
+    made.left_out = source.left_out
+    return made

@@ -16,10 +16,10 @@ from ...engine.cache import ArrayStore
 from ...engine.compiler.compile import compile
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import parse_schedule
+from ...engine.compiler.start import SHORT
 from .budget import Budget
 from .pool import Floats, Pool
 
-SHORT = 128  # times of a schedule that is walked whole
 EVALUATIONS = 200
 BLOCK = 16  # samples computed, and kept, at once
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from pfdiff.bench import gpu
+from pfdiff.bench.suite import test_gpu_step
 
 SLOW = """
 import time
@@ -83,6 +84,12 @@ def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_part_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["tests,speed"]) == 2
     assert capsys.readouterr().err == "make gpu: PARTS=speed, expected some of tests,step,sampler,peers\n"
+
+
+@pytest.mark.parametrize("words", [["--table"], ["--table", "nowhere"], ["--table", ".", "."]])
+def test_a_table_of_nothing(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(words) == 2
+    assert capsys.readouterr().err == f"make gpu: {' '.join(words)}, expected --table and a folder of results\n"
 
 
 def test_every_call_stays_within_its_time() -> None:
@@ -187,6 +194,26 @@ def test_figures_are_timed_by_the_device(tmp_path: Path) -> None:
     [found] = json.loads((tmp_path / "found.json").read_bytes())["benchmarks"]
     assert found["stats"]["data"] == [2.0, 2.0, 2.0]
     assert found["extra_info"]["median_s"] == 2.0
+
+
+def test_the_profiler_comes_after_everything_that_is_timed() -> None:
+    words = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    done = subprocess.run(
+        [*words, "bench/suite/test_gpu_sampler.py"], cwd=gpu.ROOT, capture_output=True, text=True, check=True
+    )
+    found = [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
+    kinds = [name.partition("[")[0] for name in found]
+    assert kinds == ["test_sample"] * kinds.count("test_sample") + ["test_what_a_call_asks_for"] * 3
+    networks = [name.partition("[")[2].partition("-")[0] for name in found if name.endswith("graph]")]
+    assert list(dict.fromkeys(networks)) == ["fashion", "policy", "cifar", "latents"]
+    assert networks.count("latents") == 1
+
+
+@pytest.mark.parametrize("size_mib", test_gpu_step.LAUNCHES)
+def test_a_replay_is_long_beside_its_launch(size_mib: int) -> None:
+    """5 ms, beside 20 us in which the host starts it; a kernel takes its bytes at 4.8 TB/s (H200), or 2 us at least."""
+    each = max(16 * size_mib * test_gpu_step.MIB // 4 / 4.8e12, 2e-6)
+    assert test_gpu_step.LAUNCHES[size_mib] * each >= 5e-3
 
 
 def test_no_test_or_benchmark_is_left_out() -> None:

@@ -251,6 +251,25 @@ def test_clip_follows_the_data(
     assert clips == {"data": 3.0, "1": 1.0, "5": 5.0}
 
 
+def test_a_time_map_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flow network whose time runs from noise to data gives the samples of its twin that runs the other way."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self, turned):\n"
+        "        super().__init__()\n        self.turned = turned\n\n    def forward(self, x, t):\n"
+        "        t = t[:, None, None, None]\n        t = 1 - t if self.turned else t\n        v = x * (0.3 + t)\n"
+        "        return -v if self.turned else v\n\n\ndef plain():\n    return Net(False)\n\n\n"
+        "def turned():\n    return Net(True)\n"
+    )
+    words = ["--shape", "1x2x2", "--schedule", "flow", "--prediction", "flow", "--solver", "ddim", "--nfe", "4"]
+    words += ["--grid", "uniform"]
+    assert main(["build", "net.py:plain", *words, "-o", "plain.engine"]) == 0
+    assert main(["build", "net.py:turned", *words, "--time-map", "1-t", "-o", "turned.engine"]) == 0
+    for name in ("plain", "turned"):
+        assert main(["sample", f"{name}.engine", "--seeds", "0-2", "-o", f"{name}.npy"]) == 0
+    np.testing.assert_allclose(np.load("turned.npy"), np.load("plain.npy"), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -258,7 +277,8 @@ def test_clip_follows_the_data(
         (["w.pt"], "weights alone hold no network; give FILE.py:FACTORY"),
         (["owner/model"], "hf download owner/model --local-dir DIR"),
         (["fashoin"], "did you mean 'fashion'?"),
-        (["fashion", "--prediction", "epsiln"], "did you mean 'epsilon'?"),
+        (["fashion", "--prediction", "epsiln"], "did you mean epsilon?"),
+        (["fashion", "--time-map", "2*u"], "time_map '2*u'"),
     ],
 )
 def test_what_is_often_tried_is_answered(capfd: pytest.CaptureFixture[str], words: list[str], message: str) -> None:

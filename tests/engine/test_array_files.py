@@ -33,6 +33,7 @@ def test_every_format_gives_the_same_array(tmp_path: Path, dtype: str) -> None:
     for name in ("a.npy", "fortran.npy", "b.npz", "c.npz", "d.safetensors"):
         found = read_array(tmp_path / name, ("prompt", "text"))
         assert found.dtype == values.dtype
+        assert found.flags.writeable
         np.testing.assert_array_equal(found, values)
 
 

@@ -45,6 +45,16 @@ class Modes(nn.Module):
         return (x - alpha * x_0) / (1 - alpha**2).sqrt()
 
 
+@pytest.fixture(autouse=True)
+def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the number of seeds does not depend on how busy the machine is."""
+
+    class Clock:
+        monotonic = staticmethod(lambda: 0.0)
+
+    monkeypatch.setattr(measured_choice, "time", Clock)
+
+
 def network(module: nn.Module | None = None) -> pfdiff.Network:
     return pfdiff.Network(module or Modes(), shape=(16,), schedule="linear:1000", prediction="eps", name="modes")
 
@@ -148,3 +158,40 @@ def test_what_is_given_is_not_measured(given, tmp_path):
     with pfdiff.build(network(), 5, out=tmp_path / "e", progress=lines.append, **given):
         pass
     assert not [line for line in lines if "measurement" in line]
+
+
+class Labelled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes = Modes()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        seen.update(label.tolist())
+        return self.modes(x, t)
+
+
+class Prompted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes = Modes()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        return self.modes(x, t) + prompt.mean()
+
+
+seen: set[int] = set()
+
+
+def test_every_class_takes_part_and_what_has_no_typical_value_leaves_the_rule():
+    label = pfdiff.Condition("label", "int64", low=0, high=4)
+    classes = pfdiff.Network(
+        Labelled(), shape=(16,), schedule="linear:1000", prediction="eps", conditions={"label": label}
+    )
+    seen.clear()
+    assert measured(classes, rule(5))
+    assert seen == {0, 1, 2, 3, 4}
+    prompt = pfdiff.Condition("prompt", "float32", (3, 4))
+    prompts = pfdiff.Network(
+        Prompted(), shape=(16,), schedule="linear:1000", prediction="eps", conditions={"prompt": prompt}
+    )
+    assert measured(prompts, rule(5)) == {}

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from pfdiff import BackendError
+from pfdiff import BackendError, InputError
 from pfdiff.bench.measuring.gpu_engines import engine_of, module_of
 from pfdiff.bench.measuring.profiling import (
     allocations,
     allocator_requests,
+    copies,
     graph_launches,
     launches,
     runtime_calls,
@@ -249,6 +250,7 @@ def test_a_call_neither_waits_nor_allocates(fashion: torch.nn.Module) -> None:
         assert not waits(calls), calls
         assert not allocations(calls), calls
         assert launches(calls) <= 2  # the graph, and at most the copy of the result as a kernel
+        assert sum(copies(calls).values()) <= 2  # seeds and conditions from the host, the result on the device
         assert allocator_requests(lambda: engine.sample(seeds=range(8), label=1)) <= 1  # the result
 
 
@@ -299,11 +301,12 @@ def test_two_engines_in_two_threads() -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a capture may find the other thread busy and go on without a graph
-        threads = [threading.Thread(target=work, args=(which,)) for which in (0, 1)]
+        threads = [threading.Thread(target=work, args=(which,), daemon=True) for which in (0, 1)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(timeout=40)
+    assert not any(thread.is_alive() for thread in threads), "a deadlock"
     assert not errors
     with small_engine() as engine:
         for which in (0, 1):
@@ -386,3 +389,13 @@ def test_inputs_may_be_on_the_device() -> None:
         x = engine.sample(noise=noise([1], SHAPE, "cuda"), nfe=4, label=label)
         assert x.device.type == "cuda"
         assert torch.equal(x, engine.sample(noise=noise([1], SHAPE, "cuda").cpu(), nfe=4, label=4))
+        shift = torch.full((1, 3, 1), 0.25, device="cuda")
+        calls = runtime_calls(lambda: engine.sample(noise=noise([1], SHAPE, "cuda"), nfe=4, label=label, shift=shift))
+        assert not waits(calls), calls
+        assert torch.equal(
+            engine.sample(seeds=[1], nfe=4, label=label, shift=shift),
+            engine.sample(seeds=[1], nfe=4, label=4, shift=shift.cpu()),
+        )
+        wrong = torch.tensor([10**6], device="cuda")
+        with pytest.raises(InputError, match="'label'"):  # a kind of batch that was not run yet: values are looked at
+            engine.sample(seeds=range(8), nfe=6, label=wrong.expand(8))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import pfdiff
-from pfdiff.engine.cache import ArrayStore, Journal, cache_folder, content_key
+from pfdiff.engine.cache import ArrayStore, content_key
 from pfdiff.engine.compiler.start import default_start
 from pfdiff.engine.seed_conditions import conditions_of
 from pfdiff.quality.criteria.error import ErrorCriterion
@@ -221,41 +221,6 @@ def test_reference_is_far_more_exact_than_what_it_judges():
         found = program.evaluate(oracle.network(prediction), noise)
         exact = oracle.flow(noise * scale, start, oracle.schedule.clean)
         assert np.abs(found - exact).max() < 0.01, schedule
-
-
-# The cache.
-@pytest.mark.parametrize(
-    ("xdg", "home", "expected"),
-    [("/x", "/h", "/x/pfdiff"), ("", "/h", "/h/.cache/pfdiff"), ("relative", "/h", "/h/.cache/pfdiff")],
-)
-def test_cache_folder_follows_the_environment(monkeypatch, xdg, home, expected):
-    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
-    monkeypatch.setenv("HOME", home)
-    assert cache_folder().as_posix() == expected
-
-
-def test_cache_folder_without_a_home(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", "")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert cache_folder().parent == tmp_path
-
-
-def test_cache_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(pfdiff.InputError, match="set XDG_CACHE_HOME"):
-        ArrayStore(tmp_path / "file" / "x").put("a", np.zeros(1, np.float32))
-    with pytest.raises(pfdiff.InputError, match="set XDG_CACHE_HOME"):
-        Journal(tmp_path / "file" / "x.jsonl").put("a", 1)
-
-
-def test_journal_survives_a_cut_line(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    Journal(path).put("a", 1.5)
-    with path.open("a") as file:
-        file.write('["b", 2')
-    again = Journal(path)
-    assert (again.get("a"), again.get("b")) == (1.5, None)
 
 
 # pfdiff.tune.

@@ -197,6 +197,12 @@ def test_every_answer_is_checked(call: str, message: str, recorder: Recorder) ->
     assert "\n" not in str(caught.value)
 
 
+def test_no_size_is_no_answer(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "update_device_memory_size_for_shapes", lambda: 0)
+    with pytest.raises(BackendError, match="cannot tell how much memory batch 8 needs; its log has the reason"):
+        opened(recorder).bind(buffers())
+
+
 def test_a_network_that_cannot_be_captured_is_known_before_the_capture(recorder: Recorder) -> None:
     recorder.refuse.add("capturable")
     backend = opened(recorder)

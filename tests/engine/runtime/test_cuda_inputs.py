@@ -102,6 +102,15 @@ def test_the_hosts_memory_is_written_again_when_its_call_is_done() -> None:
     assert first.done.waited == 0
 
 
+def test_the_hosts_memory_outlives_inference_mode() -> None:
+    ring = InputRing(MANY, 2, CPU)
+    with torch.inference_mode(), torch.device("meta"):
+        first = ring.load(inputs(2, text=np.ones((5, 3))))
+    second = ring.load(inputs(2, text=np.zeros((5, 3))))  # writes bfloat16 by torch, into what was made inside
+    assert second is first
+    assert ring.block.conditions[0].unique().tolist() == [0.0]
+
+
 def test_a_host_far_ahead_waits_for_the_oldest_call() -> None:
     ring = InputRing(MANY, 2, CPU)
     slots = []
@@ -141,7 +150,7 @@ def test_tensors_on_the_device_are_not_read(on_device: None, monkeypatch: pytest
     ("values", "message"),
     [
         ({"label": torch.tensor([1, 10])}, r"'label': got 1..10, expected values in 0..9 \(int64\)"),
-        ({"text": torch.full((5, 3), torch.nan)}, "'text': got NaN or infinity, expected finite numbers"),
+        ({"text": torch.full((5, 3), torch.nan)}, "'text': got NaN.* expected finite numbers"),
         ({"scale": torch.tensor(1e6)}, r"'scale': got 1000000.0, expected values in .* \(float16\)"),
     ],
 )

@@ -1,0 +1,47 @@
+"""Does the network's time run the way its description says? Noised zeros tell, without any data.
+
+With x_0 = 0 the state is x_t = sigma_t eps, and a network that has learned anything predicts a part of eps:
+
+    <out, eps> / <eps, eps>  is about 1 for `eps` and `flow`, about alpha_t for `v`
+
+A network whose time or sign is the other way round predicts the reverse at the noisiest time or in the middle. An
+untrained one predicts neither, and nothing is said of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..engine.compiler.schedule import parse_schedule
+from ..engine.contract import Contract
+from .check import Array, TrialInputs, random_condition
+
+REVERSED = (-1.3, -0.7)  # the share of eps that a reversed network predicts
+AGAINST = -0.8  # the cosine between such a prediction and eps, at most
+
+
+def doubt_of_time(contract: Contract, evaluate: Callable[[TrialInputs], Array]) -> str | None:
+    """One line where the prediction points against the noise; None where nothing is wrong or can be said."""
+    if contract.prediction not in ("eps", "flow"):
+        return None
+    process, generator = parse_schedule(contract.schedule), np.random.default_rng(0)
+    batch = contract.fixed_batch or 2
+    middle = float(process.time_from_lambda(0.0))
+    for time in (process.last, round(middle) if process.discrete else middle):
+        noise = generator.standard_normal((batch, *contract.shape), dtype=np.float32)
+        scale = contract.time_scale
+        fed = contract.feed_times([round(time * scale) / scale if contract.time_dtype == "int64" else time])
+        t = np.resize(fed, batch) if contract.time_rank else np.array(fed[0])
+        conditions = tuple(random_condition(one, batch, generator) for one in contract.conditions)
+        x = (noise * process.sigma(time)).astype(np.float32)
+        out = evaluate(TrialInputs(x, t, conditions))
+        product, length = float(np.vdot(out, noise)), float(np.linalg.norm(noise))
+        share, cosine = product / length**2, product / (length * float(np.linalg.norm(out)) or 1.0)
+        if REVERSED[0] < share < REVERSED[1] and cosine < AGAINST:
+            return (
+                f"network '{contract.name}': it predicts {share:.2f} of the noise at time {time:g}, expected about 1: "
+                "its time or its sign seems to run the other way; see time_map (1-t) and prediction (-flow)"
+            )
+    return None

@@ -1,0 +1,238 @@
+"""Networks, files and pipelines that were read wrongly or refused by many lines: the right value, or one line."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+import pfdiff
+from pfdiff.cli import main
+from pfdiff.engine.errors import InputError
+from pfdiff.export.network import Network
+
+WORDS: dict[str, Any] = {"schedule": "linear:1000", "prediction": "eps"}
+SHAPE = (1, 8, 8)
+FACTORIES = """
+import warnings
+import torch
+from torch import nn
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+    def forward(self, x, t):
+        return self.layer(x) * t.reshape(-1, 1, 1, 1)
+class Branch(nn.Module):
+    def forward(self, x, t):
+        return x if t[0] > 500 else 2 * x
+class InPlace(nn.Module):
+    def forward(self, x, t):
+        x *= 0.9
+        return x
+def traced():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        return torch.jit.trace(Plain(), (torch.zeros(2, 1, 8, 8), torch.zeros(2)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("traced", "it is TorchScript"),
+        ("Branch", "cannot be exported to ONNX"),
+        ("InPlace", "forward writes to its input x"),
+    ],
+)
+def test_a_module_that_cannot_be_exported_is_one_line(
+    factory: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nets.py").write_text(FACTORIES)
+    options = ["--shape", "1x8x8", "--schedule", "linear:1000", "--prediction", "eps", "--nfe", "2"]
+    assert main(["build", f"{tmp_path / 'nets.py'}:{factory}", *options, "-o", str(tmp_path / "x.engine")]) == 2
+    out, error = capfd.readouterr()
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not out
+    assert not (tmp_path / "x.engine").exists()
+
+
+def test_a_shape_of_one_number() -> None:
+    class Line(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return x * 0.5
+
+    assert Network(Line(), shape=2, **WORDS).contract.shape == (2,)
+
+
+def test_a_denoiser_taken_for_raw_edm_is_told(tmp_path: Path) -> None:
+    class D(nn.Module):
+        """D(x, sigma), of c_noise = log(sigma) / 4, which a negative sigma breaks."""
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            return x * sigma.log().reshape(-1, 1, 1, 1)
+
+    network = Network(D(), shape=SHAPE, schedule="edm", prediction="edm")
+    with pytest.raises(InputError, match=r"the source returns NaN.*give schedule='edm' and prediction='x0'"):
+        network.write(tmp_path)
+
+
+def test_a_graph_that_is_nan_where_its_source_is_not_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fine(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return x * 0.5
+
+    monkeypatch.setattr("pfdiff.export.check.OnnxRun.__call__", lambda self, values: values[0] * np.float32("nan"))
+    with pytest.raises(InputError, match=r"the exported fp32 graph returns NaN.*its source is finite there"):
+        Network(Fine(), shape=SHAPE, **WORDS).write(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("weights.safetensors", "file.py:factory"),
+        ("weights.pt", "file.py:factory"),
+        ("runwayml/stable-diffusion-v1-5", "hf download runwayml/stable-diffusion-v1-5"),
+        ("fasion", "did you mean fashion"),
+    ],
+)
+def test_a_network_by_a_name_that_is_none(text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        Network(text, **WORDS)
+    assert "\n" not in str(caught.value)
+
+
+def test_predictions_by_diffusers_names() -> None:
+    for name, ours in (("epsilon", "eps"), ("sample", "x0"), ("v_prediction", "v")):
+        assert Network("fashion", prediction=name).contract.prediction == ours
+
+
+# What is left out.
+class Optional(nn.Module):
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        return x * 0.5 if y is None else x * y.reshape(-1, 1, 1, 1)
+
+
+def test_an_optional_input_is_fed_or_told(tmp_path: Path) -> None:
+    lines: list[str] = []
+    settings: dict[str, Any] = {"solver": "ddim", "grid": "uniform", "progress": lines.append}
+    pfdiff.build(Network(Optional(), shape=SHAPE, **WORDS), 2, **settings, out=tmp_path / "x.engine").close()
+    assert any("optional y keeps its default" in line and "--condition y:" in line for line in lines)
+    fed = Network(Optional(), shape=SHAPE, **WORDS, conditions={"y": pfdiff.Condition("y", "float32")})
+    assert fed.contract.inputs == ("x", "t", "y")
+    assert not fed.notes
+
+
+# ONNX files.
+def test_a_file_that_draws_random_numbers_is_refused(tmp_path: Path) -> None:
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1, 8, 8]) for name in ("x", "out")]
+    time = helper.make_tensor_value_info("t", TensorProto.FLOAT, ["n"])
+    nodes = [
+        helper.make_node("RandomNormalLike", ["x"], ["noise"], "dropout"),
+        helper.make_node("Add", ["x", "noise"], ["out"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [ends[0], time], [ends[1]])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "net.onnx")
+    with pytest.raises(InputError, match="RandomNormalLike 'dropout' draws random numbers"):
+        Network(tmp_path / "net.onnx", **WORDS)
+
+
+# Directions.
+class Gaussian(nn.Module):
+    """The exact velocity of data N(0, 0.2^2) with noise at t = 1, as it is or the other way round."""
+
+    def __init__(self, direction: str = "") -> None:
+        super().__init__()
+        self.direction = direction
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        t = t.reshape(-1, 1, 1, 1)
+        t = 1 - t if "time" in self.direction else t
+        out = x * (t - 0.04 * (1 - t)) / (t**2 + 0.04 * (1 - t) ** 2)
+        return -out if "sign" in self.direction else out
+
+
+@pytest.mark.parametrize("direction", ["time", "sign", "time and sign"])
+def test_a_network_that_runs_the_other_way_is_warned_of(direction: str, tmp_path: Path) -> None:
+    words: dict[str, Any] = {"shape": SHAPE, "schedule": "flow"}
+    with pytest.warns(UserWarning, match="seems to run the other way"):
+        Network(Gaussian(direction), **words, prediction="flow").write(tmp_path)
+
+
+def test_a_network_that_is_described_rightly_is_not(tmp_path: Path) -> None:
+    words: dict[str, Any] = {"shape": SHAPE, "schedule": "flow"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Network(Gaussian(), **words, prediction="flow").write(tmp_path)
+        Network(Gaussian("time and sign"), **words, prediction="flow", time_map="1-t").write(tmp_path)
+        Network(Gaussian("sign"), **words, prediction="-flow").write(tmp_path)
+        Network("fashion").write(tmp_path)
+
+
+# Pipelines.
+def small_pipeline() -> Any:
+    small = pytest.importorskip("pfdiff.tests.small.diffusers")
+    return small.pipeline_of(small.FAMILIES["sd1"])
+
+
+@pytest.mark.filterwarnings("ignore:.*torchvision.*")
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+def test_pipelines_whose_parts_an_engine_would_leave_out(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    pipeline = small_pipeline()
+    control = diffusers.ControlNetModel.from_unet(pipeline.unet)
+    parts = {**pipeline.components, "controlnet": control}
+    steered = diffusers.StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
+    with pytest.raises(InputError, match=r"has the part 'controlnet'.*from_pipe"):
+        Network(steered)
+    steered.save_pretrained(tmp_path / "steered")
+    with pytest.raises(InputError, match="has the part 'controlnet'"):
+        Network(tmp_path / "steered")
+    picture = diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    with pytest.warns(UserWarning, match="starts from a picture"):
+        Network(picture)
+    words = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4}
+    pipeline.vae = diffusers.VQModel(**words)
+    with pytest.raises(InputError, match="its autoencoder is of class VQModel, expected AutoencoderKL or Autoen"):
+        Network(pipeline)
+
+
+@pytest.mark.filterwarnings("ignore:.*torchvision.*")
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+def test_a_tiny_autoencoder_decodes(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    pipeline = small_pipeline()
+    torch.manual_seed(0)
+    blocks = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
+    layers = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    pipeline.vae = diffusers.AutoencoderTiny(**blocks, **layers, latent_channels=4).eval()
+    pipeline.save_pretrained(tmp_path / "tiny")
+    prompt = torch.zeros(77, 8)
+    for source in (pipeline, tmp_path / "tiny"):
+        out = tmp_path / "tiny.engine"
+        with pfdiff.build(source, 2, "ddim", backend="onnxruntime", out=out) as engine:
+            latents = engine.sample(seeds=[3], nfe=2, prompt_embeds=prompt)
+            images = engine.images(seeds=[3], nfe=2, prompt_embeds=prompt)
+    with torch.no_grad():
+        expected = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    pixels = ((expected.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1)
+    assert tuple(images.shape) == (1, 16, 16, 3)
+    assert (images.float() - pixels).abs().max() <= 1
+
+
+def test_whole_times_on_a_continuous_schedule_are_asked_for_as_whole(tmp_path: Path) -> None:
+    class Whole(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            if t.dtype != torch.int64:
+                raise TypeError("int64, please")
+            return x * 0.5
+
+    Network(Whole(), shape=SHAPE, schedule="vp", prediction="eps", time_scale=1000.0).write(tmp_path)
