@@ -95,7 +95,7 @@ def _npy(file: Any, size: int, where: str) -> NDArray[Any]:
 def _filled(file: Any, count: int, dtype: np.dtype[Any], where: str) -> NDArray[Any]:
     """The next `count` numbers of an open file, in memory of their own, which may be written to."""
     values = np.empty(count, dtype)
-    view, done = memoryview(values.view(np.uint8)), 0
+    view, done = values.view(np.uint8).data, 0
     while done < len(view):
         read = file.readinto(view[done:])
         if not read:

@@ -1,10 +1,12 @@
 """The engine directory: read, verified, and written so that it is at any moment either the former engine or the new.
 
     faces.engine/
-        engine.json       {format, provenance, contract, batch, precision, programs, files, digest}; decoder, if any;
+        engine.json       {format, provenance, contract, batch, precision, programs, files, digest}; if there
+                          are any: decoder, text_encoders, image_encoder;
                           alphas: the numbers of a schedule `alphas:FILE`, which the contract names by their SHA-256
         network.onnx      and its external data files, if any
         decoder.onnx      of a latent model, likewise
+        encoders/         text encoders with their tokenizers, and image.onnx, a latent model's way from pictures
         plans/            a local cache, never listed in `files`
 
 `files` maps each name to its SHA-256 and size. `digest` is the SHA-256 of the manifest without that entry. Both find
@@ -26,14 +28,17 @@ from typing import Any, SupportsIndex, final
 from .atomic import part_prefix, replacing, writing
 from .compiler.program import Program
 from .compiler.schedule import held_alphas, hold_alphas
-from .contract import Contract, DecoderContract
+from .contract import AnyContract, Contract, DecoderContract
 from .errors import EngineFileError, InputError
+from .text_encoders import TextEncoders
 
 FORMAT = 1
 MANIFEST = "engine.json"
 PART = part_prefix(MANIFEST)  # begins the name of a manifest that is being written
 NETWORK = "network.onnx"
 DECODER = "decoder.onnx"
+ENCODERS = "encoders"
+IMAGE_ENCODER = f"{ENCODERS}/image.onnx"
 PLANS = "plans"
 KEYS = ("format", "provenance", "contract", "batch", "precision", "programs", "files", "digest")
 LARGEST_MANIFEST_BYTES = 64 << 20
@@ -53,7 +58,8 @@ class FileRecord:
 class Artifact:
     """The content of an engine directory. `batch`: ascending bucket sizes; `programs`: by NFE; `files`: by name.
 
-    `decoder`: input and output of decoder.onnx; None where samples are not decoded.
+    `decoder`: input and output of decoder.onnx; None where samples are not decoded. `text_encoders`: what turns prompts
+    into conditions. `image_encoder`: input and output of encoders/image.onnx, which takes images and makes latents.
     """
 
     path: Path
@@ -64,6 +70,8 @@ class Artifact:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     decoder: DecoderContract | None = None
+    text_encoders: TextEncoders | None = None
+    image_encoder: DecoderContract | None = None
 
     @property
     def network_path(self) -> Path:
@@ -82,9 +90,14 @@ class Artifact:
         return self.programs[operator.index(nfe)]
 
     @property
-    def contracts(self) -> Mapping[str, Contract | DecoderContract]:
+    def contracts(self) -> Mapping[str, AnyContract]:
         """The contract of each network by its file."""
-        return {NETWORK: self.contract, **({DECODER: self.decoder} if self.decoder else {})}
+        return {
+            NETWORK: self.contract,
+            **({DECODER: self.decoder} if self.decoder else {}),
+            **({one.file: one.contract for one in self.text_encoders.encoders} if self.text_encoders else {}),
+            **({IMAGE_ENCODER: self.image_encoder} if self.image_encoder else {}),
+        }
 
 
 # Reading.
@@ -104,7 +117,10 @@ def read_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artif
         batch = tuple(content["batch"])
         files = {name: FileRecord(**record) for name, record in content["files"].items()}
         precision, provenance = content["precision"], dict(content["provenance"])
-        decoder = DecoderContract.from_dict(content["decoder"]) if "decoder" in content else None
+        decoder, images = (
+            DecoderContract.from_dict(content[key]) if key in content else None for key in ("decoder", "image_encoder")
+        )
+        texts = TextEncoders.from_dict(content["text_encoders"], contract) if "text_encoders" in content else None
     except (InputError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(folder, str(error)) from None
     for nfe, program in programs.items():
@@ -116,8 +132,11 @@ def read_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artif
         raise _damaged(folder, f"precision {precision!r}, the contract says {contract.precision!r}")
     if decoder is not None and decoder.shape != contract.shape:
         raise _damaged(folder, f"its decoder takes {list(decoder.shape)}, the network makes {list(contract.shape)}")
-    artifact = Artifact(folder, contract, tuple(sorted(set(batch))), precision, programs, provenance, files, decoder)
-    for name in artifact.contracts:
+    if images is not None and images.image != contract.shape:
+        raise _damaged(folder, f"its image encoder makes {list(images.image)}, samples are {list(contract.shape)}")
+    sizes = tuple(sorted(set(batch)))
+    artifact = Artifact(folder, contract, sizes, precision, programs, provenance, files, decoder, texts, images)
+    for name in (*artifact.contracts, *(one.tokenizer for one in (texts.encoders if texts else ()))):
         if name not in files:
             raise _damaged(folder, f"'{name}' is not among its files")
     for name, record in files.items():
@@ -212,6 +231,10 @@ def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
     }
     if artifact.decoder is not None:
         content["decoder"] = artifact.decoder.to_dict()
+    if artifact.text_encoders is not None:
+        content["text_encoders"] = artifact.text_encoders.to_dict()
+    if artifact.image_encoder is not None:
+        content["image_encoder"] = artifact.image_encoder.to_dict()
     if (alphas := held_alphas(artifact.contract.schedule)) is not None:
         content["alphas"] = alphas
     content["digest"] = _digest(content)
@@ -235,8 +258,12 @@ def sha256_of(path: Path) -> str:
 
 def network_digest(artifact: Artifact, file: str = NETWORK) -> str:
     """SHA-256 over a network's files, external data included, as the manifest has them."""
-    decoders = file == DECODER
-    own = ((name, one.sha256) for name, one in artifact.files.items() if name.startswith(DECODER) == decoders)
+    others = (DECODER, f"{ENCODERS}/")  # the network's are all but these
+    own = (
+        (name, one.sha256)
+        for name, one in artifact.files.items()
+        if (not name.startswith(others) if file == NETWORK else name.startswith(file))
+    )
     return hashlib.sha256(json.dumps(sorted(own)).encode()).hexdigest()
 
 

@@ -97,6 +97,11 @@ class Contract:
         return (self.input, self.time, *(condition.name for condition in self.conditions))
 
     @property
+    def input_dtype(self) -> str:
+        """Of x: a precision, or int64."""
+        return self.precision
+
+    @property
     def output_shape(self) -> tuple[int, ...]:
         """Of one sample's prediction."""
         return self.shape
@@ -220,6 +225,11 @@ class DecoderContract:
         return (self.input,)
 
     @property
+    def input_dtype(self) -> str:
+        """Of the latents: a precision."""
+        return self.precision
+
+    @property
     def output_shape(self) -> tuple[int, ...]:
         """Of one image."""
         return self.image
@@ -232,3 +242,62 @@ class DecoderContract:
     def from_dict(cls, plain: Mapping[str, Any]) -> DecoderContract:
         """Read `to_dict` data. Raises InputError that names a missing, unknown or unfit field."""
         return cls(**read_fields("decoder", cls, plain))
+
+
+@dataclass(frozen=True)
+class TextEncoderContract:
+    """Input and output of a text encoder: encoded [batch, size] = encoder(tokens int64 [batch, 2, length]).
+
+    tokens[:, 0] are the ids of a prompt, tokens[:, 1] its attention mask. `encoded` holds all conditions that a prompt
+    stands for, flattened, one after the other, zero where another encoder of the engine has to say something: the
+    encoders of an engine are added up.
+    """
+
+    name: str
+    length: int
+    size: int
+    input: str = "tokens"
+    output: str = "encoded"
+    fixed_batch: int | None = None
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for field in ("input", "output"):
+            check_name(f"text encoder: {field}", getattr(self, field))
+        for field in ("length", "size"):
+            value = getattr(self, field)
+            if not (is_integer(value) and value >= 1):
+                raise InputError(f"text encoder: {field} {value!r}, expected an integer of at least 1")
+        check_choice("text encoder: precision", self.precision, PRECISIONS)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one prompt's tokens."""
+        return (2, self.length)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The name of the tokens, in a tuple like a network's inputs."""
+        return (self.input,)
+
+    @property
+    def input_dtype(self) -> str:
+        """Of the tokens."""
+        return "int64"
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of one encoded prompt."""
+        return (self.size,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, every field present; `from_dict` reads it back."""
+        return {field.name: as_json(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> TextEncoderContract:
+        """Read `to_dict` data. Raises InputError that names a missing, unknown or unfit field."""
+        return cls(**read_fields("text encoder", cls, plain))
+
+
+AnyContract = Contract | DecoderContract | TextEncoderContract  # of one ONNX file of an engine

@@ -12,7 +12,7 @@ one sample, and two.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..engine.compiler.basis import PRECONDITIONED
 from ..engine.compiler.schedule import parse_schedule
-from ..engine.contract import Condition, Contract, DecoderContract
+from ..engine.contract import AnyContract, Condition, Contract, DecoderContract
 from ..engine.errors import InputError
 
 Array = NDArray[Any]
@@ -87,6 +87,11 @@ def trial_inputs(contract: Contract | DecoderContract, *, large: bool = False) -
         x = generator.standard_normal((batch, *contract.shape), dtype=np.float32)
         t = np.resize(np.array(times), batch) if contract.time_rank else np.array(times[-1])
         yield TrialInputs(x, t, tuple(random_condition(one, batch, generator) for one in contract.conditions))
+
+
+def _random_inputs(contract: AnyContract, *, large: bool) -> Iterator[TrialInputs]:
+    assert isinstance(contract, (Contract, DecoderContract)), "a text encoder takes no random tokens"
+    return trial_inputs(contract, large=large)
 
 
 def random_condition(condition: Condition, batch: int, generator: np.random.Generator) -> Array:
@@ -170,11 +175,16 @@ def widen(path: Path, folder: Path) -> Path:
 
 # The comparison.
 def check_export(
-    path: Path, contract: Contract | DecoderContract, exact: Reference, plain: Reference | None = None
+    path: Path,
+    contract: AnyContract,
+    exact: Reference,
+    plain: Reference | None = None,
+    cases: Sequence[TrialInputs] = (),
 ) -> float:
     """Compare the graph at `path` with its source; the largest relative difference found.
 
     `exact(case)` is the source in float32, `plain(case)` plain PyTorch at the contract's precision (None for fp32).
+    cases: in place of random inputs, which a text encoder does not take.
     Raises InputError, one line, that names the largest difference, its time and batch.
     """
     data = path.with_name(path.name + ".data")
@@ -183,7 +193,7 @@ def check_export(
         graph = widen(path, Path(folder)) if contract.precision == "bf16" else path
         run = OnnxRun(graph, contract.inputs, contract.output, large=large)
         worst: tuple[float, float, TrialInputs] | None = None
-        for case in trial_inputs(contract, large=large):
+        for case in cases or _random_inputs(contract, large=large):
             wanted = exact(case)
             _check_finite(wanted, SOURCE, contract, case.where)
             out = run(case.inputs)
@@ -202,7 +212,7 @@ def check_export(
 
 
 def _difference(
-    out: Array, wanted: Array, case: TrialInputs, contract: Contract | DecoderContract, plain: Reference | None
+    out: Array, wanted: Array, case: TrialInputs, contract: AnyContract, plain: Reference | None
 ) -> tuple[float, float]:
     if out.shape != wanted.shape:
         raise InputError(
@@ -219,7 +229,7 @@ def _difference(
     return _rms(out - wanted) / scale, 2 * _rms(short - wanted) / scale + 4 * EPSILON[contract.precision]
 
 
-def _check_finite(values: Array, who: str, contract: Contract | DecoderContract, where: str) -> None:
+def _check_finite(values: Array, who: str, contract: AnyContract, where: str) -> None:
     if np.isfinite(values).all():
         return
     share = 100 * (1 - np.isfinite(values).mean())

@@ -20,7 +20,7 @@ ROOMS = (
     ("backends",),
     ("plans",),
     ("artifact",),
-    ("seed_conditions",),
+    ("seed_conditions", "text_encoders"),
     ("contract",),
     ("condition", "cache", "device"),
     ("compiler", "json_fields", "atomic"),

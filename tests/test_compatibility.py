@@ -21,8 +21,9 @@ THEN = Path(__file__).parent / "data" / "e9258ea"
 # Option by command, beyond those of e9258ea.
 ADDED: dict[str, set[str]] = {
     "bench": {"--seconds"},
-    "build": {"--data-range", "--time-map"},
+    "build": {"--data-range", "--time-map", "--lora", "--controlnet", "--no-encoders"},
     "compare": {"--data-range", "--time-map"},
+    "sample": {"--prompt", "--negative-prompt", "--image", "--strength", "--strength-counts"},
     "tune": {"--data-range", "--time-map"},
 }
 # Defaults that are others now, by command and option: the default sampler, chosen by rule.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...engine.contract import Condition
 from ..convention import Convention
-from .family import Beside, Config, in_dtype_of, square
+from .family import Beside, Config, Prompting, in_dtype_of, square
 
 ALIASES: Mapping[str, str] = {}
 TIME_UNIT: float = 1.0
@@ -33,6 +33,10 @@ def patches(config: Config, shape: tuple[int, ...]) -> int:
 
 def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
     return (Condition("class_labels", "int64", low=0, high=int(config["num_embeds_ada_norm"])),)
+
+
+def prompting(config: Config) -> Prompting | None:
+    return None
 
 
 def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...engine.contract import Condition
 from ..convention import Convention
-from .family import Beside, Config, in_dtype_of, square, text
+from .family import Beside, Config, Part, Prompting, in_dtype_of, square, text
 
 TOKENS = {"PixArtSigmaPipeline": 300, "PixArtAlphaPipeline": 120}
 ALIASES: Mapping[str, str] = {
@@ -49,6 +49,18 @@ def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[
         found.append(Condition("resolution", "float32", (2,), (height, width)))
         found.append(Condition("aspect_ratio", "float32", (1,), height / width))
     return tuple(found)
+
+
+def prompting(config: Config) -> Prompting | None:
+    return Prompting(
+        (
+            Part("text_encoder", "encoder_hidden_states", "last"),
+            Part("text_encoder", "encoder_attention_mask", "mask"),
+        ),
+        scale=4.5,
+        plain=True,
+        masked=True,
+    )
 
 
 def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...engine.contract import Condition
 from ..convention import Convention
-from .family import Beside, Config, in_dtype_of, square, text
+from .family import Beside, Config, Part, Prompting, in_dtype_of, square, text
 
 TOKENS = 333  # 77 of CLIP and 256 of T5
 ALIASES: Mapping[str, str] = {
@@ -39,6 +39,19 @@ def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[
     return (
         text(config["joint_attention_dim"], beside.tokens or TOKENS),
         Condition("pooled_projections", "float32", (config["pooled_projection_dim"],)),
+    )
+
+
+def prompting(config: Config) -> Prompting | None:
+    return Prompting(
+        (
+            Part("text_encoder", "encoder_hidden_states", "penultimate"),
+            Part("text_encoder_2", "encoder_hidden_states", "penultimate"),
+            Part("text_encoder_3", "encoder_hidden_states", "last", block=1),
+            Part("text_encoder", "pooled_projections", "projected"),
+            Part("text_encoder_2", "pooled_projections", "projected"),
+        ),
+        scale=7.0,
     )
 
 

@@ -100,7 +100,6 @@ def test_a_graph_that_is_nan_where_its_source_is_not_is_told(tmp_path: Path, mon
     [
         ("weights.safetensors", "file.py:factory"),
         ("weights.pt", "file.py:factory"),
-        ("runwayml/stable-diffusion-v1-5", "hf download runwayml/stable-diffusion-v1-5"),
         ("fasion", "did you mean fashion"),
     ],
 )
@@ -188,20 +187,23 @@ def small_pipeline() -> Any:
 def test_pipelines_whose_parts_an_engine_would_leave_out(tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     pipeline = small_pipeline()
-    control = diffusers.ControlNetModel.from_unet(pipeline.unet)
-    parts = {**pipeline.components, "controlnet": control}
-    steered = diffusers.StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
-    with pytest.raises(InputError, match=r"has the part 'controlnet'.*from_pipe"):
+    adapter = diffusers.T2IAdapter(channels=[8, 16], num_res_blocks=1, adapter_type="light_adapter")
+    parts = {**pipeline.components, "adapter": adapter}
+    steered = diffusers.StableDiffusionAdapterPipeline(**parts, requires_safety_checker=False)
+    with pytest.raises(InputError, match=r"has the part 'adapter'.*from_pipe"):
         Network(steered)
     steered.save_pretrained(tmp_path / "steered")
-    with pytest.raises(InputError, match="has the part 'controlnet'"):
+    with pytest.raises(InputError, match="has the part 'adapter'"):
         Network(tmp_path / "steered")
-    picture = diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
-    with pytest.warns(UserWarning, match="starts from a picture"):
+    picture = diffusers.StableDiffusionInpaintPipeline(**pipeline.components, requires_safety_checker=False)
+    with pytest.warns(UserWarning, match="no mask, no edit"):
         Network(picture)
-    words = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4}
-    pipeline.vae = diffusers.VQModel(**words)
-    with pytest.raises(InputError, match="its autoencoder is of class VQModel, expected AutoencoderKL or Autoen"):
+    pipeline.vae = diffusers.AsymmetricAutoencoderKL(
+        down_block_out_channels=(8,), up_block_out_channels=(8,), norm_num_groups=4
+    )
+    with pytest.raises(
+        InputError, match="its autoencoder is of class AsymmetricAutoencoderKL, expected AutoencoderKL or"
+    ):
         Network(pipeline)
 
 
@@ -236,3 +238,14 @@ def test_whole_times_on_a_continuous_schedule_are_asked_for_as_whole(tmp_path: P
             return x * 0.5
 
     Network(Whole(), shape=SHAPE, schedule="vp", prediction="eps", time_scale=1000.0).write(tmp_path)
+
+
+def test_a_default_build_of_a_network_with_a_condition_that_only_callers_know(tmp_path: Path) -> None:
+    class Labelled(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            return x * 0.5 + y.reshape(-1, 1, 1, 1)
+
+    label = pfdiff.Condition("y", "int64", low=0, high=3)
+    network = Network(Labelled(), shape=SHAPE, **WORDS, conditions={"y": label})
+    with pfdiff.build(network, 4, out=tmp_path / "x.engine") as engine:
+        assert engine.sample(seeds=[0], y=1).shape == (1, *SHAPE)
