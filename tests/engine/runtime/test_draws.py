@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pfdiff
+from pfdiff.engine.compiler.part import last_part
 from pfdiff.engine.philox import fill_numpy
 from pfdiff.engine.runtime import cpu_loop as host_loop
 from pfdiff.engine.runtime import noise as engine_noise
@@ -135,3 +136,18 @@ def test_deterministic_programs_take_no_draws(tmp_path: Path) -> None:
             engine.sample(seeds=[1], noise=np.zeros((1, *SHAPE)))
         with pytest.raises(pfdiff.InputError, match=r"ddim takes floats of shape \[0, 1, 2, 3, 5\]"):
             engine.sample(seeds=[1], steps_noise=np.zeros((3, 1, *SHAPE)))
+
+
+def test_a_start_from_a_picture_draws_from_the_seeds_too(engine: Any) -> None:
+    """The last part of the way is a program of its own, whose draws begin at 1."""
+    picture = 0.1 * np.ones((1, *SHAPE), np.float32)
+    x = engine.sample(image=picture, strength=0.5, seeds=[4, 9])
+    assert torch.equal(engine.sample(image=picture, strength=0.5, seeds=[9])[0], x[1])
+    part = last_part(engine.programs[4], 0.5, whole=False)
+    assert part.noises >= 1
+    times = part.times
+    alphas = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    a = float(alphas[int(times[0])])
+    start = np.sqrt(a) * picture + np.sqrt(1 - a) * noise([4, 9], SHAPE).double().numpy()
+    expected = part.evaluate(small, torch.from_numpy(start) / part.table[0, 0], seeds=[4, 9])
+    torch.testing.assert_close(x.double(), expected, rtol=1e-4, atol=1e-4)
