@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..engine.api import Engine
     from ..engine.artifact import Artifact
     from ..engine.compiler.program import Program
-    from ..engine.contract import Condition, DecoderContract
+    from ..engine.condition import Condition
+    from ..engine.contract import DecoderContract
     from ..engine.text_encoders import TextEncoder
 
 WIDEST_TABLE = 10  # columns of coefficients that fit a line of 80 characters

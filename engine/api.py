@@ -11,20 +11,21 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
 
-from .artifact import Artifact, read_artifact
+from .artifact import Artifact, check_in_place, read_artifact
 from .backends.abstract import Backend, CudaOptions, NetworkFiles
 from .backends.choose import open_best
 from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
 from .contract import Contract, DecoderContract
 from .device import parse_device
-from .errors import InputError
+from .errors import EngineFileError, InputError, shown
 from .notebook import html_table
 from .philox import Seeds, parse_seeds
 from .runtime.asked import NOTHING, Asked
@@ -85,6 +86,12 @@ class Engine:
         tables = {nfe: make_tables(artifact.programs[nfe], artifact.contract) for nfe in sorted(artifact.programs)}
         opened, reason = open_best(files, parse_device(device), backend, threads)
         decoder = load_decoder(files, opened, backend, threads, decoder_module)
+        try:
+            check_in_place(artifact)
+        except EngineFileError:
+            for one in (opened, *([decoder.backend] if decoder else [])):
+                one.close()
+            raise
         return cls(files, artifact, tables, opened, decoder, reason, threads, backend)
 
     def __init__(
@@ -205,7 +212,7 @@ class Engine:
         """
         nfe, batch = self._artifact.program(nfe).nfe, self._check_bucket(batch)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise InputError(f"rounds={rounds!r}, expected an integer of at least 1")
+            raise InputError(f"rounds={shown(rounds)}, expected an integer of at least 1")
         start = time.perf_counter()
         session = self._open()
         loaded = time.perf_counter()
@@ -247,6 +254,21 @@ class Engine:
         nfe, batch: as in `bench`. Not for use while another thread samples. Raises InputError, BackendError.
         """
         return self._parts(self._session, self._artifact.program(nfe).nfe, self._check_bucket(batch))
+
+    def with_programs(self, programs: Mapping[int, Program]) -> Engine:
+        """Another face of this engine, with other programs by NFE on the same loaded network, buffers and lock.
+
+        Closing either closes both. Raises InputError when a program is of another prediction or its times do not fit.
+        """
+        for program in programs.values():
+            if program.prediction != self.contract.prediction:
+                raise InputError(f"a program of {program.prediction}, this network predicts {self.contract.prediction}")
+        other = object.__new__(Engine)  # a copy would load the network again
+        vars(other).update(vars(self))
+        other._artifact = replace(self._artifact, programs=programs)
+        other.programs = {nfe: programs[nfe] for nfe in sorted(programs)}
+        other._tables = {nfe: make_tables(program, self.contract) for nfe, program in other.programs.items()}
+        return other
 
     def close(self) -> None:
         """Free network and buffers; calls after that raise BackendError. Closing twice is fine."""
@@ -336,7 +358,7 @@ class Engine:
         if batch is None:
             return self.batch[0]
         if batch not in self.batch:
-            raise InputError(f"batch {batch!r}, expected one of this engine's: {', '.join(map(str, self.batch))}")
+            raise InputError(f"batch {shown(batch)}, expected one of this engine's: {', '.join(map(str, self.batch))}")
         return batch
 
 

@@ -18,11 +18,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from .compiler.basis import PREDICTIONS
 from .condition import Condition
-from .errors import InputError
-from .json_fields import as_json, check_choice, check_name, check_shape, is_integer, is_number, read_fields
+from .errors import InputError, shown
+from .json_fields import as_json, check_choice, check_name, check_shape, check_text, is_integer, is_number, read_fields
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 TIME_DTYPES = ("float32", "int64")
+LARGEST_BATCH = 1 << 20
+MOST_CONDITIONS = 256
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,7 @@ class Contract:
 
     def __post_init__(self) -> None:
         for field in ("name", "schedule"):
-            value = getattr(self, field)
-            if not (isinstance(value, str) and value.strip()):
-                raise InputError(f"contract: {field} {value!r}, expected a non-empty string")
+            check_text(f"contract: {field}", getattr(self, field))
         check_shape("contract: shape", self.shape)
         if not self.shape:
             raise InputError("contract: shape [] of a sample is empty; expected for instance [3, 64, 64]")
@@ -64,27 +64,28 @@ class Contract:
         check_choice("contract: time_dtype", self.time_dtype, TIME_DTYPES)
         if not (is_integer(self.time_rank) and self.time_rank in (0, 1)):
             raise InputError(
-                f"contract: time_rank {self.time_rank!r}, expected 0 (one scalar) or 1 (one for each sample)"
+                f"contract: time_rank {shown(self.time_rank)}, expected 0 (one scalar) or 1 (one for each sample)"
             )
         for field in ("time_scale", "sigma_data"):
             value = getattr(self, field)
             if not (is_number(value) and value > 0):
-                raise InputError(f"contract: {field} {value!r}, expected a number above 0")
+                raise InputError(f"contract: {field} {shown(value)}, expected a number above 0")
         span: Any = self.data_range
         if not (isinstance(span, tuple) and len(span) == 2 and all(map(is_number, span)) and span[0] < span[1]):
-            raise InputError(f"contract: data_range {span!r}, expected two numbers, the lower first")
-        if self.fixed_batch is not None and not (is_integer(self.fixed_batch) and self.fixed_batch >= 1):
-            raise InputError(f"contract: fixed_batch {self.fixed_batch!r}, expected an integer of at least 1 or None")
+            raise InputError(f"contract: data_range {shown(span)}, expected two numbers, the lower first")
+        _check_fixed_batch("contract", self.fixed_batch)
         if not isinstance(self.learned_sigma, bool):
-            raise InputError(f"contract: learned_sigma {self.learned_sigma!r}, expected true or false")
+            raise InputError(f"contract: learned_sigma {shown(self.learned_sigma)}, expected true or false")
         conditions: Any = self.conditions
         if not (isinstance(conditions, tuple) and all(isinstance(one, Condition) for one in conditions)):
-            raise InputError(f"contract: conditions {conditions!r}, expected a tuple of Condition")
+            raise InputError(f"contract: conditions {shown(conditions)}, expected a tuple of Condition")
         self._check_names()
 
     def _check_names(self) -> None:
         for field in ("input", "time", "output"):
             check_name(f"contract: {field}", getattr(self, field))
+        if len(self.conditions) > MOST_CONDITIONS:
+            raise InputError(f"contract: {len(self.conditions)} conditions, expected at most {MOST_CONDITIONS}")
         names = [*self.inputs, self.output]
         names += [condition.alias for condition in self.conditions if condition.alias]
         for name in names:
@@ -178,9 +179,14 @@ class Contract:
         values = read_fields("contract", cls, plain)
         conditions: Any = values.get("conditions", ())
         if not isinstance(conditions, tuple):
-            raise InputError(f"contract: conditions {conditions!r}, expected a list")
+            raise InputError(f"contract: conditions {shown(conditions)}, expected a list")
         values["conditions"] = tuple(Condition(**read_fields("condition", Condition, one)) for one in conditions)
         return cls(**values)
+
+
+def _check_fixed_batch(what: str, value: Any) -> None:
+    if value is not None and not (is_integer(value) and 1 <= value <= LARGEST_BATCH):
+        raise InputError(f"{what}: fixed_batch {shown(value)}, expected an integer in 1..{LARGEST_BATCH}, or None")
 
 
 @dataclass(frozen=True)
@@ -207,17 +213,19 @@ class DecoderContract:
         for field in ("shape", "image"):
             check_shape(f"decoder: {field}", getattr(self, field))
         if len(self.image) != 3:
-            raise InputError(f"decoder: image {list(self.image)}, expected [C, H, W], such as [3, 512, 512]")
+            raise InputError(f"decoder: image {shown(list(self.image))}, expected [C, H, W], such as [3, 512, 512]")
+        check_text("decoder: name", self.name)
         check_choice("decoder: precision", self.precision, PRECISIONS)
-        if self.fixed_batch is not None and not (is_integer(self.fixed_batch) and self.fixed_batch >= 1):
-            raise InputError(f"decoder: fixed_batch {self.fixed_batch!r}, expected an integer of at least 1 or None")
+        _check_fixed_batch("decoder", self.fixed_batch)
         channels = self.shape[0] if self.shape else 1
         for field in ("scaling", "shift"):
             values: Any = getattr(self, field)
             each = values if isinstance(values, tuple) else (values,) * channels
             if len(each) != channels or not all(map(is_number, each)) or (field == "scaling" and 0 in each):
                 zero = " other than 0" if field == "scaling" else ""
-                raise InputError(f"decoder: {field} {values!r}, expected a number{zero}, or {channels}, one a channel")
+                raise InputError(
+                    f"decoder: {field} {shown(values)}, expected a number{zero}, or {channels}, one a channel"
+                )
 
     @property
     def inputs(self) -> tuple[str, ...]:

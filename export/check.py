@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from ..engine.compiler.basis import PRECONDITIONED
 from ..engine.compiler.schedule import parse_schedule
-from ..engine.contract import AnyContract, Condition, Contract, DecoderContract
+from ..engine.condition import Condition
+from ..engine.contract import AnyContract, Contract, DecoderContract
 from ..engine.errors import InputError
 
 Array = NDArray[Any]
@@ -123,6 +124,9 @@ class OnnxRun:
         except Exception as error:  # pybind exceptions of ONNX Runtime share no base class
             raise InputError(f"{path.name}: ONNX Runtime refuses the graph ({_line(error)})") from error
         self._types = {one.name: (one.type, one.shape) for one in self._session.get_inputs()}
+        missing = [name for name in inputs if name not in self._types]
+        if missing:
+            raise InputError(f"{path.name}: '{missing[0]}' is no input of the graph as ONNX Runtime reads it")
 
     def __call__(self, values: tuple[Array, ...]) -> Array:
         """The output as float32 for the inputs in order; each is cast to the graph's dtype and shaped to its rank."""

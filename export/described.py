@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from ..engine.contract import Condition, Contract
+from ..engine.condition import Condition
+from ..engine.contract import Contract
 from .time_map import TimeMap
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ CALLS, SECONDS = 600, 30.0
 PLANNED = 0.7  # of the seconds: a loaded machine takes longer than the first calls did
 HOPELESS = 5.0  # seconds of a first call after which no second one is tried
 REFERENCE, REFERENCE_NFE = "ipndm:order=3", 48
-ELEMENTS, MOST_SEEDS, FEWEST_SEEDS = 4096, 256, 2  # seeds until they have so many elements, and their bounds
+ELEMENTS, MOST_SEEDS, FEWEST_SEEDS = 16384, 256, 2  # seeds until they have so many elements, and their bounds
 MARGIN = 0.95  # a rival takes the place of the rule when its error is below this part of the rule's
 MARGIN_OF_FEW = 0.85  # the same on fewer than 8 seeds
 SEED = 1 << 41  # the first seed; those of `tune` lie lower
@@ -92,8 +92,9 @@ def measured(source: Network, by_rule: Mapping[int, Program], progress: Stages |
         if meter.limit - meter.calls < reference.nfe + 2 * min(plans):
             return found
         truth = meter.sample(reference)
+        share = max(2, (meter.limit - meter.calls) // sum(plans))  # samplers of each NFE, so that none is left out
         for nfe, plan in plans.items():
-            plan = plan[: (meter.limit - meter.calls) // nfe]
+            plan = plan[: min(share, (meter.limit - meter.calls) // nfe)]
             if len(plan) < 2:
                 continue
             errors = [_rms(meter.sample(one), truth) for one in plan]

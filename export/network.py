@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ..engine.contract import PRECISIONS, Condition, Contract
+from ..engine.condition import Condition
+from ..engine.contract import PRECISIONS, Contract
 from ..engine.errors import InputError
 from ..engine.notebook import html_table
 from .check import LARGE_BYTES

@@ -195,6 +195,12 @@ def check_command(words: list[str], where: str, *, run: bool) -> None:
             text = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
             options = [word[2:].partition("=")[0] for word in arguments if word.startswith("-D")]
             assert all(option in text for option in options), f"{where}: {line}"
+        case ["curl", address, *options]:
+            assert address.endswith("/v1/samples"), f"{where}: {line}"
+            schema = pytest.importorskip("pfdiff.serving.schema", reason="pip install 'pfdiff[serve]'")
+            schema.SamplesBody.model_validate_json(options[options.index("-d") + 1])
+        case ["docker", "build" | "run", *_]:
+            assert (ROOT / "Dockerfile").is_file(), f"{where}: {line}"
         case _:
             pytest.fail(f"{where}: '{line}' is no command that this test knows")
 
@@ -202,7 +208,7 @@ def check_command(words: list[str], where: str, *, run: bool) -> None:
 def check_extras(what: str, where: str) -> None:
     """`.[a,b]` names extras of pyproject.toml."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    found = re.fullmatch(r"\.(?:\[([\w,]+)\])?", what)
+    found = re.fullmatch(r"\.(?:\[([\w,-]+)\])?", what)
     assert found, f"{where}: pip install {what}: expected . or .[extra]"
     unknown = set((found[1] or "").split(",")) - {"", *extras}
     assert not unknown, f"{where}: no extra {', '.join(unknown)} in pyproject.toml"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..philox import Seeds, fill_numpy, parse_seeds
 
 try:
@@ -52,9 +52,9 @@ def _check_shape(shape: Any) -> tuple[int, ...]:
     try:
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:
-        raise InputError(f"shape {shape!r}, expected the sizes of one sample such as (3, 64, 64)") from None
+        raise InputError(f"shape {shown(shape)}, expected the sizes of one sample such as (3, 64, 64)") from None
     if any(size < 1 for size in sizes):
-        raise InputError(f"shape {shape!r}, expected sizes of at least 1")
+        raise InputError(f"shape {shown(shape)}, expected sizes of at least 1")
     return sizes
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, final
 
 from torch import Tensor, nn
 
-from ...engine.contract import Condition
+from ...engine.condition import Condition
 from ...engine.errors import InputError
 from ..convention import Convention
 

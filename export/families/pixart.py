@@ -11,7 +11,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from ...engine.contract import Condition
+from ...engine.condition import Condition
 from ..convention import Convention
 from .family import Beside, Config, Part, Prompting, in_dtype_of, square, text
 

@@ -22,7 +22,8 @@ import numpy as np
 
 from ...engine.compiler.basis import PRECONDITIONED
 from ...engine.compiler.schedule import parse_schedule
-from ...engine.contract import Condition, Contract
+from ...engine.condition import Condition
+from ...engine.contract import Contract
 from ...engine.errors import InputError
 
 if TYPE_CHECKING:

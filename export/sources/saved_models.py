@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...engine.errors import BackendError, InputError
+from ...engine.array_files import open_regular
+from ...engine.errors import BackendError, InputError, first_line
+from ...engine.json_fields import parse_json
+from ...engine.open_folder import read_at_most
 from ..weights import variant_of
 
 if TYPE_CHECKING:
     from torch import nn
 
 WEIGHTS = "diffusion_pytorch_model"
+LARGEST_CONFIG_BYTES = 16 << 20
 DECODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel", "AutoencoderDC")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A config file. Raises InputError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}); copy it again") from None
+        with open_regular(path) as file:
+            data = read_at_most(file, LARGEST_CONFIG_BYTES)
+        if data is None:
+            raise InputError(f"more than {LARGEST_CONFIG_BYTES >> 20} MiB")
+        content = parse_json(data, finite=False)  # -Infinity is the default of lambda_min_clipped
+    except InputError as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)[:120]}); copy it again") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, expected an object; copy it again")
     return content
