@@ -220,19 +220,19 @@ def _programs(programs: Mapping[int, Program]) -> Table:
 
 
 def _coefficients(program: Program) -> Table:
-    """Rows: the network's inputs y_0 ... y_N-1 and the sample; columns: noise and the N predictions, in the basis."""
+    """Rows: the network's inputs y_0 ... y_N-1 and the sample; columns: noise, draws, the N predictions."""
     from rich import box
     from rich.table import Table
 
-    count = program.nfe + 1
-    shown = min(count, WIDEST_TABLE)
+    columns = program.columns
+    shown = min(len(columns), WIDEST_TABLE)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("", no_wrap=True, min_width=6)
-    for name in ["noise", *(f"{program.basis}_{n}" for n in range(program.nfe))][:shown]:
+    for name in columns[:shown]:
         table.add_column(name, justify="right", no_wrap=True)
-    for row in range(count):
+    for row in range(program.nfe + 1):
         values = [f"{value:.3g}" if value else "" for value in program.table[row, :shown]]
         table.add_row("result" if row == program.nfe else f"y_{row}", *values)
-    table.caption = f"{shown} of {count} columns, rounded to three digits; --json has all of them in full"
+    table.caption = f"{shown} of {len(columns)} columns, rounded to three digits; --json has all of them in full"
     table.caption_justify = "left"
     return table

@@ -48,7 +48,7 @@ NetworkArgument = Annotated[
 ]
 Shape = Annotated[str | None, typer.Option("--shape", help="Of one sample, such as 3x64x64.")]
 Schedule = Annotated[str | None, typer.Option("--schedule", help="linear:1000, cosine:300, vp, edm, flow, ...")]
-Prediction = Annotated[str | None, typer.Option("--prediction", help="eps, x0, v, flow or edm.")]
+Prediction = Annotated[str | None, typer.Option("--prediction", help="eps, x0, v, flow, edm or consistency.")]
 InputName = Annotated[str | None, typer.Option("--input", help="Name of the noisy sample's input.")]
 TimeName = Annotated[str | None, typer.Option("--time", help="Name of the time's input.")]
 OutputName = Annotated[str | None, typer.Option("--output", help="Name or index of the prediction's output.")]

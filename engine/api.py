@@ -27,12 +27,14 @@ from .contract import Contract, DecoderContract
 from .device import parse_device
 from .errors import EngineFileError, InputError, shown
 from .notebook import html_table
+from .philox import Seeds, parse_seeds
 from .runtime.asked import NOTHING, Asked
 from .runtime.decoder import LoadedDecoder, load_decoder
+from .runtime.draws import check_draws
 from .runtime.inputs import Conditions, Inputs, check_noise
 from .runtime.latency import Enough, Latency, TimedParts, in_turns
 from .runtime.loop import Tables, make_tables
-from .runtime.noise import Seeds, noise, parse_seeds
+from .runtime.noise import noise
 from .runtime.picture_start import PictureStart
 from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
@@ -146,6 +148,7 @@ class Engine:
         *,
         seeds: Seeds | None = None,
         noise: Any = None,
+        steps_noise: Any = None,
         nfe: int | None = None,
         prompt: Prompt | Any = None,
         negative_prompt: Prompt | Any = None,
@@ -171,13 +174,14 @@ class Engine:
         Raises InputError; BackendError when the network fails, is not finite, or the engine is closed or in use.
         """
         asked = Asked(prompt, negative_prompt, image, strength, strength_counts)
-        return self._sample(self._session, seeds, noise, nfe, conditions, asked)
+        return self._sample(self._session, seeds, noise, nfe, conditions, asked, steps_noise)
 
     def images(
         self,
         *,
         seeds: Seeds | None = None,
         noise: Any = None,
+        steps_noise: Any = None,
         nfe: int | None = None,
         prompt: Prompt | Any = None,
         negative_prompt: Prompt | Any = None,
@@ -194,7 +198,7 @@ class Engine:
             shape = list(self.contract.shape)
             raise InputError(f"samples of shape {shape} are no images [C, H, W]; use sample(), or write .npy or .npz")
         asked = Asked(prompt, negative_prompt, image, strength, strength_counts)
-        return self._sample(self._session, seeds, noise, nfe, conditions, asked, pixels=True)
+        return self._sample(self._session, seeds, noise, nfe, conditions, asked, steps_noise, pixels=True)
 
     def bench(
         self, nfe: int | None = None, batch: int | None = None, rounds: int = 50, *, seconds: float | None = None
@@ -326,16 +330,20 @@ class Engine:
         nfe: int | None,
         conditions: Mapping[str, Any],
         asked: Asked = NOTHING,
+        steps_noise: Any = None,
         *,
         pixels: bool = False,
     ) -> torch.Tensor:
         tables = self._tables[self._artifact.program(nfe).nfe]
-        if (seeds is None) == (given_noise is None):
+        both = bool(tables.draws) and seeds is not None and given_noise is not None  # the seeds are of the draws alone
+        if (seeds is None) == (given_noise is None) and not both:
             got = "both" if given_noise is not None else "neither"
             raise InputError(f"got {got} of seeds and noise, expected one of them, such as seeds=range(8)")
-        keys = None if seeds is None else parse_seeds(seeds)
-        start = None if given_noise is None else check_noise(given_noise, self.contract, torch.device(self.device))
-        count = len(keys) if keys is not None else len(start) if start is not None else 0
+        device = torch.device(self.device)
+        drawn_by = keys = None if seeds is None else parse_seeds(seeds)
+        start = None if given_noise is None else check_noise(given_noise, self.contract, device)
+        count = len(start) if start is not None else len(keys) if keys is not None else 0
+        keys = None if start is not None else keys
         asked, conditions = asked.without(self.contract, conditions)
         conditions = self._prompts.conditions(asked.prompt, asked.negative_prompt, conditions, count)
         if asked.image is not None:
@@ -343,7 +351,8 @@ class Engine:
             drawn = start if keys is None else noise(keys, (math.prod(self.contract.shape),), self.device)
             assert drawn is not None
             keys, start = None, self._pictures.noise(asked.image, drawn, tables)
-        return session.run(tables, Inputs(keys, start, *self._conditions(conditions, count)), pixels=pixels)
+        draws = check_draws(tables.program, self.contract, drawn_by, steps_noise, count, device)
+        return session.run(tables, Inputs(keys, start, *self._conditions(conditions, count), draws), pixels=pixels)
 
     def _check_bucket(self, batch: Any) -> int:
         if batch is None:

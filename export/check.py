@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.compiler.basis import PRECONDITIONED
 from ..engine.compiler.schedule import parse_schedule
 from ..engine.condition import Condition
 from ..engine.contract import AnyContract, Contract, DecoderContract
@@ -62,7 +63,7 @@ def probe_times(contract: Contract) -> Array:
     times = np.array([first, (first + last) / 2, last])
     if schedule.discrete:
         times = np.rint(times)
-    if contract.prediction == "edm":
+    if contract.prediction in PRECONDITIONED:
         times = np.log(schedule.sigma(times) / schedule.alpha(times)) / 4  # c_noise
     if contract.time_dtype == "int64":
         times = np.rint(times * contract.time_scale) / contract.time_scale

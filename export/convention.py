@@ -12,6 +12,8 @@
 | any, with a ramp  | the times of M sigmas between those of the rule's ends, or of | Euler, Heun, LMS, KDPM2;      |
 |                   | all trained times                                             | DPM, DEIS, UniPC              |
 | flow              | shift(linspace(1, shift(1 / T), M))                           | FlowMatchEuler, -Heun         |
+| distilled        | M of the `origin` times k T / origin - 1                     | LCM, TCD                        |
+| consistency      | every so many of T Karras sigmas                             | CMStochasticIterative           |
 | flow, is_open     | shift(linspace(1, 1 / T, M + 1)), without the last            | UniPC                         |
 | flow, is_open     | shift(linspace(1 - 1 / T, 0, M + 1)), without the last        | DPM, DEIS                     |
 
@@ -52,6 +54,8 @@ class Convention:
     place of any above it.
     ramp: karras or exponential; ramp_of: spaced or all, what it goes between; ramp_span: the least and the largest
     sigma instead of those.
+    solver: the step of a scheduler that draws noise, which its network may be trained for: the default, on its own
+    times. origin: of spacing distilled (LCM, TCD), how many times the network was distilled on.
     """
 
     schedule: str
@@ -73,6 +77,8 @@ class Convention:
     ramp: str | None = None
     ramp_of: str = "spaced"
     ramp_span: tuple[float | None, float | None] = (None, None)
+    solver: str | None = None
+    origin: int = 50
 
     def points(
         self, count: int, *, times: Sequence[float] | None = None, sigmas: Sequence[float] | None = None
@@ -94,6 +100,8 @@ class Convention:
             points = _resampled(times, last, count)
         elif self.spacing == "flow":
             points = self._flow(count, sigmas)
+        elif self.spacing == "consistency":
+            points = self._of_consistency(count, process)
         elif self.spacing == "rule":
             return None
         else:
@@ -133,6 +141,8 @@ class Convention:
         match self.spacing:
             case "linspace":
                 points = np.linspace(0, length - 1, total).round()[::-1][:count]
+            case "distilled":
+                points = self._distilled(count, whole)
             case "leading":
                 points = np.arange(total, dtype=np.float64)[::-1][:count] * (length // total) + self.offset
             case _:
@@ -144,6 +154,21 @@ class Convention:
         given_low, given_high = self.ramp_span
         sigmas = ramped(self.ramp, given_high or highest, given_low or lowest, count)
         return process.time_from_lambda(-np.log(sigmas))
+
+    def _distilled(self, count: int, whole: int) -> Float64s:
+        """LCM's times: `count` of the `origin` times k T / origin - 1, from the last one down (diffusers)."""
+        if count > self.origin:
+            raise InputError(f"{count} evaluations of a network that was distilled on {self.origin} times; take fewer")
+        known = np.arange(self.origin, 0, -1) * (whole // self.origin) - 1.0
+        return known[np.floor(np.linspace(0, self.origin, count, endpoint=False)).astype(int)]
+
+    def _of_consistency(self, count: int, process: Schedule) -> Float64s:
+        """Consistency models' sigmas: places 0, r, 2 r, ... of Karras' rule over all `length` of them (diffusers)."""
+        length = self.length or count
+        if count > length:
+            raise InputError(f"{count} evaluations of a consistency model with {length} times; take fewer")
+        high, low = process.last ** (1 / 7), process.first ** (1 / 7)
+        return (high + np.arange(count) * (length // count) / max(length - 1, 1) * (low - high)) ** 7
 
     def _flow(self, count: int, given: Sequence[float] | None) -> Float64s:
         low, high = self.ramp_span

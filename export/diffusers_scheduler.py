@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 import torch
 
+from ..engine.compiler.basis import PRECONDITIONED
 from ..engine.compiler.compile import compile as compile_program
 from ..engine.compiler.defaults import AUTO, BASIS, SOLVER
 from ..engine.compiler.grid import make_grid
@@ -32,11 +33,13 @@ from .convention import Convention
 from .sampler_choice import EXACT, few_step_grid
 from .sources.diffusers_config import class_name, convention_of, read_config, scheduler_class
 from .sources.scheduler_classes import REFUSED
+from .sources.stochastic_classes import STOCHASTIC
 
 try:
     import diffusers
     from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
+    from diffusers.utils.torch_utils import randn_tensor
 except ImportError as error:
     raise BackendError(f"PFDiffScheduler needs diffusers ({error}); install it with: pip install diffusers") from None
 
@@ -64,6 +67,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         *(one.name for one in KarrasDiffusionSchedulers),
         *FLOW_SCHEDULERS,
         *EDM_SCHEDULERS,
+        *STOCHASTIC,
     ]
     order = 1
 
@@ -79,6 +83,11 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         schedule: str | None = None,
         prediction: str | None = None,
         scheduler_class: str | None = None,
+        original_inference_steps: int | None = None,
+        timestep_scaling: float | None = None,
+        clip_denoised: bool | None = None,
+        algorithm_type: str | None = None,
+        solver_type: str | None = None,
         # Of diffusers' schedulers.
         num_train_timesteps: int = 1000,
         beta_start: float | None = None,
@@ -115,11 +124,11 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         sigma_schedule: str | None = None,
         rho: float | None = None,
     ) -> None:
-        self._solver = parse_solver(SOLVER if solver == AUTO else solver)
         # A key that is not said is left out: written down as null it would stop other schedulers from reading the file.
         said = {key: value for key, value in dict(self.config).items() if value is not None}
         self._internal_dict = FrozenDict(said)
         self._convention = convention_of(said, mu=1.0)
+        self._solver = parse_solver((self._convention.solver or SOLVER) if solver == AUTO else solver)
         self._process = process = parse_schedule(self._convention.schedule)
         self._program: Program | None = None
         self._grid: tuple[float, ...] = ()
@@ -204,7 +213,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         grid: Any = config.get("grid")
         start = config.get("t_start")
         if grid is None and config["solver"] == AUTO:
-            grid = few_step_grid(convention)
+            grid = few_step_grid(convention) if convention.solver is None else EXACT
         # Times that the pipeline gives come first; sigmas, which those of flow networks always give, before no rule.
         if timesteps is not None or grid == EXACT or (config.get("grid") is None and sigmas is not None):
             times = None if timesteps is None else _times_of(timesteps, convention)
@@ -251,7 +260,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """What the network is fed: c_in * sample for EDM networks, else the sample itself."""
-        if self._convention.prediction != "edm":
+        if self._convention.prediction not in PRECONDITIONED:
             return sample
         running, n = self._at(timestep)
         c_in = float(running.program.c_in[n])
@@ -270,18 +279,26 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         """One row of the program; SchedulerOutput with `prev_sample`, or a tuple of it without `return_dict`.
 
         model_output: [B, C, ...] after guidance; where it has 2 C channels the second half, a variance, is dropped.
-        sample: what the last step returned, or an edit of it, which is kept; the first is the noise. Nothing random
-        is drawn: eta must be 0, and generator is for pipelines that give one. A clipped x0 is always used for both
-        terms, as use_clipped_model_output=True does.
+        sample: what the last step returned, or an edit of it, which is kept; the first is the noise. Stochastic solvers
+        draw from `generator`, one or a list of as many as samples, like diffusers' schedulers. eta is part of the
+        solver's string (ddim:eta=1, tcd:gamma=0.3) and must be 0 here. A clipped x0 is always used for both terms, as
+        use_clipped_model_output=True does.
         """
         if eta:
-            raise InputError(f"eta {eta:g}: these solvers draw no noise, expected eta 0")
+            raise InputError(
+                f"eta {eta:g}, expected 0; say it in the solver: 'ddim:eta={eta:g}' or 'tcd:gamma={eta:g}'"
+            )
         running, n = self._at(timestep)
         if model_output.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]
         if model_output.shape != sample.shape:
             raise InputError(f"model_output {list(model_output.shape)}, expected the sample's {list(sample.shape)}")
-        result = running.advance(n, model_output, sample)
+        xi = None
+        if n in running.program.draws:
+            xi = randn_tensor(
+                model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype
+            )
+        result = running.advance(n, model_output, sample, xi)
         self._step = self._index() + 1
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
 
@@ -356,12 +373,13 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
 
     def _compiled(self, nfe: int, grid: tuple[float, ...]) -> Program:
         convention, config = self._convention, self.config
+        stored = BASIS if config["solver"] == AUTO and convention.solver is None else convention.basis
         return compile_program(
             str(self._solver),
             convention.schedule,
             nfe,
             grid=grid,
-            basis=config.get("basis") or (BASIS if config["solver"] == AUTO else convention.basis),
+            basis=config.get("basis") or stored,
             prediction=convention.prediction,
             clip=convention.clip,
             sigma_data=convention.sigma_data,
@@ -376,8 +394,8 @@ class Running:
         self.program = program
         self._states: list[Tensor] = []
 
-    def advance(self, n: int, out: Tensor, sample: Tensor) -> Tensor:
-        """The next s_0, in the dtype of `sample`."""
+    def advance(self, n: int, out: Tensor, sample: Tensor, xi: Tensor | None = None) -> Tensor:
+        """The next s_0, in the dtype of `sample`; xi: the noise that a stochastic program draws here."""
         program = self.program
         dtype = torch.promote_types(sample.dtype, torch.float32)
         given, out = sample.to(dtype), out.to(dtype)
@@ -397,6 +415,9 @@ class Running:
         if program.clip is not None:
             out = (states[0] * float(program.p[n]) + out * float(program.q[n])).clamp(-program.clip, program.clip)
         self._states = [_combined(program.W[n, j], program.w[n, j], states, out) for j in range(program.buffers)]
+        if xi is not None:
+            added = xi.to(dtype)
+            self._states = [s + float(v) * added for s, v in zip(self._states, program.V[n], strict=True)]
         return self._states[0].to(sample.dtype)
 
 
@@ -443,6 +464,6 @@ def _count(steps: Any) -> int:
 
 def _times_of(timesteps: Sequence[float], convention: Convention) -> list[float]:
     """The schedule's times that a pipeline's timesteps mean."""
-    if convention.prediction == "edm":
-        return [math.exp(4 * float(value)) for value in timesteps]  # c_noise = ln(sigma) / 4
+    if convention.prediction in PRECONDITIONED:  # c_noise = ln(sigma) / 4
+        return [math.exp(4 * float(value) / convention.time_scale) for value in timesteps]
     return [float(value) / convention.time_scale for value in timesteps]

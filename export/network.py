@@ -55,7 +55,7 @@ class Network:
     source       an nn.Module, "file.py:factory", an ONNX file, a shipped network's name, a diffusers folder or pipeline
     shape        of one sample, without the batch; an ONNX file, a diffusers config or `example` may say it
     schedule     the noise schedule it was trained with, such as "cosine:300"; a diffusers scheduler may say it
-    prediction   eps, x0, v, flow or edm (the raw F of EDM preconditioning), or what diffusers calls them; likewise
+    prediction   eps, x0, v, flow, edm (the raw F of EDM preconditioning), consistency, or what diffusers calls them
     conditions   further inputs by name: a Condition, or for a module an example tensor [B, ...]
     input, time  names of the inputs for x and the time, where they cannot be guessed
     output       name (ONNX, dict) or index (tuple) of the prediction among several outputs

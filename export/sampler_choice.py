@@ -2,7 +2,7 @@
 
 | left open   | without a scheduler                      | with a diffusers scheduler                               |
 |-------------|------------------------------------------|----------------------------------------------------------|
-| solver      | the rule's                               | ipndm:order=2 in x0                                      |
+| solver      | the rule's                               | its own step where it draws noise, else ipndm:order=2    |
 | grid        | the rule's                               | trailing for evenly spaced times, Karras sigmas as theirs |
 | t_start     | the rule's, or `default_start` of a grid | the same                                                 |
 | basis       | the solver's                             | the scheduler's, but for that solver                     |
@@ -41,11 +41,13 @@ def chosen_program(source: Network, solver: str, nfe: int, settings: Mapping[str
     contract, convention = source.contract, source.convention
     given = dict(settings)
     if convention is not None:
-        own = {"basis": BASIS if solver == AUTO else convention.basis, "clip": convention.clip, "end": convention.end}
+        stored = BASIS if solver == AUTO and convention.solver is None else convention.basis
+        own = {"basis": stored, "clip": convention.clip, "end": convention.end}
         given |= {key: value for key, value in own.items() if given[key] is None}
-        solver = SOLVER if solver == AUTO else solver
+        taken = solver == AUTO and convention.solver is not None
+        solver = (convention.solver or SOLVER) if solver == AUTO else solver
         if given["grid"] is None:
-            given["grid"] = few_step_grid(convention) or EXACT
+            given["grid"] = (None if taken else few_step_grid(convention)) or EXACT
     if is_exact(given["grid"]):
         choice = _exact(source, solver, nfe, given)
     else:

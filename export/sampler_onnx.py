@@ -7,7 +7,9 @@ body reads at the iteration's number (states S float32 [B, batch, *shape], all i
 
     out  = network(cast(c_in_n S[0]), time_n, conditions)
     z    = cast(out)                     or  clip(p_n S[0] + q_n cast(out), -clip, clip)
-    S    = [W_n | w_n] @ [S ; z]
+    S    = [W_n | w_n] @ [S ; z]         + V_n xi_n of a stochastic program, xi from the input steps_noise
+
+steps_noise is float32 [K, batch, *shape], the K draws of the program in their order.
 
 So the weights stand once in the file and once in memory, whatever the NFE. They are the body's own initializers, not
 the outer graph's: ONNX Runtime 1.32 re-lays convolution weights only where they belong to the graph it optimises
@@ -120,6 +122,8 @@ def make_sampler(network: onnx.ModelProto, contract: Contract, program: Program)
         helper.make_tensor_value_info(one.name, elements[one.name], [shape[0], *one.shape])
         for one in contract.conditions
     ]
+    if program.noises:
+        inputs.append(helper.make_tensor_value_info("steps_noise", TensorProto.FLOAT, [program.noises, *shape]))
     body = _body(network.graph, contract, program, elements[contract.input])
 
     # S = init * noise, the loop, S[0].
@@ -157,6 +161,7 @@ def _body(network: onnx.GraphProto, contract: Contract, program: Program, elemen
     ends = {contract.input: "x", contract.time: "t", contract.output: "out"}
     rename(network, {**{name: SAMPLER_PREFIX + new for name, new in ends.items()}, **conditions})
     nodes: list[onnx.NodeProto] = []
+    rank = 1 + len(contract.shape)
 
     def add(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         names = [SAMPLER_PREFIX + one for one in inputs]
@@ -193,7 +198,14 @@ def _body(network: onnx.GraphProto, contract: Contract, program: Program, elemen
     rows = add("Concat", ["S", add("Unsqueeze", [z, "axis"], "z_row")], "rows", axis=0)
     matrix = add("Reshape", [rows, "flat"], "matrix")
     product = add("MatMul", [add("Gather", ["update", "n"], "update_n"), matrix], "product")
-    add("Reshape", [product, "shape"], "S_next")
+    add("Reshape", [product, "shape"], "S_product" if program.noises else "S_next")
+    if program.noises:
+        place = np.zeros(program.nfe, np.int64)  # in steps_noise; where nothing is drawn, V is 0
+        place[list(program.draws)] = np.arange(program.noises)
+        constants |= {"place": place, "V": np.float32(program.V).reshape(*program.V.shape, *(1 for _ in range(rank)))}
+        given = ["steps_noise", SAMPLER_PREFIX + add("Gather", ["place", "n"], "place_n")]
+        nodes.append(helper.make_node("Gather", given, [f"{SAMPLER_PREFIX}xi"], axis=0))
+        add("Add", ["S_product", add("Mul", [add("Gather", ["V", "n"], "V_n"), "xi"], "added")], "S_next")
     add("Identity", ["go"], "go_next")
 
     body = _graph(nodes, [program.buffers, contract.fixed_batch or "batch", *contract.shape], _initializers(constants))
@@ -304,9 +316,12 @@ def _compare(artifact: Artifact, nfe: int, part: Path) -> None:
     contract = artifact.contract
     batch = contract.fixed_batch or artifact.batch[0]
     noise = np.random.default_rng(0).standard_normal((batch, *contract.shape), np.float32)
+    program = artifact.programs[nfe]
+    xi = np.random.default_rng(1).standard_normal((program.noises, *noise.shape), np.float32)
+    drawn = {"steps_noise": xi} if program.noises else {}
     given = contract.stand_ins
     with Engine.open(artifact, backend="onnxruntime") as engine:
-        wanted = engine.sample(noise=noise, nfe=nfe, **given).numpy()
+        wanted = engine.sample(noise=noise, nfe=nfe, **drawn, **given).numpy()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     try:
@@ -314,7 +329,7 @@ def _compare(artifact: Artifact, nfe: int, part: Path) -> None:
         feeds = {one.name: one.values(given.get(one.name), batch) for one in contract.conditions}
         for one in contract.conditions:
             feeds[one.name] = feeds[one.name].astype(one.dtype)
-        found = np.asarray(session.run(None, {"noise": noise, **feeds})[0])
+        found = np.asarray(session.run(None, {"noise": noise, **drawn, **feeds})[0])
     except Exception as error:  # its exceptions have no common base of their own
         raise BackendError(f"onnxruntime refuses the sampler: {first_line(error)}") from error
     tolerance = TOLERANCE if contract.precision == "fp32" else HALF_TOLERANCE
@@ -326,6 +341,7 @@ def _compare(artifact: Artifact, nfe: int, part: Path) -> None:
 def _check_fit(contract: Contract) -> None:
     if contract.precision == "bf16":
         raise InputError("this engine is bf16, which onnxruntime has not on a CPU; build with precision fp32 or fp16")
-    taken = [one.name for one in contract.conditions if one.name == "samples"]
-    if taken:
-        raise InputError("the network has a condition 'samples', which is the sampler's output; rename it")
+    for one in contract.conditions:
+        if one.name in ("samples", "steps_noise"):
+            what = "output" if one.name == "samples" else "input"
+            raise InputError(f"the network has a condition '{one.name}', which is the sampler's {what}; rename it")

@@ -8,6 +8,7 @@ says what can be proved without running: registers, spills, width of the accesse
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -185,7 +186,9 @@ def _triton_compile(variant: Variant, capability: int) -> Any:
     from triton.compiler import ASTSource
 
     function = variant.kernel.compiled
-    constants, types = dict(variant.constants), dict(variant.types)
+    types = dict(variant.types)
+    left = {name: one.default for name, one in inspect.signature(function.fn).parameters.items() if name not in types}
+    constants = {**left, **dict(variant.constants)}  # an argument that is left out has its default
     signature = {name: types.get(name, "constexpr") for name in function.arg_names}
     attributes = {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in variant.promised}
     with knobs.compilation.scope():

@@ -20,7 +20,14 @@ WORD = 0xFFFFFFFF
 
 
 def step(
-    states: torch.Tensor, y_in: torch.Tensor | None, out: torch.Tensor, table: torch.Tensor, row: int, update: Update
+    states: torch.Tensor,
+    y_in: torch.Tensor | None,
+    out: torch.Tensor,
+    table: torch.Tensor,
+    row: int,
+    update: Update,
+    seeds: torch.Tensor | None = None,
+    factors: torch.Tensor | None = None,
 ) -> None:
     """Twin of `step.step`; float64 states and table compute in float64."""
     buffers = len(states)
@@ -33,12 +40,20 @@ def step(
     if update.clip:
         x_0 = q * z if 0 not in read else p * states[0] + q * z
         z = torch.clamp(x_0, -clip, clip)
+    xi = None
+    if update.noise:
+        assert seeds is not None and factors is not None, "this update draws noise: give seeds and factors"  # noqa: PT018
+        xi = torch.empty(len(seeds), states.shape[1] // len(seeds), dtype=states.dtype, device=states.device)
+        noise(xi, seeds, row + 1)
+        xi = xi.view(-1)
     after: dict[int, torch.Tensor] = {}
     for j in range(buffers):
         if update.writes >> j & 1 or (update.separate and j == 0):
             after[j] = w[j] * z
             for i in read:
                 after[j] = after[j] + W[j, i] * states[i]
+            if update.noise >> j & 1 and xi is not None and factors is not None:
+                after[j] = after[j] + factors[row, j].to(states.dtype) * xi
     for j, s_j in after.items():
         if update.writes >> j & 1:
             states[j] = s_j
@@ -53,11 +68,14 @@ def images(pixels: torch.Tensor, x: torch.Tensor, low: float, high: float) -> No
     pixels.copy_(level.round().to(torch.uint8).permute(0, 2, 3, 1))  # torch rounds halves to even
 
 
-def noise(z: torch.Tensor, seeds: torch.Tensor) -> None:
-    """Twin of `noise.noise`: float64 Box-Muller, rounded to z's dtype once. One sample at a time bounds the memory."""
+def noise(z: torch.Tensor, seeds: torch.Tensor, draw: int = 0) -> None:
+    """Twin of `noise.noise`, of any draw: float64 Box-Muller, rounded to z's dtype once.
+
+    One sample at a time bounds the memory.
+    """
     element = torch.arange(z[0].numel(), dtype=torch.int64, device=z.device)
     for sample, seed in zip(z, seeds, strict=True):
-        counter = (element & WORD, element >> 32, torch.zeros_like(element), torch.zeros_like(element))
+        counter = (element & WORD, element >> 32, torch.full_like(element, draw), torch.zeros_like(element))
         r_0, r_1, _, _ = philox(counter, (seed & WORD, seed >> 32 & WORD))
         u_1, u_2 = (r_0.double() + 0.5) * 2.0**-32, (r_1.double() + 0.5) * 2.0**-32  # exact
         sample.copy_((torch.sqrt(-2 * torch.log(u_1)) * torch.cos(2 * math.pi * u_2)).view_as(sample))

@@ -13,6 +13,7 @@ import subprocess
 import warnings
 from collections.abc import Callable
 from functools import cache, cached_property
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,7 +104,8 @@ def _remedy(error: Exception) -> str:
 class Kernel:
     """A Triton kernel: the plain Python function, its warps, and the arguments Triton must not specialise on.
 
-    `registers` is the most that a thread may use, None for the compiler's own choice.
+    `registers` is the most that a thread may use, None for the compiler's own choice. `helpers` are the plain functions
+    that it calls, by the names that it calls them.
     fp fusion is pinned off: a multiply and an add are rounded separately on every architecture and by every Triton
     version (its default changed between 3.9 and 3.10), which is what the plain twin and the interpreter do too.
     """
@@ -115,8 +117,10 @@ class Kernel:
         warps: int,
         registers: int | None = None,
         unspecialised: tuple[str, ...] = (),
+        helpers: tuple[Callable[..., Any], ...] = (),
     ) -> None:
         self.function = function
+        self.helpers = helpers
         self.warps = warps
         self.options: dict[str, Any] = {"num_warps": warps, "maxnreg": registers, "enable_fp_fusion": False}
         self.unspecialised = unspecialised
@@ -134,13 +138,22 @@ class Kernel:
         """The `triton.JITFunction`, whatever TRITON_INTERPRET says."""
         from triton.runtime.jit import JITFunction
 
-        return JITFunction(self.function, do_not_specialize=self.unspecialised)
+        return JITFunction(self._calling(JITFunction), do_not_specialize=self.unspecialised)
 
     @cached_property
     def interpreter(self) -> Any:
         from triton.runtime.interpreter import InterpretedFunction
 
-        return InterpretedFunction(self.function)
+        return InterpretedFunction(self._calling(InterpretedFunction))
+
+    def _calling(self, wrap: Callable[[Callable[..., Any]], Any]) -> Callable[..., None]:
+        """The function with its helpers as Triton calls them; itself where it has none."""
+        if not self.helpers:
+            return self.function
+        names = {**self.function.__globals__, **{one.__name__: wrap(one) for one in self.helpers}}
+        made = FunctionType(self.function.__code__, names, self.function.__name__, self.function.__defaults__)
+        made.__annotations__, made.__module__ = self.function.__annotations__, self.function.__module__
+        return made
 
     def launch(self, blocks: int, arguments: tuple[object, ...], constants: dict[str, int | bool]) -> None:
         """Run `blocks` programs on the current stream of the first argument's device; reads nothing back."""

@@ -1,8 +1,9 @@
 """Standard normal noise, one 64-bit seed per sample, the same for a seed whatever the batch and on every device.
 
 Element e of the sample with seed s, by Philox-4x32-10 and Box-Muller:
-    r_0, r_1, ..  = Philox(key = (s mod 2^32, s div 2^32), counter = (e mod 2^32, e div 2^32, 0, 0))
+    r_0, r_1, ..  = Philox(key = (s mod 2^32, s div 2^32), counter = (e mod 2^32, e div 2^32, draw, 0))
     u_i = (r_{i-1} + 1/2) / 2^32          z = sqrt(-2 ln u_1) cos(2 pi u_2)
+Draw 0 is what sampling starts from; `step` makes draw n + 1 after evaluation n of a stochastic program.
 
 The kernel computes in float32, where u_1 near 1 would lose everything: there ln u_1 = log1p(-(1 - u_1)) with 1 - u_1
 taken from the integer. The angle is reduced to an eighth of a turn in integers, exactly. Logarithm, sine and cosine
@@ -26,21 +27,14 @@ BLOCK = 512
 WARPS = 4
 
 
-def noise_kernel(z, seeds, elements, BLOCK: constexpr):
-    """z [samples, elements] float32, seeds [samples] int64; program = sample * blocks + block."""
-    count = tl.cast(elements, tl.int64)
-    blocks = (count + (BLOCK - 1)) // BLOCK
-    program = tl.program_id(0).to(tl.int64)
-    sample = program // blocks
-    element = (program - sample * blocks) * BLOCK + tl.arange(0, BLOCK)
-
+def normal(seed, element, draw, BLOCK: constexpr):
+    """Draw `draw` of a uint64 seed, one or [BLOCK], at the elements [BLOCK] int64: float32 [BLOCK]; draw is uint32."""
     # Philox-4x32-10.
-    seed = tl.load(seeds + sample, cache_modifier=".ca").to(tl.uint64, bitcast=True)
     k_0 = (seed & 0xFFFFFFFF).to(tl.uint32)
     k_1 = (seed >> 32).to(tl.uint32)
     c_0 = (element & 0xFFFFFFFF).to(tl.uint32)
     c_1 = (element >> 32).to(tl.uint32)
-    c_2 = tl.full((BLOCK,), 0, tl.uint32)
+    c_2 = tl.full((BLOCK,), 0, tl.uint32) + draw
     c_3 = tl.full((BLOCK,), 0, tl.uint32)
     multiplier_0 = tl.full((BLOCK,), 0xD2511F53, tl.uint32)
     multiplier_1 = tl.full((BLOCK,), 0xCD9E8D57, tl.uint32)
@@ -89,11 +83,23 @@ def noise_kernel(z, seeds, elements, BLOCK: constexpr):
     cosine = ((2.443315711809948e-5 * a - 1.388731625493765e-3) * a + 4.166664568298827e-2) * a * a - 0.5 * a + 1.0
     wave = tl.where((quarter & 1) == 1, sine, cosine)
     sign = tl.where(((quarter + 1) & 2) == 2, -1.0, 1.0)  # quarters 1 and 2: -sin, -cos
+    return radius * wave * sign
 
-    tl.store(z + sample * count + element, radius * wave * sign, mask=element < count)
+
+def noise_kernel(z, seeds, elements, BLOCK: constexpr):
+    """z [samples, elements] float32, seeds [samples] int64; program = sample * blocks + block."""
+    count = tl.cast(elements, tl.int64)
+    blocks = (count + (BLOCK - 1)) // BLOCK
+    program = tl.program_id(0).to(tl.int64)
+    sample = program // blocks
+    element = (program - sample * blocks) * BLOCK + tl.arange(0, BLOCK)
+
+    seed = tl.load(seeds + sample, cache_modifier=".ca").to(tl.uint64, bitcast=True)
+    numbers = normal(seed, element, tl.full((), 0, tl.uint32), BLOCK)
+    tl.store(z + sample * count + element, numbers, mask=element < count)
 
 
-KERNEL = Kernel(noise_kernel, warps=WARPS)
+KERNEL = Kernel(noise_kernel, warps=WARPS, helpers=(normal,))
 
 
 def noise(z: torch.Tensor, seeds: torch.Tensor) -> None:

@@ -1,21 +1,25 @@
 """The fused update of one evaluation, in place: every live state is read once and written once.
 
     z    = out                                      or, with clip, clamp(p s_0 + q out, -clip, clip)
-    s_j <- w_j z + sum_i W_ji s_i                   all j at once, i in rising order
+    s_j <- w_j z + sum_i W_ji s_i + V_j xi          all j at once, i in rising order
     y_in = c_in' s_0                                in the network's dtype, when the network has a buffer of its own
 
 States are the rows of one float32 tensor. The coefficients come from a device table (`table.coefficients`), so a
 changed table needs no recapture; which states are touched (`table.updates`) is compiled in.
 Bytes per element, the floor and what the kernel moves: 4 for each state read, 4 for each state written, the width of
-`out`, and the width of y_in when separate. PFDiff in float32: out and anchor read, springboard and anchor written, 16.
+`out`, and the width of y_in when separate. xi is made in registers from the samples' seeds and costs none. PFDiff in
+float32: out and anchor read, springboard and anchor written, 16.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 from . import eager
 from .launch import Kernel, constexpr, runs_triton, tl
+from .noise import normal
 from .table import Update, row_length
 
 # 128 threads x 8 elements. Eight is one 16-byte access of a 2-byte `out` and two of a float32 state.
@@ -49,10 +53,16 @@ def step_kernel(
     CLIP: constexpr,
     SEPARATE: constexpr,
     BLOCK: constexpr,
+    seeds=None,
+    factors=None,
+    size=None,
+    NOISE: constexpr = 0,  # pyright: ignore[reportArgumentType]
 ):
     """states [BUFFERS, elements] float32, y_in and out [elements]; `.ca` marks the loads of coefficients.
 
-    The two ignores: pyright does not see that the unrolled loops fill the tuples.
+    With NOISE, a mask of states: seeds [samples] int64, factors [rows, BUFFERS] float32, size of one sample.
+
+    The ignores: a constant's default is a number, and pyright does not see that the unrolled loops fill the tuples.
     """
     stride = tl.cast(elements, tl.int64)
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -81,6 +91,13 @@ def step_kernel(
         bound = tl.load(numbers + 2, cache_modifier=".ca")
         z = tl.where(x_0 > bound, bound, tl.where(x_0 < -bound, -bound, x_0))  # NaN stays NaN, as in torch.clamp
 
+    # Noise: draw row + 1 of each sample's seed.
+    xi = 0.0
+    if NOISE:
+        sample = offsets // tl.cast(size, tl.int64)
+        seed = tl.load(seeds + sample, mask=inside, other=0, cache_modifier=".ca").to(tl.uint64, bitcast=True)
+        xi = normal(seed, offsets - sample * size, (row + 1).to(tl.uint32), BLOCK)
+
     # Combine, everything before the first store.
     after = ()
     for j in tl.static_range(BUFFERS):
@@ -90,6 +107,9 @@ def step_kernel(
                 if (READS >> i) & 1:
                     W_ji = tl.load(numbers + 4 + BUFFERS + j * BUFFERS + i, cache_modifier=".ca")
                     s_j = s_j + W_ji * before[i]
+            if (NOISE >> j) & 1:
+                V_j = tl.load(factors + tl.cast(row, tl.int64) * BUFFERS + j, cache_modifier=".ca")
+                s_j = s_j + V_j * xi
             after += (s_j,)
         else:
             after += (0.0,)
@@ -109,11 +129,18 @@ def step_kernel(
             tl.store(y_in + offsets, y.to(y_in.dtype.element_ty), mask=inside)
 
 
-KERNEL = Kernel(step_kernel, warps=WARPS, registers=REGISTERS, unspecialised=("row",))
+KERNEL = Kernel(step_kernel, warps=WARPS, registers=REGISTERS, unspecialised=("row",), helpers=(normal,))
 
 
 def step(
-    states: torch.Tensor, y_in: torch.Tensor | None, out: torch.Tensor, table: torch.Tensor, row: int, update: Update
+    states: torch.Tensor,
+    y_in: torch.Tensor | None,
+    out: torch.Tensor,
+    table: torch.Tensor,
+    row: int,
+    update: Update,
+    seeds: torch.Tensor | None = None,
+    factors: torch.Tensor | None = None,
 ) -> None:
     """Apply row `row` of the table to the states in place, after the network returned `out`.
 
@@ -121,15 +148,20 @@ def step(
     y_in    n elements, float16, bfloat16 or float32; overwritten; None unless update.separate
     out     n elements, float16, bfloat16 or float32
     table   float32 [rows, 4 + B + B^2] (`table.coefficients`) on the same device
+    seeds   int64 [samples] as `noise.noise` takes them, of which each has n / samples elements; for update.noise
+    factors float32 [rows, B] (`table.noise_factors`), likewise
     Raises ValueError when shapes, dtypes, devices or masks do not fit. Reads nothing back to the host. Equal
-    bit for bit to `eager.step`.
+    bit for bit to `eager.step`, but for the noise, which is equal to float32 rounding.
     """
     _check(states, y_in, out, table, row, update)
+    noise: dict[str, Any] = {}
+    if update.noise:
+        noise = {"seeds": seeds, "factors": factors, "size": _sample_size(states, table, seeds, factors)}
     buffers, elements = states.shape
     if elements == 0:
         return
     if not runs_triton(states):
-        eager.step(states, y_in, out, table, row, update)
+        eager.step(states, y_in, out, table, row, update, seeds, factors)
         return
     KERNEL.launch(
         -(-elements // BLOCK),
@@ -141,8 +173,27 @@ def step(
             "CLIP": update.clip,
             "SEPARATE": update.separate,
             "BLOCK": BLOCK,
+            **noise,
+            **({"NOISE": update.noise} if update.noise else {}),
         },
     )
+
+
+def _sample_size(
+    states: torch.Tensor, table: torch.Tensor, seeds: torch.Tensor | None, factors: torch.Tensor | None
+) -> int:
+    """Elements of one sample."""
+    if seeds is None or factors is None:
+        raise ValueError("this update draws noise: give seeds and factors")
+    if seeds.dtype != torch.int64 or seeds.dim() != 1 or not len(seeds) or states.shape[1] % len(seeds):
+        raise ValueError(
+            f"seeds {tuple(seeds.shape)} of {seeds.dtype} must be int64, one a sample of {states.shape[1]}"
+        )
+    if factors.dtype != torch.float32 or factors.shape != (len(table), len(states)) or not factors.is_contiguous():
+        raise ValueError(f"factors {tuple(factors.shape)} must be contiguous float32 {[len(table), len(states)]}")
+    if seeds.device != states.device or factors.device != states.device:
+        raise ValueError(f"states, seeds and factors are on several devices; put them on {states.device}")
+    return states.shape[1] // len(seeds)
 
 
 def _check(

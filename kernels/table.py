@@ -25,6 +25,7 @@ class Update:
     writes: int
     clip: bool = False  # z = clamp(p s_0 + q out, -clip, clip) instead of z = out
     separate: bool = False  # also writes y_in = c_in' s_0 into a buffer of its own
+    noise: int = 0  # the states to which the kernel adds noise that it makes itself
 
 
 def row_length(buffers: int) -> int:
@@ -50,7 +51,15 @@ def coefficients(
     return rows.astype(np.float32)
 
 
-def updates(*, p: ArrayLike, W: ArrayLike, w: ArrayLike, clip: bool, separate: bool) -> tuple[Update, ...]:
+def noise_factors(V: ArrayLike) -> NDArray[np.float32]:
+    """V [N, B] of a lowered program as the kernels read it: float32 [N + 1, B], nothing in the row of the start."""
+    V = np.asarray(V, dtype=np.float64)
+    return np.concatenate([V, np.zeros((1, V.shape[1]))]).astype(np.float32)
+
+
+def updates(
+    *, p: ArrayLike, W: ArrayLike, w: ArrayLike, clip: bool, separate: bool, V: ArrayLike | None = None
+) -> tuple[Update, ...]:
     """The N + 1 updates that belong to the rows of `coefficients`, each with the fewest reads and writes.
 
     A state is written when its row is not the identity and somebody reads it later: a later update, the network (s_0,
@@ -58,8 +67,9 @@ def updates(*, p: ArrayLike, W: ArrayLike, w: ArrayLike, clip: bool, separate: b
     written row has a coefficient for it, or, for s_0, when the clip needs it. Going backwards settles both at once.
     """
     p, W, w = (np.asarray(array, dtype=np.float64) for array in (p, W, w))
+    V = np.zeros_like(w) if V is None else np.asarray(V, dtype=np.float64)
     evaluations, buffers = w.shape
-    unchanged = [(W[n] == np.eye(buffers)).all(axis=1) & (w[n] == 0) for n in range(evaluations)]
+    unchanged = [(W[n] == np.eye(buffers)).all(axis=1) & (w[n] == 0) & (V[n] == 0) for n in range(evaluations)]
     live = {0}
     found: list[Update] = []
     for n in reversed(range(evaluations)):
@@ -69,7 +79,8 @@ def updates(*, p: ArrayLike, W: ArrayLike, w: ArrayLike, clip: bool, separate: b
         reads = {i for i in range(buffers) if any(W[n, j, i] != 0 for j in needed)}
         if clip and p[n] != 0 and any(w[n, j] != 0 for j in needed):
             reads.add(0)
-        found.append(Update(_mask(reads), _mask(writes), clip, feeds))
+        noisy = _mask({j for j in needed if V[n, j] != 0})
+        found.append(Update(_mask(reads), _mask(writes), clip, feeds, noisy))
         live = (live - writes) | reads | (set() if separate else {0})
     start = Update(0, _mask(live), clip=False, separate=separate)
     return (*reversed(found), start)

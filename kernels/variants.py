@@ -52,13 +52,15 @@ def step_variant(
     if out not in DTYPES or y_in not in (*DTYPES, None) or update.separate != (y_in is not None):
         raise ValueError(f"no step kernel from {out} to {y_in} with separate={update.separate}")
     words = ["step", f"b{buffers}", f"r{update.reads:0{buffers}b}", f"w{update.writes:0{buffers}b}"]
+    words += [f"n{update.noise:0{buffers}b}"] if update.noise else []
     words += ["clip"] * update.clip + [out] + ([y_in] if y_in else []) + ["any"] * (not aligned)
     pointers = (("states", "*fp32"), ("y_in", f"*{y_in or 'fp32'}"), ("out", f"*{out}"), ("table", "*fp32"))
+    drawn = (("seeds", "*i64"), ("factors", "*fp32"), ("size", "i64")) if update.noise else ()
     return Variant(
         op="step",
         name="-".join(words),
         kernel=step.KERNEL,
-        types=(*pointers, ("row", "i32"), ("elements", "i64")),
+        types=(*pointers, ("row", "i32"), ("elements", "i64"), *drawn),
         constants=(
             ("BUFFERS", buffers),
             ("READS", update.reads),
@@ -66,6 +68,7 @@ def step_variant(
             ("CLIP", update.clip),
             ("SEPARATE", update.separate),
             ("BLOCK", step.BLOCK),
+            *((("NOISE", update.noise),) if update.noise else ()),
         ),
         promised=("states", "y_in", "out", "elements") if aligned else (),
         grid="ceil(elements / BLOCK)",

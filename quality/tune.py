@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,7 @@ def tune(
     network: a Network, what Network takes alone, or an engine directory.
     metric: error, the RMS distance to a many-step reference, or fd, the Frechet distance to real `pictures` on
     `features` with `scale`, as `pfdiff.evaluate` takes all three. A distance of few samples is biased, alike for all.
+    Solvers that draw noise are candidates of fd alone: with noise on the way an error has no meaning.
     calibration, held_out: seeds that choose (16; 512 for fd), and that judge the best (32; 512). seed: which ones.
     solvers, grids, bases: only these. local: also race the neighbours of the best, not the tables alone.
     t_start: the latest start, where the reference starts too; by default the schedule's last time, or for an
@@ -94,7 +96,7 @@ def tune(
     """
     calibration, held_out = _checked_seeds(metric, calibration, held_out)
     subject, limit, tell = Subject.of(network), parse_budget(budget), progress or (lambda stage, done, expected: None)
-    setting = make_setting(subject, nfe, clip, t_start, end)
+    setting = replace(make_setting(subject, nfe, clip, t_start, end), draws=metric == "fd")
     aim = _aim(metric, pictures, features, scale, setting, refine=refine, reference=reference)
     check_destination(subject, out)
     seeds = chosen_seeds(seed, calibration + (seeds_needed(calibration) if refine else 0), held_out)

@@ -24,7 +24,7 @@ ROOMS = (
     ("contract",),
     ("condition", "cache", "device"),
     ("compiler", "atomic", "file_records"),
-    ("array_files", "json_fields", "external_weights", "open_folder"),
+    ("array_files", "json_fields", "external_weights", "open_folder", "philox"),
     ("tensors", "machine", "progress", "errors", "version", "notebook"),
 )
 

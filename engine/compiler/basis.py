@@ -5,11 +5,12 @@ Every quantity here is a combination of the clean sample and the noise. With x_t
     eps = (0, 1)   x0 = (1, 0)   v = (-sigma, alpha)   flow = (-1, 1)
     F = ((1 - c_skip alpha) / c_out, -c_skip sigma / c_out)
 
-are (coefficient of x_0, coefficient of eps). Given x_t and one of them, every other is p x_t + q d: two unknowns,
-two equations. The DDIM step is the same solve with the row (alpha_t, sigma_t) of another time.
+are (coefficient of x_0, coefficient of eps). The F of consistency models has c_skip and the numerator of c_out at
+sigma - epsilon, epsilon the sigma of the schedule's first time. Given x_t and one of them, every other is p x_t + q d:
+two unknowns, two equations. The DDIM step is the same solve with the row (alpha_t, sigma_t) of another time.
 
 v: Salimans & Ho, arXiv 2202.00512. flow: Lipman et al., arXiv 2210.02747. F, c_*: Karras et al., arXiv 2206.00364,
-table 1.
+table 1. Consistency models: Song et al., arXiv 2303.01469, appendix C.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from .schedule import Schedule
 
 Row = tuple[float, float]
 
-PREDICTIONS = ("eps", "x0", "v", "flow", "edm")
+PREDICTIONS = ("eps", "x0", "v", "flow", "edm", "consistency")
+PRECONDITIONED = ("edm", "consistency")  # fed c_in x and ln(sigma) / 4
 BASES = ("eps", "x0", "v")
 
 
@@ -39,6 +41,13 @@ def row(kind: str, t: float, schedule: Schedule, sigma_data: float = 0.5) -> Row
             return -1.0, 1.0
         case "edm":
             _, c_skip, c_out, _ = edm_preconditioning(sigma, sigma_data)
+            return (1 - c_skip * alpha) / c_out, -c_skip * sigma / c_out
+        case "consistency":
+            above = sigma - float(schedule.sigma(schedule.first))
+            if above <= 0:
+                raise InputError(f"a consistency model gives x_t itself at time {t:g}; evaluate it above that time")
+            c_skip = sigma_data**2 / (above**2 + sigma_data**2)
+            c_out = above * sigma_data / math.sqrt(sigma**2 + sigma_data**2)
             return (1 - c_skip * alpha) / c_out, -c_skip * sigma / c_out
     raise InputError(f"unknown prediction {kind!r}; known: {', '.join(PREDICTIONS)}")
 

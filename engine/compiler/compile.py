@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..errors import InputError, shown
-from .basis import BASES, PREDICTIONS, convert, edm_preconditioning, velocity
+from .basis import BASES, PRECONDITIONED, PREDICTIONS, convert, edm_preconditioning, velocity
 from .defaults import AUTO, filled
 from .grid import Grid, make_grid
 from .lower import lower
@@ -36,8 +36,8 @@ def compile(
     least 1. grid: a rule or the times, see engine/compiler/grid.py; uniform by default. basis: eps, x0 or v, what the
     solver stores; by default v on flow schedules, otherwise eps. Solvers with a parameterisation of their own
     (DPM-Solver: eps, DPM-Solver++: x0) convert to it, so basis then changes nothing but the table's columns.
-    prediction: eps, x0, v, flow or edm, what the network returns. clip: bound on |x0|, 1 for data in [-1, 1]. t_start:
-    first time. end: clean, first or a time. sigma_data: of `edm`.
+    prediction: eps, x0, v, flow, edm or consistency, what the network returns. clip: bound on |x0|, 1 for data in
+    [-1, 1]. t_start: first time. end: clean, first or a time. sigma_data: of `edm` and `consistency`.
     Raises InputError.
     """
     _check_options(nfe, basis, prediction, clip, sigma_data)
@@ -49,8 +49,8 @@ def compile(
     process, method = parse_schedule(schedule), parse_solver(solver)
     basis = basis or ("v" if process.velocity == "flow" else "eps")
     points = make_grid(grid, process, method.intervals(nfe), t_start, end, method.evaluations)
-    times, table = trace(method, nfe, points, process, basis)
-    init, W, w = lower(table)
+    times, table, draws = trace(method, nfe, points, process, basis)
+    init, W, w, V = lower(table, draws)
     p, q = _fold(W, w, times, basis, prediction, clip, process, sigma_data)
     c_in, network_times = _network_inputs(times, prediction, process, sigma_data)
     return Program(
@@ -72,6 +72,7 @@ def compile(
         q=q,
         W=W,
         w=w,
+        V=V,
     )
 
 
@@ -118,7 +119,7 @@ def _network_inputs(
 ) -> tuple[Float64s, Float64s]:
     """(c_in [N], network times [N]): 1 and the schedule's times, but for EDM's preconditioning."""
     c_in, network_times = np.ones(len(times)), times.copy()
-    if prediction == "edm":
+    if prediction in PRECONDITIONED:
         for n, t in enumerate(times):
             c_in[n], _, _, network_times[n] = edm_preconditioning(float(schedule.sigma(t)), sigma_data)
     return c_in, network_times

@@ -5,8 +5,11 @@
         out = network(c_in_n * s_0, network_time_n)
         z   = out                                           without clip
             = clamp(p_n s_0 + q_n out, -clip, +clip)        with clip: the x0 that the network means
-        s_j <- sum_i W_n[j, i] s_i + w_n[j] z               all j at once
+        s_j <- sum_i W_n[j, i] s_i + w_n[j] z + V_n[j] xi_n     all j at once
     sample = s_0
+
+A deterministic sampler has V = 0 and draws nothing; its JSON form has no V. Where V_n is not 0, xi_n is standard normal
+noise, draw n + 1 of the sample's seed (engine/philox.py).
 
 The conversion from the network's prediction to the solver's basis is folded into W and w in float64. The updates
 combine the network's own output, so v-networks keep their accuracy where alpha is small. The program also holds the
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, final
@@ -26,10 +30,11 @@ import numpy as np
 from ..errors import InputError, first_line, shown
 from ..json_fields import is_integer, is_number, parse_json
 from ..notebook import html_table
-from .basis import PREDICTIONS
+from ..philox import Seeds, fill_numpy, parse_seeds
+from .basis import PRECONDITIONED, PREDICTIONS
 from .schedule import Float64s, parse_schedule
 
-ARRAYS = {"times": 1, "network_times": 1, "c_in": 1, "table": 2, "init": 1, "p": 1, "q": 1, "W": 3, "w": 2}
+ARRAYS = {"times": 1, "network_times": 1, "c_in": 1, "table": 2, "init": 1, "p": 1, "q": 1, "W": 3, "w": 2, "V": 2}
 # What a file may ask for; the C++ reader has the same bounds.
 MOST_NFE = 4096
 MOST_BUFFERS = 8  # solvers need 1 to 5
@@ -43,8 +48,8 @@ class Program:
     """One sampler for one NFE; all arrays float64. N = nfe, B = buffers.
 
     times [N]: the schedule's time of each evaluation. network_times [N]: what the network is fed, ln(sigma)/4 for
-    `edm`. c_in [N]: factor of the network's input. table [N+1, N+1]: rows y_0 ... y_N-1, sample; columns noise,
-    d_0 ... d_N-1 in `basis`. init [B], p [N], q [N], W [N, B, B], w [N, B]: see the module.
+    `edm`. c_in [N]: factor of the network's input. table [N+1, 1+K+N]: rows y_0 ... y_N-1, sample; columns noise,
+    the K = `noises` draws, d_0 ... d_N-1 in `basis`. init [B], p [N], q [N], W [N, B, B], w, V [N, B]: see the module.
     """
 
     solver: str
@@ -65,6 +70,7 @@ class Program:
     q: Float64s
     W: Float64s
     w: Float64s
+    V: Float64s
 
     def __post_init__(self) -> None:
         for name in ARRAYS:
@@ -77,6 +83,27 @@ class Program:
     @property
     def buffers(self) -> int:
         return len(self.init)
+
+    @property
+    def draws(self) -> tuple[int, ...]:
+        """The evaluations, counted from 0, after which noise is drawn and added; empty for deterministic samplers."""
+        return tuple(np.flatnonzero(self.V.any(axis=1)).tolist())
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the table's columns: noise, the draws xi_n, the outputs by their basis."""
+        outputs = (f"{self.basis}_{n}" for n in range(self.nfe))
+        return ["noise", *(f"xi_{n}" for n in self.draws), *outputs]
+
+    @property
+    def noises(self) -> int:
+        """How many noises are drawn on the way, after the one that sampling starts from."""
+        return len(self.draws)
+
+    def check_deterministic(self, where: str) -> None:
+        """Raises InputError, "`where` adds none", if noise is drawn on the way."""
+        if self.noises:
+            raise InputError(f"{self.solver} draws noise on the way and {where} adds none; take a solver such as ddim")
 
     @property
     def digest(self) -> str:
@@ -93,7 +120,7 @@ class Program:
 
     def _repr_html_(self) -> str:
         """The dense table, for notebooks: rows are the network's inputs and the sample, columns noise and outputs."""
-        header = ["", "time", "noise", *(f"{self.basis}_{n}" for n in range(self.nfe))]
+        header = ["", "time", *self.columns]
         names = [*(f"y_{n}" for n in range(self.nfe)), "sample"]
         times = [*(f"{t:.6g}" for t in self.times), ""]
         rows = [
@@ -102,28 +129,55 @@ class Program:
         ]
         return html_table(rows, header, repr(self))
 
-    def evaluate(self, network: Callable[[Any, float], Any], noise: Any) -> Any:
+    def evaluate(
+        self, network: Callable[[Any, float], Any], noise: Any, seeds: Seeds | None = None, steps_noise: Any = None
+    ) -> Any:
         """The reference execution, in the type and dtype of `noise` (NumPy array or torch tensor, any shape).
 
         network(x_t, t) -> prediction of the same shape; t is an int on discrete schedules, else a float. For `edm` it
-        is the raw F, called with c_in x and c_noise.
+        is the raw F, called with c_in x and c_noise. A stochastic program also takes seeds, one for each row of
+        `noise`, whose draws 1 ... N are added on the way, or steps_noise [noises, *noise.shape] in their place.
+        Raises InputError.
         """
+        drawn = self._drawn(noise, seeds, steps_noise)
         own = self.schedule.startswith("alphas:")  # discrete, wherever its numbers are
-        whole = self.prediction != "edm" and (own or parse_schedule(self.schedule).discrete)
+        whole = self.prediction not in PRECONDITIONED and (own or parse_schedule(self.schedule).discrete)
         states = [float(c) * noise for c in self.init]
         for n in range(self.nfe):
             t = float(self.network_times[n])
             out = network(float(self.c_in[n]) * states[0], int(t) if whole else t)
             if self.clip is not None:
                 out = (float(self.p[n]) * states[0] + float(self.q[n]) * out).clip(-self.clip, self.clip)
-            states = [self._combine(states, out, n, j) for j in range(self.buffers)]
+            xi = drawn(n) if n in self.draws else None
+            states = [self._combine(states, out, xi, n, j) for j in range(self.buffers)]
         return states[0]
 
-    def _combine(self, states: Sequence[Any], out: Any, n: int, j: int) -> Any:
+    def _drawn(self, noise: Any, seeds: Seeds | None, steps_noise: Any) -> Callable[[int], Any]:
+        """n -> xi_n like `noise`. Raises InputError when what the program draws is not determined."""
+        if steps_noise is not None:
+            shape = (self.noises, *np.shape(noise))
+            if seeds is not None or np.shape(steps_noise) != shape:
+                got = "also seeds" if seeds is not None else f"shape {np.shape(steps_noise)}"
+                raise InputError(f"steps_noise and {got}; {self.solver} takes steps_noise {shape} or one seed a sample")
+            return lambda n: _like(noise, steps_noise[self.draws.index(n)])
+        if seeds is None and self.noises:
+            raise InputError(f"{self.solver} draws {self.noises} noises on the way; give seeds= or steps_noise=")
+        keys, shape = parse_seeds([] if seeds is None else seeds), np.shape(noise)
+        if self.noises and shape[:1] != keys.shape:
+            raise InputError(f"{len(keys)} seeds for noise of shape {shape}; give one seed for each of its rows")
+
+        def draw(n: int) -> Any:
+            xi = np.empty((len(keys), math.prod(shape[1:])), np.float32)
+            fill_numpy(xi, keys, n + 1)
+            return _like(noise, xi.reshape(shape))
+
+        return draw
+
+    def _combine(self, states: Sequence[Any], out: Any, xi: Any, n: int, j: int) -> Any:
         total = float(self.w[n, j]) * out
         for i in np.flatnonzero(self.W[n, j]).tolist():
             total = total + float(self.W[n, j, i]) * states[i]
-        return total
+        return total if self.V[n, j] == 0 else total + float(self.V[n, j]) * xi
 
     def to_json(self) -> str:
         """Every field; floats in the shortest form that reads back exactly."""
@@ -135,6 +189,8 @@ class Program:
         values |= {name: values[name].tolist() for name in ARRAYS}
         grid = values["grid"]
         values["grid"] = list(grid) if isinstance(grid, tuple) else grid
+        if not self.noises:
+            del values["V"]
         return {"nfe": self.nfe, "buffers": self.buffers, **values}
 
     @staticmethod
@@ -151,19 +207,29 @@ class Program:
         """Inverse of `to_dict`. Raises InputError when a field is missing, of a wrong type or shape."""
         if not isinstance(data, dict):
             raise _unfit(f"{shown(data)}, expected an object")
-        missing = [name for name in ("nfe", "buffers", *(f.name for f in fields(Program))) if name not in data]
+        known = {*data, "V"}  # which deterministic programs have not
+        missing = [name for name in ("nfe", "buffers", *(f.name for f in fields(Program))) if name not in known]
         if missing:
             raise _unfit(f"'{missing[0]}' is missing; expected the output of to_json")
         nfe, buffers = _integer("nfe", data["nfe"], MOST_NFE), _integer("buffers", data["buffers"], MOST_BUFFERS)
         shapes = {1: (nfe,), 2: (nfe, buffers), 3: (nfe, buffers, buffers)}
         expected = {name: shapes[rank] for name, rank in ARRAYS.items()}
-        expected |= {"table": (nfe + 1, nfe + 1), "init": (buffers,)}
+        data = {"V": np.zeros((nfe, buffers)).tolist(), **data}
+        noises = int(np.count_nonzero(_array("V", data["V"], expected["V"]).any(axis=1)))
+        expected |= {"table": (nfe + 1, 1 + noises + nfe), "init": (buffers,)}
         values = {f.name: data[f.name] for f in fields(Program)}
         _check_origin(values)
         values |= {name: _array(name, values[name], shape) for name, shape in expected.items()}
         if isinstance(values["grid"], list):
             values["grid"] = tuple(values["grid"])
         return Program(**values)
+
+
+def _like(noise: Any, values: Any) -> Any:
+    """`values` in the type and dtype of `noise`, an array or a tensor, for which torch need not be imported."""
+    if isinstance(noise, np.ndarray | np.generic | float):
+        return np.asarray(values, np.result_type(noise))
+    return noise.new_tensor(values) if isinstance(values, np.ndarray) else values.to(noise)
 
 
 def _unfit(why: str) -> InputError:

@@ -77,7 +77,7 @@ Contract read_contract(const json::Node& node) {
     Contract contract;
     contract.name = read_name(node["name"]);
     contract.schedule = read_name(node["schedule"]);
-    contract.prediction = read_choice(node["prediction"], {"eps", "x0", "v", "flow", "edm"});
+    contract.prediction = read_choice(node["prediction"], {"eps", "x0", "v", "flow", "edm", "consistency"});
     contract.elements = read_shape(node["shape"], contract.shape);
     if (contract.shape.empty()) node["shape"].refuse("empty", "sizes such as [3, 64, 64]");
     contract.input = read_or(node, "input", std::string("x"), name);

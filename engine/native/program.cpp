@@ -47,7 +47,7 @@ pfd_program_t read_program(const json::Node& node) {
     program.schedule = read_text(node, "schedule");
     program.basis = read_text(node, "basis");
     check_origin(node);
-    program.prediction = read_choice(node["prediction"], {"eps", "x0", "v", "flow", "edm"});
+    program.prediction = read_choice(node["prediction"], {"eps", "x0", "v", "flow", "edm", "consistency"});
     program.times = read_finite_numbers(node["times"], {N});
     program.network_times = read_finite_numbers(node["network_times"], {N});
     program.c_in = read_finite_numbers(node["c_in"], {N});
@@ -56,6 +56,8 @@ pfd_program_t read_program(const json::Node& node) {
     program.q = read_finite_numbers(node["q"], {N});
     program.W = read_finite_numbers(node["W"], {N, B, B});
     program.w = read_finite_numbers(node["w"], {N, B});
+    if (const auto V = node.find("V"))
+        V->refuse("that of a sampler that draws noise on the way", "none, a deterministic sampler such as ddim");
     program.table = read_finite_numbers(node["table"], {N + 1, N + 1});
     if (const auto sigma_data = node.find("sigma_data")) program.sigma_data = read_finite(*sigma_data);
     if (const auto clip = node.find("clip")) {

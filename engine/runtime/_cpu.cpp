@@ -55,14 +55,16 @@ PyObject* refuse(const char* expected) {
     return nullptr;
 }
 
-PFD_CLONES void normals(std::uint64_t seed, std::uint64_t elements, float* out) {
-    for (std::uint64_t element = 0; element < elements; ++element) out[element] = pfdiff::normal(seed, element);
+// Elements first .. first + count of a draw.
+PFD_CLONES void normals(std::uint64_t seed, std::uint32_t draw, std::uint64_t first, std::uint64_t count, float* out) {
+    for (std::uint64_t i = 0; i < count; ++i) out[i] = pfdiff::normal(seed, first + i, draw);
 }
 
-// fill(z, seeds)
+// fill(z, seeds, draw=0)
 PyObject* fill(PyObject*, PyObject* arguments) {
     PyObject *z_object, *seeds_object;
-    if (!PyArg_ParseTuple(arguments, "OO:fill", &z_object, &seeds_object)) return nullptr;
+    unsigned draw = 0;
+    if (!PyArg_ParseTuple(arguments, "OO|I:fill", &z_object, &seeds_object, &draw)) return nullptr;
     const Memory z(z_object, whole_flags | writable), seeds(seeds_object, whole_flags);
     if (PyErr_Occurred()) return nullptr;
     const Py_ssize_t samples = seeds.view.len / 8;
@@ -73,7 +75,8 @@ PyObject* fill(PyObject*, PyObject* arguments) {
     const auto* keys = static_cast<const std::uint64_t*>(seeds.view.buf);
 
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t sample = 0; sample < samples; ++sample) normals(keys[sample], elements, out + sample * elements);
+    for (Py_ssize_t sample = 0; sample < samples; ++sample)
+        normals(keys[sample], draw, 0, elements, out + sample * elements);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -110,6 +113,19 @@ bool multiply(Rows factors, Rows source, Rows target, Py_ssize_t rows, Py_ssize_
     return largest != all_ones;
 }
 
+// target [rows, ..] += factors [rows] x the noise of `seeds`, one a sample of `elements`; rows without a factor stay.
+void add_noise(const float* factors, const std::uint64_t* seeds, std::uint32_t draw, Rows target, Py_ssize_t rows,
+               Py_ssize_t samples, Py_ssize_t elements) {
+    float xi[block_elements];
+    for (Py_ssize_t sample = 0; sample < samples; ++sample)
+        for (Py_ssize_t start = 0; start < elements; start += block_elements) {
+            const Py_ssize_t size = elements - start < block_elements ? elements - start : block_elements;
+            normals(seeds[sample], draw, static_cast<std::uint64_t>(start), static_cast<std::uint64_t>(size), xi);
+            for (Py_ssize_t r = 0; r < rows; ++r)
+                if (factors[r] != 0) add(factors[r], xi, target[r] + sample * elements + start, size);
+        }
+}
+
 // combine(update, source, target) -> bool
 PyObject* combine(PyObject*, PyObject* arguments) {
     PyObject *update_object, *source_object, *target_object;
@@ -129,19 +145,27 @@ PyObject* combine(PyObject*, PyObject* arguments) {
     return PyBool_FromLong(finite);
 }
 
-// walk((evaluate, evaluate), (matrix, matrix), time, times, update, result, reached) -> bool: are all outputs finite
+// walk((evaluate, evaluate), (matrix, matrix), time, times, update, result, reached[, V, seeds, size]) -> bool: are all
+// outputs finite
 // Evaluation n of N: `time` is filled with times[n], evaluate[n % 2]() writes the last row of matrix[n % 2] [B + 1, E],
 // and update[n] [B, B + 1] times that matrix goes to the first B rows of the other; of the last, state 0 to `result`.
-// reached[0] is the evaluation that it came to.
+// reached[0] is the evaluation that it came to. V [N, B]: factors of draw n + 1 of the samples' seeds [m], m <= size;
+// size is that of the matrices' batch.
 PyObject* walk(PyObject*, PyObject* arguments) {
     PyObject *evaluate[2], *matrix[2], *time_object, *times_object, *update_object, *result_object, *reached_object;
-    if (!PyArg_ParseTuple(arguments, "(OO)(OO)OOOOO:walk", &evaluate[0], &evaluate[1], &matrix[0], &matrix[1],
-                          &time_object, &times_object, &update_object, &result_object, &reached_object))
+    PyObject *V_object = nullptr, *seeds_object = nullptr;
+    Py_ssize_t batch = 0;
+    if (!PyArg_ParseTuple(arguments, "(OO)(OO)OOOOO|OOn:walk", &evaluate[0], &evaluate[1], &matrix[0], &matrix[1],
+                          &time_object, &times_object, &update_object, &result_object, &reached_object,
+                          &V_object, &seeds_object, &batch))
         return nullptr;
+    const bool draws = V_object != nullptr && seeds_object != nullptr;
     const Memory here(matrix[0], rows_flags | writable), there(matrix[1], rows_flags | writable);
     const Memory time(time_object, whole_flags | writable), times(times_object, whole_flags);
     const Memory update(update_object, whole_flags), result(result_object, whole_flags | writable);
     const Memory reached(reached_object, whole_flags | writable);
+    const Memory V(draws ? V_object : update_object, whole_flags);
+    const Memory seeds(draws ? seeds_object : update_object, whole_flags);
     if (PyErr_Occurred()) return nullptr;
     if (update.view.ndim != 3 || update.view.itemsize != 4 || !here.is_rows() || !there.is_rows())
         return refuse("walk: expected update [evaluations, states, inputs] and matrices [inputs, elements], float32");
@@ -153,6 +177,10 @@ PyObject* walk(PyObject*, PyObject* arguments) {
     if (times.view.len != evaluations * width || time.view.itemsize != width || result.view.itemsize != 4 ||
         wanted > elements || reached.view.len != 8)
         return refuse("walk: expected times [evaluations], time of their dtype, a result that fits, reached int64 [1]");
+    const Py_ssize_t samples = draws ? seeds.view.len / 8 : 0, sample_elements = draws && batch > 0 ? elements / batch : 0;
+    if (draws && (V.view.itemsize != 4 || V.view.len != evaluations * states * 4 || seeds.view.itemsize != 8 ||
+                  batch < 1 || samples > batch || elements % batch != 0))
+        return refuse("walk: expected V float32 [evaluations, states] and at most `size` seeds uint64");
     const Rows matrices[2] = {here.rows(), there.rows()};
     const Rows updates = {static_cast<char*>(update.view.buf), states * inputs * 4};
     bool finite = true;
@@ -169,6 +197,13 @@ PyObject* walk(PyObject*, PyObject* arguments) {
         const Rows target = last ? Rows{static_cast<char*>(result.view.buf), 0} : matrices[1 - n % 2];
         Py_BEGIN_ALLOW_THREADS
         finite = multiply(factors, source, target, last ? 1 : states, inputs, last ? wanted : elements);
+        const float* added = static_cast<const float*>(V.view.buf) + n * states;
+        bool drawn = false;
+        for (Py_ssize_t j = 0; draws && j < (last ? 1 : states); ++j) drawn |= added[j] != 0;
+        const Py_ssize_t filled = last && wanted < samples * sample_elements ? wanted / sample_elements : samples;
+        if (drawn)
+            add_noise(added, static_cast<const std::uint64_t*>(seeds.view.buf), static_cast<std::uint32_t>(n + 1),
+                      target, last ? 1 : states, filled, sample_elements);
         Py_END_ALLOW_THREADS
     }
     return PyBool_FromLong(finite);

@@ -2,7 +2,8 @@
 
 Static buffers for one batch size are two matrices [B + 1, batch * elements] float32. The last row of each is the
 network's output, the others are the states, row 0 the network's input. One update is (W_n | w_n) @ matrix, written
-into the other matrix; then the two change places. The last one computes row 0 alone, straight into the result.
+into the other matrix, to which a stochastic program adds V_n xi; then the two change places. The last one computes row
+0 alone, straight into the result.
 
 `_cpu.cpp` walks through the evaluations by itself where it was compiled, unless something is converted or clipped: at
 batch 1 the few lines of Python between two evaluations cost up to a hundredth of a small network (bench/NOTES.md).
@@ -24,6 +25,7 @@ from ..contract import Contract
 from ..errors import BackendError, PfdiffError, first_line
 from ..tensors import TORCH_DTYPES, array_of, fill_rows, lasting
 from .decoder import Decode, LoadedDecoder, not_finite
+from .draws import Draws
 from .inputs import Inputs
 from .loop import Chunk, Loop, Tables, result_shape, slices
 from .noise import fill_noise
@@ -54,6 +56,8 @@ class Bucket:
         self._x = torch.zeros(shape, dtype=backend.dtype) if converted or scaled else None
         self._out = torch.zeros(shape, dtype=backend.dtype) if converted else None
         self._scratch = np.empty(elements, np.float32)  # of the clip
+        self._xi: NDArray[np.float32] | None = None  # of stochastic programs
+        self._draws: Draws | None = None
         self._reached = np.zeros(1, np.int64)  # the evaluation that a walk is at
         time_dtype = TORCH_DTYPES[contract.time_dtype]
         time = torch.zeros((size,) if contract.time_rank else (), dtype=time_dtype)
@@ -75,7 +79,7 @@ class Bucket:
 
     def load(self, tables: Tables, inputs: Inputs) -> None:
         """Set the states to init * noise and the conditions; at most `size` samples, the last is repeated."""
-        count = inputs.count
+        count, self._draws = inputs.count, inputs.draws
         states, out = self._rows[0][:-1], self._rows[0][-1]
         wanted = count * len(out) // self.size
         noise = out[:wanted]  # the network's output is not there yet
@@ -97,11 +101,14 @@ class Bucket:
         """Every evaluation of the program; the first samples go to `into` [m, *shape], contiguous, m <= size."""
         self._reached[0] = 0
         plain = self._x is None and self._out is None and tables.clip is None
+        draws = self._draws
+        seeds = None if draws is None else draws.seeds
         try:
-            if walk_compiled is not None and plain:
-                finite = walk_compiled(
-                    self.evaluations, self._rows, self._time, tables.times, tables.update, into, self._reached
-                )
+            walk = self.evaluations, self._rows, self._time, tables.times, tables.update, into, self._reached
+            if walk_compiled is not None and plain and draws is None:
+                finite = walk_compiled(*walk)
+            elif walk_compiled is not None and plain and seeds is not None:
+                finite = walk_compiled(*walk, tables.V, seeds, self.size)
             else:
                 finite = self._walk(tables, into.reshape(1, -1))
         except PfdiffError:
@@ -135,12 +142,27 @@ class Bucket:
 
         Returns whether the network's output is finite, like `_finish`.
         """
-        return self._clip(tables, n, here) and combine(tables.update[n], self._rows[here], self._rows[1 - here][:-1])
+        target = self._rows[1 - here][:-1]
+        finite = self._clip(tables, n, here) and combine(tables.update[n], self._rows[here], target)
+        self._add_noise(tables, n, target)
+        return finite
 
     def _finish(self, tables: Tables, here: int, samples: NDArray[np.float32]) -> bool:
         """The last update, of which only state 0 is asked for: its first elements go to `samples` [1, elements]."""
-        source = self._rows[here][:, : samples.size]
-        return self._clip(tables, tables.nfe - 1, here) and combine(tables.update[-1, :1], source, samples)
+        source, n = self._rows[here][:, : samples.size], tables.nfe - 1
+        finite = self._clip(tables, n, here) and combine(tables.update[-1, :1], source, samples)
+        self._add_noise(tables, n, samples)
+        return finite
+
+    def _add_noise(self, tables: Tables, n: int, target: NDArray[np.float32]) -> None:
+        """s_j + V_n[j] xi_n in the first rows of `target` [m, elements], if noise is drawn after evaluation n."""
+        if n not in tables.draws or self._draws is None:
+            return
+        self._xi = xi = np.zeros(self._rows[0].shape[1], np.float32) if self._xi is None else self._xi
+        self._draws.fill(xi.reshape(self.size, -1)[: self._draws.count], n, tables.draws.index(n))
+        for row, factor in zip(target, tables.V[n], strict=False):
+            if factor:
+                row += factor * xi[: len(row)]
 
     def _clip(self, tables: Tables, n: int, here: int) -> bool:
         """z = clamp(p s_0 + q out, -clip, clip) in the last row of matrix `here`, if it clips; False if not finite."""

@@ -16,7 +16,7 @@ import torch
 from ...kernels.images import images
 from ...kernels.noise import noise
 from ...kernels.step import step
-from ...kernels.table import Update, coefficients, updates
+from ...kernels.table import Update, coefficients, noise_factors, updates
 from ..backends.abstract import Backend, Buffers
 from ..contract import Contract
 from ..tensors import TORCH_DTYPES, fill
@@ -138,8 +138,9 @@ class CudaBatch:
         self.decode = decoder.bind(self.samples) if decoder and kind.pixels else None
         program, separate = tables.program, static.y_in is not None
         self.updates: tuple[Update, ...] = updates(
-            p=program.p, W=program.W, w=program.w, clip=program.clip is not None, separate=separate
+            p=program.p, W=program.W, w=program.w, clip=program.clip is not None, separate=separate, V=program.V
         )
+        self.factors = torch.from_numpy(noise_factors(program.V)).to(backend.device)  # of what the program draws
         x = (static.states[0] if static.y_in is None else static.y_in).view(shape)
         times = [row[: kind.bucket] if contract.time_rank else row[0] for row in static.times]
         conditions = static.inputs.block.conditions
@@ -165,7 +166,9 @@ class CudaBatch:
     def step(self, row: int, out: torch.Tensor) -> None:
         """The update after evaluation `row`; row N sets the states from the noise."""
         static, update = self.static, self.updates[row]
-        step(static.states, static.y_in if update.separate else None, out.view(-1), static.table, row, update)
+        y_in = static.y_in if update.separate else None
+        seeds = static.inputs.block.seeds
+        step(static.states, y_in, out.view(-1), static.table, row, update, seeds, self.factors)
 
     def capture(self, stream: torch.cuda.Stream, pool: Any) -> None:
         """Record `launch`. Raises what makes it impossible; the batch can still `launch`."""

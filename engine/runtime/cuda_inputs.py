@@ -88,10 +88,12 @@ class InputRing:
         slot = self._slot()
         on_host = [(n, one) for n, one in enumerate(inputs.conditions) if not isinstance(one, torch.Tensor)]
         changed = [n for n, _ in on_host if n not in self._defaults & inputs.defaults]
-        if inputs.seeds is not None or changed:
+        drawn = inputs.draws.seeds if inputs.draws is not None else None
+        seeds = inputs.seeds if inputs.seeds is not None else drawn
+        if seeds is not None or changed:
             end = self.block.ends[max(changed)] if changed else self.block.seeds.nbytes
-            if inputs.seeds is not None:
-                fill_rows(slot.block.seeds, slot.seeds, inputs.seeds.view("int64"))
+            if seeds is not None:
+                fill_rows(slot.block.seeds, slot.seeds, seeds.view("int64"))
             for n, values in on_host:
                 if self.block.ends[n] <= end:
                     fill_rows(slot.block.conditions[n], slot.conditions[n], values)

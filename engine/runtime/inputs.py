@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from ..condition import Condition
 from ..contract import Contract
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .draws import Draws
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -30,13 +33,14 @@ class Inputs:
     """What one batch of m samples starts from: seeds uint64 [m] or noise float32 [m, elements], one of them None.
 
     conditions: [m, ..] in the order of the contract. defaults: the places of those that were left to their default.
-    Noise may be on the host or on the loop's device.
+    Noise may be on the host or on the loop's device. draws: of a stochastic program, else None.
     """
 
     seeds: NDArray[np.uint64] | None
     noise: torch.Tensor | None
     conditions: Sequence[Values]
     defaults: frozenset[int] = frozenset()
+    draws: Draws | None = None
 
     @property
     def count(self) -> int:
@@ -50,6 +54,7 @@ class Inputs:
             None if self.noise is None else self.noise[which],
             [values[which] for values in self.conditions],
             self.defaults,
+            None if self.draws is None else self.draws.part(which),
         )
 
 

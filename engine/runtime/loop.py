@@ -28,7 +28,8 @@ Chunk = tuple[int, int]  # samples, and the bucket whose buffers take them
 class Tables:
     """A program as a loop reads it; coefficients float32, the one cast.
 
-    update [N, B, B + 1] = (W | w); init [B]; p, q, c_in [N]; times [N] in the network's dtype, scaled; clip or None.
+    update [N, B, B + 1] = (W | w); init [B]; p, q, c_in [N]; times [N] in the network's dtype, scaled; clip or None;
+    V [N, B] of the noises, which are drawn after the evaluations `draws`.
     `program` is what they were made of.
     """
 
@@ -40,6 +41,8 @@ class Tables:
     c_in: NDArray[np.float32]
     times: NDArray[np.generic]
     clip: float | None
+    V: NDArray[np.float32]
+    draws: tuple[int, ...]
 
     @property
     def nfe(self) -> int:
@@ -66,6 +69,8 @@ def make_tables(program: Program, contract: Contract) -> Tables:
         c_in=program.c_in.astype(np.float32),
         times=contract.feed_times(program.network_times),
         clip=program.clip,
+        V=program.V.astype(np.float32),
+        draws=program.draws,
     )
 
 

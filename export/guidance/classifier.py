@@ -273,6 +273,7 @@ class ClassifierModule(nn.Module):
                 return x, alpha / total, -sigma / total
             case "flow":
                 return x, 1 / (alpha + sigma), -sigma / (alpha + sigma)
-            case _:  # edm
+            case "edm":
                 total = sigma.square() + self.sigma_data**2
                 return x * total.sqrt(), self.sigma_data**2 / total, sigma * self.sigma_data * total.rsqrt()
+        raise InputError(f"guidance: classifier guidance has no rule for prediction {self.prediction}")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from ...engine.compiler.basis import PRECONDITIONED
 from ...engine.compiler.schedule import parse_schedule
 from ...engine.condition import Condition
 from ...engine.contract import Contract
@@ -171,7 +172,7 @@ def fed_interval(interval: tuple[float, float], contract: Contract) -> tuple[flo
     """Two times of the schedule as the network is fed them, ascending. Raises InputError outside the schedule."""
     schedule = parse_schedule(contract.schedule)
     times = np.sort(schedule.check(interval))
-    if contract.prediction == "edm":
+    if contract.prediction in PRECONDITIONED:
         with np.errstate(divide="ignore"):
             times = np.log(schedule.sigma(times)) / 4  # c_noise
     low, high = (float(time) for time in np.maximum(times, -1e30) * contract.time_scale)

@@ -17,9 +17,11 @@ from ...engine.compiler.schedule import Discrete, Float64s, Flow, hold_alphas, p
 from ...engine.errors import InputError, first_line, shown
 from ..convention import Convention, shifted
 from .scheduler_classes import CLASSES, REFUSED, SMALLEST_ALPHA, UNNAMED, SchedulerClass
+from .stochastic_classes import STOCHASTIC
 
 Values = Mapping[str, Any]
 
+ALL = {**CLASSES, **STOCHASTIC}
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 USUAL = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}  # of our schedules of the same names
@@ -28,8 +30,9 @@ REASONS = {
     "use_beta_sigmas": "has use_beta_sigmas, for which there is no grid here; set it to False",
     "invert_sigmas": "has invert_sigmas, for which there is no grid here; set it to False",
     "interpolation_type": "has interpolation_type {value}, for which there is no grid here; set it to linear",
-    "stochastic_sampling": "has stochastic_sampling, which draws noise; tables hold none yet: set it to False",
-    "algorithm_type": "has algorithm_type {value}, which draws noise; tables hold none yet: set it to dpmsolver++",
+    "stochastic_sampling": "has stochastic_sampling, which draws noise: set it to False, or give solver='lcm'",
+    "algorithm_type": "has algorithm_type {value}, whose step is not here; set it to dpmsolver++ or sde-dpmsolver++",
+    "s_noise": "has s_noise {value}, expected 1",
     "prediction_type": "is of EDM with prediction_type {value}, expected epsilon, the raw F",
 }
 
@@ -59,7 +62,7 @@ def _read(config: Values, mu: float | None) -> Convention:
         if value not in accepted:
             raise InputError(f"this scheduler {REASONS[key].format(value=shown(value))}")
     if kind.process == "edm":
-        return _edm(values)
+        return _consistency(values, kind) if "clip_denoised" in values else _edm(values)
     if kind.process == "flow":
         return _flow(values, kind, "flow", mu)
     if values.get("use_flow_sigmas"):
@@ -67,14 +70,27 @@ def _read(config: Values, mu: float | None) -> Convention:
         if prediction == "v":
             raise InputError("this scheduler has prediction_type v_prediction with use_flow_sigmas; set one of them")
         return _flow({**values, "shift": values["flow_shift"]}, kind, prediction, mu)
-    return _discrete(values, kind)
+    return replace(_discrete(values, kind), solver=_own_solver(config, values, kind))
+
+
+def _own_solver(config: Values, values: Values, kind: SchedulerClass) -> str | None:
+    """The solver of a class or a config whose step draws noise; None for all others. Raises InputError."""
+    if kind.draws:
+        scaling = float(values.get("timestep_scaling", 10.0))
+        return f"lcm:scaling={scaling!r}" if kind.solver == "lcm" and scaling != 10 else kind.solver
+    if config.get("algorithm_type") != "sde-dpmsolver++":
+        return None
+    order, form = config.get("solver_order") or 2, config.get("solver_type") or "midpoint"
+    if form != "midpoint" and order == 2:
+        raise InputError(f"this scheduler has solver_type {form!r} of an SDE, which is not here; set it to midpoint")
+    return {1: "ddim:eta=1", 2: "dpm++:2m-sde", 3: "dpm++:3m-sde-diffusers"}[order]
 
 
 def scheduler_class(config: Values) -> SchedulerClass:
     """How the config is read: by its class, or without one by what it holds. Raises InputError."""
     name = class_name(config)
-    if name in CLASSES:
-        return CLASSES[name]
+    if name in ALL:
+        return ALL[name]
     if name in REFUSED:
         raise InputError(f"{name} is not read: {REFUSED[name]}")
     if name is not None:
@@ -96,7 +112,13 @@ def class_name(config: Values) -> str | None:
     if config.get("_class_name") is not None:
         return str(config["_class_name"])
     keys = [key for key in config if not key.startswith("_")]
-    return next((name for name, one in CLASSES.items() if one.parameters == {*keys[: len(one.parameters)]}), None)
+    found = [name for name, one in ALL.items() if one.parameters == {*keys[: len(one.parameters)]}]
+    if "LCMScheduler" in found:
+        raise InputError(
+            "this config is of LCMScheduler or of TCDScheduler, which have the same keys and draw noise in their own "
+            "ways; say which: {**config, '_class_name': 'LCMScheduler'}"
+        )
+    return found[0] if found else None
 
 
 def convention_of(config: Values, mu: float | None) -> Convention:
@@ -148,6 +170,8 @@ def _discrete(values: Values, kind: SchedulerClass) -> Convention:
         is_open=kind.is_open,
         length=_length(values, schedule),
     )
+    if "original_inference_steps" in values:
+        return replace(convention, spacing="distilled", length=None, origin=int(values["original_inference_steps"]))
     ramp = _ramp(values)
     spacing = values.get("timestep_spacing", "linspace")
     offset = int(values.get("steps_offset", 0))
@@ -269,6 +293,24 @@ def _flow_ramp(values: Values, ramp: str) -> tuple[float, float]:
     lowest, highest = np.exp(-process.lam([process.first, process.last])).tolist()
     low, high = values["sigma_min"], values["sigma_max"]
     return (lowest if low is None else float(low), highest if high is None else float(high))
+
+
+def _consistency(values: Values, kind: SchedulerClass) -> Convention:
+    """Consistency models: Karras sigmas at every so many of its times; the network is fed 250 ln(sigma)."""
+    low, high = float(values["sigma_min"]), float(values["sigma_max"])
+    if values["rho"] != 7:
+        raise InputError(f"this scheduler has rho {values['rho']!r}, expected 7")
+    return Convention(
+        schedule=f"edm?sigma_min={low!r}&sigma_max={high!r}",
+        prediction="consistency",
+        grid="karras:rho=7.0",
+        clip=1.0 if values["clip_denoised"] else None,
+        time_scale=1000.0,
+        sigma_data=float(values["sigma_data"]),
+        spacing="consistency",
+        length=int(values["num_train_timesteps"]),
+        solver=kind.solver,
+    )
 
 
 def _edm(values: Values) -> Convention:

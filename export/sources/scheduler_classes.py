@@ -32,6 +32,7 @@ class SchedulerClass:
     terminal    alphabar at the last time after `rescale_betas_zero_snr`
     ramp_of     what karras and exponential sigmas span: the spaced times, or all trained ones
     solver      ours that takes the same step; "" where none does
+    draws       its step draws noise: `solver` is the default, on its own times (stochastic_classes.py)
     """
 
     process: Literal["betas", "flow", "edm"]
@@ -43,6 +44,7 @@ class SchedulerClass:
     terminal: float = 0.0
     ramp_of: Literal["spaced", "all"] = "spaced"
     solver: str = "ddim"
+    draws: bool = False
 
     @property
     def parameters(self) -> set[str]:
@@ -146,7 +148,7 @@ CLASSES: dict[str, SchedulerClass] = {
             "lambda_min_clipped": -float("inf"),
             "rescale_betas_zero_snr": False,
         },
-        only={**PLAIN, **NO_BETA, "algorithm_type": ("dpmsolver++", "dpmsolver", "deis")},
+        only={**PLAIN, **NO_BETA, "algorithm_type": ("dpmsolver++", "dpmsolver", "deis", "sde-dpmsolver++")},
         step=(*THRESHOLD, *ORDER, "euler_at_final", "variance_type"),
         is_open=True,
         terminal=SMALLEST_ALPHA,
@@ -253,16 +255,15 @@ UNNAMED: dict[str, SchedulerClass] = {
     "edm": CLASSES["EDMEulerScheduler"],
 }
 
-NOISY = "its step draws noise, which tables do not hold yet; {}"
+NOISY = "its step draws noise in a way that is not read from its config; {}"
 EULER = "use EulerDiscreteScheduler.from_config(...), which has the same times and draws none"
 NO_IMAGES = "it does not sample by noise that is added to numbers"
 OWN = "its network is trained for its own step; {}"
 SAY = "give schedule= and prediction= to sample its network by another solver"
 REFUSED: dict[str, str] = {
-    "EulerAncestralDiscreteScheduler": NOISY.format(EULER),
     "KDPM2AncestralDiscreteScheduler": NOISY.format(EULER),
-    "DPMSolverSDEScheduler": NOISY.format("use DPMSolverMultistepScheduler.from_config(...), which draws none"),
-    "SASolverScheduler": NOISY.format("use UniPCMultistepScheduler.from_config(...), which draws none"),
+    "DPMSolverSDEScheduler": NOISY.format("give schedule=, prediction= and solver='dpm++:sde'"),
+    "SASolverScheduler": NOISY.format("give schedule=, prediction= and solver='sa:predictor=2,corrector=2,tau=1'"),
     "CosineDPMSolverMultistepScheduler": NOISY.format(SAY),
     "CogVideoXDPMScheduler": NOISY.format("use CogVideoXDDIMScheduler.from_config(...), which draws none"),
     "LTXEulerAncestralRFScheduler": NOISY.format("use FlowMatchEulerDiscreteScheduler, which draws none"),
@@ -272,11 +273,8 @@ REFUSED: dict[str, str] = {
     "ScoreSdeVeScheduler": NOISY.format(SAY),
     "ScoreSdeVpScheduler": NOISY.format("give schedule='vp' and prediction='eps'"),
     "KarrasVeScheduler": NOISY.format(SAY),
-    "LCMScheduler": OWN.format("it draws noise between its steps, which tables do not hold yet"),
-    "TCDScheduler": OWN.format("it draws noise between its steps, which tables do not hold yet"),
-    "FlowMatchLCMScheduler": OWN.format("it draws noise between its steps, which tables do not hold yet"),
-    "CMStochasticIterativeScheduler": OWN.format("it draws noise between its steps, which tables do not hold yet"),
-    "ConsistencyDecoderScheduler": OWN.format("it draws noise between its steps, which tables do not hold yet"),
+    "FlowMatchLCMScheduler": OWN.format("give schedule='flow', prediction='flow' and solver='lcm'"),
+    "ConsistencyDecoderScheduler": OWN.format("its two times are its own"),
     "SCMScheduler": OWN.format("trigflow is no schedule here"),
     "FlowMapEulerDiscreteScheduler": OWN.format("it is asked for two times at once"),
     "PiflowScheduler": OWN.format("its network predicts a policy, not a velocity"),

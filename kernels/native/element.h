@@ -43,10 +43,11 @@ struct Words {
     std::uint32_t r0, r1;
 };
 
-PFD_BOTH Words philox(std::uint64_t seed, std::uint64_t element) {
+// `draw` 0 is the noise that sampling starts from, n + 1 that added after evaluation n.
+PFD_BOTH Words philox(std::uint64_t seed, std::uint64_t element, std::uint32_t draw = 0) {
     std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
     std::uint32_t c0 = static_cast<std::uint32_t>(element), c1 = static_cast<std::uint32_t>(element >> 32);
-    std::uint32_t c2 = 0, c3 = 0;
+    std::uint32_t c2 = draw, c3 = 0;
     for (int round = 0; round < 10; ++round) {
         const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * c0, product1 = std::uint64_t{0xCD9E8D57u} * c2;
         c0 = static_cast<std::uint32_t>(product1 >> 32) ^ c1 ^ k0;
@@ -99,8 +100,8 @@ PFD_BOTH double exact_cos_turns(double u) {
 }
 
 // One standard normal number by Box and Muller, in float64 and rounded to float32 once.
-PFD_BOTH float normal(std::uint64_t seed, std::uint64_t element) {
-    const Words words = philox(seed, element);
+PFD_BOTH float normal(std::uint64_t seed, std::uint64_t element, std::uint32_t draw = 0) {
+    const Words words = philox(seed, element, draw);
     const double u1 = (words.r0 + 0.5) * 2.3283064365386962890625e-10;
     const double u2 = (words.r1 + 0.5) * 2.3283064365386962890625e-10;
     return static_cast<float>(std::sqrt(-2.0 * exact_log(u1)) * exact_cos_turns(u2));
@@ -108,8 +109,8 @@ PFD_BOTH float normal(std::uint64_t seed, std::uint64_t element) {
 
 // The same number in float32 alone, for GPUs, whose float64 is slow: bit for bit kernels/noise.py, a few units in the
 // last place from `normal`. Logarithm, sine and cosine are the polynomials of Cephes' logf, sinf and cosf (S. Moshier).
-PFD_BOTH float normal32(std::uint64_t seed, std::uint64_t element) {
-    const Words words = philox(seed, element);
+PFD_BOTH float normal32(std::uint64_t seed, std::uint64_t element, std::uint32_t draw = 0) {
+    const Words words = philox(seed, element, draw);
 
     // ln u_1 = k ln 2 + ln(1 + f), f in [sqrt(1/2) - 1, sqrt(2) - 1]; near u_1 = 1 from the exact integer 1 - u_1.
     const bool upper = words.r0 >= 0x80000000u;

@@ -50,7 +50,7 @@ class FeatureSampler:
         contract = subject.contract
         with subject.opened(backend, threads) as running:
             box = BlackBox(running, contract, conditions_of(contract, given, seeds))
-            yield FeatureSampler(Pool(box, noise(seeds, contract.shape).numpy()), network, contract.data_range)
+            yield FeatureSampler(Pool(box, noise(seeds, contract.shape).numpy(), seeds), network, contract.data_range)
 
     def __call__(self, program: Program, rows: Rows) -> Floats:
         samples = self.pool.sample(program, rows).reshape(-1, *self.pool.shape)

@@ -12,7 +12,7 @@ from typing import final
 
 import numpy as np
 
-from ...engine.compiler.basis import convert, edm_preconditioning
+from ...engine.compiler.basis import PRECONDITIONED, convert, edm_preconditioning
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Float64s, parse_schedule
 from ..criteria.error import ErrorCriterion
@@ -175,7 +175,7 @@ def at_times(program: Program, times: Float64s) -> Program:
     network_times, c_in = times.copy(), np.ones(len(times))
     p, q = program.p.copy(), program.q.copy()
     for n, t in enumerate(times):
-        if program.prediction == "edm":
+        if program.prediction in PRECONDITIONED:
             c_in[n], _, _, network_times[n] = edm_preconditioning(float(process.sigma(t)), program.sigma_data)
         if program.clip is not None:
             p[n], q[n] = convert("x0", program.prediction, float(t), process, program.sigma_data)

@@ -33,7 +33,7 @@ LADDER = 8  # between the dampings that are tried
 PATIENCE = 2  # steps without gain on the validation seeds
 GAIN = 5e-3  # less than this part of the training error gained in a step is the end
 OUTSIDE = 0.1  # weight of what is outside the data's range, where clipping hides it from the error
-OWN_BASIS = {"eps": "eps", "x0": "x0", "v": "v", "flow": "v", "edm": "x0"}
+OWN_BASIS = {"eps": "eps", "x0": "x0", "v": "v", "flow": "v", "edm": "x0", "consistency": "x0"}
 
 
 @final
@@ -244,6 +244,7 @@ def dense_table(program: Program, basis: str) -> Float64s:
 
     Raises InputError where the answers in `basis` do not determine the network's.
     """
+    program.check_deterministic("its dense table in another basis")
     process = parse_schedule(program.schedule)
     stored = velocity(basis, process)
     given = program.prediction if program.clip is None else "x0"

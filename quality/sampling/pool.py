@@ -6,13 +6,15 @@ All programs that start at one time ask the same first question, so its answer i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.compiler.program import Program
+from ...engine.errors import InputError
+from ...engine.philox import fill_numpy, parse_seeds
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.intp]
@@ -28,10 +30,11 @@ class Pool:
     States are float32 [B, m, elements]: m of the pool's samples, named by their rows.
     """
 
-    def __init__(self, network: Evaluate, noise: Floats) -> None:
+    def __init__(self, network: Evaluate, noise: Floats, seeds: Sequence[int] | None = None) -> None:
         self.noise: Floats = np.ascontiguousarray(noise.reshape(len(noise), -1))
         self.shape = noise.shape[1:]
         self._network = network
+        self._seeds = None if seeds is None else parse_seeds(seeds)  # of what stochastic programs draw
         self._first: dict[tuple[float, float, bytes], Floats] = {}
 
     def __len__(self) -> int:
@@ -45,7 +48,9 @@ class Pool:
         return (program.nfe - free) * len(rows)
 
     def start(self, program: Program, rows: Rows) -> Floats:
-        """The states before the first evaluation."""
+        """The states before the first evaluation. Raises InputError for a stochastic program without seeds."""
+        if program.noises and self._seeds is None:
+            raise InputError(stochastic_refused(program))
         return program.init.astype(np.float32)[:, None, None] * self.noise[rows]
 
     def answer(self, program: Program, n: int, state: Floats, rows: Rows) -> Floats:
@@ -79,10 +84,27 @@ class Pool:
         for n in range(program.nfe):
             z = self.first_answer(program, rows) if n == 0 else self.answer(program, n, states[0], rows)
             states = update(program.W[n], program.w[n], states, z)
+            if n in program.draws:
+                states += program.V[n].astype(np.float32)[:, None, None] * self._draw(n, rows)
         return states[0]
+
+    def _draw(self, n: int, rows: Rows) -> Floats:
+        """The noise after evaluation n [m, elements], of the samples' seeds."""
+        assert self._seeds is not None
+        xi = np.empty((len(rows), self.noise.shape[1]), np.float32)
+        fill_numpy(xi, self._seeds[rows], n + 1)
+        return xi
 
     def _key(self, program: Program, rows: Rows) -> tuple[float, float, bytes]:
         return float(program.network_times[0]), float(program.c_in[0] * program.init[0]), rows.tobytes()
+
+
+def stochastic_refused(program: Program) -> str:
+    """Why a search by the error to a reference takes no such program, in one line."""
+    return (
+        f"{program.solver} draws noise on the way, so its error to a reference has no meaning; "
+        "take a solver such as ddim, or metric fd"
+    )
 
 
 def update(W: NDArray[np.floating], w: NDArray[np.floating], states: Floats, z: Floats) -> Floats:

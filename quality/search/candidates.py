@@ -25,6 +25,7 @@ from ...engine.compiler.schedule import Schedule, parse_schedule
 from ...engine.compiler.solvers import parse_solver
 from ...engine.compiler.start import default_start
 from ...engine.errors import InputError
+from ..sampling.pool import stochastic_refused
 from ..sampling.subject import Subject
 
 SOLVERS = (
@@ -55,6 +56,7 @@ SOLVERS = (
     "pfdiff:k=1,l=1,base=dpm-solver-2",
     "pfdiff:k=2,l=1,base=dpm-solver-2",
 )
+STOCHASTIC = ("euler-a", "dpm++:2m-sde", "sa:predictor=2,corrector=2,tau=1", "sa:predictor=2,corrector=2,tau=0.5")  # fd
 FRACTIONAL = ("pfdiff:k=1,l=0.5", "pfdiff:k=2,l=0.5", "pfdiff:k=2,l=1.5", "pfdiff:k=3,l=1.5")  # continuous schedules
 GRIDS = (
     "uniform",
@@ -87,6 +89,7 @@ class Setting:
     clip: float | None = None
     end: str | float = "clean"
     sigma_data: float = 0.5
+    draws: bool = False  # candidates may draw noise on the way: for distances, not for errors
 
 
 def make_setting(
@@ -157,7 +160,7 @@ def all_candidates(
     process = parse_schedule(setting.schedule)
     if solvers is grids is bases is None:
         yield by_default(Candidate(AUTO, AUTO, None, None), setting)
-    known = solvers or SOLVERS + (() if process.discrete else FRACTIONAL)
+    known = solvers or SOLVERS + (() if process.discrete else FRACTIONAL) + (STOCHASTIC if setting.draws else ())
     for solver in known:
         free = solvers is not None or _parameterisation(solver) is None
         for grid in grids or GRIDS:
@@ -264,6 +267,8 @@ def compiled(candidates: Iterable[Candidate], setting: Setting, seen: set[str]) 
             program = candidate.compile(setting)
         except InputError:
             continue
+        if program.noises and not setting.draws:
+            raise InputError(stochastic_refused(program))
         mark = behaviour(program)
         if mark not in seen:
             seen.add(mark)
@@ -278,7 +283,8 @@ def behaviour(program: Program) -> str:
         asked.append(t)
         return np.sin(1.7 * x + 0.01 * t) - 0.3 * x
 
-    sample = program.evaluate(made_up, np.array([0.31, -1.27, 0.84]))
+    drawn = np.sin(np.arange(1.0, 3 * program.noises + 1)).reshape(-1, 3) if program.noises else None
+    sample = program.evaluate(made_up, np.array([0.31, -1.27, 0.84]), steps_noise=drawn)
     rounded = [f"{value:.9g}" for value in (*asked, *sample)]
     return hashlib.sha256(" ".join(rounded).encode()).hexdigest()
 

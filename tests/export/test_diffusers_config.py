@@ -133,10 +133,9 @@ def test_times_of_too_small_a_lambda_are_left_out() -> None:
     assert read_config({**config, "lambda_min_clipped": -5.1}).points(4) == (995, 746, 498, 249, -1)
 
 
-def test_a_scheduler_of_consistency_models_is_refused() -> None:
-    for name in ("CMStochasticIterativeScheduler", "LCMScheduler", "TCDScheduler"):
-        with pytest.raises(InputError, match=f"{name} is not read"):
-            read_config({"_class_name": name, "sigma_data": 0.5})
+def test_the_scheduler_of_a_consistency_decoder_is_refused() -> None:
+    with pytest.raises(InputError, match="ConsistencyDecoderScheduler is not read"):
+        read_config({"_class_name": "ConsistencyDecoderScheduler", "sigma_data": 0.5})
 
 
 def test_own_betas_become_a_schedule_of_their_numbers() -> None:

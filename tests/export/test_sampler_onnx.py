@@ -63,6 +63,20 @@ def test_equals_the_engine(tmp_path: Path, solver: str, clip: float | None) -> N
     onnx.checker.check_model(str(path), full_check=True)
 
 
+@pytest.mark.parametrize("solver", ["ddpm", "tcd:gamma=0.5", "dpm++:2m-sde", "sa"])
+@pytest.mark.parametrize("clip", [None, 0.8])
+def test_draws_are_an_input(tmp_path: Path, solver: str, clip: float | None) -> None:
+    artifact = with_programs(write_engine(tmp_path / "small.engine"), solver=solver, clip=clip)
+    path = export_sampler(artifact.path, tmp_path / "s.onnx")
+    xi = np.random.default_rng(2).standard_normal((artifact.programs[4].noises, 3, *SHAPE), np.float32)
+    with pfdiff.load(artifact.path, backend="onnxruntime") as engine:
+        expected = engine.sample(noise=noise(), steps_noise=xi, label=LABELS, shift=SHIFTS)
+        other = engine.sample(noise=noise(), steps_noise=-xi, label=LABELS, shift=SHIFTS)
+    assert np.abs(np.asarray(expected - other)).max() > 0.05
+    assert_same(run(path, noise=noise(), steps_noise=xi, label=LABELS, shift=SHIFTS), expected)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
 @pytest.mark.parametrize("time", ["int64", "scalar"])
 def test_integer_and_scalar_times(tmp_path: Path, time: str) -> None:
     contract = replace(CONTRACT, time_dtype="int64") if time == "int64" else replace(CONTRACT, time_rank=0)

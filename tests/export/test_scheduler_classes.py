@@ -26,6 +26,7 @@ from pfdiff.engine.errors import InputError
 from pfdiff.export.convention import Convention
 from pfdiff.export.sources.diffusers_config import read_config
 from pfdiff.export.sources.scheduler_classes import CLASSES, REFUSED, SchedulerClass
+from pfdiff.export.sources.stochastic_classes import STOCHASTIC
 
 diffusers = pytest.importorskip("diffusers")
 # diffusers turns tensors into NumPy 2 arrays in a way that PyTorch does not know yet.
@@ -171,8 +172,8 @@ def classes() -> dict[str, type]:
 # The table.
 def test_every_class_is_read_or_refused_by_name() -> None:
     named = {name for name in dir(diffusers) if name.endswith("Scheduler")}
-    assert named <= {*CLASSES, *REFUSED}
-    assert not {*CLASSES} & {*REFUSED}
+    assert named <= {*CLASSES, *STOCHASTIC, *REFUSED}
+    assert not {*CLASSES, *STOCHASTIC} & {*REFUSED}
     assert set(SETTINGS) == set(CLASSES)
 
 
@@ -336,7 +337,7 @@ def rendered() -> dict[str, str]:
     """The tables of docs/reference/diffusers-schedulers.md, by their first heading."""
     read = ["| class | keys that are read | accepted at one value | of its own step | the same step here |"]
     read += ["|---|---|---|---|---|"]
-    for name, kind in CLASSES.items():
+    for name, kind in {**CLASSES, **STOCHASTIC}.items():
         only = [
             f"`{key}` {' or '.join(str(one) for one in given if one is not None)}" for key, given in kind.only.items()
         ]

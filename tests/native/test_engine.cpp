@@ -59,6 +59,8 @@ void test_origin_of_programs() {
         {"\"end\": \"clean\"", "\"end\": true", "end is a boolean, expected a number"},
         {"\"basis\": \"eps\"", "\"basis\": []", "basis is a list, expected a string"},
         {"\"solver\": \"pfdiff:k=2,l=1\", ", "", "solver is missing"},
+        {"\"init\": [1.0, 1.0]", "\"V\": [[0.0, 0.0], [0.5, 0.0], [0.0, 0.0]], \"init\": [1.0, 1.0]",
+         "V is that of a sampler that draws noise on the way, expected none"},
     };
     for (const auto& one : cases) {
         write_manifest(folder.path, with(fixture::manifest(), one.what, one.instead));

@@ -81,7 +81,8 @@ def distance(pixels: np.ndarray) -> float:
 
 def test_errors_are_distances_of_the_engines_pictures_and_the_ranking_is_theirs() -> None:
     grids = ["uniform", "logsnr"]
-    words = {"solvers": SOLVERS, "grids": grids, "bases": ["eps"], "local": False, "t_start": 999}
+    solvers = [*SOLVERS, "dpm++:2m-sde"]  # this one draws noise, of the same seeds in the search and in the engine
+    words = {"solvers": solvers, "grids": grids, "bases": ["eps"], "local": False, "t_start": 999}
     judged = {"metric": "fd", "pictures": REAL, "features": Rows(), "calibration": 32, "held_out": 24}
     ranking = pfdiff.tune(network(), 4, **judged, **words)
     assert ranking.criterion == "FD to an array on features Rows"
@@ -95,11 +96,21 @@ def test_errors_are_distances_of_the_engines_pictures_and_the_ranking_is_theirs(
         found[f"{one.solver}@{one.grid}"] = distance(calibration), distance(held_out)
         assert one.error == pytest.approx(distance(calibration), rel=1e-3)
         assert one.held_out_error == pytest.approx(distance(held_out), rel=1e-3)
-    setting = Setting("linear:1000", 4, "eps", 999)
-    candidates = all_candidates(setting, solvers=SOLVERS, grids=grids, bases=["eps"])
+    setting = Setting("linear:1000", 4, "eps", 999, draws=True)
+    candidates = all_candidates(setting, solvers=solvers, grids=grids, bases=["eps"])
     everything = list(compiled(candidates, setting, set()))
-    assert len(found) == len(everything) == 4
+    assert len(found) == len(everything) == 6
     assert list(found) == sorted(found, key=lambda name: found[name][0])
+
+
+def test_solvers_that_draw_noise_are_candidates_of_distances_alone() -> None:
+    for draws in (True, False):
+        setting = Setting("linear:1000", 4, "eps", 999, draws=draws)
+        assert ("euler-a" in {one.solver for one in all_candidates(setting)}) == draws
+    with pytest.raises(InputError, match="ddpm draws noise on the way, so its error to a reference has no meaning"):
+        pfdiff.tune(network(), 4, solvers=["ddpm"], calibration=2, held_out=0, reference=8)
+    with pytest.raises(InputError, match="has no meaning"):
+        pfdiff.compare(network(), [4], ["ddpm@uniform"], seeds=2)
 
 
 def test_twice_is_the_same_and_the_second_time_free() -> None:

@@ -95,12 +95,13 @@ def write_engine(
     nfe: tuple[int, ...] = (4, 6),
     batch: tuple[int, ...] = (1, 8),
     external: bool = False,
+    **settings: Any,
 ) -> Artifact:
-    """An engine directory of `small`, written without the exporter."""
+    """An engine directory of `small`, written without the exporter; settings: of its programs."""
     folder.mkdir()
     time = "scalar" if contract.time_rank == 0 else contract.time_dtype
     write_onnx(folder / "network.onnx", batch=contract.fixed_batch or "batch", time=time, external=external)
-    programs = {count: program(count, contract) for count in nfe}
+    programs = {count: program(count, contract, **settings) for count in nfe}
     artifact = Artifact(folder, contract, batch, "fp32", programs, {"network": "small"}, records_of(folder))
     write_manifest(artifact)
     return artifact

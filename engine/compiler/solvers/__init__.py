@@ -12,7 +12,18 @@
 | `heun`, `edm`                                     | 2n, 2n - 1  | 2                                            |
 | `pfdiff:k=K,l=L[,base=...][,use=...]`             | n           | 1, or 2 with the springboard in the middle   |
 
-A method with several names compiles under one of them: `euler` is ddim, `ab` and `ipndm:variant=variable` are deis.
+These draw noise on the way; their order is that of the marginals' mean and variance:
+
+| string                                            | evaluations | order of the marginals                       |
+|---------------------------------------------------|-------------|----------------------------------------------|
+| `ddpm[:variance=small|large]`                     | n           | 1                                            |
+| `ddim:eta=E`, `euler-a[:eta=E]`                   | n           | 1; eta from 0 to 1, of euler-a by default 1  |
+| `dpm++:sde`, `dpm++:2m-sde|3m-sde`                | 2n - 1, n   | 2; `dpm++:3m-sde-diffusers`: 1               |
+| `sa[:predictor=P,corrector=C,tau=T,low=,high=]`   | n           | 2; predictor 1 alone: 1                      |
+| `lcm[:scaling=S]`, `tcd[:gamma=G]`, `consistency` | n           | none: for networks distilled to them         |
+
+A method with several names compiles under one of them: `euler` is ddim, `euler-a` is ddim with an eta, `ab` and
+`ipndm:variant=variable` are deis.
 Four methods combine outputs of several times and have no form of their own: deis, ipndm, heun and edm. They work in
 basis eps, x0 or, on flow schedules, v.
 """
@@ -24,19 +35,35 @@ from dataclasses import fields
 
 from ...errors import InputError
 from .abstract import Solver
+from .consistency import Consistency
 from .ddim import Ddim
+from .ddpm import Ddpm
 from .deis import Deis
+from .dpm_sde import MultiStepSde, SingleStepSde
 from .dpm_solver import MultiStep, SingleStep
 from .heun import Edm, Heun
 from .ipndm import IPndm
+from .lcm import Lcm
 from .pfdiff import PFDiff
+from .sa import SASolver
+from .tcd import Tcd
 from .unipc import UniPC
 
 Options = dict[str, str]
 
 
 def _ddim(options: Options) -> Solver:
-    return Ddim()
+    return Ddim(_number(options.get("eta", "0"), "eta"))
+
+
+def _euler_a(options: Options) -> Solver:
+    return Ddim(_number(options.get("eta", "1"), "eta"))
+
+
+def _sa(options: Options) -> Solver:
+    predictor, corrector = (_integer(options.get(key, "2"), key) for key in ("predictor", "corrector"))
+    tau, low, high = (_number(options.get(*one), one[0]) for one in (("tau", "1"), ("low", "0"), ("high", "inf")))
+    return SASolver(predictor, corrector, tau, low, high)
 
 
 def _dpm_solver(options: Options) -> Solver:
@@ -56,6 +83,10 @@ def _dpm_plus(options: Options) -> Solver:
         "3s": lambda: SingleStep("dpm++", 3),
         "2m": lambda: MultiStep("dpm++", 2),
         "3m": lambda: MultiStep("dpm++", 3),
+        "sde": SingleStepSde,
+        "2m-sde": lambda: MultiStepSde(2),
+        "3m-sde": lambda: MultiStepSde(3),
+        "3m-sde-diffusers": lambda: MultiStepSde(3, shift=1.0),
     }
     return _pick("dpm++", kinds, {"": "2m", **options})
 
@@ -97,7 +128,7 @@ def _pfdiff(options: Options) -> Solver:
 
 # Name -> (maker, keys it takes; "" is a bare word).
 SOLVERS: dict[str, tuple[Callable[[Options], Solver], tuple[str, ...]]] = {
-    "ddim": (_ddim, ()),
+    "ddim": (_ddim, ("eta",)),
     "dpm-solver": (_dpm_solver, ("order", "")),
     "dpm++": (_dpm_plus, ("",)),
     "deis": (_deis, ("order", "variant")),
@@ -107,6 +138,12 @@ SOLVERS: dict[str, tuple[Callable[[Options], Solver], tuple[str, ...]]] = {
     "euler": (_ddim, ()),
     "heun": (lambda options: Heun(), ()),
     "edm": (lambda options: Edm(), ()),
+    "euler-a": (_euler_a, ("eta",)),
+    "ddpm": (lambda options: Ddpm(options.get("variance", "small")), ("variance",)),
+    "sa": (_sa, ("predictor", "corrector", "tau", "low", "high")),
+    "lcm": (lambda options: Lcm(_number(options.get("scaling", "10"), "scaling")), ("scaling",)),
+    "tcd": (lambda options: Tcd(_number(options.get("gamma", "0.3"), "gamma")), ("gamma",)),
+    "consistency": (lambda options: Consistency(), ()),
     "pfdiff": (_pfdiff, tuple(f.name for f in fields(PFDiff))),
 }
 
@@ -135,3 +172,10 @@ def _integer(text: str, key: str) -> int:
         return int(text)
     except ValueError:
         raise InputError(f"{key} must be a whole number, got {text!r}") from None
+
+
+def _number(text: str, key: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{key} must be a number, got {text!r}") from None

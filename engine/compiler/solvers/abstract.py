@@ -1,20 +1,30 @@
 """What a solver is: options in a frozen dataclass, and a function from noise to sample.
 
 A solver never sees tensors. It is called once per compilation with symbolic vectors (trace.py), which support `+`, `-`
-and `*` by a number. `evaluate` gives the network's output as such a vector.
+and `*` by a number. `evaluate` gives the network's output as such a vector, `evaluate.draw()` fresh noise.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ..schedule import Float64s, Schedule
 
 # A state or an output of the network. It is symbolic while tracing, so it supports arithmetic only.
 Vector = Any
-Evaluate = Callable[[Vector, float], Vector]
+
+
+class Evaluate(Protocol):
+    """What a solver asks of the world: answers of the network and, if it is stochastic, noise."""
+
+    def __call__(self, y: Vector, t: float, /) -> Vector:
+        """The network's output at state y and time t, in the solver's basis."""
+        ...
+
+    def draw(self) -> Vector:
+        """Standard normal noise, independent of all else; at most once after each evaluation."""
+        ...
 
 
 class Solver(ABC):
@@ -38,7 +48,7 @@ class Solver(ABC):
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         """The state at the grid's last point, from `noise`, the state at its first.
 
-        evaluate(x, t): the network's output at state x and time t, in `basis`.
+        evaluate: the network's outputs, in `basis`, and noise.
         """
 
     @abstractmethod
@@ -55,3 +65,8 @@ class StepSolver(Solver):
 
     def intervals(self, nfe: int) -> int:
         return nfe
+
+
+def shown(value: float) -> str:
+    """A number in a solver's string: short, and reads back exactly."""
+    return short if float(short := f"{value:g}") == value else repr(value)

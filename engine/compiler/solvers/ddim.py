@@ -1,7 +1,10 @@
-"""DDIM (Song et al., arXiv 2010.02502) without noise: the first-order step, in any basis.
+"""DDIM (Song et al., arXiv 2010.02502): the first-order step, in any basis.
 
 In eps it is x_t = alpha_t (x_s - sigma_s eps) / alpha_s + sigma_t eps; in other bases the same transfer with
 another quantity held constant over the step (basis.py).
+
+With eta, equation 16, each step replaces noise by new noise of eta times the posterior's deviation (noisy.py). Eta 1 is
+DDPM's ancestral sampling, and Euler's ancestral method in sigma (k-diffusion), whose sigma_up is that deviation.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from typing import final
 from ...errors import InputError
 from ..basis import transfer
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, StepSolver, Vector
+from .abstract import Evaluate, StepSolver, Vector, shown
+from .noisy import posterior_deviation, renoise
 
 
 def phi(d: Vector, x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
@@ -35,7 +39,13 @@ def check_mixing(solver: str, basis: str, schedule: Schedule) -> None:
 @final
 @dataclass(frozen=True)
 class Ddim(StepSolver):
-    """`ddim`"""
+    """`ddim[:eta=0..1]`, in any basis."""
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise InputError(f"ddim takes an eta between 0 and 1, got {self.eta:g}")
 
     @property
     def parameterisation(self) -> None:
@@ -44,8 +54,13 @@ class Ddim(StepSolver):
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x = noise
         for s, t in pairwise(grid):
-            x = phi(evaluate(x, s), x, s, t, basis, schedule)
+            d = evaluate(x, s)
+            if self.eta == 0:
+                x = phi(d, x, s, t, basis, schedule)
+            else:
+                v = self.eta * posterior_deviation(s, t, schedule)
+                x = renoise(d, x, s, t, v, evaluate.draw(), basis, schedule)
         return x
 
     def __str__(self) -> str:
-        return "ddim"
+        return f"ddim:eta={shown(self.eta)}" if self.eta else "ddim"

@@ -16,6 +16,7 @@ from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.contract import Contract
 from pfdiff.engine.runtime import capture, cuda_inputs
 from pfdiff.engine.runtime.cuda_batch import BatchKind, CudaBatch, bytes_needed, is_separate
+from pfdiff.engine.runtime.draws import Draws
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.loop import make_tables
 from pfdiff.engine.runtime.noise import noise
@@ -76,6 +77,20 @@ def test_the_launches_equal_the_program(solver: str, clip: float | None, ops: st
         assert torch.allclose(drawn, z, rtol=1e-5, atol=1e-6)
         exact = reference.evaluate(small, drawn.double())
         assert_as_good_as_plain(actual=made.result[:3], plain=reference.evaluate(small, drawn), exact=exact)
+    assert torch.equal(made.result[3], made.result[2])
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+@pytest.mark.parametrize("solver", ["ddpm", "dpm++:3m-sde", "sa", "lcm"])
+def test_the_launches_of_a_stochastic_program(solver: str, seeded: bool, ops: str) -> None:
+    """Start and draws from the seeds, or the start given and the draws of the seeds."""
+    made, z = sampler(BatchKind(4, seeded, False), nfe=5, solver=solver), noise(SEEDS, SHAPE)
+    inputs = Inputs(keys() if seeded else None, None if seeded else z.reshape(3, -1), (), draws=Draws(keys(), None))
+    for _ in range(2):
+        made.load(inputs)
+        made.run()
+    exact = program(5, PLAIN, solver=solver).evaluate(small, z.double(), seeds=SEEDS)
+    assert torch.allclose(made.result[:3].double(), exact, rtol=1e-4, atol=1e-4)
     assert torch.equal(made.result[3], made.result[2])
 
 

@@ -12,7 +12,8 @@ import pytest
 
 import pfdiff.engine.runtime.noise as engine_noise
 import pfdiff.engine.runtime.update as engine_update
-from pfdiff.engine.runtime.noise import BLOCK, fill_numpy, noise
+from pfdiff.engine.philox import BLOCK, fill_numpy
+from pfdiff.engine.runtime.noise import noise
 
 SEEDS = np.array([0, 1, 2**32 - 1, 2**32, 2**63, 2**64 - 1, 0x299F31D0A4093822], np.uint64)
 

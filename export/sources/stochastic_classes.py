@@ -1,0 +1,64 @@
+"""The diffusers scheduler classes whose step draws noise: read as scheduler_classes.py reads the others.
+
+`solver` is their own step, and the default for their networks: those of LCM, TCD and consistency models are trained for
+no other, and distilled networks such as SD Turbo are published with Euler's ancestral step.
+"""
+
+from __future__ import annotations
+
+from .scheduler_classes import (
+    BETAS,
+    EPSILON,
+    LEADING,
+    NARROW,
+    PLAIN,
+    SMALLEST_ALPHA,
+    SPACED,
+    THRESHOLD,
+    SchedulerClass,
+)
+
+DISTILLED = SchedulerClass(
+    "betas",
+    {
+        **NARROW,
+        "beta_schedule": "scaled_linear",
+        **EPSILON,
+        "clip_sample": False,
+        "clip_sample_range": 1.0,
+        "rescale_betas_zero_snr": False,
+        "original_inference_steps": 50,
+        "timestep_scaling": 10.0,
+    },
+    only=PLAIN,
+    step=(*THRESHOLD, "set_alpha_to_one", *LEADING),  # neither the end nor the spacing is read by its steps
+    solver="lcm",
+    draws=True,
+)
+STOCHASTIC: dict[str, SchedulerClass] = {
+    "EulerAncestralDiscreteScheduler": SchedulerClass(
+        "betas",
+        {**BETAS, **EPSILON, **SPACED, "rescale_betas_zero_snr": False},
+        terminal=SMALLEST_ALPHA,
+        solver="euler-a",
+        draws=True,
+    ),
+    "LCMScheduler": DISTILLED,
+    "TCDScheduler": SchedulerClass(
+        "betas", DISTILLED.read, only=PLAIN, step=DISTILLED.step, end="first", solver="tcd:gamma=0.3", draws=True
+    ),
+    "CMStochasticIterativeScheduler": SchedulerClass(
+        "edm",
+        {
+            "num_train_timesteps": 40,
+            "sigma_min": 0.002,
+            "sigma_max": 80.0,
+            "sigma_data": 0.5,
+            "rho": 7.0,
+            "clip_denoised": True,
+        },
+        only={"s_noise": (1.0,)},
+        solver="consistency",
+        draws=True,
+    ),
+}
