@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +19,7 @@ from pfdiff.engine.cache import ArrayStore, content_key
 from pfdiff.engine.compiler.start import default_start
 from pfdiff.engine.seed_conditions import conditions_of
 from pfdiff.quality.criteria.error import ErrorCriterion
-from pfdiff.quality.sampling.budget import Budget, parse_budget
+from pfdiff.quality.sampling.budget import Budget, BudgetSpentError, parse_budget
 from pfdiff.quality.sampling.pool import Pool
 from pfdiff.quality.sampling.reference import Reference, targets
 from pfdiff.quality.search.candidates import Candidate, Setting, all_candidates, behaviour, compiled, neighbours
@@ -265,9 +267,42 @@ def test_tune_goes_on_after_an_interruption(network, cache):
     assert [one.program.digest for one in resumed] == [one.program.digest for one in whole]
 
 
-def test_tune_with_too_small_a_budget(network):
-    with pytest.raises(pfdiff.InputError, match="does not pay for the reference of 16 seeds in 59 evaluations"):
-        pfdiff.tune(network, 4, **QUICK, **FEW, budget=100)
+@pytest.mark.parametrize("refine", [False, True])
+def test_tune_with_too_small_a_budget_names_seeds_that_fit(network, refine):
+    budget = 500 + refine * 140 * 118
+    with pytest.raises(
+        pfdiff.InputError, match=r"does not pay for the reference of .* seeds in 59 evaluations"
+    ) as refusal:
+        pfdiff.tune(network, 4, **FEW, t_start=58, calibration=300, held_out=300, budget=budget, refine=refine)
+    found = re.search(r"--calibration (\d+) --held-out (\d+)$", str(refusal.value))
+    assert found
+    calibration, held_out = map(int, found.groups())
+    assert held_out > 0
+    settings = {**FEW, "calibration": calibration, "held_out": held_out}
+    ranking = pfdiff.tune(network, 4, t_start=58, **settings, budget=budget, refine=refine)
+    assert ranking.evaluations <= budget
+    with pytest.raises(pfdiff.InputError, match=r"give a larger budget"):
+        pfdiff.tune(network, 4, **FEW, t_start=58, calibration=300, held_out=300, budget=100, refine=refine)
+
+
+def test_a_budget_in_time_ends_the_reference_between_two_evaluations(tmp_path, monkeypatch):
+    """A network that takes a second a batch, by a clock of its own."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    asked = []
+
+    def network(x, t, rows):
+        nonlocal now
+        now += 1
+        asked.append(len(rows))
+        return x
+
+    pool, budget = Pool(network, np.ones((40, 1, 3), np.float32)), parse_budget("30s")
+    program = Reference.of("vp", 1.0).compile("vp", prediction="eps", clip=None, t_start=1.0, sigma_data=0.5)
+    with pytest.raises(BudgetSpentError):
+        targets(pool, program, [content_key(seed) for seed in range(40)], ArrayStore(tmp_path / "store"), budget)
+    assert now <= 31
+    assert 29 * 16 <= budget.affords() <= 31 * 16  # at the speed that was seen, 16 samples a second
 
 
 @pytest.mark.parametrize(
