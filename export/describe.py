@@ -130,8 +130,7 @@ def _leaves_shape_open(described: Described) -> bool:
     if not isinstance(source, str) or not source.endswith(".onnx"):
         return not described.example
     ports = [value.type.tensor_type.shape.dim for value in read_model(Path(source)).graph.input]
-    states = [dims[1:] for dims in ports if len(dims) > 1]
-    return bool(states) and not any(all(one.dim_value > 0 for one in dims) for dims in states)
+    return not all(one.dim_value > 0 for one in list(max(ports, key=len, default=()))[1:])
 
 
 def _listed(words: Sequence[str]) -> str:
