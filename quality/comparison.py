@@ -155,13 +155,13 @@ def _is_auto(sampler: str) -> bool:
 
 
 def _by_nfe(points: Sequence[Point], words: Sequence[str]) -> str:
-    """The word of all points, or `uniform (4, 6), logsnr (8)`."""
+    """The word of all points, or `uniform (4,6), logsnr (8)`."""
     counts: dict[str, list[str]] = {}
     for one, word in zip(points, words, strict=True):
         counts.setdefault(word, []).append(str(one.nfe))
     if len(counts) == 1:
         return next(iter(counts))
-    return ", ".join(f"{word} ({', '.join(of)})" for word, of in counts.items())
+    return ", ".join(f"{word} ({','.join(of)})" for word, of in counts.items())
 
 
 def _range_of(errors: Sequence[float]) -> list[str]:

@@ -17,20 +17,10 @@ from pfdiff.cli.compare import print_comparison
 from pfdiff.quality.compare import parse_sampler
 from pfdiff.quality.comparison import _range_of
 
-from .test_search import SCHEDULE, Analytic
+from .analytic import SCHEDULE, Analytic
 
 SETTINGS: dict[str, Any] = {"seeds": 4, "calibration": 4, "t_start": 58}
 TUNED: dict[str, Any] = {"calibration": 4, "held_out": 4, "t_start": 58}
-
-
-@pytest.fixture
-def network() -> pfdiff.Network:
-    return pfdiff.Network(Analytic(), shape=(1, 2, 2), schedule=SCHEDULE, prediction="eps", name="analytic")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def test_compare_writes_table_plot_and_pictures(network, tmp_path):

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import pfdiff
 from pfdiff.engine.cache import ArrayStore, content_key
@@ -27,35 +25,7 @@ from pfdiff.quality.search.halving import Search
 
 from ..oracle import Mixture
 from ..small.engine import CONDITIONS, CONTRACT, write_onnx
-
-SCHEDULE = "cosine:60?beta_max=0.999"
-
-
-class Analytic(nn.Module):
-    """A perfect eps-network for three Gaussians on a discrete schedule; x [B, 1, 2, 2], t [B]."""
-
-    def __init__(self, schedule: str = SCHEDULE) -> None:
-        super().__init__()
-        self.oracle = Mixture.of(schedule, 3)
-        every = np.arange(self.oracle.schedule.last + 1)
-        self.alpha = torch.from_numpy(self.oracle.schedule.alpha(every))
-        self.sigma = torch.from_numpy(self.oracle.schedule.sigma(every))
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        alpha, sigma = (values[t.long()].view(-1, 1, 1, 1).numpy() for values in (self.alpha, self.sigma))
-        return torch.from_numpy(self.oracle.eps_at(x.double().numpy(), alpha, sigma)).float()
-
-
-@pytest.fixture
-def network() -> pfdiff.Network:
-    return pfdiff.Network(Analytic(), shape=(1, 2, 2), schedule=SCHEDULE, prediction="eps", name="analytic")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "pfdiff"
-
+from .analytic import SCHEDULE, mixture_pool
 
 GRIDS = ("uniform", "karras")
 QUICK: dict[str, Any] = {"calibration": 8, "held_out": 8, "t_start": 58}
@@ -68,16 +38,7 @@ FEW: dict[str, Any] = {
 
 def judge_of(schedule: str = SCHEDULE, seeds: int = 8, nfe: int = 4, budget: Budget | None = None):
     """A judge on a perfect network in NumPy, without cache."""
-    oracle = Mixture.of(schedule, 3)
-    predict = oracle.network()
-    calls: list[int] = []
-
-    def network(x, time, rows):
-        calls.append(len(rows))
-        return predict(x.astype(np.float64), time).astype(np.float32)
-
-    noise = np.random.default_rng(0).standard_normal((seeds, 1, 3)).astype(np.float32)
-    pool = Pool(network, noise)
+    pool, calls = mixture_pool(schedule, "eps", 0, seeds, 3)
     setting = Setting(schedule, nfe, "eps", default_start(schedule, "eps"))
     program = Reference.of(schedule, setting.t_start).compile(
         schedule, prediction="eps", clip=None, t_start=setting.t_start, sigma_data=0.5

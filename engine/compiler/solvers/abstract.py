@@ -55,3 +55,11 @@ class StepSolver(Solver):
 
     def intervals(self, nfe: int) -> int:
         return nfe
+
+
+class InUsersBasis(Solver):
+    """A solver whose formula holds in the user's basis; stands before what says how it walks the grid."""
+
+    @property
+    def parameterisation(self) -> None:
+        return None

@@ -13,7 +13,7 @@ from typing import final
 from ...errors import InputError
 from ..basis import transfer
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, StepSolver, Vector
+from .abstract import Evaluate, InUsersBasis, StepSolver, Vector
 
 
 def phi(d: Vector, x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
@@ -34,12 +34,8 @@ def check_mixing(solver: str, basis: str, schedule: Schedule) -> None:
 
 @final
 @dataclass(frozen=True)
-class Ddim(StepSolver):
+class Ddim(InUsersBasis, StepSolver):
     """`ddim`"""
-
-    @property
-    def parameterisation(self) -> None:
-        return None
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x = noise
