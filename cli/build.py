@@ -31,6 +31,9 @@ def build(
     data_range: options.DataRange = None,
     guidance: options.Guidance = None,
     decoder: options.DecoderOption = None,
+    lora: options.LoraOption = None,
+    controlnet: options.ControlnetOption = None,
+    no_encoders: options.NoEncoders = False,
     solver: options.Solver = "auto",
     grid: options.GridOption = None,
     basis: options.Basis = None,
@@ -77,7 +80,8 @@ def build(
                 chosen.append(line)
             progress(line)
 
-        source = Network(network, **described)
+        parts = {"lora": lora or (), "controlnet": controlnet, "encoders": not no_encoders}
+        source = Network(network, **described, **parts)
         settings |= {"clip": clip_for(context.params, source.contract, latents=source.decoder is not None)}
         settings |= {"progress": say, "plan_progress": progress.step}
         with warnings.catch_warnings():  # the doubts below say it in one line

@@ -24,6 +24,7 @@ from .generate import generate
 from .info import info
 from .kernels import kernels
 from .sample import sample
+from .serve import serve
 from .tune import tune
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -116,3 +117,4 @@ app.command(context_settings=CONDITIONS)(evaluate)
 app.command(context_settings=CONDITIONS)(generate)
 app.command()(export)
 app.command()(kernels)
+app.command()(serve)

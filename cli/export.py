@@ -1,4 +1,4 @@
-"""`pfdiff export`: the whole sampler as one ONNX file."""
+"""`pfdiff export`: the whole sampler as one ONNX file, or as models for Triton Inference Server."""
 
 from __future__ import annotations
 
@@ -13,23 +13,32 @@ from . import options
 
 def export(
     engine: options.EngineArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .onnx file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .onnx file, or the folder of models.")],
     nfe: options.Evaluations = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare with the engine before the file appears.")
     ] = True,
+    triton: Annotated[
+        bool, typer.Option("--triton", help="A Triton model repository: a model for each NFE, or for --nfe.")
+    ] = False,
 ) -> None:
-    """Write the whole sampler, noise in, samples out, as one ONNX model for plain onnxruntime."""
+    """Write the whole sampler, noise in, samples out, as one ONNX model for plain onnxruntime, or for Triton."""
     from .networks import read_engine
     from .progress import stages
 
-    read_engine(engine, nfe=nfe).program(nfe)
+    artifact = read_engine(engine, nfe=nfe)
+    if not triton:
+        artifact.program(nfe)
     with stages() as progress:
         progress("reading the engine")
         from ..export.sampler_onnx import export_sampler
+        from ..export.triton_repository import export_triton
 
         try:
-            export_sampler(engine, out, nfe, check=check, progress=progress)
+            if triton:
+                export_triton(engine, out, nfe, check=check, progress=progress)
+            else:
+                export_sampler(engine, out, nfe, check=check, progress=progress)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"cannot write {out}: {reason}; nothing was changed, free some space") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from ..engine.api import Engine
     from ..engine.artifact import Artifact
     from ..engine.compiler.program import Program
-    from ..engine.contract import Condition, DecoderContract
+    from ..engine.condition import Condition
+    from ..engine.contract import DecoderContract
+    from ..engine.text_encoders import TextEncoder
 
 WIDEST_TABLE = 10  # columns of coefficients that fit a line of 80 characters
 
@@ -95,6 +97,8 @@ def _as_data(artifact: Artifact, programs: Mapping[int, Program]) -> dict[str, A
         "path": str(artifact.path),
         "contract": artifact.contract.to_dict(),
         "decoder": artifact.decoder.to_dict() if artifact.decoder else None,
+        "text_encoders": artifact.text_encoders.to_dict() if artifact.text_encoders else None,
+        "image_encoder": artifact.image_encoder.to_dict() if artifact.image_encoder else None,
         "batch": list(artifact.batch),
         "precision": artifact.precision,
         "programs": {str(n): {**json_format.loads(p.to_json()), "digest": p.digest} for n, p in programs.items()},
@@ -128,11 +132,15 @@ def _facts(artifact: Artifact, running: Mapping[str, str]) -> Table:
     contract = artifact.contract
     low, high = contract.data_range
     searched = artifact.provenance.get("search", {})
+    texts = artifact.text_encoders
+    encoded = texts.encoded if texts else frozenset[str]()
     rows = [
         ("network", f"{contract.name}: {contract.input} {list(contract.shape)} -> {contract.prediction}"),
         *((("decoder", _decoder(artifact.decoder)),) if artifact.decoder else ()),
         ("schedule", f"{contract.schedule}, {'images' if artifact.decoder else 'data'} in [{low:g}, {high:g}]"),
-        *(("condition", _condition(condition)) for condition in contract.conditions),
+        *(("text encoder", _text_encoder(one)) for one in (texts.encoders if texts else ())),
+        *((("image encoder", _image_encoder(artifact.image_encoder)),) if artifact.image_encoder else ()),
+        *(("condition", _condition(one, encoded)) for one in contract.conditions),
         ("precision", artifact.precision),
         ("batch", ", ".join(map(str, artifact.batch))),
         *(
@@ -165,13 +173,24 @@ def _decoder(decoder: DecoderContract) -> str:
     return f"{decoder.name}: latents / {scaling} + {shift} -> image {list(decoder.image)}, {decoder.precision}"
 
 
-def _condition(condition: Condition) -> str:
+def _text_encoder(encoder: TextEncoder) -> str:
+    """`text_encoder: 77 tokens of a --prompt, fp32`."""
+    return f"{encoder.contract.name}: {encoder.contract.length} tokens of a --prompt, {encoder.contract.precision}"
+
+
+def _image_encoder(encoder: DecoderContract) -> str:
+    """`AutoencoderKL: --image [3, 512, 512] -> [4, 64, 64], fp32`."""
+    return f"{encoder.name}: --image {list(encoder.shape)} -> {list(encoder.image)}, {encoder.precision}"
+
+
+def _condition(condition: Condition, encoded: Collection[str] = ()) -> str:
     words = [f"--{condition.name}", *([f"or --{condition.alias}"] if condition.alias else []), condition.dtype]
     if condition.shape:
         words.append(str(list(condition.shape)))
     if condition.low is not None and condition.high is not None:
         words.append(f"{condition.low}..{condition.high}")
-    words.append("must be given" if condition.default is None else f"default {condition.default}")
+    given = "made of a prompt" if condition.name in encoded else "must be given"
+    words.append(given if condition.default is None else f"default {condition.default}")
     labels = f": {', '.join(condition.labels)}" if condition.labels else ""
     return " ".join(words) + labels
 
@@ -180,8 +199,11 @@ def _search(record: Mapping[str, Any]) -> str:
     """`NFE 8: ddim, error 0.0123, held out 0.0145`, of the best that `tune` found; --json has the whole record."""
     best = record["ranking"][0]
     errors = (("error", best["error"]), ("held out", best["held_out_error"]))
-    words = (f"{name} {value:.3g}" for name, value in errors if value is not None)
-    return ", ".join((f"NFE {record['nfe']}: {best['solver']}", *words))
+    words = [f"{name} {value:.3g}" for name, value in errors if value is not None]
+    words += [] if words else ["by rule, not measured"]
+    rivals = len(record["ranking"]) - 1
+    words += [f"best of {rivals + 1}"] if rivals else []
+    return ", ".join((f"NFE {record['nfe']}: {best['solver']} on {best['grid']}", *words))
 
 
 def _programs(programs: Mapping[int, Program]) -> Table:

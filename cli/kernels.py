@@ -22,7 +22,7 @@ Workers = Annotated[
 ]
 
 
-def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,120", workers: Workers = None) -> None:
+def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,103,120,121", workers: Workers = None) -> None:
     """Compile every kernel ahead of time: registers, spills, access widths, bytes per element."""
     from .progress import named_bar
     from .values import integers_from

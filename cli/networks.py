@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +91,7 @@ def opened(network: str, context: typer.Context) -> Opened:
         described = network_arguments(network, params)
         from .. import Network
 
-        source = Network(network, **described)
+        source = Network(network, **described, encoders=False)
         contract, latents = source.contract, source.decoder is not None
     conditions = given_conditions(extra, contract)
     return Opened(source, conditions, clip_for(params, contract, latents=latents))
@@ -165,11 +164,6 @@ def _check_source(network: str) -> None:
         )
     if path.exists() or ".py:" in network or network.endswith(".onnx"):
         return
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", network):
-        raise InputError(
-            f"network '{shortened(network)}': no such folder; if this is a model of the Hugging Face Hub, nothing is "
-            f"downloaded here: run hf download {shortened(network)} --local-dir DIR, then give DIR"
-        )
     if near := get_close_matches(network, NAMES, 1):
         raise InputError(f"network '{network}': not known; did you mean '{near[0]}'?")
 

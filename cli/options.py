@@ -87,6 +87,18 @@ DecoderOption = Annotated[
     typer.Option("--decoder", help="Of latents: FILE.py:FACTORY or FILE.onnx[,scaling=0.18215,...]."),
 ]
 
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora", metavar="FILE", help="Of a pipeline: FILE.safetensors[:0.8], fused into its weights; repeatable."
+    ),
+]
+ControlnetOption = Annotated[
+    str | None,
+    typer.Option("--controlnet", metavar="FOLDER", help="Of a pipeline: FOLDER[:0.8]; its picture is --control_image."),
+]
+NoEncoders = Annotated[bool, typer.Option("--no-encoders", help="Leave out text encoders and image encoder.")]
+
 # The programs.
 EvaluationsList = Annotated[str, typer.Option("--nfe", help="Network evaluations a sample, one or several: 5,8.")]
 Solver = Annotated[str, typer.Option("--solver", help="auto, or ddim, dpm++:2m, pfdiff:k=2,l=1, ...")]

@@ -16,6 +16,23 @@ def sample(
     out: Annotated[Path, typer.Option("--out", "-o", help=".png (one grid), .npy, .npz, or a folder of PNGs.")],
     nfe: options.Evaluations = None,
     seeds: Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")] = "0-15",
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Of engines with text encoders.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative-prompt", help="What guidance leads away from.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="FILE", help="A picture to start from; also .npy, such as latents.")
+    ] = None,
+    strength: Annotated[
+        str | None,
+        typer.Option(
+            "--strength", metavar="<float>", help="With --image: 0 to 1, how much is drawn anew; default: 0.8."
+        ),
+    ] = None,
+    strength_counts: Annotated[
+        str | None,
+        typer.Option("--strength-counts", help="part: all of --nfe for this part; whole: as diffusers counts."),
+    ] = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -23,6 +40,7 @@ def sample(
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
     from ..quality.pictures.pixels import check_shape
     from ..quality.pictures.write import kind_of, write_images, write_samples
+    from .asked import ASKED, asked_from
     from .networks import read_engine
     from .progress import bar, opened
     from .values import conditions_from, seeds_from
@@ -34,7 +52,10 @@ def sample(
     pictures = kind in ("grid", "folder")
     if pictures:
         check_shape(artifact.decoder.image if artifact.decoder else artifact.contract.shape)
-    conditions = conditions_from(context.args, artifact.contract, len(chosen))
+    typed = {name: context.params[name] for name in ASKED if context.params[name] is not None}
+    extra, asked = asked_from(typed, artifact.contract)
+    encoded = artifact.text_encoders.encoded if artifact.text_encoders else ()
+    conditions = conditions_from([*context.args, *extra], artifact.contract, len(chosen), encoded)
 
     with opened(engine, device, backend, threads) as loaded:
         draw = loaded.images if pictures else loaded.sample
@@ -43,7 +64,7 @@ def sample(
         for start in bar(range(0, len(chosen), batch), "sampling"):
             part = slice(start, start + batch)
             values = {name: value[part] for name, value in conditions.items()}
-            parts.append(draw(seeds=chosen[part], nfe=evaluations, **values))
+            parts.append(draw(seeds=chosen[part], nfe=evaluations, **asked, **values))
     import numpy as np
 
     results = np.concatenate([part.cpu().numpy() for part in parts])

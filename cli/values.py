@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,9 +120,12 @@ def device_from(text: str) -> str:
 
 
 # Conditions.
-def conditions_from(given: Sequence[str], contract: Contract, batch: int) -> dict[str, NDArray[Any]]:
+def conditions_from(
+    given: Sequence[str], contract: Contract, batch: int, encoded: Collection[str] = ()
+) -> dict[str, NDArray[Any]]:
     """The arrays [batch, *shape] of the conditions that are given or have no default, by the contract's names.
 
+    encoded: conditions that need not be given, since prompts stand for them.
     Raises InputError on what `given_conditions` and `Condition.values` refuse; it names what was typed.
     """
     typed = given_conditions(given, contract)
@@ -133,7 +136,7 @@ def conditions_from(given: Sequence[str], contract: Contract, batch: int) -> dic
         value = own.get(one.name)
         if isinstance(value, list) and not one.shape and len(value) not in (1, batch):
             raise InputError(f"{options[one.name]}: {len(value)} values for {batch} seeds; give 1 or {batch}")
-        if one.name in own or one.default is None:
+        if one.name in own or (one.default is None and one.name not in encoded):
             found[one.name] = one.values(value, batch, options.get(one.name))
     return found
 

@@ -7,30 +7,36 @@ with pfdiff.load("faces.engine") as engine:
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
 
-from .artifact import Artifact, read_artifact
+from .artifact import Artifact, check_in_place, read_artifact
 from .backends.abstract import Backend, CudaOptions, NetworkFiles
 from .backends.choose import open_best
 from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
 from .contract import Contract, DecoderContract
 from .device import parse_device
-from .errors import InputError
+from .errors import EngineFileError, InputError, shown
 from .notebook import html_table
+from .runtime.asked import NOTHING, Asked
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.inputs import Conditions, Inputs, check_noise
 from .runtime.latency import Enough, Latency, TimedParts, in_turns
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import Seeds, noise, parse_seeds
+from .runtime.picture_start import PictureStart
+from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
+from .text_encoders import TextEncoders
 
 if TYPE_CHECKING:
     from .backends.abstract import Module
@@ -43,6 +49,7 @@ class Engine:
 
     contract, programs, batch, precision, provenance, path   what the directory holds
     decoder                                                  contract of a latent model's decoder, else None
+    text_encoders                                            what turns prompts into conditions, else None
     backend, backend_reason, device, threads, description    who runs it, and why
     """
 
@@ -77,7 +84,13 @@ class Engine:
         tables = {nfe: make_tables(artifact.programs[nfe], artifact.contract) for nfe in sorted(artifact.programs)}
         opened, reason = open_best(files, parse_device(device), backend, threads)
         decoder = load_decoder(files, opened, backend, threads, decoder_module)
-        return cls(files, artifact, tables, opened, decoder, reason, threads)
+        try:
+            check_in_place(artifact)
+        except EngineFileError:
+            for one in (opened, *([decoder.backend] if decoder else [])):
+                one.close()
+            raise
+        return cls(files, artifact, tables, opened, decoder, reason, threads, backend)
 
     def __init__(
         self,
@@ -88,6 +101,7 @@ class Engine:
         decoder: LoadedDecoder | None,
         reason: str,
         threads: int | None,
+        backend: str,
     ) -> None:
         """What `open` has opened."""
         self.path: Path = artifact.path
@@ -97,6 +111,7 @@ class Engine:
         self.precision: str = artifact.precision
         self.provenance: Mapping[str, Any] = artifact.provenance
         self.decoder: DecoderContract | None = artifact.decoder
+        self.text_encoders: TextEncoders | None = artifact.text_encoders
         self.threads: int | None = threads
         self.backend: str = opened.name
         self.backend_reason: str = reason
@@ -108,6 +123,8 @@ class Engine:
         self._decoder = decoder
         self._conditions = Conditions(artifact.contract, opened.device)
         self._session = Session(opened, artifact.contract, artifact.batch, decoder, graph=files.options.graph)
+        self._prompts = Prompts(artifact, files, opened, backend, threads)
+        self._pictures = PictureStart(artifact, files, opened, backend, threads)
 
     @property
     def decoding(self) -> str:
@@ -115,27 +132,59 @@ class Engine:
         return self._decoder.backend.description if self._decoder else ""
 
     @property
+    def encoding(self) -> str:
+        """Who encodes prompts, like `description`; empty before the first prompt."""
+        return self._prompts.description
+
+    @property
     def execution(self) -> str:
         """How a schedule is run, in a few words: captured in one CUDA graph, or why not. Known after the first call."""
         return self._session.execution
 
     def sample(
-        self, *, seeds: Seeds | None = None, noise: Any = None, nfe: int | None = None, **conditions: Any
+        self,
+        *,
+        seeds: Seeds | None = None,
+        noise: Any = None,
+        nfe: int | None = None,
+        prompt: Prompt | Any = None,
+        negative_prompt: Prompt | Any = None,
+        image: Any = None,
+        strength: float | Any = None,
+        strength_counts: str | Any = "part",
+        **conditions: Any,
     ) -> torch.Tensor:
         """Samples float32 [n, *shape] on the device, one for each seed or each row of `noise`; latents stay latents.
 
         seeds: integers in [0, 2^64); a seed's sample is the same alone and in any batch. noise: [n, *shape] floating,
         in their place. nfe: may be left out when the engine has one program. conditions: by the contract's names or
         their aliases, one value for all samples or [n, ..]. Any n: larger ones are cut into batches, 0 gives none.
+        prompt, negative_prompt: a text for all samples or a list of n, of engines with text encoders; they take the
+        place of the conditions that they are encoded as. image: a picture to start from, in place of noise alone:
+        uint8 [n, H, W, C], floats [n, C, H, W] in the data's range, or latents [n, *shape], or one without n for all.
+        strength: above 0 and at most 1 (default 0.8), how much of the way from noise to samples is walked. nfe
+        evaluations walk this part; with strength_counts "whole" they would walk the whole way, and int(nfe strength)
+        of them are done, as in diffusers. Words that are conditions of the network mean these.
         On a CUDA device the call returns before the device is done, ordered on the current stream. Samples, and noise
         and conditions that are tensors on the device, are looked at (finite, in range) in the first call of each kind;
         on a CPU always.
         Raises InputError; BackendError when the network fails, is not finite, or the engine is closed or in use.
         """
-        return self._sample(self._session, seeds, noise, nfe, conditions)
+        asked = Asked(prompt, negative_prompt, image, strength, strength_counts)
+        return self._sample(self._session, seeds, noise, nfe, conditions, asked)
 
     def images(
-        self, *, seeds: Seeds | None = None, noise: Any = None, nfe: int | None = None, **conditions: Any
+        self,
+        *,
+        seeds: Seeds | None = None,
+        noise: Any = None,
+        nfe: int | None = None,
+        prompt: Prompt | Any = None,
+        negative_prompt: Prompt | Any = None,
+        image: Any = None,
+        strength: float | Any = None,
+        strength_counts: str | Any = "part",
+        **conditions: Any,
     ) -> torch.Tensor:
         """Like `sample`, as pixels uint8 [n, H, W, C]: `contract.data_range` becomes 0..255, the rest is clamped.
 
@@ -144,7 +193,8 @@ class Engine:
         if self.decoder is None and len(self.contract.shape) != 3:
             shape = list(self.contract.shape)
             raise InputError(f"samples of shape {shape} are no images [C, H, W]; use sample(), or write .npy or .npz")
-        return self._sample(self._session, seeds, noise, nfe, conditions, pixels=True)
+        asked = Asked(prompt, negative_prompt, image, strength, strength_counts)
+        return self._sample(self._session, seeds, noise, nfe, conditions, asked, pixels=True)
 
     def bench(
         self, nfe: int | None = None, batch: int | None = None, rounds: int = 50, *, seconds: float | None = None
@@ -158,7 +208,7 @@ class Engine:
         """
         nfe, batch = self._artifact.program(nfe).nfe, self._check_bucket(batch)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise InputError(f"rounds={rounds!r}, expected an integer of at least 1")
+            raise InputError(f"rounds={shown(rounds)}, expected an integer of at least 1")
         start = time.perf_counter()
         session = self._open()
         loaded = time.perf_counter()
@@ -201,9 +251,26 @@ class Engine:
         """
         return self._parts(self._session, self._artifact.program(nfe).nfe, self._check_bucket(batch))
 
+    def with_programs(self, programs: Mapping[int, Program]) -> Engine:
+        """Another face of this engine, with other programs by NFE on the same loaded network, buffers and lock.
+
+        Closing either closes both. Raises InputError when a program is of another prediction or its times do not fit.
+        """
+        for program in programs.values():
+            if program.prediction != self.contract.prediction:
+                raise InputError(f"a program of {program.prediction}, this network predicts {self.contract.prediction}")
+        other = object.__new__(Engine)  # a copy would load the network again
+        vars(other).update(vars(self))
+        other._artifact = replace(self._artifact, programs=programs)
+        other.programs = {nfe: programs[nfe] for nfe in sorted(programs)}
+        other._tables = {nfe: make_tables(program, self.contract) for nfe, program in other.programs.items()}
+        return other
+
     def close(self) -> None:
         """Free network and buffers; calls after that raise BackendError. Closing twice is fine."""
         self._session.close()
+        self._prompts.close()
+        self._pictures.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -255,26 +322,34 @@ class Engine:
         self,
         session: Session,
         seeds: Any,
-        noise: Any,
+        given_noise: Any,
         nfe: int | None,
         conditions: Mapping[str, Any],
+        asked: Asked = NOTHING,
         *,
         pixels: bool = False,
     ) -> torch.Tensor:
         tables = self._tables[self._artifact.program(nfe).nfe]
-        if (seeds is None) == (noise is None):
-            got = "both" if noise is not None else "neither"
+        if (seeds is None) == (given_noise is None):
+            got = "both" if given_noise is not None else "neither"
             raise InputError(f"got {got} of seeds and noise, expected one of them, such as seeds=range(8)")
         keys = None if seeds is None else parse_seeds(seeds)
-        start = None if noise is None else check_noise(noise, self.contract, torch.device(self.device))
+        start = None if given_noise is None else check_noise(given_noise, self.contract, torch.device(self.device))
         count = len(keys) if keys is not None else len(start) if start is not None else 0
+        asked, conditions = asked.without(self.contract, conditions)
+        conditions = self._prompts.conditions(asked.prompt, asked.negative_prompt, conditions, count)
+        if asked.image is not None:
+            tables = self._pictures.tables(tables.program, asked.way, asked.strength_counts)
+            drawn = start if keys is None else noise(keys, (math.prod(self.contract.shape),), self.device)
+            assert drawn is not None
+            keys, start = None, self._pictures.noise(asked.image, drawn, tables)
         return session.run(tables, Inputs(keys, start, *self._conditions(conditions, count)), pixels=pixels)
 
     def _check_bucket(self, batch: Any) -> int:
         if batch is None:
             return self.batch[0]
         if batch not in self.batch:
-            raise InputError(f"batch {batch!r}, expected one of this engine's: {', '.join(map(str, self.batch))}")
+            raise InputError(f"batch {shown(batch)}, expected one of this engine's: {', '.join(map(str, self.batch))}")
         return batch
 
 

@@ -13,6 +13,7 @@ import stat
 import struct
 import zipfile
 from collections.abc import Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,7 +34,7 @@ SAFETENSORS = {  # NumPy has no bfloat16: its bits are the upper half of a float
 }
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """A regular file, opened to be read. Raises InputError for anything else, at once."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

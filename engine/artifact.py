@@ -1,10 +1,12 @@
 """The engine directory: read, verified, and written so that it is at any moment either the former engine or the new.
 
     faces.engine/
-        engine.json       {format, provenance, contract, batch, precision, programs, files, digest}; decoder, if any;
+        engine.json       {format, provenance, contract, batch, precision, programs, files, digest}; if there
+                          are any: decoder, text_encoders, image_encoder;
                           alphas: the numbers of a schedule `alphas:FILE`, which the contract names by their SHA-256
         network.onnx      and its external data files, if any
         decoder.onnx      of a latent model, likewise
+        encoders/         text encoders with their tokenizers, and image.onnx, a latent model's way from pictures
         plans/            a local cache, never listed in `files`
 
 `files` maps each name to its SHA-256 and size. `digest` is the SHA-256 of the manifest without that entry. Both find
@@ -26,26 +28,23 @@ from typing import Any, SupportsIndex, final
 from .atomic import part_prefix, replacing, writing
 from .compiler.program import Program
 from .compiler.schedule import held_alphas, hold_alphas
-from .contract import Contract, DecoderContract
-from .errors import EngineFileError, InputError
+from .contract import LARGEST_BATCH, AnyContract, Contract, DecoderContract
+from .errors import EngineFileError, InputError, first_line, shown
+from .file_records import MANIFEST, FileRecord, check_file, damaged, read_records
+from .json_fields import is_integer, parse_json
+from .open_folder import OpenFolder, read_at_most
+from .text_encoders import TextEncoders
 
 FORMAT = 1
-MANIFEST = "engine.json"
 PART = part_prefix(MANIFEST)  # begins the name of a manifest that is being written
 NETWORK = "network.onnx"
 DECODER = "decoder.onnx"
+ENCODERS = "encoders"
+IMAGE_ENCODER = f"{ENCODERS}/image.onnx"
 PLANS = "plans"
 KEYS = ("format", "provenance", "contract", "batch", "precision", "programs", "files", "digest")
-LARGEST_MANIFEST_BYTES = 64 << 20
-
-
-@final
-@dataclass(frozen=True)
-class FileRecord:
-    """The expected content of a file in the directory: `sha256` in 64 hexadecimal digits, and its size in `bytes`."""
-
-    sha256: str
-    bytes: int
+LARGEST_MANIFEST_BYTES = 16 << 20  # 4096 evaluations would need more; the C++ reader has the same bound
+MOST_SWAPS = 100  # of the directory while it is read
 
 
 @final
@@ -53,7 +52,8 @@ class FileRecord:
 class Artifact:
     """The content of an engine directory. `batch`: ascending bucket sizes; `programs`: by NFE; `files`: by name.
 
-    `decoder`: input and output of decoder.onnx; None where samples are not decoded.
+    `decoder`: input and output of decoder.onnx; None where samples are not decoded. `text_encoders`: what turns prompts
+    into conditions. `image_encoder`: input and output of encoders/image.onnx, which takes images and makes latents.
     """
 
     path: Path
@@ -64,6 +64,8 @@ class Artifact:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     decoder: DecoderContract | None = None
+    text_encoders: TextEncoders | None = None
+    image_encoder: DecoderContract | None = None
 
     @property
     def network_path(self) -> Path:
@@ -78,117 +80,174 @@ class Artifact:
             raise InputError(f"nfe is missing and this engine has several; choose one of {', '.join(map(str, held))}")
         if isinstance(nfe, bool) or not hasattr(nfe, "__index__") or nfe not in self.programs:
             known = ", ".join(map(str, held))
-            raise InputError(f"nfe={nfe!r}, this engine has {known}; choose one of them, or build {nfe!r} too")
+            raise InputError(
+                f"nfe={shown(nfe)}, this engine has {known}; choose one of them, or build {shown(nfe)} too"
+            )
         return self.programs[operator.index(nfe)]
 
     @property
-    def contracts(self) -> Mapping[str, Contract | DecoderContract]:
+    def contracts(self) -> Mapping[str, AnyContract]:
         """The contract of each network by its file."""
-        return {NETWORK: self.contract, **({DECODER: self.decoder} if self.decoder else {})}
+        return {
+            NETWORK: self.contract,
+            **({DECODER: self.decoder} if self.decoder else {}),
+            **({one.file: one.contract for one in self.text_encoders.encoders} if self.text_encoders else {}),
+            **({IMAGE_ENCODER: self.image_encoder} if self.image_encoder else {}),
+        }
 
 
 # Reading.
 def read_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artifact:
     """The engine in the directory `path`; with `verify` the SHA-256 of every file is compared.
 
-    Raises EngineFileError: no engine there, another format, a damaged manifest, a file that is missing, changed or
-    outside the directory.
+    While another process replaces the engine, this is the former or the new one. Raises EngineFileError: no engine
+    there, another format, a damaged manifest, a file that is missing, changed, not listed or outside the directory.
     """
     folder = Path(path)
-    content = _read_manifest(folder)
+    for _ in range(MOST_SWAPS):
+        with _opened(folder) as held:
+            try:
+                return _read(held, verify)
+            except EngineFileError:
+                if held.is_still_there():
+                    raise
+    raise EngineFileError(f"engine '{folder}' is replaced again and again while it is read; wait for the builds")
+
+
+def check_in_place(artifact: Artifact) -> None:
+    """Raises EngineFileError when the directory holds other networks than when `artifact` was read.
+
+    For those who hand the paths of its files to a library: check afterwards.
+    """
+    with _opened(artifact.path) as held:
+        files = read_records(held.path, _read_manifest(held)["files"])
+    if files != artifact.files:
+        raise EngineFileError(f"engine '{artifact.path}' was replaced by another since it was read; load it again")
+
+
+def _opened(folder: Path) -> OpenFolder:
+    try:
+        return OpenFolder(folder)
+    except FileNotFoundError:
+        what = "does not exist"
+    except NotADirectoryError:
+        what = "is not a directory"
+    except (OSError, ValueError) as error:
+        what = f"cannot be read ({first_line(error)})"
+    raise EngineFileError(f"engine '{folder}' {what}; give a directory that 'pfdiff build' wrote")
+
+
+def _read(held: OpenFolder, verify: bool) -> Artifact:
+    folder = held.path
+    content = _read_manifest(held)
     try:
         contract = Contract.from_dict(content["contract"])
         if "alphas" in content and hold_alphas(content["alphas"]) != contract.schedule:
             raise InputError(f"'alphas' are not the numbers of its schedule {contract.schedule}")
-        programs = {_nfe(key): Program.from_json(json.dumps(value)) for key, value in content["programs"].items()}
-        batch = tuple(content["batch"])
-        files = {name: FileRecord(**record) for name, record in content["files"].items()}
-        precision, provenance = content["precision"], dict(content["provenance"])
-        decoder = DecoderContract.from_dict(content["decoder"]) if "decoder" in content else None
-    except (InputError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(folder, str(error)) from None
-    for nfe, program in programs.items():
-        if program.nfe != nfe or program.prediction != contract.prediction:
-            raise _damaged(folder, f"program '{nfe}' has {program.nfe} evaluations of {program.prediction}")
-    if not (programs and batch) or any(type(size) is not int or size < 1 for size in batch):
-        raise _damaged(folder, f"batch {list(batch)} and {len(programs)} programs, expected at least one of each")
+        decoder, images = (
+            DecoderContract.from_dict(content[key]) if key in content else None for key in ("decoder", "image_encoder")
+        )
+        if decoder is not None and decoder.shape != contract.shape:
+            raise InputError(f"its decoder takes {list(decoder.shape)}, the network makes {list(contract.shape)}")
+        if images is not None and images.image != contract.shape:
+            raise InputError(f"its image encoder makes {list(images.image)}, samples are {list(contract.shape)}")
+        texts = TextEncoders.from_dict(content["text_encoders"], contract) if "text_encoders" in content else None
+        programs = _programs(content["programs"], contract)
+        batch = _batch(content["batch"], contract, decoder)
+        provenance = _provenance(content["provenance"])
+    except (InputError, TypeError, ValueError, OverflowError) as error:
+        raise damaged(folder, str(error)) from None
+    precision = content["precision"]
     if precision != contract.precision:
-        raise _damaged(folder, f"precision {precision!r}, the contract says {contract.precision!r}")
-    if decoder is not None and decoder.shape != contract.shape:
-        raise _damaged(folder, f"its decoder takes {list(decoder.shape)}, the network makes {list(contract.shape)}")
-    artifact = Artifact(folder, contract, tuple(sorted(set(batch))), precision, programs, provenance, files, decoder)
-    for name in artifact.contracts:
+        raise damaged(folder, f"precision {shown(precision)}, the contract says {contract.precision!r}")
+    files = read_records(folder, content["files"])
+    artifact = Artifact(
+        folder, contract, batch, contract.precision, programs, provenance, files, decoder, texts, images
+    )
+    for name in (*artifact.contracts, *(one.tokenizer for one in (texts.encoders if texts else ()))):
         if name not in files:
-            raise _damaged(folder, f"'{name}' is not among its files")
-    for name, record in files.items():
-        _check_file(folder, name, record, verify)
+            raise damaged(folder, f"'{name}' is not among its files")
+    for name in files:
+        check_file(held, name, files, verify, network=name in artifact.contracts)
     return artifact
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        what = "is not a directory" if folder.exists() else "does not exist"
-        raise EngineFileError(f"engine '{folder}' {what}; give a directory that 'pfdiff build' wrote")
+def _read_manifest(held: OpenFolder) -> dict[str, Any]:
+    folder, path = held.path, held.path / MANIFEST
     try:
-        with open(folder / MANIFEST, "rb") as file:
-            text = file.read(LARGEST_MANIFEST_BYTES)
+        with held.open(MANIFEST) as file:
+            data = read_at_most(file, LARGEST_MANIFEST_BYTES)
     except FileNotFoundError:
         message = f"'{folder}' has no {MANIFEST}, so it is no engine; give a directory that 'pfdiff build' wrote"
         raise EngineFileError(message) from None
     except OSError as error:
-        raise EngineFileError(f"'{folder / MANIFEST}' cannot be read: {error.strerror}") from None
+        raise EngineFileError(f"'{path}' cannot be read: {error.strerror}; an engine holds plain files") from None
+    if data is None:
+        raise damaged(folder, f"more than {LARGEST_MANIFEST_BYTES >> 20} MiB")
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(folder, f"not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise _damaged(folder, f"a JSON {type(content).__name__}, expected an object")
-    if content.get("format") != FORMAT:
+        content = parse_json(data)
+        if not isinstance(content, dict):
+            raise InputError(f"a JSON {type(content).__name__}, expected an object")
+    except InputError as error:
+        raise damaged(folder, str(error)) from None
+    if type(content.get("format")) is not int or content["format"] != FORMAT:
         raise EngineFileError(
-            f"engine '{folder}' has format {content.get('format')!r}, this pfdiff reads {FORMAT}; "
+            f"engine '{folder}' has format {shown(content.get('format'))}, this pfdiff reads {FORMAT}; "
             "rebuild it, or use the pfdiff that wrote it"
         )
     missing = [key for key in KEYS if key not in content]
     if missing:
-        raise _damaged(folder, f"'{missing[0]}' is missing")
-    if content["digest"] != _digest(content):
-        raise _damaged(
-            folder, f"its content has SHA-256 {_digest(content)[:12]}, 'digest' says {content['digest']!s:.12}"
-        )
+        raise damaged(folder, f"'{missing[0]}' is missing")
+    try:
+        digest = _digest(content)
+    except ValueError:  # a number beyond float64, which was read as infinity
+        raise damaged(folder, "a number that is not finite") from None
+    if content["digest"] != digest:
+        raise damaged(folder, f"its content has SHA-256 {digest[:12]}, 'digest' says {content['digest']!s:.12}")
     return content
 
 
-def _nfe(key: str) -> int:
-    if not (key.isascii() and key.isdigit()):
-        raise InputError(f"the program '{key}' is not named by its NFE")
-    return int(key)
+def _programs(plain: Any, contract: Contract) -> dict[int, Program]:
+    programs: dict[int, Program] = {}
+    for key, value in _fields("programs", plain).items():
+        if not (key.isascii() and key.isdigit() and len(key) < 8):
+            raise InputError(f"the program {shown(key)} is not named by its NFE")
+        program = programs[int(key)] = Program.from_dict(value)
+        if program.nfe != int(key) or program.prediction != contract.prediction:
+            raise InputError(f"program '{key}' has {program.nfe} evaluations of {program.prediction}")
+    if not programs:
+        raise InputError("0 programs, expected at least one")
+    return programs
 
 
-def _check_file(folder: Path, name: str, record: FileRecord, verify: bool) -> None:
-    parts = name.split("/")
-    if any(part in ("", ".", "..") for part in parts) or any(letter in name for letter in "\\:\0"):
-        raise EngineFileError(f"engine '{folder}' names the file {name!r} outside its directory; do not trust it")
-    path = folder / name
-    if any((folder / Path(*parts[: end + 1])).is_symlink() for end in range(len(parts))):
-        raise EngineFileError(f"'{path}' is a symbolic link; an engine holds plain files, copy the file itself")
-    if not path.is_file():
-        raise EngineFileError(f"engine '{folder}': the file '{name}' is missing; rebuild the engine or copy it again")
-    size = path.stat().st_size
-    if size != record.bytes:
-        raise _changed(folder, name, f"{size} bytes", f"{record.bytes}")
-    if verify and (found := sha256_of(path)) != record.sha256:
-        raise _changed(folder, name, f"SHA-256 {found[:12]}", f"{record.sha256:.12}")
+def _batch(plain: Any, contract: Contract, decoder: DecoderContract | None) -> tuple[int, ...]:
+    """The bucket sizes, ascending. A network of one batch size has no other."""
+    if (
+        not isinstance(plain, list)
+        or not plain
+        or not all(is_integer(one) and 1 <= one <= LARGEST_BATCH for one in plain)
+    ):
+        raise InputError(f"batch {shown(plain)}, expected sizes in 1..{LARGEST_BATCH}")
+    sizes = tuple(sorted(set(plain)))
+    for one in (contract, decoder):
+        if one is not None and one.fixed_batch is not None and sizes != (one.fixed_batch,):
+            raise InputError(f"batch {shown(plain)}, but its network takes batches of {one.fixed_batch} only")
+    return sizes
 
 
-def _changed(folder: Path, name: str, got: str, expected: str) -> EngineFileError:
-    return EngineFileError(
-        f"engine '{folder}': the file '{name}' has {got}, expected {expected}: "
-        "it was changed or not copied whole; rebuild the engine or copy it again"
-    )
+def _provenance(plain: Any) -> dict[str, Any]:
+    """As it is; but for the records of searches, by NFE, nothing in it is read again."""
+    found = dict(_fields("provenance", plain))
+    for nfe, record in _fields("provenance: search", found.get("search", {})).items():
+        if not (nfe.isascii() and nfe.isdigit() and isinstance(record, dict)):
+            raise InputError(f"provenance: search {shown(nfe)}: {shown(record)}, expected a record by its NFE")
+    return found
 
 
-def _damaged(folder: Path, why: str) -> EngineFileError:
-    return EngineFileError(f"'{folder / MANIFEST}' is damaged: {why}; rebuild the engine or copy it again")
+def _fields(what: str, plain: Any) -> dict[str, Any]:
+    if not isinstance(plain, dict):
+        raise InputError(f"{what} {shown(plain)}, expected an object with named fields")
+    return plain
 
 
 # Writing.
@@ -207,11 +266,15 @@ def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
         "contract": artifact.contract.to_dict(),
         "batch": list(artifact.batch),
         "precision": artifact.precision,
-        "programs": {str(nfe): json.loads(artifact.programs[nfe].to_json()) for nfe in sorted(artifact.programs)},
+        "programs": {str(nfe): artifact.programs[nfe].to_dict() for nfe in sorted(artifact.programs)},
         "files": {name: {"sha256": one.sha256, "bytes": one.bytes} for name, one in sorted(artifact.files.items())},
     }
     if artifact.decoder is not None:
         content["decoder"] = artifact.decoder.to_dict()
+    if artifact.text_encoders is not None:
+        content["text_encoders"] = artifact.text_encoders.to_dict()
+    if artifact.image_encoder is not None:
+        content["image_encoder"] = artifact.image_encoder.to_dict()
     if (alphas := held_alphas(artifact.contract.schedule)) is not None:
         content["alphas"] = alphas
     content["digest"] = _digest(content)
@@ -235,11 +298,16 @@ def sha256_of(path: Path) -> str:
 
 def network_digest(artifact: Artifact, file: str = NETWORK) -> str:
     """SHA-256 over a network's files, external data included, as the manifest has them."""
-    decoders = file == DECODER
-    own = ((name, one.sha256) for name, one in artifact.files.items() if name.startswith(DECODER) == decoders)
+    others = (DECODER, f"{ENCODERS}/")  # the network's are all but these
+    own = (
+        (name, one.sha256)
+        for name, one in artifact.files.items()
+        if (not name.startswith(others) if file == NETWORK else name.startswith(file))
+    )
     return hashlib.sha256(json.dumps(sorted(own)).encode()).hexdigest()
 
 
 def _digest(content: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in content.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -20,6 +20,7 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -61,8 +62,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
     After an exception, interruption or full disk `target` is as it was, and the new folder is gone. Raises OSError.
     """
-    _sweep(target)
-    with _claimed(lambda: target.with_name(f".{target.name}.building-{secrets.token_hex(4)}"), os.mkdir) as staging:
+    with folder_beside(target) as staging:
         yield staging
         for folder, _, names in os.walk(staging):
             for name in names:
@@ -70,6 +70,14 @@ def replacing_folder(target: Path) -> Iterator[Path]:
             sync(Path(folder))
         swap(staging, target)
         sync(target.parent)
+
+
+@contextlib.contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target` that is gone at the end, unless the block has renamed it. Raises OSError."""
+    _sweep(target)
+    with _claimed(lambda: target.with_name(f".{target.name}.building-{secrets.token_hex(4)}"), os.mkdir) as staging:
+        yield staging
 
 
 @contextlib.contextmanager
@@ -183,16 +191,31 @@ def _acquired(lock: Path, wait: Callable[[], None]) -> int:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock on a folder, for which it waits; Windows has none. Raises OSError."""
+def locked(folder: Path, wait_s: float = 30.0, say: Lines | None = None) -> Iterator[None]:
+    """Holds the lock on a folder, for which it waits; Windows has none.
+
+    say: called once when the wait has lasted a tenth of `wait_s`. Raises OSError, also when the wait is over.
+    """
     if sys.platform == "win32":
         yield
         return
     import fcntl
 
     descriptor = os.open(folder, os.O_RDONLY)
+    start = time.monotonic()
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waited = time.monotonic() - start
+                if waited > wait_s:
+                    raise
+                if say and waited > wait_s / 10:
+                    say(f"waiting for another process that holds the lock on {folder}, at most {wait_s:.0f} s")
+                    say = None
+            time.sleep(0.01)
         yield
     finally:
         os.close(descriptor)

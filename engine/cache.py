@@ -12,7 +12,9 @@ import atexit
 import contextlib
 import errno
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 import stat
@@ -25,10 +27,14 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from .array_files import open_regular, read_array
+from .array_files import open_regular
 from .atomic import replacing
 from .errors import InputError
+from .json_fields import is_integer, is_number
+from .open_folder import read_at_most
 
+DIGEST_BYTES = 32
+MOST_HEADER_BYTES = 4096  # of a .npy file, and the digest
 MOST_JOURNAL_BYTES = 256 << 20  # that are read
 
 
@@ -80,27 +86,38 @@ def content_key(*parts: Any) -> str:
 
 @final
 class ArrayStore:
-    """Arrays float32 by key, one .npy file each, in `folder`; a file appears whole or not at all."""
+    """Arrays float32 by key, one .npy file each with the SHA-256 of its content at its end, in `folder`.
+
+    A file appears whole or not at all.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def get(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
-        """The array of `key`, or None when it is not there, damaged or of another shape."""
+        """The array of `key`, or None when it is not there, damaged, not finite or of another shape."""
         try:
-            found = read_array(self.folder / f"{key}.npy")
-        except InputError:
+            with open_regular(self.folder / f"{key}.npy") as file:
+                content = read_at_most(file, MOST_HEADER_BYTES + 4 * math.prod(shape)) or b""
+            data, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+            if hashlib.sha256(data).digest() != digest:
+                return None
+            found: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
+        except (InputError, OSError, ValueError, EOFError):
             return None
-        return found if found.shape == shape and found.dtype == np.float32 else None
+        fits = found.shape == shape and found.dtype == np.float32 and bool(np.isfinite(found).all())
+        return found if fits else None
 
     def put(self, key: str, value: NDArray[np.float32]) -> None:
         """Keep `value`; where the folder cannot be written, say so once and go on without."""
-        path = self.folder / f"{key}.npy"
+        sink = io.BytesIO()
+        np.save(sink, value)
+        data = sink.getvalue()
         try:
             make_private(self.folder)
             # Not forced to the disk: `get` ignores a file that a power failure cut short.
-            with replacing(path, durable=False) as part, open(part, "wb") as file:
-                np.save(file, value)
+            with replacing(self.folder / f"{key}.npy", durable=False) as part:
+                part.write_bytes(data + hashlib.sha256(data).digest())
         except OSError as error:
             _announce_unwritable(self.folder, error)
 
@@ -124,6 +141,13 @@ class Journal:
     def get(self, key: str) -> Any:
         """The value of `key`, None when there is none."""
         return self._values.get(key)
+
+    def number(self, key: str) -> float | None:
+        """The value of `key`, None when there is none or it is no number; it may be infinite."""
+        value = self._values.get(key)
+        if isinstance(value, float):
+            return None if math.isnan(value) else value
+        return float(value) if value is not None and is_integer(value) and is_number(value) else None
 
     def put(self, key: str, value: Any) -> None:
         """Keep a value, on the disk at once; where the file cannot be written, say so once and go on without."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import InputError
+from .errors import InputError, shown
 from .json_fields import check_choice, check_name, check_shape, is_integer, is_number, is_strings
 
 # The dtypes of a condition, with the least and the largest number of each.
@@ -55,26 +55,28 @@ class Condition:
         check_shape(f"{where}: shape", self.shape)
         for field in ("low", "high"):
             bound = getattr(self, field)
-            if bound is not None and not (is_integer(bound) and self.dtype.startswith("int")):
+            least, most = DTYPE_RANGES[self.dtype]
+            fits = self.dtype.startswith("int") and is_integer(bound) and least <= bound <= most
+            if bound is not None and not fits:
                 raise InputError(
-                    f"{where}: {field} {bound!r} with dtype {self.dtype}; bounds are integers of an int dtype"
+                    f"{where}: {field} {shown(bound)} with dtype {self.dtype}; bounds are integers of an int dtype"
                 )
         if self.low is not None and self.high is not None and self.low > self.high:
-            raise InputError(f"{where}: low {self.low} is above high {self.high}; swap them")
+            raise InputError(f"{where}: low {shown(self.low)} is above high {shown(self.high)}; swap them")
         if not is_strings(self.labels):
-            raise InputError(f"{where}: labels {self.labels!r}, expected a tuple of strings")
-        if self.alias:
+            raise InputError(f"{where}: labels {shown(self.labels)}, expected a tuple of strings")
+        if self.alias != "":
             check_name(f"{where}: alias", self.alias)
         if self.default is not None:
             numbers = self.default if isinstance(self.default, tuple) else (self.default,)
             if not all(is_number(one) or isinstance(one, bool) for one in numbers):
-                raise InputError(f"{where}: default {self.default!r}, expected one finite number or None")
+                raise InputError(f"{where}: default {shown(self.default)}, expected one finite number or None")
             if isinstance(self.default, tuple) and self.shape != (len(numbers),):
                 raise InputError(
                     f"{where}: default of {len(numbers)} numbers, expected one, or shape {list(self.shape)}"
                 )
             if not self.dtype.startswith(("float", "bfloat")) and any(one != int(one) for one in numbers):
-                raise InputError(f"{where}: default {self.default!r} is no integer, but its dtype is {self.dtype}")
+                raise InputError(f"{where}: default {shown(self.default)} is no integer, but its dtype is {self.dtype}")
             self._check_range(np.asarray(numbers), self.name)
 
     @cached_property
@@ -98,7 +100,7 @@ class Condition:
             return
         if not (is_number(least) and is_number(most)):
             raise InputError(f"{_place(called)}: got NaN, infinity or beyond, expected finite numbers")
-        got = f"{least}" if least == most else f"{least}..{most}"
+        got = shown(least) if least == most else f"{shown(least)}..{shown(most)}"
         raise InputError(f"{_place(called)}: got {got}, expected values in {low}..{high} ({self.dtype})")
 
     def values(

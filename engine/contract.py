@@ -18,11 +18,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from .compiler.basis import PREDICTIONS
 from .condition import Condition
-from .errors import InputError
-from .json_fields import as_json, check_choice, check_name, check_shape, is_integer, is_number, read_fields
+from .errors import InputError, shown
+from .json_fields import as_json, check_choice, check_name, check_shape, check_text, is_integer, is_number, read_fields
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 TIME_DTYPES = ("float32", "int64")
+LARGEST_BATCH = 1 << 20
+MOST_CONDITIONS = 256
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,7 @@ class Contract:
 
     def __post_init__(self) -> None:
         for field in ("name", "schedule"):
-            value = getattr(self, field)
-            if not (isinstance(value, str) and value.strip()):
-                raise InputError(f"contract: {field} {value!r}, expected a non-empty string")
+            check_text(f"contract: {field}", getattr(self, field))
         check_shape("contract: shape", self.shape)
         if not self.shape:
             raise InputError("contract: shape [] of a sample is empty; expected for instance [3, 64, 64]")
@@ -64,27 +64,28 @@ class Contract:
         check_choice("contract: time_dtype", self.time_dtype, TIME_DTYPES)
         if not (is_integer(self.time_rank) and self.time_rank in (0, 1)):
             raise InputError(
-                f"contract: time_rank {self.time_rank!r}, expected 0 (one scalar) or 1 (one for each sample)"
+                f"contract: time_rank {shown(self.time_rank)}, expected 0 (one scalar) or 1 (one for each sample)"
             )
         for field in ("time_scale", "sigma_data"):
             value = getattr(self, field)
             if not (is_number(value) and value > 0):
-                raise InputError(f"contract: {field} {value!r}, expected a number above 0")
+                raise InputError(f"contract: {field} {shown(value)}, expected a number above 0")
         span: Any = self.data_range
         if not (isinstance(span, tuple) and len(span) == 2 and all(map(is_number, span)) and span[0] < span[1]):
-            raise InputError(f"contract: data_range {span!r}, expected two numbers, the lower first")
-        if self.fixed_batch is not None and not (is_integer(self.fixed_batch) and self.fixed_batch >= 1):
-            raise InputError(f"contract: fixed_batch {self.fixed_batch!r}, expected an integer of at least 1 or None")
+            raise InputError(f"contract: data_range {shown(span)}, expected two numbers, the lower first")
+        _check_fixed_batch("contract", self.fixed_batch)
         if not isinstance(self.learned_sigma, bool):
-            raise InputError(f"contract: learned_sigma {self.learned_sigma!r}, expected true or false")
+            raise InputError(f"contract: learned_sigma {shown(self.learned_sigma)}, expected true or false")
         conditions: Any = self.conditions
         if not (isinstance(conditions, tuple) and all(isinstance(one, Condition) for one in conditions)):
-            raise InputError(f"contract: conditions {conditions!r}, expected a tuple of Condition")
+            raise InputError(f"contract: conditions {shown(conditions)}, expected a tuple of Condition")
         self._check_names()
 
     def _check_names(self) -> None:
         for field in ("input", "time", "output"):
             check_name(f"contract: {field}", getattr(self, field))
+        if len(self.conditions) > MOST_CONDITIONS:
+            raise InputError(f"contract: {len(self.conditions)} conditions, expected at most {MOST_CONDITIONS}")
         names = [*self.inputs, self.output]
         names += [condition.alias for condition in self.conditions if condition.alias]
         for name in names:
@@ -95,6 +96,11 @@ class Contract:
     def inputs(self) -> tuple[str, ...]:
         """The names of x, the time and every condition, in this order."""
         return (self.input, self.time, *(condition.name for condition in self.conditions))
+
+    @property
+    def input_dtype(self) -> str:
+        """Of x: a precision, or int64."""
+        return self.precision
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -173,9 +179,14 @@ class Contract:
         values = read_fields("contract", cls, plain)
         conditions: Any = values.get("conditions", ())
         if not isinstance(conditions, tuple):
-            raise InputError(f"contract: conditions {conditions!r}, expected a list")
+            raise InputError(f"contract: conditions {shown(conditions)}, expected a list")
         values["conditions"] = tuple(Condition(**read_fields("condition", Condition, one)) for one in conditions)
         return cls(**values)
+
+
+def _check_fixed_batch(what: str, value: Any) -> None:
+    if value is not None and not (is_integer(value) and 1 <= value <= LARGEST_BATCH):
+        raise InputError(f"{what}: fixed_batch {shown(value)}, expected an integer in 1..{LARGEST_BATCH}, or None")
 
 
 @dataclass(frozen=True)
@@ -202,22 +213,29 @@ class DecoderContract:
         for field in ("shape", "image"):
             check_shape(f"decoder: {field}", getattr(self, field))
         if len(self.image) != 3:
-            raise InputError(f"decoder: image {list(self.image)}, expected [C, H, W], such as [3, 512, 512]")
+            raise InputError(f"decoder: image {shown(list(self.image))}, expected [C, H, W], such as [3, 512, 512]")
+        check_text("decoder: name", self.name)
         check_choice("decoder: precision", self.precision, PRECISIONS)
-        if self.fixed_batch is not None and not (is_integer(self.fixed_batch) and self.fixed_batch >= 1):
-            raise InputError(f"decoder: fixed_batch {self.fixed_batch!r}, expected an integer of at least 1 or None")
+        _check_fixed_batch("decoder", self.fixed_batch)
         channels = self.shape[0] if self.shape else 1
         for field in ("scaling", "shift"):
             values: Any = getattr(self, field)
             each = values if isinstance(values, tuple) else (values,) * channels
             if len(each) != channels or not all(map(is_number, each)) or (field == "scaling" and 0 in each):
                 zero = " other than 0" if field == "scaling" else ""
-                raise InputError(f"decoder: {field} {values!r}, expected a number{zero}, or {channels}, one a channel")
+                raise InputError(
+                    f"decoder: {field} {shown(values)}, expected a number{zero}, or {channels}, one a channel"
+                )
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The name of the latents, in a tuple like a network's inputs."""
         return (self.input,)
+
+    @property
+    def input_dtype(self) -> str:
+        """Of the latents: a precision."""
+        return self.precision
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -232,3 +250,62 @@ class DecoderContract:
     def from_dict(cls, plain: Mapping[str, Any]) -> DecoderContract:
         """Read `to_dict` data. Raises InputError that names a missing, unknown or unfit field."""
         return cls(**read_fields("decoder", cls, plain))
+
+
+@dataclass(frozen=True)
+class TextEncoderContract:
+    """Input and output of a text encoder: encoded [batch, size] = encoder(tokens int64 [batch, 2, length]).
+
+    tokens[:, 0] are the ids of a prompt, tokens[:, 1] its attention mask. `encoded` holds all conditions that a prompt
+    stands for, flattened, one after the other, zero where another encoder of the engine has to say something: the
+    encoders of an engine are added up.
+    """
+
+    name: str
+    length: int
+    size: int
+    input: str = "tokens"
+    output: str = "encoded"
+    fixed_batch: int | None = None
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for field in ("input", "output"):
+            check_name(f"text encoder: {field}", getattr(self, field))
+        for field in ("length", "size"):
+            value = getattr(self, field)
+            if not (is_integer(value) and value >= 1):
+                raise InputError(f"text encoder: {field} {value!r}, expected an integer of at least 1")
+        check_choice("text encoder: precision", self.precision, PRECISIONS)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one prompt's tokens."""
+        return (2, self.length)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The name of the tokens, in a tuple like a network's inputs."""
+        return (self.input,)
+
+    @property
+    def input_dtype(self) -> str:
+        """Of the tokens."""
+        return "int64"
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of one encoded prompt."""
+        return (self.size,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, every field present; `from_dict` reads it back."""
+        return {field.name: as_json(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> TextEncoderContract:
+        """Read `to_dict` data. Raises InputError that names a missing, unknown or unfit field."""
+        return cls(**read_fields("text encoder", cls, plain))
+
+
+AnyContract = Contract | DecoderContract | TextEncoderContract  # of one ONNX file of an engine

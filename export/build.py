@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..engine.api import Engine
 from ..engine.artifact import (
     DECODER,
+    ENCODERS,
     MANIFEST,
     NETWORK,
     PART,
@@ -198,6 +199,8 @@ def _difference(former: Artifact, source: Network, precision: str | None) -> str
         return "another network"
     if held.get("decoder_digest") != (source.decoder.digest if source.decoder else None):
         return "the network with another decoder"
+    if held.get("encoders_digest") != (source.encoders.digest if source.encoders else None):
+        return "the network with other encoders, or without"
     return f"precision {former.precision}" if precision not in (None, former.precision) else None
 
 
@@ -258,13 +261,19 @@ def _exported(
     provenance = {"pfdiff": __version__, "network": source.contract.name, "network_digest": source.digest}
     if source.decoder:
         provenance["decoder_digest"] = source.decoder.digest
+    if source.encoders:
+        provenance["encoders_digest"] = source.encoders.digest
+    provenance |= source.origin
     provenance |= _searched(search, {})
     with writing(target), replacing_folder(target) as folder:
         contract = source.write(folder, precision, say)
         decoder = source.decoder.write(folder, precision, say) if source.decoder else None
+        texts, images = source.encoders.write(folder, precision, say) if source.encoders else (None, None)
         say("hashing and syncing")
         files = records_of(folder)
-        artifact = Artifact(target, contract, batch, precision, dict(programs), provenance, files, decoder)
+        artifact = Artifact(
+            target, contract, batch, precision, dict(programs), provenance, files, decoder, texts, images
+        )
         write_manifest(artifact, folder)
     say(f"{target} is written: NFE {', '.join(map(str, programs))}")
     return artifact
@@ -319,7 +328,7 @@ def check_place(out: Path) -> Path:
         return target
     if not target.is_dir():
         raise InputError(f"out '{out}' is a file, expected a directory to write or an engine to replace")
-    ours = (MANIFEST, NETWORK, DECODER, PLANS)
+    ours = (MANIFEST, NETWORK, DECODER, ENCODERS, PLANS)
     for path in sorted(target.iterdir()):
         if path.name not in ours and not path.name.startswith((PART, f"{NETWORK}.", f"{DECODER}.")):
             raise InputError(f"out '{out}' holds '{path.name}', which is no part of an engine; move it away")

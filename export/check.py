@@ -12,7 +12,7 @@ one sample, and two.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.compiler.schedule import parse_schedule
-from ..engine.contract import Condition, Contract, DecoderContract
+from ..engine.condition import Condition
+from ..engine.contract import AnyContract, Contract, DecoderContract
 from ..engine.errors import InputError
 
 Array = NDArray[Any]
@@ -88,6 +89,11 @@ def trial_inputs(contract: Contract | DecoderContract, *, large: bool = False) -
         yield TrialInputs(x, t, tuple(random_condition(one, batch, generator) for one in contract.conditions))
 
 
+def _random_inputs(contract: AnyContract, *, large: bool) -> Iterator[TrialInputs]:
+    assert isinstance(contract, (Contract, DecoderContract)), "a text encoder takes no random tokens"
+    return trial_inputs(contract, large=large)
+
+
 def random_condition(condition: Condition, batch: int, generator: np.random.Generator) -> Array:
     """[batch, *shape] within the condition's range."""
     shape = (batch, *condition.shape)
@@ -117,6 +123,9 @@ class OnnxRun:
         except Exception as error:  # pybind exceptions of ONNX Runtime share no base class
             raise InputError(f"{path.name}: ONNX Runtime refuses the graph ({_line(error)})") from error
         self._types = {one.name: (one.type, one.shape) for one in self._session.get_inputs()}
+        missing = [name for name in inputs if name not in self._types]
+        if missing:
+            raise InputError(f"{path.name}: '{missing[0]}' is no input of the graph as ONNX Runtime reads it")
 
     def __call__(self, values: tuple[Array, ...]) -> Array:
         """The output as float32 for the inputs in order; each is cast to the graph's dtype and shaped to its rank."""
@@ -169,11 +178,16 @@ def widen(path: Path, folder: Path) -> Path:
 
 # The comparison.
 def check_export(
-    path: Path, contract: Contract | DecoderContract, exact: Reference, plain: Reference | None = None
+    path: Path,
+    contract: AnyContract,
+    exact: Reference,
+    plain: Reference | None = None,
+    cases: Sequence[TrialInputs] = (),
 ) -> float:
     """Compare the graph at `path` with its source; the largest relative difference found.
 
     `exact(case)` is the source in float32, `plain(case)` plain PyTorch at the contract's precision (None for fp32).
+    cases: in place of random inputs, which a text encoder does not take.
     Raises InputError, one line, that names the largest difference, its time and batch.
     """
     data = path.with_name(path.name + ".data")
@@ -182,7 +196,7 @@ def check_export(
         graph = widen(path, Path(folder)) if contract.precision == "bf16" else path
         run = OnnxRun(graph, contract.inputs, contract.output, large=large)
         worst: tuple[float, float, TrialInputs] | None = None
-        for case in trial_inputs(contract, large=large):
+        for case in cases or _random_inputs(contract, large=large):
             wanted = exact(case)
             _check_finite(wanted, SOURCE, contract, case.where)
             out = run(case.inputs)
@@ -201,7 +215,7 @@ def check_export(
 
 
 def _difference(
-    out: Array, wanted: Array, case: TrialInputs, contract: Contract | DecoderContract, plain: Reference | None
+    out: Array, wanted: Array, case: TrialInputs, contract: AnyContract, plain: Reference | None
 ) -> tuple[float, float]:
     if out.shape != wanted.shape:
         raise InputError(
@@ -218,7 +232,7 @@ def _difference(
     return _rms(out - wanted) / scale, 2 * _rms(short - wanted) / scale + 4 * EPSILON[contract.precision]
 
 
-def _check_finite(values: Array, who: str, contract: Contract | DecoderContract, where: str) -> None:
+def _check_finite(values: Array, who: str, contract: AnyContract, where: str) -> None:
     if np.isfinite(values).all():
         return
     share = 100 * (1 - np.isfinite(values).mean())

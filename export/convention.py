@@ -31,7 +31,7 @@ from typing import final
 
 import numpy as np
 
-from ..engine.compiler.schedule import Array, Schedule, parse_schedule
+from ..engine.compiler.schedule import Float64s, Schedule, parse_schedule
 from ..engine.compiler.solvers.abstract import Solver
 from ..engine.compiler.solvers.deis import Deis
 from ..engine.compiler.solvers.dpm_solver import MultiStep
@@ -126,7 +126,7 @@ class Convention:
         rule = replace(self, is_open=True) if multistep and self.spacing in ("linspace", "leading") else self
         return rule.points(count, times=times, sigmas=sigmas) or self.grid
 
-    def _discrete(self, count: int, process: Schedule) -> Array:
+    def _discrete(self, count: int, process: Schedule) -> Float64s:
         whole = int(process.last) + 1
         length = self.length or whole
         total = count + self.is_open
@@ -145,7 +145,7 @@ class Convention:
         sigmas = ramped(self.ramp, given_high or highest, given_low or lowest, count)
         return process.time_from_lambda(-np.log(sigmas))
 
-    def _flow(self, count: int, given: Sequence[float] | None) -> Array:
+    def _flow(self, count: int, given: Sequence[float] | None) -> Float64s:
         low, high = self.ramp_span
         if self.ramp is not None and low is not None and high is not None:  # UniPC: of sigma / alpha
             sigmas = ramped(self.ramp, high, low, count)
@@ -162,14 +162,14 @@ class Convention:
         return np.minimum(sigmas, self.latest)
 
 
-def ramped(ramp: str, highest: float, lowest: float, count: int) -> Array:
+def ramped(ramp: str, highest: float, lowest: float, count: int) -> Float64s:
     """`count` falling sigmas: Karras' rule with rho = 7, or evenly spaced logarithms."""
     if ramp == "karras":
         return np.linspace(highest ** (1 / 7), lowest ** (1 / 7), count) ** 7
     return np.exp(np.linspace(np.log(highest), np.log(lowest), count))
 
 
-def _apart(points: Array, lowest: float) -> Array:
+def _apart(points: Float64s, lowest: float) -> Float64s:
     """Falling integer times, each at least 1 below the one before; as many stay as can."""
     points = points.copy()
     for i in range(1, len(points)):
@@ -179,11 +179,11 @@ def _apart(points: Array, lowest: float) -> Array:
     return points
 
 
-def shifted(t: Array, shift: float) -> Array:
+def shifted(t: Float64s, shift: float) -> Float64s:
     """shift t / (1 + (shift - 1) t): the resolution's shift of flow times (arXiv 2403.03206, eq. 23)."""
     return shift * t / (1 + (shift - 1) * t)
 
 
-def _resampled(given: Sequence[float], last: float, count: int) -> Array:
+def _resampled(given: Sequence[float], last: float, count: int) -> Float64s:
     knots = np.append(np.asarray(given, np.float64), last)
     return np.interp(np.arange(count) * (len(given) / count), np.arange(len(knots)), knots)

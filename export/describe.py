@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine.compiler.schedule import named_by_content, parse_schedule
-from ..engine.contract import PREDICTIONS, Condition
+from ..engine.condition import Condition
+from ..engine.contract import PREDICTIONS
 from ..engine.errors import InputError
 from . import zoo
 from .described import Described, Given
 from .sources.from_diffusers import open_diffusers
+from .sources.hub import fetch, is_hub_id
 from .sources.onnx_roles import read_model
 from .time_map import TimeMap, parse_prediction, parse_time_map
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-FORMS = f"a path ending in .onnx, file.py:factory, a diffusers folder, or a shipped network ({', '.join(zoo.NAMES)})"
+FORMS = (
+    "a path ending in .onnx, file.py:factory, a diffusers folder, owner/name of the Hugging Face hub, or a shipped "
+    f"network ({', '.join(zoo.NAMES)})"
+)
 
 
 def describe(source: nn.Module | str | Path | DiffusionPipeline, given: Given) -> Described:
@@ -35,6 +39,11 @@ def describe(source: nn.Module | str | Path | DiffusionPipeline, given: Given) -
         if isinstance(one, Condition) and one.name != name:
             raise InputError(f"condition '{name}' is described as '{one.name}'; use one name")
     text = str(source) if isinstance(source, (str, Path)) else None
+    if text is not None and is_hub_id(text):
+        fetched = fetch(text, encoders=given.encoders)
+        named = replace(given, name=given.name or fetched.name)
+        described = describe(fetched.folder, named)
+        return replace(described, origin={**fetched.origin, **described.origin})
     # With a role said by name a diffusers model is a module like any.
     roles = (given.input, given.time, given.output)
     if text is not None and text in zoo.NAMES:
@@ -63,8 +72,6 @@ def _hint(text: str) -> str:
     """What a text may be that is no form of network."""
     if text.endswith(WEIGHTS):
         return "not known: weights alone; write a function that makes the module and loads them, file.py:factory"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not Path(text).exists():
-        return f"not known, and no folder; a model of a hub is downloaded first (hf download {text}), give its folder"
     near = difflib.get_close_matches(text, zoo.NAMES, 1)
     return f"not known; did you mean {near[0]}" if near else "not known"
 
@@ -93,6 +100,8 @@ def _laid_over(found: Described, given: Given) -> Described:
         data_range=given.data_range or ranged,
         example=dict(given.example),
         decoder=found.decoder if given.decoder is None else given.decoder,
+        guidance=found.guidance if given.encoders else None,
+        prompts=found.prompts if given.encoders else None,
     )
 
 

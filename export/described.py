@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
-from ..engine.contract import Condition, Contract
+from ..engine.condition import Condition
+from ..engine.contract import Contract
 from .time_map import TimeMap
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from .convention import Convention
     from .decoders.options import Decoder
+    from .encoders.from_pipeline import PromptSources
+    from .guidance.options import ClassifierFree
 
 
 @final
@@ -38,6 +41,9 @@ class Given:
     name: str | None = None
     example: Mapping[str, Tensor] = field(default_factory=dict)
     decoder: Decoder | nn.Module | str | Path | None = None
+    encoders: bool = True
+    lora: tuple[str, ...] = ()
+    controlnet: str | None = None
 
 
 @final
@@ -47,7 +53,8 @@ class Described:
 
     source: the module, or a text, "file.py:factory" or the path of an ONNX file. shape: None where only the source
     knows it. time_map: in place of `time_scale`. negated: what the network predicts has the other sign. convention: of
-    the scheduler that came with the network, with its times, clip and end.
+    the scheduler that came with the network, with its times, clip and end. prompts: the text encoders beside it;
+    guidance: its pipeline's own, where they are. origin: what an engine's provenance says of where it comes from.
     """
 
     source: nn.Module | str
@@ -69,6 +76,9 @@ class Described:
     example: Mapping[str, Tensor] = field(default_factory=dict)
     decoder: Decoder | nn.Module | str | Path | None = None
     convention: Convention | None = None
+    prompts: PromptSources | None = None
+    guidance: ClassifierFree | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def contract(
         self,

@@ -24,7 +24,7 @@ from ..engine.compiler.compile import compile as compile_program
 from ..engine.compiler.defaults import AUTO, BASIS, SOLVER
 from ..engine.compiler.grid import make_grid
 from ..engine.compiler.program import Program
-from ..engine.compiler.schedule import Array, parse_schedule
+from ..engine.compiler.schedule import Float64s, parse_schedule
 from ..engine.compiler.solvers import parse_solver
 from ..engine.compiler.start import default_start, doubt_of_clean_start
 from ..engine.errors import BackendError, InputError
@@ -400,7 +400,7 @@ class Running:
         return self._states[0].to(sample.dtype)
 
 
-def _combined(W: Array, w: float, states: Sequence[Tensor], out: Tensor) -> Tensor:
+def _combined(W: Float64s, w: float, states: Sequence[Tensor], out: Tensor) -> Tensor:
     total = out * float(w)
     for i in np.flatnonzero(W).tolist():
         total = total + states[i] * float(W[i])

@@ -4,8 +4,9 @@ The rule (engine/compiler/defaults.py) is ahead of DDIM on trained networks, but
 decided in the first, noisiest steps, where it spends few evaluations: a mixture of Gaussians in 64 dimensions has 1.5
 times the error of DDIM on its best grid. So `build` runs the rule and `RIVALS` on a few seeds and keeps the best.
 
-At most 600 calls of the network and 30 seconds are spent, counted here; a network too slow for two seeds keeps the
-rule. An engine remembers what was measured, under provenance "search", and does not measure the same again.
+At most 600 calls of the network and 30 seconds are spent, counted here. A slow network is measured on two seeds with
+fewer rivals; an NFE that the time does not pay for keeps the rule, and its record says so. An engine remembers its
+records, under provenance "search", and does not measure the same again.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
     from .network import Network
 
 CALLS, SECONDS = 600, 30.0
-PLANNED = 0.5  # of the seconds: a loaded machine takes longer than the first calls did
+PLANNED = 0.7  # of the seconds: a loaded machine takes longer than the first calls did
 HOPELESS = 5.0  # seconds of a first call after which no second one is tried
 REFERENCE, REFERENCE_NFE = "ipndm:order=3", 48
-ELEMENTS, MOST_SEEDS, FEWEST_SEEDS = 4096, 256, 2  # seeds until they have so many elements, and their bounds
+ELEMENTS, MOST_SEEDS, FEWEST_SEEDS = 16384, 256, 2  # seeds until they have so many elements, and their bounds
 MARGIN = 0.95  # a rival takes the place of the rule when its error is below this part of the rule's
+MARGIN_OF_FEW = 0.85  # the same on fewer than 8 seeds
 SEED = 1 << 41  # the first seed; those of `tune` lie lower
 # Solver, grid, basis, alpha at the start (None: `default_start`): what wins where the rule does not, and DDIM on the
 # grids that are its best. Where calls are short the last are left out: DDIM is behind when evaluations are many.
@@ -73,9 +75,9 @@ class SpentError(Exception):
 
 
 def measured(source: Network, by_rule: Mapping[int, Program], progress: Stages | None = None) -> dict[int, Measured]:
-    """By NFE the best of the rule's program and its rivals; an NFE that the bounds do not pay for is left out.
+    """By NFE the best of the rule's program and its rivals; the rule's where the bounds do not pay for rivals.
 
-    Raises InputError when the network fails.
+    Nothing for a network whose conditions have no typical values. Raises InputError when the network fails.
     """
     if not _has_typical_inputs(source.contract):
         return {}
@@ -83,20 +85,21 @@ def measured(source: Network, by_rule: Mapping[int, Program], progress: Stages |
     plans = {nfe: [program, *_rivals(program)] for nfe, program in sorted(by_rule.items())}
     reference = _reference(next(iter(plans.values()))[0])
     expected = reference.nfe + sum(nfe * len(plan) for nfe, plan in plans.items())
-    found: dict[int, Measured] = {}
+    found = {nfe: Measured(one, _record([one], [math.inf], 0, 0, reference, meter)) for nfe, one in by_rule.items()}
     try:
         seeds = meter.fit(min(expected, CALLS))
-        if not seeds:
-            return {}
-        meter.expected = min(expected, CALLS)
+        meter.expected = min(expected, meter.limit)
+        if meter.limit - meter.calls < reference.nfe + 2 * min(plans):
+            return found
         truth = meter.sample(reference)
+        share = max(2, (meter.limit - meter.calls) // sum(plans))  # samplers of each NFE, so that none is left out
         for nfe, plan in plans.items():
-            plan = plan[: (CALLS - meter.calls) // nfe]
+            plan = plan[: min(share, (meter.limit - meter.calls) // nfe)]
             if len(plan) < 2:
                 continue
             errors = [_rms(meter.sample(one), truth) for one in plan]
             best = int(np.argmin(errors))
-            best = best if errors[best] < MARGIN * errors[0] else 0
+            best = best if errors[best] < (MARGIN if seeds >= 8 else MARGIN_OF_FEW) * errors[0] else 0
             found[nfe] = Measured(plan[best], _record(plan, errors, best, seeds, reference, meter))
     except SpentError:
         pass
@@ -141,10 +144,11 @@ class _Meter:
         self._noise = torch.zeros(0)
         self._conditions: dict[str, Any] = {}
         self.calls = 0
+        self.limit = CALLS
         self.expected = 0
 
     def fit(self, expected: int) -> int:
-        """How many seeds so many calls take in the time; 0 for none. Prepares them.
+        """How many seeds so many calls take in the time, two at least. Prepares them, and bounds the calls.
 
         Two seeds are timed first, as one call of many may outlast the bound; a call of more seeds costs less for each.
         """
@@ -157,7 +161,8 @@ class _Meter:
             call = self._seconds_of_a_call(first=attempt == 0)
             affordable = int(seeds * PLANNED * SECONDS / (call * expected))
             if affordable < fewest:
-                return 0
+                seeds, self.limit = fewest, min(CALLS, self.calls + int(PLANNED * SECONDS / call))
+                break
             if affordable <= seeds or seeds == wanted:
                 seeds = min(seeds, affordable)
                 break
@@ -267,7 +272,7 @@ def _record(
         "evaluations": meter.calls * seeds,
         "calls": meter.calls,
         "seconds": round(meter.seconds, 2),
-        "complete": True,
+        "complete": len(plan) > 1,
         "rule": plan[0].digest,
         "program": plan[best].digest,
         "ranking": [

@@ -14,20 +14,22 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ..engine.contract import PRECISIONS, Condition, Contract
+from ..engine.condition import Condition
+from ..engine.contract import PRECISIONS, Contract
 from ..engine.errors import InputError
 from ..engine.notebook import html_table
 from .check import LARGE_BYTES
 from .decoders.open import OpenedDecoder, open_decoder
 from .describe import describe
 from .described import Given
+from .encoders.open import Encoders, open_encoders
 from .guidance.apply import Source, guide
 from .sources.from_module import ModuleSource
 from .sources.open import open_source
@@ -66,7 +68,11 @@ class Network:
     decoder      of a latent model: a Decoder (decoder.py) or what it takes alone, such as an AutoencoderKL or a text
                  "vae.py:load"; `engine.images` decodes, and `data_range` is that of the images
     guidance     ClassifierFree, ClassifierGuidance (guidance.py) or a text: "label=10", "classifier=fashion";
-                 the scale becomes the condition `guidance`
+                 the scale becomes the condition `guidance`. By default a pipeline with text encoders has its own
+                 classifier-free guidance, and nothing else has any; "none" for none
+    encoders     keep a pipeline's text encoders, and the encoder of its autoencoder
+    lora         of a pipeline: safetensors files, "style.safetensors:0.8" with a strength, fused into the weights
+    controlnet   of a pipeline: a ControlNet's folder, "canny:0.5" with the default of its condition
 
     Raises InputError, one line, for everything that does not fit. `contract` is what network.onnx will take,
     `convention` the times, clip and end of the diffusers scheduler that came with it, or None.
@@ -93,6 +99,9 @@ class Network:
         example: Mapping[str, Tensor] | None = None,
         guidance: Guidance | str | None = None,
         decoder: Decoder | nn.Module | str | Path | None = None,
+        encoders: bool = True,
+        lora: str | Path | Sequence[str | Path] = (),
+        controlnet: str | Path | None = None,
     ) -> None:
         given = Given(
             shape=(shape,) if isinstance(shape, int) else None if shape is None else tuple(shape),
@@ -111,14 +120,20 @@ class Network:
             name=name,
             example=dict(example or {}),
             decoder=decoder,
+            encoders=encoders,
+            lora=tuple(map(str, (lora,) if isinstance(lora, (str, Path)) else lora)),
+            controlnet=None if controlnet is None else str(controlnet),
         )
         described = describe(source, given)
         opened = open_source(described)
+        guidance = described.guidance if guidance is None else None if guidance == "none" else guidance
         self._source: Source = opened if guidance is None else guide(opened, guidance)
         self.decoder: OpenedDecoder | None = None
         if described.decoder is not None:
             self.decoder = open_decoder(described.decoder, self.contract)
         self.convention: Convention | None = described.convention
+        self.origin: Mapping[str, Any] = described.origin
+        self.encoders: Encoders | None = open_encoders(described, self.contract, self.decoder) if encoders else None
 
     def __repr__(self) -> str:
         contract = self.contract

@@ -107,21 +107,31 @@ def described_choice(
     records: Mapping[int, Any] | None = None,
 ) -> str:
     """One line: the samplers, how they were chosen, and what `tune` would cost. records: of `measured_choice`, now."""
-    names = dict.fromkeys(f"{one.solver} on {_named(one.grid)}" for one in programs)
+    ways: dict[str, list[str]] = {}
+    for one in programs:
+        how = "as given" if solver != AUTO and settings["grid"] is not None else _way((records or {}).get(one.nfe))
+        ways.setdefault(how, []).append(f"NFE {one.nfe} {one.solver} on {_named(one.grid)}")
+    names = "; ".join(f"{how}: {', '.join(of)}" for how, of in ways.items())
     if solver != AUTO and settings["grid"] is not None:
-        return f"sampler as given: {', '.join(names)}"
-    how = "by rule"
-    if records:
-        last = list(records.values())[-1]
-        how = f"by measurement ({last['calls']} calls, {last['calibration_seeds']} seeds, {last['seconds']:.1f} s)"
-        how = "by measurement, when this engine was built" if last.get("remembered") else how
+        return f"sampler {names}"
     exact = ""
     if source.convention is not None and settings["grid"] is None and few_step_grid(source.convention):
         exact = f" (the scheduler's own times: grid {EXACT})"
     return (
-        f"sampler {how}: {', '.join(names)}{exact}; pfdiff tune may find a better one in about "
+        f"sampler {names}{exact}; pfdiff tune may find a better one in about "
         f"{TUNE_EVALUATIONS:,} evaluations for each NFE"
     )
+
+
+def _way(record: Mapping[str, Any] | None) -> str:
+    """How the sampler of one NFE was chosen."""
+    if record is None:
+        return "by rule"
+    if not record["complete"]:
+        return "by rule, as the time did not pay for a measurement"
+    if record.get("remembered"):
+        return "by measurement, when this engine was built"
+    return f"by measurement ({record['calls']} calls, {record['calibration_seeds']} seeds, {record['seconds']:.1f} s)"
 
 
 def _named(grid: str | tuple[float, ...]) -> str:

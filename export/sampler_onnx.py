@@ -17,19 +17,22 @@ the outer graph's: ONNX Runtime 1.32 re-lays convolution weights only where they
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..engine.api import Engine
-from ..engine.artifact import Artifact, read_artifact
+from ..engine.artifact import Artifact, check_in_place, read_artifact
+from ..engine.atomic import folder_beside, sync
 from ..engine.compiler.program import Program
 from ..engine.contract import Contract
-from ..engine.errors import BackendError, EngineFileError, InputError, first_line
+from ..engine.errors import BackendError, EngineFileError, InputError, first_line, shown
+from ..engine.external_weights import tensors_of
+from ..engine.open_folder import OpenFolder
 
 if TYPE_CHECKING:
     import onnx
@@ -42,6 +45,7 @@ SAMPLER_PREFIX = "sampler/"
 TOLERANCE = 1e-5  # of the largest value, for float32 networks; the same arithmetic in another order
 HALF_TOLERANCE = 1e-2  # float16 networks: one rounding of the input may differ and goes through the whole network
 LARGEST_MESSAGE_BYTES = (1 << 31) - 1
+DIGITS = 12  # of the SHA-256 of weights, in the name of their file
 
 
 def export_sampler(
@@ -54,44 +58,48 @@ def export_sampler(
 ) -> Path:
     """Write the sampler of the engine directory `engine` for `nfe` to the file `out` and return its path.
 
-    Weights that lie beside network.onnx come to lie beside `out`, as `out`.data. check: before anything is at `out`,
-    run it in ONNX Runtime and compare one batch with the engine's. The former file stands
+    Weights beside network.onnx come to lie beside `out`, as `out`.HEX.data with the beginning of their SHA-256; those
+    of a former sampler at `out` are removed. check: before anything is at `out`, run it in ONNX Runtime and compare
+    one batch with the engine's. The former file stands
     until then. Raises InputError, EngineFileError (no engine, an opset too old), BackendError (the two differ).
     """
     import onnx
 
     say: Callable[[str], None] = progress or (lambda line: None)
     artifact = read_artifact(engine)
-    nfe = _one_nfe(artifact, nfe)
+    program = artifact.program(nfe)
     _check_fit(artifact.contract)
     target = Path(out)
     if target.suffix != ".onnx" or not target.parent.is_dir():
         raise InputError(f"out '{target}', expected a file ending in .onnx in a folder that exists")
     say(f"reading {artifact.network_path}")
     network = onnx.load(str(artifact.network_path), load_external_data=False)
-    program = artifact.programs[nfe]
     model = make_sampler(network, artifact.contract, program)
-    notes = {"solver": program.solver, "nfe": str(nfe), "schedule": program.schedule, "program": program.digest}
+    notes = {"solver": program.solver, "nfe": str(program.nfe), "schedule": program.schedule, "program": program.digest}
     onnx.helper.set_model_props(model, {f"pfdiff.{key}": value for key, value in notes.items()})
 
-    # Beside the target, so that the last renames stay on one disk.
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        part = Path(folder, target.name)
-        data = _take_external_data(model, artifact.path, part)
-        if model.ByteSize() > LARGEST_MESSAGE_BYTES:
-            raise InputError(
-                f"the network is {model.ByteSize()} bytes in one file, ONNX holds 2 GiB; export it external"
-            )
-        part.write_bytes(model.SerializeToString(deterministic=True))
-        del model, network
-        if check:
-            say("comparing with the engine")
-            _compare(artifact, nfe, part)
-        for path in data:
-            os.replace(path, target.parent / path.name)
-        os.replace(part, target)
+    try:
+        with folder_beside(target) as folder:
+            part = folder / target.name
+            data = _take_external_data(model, artifact, part)
+            check_in_place(artifact)  # what was read since is of the engine that was verified
+            if model.ByteSize() > LARGEST_MESSAGE_BYTES:
+                raise InputError(
+                    f"the network is {model.ByteSize()} bytes in one file, ONNX holds 2 GiB; export it external"
+                )
+            part.write_bytes(model.SerializeToString(deterministic=True))
+            del model, network
+            if check:
+                say("comparing with the engine")
+                _compare(artifact, program.nfe, part)
+            _place(part, data, target)
+    except OSError as error:
+        raise InputError(
+            f"cannot write '{target}': {error.strerror or error}; nothing was changed, free some space or choose "
+            "another place"
+        ) from error
     latents = "; its samples are latents, the engine's decoder.onnx decodes them" if artifact.decoder else ""
-    say(f"{target}: {nfe} evaluations, {program.solver}{latents}")
+    say(f"{target}: {program.nfe} evaluations, {program.solver}{latents}")
     return target
 
 
@@ -246,34 +254,46 @@ def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 # Weights beside the file.
-def _take_external_data(model: onnx.ModelProto, folder: Path, part: Path) -> list[Path]:
-    """Copy the engine's weight files beside `part` under its name and point the model's tensors at the copies."""
+def _take_external_data(model: onnx.ModelProto, artifact: Artifact, part: Path) -> list[Path]:
+    """Copy the engine's weight files beside `part` and point the model's tensors at the copies.
+
+    A copy is named by its content, `NAME.onnx.HEX.data`: until the sampler is renamed into place the former one finds
+    the weights that it was made with.
+    """
     from onnx import TensorProto
 
     moved: dict[str, str] = {}
-    for tensor in _tensors(model.graph):
+    for tensor in tensors_of(model):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
         for entry in tensor.external_data:
             if entry.key == "location":
-                name = f"{part.name}.data{len(moved) or ''}"
-                entry.value = moved.setdefault(entry.value, name)
-    for source, name in moved.items():
-        if Path(source).name != source:
-            raise EngineFileError(f"network.onnx keeps weights in '{source}', outside its directory; build it again")
-        shutil.copyfile(folder / source, part.with_name(name))
+                if entry.value not in artifact.files:
+                    raise EngineFileError(
+                        f"network.onnx keeps weights in {shown(entry.value)}, which is not among the engine's files; "
+                        "build it again"
+                    )
+                digest = artifact.files[entry.value].sha256
+                entry.value = moved.setdefault(entry.value, f"{part.name}.{digest[:DIGITS]}.data")
+    with OpenFolder(artifact.path) as engine:
+        for source, name in moved.items():
+            with engine.open(source) as file, open(part.with_name(name), "wb") as copy:
+                shutil.copyfileobj(file, copy)
     return [part.with_name(name) for name in moved.values()]
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                yield from _tensors(inner)
+def _place(part: Path, data: Sequence[Path], target: Path) -> None:
+    """Put sampler and weights at their place, the weights first, and remove those of a former sampler there."""
+    for path in (*data, part):
+        sync(path)
+    for path in data:
+        os.replace(path, target.with_name(path.name))
+    os.replace(part, target)
+    sync(target.parent)
+    own = re.compile(re.escape(target.name) + rf"\.[0-9a-f]{{{DIGITS}}}\.data")
+    for name in os.listdir(target.parent):
+        if own.fullmatch(name) and name not in {path.name for path in data}:
+            target.with_name(name).unlink(missing_ok=True)
 
 
 # Checks.
@@ -301,16 +321,6 @@ def _compare(artifact: Artifact, nfe: int, part: Path) -> None:
     difference = float(np.abs(found - wanted).max() / max(1.0, float(np.abs(wanted).max())))
     if not difference <= tolerance:
         raise BackendError(f"the sampler differs from the engine by {difference:.1e}, expected at most {tolerance:g}")
-
-
-def _one_nfe(artifact: Artifact, nfe: int | None) -> int:
-    held = sorted(artifact.programs)
-    if nfe is None and len(held) == 1:
-        return held[0]
-    if nfe is None or nfe not in held:
-        got = "nfe is missing" if nfe is None else f"nfe={nfe}"
-        raise InputError(f"{got}, this engine has {', '.join(map(str, held))}; choose one of them, or build more")
-    return nfe
 
 
 def _check_fit(contract: Contract) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..engine.compiler.schedule import parse_schedule
 from ..engine.contract import Contract
+from ..engine.errors import InputError
 from .check import Array, TrialInputs, random_condition
 
 REVERSED = (-1.3, -0.7)  # the share of eps that a reversed network predicts
@@ -37,6 +38,11 @@ def doubt_of_time(contract: Contract, evaluate: Callable[[TrialInputs], Array]) 
         conditions = tuple(random_condition(one, batch, generator) for one in contract.conditions)
         x = (noise * process.sigma(time)).astype(np.float32)
         out = evaluate(TrialInputs(x, t, conditions))
+        if out.shape != noise.shape:
+            raise InputError(
+                f"network '{contract.name}' returns {list(out.shape)} for {list(noise.shape)}; it must treat every "
+                "sample alike"
+            )
         product, length = float(np.vdot(out, noise)), float(np.linalg.norm(noise))
         share, cosine = product / length**2, product / (length * float(np.linalg.norm(out)) or 1.0)
         if REVERSED[0] < share < REVERSED[1] and cosine < AGAINST:

@@ -26,7 +26,7 @@ from typing import Any, final
 
 import numpy as np
 
-from ..engine.compiler.schedule import Array, Edm, Flow, Schedule, Vp
+from ..engine.compiler.schedule import Edm, Float64s, Flow, Schedule, Vp
 from ..engine.contract import PREDICTIONS
 from ..engine.errors import InputError
 
@@ -55,7 +55,7 @@ class TimeMap:
         """Whether the network's time runs from noise to data."""
         return self.quantity == "t" and self.scale < 0
 
-    def values(self, times: Any, schedule: Schedule) -> Array:
+    def values(self, times: Any, schedule: Schedule) -> Float64s:
         """What the network is fed at the schedule's `times`, float64. Raises InputError where it is infinite."""
         t = np.asarray(times, np.float64)
         with np.errstate(divide="ignore"):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.backends.casting import cast_copy
-from ..engine.contract import Contract, DecoderContract
+from ..engine.contract import AnyContract, Contract
 from ..engine.errors import InputError, first_line
 from ..engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
 
@@ -61,9 +61,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 # Export.
-def export_module(
-    normalised: nn.Module, contract: Contract | DecoderContract, path: Path, *, external: bool | None = None
-) -> None:
+def export_module(normalised: nn.Module, contract: AnyContract, path: Path, *, external: bool | None = None) -> None:
     """Write `normalised` (forward(*inputs) -> out, weights of the contract's precision) as ONNX.
 
     `external` puts the weights into `path` + ".data"; None means when they pass 1 GiB.
@@ -119,10 +117,10 @@ class OneBatch(nn.Module):
         return self.normalised(x, *others)
 
 
-def example_inputs(contract: Contract | DecoderContract, batch: int) -> tuple[Tensor, ...]:
+def example_inputs(contract: AnyContract, batch: int) -> tuple[Tensor, ...]:
     """x [batch, *shape], t and every condition, zeros of the contract's dtypes (conditions: their lowest value)."""
-    x = torch.zeros(batch, *contract.shape, dtype=PRECISION_DTYPES[contract.precision])
-    if isinstance(contract, DecoderContract):
+    x = torch.zeros(batch, *contract.shape, dtype=PRECISION_DTYPES.get(contract.input_dtype, torch.int64))
+    if not isinstance(contract, Contract):
         return (x,)
     time_dtype = torch.int64 if contract.time_dtype == "int64" else torch.float32
     t = torch.ones((batch,) if contract.time_rank else (), dtype=time_dtype)
@@ -132,7 +130,7 @@ def example_inputs(contract: Contract | DecoderContract, batch: int) -> tuple[Te
     return x, t, *conditions
 
 
-def _explain(error: BaseException, contract: Contract | DecoderContract) -> str:
+def _explain(error: BaseException, contract: AnyContract) -> str:
     root = error
     while root.__cause__ is not None:
         root = root.__cause__
@@ -150,7 +148,7 @@ def _explain(error: BaseException, contract: Contract | DecoderContract) -> str:
     )
 
 
-def _fixed_batch(contract: Contract | DecoderContract, found: str) -> str:
+def _fixed_batch(contract: AnyContract, found: str) -> str:
     return (
         f"network '{contract.name}' fixes the batch size inside forward, expected any batch: use x.shape[0] "
         f"instead of a number and no Python branch on it ({found})"
@@ -227,7 +225,7 @@ def _mend_concats(graph: onnx_ir.Graph) -> None:
                 node.replace_input_with(index, cast.outputs[0])
 
 
-def _assert_batch(model: onnx_ir.Model, contract: Contract | DecoderContract) -> None:
+def _assert_batch(model: onnx_ir.Model, contract: AnyContract) -> None:
     """Check that no input and no output has the example's batch instead of any. Raises InputError."""
     if contract.fixed_batch:
         return
@@ -237,13 +235,14 @@ def _assert_batch(model: onnx_ir.Model, contract: Contract | DecoderContract) ->
             raise InputError(_fixed_batch(contract, f"'{value.name}' is {value.shape} in the graph"))
 
 
-def assert_dtypes(model: onnx_ir.Model, contract: Contract | DecoderContract) -> None:
+def assert_dtypes(model: onnx_ir.Model, contract: AnyContract) -> None:
     """Check that x, out and the weights have the contract's precision, and t its dtype. Raises InputError."""
     import onnx_ir
 
     names = {"fp32": onnx_ir.DataType.FLOAT, "fp16": onnx_ir.DataType.FLOAT16, "bf16": onnx_ir.DataType.BFLOAT16}
+    names["int64"] = onnx_ir.DataType.INT64
     wanted = names[contract.precision]
-    expected = {contract.input: wanted, contract.output: wanted}
+    expected = {contract.input: names[contract.input_dtype], contract.output: wanted}
     if isinstance(contract, Contract):
         whole = contract.time_dtype == "int64"
         expected[contract.time] = onnx_ir.DataType.INT64 if whole else onnx_ir.DataType.FLOAT

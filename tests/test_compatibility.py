@@ -21,14 +21,19 @@ THEN = Path(__file__).parent / "data" / "e9258ea"
 # Option by command, beyond those of e9258ea.
 ADDED: dict[str, set[str]] = {
     "bench": {"--seconds"},
-    "build": {"--data-range", "--time-map"},
+    "build": {"--data-range", "--time-map", "--lora", "--controlnet", "--no-encoders"},
     "compare": {"--data-range", "--time-map"},
+    "export": {"--triton"},
+    "sample": {"--prompt", "--negative-prompt", "--image", "--strength", "--strength-counts"},
     "tune": {"--data-range", "--time-map"},
 }
-# Defaults that are others now, by command and option: the default sampler, chosen by rule.
-CHANGED = {("build", "--solver"): "'auto'"}
+# Defaults that are others now, by command and option: the sampler is chosen by rule, two architectures came.
+CHANGED = {
+    ("build", "--solver"): "'auto'",
+    ("kernels", "--cc"): "'75,80,86,89,90,100,103,120,121'",
+}
 # Commands beyond those of e9258ea.
-ADDED_COMMANDS: set[str] = set()
+ADDED_COMMANDS: set[str] = {"serve"}
 
 
 def command_line() -> dict[str, dict[str, Any]]:

@@ -183,6 +183,13 @@ def check_command(words: list[str], where: str, *, run: bool) -> None:
             group.commands[name].make_context(name, arguments)  # raises what the command line would say
         case ["make", target]:
             assert re.search(rf"^\.PHONY:.*\b{target}\b", (ROOT / "Makefile").read_text(), re.M), f"{where}: {line}"
+        case ["pip", "install", "uv"]:
+            assert "install uv" in (ROOT / "Makefile").read_text(encoding="utf-8"), where
+        case ["uv", "pip", "install", "--torch-backend", "cpu", "-c", file, "torch"]:
+            assert re.search(r"^torch==", (ROOT / file).read_text(encoding="utf-8"), re.M), where
+        case ["pip", "install", "-c", file, what]:
+            assert (ROOT / file).is_file(), where
+            check_extras(what, where)
         case ["pip", "install", what]:
             check_extras(what, where)
         case ["pytest", "--pyargs", "pfdiff.bench", option, _]:
@@ -195,6 +202,12 @@ def check_command(words: list[str], where: str, *, run: bool) -> None:
             text = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
             options = [word[2:].partition("=")[0] for word in arguments if word.startswith("-D")]
             assert all(option in text for option in options), f"{where}: {line}"
+        case ["curl", address, *options]:
+            assert address.endswith("/v1/samples"), f"{where}: {line}"
+            schema = pytest.importorskip("pfdiff.serving.schema", reason="pip install 'pfdiff[serve]'")
+            schema.SamplesBody.model_validate_json(options[options.index("-d") + 1])
+        case ["docker", "build" | "run", *_]:
+            assert (ROOT / "Dockerfile").is_file(), f"{where}: {line}"
         case _:
             pytest.fail(f"{where}: '{line}' is no command that this test knows")
 
@@ -202,7 +215,7 @@ def check_command(words: list[str], where: str, *, run: bool) -> None:
 def check_extras(what: str, where: str) -> None:
     """`.[a,b]` names extras of pyproject.toml."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    found = re.fullmatch(r"\.(?:\[([\w,]+)\])?", what)
+    found = re.fullmatch(r"\.(?:\[([\w,-]+)\])?", what)
     assert found, f"{where}: pip install {what}: expected . or .[extra]"
     unknown = set((found[1] or "").split(",")) - {"", *extras}
     assert not unknown, f"{where}: no extra {', '.join(unknown)} in pyproject.toml"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 
 import pfdiff
+from pfdiff.engine.atomic import replacing
 from pfdiff.quality.distances.features import Features, extractor
 
 BLOCK = 1000  # seeds
@@ -128,9 +128,8 @@ def main() -> None:
                 continue
             features = draw(cell, block, Path(folder) / "fashion.engine", given.threads)
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".part.npz")
-            np.savez(partial, pooled=features.pooled, spatial=np.asarray(features.spatial))
-            os.replace(partial, path)
+            with replacing(path) as part, open(part, "wb") as file:
+                np.savez(file, pooled=features.pooled, spatial=np.asarray(features.spatial))
             print(path, flush=True)
 
 

@@ -28,7 +28,7 @@ MIXTURES: dict[str, tuple[int, int, float, str, str]] = {
     "mixture-edm": (64, 10, 0.25, "edm", "x0"),
     "mixture-latent": (64, 20, 0.4, "scaled_linear:1000", "eps"),
 }
-SEEDS = {"moons": 256, "digits": 16, "latent": 12, "mixture": 256, "fashion": 4, "mnist": 4}
+SEEDS = {"moons": 256, "digits": 16, "latent": 12, "mixture": 256, "fashion": 4, "mnist": 16}
 
 
 @final

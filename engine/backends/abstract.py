@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..contract import Contract, DecoderContract
+from ..contract import AnyContract, Contract
 from ..progress import BuildProgress
 from ..tensors import TORCH_DTYPES, from_numpy, lasting
 
@@ -48,7 +48,7 @@ class NetworkFiles:
     """
 
     onnx: Path
-    contract: Contract | DecoderContract
+    contract: AnyContract
     module: Module | None = None
     artifact: Artifact | None = None
     options: CudaOptions = CudaOptions()
@@ -61,7 +61,7 @@ class Buffers:
     """The tensors of one bucket, contiguous, on the backend's device; `conditions` in the order of the contract.
 
     x [batch, *shape], out [batch, *output_shape]: of `Backend.dtype`; t: [batch] or [] of the contract's time dtype,
-    None where there is no time (a decoder).
+    None where there is no time (a decoder). Of a text encoder x is int64.
     """
 
     x: torch.Tensor
@@ -72,7 +72,7 @@ class Buffers:
     @classmethod
     def of(
         cls,
-        contract: Contract | DecoderContract,
+        contract: AnyContract,
         batch: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -82,9 +82,10 @@ class Buffers:
         A condition without a default gets its least value, or 0.
         """
         with lasting():
-            x = torch.zeros((batch, *contract.shape), dtype=dtype, device=device)
+            held = torch.int64 if contract.input_dtype == "int64" else dtype
+            x = torch.zeros((batch, *contract.shape), dtype=held, device=device)
             out = torch.zeros((batch, *contract.output_shape), dtype=dtype, device=device)
-            if isinstance(contract, DecoderContract):
+            if not isinstance(contract, Contract):
                 return cls(x, None, (), out)
             time_dtype = TORCH_DTYPES[contract.time_dtype]
             t = torch.ones((batch,) if contract.time_rank else (), dtype=time_dtype, device=device)

@@ -12,6 +12,7 @@ taken without a measurement where nothing can be kept, for networks too short to
 from __future__ import annotations
 
 import time
+import warnings
 from contextlib import ExitStack
 
 import numpy as np
@@ -62,19 +63,29 @@ def _remembered(
     key = content_key(
         network_digest(artifact), artifact.precision, artifact.batch[0], names, versions, processor(), cores()
     )
-    found = Journal(path).get(key)
+    found = _kept(Journal(path), key, names)
     if found is None:
         try:
             make_private(path.parent)
-            with locked(path.parent):  # of two that load at once one measures, the other finds what it found
+            # Of two that load at once one measures, the other finds what it found.
+            with locked(path.parent, say=lambda line: warnings.warn(line, RuntimeWarning, stacklevel=6)):
                 journal = Journal(path)
-                found = journal.get(key) or _fastest(files, names, why, artifact.batch[0], threads)
+                found = _kept(journal, key, names) or _fastest(files, names, why, artifact.batch[0], threads)
                 if found:
                     journal.put(key, found)
+                    found = _kept(Journal(path), key, names)  # none where it could not be kept
         except (OSError, InputError):
             found = None
-    name, reason = found or (names[0], why)
-    return name, reason
+    return found or (names[0], why)
+
+
+def _kept(journal: Journal, key: str, names: tuple[str, ...]) -> tuple[str, str] | None:
+    """What a former load found; None where there is nothing, or nothing that makes sense."""
+    match journal.get(key):
+        case [str(name), str(reason)] if name in names:
+            return name, reason
+        case _:
+            return None
 
 
 def _fastest(

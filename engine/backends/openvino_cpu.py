@@ -15,6 +15,7 @@ from typing import Any, final
 import openvino
 import torch
 
+from ..contract import AnyContract
 from ..errors import BackendError, first_line
 from .abstract import Backend, Buffers, Evaluate, NetworkFiles
 from .openvino_rewrites import rewrite
@@ -60,7 +61,7 @@ class OpenVino(Backend):
             self._options["INFERENCE_NUM_THREADS"] = threads
         self._files = files
         try:
-            self._model: Any = _with_float32_ends(_core().read_model(str(files.onnx)), contract.input, contract.output)
+            self._model: Any = _with_float32_ends(_core().read_model(str(files.onnx)), contract)
         except RuntimeError as error:
             raise BackendError(f"openvino refuses '{files.onnx}': {first_line(error)}") from error
         self._compiled: dict[int, Any] = {}
@@ -111,10 +112,11 @@ class OpenVino(Backend):
         self._compiled.clear()
 
 
-def _with_float32_ends(model: Any, x: str, out: str) -> Any:
+def _with_float32_ends(model: Any, contract: AnyContract) -> Any:
     ends = openvino.preprocess.PrePostProcessor(model)
-    ends.input(x).tensor().set_element_type(openvino.Type.f32)
-    ends.output(out).tensor().set_element_type(openvino.Type.f32)
+    if contract.input_dtype != "int64":
+        ends.input(contract.input).tensor().set_element_type(openvino.Type.f32)
+    ends.output(contract.output).tensor().set_element_type(openvino.Type.f32)
     return ends.build()
 
 

@@ -16,6 +16,7 @@ from typing import Any, final
 
 import torch
 
+from ..contract import AnyContract
 from ..device import capability, free_bytes, mib
 from ..errors import BackendError, first_line
 from ..plans.key import PLAN_DTYPES, load_flavour, plan_key
@@ -34,7 +35,9 @@ class TensorRt(Backend):
         if artifact is None:
             raise BackendError(f"backend '{flavour}' needs an engine directory to keep its plans in; use pfdiff.load")
         gpu, chip = torch.cuda.get_device_name(device), capability(device)
-        key = plan_key(artifact, flavour, chip, gpu, tf32=options.tf32, file=files.onnx.name)
+        key = plan_key(
+            artifact, flavour, chip, gpu, tf32=options.tf32, file=files.onnx.relative_to(artifact.path).as_posix()
+        )
         plan = obtain_plan(artifact, key, trust=options.trust, say=_announce, progress=files.progress)
         self._trt = trt
         self._logger = trt.Logger(trt.Logger.ERROR)
@@ -57,7 +60,7 @@ class TensorRt(Backend):
         self.name = flavour
         self.device = device
         self.stream = files.stream or torch.cuda.Stream(device)
-        self._check_dtypes(contract.precision)
+        self._check_dtypes(contract)
         self._memory = self._allocate()
         self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = None
@@ -148,13 +151,12 @@ class TensorRt(Backend):
 
         return evaluate
 
-    def _check_dtypes(self, precision: str) -> None:
-        expected = PLAN_DTYPES[precision]
-        for name in (self._names[0], self._output):
-            held = self._engine.get_tensor_dtype(name).name
+    def _check_dtypes(self, contract: AnyContract) -> None:
+        for name, dtype in ((contract.input, contract.input_dtype), (contract.output, contract.precision)):
+            held, expected = self._engine.get_tensor_dtype(name).name, PLAN_DTYPES[dtype]
             if held != expected:
                 raise BackendError(
-                    f"the plan's '{name}' is {held}, {precision} means {expected}; delete plans/ and load again"
+                    f"the plan's '{name}' is {held}, {dtype} means {expected}; delete plans/ and load again"
                 )
 
     def close(self) -> None:

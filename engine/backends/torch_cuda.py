@@ -14,7 +14,7 @@ from typing import final
 
 import torch
 
-from ..contract import Contract, DecoderContract
+from ..contract import AnyContract
 from ..device import EXCLUSIVE, check_fits
 from ..errors import BackendError, first_line
 from ..tensors import PRECISION_DTYPES
@@ -67,13 +67,13 @@ class TorchCuda(Backend):
 
         return evaluate
 
-    def _measure(self, module: Callable[..., torch.Tensor], contract: Contract | DecoderContract) -> int:
+    def _measure(self, module: Callable[..., torch.Tensor], contract: AnyContract) -> int:
         """Device bytes that each further sample of a batch takes: the peaks of batches 1 and 2, their difference."""
         if contract.fixed_batch:
             return self._peak(module, contract, contract.fixed_batch) // contract.fixed_batch
         return max(0, self._peak(module, contract, 2) - self._peak(module, contract, 1))
 
-    def _peak(self, module: Callable[..., torch.Tensor], contract: Contract | DecoderContract, batch: int) -> int:
+    def _peak(self, module: Callable[..., torch.Tensor], contract: AnyContract, batch: int) -> int:
         """The most bytes that one evaluation allocates, after one that loads the libraries.
 
         cuDNN does not search: trying algorithms takes up to a minute for each batch of a large network, and what they

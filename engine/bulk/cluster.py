@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from ..errors import InputError
 from ..machine import cores
 
 CONNECT_SECONDS = 5
+TOKENS_SINCE = (2, 59)
 # HTTP/2 (RFC 9113, 3.4): a client's first bytes, with empty settings; a gRPC server answers with its settings, kind 4.
 PREFACE, SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)), 4
 OBJECT_STORE_BYTES = 128 << 20  # of a local cluster: only records pass through it
@@ -60,6 +62,7 @@ def connected(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else each pool of actors is announced as an error
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
+        _check_tokens(ray.__version__)
         settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         # Ray knows a container's limit, and not that of this process.
         if cores() < (os.cpu_count() or 0):
@@ -77,6 +80,19 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_tokens(version: str) -> None:
+    """Raises InputError for a Ray that lets anybody in who reaches its ports, on which it listens at all addresses.
+
+    From 2.59 on a local cluster asks for a token, which only this user can read.
+    """
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if found < TOKENS_SINCE:
+        raise InputError(
+            f"Ray {version} starts clusters that anybody on the network may use; pip install 'ray>=2.59', "
+            "or give the address of a cluster that you have secured"
+        )
 
 
 @contextmanager

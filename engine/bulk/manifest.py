@@ -20,13 +20,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
+from ..array_files import open_regular
 from ..atomic import part_prefix, remove, replacing
-from ..errors import InputError
+from ..errors import InputError, first_line, shown
+from ..json_fields import read_fields
+from ..open_folder import read_at_most
 from .recipe import Recipe
 from .shards import FORMATS, PART, digest_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+LARGEST_BYTES = 256 << 20  # 250 bytes a shard, and the conditions
 
 
 @final
@@ -151,14 +155,21 @@ def check_recipe(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
     """The shards that the manifest lists. Raises InputError when it is damaged or of another run."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        format, begun, listed = content["format"], dict(content["recipe"]), list(content["shards"])
+        with open_regular(path) as file:
+            data = read_at_most(file, LARGEST_BYTES)
+        content = None if data is None else json.loads(data)
+        match content:
+            case {"format": format, "recipe": dict(begun), "shards": list(listed)}:
+                pass
+            case _:
+                raise ValueError("expected a format, a recipe and shards")
     except OSError as error:
         raise InputError(f"cannot read '{path}': {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"'{path}' is damaged ({error}); remove it to make everything again") from None
-    if format != FORMAT:
-        raise InputError(f"'{path}' has format {format!r}, this pfdiff reads {FORMAT}; choose another folder")
+    except (ValueError, RecursionError) as error:
+        reason = first_line(error)[:120]
+        raise InputError(f"'{path}' is damaged ({reason}); remove it to make everything again") from None
+    if type(format) is not int or format != FORMAT:
+        raise InputError(f"'{path}' has format {shown(format)}, this pfdiff reads {FORMAT}; choose another folder")
     for name, now in recipe.to_dict().items():
         was = begun.get(name)
         if was != now:
@@ -174,10 +185,12 @@ def _verified(folder: Path, recipe: Recipe) -> dict[int, ShardRecord]:
     finished: dict[int, ShardRecord] = {}
     for plain in check_recipe(folder, recipe):
         try:
-            record = ShardRecord(**plain)
+            record = ShardRecord(**read_fields("shard", ShardRecord, plain))
             index = numbers[record.name]
-        except (TypeError, KeyError):
-            raise InputError(f"'{folder / MANIFEST}' lists {plain!r}, which is no shard of this run") from None
+            if [type(value) for value in asdict(record).values()] != [str, int, int, int, str, str]:
+                raise TypeError
+        except (InputError, TypeError, KeyError):
+            raise InputError(f"'{folder / MANIFEST}' lists {shown(plain)}, which is no shard of this run") from None
         try:
             found: str | None = digest_of(folder / record.name)[0]
         except OSError:
@@ -192,6 +205,9 @@ def _verified(folder: Path, recipe: Recipe) -> dict[int, ShardRecord]:
 
 def _short(value: Any) -> str:
     """A hash by its first digits, anything else in at most 60 characters."""
-    text = value if isinstance(value, str) else json.dumps(value)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value)
+    except RecursionError:
+        text = shown(value)
     hexadecimal = len(text) == 64 and not set(text) - set("0123456789abcdef")
     return f"{text:.12}" if hexadecimal else text if len(text) <= 60 else f"{text:.57}..."

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifact import Artifact
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..seed_conditions import condition_tables
 
 SEEDS = 1 << 64
@@ -98,7 +98,7 @@ def make_recipe(
     program = artifact.program(nfe)
     for name, value, low in (("count", count, 1), ("first", first, 0), ("shard", size, 1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-            raise InputError(f"{name}={value!r}, expected an integer of at least {low}")
+            raise InputError(f"{name}={shown(value)}, expected an integer of at least {low}")
     if first + count > SEEDS:
         raise InputError(f"seeds {first} to {first + count - 1}: the largest is {SEEDS - 1}; start or count lower")
     shape = artifact.decoder.image if artifact.decoder and pixels else contract.shape

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from .basis import BASES, PREDICTIONS, convert, edm_preconditioning, velocity
 from .defaults import AUTO, filled
 from .grid import Grid, make_grid
@@ -77,11 +77,11 @@ def compile(
 
 def _check_options(nfe: object, basis: str | None, prediction: str, clip: float | None, sigma_data: float) -> None:
     if isinstance(nfe, bool) or not isinstance(nfe, int | np.integer) or nfe < 1:
-        raise InputError(f"NFE must be a whole number of at least 1, got {nfe!r}")
+        raise InputError(f"NFE must be a whole number of at least 1, got {shown(nfe)}")
     if prediction not in PREDICTIONS:
-        raise InputError(f"unknown prediction {prediction!r}; known: {', '.join(PREDICTIONS)}")
+        raise InputError(f"unknown prediction {shown(prediction)}; known: {', '.join(PREDICTIONS)}")
     if basis is not None and basis not in BASES:
-        raise InputError(f"unknown basis {basis!r}; known: {', '.join(BASES)}")
+        raise InputError(f"unknown basis {shown(basis)}; known: {', '.join(BASES)}")
     if clip is not None and not (clip > 0 and math.isfinite(clip)):
         raise InputError(f"clip must be above 0, got {clip:g}; data in [-1, 1] has clip 1")
     if not (sigma_data > 0 and math.isfinite(sigma_data)):

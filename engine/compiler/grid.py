@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from .schedule import Float64s, Schedule
 
 Grid = str | Sequence[float]
@@ -94,7 +94,7 @@ def listed(grid: Grid) -> Float64s | None:
         parts = [part for part in grid.split(",") if part.strip()] if isinstance(grid, str) else grid
         return np.asarray([float(t) for t in parts], np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"grid {grid!r} is not a list of numbers") from error
+        raise InputError(f"grid {shown(grid)} is not a list of numbers") from error
 
 
 def make_grid(
@@ -147,7 +147,7 @@ def make_grid(
 def _end(end: str | float, schedule: Schedule) -> tuple[float, float]:
     """(the lowest time at which the network may be evaluated, the last point of the grid)."""
     if isinstance(end, str) and end not in ("clean", "first"):
-        raise InputError(f"unknown end {end!r}; expected clean, first or a time")
+        raise InputError(f"unknown end {shown(end)}; expected clean, first or a time")
     if end == "clean" or end == schedule.clean:
         return schedule.first, schedule.clean
     stop = schedule.first if isinstance(end, str) else float(schedule.check(end))
@@ -157,17 +157,17 @@ def _end(end: str | float, schedule: Schedule) -> tuple[float, float]:
 def _parse(grid: str) -> tuple[str, dict[str, float]]:
     name, _, query = grid.partition(":")
     if name not in RULES:
-        raise InputError(f"unknown grid {grid!r}; known: {', '.join(RULES)}, or a list of times")
+        raise InputError(f"unknown grid {shown(grid)}; known: {', '.join(RULES)}, or a list of times")
     known = list(inspect.signature(RULES[name]).parameters)[4:]
     try:
         options = {key: float(value) for key, value in (pair.split("=") for pair in query.split("&") if pair)}
     except ValueError as error:
-        raise InputError(f"grid {grid!r}: expected key=number after the colon") from error
+        raise InputError(f"grid {shown(grid)}: expected key=number after the colon") from error
     for key, value in options.items():
         if key not in known:
-            raise InputError(f"grid {name} has no parameter {key!r}; it has {', '.join(known) or 'none'}")
+            raise InputError(f"grid {name} has no parameter {shown(key)}; it has {', '.join(known) or 'none'}")
         if value < 0 or (key != "offset" and value == 0) or (key == "fraction" and value > 1):
-            raise InputError(f"grid {grid!r}: {key} {value:g} is out of range")
+            raise InputError(f"grid {shown(grid)}: {key} {value:g} is out of range")
     return name, options
 
 

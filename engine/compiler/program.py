@@ -17,17 +17,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, final
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, first_line, shown
+from ..json_fields import is_integer, is_number, parse_json
 from ..notebook import html_table
+from .basis import PREDICTIONS
 from .schedule import Float64s, parse_schedule
 
 ARRAYS = {"times": 1, "network_times": 1, "c_in": 1, "table": 2, "init": 1, "p": 1, "q": 1, "W": 3, "w": 2}
+# What a file may ask for; the C++ reader has the same bounds.
+MOST_NFE = 4096
+MOST_BUFFERS = 8  # solvers need 1 to 5
+LONGEST_TEXT = 4096
+LARGEST = 3e38  # coefficients are executed in float32
 
 
 @final
@@ -120,28 +127,92 @@ class Program:
 
     def to_json(self) -> str:
         """Every field; floats in the shortest form that reads back exactly."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, every field; `from_dict` reads it back."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values |= {name: values[name].tolist() for name in ARRAYS}
-        return json.dumps({"nfe": self.nfe, "buffers": self.buffers, **values}, allow_nan=False)
+        grid = values["grid"]
+        values["grid"] = list(grid) if isinstance(grid, tuple) else grid
+        return {"nfe": self.nfe, "buffers": self.buffers, **values}
 
     @staticmethod
     def from_json(text: str) -> Program:
         """Inverse of `to_json`. Raises InputError when a field is missing, of a wrong type or shape."""
         try:
-            data = json.loads(text)
-            nfe, buffers = int(data["nfe"]), int(data["buffers"])
-            values = {f.name: data[f.name] for f in fields(Program)}
-            values |= {name: np.asarray(values[name], np.float64) for name in ARRAYS}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"not a program: {type(error).__name__} {error}; expected the output of to_json") from None
+            data = parse_json(text.encode())
+        except (InputError, AttributeError, UnicodeEncodeError) as error:
+            raise _unfit(f"{first_line(error)[:100]}; expected the output of to_json") from None
+        return Program.from_dict(data)
+
+    @staticmethod
+    def from_dict(data: Any) -> Program:
+        """Inverse of `to_dict`. Raises InputError when a field is missing, of a wrong type or shape."""
+        if not isinstance(data, dict):
+            raise _unfit(f"{shown(data)}, expected an object")
+        missing = [name for name in ("nfe", "buffers", *(f.name for f in fields(Program))) if name not in data]
+        if missing:
+            raise _unfit(f"'{missing[0]}' is missing; expected the output of to_json")
+        nfe, buffers = _integer("nfe", data["nfe"], MOST_NFE), _integer("buffers", data["buffers"], MOST_BUFFERS)
         shapes = {1: (nfe,), 2: (nfe, buffers), 3: (nfe, buffers, buffers)}
         expected = {name: shapes[rank] for name, rank in ARRAYS.items()}
         expected |= {"table": (nfe + 1, nfe + 1), "init": (buffers,)}
-        for name, shape in expected.items():
-            if values[name].shape != shape:
-                raise InputError(f"not a program: {name} has shape {values[name].shape}, expected {shape}")
-            if not np.all(np.isfinite(values[name])):
-                raise InputError(f"not a program: {name} has values that are not finite")
+        values = {f.name: data[f.name] for f in fields(Program)}
+        _check_origin(values)
+        values |= {name: _array(name, values[name], shape) for name, shape in expected.items()}
         if isinstance(values["grid"], list):
             values["grid"] = tuple(values["grid"])
         return Program(**values)
+
+
+def _unfit(why: str) -> InputError:
+    return InputError(f"not a program: {why}")
+
+
+def _integer(name: str, value: Any, most: int) -> int:
+    if not (is_integer(value) and 1 <= value <= most):
+        raise _unfit(f"{name} is {shown(value)}, expected an integer in 1..{most}")
+    return value
+
+
+def _array(name: str, value: Any, shape: tuple[int, ...]) -> Float64s:
+    """A list of numbers, of lists of them, or of lists of these, as float64 of that shape."""
+    try:
+        found = np.array(value)
+        flat = value
+        for _ in found.shape[1:]:
+            flat = [one for row in flat for one in row]
+        if not set(map(type, flat)) <= {int, float}:  # NumPy would take true for 1 and "1" for a text
+            raise TypeError
+        values = found.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise _unfit(f"{name} is {shown(value)}, expected numbers of shape {list(shape)}") from None
+    if values.shape != shape:
+        raise _unfit(f"{name} has shape {values.shape}, expected {shape}")
+    if not np.all(np.abs(values) <= LARGEST):  # false for NaN
+        raise _unfit(f"{name} has values that are not finite, or beyond float32")
+    return values
+
+
+def _check_origin(values: Mapping[str, Any]) -> None:
+    """The fields that say how a program was made, and its clip."""
+
+    def check(name: str, fits: bool, expected: str) -> None:
+        if not fits:
+            raise _unfit(f"{name} is {shown(values[name])}, expected {expected}")
+
+    text = f"at most {LONGEST_TEXT} characters"
+    for name in ("solver", "schedule", "basis"):
+        check(name, _is_text(values[name]), text)
+    grid, end, start, clip = (values[name] for name in ("grid", "end", "t_start", "clip"))
+    check("grid", all(map(is_number, grid)) if isinstance(grid, list) else _is_text(grid), f"numbers, or {text}")
+    check("end", is_number(end) or _is_text(end), f"a number, or {text}")
+    check("t_start", start is None or is_number(start), "a number, or null")
+    check("sigma_data", is_number(values["sigma_data"]), "a number")
+    check("clip", clip is None or (is_number(clip) and 0 < clip <= LARGEST), "a number above 0, or null")
+    check("prediction", values["prediction"] in PREDICTIONS, f"one of {', '.join(PREDICTIONS)}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_TEXT and "\0" not in value

@@ -32,10 +32,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..array_files import read_array, read_text
-from ..errors import InputError
+from ..errors import InputError, first_line, shown
 
 Float64s = NDArray[np.floating]  # float64 throughout; NumPy types many results no narrower
-Array = Float64s  # for modules outside this folder that do not yet import the new name
 
 
 class Schedule(ABC):
@@ -284,13 +283,15 @@ def alphas(path: str) -> Discrete:
         if isinstance(data, dict):
             key = next((key for key in ("alphas_cumprod", "abars", "betas") if key in data), None)
             if key is None:
-                raise InputError(f"{path} has no key alphas_cumprod or betas; it has {', '.join(data)}")
+                raise InputError(f"{path} has no key alphas_cumprod or betas; it has {shown(list(data))}")
             data = np.cumprod(1 - np.asarray(data[key], np.float64)) if key == "betas" else data[key]
         return Discrete(np.asarray(data, np.float64))
     except InputError as error:
         raise InputError(f"schedule file {path}: {error}") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"cannot read schedule file {path}: {error}; expected .npy, .json or .txt numbers") from error
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"cannot read schedule file {path}: {first_line(error)[:100]}; expected .npy, .json or .txt numbers"
+        ) from error
 
 
 DISCRETE = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine}
@@ -328,7 +329,9 @@ def parse_schedule(text: str) -> Schedule:
     if text in _held:
         return _held[text]
     if text.startswith(CONTENT):
-        raise InputError(f"schedule {text!r}: its numbers are in no engine loaded here; give their file, alphas:FILE")
+        raise InputError(
+            f"schedule {shown(text)}: its numbers are in no engine loaded here; give their file, alphas:FILE"
+        )
     return alphas(path) if path not in (text, "") else _parsed(text)  # a file is read each time: it may have changed
 
 
@@ -338,7 +341,7 @@ def _parsed(text: str) -> Schedule:
     name, _, argument = head.partition(":")
     known = ", ".join([*DISCRETE, *CONTINUOUS, "alphas"])
     if name not in DISCRETE and name not in CONTINUOUS:
-        raise InputError(f"unknown schedule {text!r}; known: {known} (for example cosine:300)")
+        raise InputError(f"unknown schedule {shown(text)}; known: {known} (for example cosine:300)")
     if name in CONTINUOUS:
         query = "&".join(filter(None, (argument, query)))
     options = _options(query, text)
@@ -346,10 +349,10 @@ def _parsed(text: str) -> Schedule:
         cls = CONTINUOUS[name]
         _reject_unknown(options, [f.name for f in fields(cls)], text)
         if any(value <= 0 for value in options.values()):
-            raise InputError(f"schedule {text!r}: every parameter must be above 0")
+            raise InputError(f"schedule {shown(text)}: every parameter must be above 0")
         return cls(**options)
     if not argument.isdigit() or not 2 <= int(argument) <= 1_000_000:
-        raise InputError(f"schedule {text!r} needs its number of times, at least 2, for example {name}:1000")
+        raise InputError(f"schedule {shown(text)} needs its number of times, at least 2, for example {name}:1000")
     make = DISCRETE[name]
     _reject_unknown(options, make.__code__.co_varnames[1 : make.__code__.co_argcount], text)
     return make(int(argument), **options)
@@ -359,10 +362,10 @@ def _options(query: str, text: str) -> dict[str, float]:
     try:
         return {key: float(value) for key, value in (pair.split("=") for pair in query.split("&") if pair)}
     except ValueError as error:
-        raise InputError(f"schedule {text!r}: expected key=number after the name, got {query!r}") from error
+        raise InputError(f"schedule {shown(text)}: expected key=number after the name, got {shown(query)}") from error
 
 
 def _reject_unknown(options: dict[str, float], known: tuple[str, ...] | list[str], text: str) -> None:
     unknown = [key for key in options if key not in known]
     if unknown:
-        raise InputError(f"schedule {text!r} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
+        raise InputError(f"schedule {shown(text)} has no parameter {shown(unknown[0])}; it has {', '.join(known)}")

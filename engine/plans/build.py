@@ -11,9 +11,9 @@ import contextlib
 from pathlib import Path
 from typing import Any, final
 
-from ..artifact import DECODER, PLANS, Artifact
+from ..artifact import DECODER, NETWORK, PLANS, Artifact
 from ..atomic import replacing
-from ..contract import Contract, DecoderContract
+from ..contract import AnyContract
 from ..errors import BackendError
 from ..progress import BuildProgress
 from .key import PLAN_DTYPES, PlanKey, check_target, load_flavour
@@ -37,7 +37,7 @@ def build_plan(artifact: Artifact, key: PlanKey, progress: BuildProgress | None 
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger.trt)
     if not parser.parse_from_file(str(artifact.path / key.file)):
-        what = "decoder" if key.file == DECODER else "network"
+        what = {NETWORK: "network", DECODER: "decoder"}.get(key.file, key.file)
         raise BackendError(f"{key.flavour} {key.version} refuses the {what}: {_parser_error(parser)}")
     _check_dtypes(network, artifact.contracts[key.file])
 
@@ -90,15 +90,16 @@ def _profile(builder: Any, network: Any, size: int) -> Any:
     return profile
 
 
-def _check_dtypes(network: Any, contract: Contract | DecoderContract) -> None:
+def _check_dtypes(network: Any, contract: AnyContract) -> None:
     """Raises BackendError unless input and output have the contract's precision: nothing changes silently."""
-    expected = PLAN_DTYPES[contract.precision]
+    expected = {contract.input: PLAN_DTYPES[contract.input_dtype], contract.output: PLAN_DTYPES[contract.precision]}
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
     for tensor in [*inputs, *outputs]:
-        if tensor.name in (contract.input, contract.output) and tensor.dtype.name != expected:
+        wanted = expected.get(tensor.name, tensor.dtype.name)
+        if tensor.dtype.name != wanted:
             raise BackendError(
-                f"the network's '{tensor.name}' is {tensor.dtype.name}, {contract.precision} means {expected}; "
+                f"the network's '{tensor.name}' is {tensor.dtype.name}, {contract.precision} means {wanted}; "
                 "export it again in that precision"
             )
 

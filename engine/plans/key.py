@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any, final
 
-from ..artifact import DECODER, NETWORK, Artifact, network_digest
+from ..artifact import NETWORK, Artifact, network_digest
 from ..errors import BackendError, InputError
 
 FLAVOURS = {"tensorrt": "pip install tensorrt", "tensorrt_rtx": "pip install 'pfdiff[rtx]'"}
-PLAN_DTYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+PLAN_DTYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int64": "INT64"}
 
 
 @final
@@ -35,10 +35,15 @@ class PlanKey:
     file: str = NETWORK
 
     @property
+    def _part(self) -> list[str]:
+        """What is not the network, in a word of its plan's name."""
+        return [] if self.file == NETWORK else [self.file.rpartition("/")[2].removesuffix(".onnx")]
+
+    @property
     def name(self) -> str:
         """File name without suffix: readable words, then a hash that tells keys apart."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        words = [self.flavour, self.version, self.capability, self.precision, *["decoder"] * (self.file == DECODER)]
+        words = [self.flavour, self.version, self.capability, self.precision, *self._part]
         return "-".join([*words, digest[:16]])
 
 

@@ -21,12 +21,16 @@ from typing import Any
 from ..artifact import PLANS, Artifact
 from ..atomic import replacing, writing, writing_beside
 from ..cache import cache_folder, make_private
-from ..errors import EngineFileError, InputError
+from ..errors import EngineFileError, InputError, first_line
+from ..json_fields import is_integer, parse_json, read_fields
+from ..open_folder import OpenFolder, read_at_most
 from ..progress import BuildProgress, Lines
 from .build import build_plan
 from .key import PlanKey
 
 SECRET_BYTES = 32
+LARGEST_RECORD_BYTES = 1 << 20
+LARGEST_PLAN_BYTES = 1 << 37  # weights included
 _PROCESS_SECRET = secrets.token_bytes(SECRET_BYTES)
 
 
@@ -68,14 +72,15 @@ def read_plan(artifact: Artifact, key: PlanKey, *, trust: bool = False) -> bytes
 
 def _read(path: Path, key: PlanKey, *, trust: bool) -> bytes:
     try:
-        plan, record = path.read_bytes(), json.loads(path.with_suffix(".json").read_bytes())
-        stored, digest, seal = dict(record["key"]), str(record["sha256"]), str(record["seal"])
+        plan = _content(path, LARGEST_PLAN_BYTES)
+        stored, digest, seal = _record(path)
     except FileNotFoundError:
         raise EngineFileError(
             f"no plan for {key.capability} is stored in '{path.parent}'{_nearest(path, key)}"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineFileError(f"plan '{path.name}' has no readable record ({error}); it is built again") from None
+    except (OSError, InputError) as error:
+        reason = first_line(error)[:120]
+        raise EngineFileError(f"plan '{path.name}' has no readable record ({reason}); it is built again") from None
     wanted = json.loads(json.dumps(asdict(key)))
     if stored != wanted:
         raise EngineFileError(f"plan '{path.name}' was built for {_difference(stored, wanted)}; it is built again")
@@ -143,17 +148,40 @@ def _nearest(path: Path, key: PlanKey) -> str:
 
 def _stored_key(path: Path) -> PlanKey | None:
     try:
-        fields = dict(json.loads(path.with_suffix(".json").read_bytes())["key"])
-        return PlanKey(**{**fields, "batch": tuple(fields["batch"])})
-    except (OSError, ValueError, KeyError, TypeError):
+        fields = read_fields("plan", PlanKey, _record(path)[0])
+        texts = ("flavour", "version", "capability", "gpu", "network", "precision", "file")
+        fits = all(isinstance(fields.get(name, ""), str) for name in texts) and isinstance(
+            fields.get("tf32", False), bool
+        )
+        batch = fields["batch"]
+        return PlanKey(**fields) if fits and isinstance(batch, tuple) and all(map(is_integer, batch)) else None
+    except (OSError, InputError):
         return None
+
+
+def _record(path: Path) -> tuple[dict[str, Any], str, str]:
+    """(key, SHA-256, seal) beside the plan at `path`. Raises OSError, InputError."""
+    record = parse_json(_content(path.with_suffix(".json"), LARGEST_RECORD_BYTES))
+    match record:
+        case {"key": dict(key), "sha256": str(digest), "seal": str(seal)} if digest.isascii() and seal.isascii():
+            return key, digest, seal
+    raise InputError("expected a key, a sha256 and a seal")
+
+
+def _content(path: Path, most: int) -> bytes:
+    """A regular file, no link, of at most `most` bytes. Raises OSError, InputError."""
+    with OpenFolder(path.parent) as folder, folder.open(path.name) as file:
+        content = read_at_most(file, most)
+    if content is None:
+        raise InputError(f"more than {most} bytes")
+    return content
 
 
 def _difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """The first field that differs: `version 1.6.0, this is 1.7.1`."""
     for name, value in wanted.items():
         if stored.get(name) != value:
-            short = [str(v)[:12] if name == "network" else str(v) for v in (stored.get(name), value)]
+            short = [str(v)[: 12 if name == "network" else 60] for v in (stored.get(name), value)]
             return f"{name} {short[0]}, this is {short[1]}"
     return "the same"
 

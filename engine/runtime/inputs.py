@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..contract import Condition, Contract
+from ..condition import Condition
+from ..contract import Contract
 from ..errors import InputError
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

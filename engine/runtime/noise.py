@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, shown
 
 try:
     from ._cpu import fill as fill_compiled
@@ -69,7 +69,8 @@ def noise(seeds: Seeds, shape: Sequence[int], device: str | torch.device = "cpu"
 def parse_seeds(seeds: Any) -> NDArray[np.uint64]:
     """The seeds as uint64 [n]. Raises InputError for what is no sequence of integers in [0, 2^64)."""
     if isinstance(seeds, int) and not isinstance(seeds, bool):
-        raise InputError(f"seeds={seeds}, expected a sequence: range({seeds}) for {seeds} samples, [{seeds}] for one")
+        one = shown(seeds)
+        raise InputError(f"seeds={one}, expected a sequence: range({one}) for {one} samples, [{one}] for one")
     if isinstance(seeds, (bool, str, bytes)) or not hasattr(seeds, "__iter__"):
         raise InputError(f"seeds of type {type(seeds).__name__}, expected a sequence of integers such as range(8)")
     if isinstance(seeds, range):
@@ -81,9 +82,9 @@ def parse_seeds(seeds: Any) -> NDArray[np.uint64]:
         try:
             number = operator.index(seed)
         except TypeError:
-            raise InputError(f"seed {seed!r}, expected an integer in 0 .. 2^64 - 1") from None
+            raise InputError(f"seed {shown(seed)}, expected an integer in 0 .. 2^64 - 1") from None
         if isinstance(seed, bool) or not 0 <= number < 1 << 64:
-            raise InputError(f"seed {seed!r}, expected an integer in 0 .. 2^64 - 1")
+            raise InputError(f"seed {shown(seed)}, expected an integer in 0 .. 2^64 - 1")
         found.append(number)
     if len(found) > MOST_SEEDS:
         raise InputError(f"more than {MOST_SEEDS} seeds, expected at most that; sample them in parts")
@@ -96,10 +97,12 @@ def _seeds_of_range(seeds: range) -> NDArray[np.uint64]:
         return np.zeros(0, np.uint64)
     for seed in (seeds[0], seeds[-1]):
         if not 0 <= seed < 1 << 64:
-            raise InputError(f"seed {seed}, expected an integer in 0 .. 2^64 - 1")
+            raise InputError(f"seed {shown(seed)}, expected an integer in 0 .. 2^64 - 1")
     count = (seeds[-1] - seeds[0]) // seeds.step + 1  # `len` fails beyond 2^63
     if count > MOST_SEEDS:
-        raise InputError(f"seeds={seeds!r}: {count} seeds, expected at most {MOST_SEEDS}; sample them in parts")
+        raise InputError(
+            f"seeds={shown(seeds)}: {shown(count)} seeds, expected at most {MOST_SEEDS}; sample them in parts"
+        )
     return np.fromiter(seeds, np.uint64, count)
 
 
@@ -107,9 +110,9 @@ def _check_shape(shape: Any) -> tuple[int, ...]:
     try:
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:
-        raise InputError(f"shape {shape!r}, expected the sizes of one sample such as (3, 64, 64)") from None
+        raise InputError(f"shape {shown(shape)}, expected the sizes of one sample such as (3, 64, 64)") from None
     if any(size < 1 for size in sizes):
-        raise InputError(f"shape {shape!r}, expected sizes of at least 1")
+        raise InputError(f"shape {shown(shape)}, expected sizes of at least 1")
     return sizes
 
 

@@ -21,6 +21,7 @@ from ..check import Array, TrialInputs, check_export
 from ..sources.module_call import pick_output
 from ..sources.module_digest import content_digest
 from ..to_onnx import export_module, named_line, prepared
+from .autoencoders import one_output
 from .options import FORMAT, Constant, Decoder, constants, image_shape, said
 
 
@@ -62,6 +63,7 @@ class ModuleDecoder:
 
     def __init__(self, network: nn.Module, code: bytes, options: Decoder, samples: Contract) -> None:
         self._code = code
+        network = one_output(network)
         config = _config(network) if _method(network) else None
         _check_channels(network, config, samples)
         scaling, shift = constants(options, config)
@@ -94,10 +96,13 @@ class ModuleDecoder:
         content = content_digest(self.module, self._code)
         return hashlib.sha256(b"|".join((FORMAT.encode(), words.encode(), content))).hexdigest()
 
+    def precision_for(self, precision: str) -> str:
+        """Of the decoder beside a network of `precision`: its own, or fp32 where fp16 is not enough for it."""
+        return self._precision or ("fp32" if precision == "fp16" and self._upcast else precision)
+
     def write(self, folder: Path, precision: str, progress: Lines) -> DecoderContract:
         """Write decoder.onnx for a network of `precision`, compare it with the module. Raises InputError."""
-        safe = "fp32" if precision == "fp16" and self._upcast else precision
-        contract = replace(self.contract, precision=self._precision or safe)
+        contract = replace(self.contract, precision=self.precision_for(precision))
         progress(f"exporting the decoder {contract.name} to ONNX ({contract.precision})")
         dtype = PRECISION_DTYPES[contract.precision]
         path = folder / DECODER

@@ -8,7 +8,9 @@ from torch import nn
 
 from ...engine.contract import Contract
 from ...engine.errors import InputError
+from ..sources.hub import fetch, is_hub_id
 from ..sources.module_call import load_factory
+from ..sources.saved_models import load_autoencoder
 from .from_module import ModuleDecoder
 from .from_onnx import OnnxDecoder
 from .options import USAGE, Decoder, parse_decoder
@@ -31,4 +33,9 @@ def open_decoder(decoder: Decoder | nn.Module | str | Path, network: Contract) -
     if ".py:" in str(source):
         module, code = load_factory(str(source))
         return ModuleDecoder(module, code, options, network)
+    if is_hub_id(str(source)):
+        source = fetch(str(source)).folder
+    if Path(source).is_dir():
+        module = load_autoencoder(Path(source))
+        return ModuleDecoder(module, b"", options, network)
     raise InputError(f"decoder '{source}': not known; expected {USAGE}")

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 Constant = float | tuple[float, ...]  # one number, or one a channel
 FORMAT = "pfdiff decoder 1"  # part of every digest: changes when the same source would be exported otherwise
-USAGE = "a module, file.py:factory or an .onnx file, and with commas scaling=0.18215, shift=0.1, precision=fp32"
+USAGE = (
+    "a module, file.py:factory, a diffusers folder or an .onnx file, and with commas scaling=0.18215, shift=0.1, "
+    "precision=fp32"
+)
 
 
 @final
@@ -31,7 +34,8 @@ class Decoder:
     """What decodes a network's samples, as `Network(decoder=...)` takes it.
 
     source     an nn.Module, forward(latents [B, *shape]) -> image [B, C, H, W]; an AutoencoderKL, whose `decode` is
-               used; "file.py:factory", which returns either; or an ONNX file of one input and one image
+               used; "file.py:factory", which returns either; a folder of one of diffusers' autoencoders, such as
+               AutoencoderTiny; or an ONNX file of one input and one image
     scaling    decode is given latents / scaling + shift: one number or one a channel; None means those of an
     shift      AutoencoderKL's config, else 1 and 0
     precision  fp32, fp16 or bf16; None: the network's, but fp32 for fp16 where the config says `force_upcast`

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...engine.contract import Condition
+from ...engine.condition import Condition
 from .family import TIME_UNIT as TIME_UNIT
-from .family import Beside, Config
+from .family import Beside, Config, Prompting
 from .family import adapted as adapted
 from .family import channels as channels
 from .family import patches as patches
@@ -21,3 +21,7 @@ ALIASES: Mapping[str, str] = {}
 
 def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
     return (Condition("class_labels", "int64", low=0, high=int(config["num_embeds_ada_norm"])),)
+
+
+def prompting(config: Config) -> Prompting | None:
+    return None

@@ -12,7 +12,7 @@ from typing import Any, Protocol, final
 
 from torch import Tensor, nn
 
-from ...engine.contract import Condition
+from ...engine.condition import Condition
 from ...engine.errors import InputError
 from ..convention import Convention
 
@@ -33,6 +33,36 @@ class Beside:
     pooled: int | None = None
     pixels: int = 8
     pipeline: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """What one text encoder of a pipeline gives to one condition.
+
+    encoder: the pipeline's name of it, such as text_encoder_2. output: one of OUTPUTS of encoders/text.py. block: parts
+    of one block stand side by side in the condition's columns, its blocks one below the other.
+    """
+
+    encoder: str
+    condition: str
+    output: str
+    block: int = 0
+
+
+@final
+@dataclass(frozen=True)
+class Prompting:
+    """How a pipeline turns a prompt into conditions.
+
+    scale: of its classifier-free guidance by default, None where it has none. plain: prompts are put into lower case.
+    masked: encoders attend to the prompt's own tokens alone; None for what an encoder's config says.
+    """
+
+    parts: tuple[Part, ...]
+    scale: float | None = None
+    plain: bool = False
+    masked: bool | None = False
 
 
 class Family(Protocol):
@@ -63,6 +93,11 @@ class Family(Protocol):
     @staticmethod
     def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
         """What forward takes beside x and the time. Raises InputError for a kind that is not known."""
+        ...
+
+    @staticmethod
+    def prompting(config: Config) -> Prompting | None:
+        """How the family's pipelines encode prompts; None where they take none."""
         ...
 
     @staticmethod

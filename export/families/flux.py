@@ -13,9 +13,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...engine.contract import Condition
+from ...engine.condition import Condition
 from ..convention import Convention
-from .family import Beside, Config, in_dtype_of, text
+from .family import Beside, Config, Part, Prompting, in_dtype_of, text
 
 TOKENS = 512
 ALIASES: Mapping[str, str] = {
@@ -43,6 +43,15 @@ def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[
         text(config["joint_attention_dim"], beside.tokens or TOKENS),
         Condition("pooled_projections", "float32", (config["pooled_projection_dim"],)),
         *((Condition("guidance", "float32", default=3.5),) if config["guidance_embeds"] else ()),
+    )
+
+
+def prompting(config: Config) -> Prompting | None:
+    return Prompting(
+        (
+            Part("text_encoder_2", "encoder_hidden_states", "last"),
+            Part("text_encoder", "pooled_projections", "pooled"),
+        )
     )
 
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ...engine.contract import Condition
+from ...engine.condition import Condition
 from .family import TIME_UNIT as TIME_UNIT
-from .family import Adapted, Beside, Config, text
+from .family import Adapted, Beside, Config, Part, Prompting, text
 from .family import channels as channels
 from .family import patches as patches
 from .family import scheduled as scheduled
@@ -38,6 +38,18 @@ def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[
         found.append(Condition("resolution", "float32", (2,), (height, width)))
         found.append(Condition("aspect_ratio", "float32", (1,), height / width))
     return tuple(found)
+
+
+def prompting(config: Config) -> Prompting | None:
+    return Prompting(
+        (
+            Part("text_encoder", "encoder_hidden_states", "last"),
+            Part("text_encoder", "encoder_attention_mask", "mask"),
+        ),
+        scale=4.5,
+        plain=True,
+        masked=True,
+    )
 
 
 def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:

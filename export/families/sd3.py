@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...engine.contract import Condition
+from ...engine.condition import Condition
 from .family import TIME_UNIT as TIME_UNIT
-from .family import Beside, Config, text
+from .family import Beside, Config, Part, Prompting, text
 from .family import adapted as adapted
 from .family import channels as channels
 from .family import patches as patches
@@ -27,4 +27,17 @@ def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[
     return (
         text(config["joint_attention_dim"], beside.tokens or TOKENS),
         Condition("pooled_projections", "float32", (config["pooled_projection_dim"],)),
+    )
+
+
+def prompting(config: Config) -> Prompting | None:
+    return Prompting(
+        (
+            Part("text_encoder", "encoder_hidden_states", "penultimate"),
+            Part("text_encoder_2", "encoder_hidden_states", "penultimate"),
+            Part("text_encoder_3", "encoder_hidden_states", "last", block=1),
+            Part("text_encoder", "pooled_projections", "projected"),
+            Part("text_encoder_2", "pooled_projections", "projected"),
+        ),
+        scale=7.0,
     )

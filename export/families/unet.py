@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ...engine.contract import Condition
+from ...engine.condition import Condition
 from ...engine.errors import InputError
 from .family import TIME_UNIT as TIME_UNIT
-from .family import Adapted, Beside, Config, known, text
+from .family import Adapted, Beside, Config, Part, Prompting, known, text
 from .family import channels as channels
 from .family import scheduled as scheduled
 from .family import shape as shape
@@ -34,6 +34,8 @@ def patches(config: Config, shape: tuple[int, ...]) -> int:
 def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
     if "cross_attention_dim" not in config:
         return _class_labels(config)
+    if "image_proj" in str(config.get("encoder_hid_dim_type")):
+        raise InputError("an IP-Adapter is loaded, which is not supported; unload it (pipeline.unload_ip_adapter())")
     known(config, "encoder_hid_dim_type", (None, "text_proj"))
     width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
     width = width[0] if isinstance(width, (list, tuple)) else width
@@ -61,6 +63,23 @@ def _class_labels(config: Config) -> tuple[Condition, ...]:
             return (Condition("class_labels", "float32", (int(config["projection_class_embeddings_input_dim"]),)),)
         case _:
             raise InputError(f"class_embed_type '{kind}' is not known here; known: timestep, projection, classes")
+
+
+def prompting(config: Config) -> Prompting | None:
+    if "cross_attention_dim" not in config:
+        return None
+    guided = not config.get("time_cond_proj_dim")  # distilled ones have their scale in the time's embedding
+    if config.get("addition_embed_type") != "text_time":
+        part = Part("text_encoder", "encoder_hidden_states", "last")
+        return Prompting((part,), scale=7.5 if guided else None, masked=None)
+    return Prompting(
+        (
+            Part("text_encoder", "encoder_hidden_states", "penultimate"),
+            Part("text_encoder_2", "encoder_hidden_states", "penultimate"),
+            Part("text_encoder_2", "text_embeds", "projected"),
+        ),
+        scale=5.0 if guided else None,
+    )
 
 
 def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from ...engine.compiler.schedule import parse_schedule
-from ...engine.contract import Condition, Contract
+from ...engine.condition import Condition
+from ...engine.contract import Contract
 from ...engine.errors import InputError
 
 if TYPE_CHECKING:

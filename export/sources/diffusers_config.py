@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.compiler.schedule import Array, Discrete, Flow, hold_alphas, parse_schedule
-from ...engine.errors import InputError
+from ...engine.compiler.schedule import Discrete, Float64s, Flow, hold_alphas, parse_schedule
+from ...engine.errors import InputError, first_line, shown
 from ..convention import Convention, shifted
 from .scheduler_classes import CLASSES, REFUSED, SMALLEST_ALPHA, UNNAMED, SchedulerClass
 
@@ -40,12 +40,24 @@ def read_config(config: Values, mu: float | None = None) -> Convention:
     Raises InputError for a class, a key or a value that is not understood: what draws noise, dynamic thresholding,
     beta-distributed sigmas, processes other than VP, EDM and flow.
     """
+    try:
+        return _read(config, mu)
+    except InputError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise InputError(
+            f"a scheduler's config has a value of a wrong kind ({type(error).__name__}: {first_line(error)[:100]}); "
+            "copy it again, or give schedule= and prediction="
+        ) from None
+
+
+def _read(config: Values, mu: float | None) -> Convention:
     kind = scheduler_class(config)
     values = {key: default if config.get(key) is None else config[key] for key, default in kind.read.items()}
     for key, accepted in kind.only.items():
         value = config.get(key, accepted[0])
         if value not in accepted:
-            raise InputError(f"this scheduler {REASONS[key].format(value=repr(value))}")
+            raise InputError(f"this scheduler {REASONS[key].format(value=shown(value))}")
     if kind.process == "edm":
         return _edm(values)
     if kind.process == "flow":
@@ -66,8 +78,8 @@ def scheduler_class(config: Values) -> SchedulerClass:
     if name in REFUSED:
         raise InputError(f"{name} is not read: {REFUSED[name]}")
     if name is not None:
-        known = ", ".join(one.removesuffix("Scheduler") for one in CLASSES)
-        raise InputError(f"scheduler class {name!r} is not known; give schedule= and prediction=. Known: {known}")
+        known = ", ".join(one.removesuffix("Scheduler") for one in list(CLASSES)[:8]) + ", ..."
+        raise InputError(f"scheduler class {shown(name)} is not known; give schedule= and prediction=. Known: {known}")
     if config.get("beta_schedule") is not None or config.get("trained_betas") is not None:
         if config.get("solver_order"):
             return CLASSES[f"{'DPMSolver' if config.get('predict_x0') is None else 'UniPC'}MultistepScheduler"]
@@ -187,7 +199,7 @@ def _held(values: Values, kind: str, length: int, shift: float, terminal: float 
     """A schedule of own numbers, float64: trained betas, betas without a name here, a shifted signal-to-noise ratio."""
     low, high = values["beta_start"], values["beta_end"]
     t = np.arange(length + 1) / length
-    betas: Array
+    betas: Float64s
     if values["trained_betas"] is not None:
         betas = np.asarray(values["trained_betas"], np.float64)
     elif kind == "linear":

@@ -4,42 +4,44 @@
     Network("unet", schedule="scaled_linear:1000", prediction="eps")        one model's folder: config.json and weights
     Network(pipeline)                                           an object; its denoiser and its scheduler are used
 
-Only the denoiser and the decoder (an AutoencoderKL or AutoencoderTiny) are loaded, from safetensors; pickled weights
-(.bin) are executable code and are refused. The scheduler's config says schedule, prediction, times, clip and end; the
-model's config shape, conditions and variance.
+Denoiser, autoencoder and text encoders are loaded, from safetensors; pickled weights (.bin) are executable code and are
+refused. The scheduler's config says schedule, prediction, times, clip and end; the model's config shape,
+conditions and variance.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from ...engine.compiler.schedule import parse_schedule
-from ...engine.contract import Condition
-from ...engine.errors import BackendError, InputError
+from ...engine.condition import Condition
+from ...engine.errors import InputError
 from ..convention import Convention
 from ..described import Described, Given
 from ..families import FAMILIES, LEGACY
 from ..families.family import Beside, Family
 from ..time_map import parse_prediction
+from .controlnet import ControlledUnet
 from .diffusers_config import convention_of, dynamic_mu, read_config
+from .lora import parse_lora
+from .pipeline_changes import controlnet_of, with_loras
+from .pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
+from .saved_models import DECODERS, load_model, read_json
 from .scheduler_classes import CLASSES, REFUSED
 
 if TYPE_CHECKING:
     from torch import nn
 
-WEIGHTS = "diffusion_pytorch_model"
 LATENT_RANGE = (-10.0, 10.0)  # latents have a deviation of 1 and no bounds: far enough out to cut nothing
-DECODERS = ("AutoencoderKL", "AutoencoderTiny")
 AUTOENCODERS = ("vae", "vqvae")
 # Parts of a pipeline whose work an engine would leave out.
-STEERING = ("controlnet", "adapter", "motion_adapter", "transformer_2")
+STEERING = ("adapter", "motion_adapter", "transformer_2")
 # Words in the names of pipelines that start from a picture, not from noise.
-FROM_PICTURES = ("Img2Img", "Inpaint", "Upscale", "InstructPix2Pix", "Depth2Img", "ImageVariation")
+FROM_PICTURES = ("Inpaint", "Upscale", "InstructPix2Pix", "Depth2Img", "ImageVariation")
 PARTS = ("unet", "transformer")  # a pipeline's denoiser is one of these
 
 
@@ -48,7 +50,8 @@ PARTS = ("unet", "transformer")  # a pipeline's denoiser is one of these
 class PipelineParts:
     """A denoiser and what stands beside it. scheduler: its config; vae: the autoencoder, of class `vae_class`.
 
-    None where there is none. held: the names of all parts that the pipeline has.
+    None where there is none. held: the names of all parts that the pipeline has. texts: its text encoders and
+    tokenizers; zeros: without a negative prompt its conditions are zero. controlnet: of a ControlNet's pipeline.
     """
 
     name: str
@@ -59,6 +62,9 @@ class PipelineParts:
     vae: nn.Module | Path | None = None
     vae_class: str = ""
     held: tuple[str, ...] = ()
+    texts: Texts = field(default_factory=dict)
+    zeros: bool = False
+    controlnet: Any = None
 
 
 def open_diffusers(source: Any, given: Given) -> Described | None:
@@ -106,6 +112,9 @@ def _folder(path: Path) -> PipelineParts:
         vae,
         str(autoencoder.get("_class_name", "")),
         tuple(name for name, kind in index.items() if isinstance(kind, list) and any(kind)),
+        texts_in_folder(path, index),
+        bool(index.get("force_zeros_for_empty_prompt")),
+        path / "controlnet" if (path / "controlnet").is_dir() else None,
     )
 
 
@@ -135,6 +144,9 @@ def _object(source: Any) -> PipelineParts | None:
         vae,
         "" if vae is None else _class_of(vae, DECODERS) or type(vae).__name__,
         tuple(key for key, value in source.components.items() if value is not None),
+        texts_of_object(source),
+        bool(getattr(source.config, "force_zeros_for_empty_prompt", False)),
+        getattr(source, "controlnet", None),
     )
 
 
@@ -173,73 +185,17 @@ def _known_classes() -> str:
     return f"known are {', '.join(FAMILIES)}; give another as an nn.Module"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A config file. Raises InputError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}); copy it again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected an object; copy it again")
-    return content
-
-
-# Weights.
-def load_model(folder: Path, class_name: str) -> nn.Module:
-    """The model in `folder` in float32, from safetensors alone. Raises InputError, BackendError."""
-    variant = _variant(folder)
-    try:
-        import diffusers
-        import torch
-    except ImportError as error:
-        raise BackendError(
-            f"'{folder}' needs diffusers ({error}); install it with: pip install pfdiff[diffusers]"
-        ) from None
-    from ..to_onnx import quiet
-
-    try:
-        with quiet():
-            model, report = getattr(diffusers, class_name).from_pretrained(
-                folder,
-                torch_dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                variant=variant,
-                output_loading_info=True,
-            )
-    except Exception as error:  # of diffusers, safetensors and torch, without a common base
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:240]
-        raise InputError(f"'{folder}' cannot be loaded ({said}); save it again") from error
-    for key in ("missing_keys", "mismatched_keys"):
-        if report[key]:
-            what = f"{len(report[key])} {key.replace('_keys', '')} weights, such as {next(iter(report[key]))}"
-            raise InputError(f"'{folder}' has {what}; config.json and the weights do not fit: save them again")
-    return model.eval()
-
-
-def _variant(folder: Path) -> str | None:
-    """None for the plain safetensors, else the only variant there, such as fp16. Raises InputError."""
-    found = [one.name for one in folder.glob(f"{WEIGHTS}*.safetensors*")]
-    if any(one.removeprefix(WEIGHTS).startswith((".safetensors", "-0")) for one in found):
-        return None
-    variants = sorted({one.removeprefix(f"{WEIGHTS}.").split(".")[0].split("-")[0] for one in found})
-    if variants:
-        return variants[0]
-    pickled = sorted(one.name for one in folder.iterdir() if one.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if pickled:
-        raise InputError(
-            f"'{folder}' has pickled weights only ({pickled[0]}), which can run any code when they are read; "
-            "save it again with save_pretrained(..., safe_serialization=True)"
-        )
-    raise InputError(f"'{folder}' has no {WEIGHTS}.safetensors; copy it there, or save the model again")
-
-
 # What it is.
 def _described(parts: PipelineParts, given: Given) -> Described:
     family = FAMILIES[parts.class_name]
     # Before gigabytes are read.
     _check_schedule(parts, given)
     _check_parts(parts, given)
+    loras = [parse_lora(one) for one in given.lora]
+    if loras:
+        texts = parts.texts if given.encoders else {}
+        model, texts = with_loras(parts.beside.pipeline, parts.class_name, parts.model, texts, loras)
+        parts = replace(parts, model=model, texts=texts)
     model: Any = load_model(parts.model, parts.class_name) if isinstance(parts.model, Path) else parts.model
     model = getattr(model, "_orig_mod", model)
     config: Mapping[str, Any] = model.config
@@ -250,15 +206,19 @@ def _described(parts: PipelineParts, given: Given) -> Described:
     channels = family.channels(config)
     if len(shape) != 3 or shape[0] != channels:
         raise InputError(f"shape {list(shape)}, expected [{channels}, height, width] as its in_channels say")
-    conditions = _conditions(family, config, shape, parts.beside, given)
+    pixels = parts.beside.pixels
+    controlnet, controls = controlnet_of(parts.controlnet, given.controlnet, model, parts.class_name, shape, pixels)
+    conditions = _conditions(family, config, shape, parts.beside, given, controls)
     convention = _convention(parts, family, config, shape, given)
     decoder = None
     if given.decoder is None:
         decoder = load_model(parts.vae, parts.vae_class) if isinstance(parts.vae, Path) else parts.vae
+    prompts = prompts_of(family, config, parts.texts, zeros=parts.zeros) if given.encoders else None
     schedule = given.schedule or (convention.schedule if convention else "")
     flow = parse_schedule(schedule).velocity == "flow"
+    adapted = family.adapted(model, shape, conditions) if controlnet is None else ControlledUnet(model, controlnet)
     return Described(
-        family.adapted(model, shape, conditions).eval(),
+        adapted.eval(),
         parts.name,
         shape,
         schedule,
@@ -270,6 +230,9 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         data_range=(-1.0, 1.0) if channels in (1, 3) or decoder is not None else LATENT_RANGE,
         decoder=decoder,
         convention=convention,
+        prompts=prompts,
+        guidance=guidance_of(prompts),
+        origin={"lora": [one.record for one in loras]} if loras else {},
     )
 
 
@@ -289,7 +252,7 @@ def _check_parts(parts: PipelineParts, given: Given) -> None:
         )
     if any(word in pipeline for word in FROM_PICTURES):
         warnings.warn(
-            f"{pipeline} starts from a picture, but an engine of it starts from noise: from words to pictures only",
+            f"{pipeline} starts from a picture and more, of which an engine takes the picture alone: no mask, no edit",
             stacklevel=2,
         )
 
@@ -332,7 +295,12 @@ def _convention(
 
 
 def _conditions(
-    family: Family, config: Mapping[str, Any], shape: tuple[int, ...], beside: Beside, given: Given
+    family: Family,
+    config: Mapping[str, Any],
+    shape: tuple[int, ...],
+    beside: Beside,
+    given: Given,
+    controls: tuple[Condition, ...] = (),
 ) -> tuple[Condition, ...]:
     """The class's conditions. One that is given may say its default and range, and how many tokens a prompt has."""
     sizes = {
@@ -347,6 +315,7 @@ def _conditions(
         one.name: replace(one, alias=family.ALIASES.get(one.name, ""))
         for one in family.conditions(config, shape, beside)
     }
+    found |= {one.name: one for one in controls}
     for name, one in given.conditions.items():
         if name not in found:
             raise InputError(f"it has no condition '{name}'; its conditions are {', '.join(found) or 'none'}")

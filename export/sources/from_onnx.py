@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from ...engine.contract import Contract
-from ...engine.errors import InputError
+from ...engine.errors import InputError, first_line
 from ..check import LARGE_BYTES, Array, OnnxRun, TrialInputs, check_export
 from ..described import Described
 from ..to_onnx import save_model
@@ -73,7 +73,13 @@ class OnnxSource:
                 f"its time embedding would lose its digits; build with precision {self.contract.precision}, "
                 f"or give the nn.Module"
             )
-        save_model(self._rewritten(), path, external=external)
+        try:
+            save_model(self._rewritten(), path, external=external)
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # onnx_ir's exceptions have no common base
+            reason = first_line(error)[:120]
+            raise InputError(f"network '{self.path}': onnx cannot rewrite it ({reason}); export it again") from error
         if self.contract.precision == "bf16":
             return self.contract  # the same operators under new names, and no CPU kernels to run them with
         check_export(

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...engine.contract import Condition
-from ...engine.errors import InputError
+from ...engine.array_files import open_regular
+from ...engine.condition import Condition
+from ...engine.errors import InputError, shown
+from ...engine.external_weights import LARGEST_BYTES, tensors_of
+from ...engine.json_fields import LONGEST_NAME
+from ...engine.open_folder import read_at_most
 from ..described import Described
 
 if TYPE_CHECKING:
@@ -97,10 +101,14 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise InputError(f"network '{path}': there is no such file; expected an .onnx file")
     if path.is_dir():
         raise InputError(f"network '{path}': this is a folder, expected an .onnx file")
-    if path.stat().st_size == 0:
+    with open_regular(path) as file:
+        content = read_at_most(file, LARGEST_BYTES)
+    if content is None:
+        raise InputError(f"network '{path}': larger than 2 GiB, which no ONNX file is; export it with external weights")
+    if not content:
         raise InputError(f"network '{path}': the file is empty; export or copy it again")
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load_model_from_string(content, format="protobuf")
     except (DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"network '{path}': not an ONNX file, or truncated; export or copy it again") from error
     if not model.graph.node or not model.graph.input:
@@ -114,26 +122,39 @@ def read_model(path: Path) -> onnx.ModelProto:
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     if opset < LOWEST_OPSET:
         raise InputError(f"network '{path}': opset {opset}, expected {LOWEST_OPSET} or newer; export it again")
-    for location in external_files(model):
-        beside = (path.parent / location).resolve()
-        if not beside.is_relative_to(path.parent.resolve()):
-            raise InputError(f"network '{path}': its weights lie outside its folder ({location}); put them beside it")
-        if not beside.is_file():
-            raise InputError(f"network '{path}': its weights file {location} is missing; put it beside the .onnx file")
-        if beside.stat().st_size < external_files(model)[location]:
-            raise InputError(f"network '{path}': its weights file {location} is truncated; copy it again")
+    for location, least_bytes in external_files(model).items():
+        what = f"network '{path}': its weights file {shown(location)}"
+        try:
+            beside = (path.parent / location).resolve()
+            inside, held = beside.is_relative_to(path.parent.resolve()), beside.is_file()
+        except (OSError, ValueError):  # a name that no file can have
+            raise InputError(f"{what} cannot be read; export it again") from None
+        if not inside:
+            raise InputError(f"{what} lies outside its folder; put it beside the .onnx file")
+        if not held:
+            raise InputError(f"{what} is missing; put it beside the .onnx file")
+        if beside.stat().st_size < least_bytes:
+            raise InputError(f"{what} is truncated; copy it again")
     return model
 
 
 def external_files(model: onnx.ModelProto) -> dict[str, int]:
-    """The external weight files the model names, with the least size in bytes that each must have."""
+    """The external weight files the model names, with the least size in bytes that each must have.
+
+    Raises InputError for an offset or a length that is no number.
+    """
     sizes: dict[str, int] = {}
-    for tensor in _tensors(model.graph):
+    for tensor in tensors_of(model):
         if tensor.external_data:
             entry = {one.key: one.value for one in tensor.external_data}
-            end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
+            numbers = [entry.get(name) or "0" for name in ("offset", "length")]
+            if not all(re.fullmatch(r"[0-9]{1,18}", one) for one in numbers):
+                raise InputError(
+                    f"external weights of '{shown(tensor.name)[1:-1]}' have offset {shown(numbers[0])} and length "
+                    f"{shown(numbers[1])}, expected numbers of bytes; export the network again"
+                )
             location = entry.get("location", "")
-            sizes[location] = max(sizes.get(location, 0), end)
+            sizes[location] = max(sizes.get(location, 0), sum(map(int, numbers)))
     return sizes
 
 
@@ -157,17 +178,6 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(inner)
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.tensors
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node:
-                    yield from _tensors(inner)
-
-
 def ports(model: onnx.ModelProto, path: Path) -> tuple[list[Port], list[Port]]:
     """Inputs and outputs. Raises InputError when one is no tensor of a known dtype."""
     stored = {tensor.name for tensor in model.graph.initializer}  # old files list weights among the inputs
@@ -176,6 +186,8 @@ def ports(model: onnx.ModelProto, path: Path) -> tuple[list[Port], list[Port]]:
         for value in values:
             if value.name in stored:
                 continue
+            if len(value.name) > LONGEST_NAME:
+                raise InputError(f"network '{path}': the name {shown(value.name)} is too long; rename it")
             tensor = value.type.tensor_type
             if tensor.elem_type not in DTYPES:
                 raise InputError(

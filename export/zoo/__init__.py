@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-from ...engine.contract import Condition
+from ...engine.condition import Condition
 from ...engine.errors import EngineFileError, InputError
 from ..described import Described
 

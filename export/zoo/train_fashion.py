@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from ...engine.atomic import replacing
 from .fashion import CLASSES, NO_LABEL, FashionUNet
 from .fashion_data import load_fashion
 
@@ -80,9 +81,8 @@ class Training:
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
-        partial = self._file.with_suffix(".partial")
-        torch.save({**{name: one.state_dict() for name, one in self._kept.items()}, "state": self.state}, partial)
-        partial.replace(self._file)
+        with replacing(self._file) as part:
+            torch.save({**{name: one.state_dict() for name, one in self._kept.items()}, "state": self.state}, part)
 
     def step(self, step: int, x_t: Tensor, t: Tensor, label: Tensor, v: Tensor) -> float:
         """One step of AdamW and of the moving average; the loss."""

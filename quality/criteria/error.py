@@ -53,10 +53,10 @@ class ErrorCriterion:
     def square(self, program: Program, rows: Rows) -> float:
         """Sum over the samples `rows` of the mean squared error; inf when it is not finite. BudgetSpentError."""
         key = f"{program.digest} {self.key(rows)}"
-        held = self.journal.get(key) if self.journal else None
+        held = self.journal.number(key) if self.journal else None
         self.budget.charge(self.pool.cost(program, rows, self._seen), cached=held is not None)
         if held is not None:
-            return float(held)
+            return held
         result = float(np.sum(self.squares(self.pool.sample(program, rows, self.budget.passes), rows)))
         result = result if math.isfinite(result) else math.inf
         if self.journal:

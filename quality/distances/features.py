@@ -17,7 +17,6 @@ in sFID (Nash et al., arXiv 2103.03841).
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...engine.artifact import sha256_of
 from ...engine.cache import cache_folder, content_key
 from ...engine.device import parse_device, why_not_cuda
 from ...engine.errors import InputError, first_line
@@ -130,7 +130,7 @@ def extractor(source: str | nn.Module, *, scale: tuple[float, float] = (-1.0, 1.
         cached = cache_folder() / INCEPTION_FILE
         text = str(cached) if source == INCEPTION else rest
         path = _file(source, text, f"{INCEPTION_URL} there, or as inception:FILE")
-        digest = _sha256(path)
+        digest = sha256_of(path)
         name = INCEPTION if digest == FID_DIGEST else f"{INCEPTION}:{path.name}"
         return Extractor(name, digest, run_inception(path, place))
     if ".onnx" in source:
@@ -177,7 +177,7 @@ def _fashion(device: torch.device) -> Extractor:
         maps = model.maps(scaled(pixels, (-1.0, 1.0), device))
         return model.features_of_maps(maps), maps
 
-    return Extractor("fashion", _sha256(WEIGHTS), run)
+    return Extractor("fashion", sha256_of(WEIGHTS), run)
 
 
 def _of_module(
@@ -213,7 +213,7 @@ def _of_onnx(path: Path, output: str, scale: tuple[float, float]) -> Extractor:
         raise InputError(f"features '{path}': the file takes {held}, expected one float32 input [n, C, H, W]")
     maps = [name for name, rank in ranks.items() if rank == 4]
     names = [output or flat[0], *(maps if len(maps) == 1 else [])]
-    digest = content_key([_sha256(file) for file in files], names, scale)
+    digest = content_key([sha256_of(file) for file in files], names, scale)
 
     def run(pixels: Pixels) -> tuple[Tensor, Tensor | None]:
         x = scaled(pixels, scale, torch.device("cpu")).numpy()
@@ -228,8 +228,3 @@ def _file(source: str, text: str, example: str) -> Path:
     if not text or not path.is_file():
         raise InputError(f"features '{source}': there is no file '{text}'; expected {example}")
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

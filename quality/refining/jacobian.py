@@ -14,7 +14,7 @@ import numpy as np
 
 from ...engine.compiler.basis import convert, edm_preconditioning
 from ...engine.compiler.program import Program
-from ...engine.compiler.schedule import Array, parse_schedule
+from ...engine.compiler.schedule import Float64s, parse_schedule
 from ..criteria.error import ErrorCriterion
 from ..sampling.pool import Floats, Rows, update
 
@@ -33,7 +33,7 @@ class Parameter:
 
     n: int
     j: int
-    W: Array
+    W: Float64s
     w: float
     time: float = 0.0
 
@@ -86,7 +86,7 @@ class Line:
     def _read_after(self, n: int) -> list[int]:
         return [j for j in range(self.program.buffers) if j == 0 or self.program.W[n + 1, :, j].any()]
 
-    def _parameter(self, n: int, j: int, sources: list[int], weights: Array) -> Parameter:
+    def _parameter(self, n: int, j: int, sources: list[int], weights: Float64s) -> Parameter:
         field = sum(np.float32(weight) * self._direction(n, i) for i, weight in zip(sources, weights, strict=True))
         row = np.zeros(self.program.buffers + 1)
         row[sources] = weights / max(_length(np.asarray(field)), 1e-6)
@@ -130,13 +130,13 @@ def _length(field: Floats) -> float:
     return float(np.sqrt(np.mean(np.square(field, dtype=np.float64))))
 
 
-def _complement(rows: Array) -> Array:
+def _complement(rows: Float64s) -> Float64s:
     """An orthonormal basis, as rows, of what `rows` do not span."""
     _, singular, directions = np.linalg.svd(rows)
     return directions[int(np.sum(singular > 1e-6 * max(singular[0], 1e-30))) :]
 
 
-def moved(program: Program, parameters: list[Parameter], move: Array) -> Program:
+def moved(program: Program, parameters: list[Parameter], move: Float64s) -> Program:
     """The program with its parameters moved, each by `move` times its unit; times keep their order."""
     process = parse_schedule(program.schedule)
     W, w, times = program.W.copy(), program.w.copy(), program.times.copy()
@@ -160,7 +160,7 @@ def limited(one: Parameter, by: float, discrete: bool) -> float:
     return float(np.clip(np.rint(by * one.time), -most, most)) / one.time
 
 
-def time_gaps(program: Program) -> Array:
+def time_gaps(program: Program) -> Float64s:
     """Distance of each time to the nearest other one or to the clean point; 0 where it cannot move between them."""
     process = parse_schedule(program.schedule)
     distance = np.abs(program.times[:, None] - np.append(program.times, process.clean)[None, :])
@@ -169,7 +169,7 @@ def time_gaps(program: Program) -> Array:
     return np.where(gaps < 3, 0, gaps) if process.discrete else gaps
 
 
-def at_times(program: Program, times: Array) -> Program:
+def at_times(program: Program, times: Float64s) -> Program:
     """The program with its network asked at other times, W and w as they are."""
     process = parse_schedule(program.schedule)
     network_times, c_in = times.copy(), np.ones(len(times))

@@ -12,7 +12,6 @@ Training stops when the validation seeds gain nothing, and gives the program tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -21,7 +20,7 @@ import numpy as np
 
 from ...engine.compiler.basis import convert, velocity
 from ...engine.compiler.program import Program
-from ...engine.compiler.schedule import Array, parse_schedule
+from ...engine.compiler.schedule import Float64s, parse_schedule
 from ...engine.errors import InputError
 from ..criteria.error import ErrorCriterion
 from ..sampling.budget import BudgetSpentError
@@ -49,7 +48,7 @@ class Iteration:
 
     def to_data(self) -> dict[str, Any]:
         return {
-            "program": json.loads(self.program.to_json()),
+            "program": self.program.to_dict(),
             "damping": self.damping,
             "training": self.training,
             "validation": self.validation,
@@ -57,8 +56,9 @@ class Iteration:
 
     @staticmethod
     def from_data(data: Any) -> Iteration:
-        program = Program.from_json(json.dumps(data["program"]))
-        return Iteration(program, data["damping"], tuple(data["training"]), tuple(data["validation"]))
+        damping, training, validation = float(data["damping"]), data["training"], data["validation"]
+        errors = tuple(map(float, training)), tuple(map(float, validation))
+        return Iteration(Program.from_dict(data["program"]), damping, *errors)
 
 
 @final
@@ -105,8 +105,12 @@ class Refinement:
         held = self._journal.get(key) if self._journal else None
         if held is None:
             return None
-        self.criterion.budget.charge(held["evaluations"], cached=True)
-        return Iteration.from_data(held)
+        try:
+            spent, found = int(held["evaluations"]), Iteration.from_data(held)
+        except (InputError, KeyError, TypeError, ValueError, OverflowError):  # damaged
+            return None
+        self.criterion.budget.charge(spent, cached=True)
+        return found
 
     def _iterate(self, here: Iteration, key: str) -> Iteration | None:
         """One step that lowers the training error, None when none does.
@@ -137,7 +141,7 @@ class Refinement:
         return float(np.sqrt(self.criterion.square(program, rows) / len(rows)))
 
     # The Jacobian, as the normal equations.
-    def _jacobian(self, program: Program) -> tuple[list[Parameter], Array, Array]:
+    def _jacobian(self, program: Program) -> tuple[list[Parameter], Float64s, Float64s]:
         """(parameters, J^T J, J^T r) over the training seeds, accumulated in float64."""
         parameters: list[Parameter] = []
         count = program.nfe * (program.buffers + 1) * program.buffers
@@ -156,7 +160,7 @@ class Refinement:
             slope += columns @ residual.reshape(-1)
         return parameters, normal, slope
 
-    def _residual(self, samples: np.ndarray, targets: Floats) -> tuple[Array, Array]:
+    def _residual(self, samples: np.ndarray, targets: Floats) -> tuple[Float64s, Float64s]:
         """(weight of each element, residual): sample - target inside the data's range, what is beyond it outside.
 
         An element outside has the error that its clipped value has, whatever it is; the weight keeps it near.
@@ -166,7 +170,7 @@ class Refinement:
         weight = np.where(beyond == 0, 1.0, OUTSIDE)
         return weight, np.where(beyond == 0, samples.astype(np.float64) - targets, OUTSIDE * beyond)
 
-    def _loss(self, samples: Array, targets: Floats) -> float:
+    def _loss(self, samples: Float64s, targets: Floats) -> float:
         """Mean squared error of the clipped samples, and a little for what was clipped."""
         low, high = self.criterion.data_range
         clipped = np.clip(samples, low, high)
@@ -197,7 +201,9 @@ class Refinement:
         return replace(program, W=W, w=w), float(np.sqrt(best))
 
 
-def _moves(program: Program, parameters: list[Parameter], normal: Array, slope: Array, damping: float) -> list[Array]:
+def _moves(
+    program: Program, parameters: list[Parameter], normal: Float64s, slope: Float64s, damping: float
+) -> list[Float64s]:
     """The damped Gauss-Newton move; where times are integers they are rounded and the rest is solved around them,
     and again with the times as they are."""
     move = _solve(normal, slope, damping)
@@ -217,7 +223,7 @@ def _moves(program: Program, parameters: list[Parameter], normal: Array, slope: 
     return moves
 
 
-def _solve(normal: Array, slope: Array, damping: float) -> Array:
+def _solve(normal: Float64s, slope: Float64s, damping: float) -> Float64s:
     """The damped Gauss-Newton move; directions that change nothing stay where they are."""
     scale = np.sqrt(np.diag(normal)) + 1e-30
     eigenvalues, vectors = np.linalg.eigh(normal / np.outer(scale, scale))
@@ -233,7 +239,7 @@ def finished(program: Program, solver: str) -> Program:
         return replace(program, solver=f"{solver} refined", basis=basis, table=dense_table(program, basis))
 
 
-def dense_table(program: Program, basis: str) -> Array:
+def dense_table(program: Program, basis: str) -> Float64s:
     """The table [N+1, N+1] that a program's updates mean, columns in `basis`: trace.py's lowering, undone.
 
     Raises InputError where the answers in `basis` do not determine the network's.

@@ -304,7 +304,6 @@ def test_a_time_map_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (["w.safetensors"], "weights alone hold no network; give FILE.py:FACTORY"),
         (["w.pt"], "weights alone hold no network; give FILE.py:FACTORY"),
-        (["owner/model"], "hf download owner/model --local-dir DIR"),
         (["fashoin"], "did you mean 'fashion'?"),
         (["fashion", "--prediction", "epsiln"], "did you mean epsilon?"),
         (["fashion", "--time-map", "2*u"], "time_map '2*u'"),

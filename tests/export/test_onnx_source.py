@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 import torch
 
-from pfdiff.engine.contract import Condition
+from pfdiff.engine.condition import Condition
 from pfdiff.engine.errors import InputError
 from pfdiff.export.check import OnnxRun
 from pfdiff.export.network import Network
@@ -173,10 +173,10 @@ def test_external_weights_are_read_and_hashed(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(data)
     assert Network(file, **WORDS).digest != before
     (tmp_path / "weights.bin").write_bytes(data[:40])
-    with pytest.raises(InputError, match=r"weights.bin is truncated"):
+    with pytest.raises(InputError, match=r"weights.bin' is truncated"):
         Network(file, **WORDS)
     (tmp_path / "weights.bin").unlink()
-    with pytest.raises(InputError, match=r"weights.bin is missing; put it beside"):
+    with pytest.raises(InputError, match=r"weights.bin' is missing; put it beside"):
         Network(file, **WORDS)
 
 

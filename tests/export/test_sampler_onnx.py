@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,12 +20,13 @@ import pfdiff
 from pfdiff.cli import main
 from pfdiff.engine.artifact import Artifact, records_of, write_manifest
 from pfdiff.engine.compiler.compile import compile
-from pfdiff.engine.contract import Condition, Contract
+from pfdiff.engine.condition import Condition
+from pfdiff.engine.contract import Contract
 from pfdiff.engine.errors import BackendError, EngineFileError, InputError
 from pfdiff.export import sampler_onnx
 from pfdiff.export.sampler_onnx import export_sampler
 
-from ..small.engine import CONTRACT, SHAPE, program, write_engine
+from ..small.engine import CONTRACT, SHAPE, program, write_engine, write_onnx
 
 LABELS = np.array([3, 0, 9])
 SHIFTS = np.random.default_rng(1).standard_normal((3, 3, 1), np.float32)
@@ -83,14 +86,69 @@ def test_fixed_batch(tmp_path: Path) -> None:
 def test_external_weights_move_with_the_file(tmp_path: Path) -> None:
     artifact = write_engine(tmp_path / "small.engine", external=True)
     export_sampler(artifact.path, tmp_path / "s.onnx", 4)
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["s.onnx", "s.onnx.data", "small.engine"]
+    weights = f"s.onnx.{artifact.files['network.onnx.data'].sha256[:12]}.data"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["s.onnx", weights, "small.engine"]
     with pfdiff.load(artifact.path, backend="onnxruntime") as engine:
         expected = engine.sample(noise=noise(), nfe=4, label=LABELS, shift=SHIFTS)
     moved = tmp_path / "elsewhere"
     moved.mkdir()
-    for name in ("s.onnx", "s.onnx.data"):
+    for name in ("s.onnx", weights):
         (tmp_path / name).rename(moved / name)
     assert_same(run(moved / "s.onnx", noise=noise(), label=LABELS, shift=SHIFTS), expected)
+
+
+@pytest.mark.parametrize("killed", ["before", "between", "after"])
+def test_a_sampler_never_meets_the_weights_of_another(
+    tmp_path: Path, killed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever between the renames an export ends, what is at its place is the former sampler or the new one."""
+    former = write_engine(tmp_path / "small.engine", external=True)
+    target = export_sampler(former.path, tmp_path / "s.onnx", 4)
+    feeds = {"noise": noise(), "label": LABELS, "shift": SHIFTS}
+    before = run(target, **feeds)
+    other = write_engine(tmp_path / "other.engine", external=True)
+    write_onnx(other.path / "network.onnx", weight=0.2, external=True)
+    write_manifest(replace(other, files=records_of(other.path)))
+    end, renames = {"before": 0, "between": 1, "after": 2}[killed], []
+    rename = os.replace
+
+    def dying(source: Any, place: Any) -> None:
+        if len(renames) == end:
+            raise KeyboardInterrupt
+        renames.append(place)
+        rename(source, place)
+
+    monkeypatch.setattr(os, "replace", dying)
+    with contextlib.suppress(KeyboardInterrupt):
+        export_sampler(other.path, target, 4, check=False)
+    monkeypatch.undo()
+    after = run(target, **feeds)
+    assert np.array_equal(after, before) == (killed != "after")
+    export_sampler(other.path, target, 4, check=False)
+    assert not np.array_equal(run(target, **feeds), before)
+    assert len(list(tmp_path.iterdir())) == 4  # the former weights are gone
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    artifact = write_engine(tmp_path / "small.engine")
+    left = tmp_path / ".s.onnx.building-01234567"
+    left.mkdir()
+    (left / "s.onnx").write_bytes(b"half")
+    export_sampler(artifact.path, tmp_path / "s.onnx", 4, check=False)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["s.onnx", "small.engine"]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_bytes_outside_the_engine_are_not_copied(tmp_path: Path, check: bool) -> None:
+    """A link in the place of weights, which the manifest does not list."""
+    artifact = write_engine(tmp_path / "small.engine", external=True)
+    (tmp_path / "secret").write_bytes(b"secret" * 1000)
+    (artifact.path / "network.onnx.data").unlink()
+    (artifact.path / "network.onnx.data").symlink_to(tmp_path / "secret")
+    write_manifest(replace(artifact, files={"network.onnx": artifact.files["network.onnx"]}))
+    with pytest.raises(EngineFileError, match="not among the files"):
+        export_sampler(artifact.path, tmp_path / "s.onnx", 4, check=check)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["secret", "small.engine"]
 
 
 def test_runs_without_pfdiff(tmp_path: Path) -> None:
@@ -189,7 +247,7 @@ def test_half_precision_networks(tmp_path: Path) -> None:
 # What is refused.
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
     artifact = write_engine(tmp_path / "small.engine")
-    with pytest.raises(InputError, match="nfe is missing, this engine has 4, 6"):
+    with pytest.raises(InputError, match="nfe is missing and this engine has several; choose one of 4, 6"):
         export_sampler(artifact.path, tmp_path / "s.onnx")
     with pytest.raises(InputError, match="nfe=5, this engine has 4, 6"):
         export_sampler(artifact.path, tmp_path / "s.onnx", 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -159,3 +160,21 @@ def test_refinement_is_resumed_and_bounded(tmp_path):
     bounded.budget.evaluations = 500
     Refinement(bounded, np.arange(8), np.arange(8, 16)).run(start, 30)
     assert bounded.budget.spent <= 500
+
+
+def test_a_journal_that_is_damaged_or_read_only_stops_nothing(tmp_path):
+    start = program_of("pfdiff:k=2,l=1", "linear:1000", "eps", None)
+
+    def run(path):
+        judge, _ = judge_of("linear:1000", "eps", journal=Journal(path))
+        return Refinement(judge, np.arange(8), np.arange(8, 16)).run(start, 2).program.digest
+
+    whole = run(tmp_path / "journal.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    wrong = (3, "x", None, [], {}, {"evaluations": "many"}, {"evaluations": 1, "program": {}, "damping": 1})
+    changed = [json.dumps([key, wrong[number % len(wrong)]]) for number, (key, _) in enumerate(lines)]
+    (tmp_path / "journal.jsonl").write_text("\n".join(changed))
+    assert run(tmp_path / "journal.jsonl") == whole
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="cannot be written"):
+        assert run(tmp_path / "file" / "journal.jsonl") == whole

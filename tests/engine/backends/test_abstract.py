@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 from pfdiff.engine.backends.abstract import Buffers
-from pfdiff.engine.contract import Condition, DecoderContract
+from pfdiff.engine.condition import Condition
+from pfdiff.engine.contract import DecoderContract
 
 from ...small.engine import CONTRACT, SHAPE
 

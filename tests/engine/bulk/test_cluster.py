@@ -185,3 +185,21 @@ def test_ray_counts_the_processors_unless_this_process_has_fewer(
     with connected("local"):
         pass
     assert asked.get("num_cpus") == given
+
+
+@pytest.mark.parametrize(
+    ("version", "safe"), [("2.58.9", False), ("2.9.0", False), ("2.59.0", True), ("3.0.0.dev0", True)]
+)
+def test_a_local_cluster_asks_for_a_token(monkeypatch: pytest.MonkeyPatch, version: str, safe: bool) -> None:
+    """It listens on all addresses, and whoever may use it may run code as this user."""
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    started: list[object] = []
+    monkeypatch.setattr(ray, "init", lambda **settings: started.append(settings))
+    monkeypatch.setattr(ray, "__version__", version)
+    if safe:
+        with connected("local"):
+            pass
+    else:
+        with pytest.raises(pfdiff.InputError, match=f"Ray {version} .* anybody on the network"), connected("local"):
+            pass
+    assert len(started) == safe

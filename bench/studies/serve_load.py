@@ -1,0 +1,237 @@
+"""`pfdiff serve` under load: `python -m pfdiff.bench.studies.serve_load --work FOLDER`.
+
+serve_load.json, of the shipped network on loopback, one sample a request, with two choices of buckets: with 8, 32 and
+128 clients, each of which asks again as soon as it is answered (after a 429, when Retry-After says so)
+
+* samples a second over those of `engine.sample` at the bucket that so many clients can fill: the median over ROUNDS in
+  which load and comparison take turns, since a shared machine drifts,
+* the time of an answer, p50 and p99, and the bound on it: (queue / bucket + 2) batches and the longest wait for others,
+* answers that equal the in-process sample of their seed in a bucket bit for bit, or within 1e-6,
+* statuses, and the server's memory in the quarters of the run.
+
+Clients, server and the engine of the comparison share the machine; `load_average` says who else did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pfdiff
+
+from ..measuring.machine import describe, folder_name
+
+NFE = 8
+ENGINES = ((1, 8), (1, 8, 32))  # buckets
+QUEUE, MAX_WAIT_MS = 64, 5
+CLIENTS = (8, 32, 128)
+SEEDS = 256
+ROUNDS = 6
+LABELS = 10
+TOLERANCE = 1e-6
+Expected = dict[int, list[bytes]]
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m pfdiff.bench.studies.serve_load", description=str(__doc__).splitlines()[0]
+    )
+    parser.add_argument("--work", type=Path, required=True, help="a folder for the engine")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each load")
+    parser.add_argument("--out", type=Path, help="default: bench/results/<machine> beside this file")
+    given = parser.parse_args(words)
+    given.work.mkdir(parents=True, exist_ok=True)
+    network = pfdiff.Network("fashion")
+    loads: list[dict[str, Any]] = []
+    description = ""
+    for buckets in ENGINES:
+        path = given.work / f"fashion{buckets[-1]}.engine"
+        settings: dict[str, Any] = {"grid": "uniform", "basis": "eps", "batch": list(buckets), "out": path}
+        pfdiff.build(network, [NFE], "pfdiff:k=2,l=1", **settings).close()
+        with pfdiff.load(path) as engine, server(path) as (port, pid):
+            expected = expected_bytes(engine)
+            loads += [measure(engine, port, pid, clients, given.seconds, expected) for clients in CLIENTS]
+            description = engine.description
+    found = {
+        "network": "fashion",
+        "engine": description,
+        "nfe": NFE,
+        "queue": QUEUE,
+        "max_wait_ms": MAX_WAIT_MS,
+        "seconds": given.seconds,
+        "loads": loads,
+        "machine": describe(),
+    }
+    folder = given.out or Path(__file__).parents[1] / "results" / folder_name()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "serve_load.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(folder / "serve_load.json", flush=True)
+
+
+@contextmanager
+def server(path: Path) -> Iterator[tuple[int, int]]:
+    """(port, process) of `pfdiff serve` with the study's bounds."""
+    command = [sys.executable, "-m", "pfdiff", "serve", str(path), "--port", "0", "--queue", str(QUEUE)]
+    with subprocess.Popen([*command, "--max-wait-ms", str(MAX_WAIT_MS)], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        found = re.search(r":(\d+)$", running.stdout.readline().strip())
+        try:
+            if found is None:
+                raise RuntimeError("the server did not start")
+            yield int(found[1]), running.pid
+        finally:
+            running.terminate()
+
+
+# What must come back.
+def expected_bytes(engine: pfdiff.Engine) -> Expected:
+    """The float32 bytes of every seed's sample, as each bucket draws it."""
+    held: Expected = {seed: [] for seed in range(SEEDS)}
+    for bucket in engine.batch:
+        for first in range(0, SEEDS, bucket):
+            seeds = range(first, first + bucket)
+            for seed, row in zip(seeds, draw(engine, seeds), strict=True):
+                held[seed].append(row.tobytes())
+    return held
+
+
+def draw(engine: pfdiff.Engine, seeds: range) -> np.ndarray:
+    return engine.sample(seeds=seeds, nfe=NFE, label=[seed % LABELS for seed in seeds]).numpy()
+
+
+def in_process(engine: pfdiff.Engine, bucket: int, seconds: float) -> float:
+    """Samples a second of `engine.sample`, in batches of `bucket`."""
+    start = time.perf_counter()
+    count = 0
+    while time.perf_counter() - start < seconds:
+        draw(engine, range(bucket))
+        count += bucket
+    return count / (time.perf_counter() - start)
+
+
+# One load.
+def measure(
+    engine: pfdiff.Engine, port: int, pid: int, clients: int, seconds: float, expected: Expected
+) -> dict[str, Any]:
+    """The figures of one number of clients."""
+    bucket = max(size for size in engine.batch if size <= clients)
+    others, fill = os.getloadavg()[0], batch_fill(port)
+    scale = max(float(np.abs(np.frombuffer(one, np.float32)).max()) for held in expected.values() for one in held)
+    memory: list[int] = []
+    statuses: Counter[int] = Counter()
+    times: list[float] = []
+    sampled: list[float] = []
+    equal: Counter[str] = Counter()
+
+    async def client(first: int, end: float) -> None:
+        seed = first
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            status, headers, body = await ask(reader, writer, seed)
+            statuses[status] += 1
+            if status == 429:
+                await asyncio.sleep(float(headers["retry-after"]))
+                continue
+            times.append(1e3 * (time.perf_counter() - start))
+            sampled.append(float(re.findall(r"sample;dur=([\d.]+)", headers["server-timing"])[0]))
+            equal[compare(body, expected[seed], scale)] += 1
+            seed = (seed + clients) % SEEDS
+        writer.close()
+
+    async def watch(end: float) -> None:
+        while time.perf_counter() < end:
+            memory.append(resident_bytes(pid))
+            await asyncio.sleep(0.5)
+
+    async def load() -> None:
+        end = time.perf_counter() + seconds / ROUNDS
+        await asyncio.gather(watch(end), *(client(first, end) for first in range(clients)))
+
+    def rate() -> float:
+        start, before = time.perf_counter(), len(times)
+        asyncio.run(load())
+        return (len(times) - before) / (time.perf_counter() - start)
+
+    alone: list[float] = []
+    served: list[float] = []
+    for _ in range(ROUNDS):
+        alone.append(in_process(engine, bucket, seconds / ROUNDS / 2))
+        served.append(rate())
+    p50, p99 = np.percentile(times, (50, 99))
+    bound = (QUEUE / bucket + 2) * float(np.max(sampled)) + MAX_WAIT_MS
+    quarters = [int(np.mean(part)) for part in np.array_split(memory, 4)]
+    found = {
+        "buckets": engine.batch,
+        "clients": clients,
+        "bucket": bucket,
+        "samples_per_second": served,
+        "in_process_per_second": alone,
+        "share_of_in_process": float(np.median(np.divide(served, alone))),
+        "p50_ms": float(p50),
+        "p99_ms": float(p99),
+        "batch_ms": {"median": float(np.median(sampled)), "max": float(np.max(sampled))},
+        "bound_ms": bound,
+        "statuses": {str(status): count for status, count in sorted(statuses.items())},
+        "answers": dict(equal),
+        "memory_bytes_by_quarter": quarters,
+        "load_average": [others, os.getloadavg()[0]],
+        "batch_fill": float(np.divide(*np.subtract(batch_fill(port), fill))),
+    }
+    print(json.dumps(found), flush=True)
+    return found
+
+
+async def ask(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seed: int
+) -> tuple[int, dict[str, str], bytes]:
+    """One request on a connection that stays open: HTTP/1.1 by hand, which costs less than any client."""
+    body = json.dumps({"seeds": [seed], "nfe": NFE, "conditions": {"label": seed % LABELS}, "format": "npz"}).encode()
+    writer.write(
+        b"POST /v1/samples HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
+    return int(head[0].split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
+
+
+def compare(body: bytes, expected: list[bytes], scale: float) -> str:
+    """bit for bit, rounding, or wrong. An .npz holds its arrays uncompressed."""
+    if any(one in body for one in expected):
+        return "bit_for_bit"
+    row = np.load(io.BytesIO(body))["samples"].reshape(-1)
+    nearest = min(float(np.abs(row - np.frombuffer(one, np.float32)).max()) for one in expected)
+    return "within_1e-6" if nearest <= TOLERANCE * scale else "wrong"
+
+
+def resident_bytes(pid: int) -> int:
+    """Of a process. Linux only."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def batch_fill(port: int) -> tuple[float, float]:
+    """(sum over all batches so far of the share of a bucket that each filled, their number)."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = answer.read().decode()
+    total, count = (re.findall(rf"^pfdiff_batch_fill_{name}\S* (\S+)$", text, re.M) for name in ("sum", "count"))
+    return (float(total[0]), float(count[0])) if count else (0.0, 0.0)
+
+
+if __name__ == "__main__":
+    main()

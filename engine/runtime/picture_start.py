@@ -1,0 +1,154 @@
+"""Samples that start from a picture: x_t = alpha_t x_0 + sigma_t eps at a point on the way, then the rest of the way.
+
+The program walks the last part, `strength`, of the way that the engine's own program walks, with as many evaluations.
+Its states begin at multiples of one noise, y_0 = c noise; so x_t / c in the place of the noise starts them at x_t.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from ..artifact import IMAGE_ENCODER, Artifact
+from ..backends.abstract import Backend, Buffers, NetworkFiles
+from ..backends.choose import open_best
+from ..compiler.part import last_part
+from ..compiler.program import Program
+from ..compiler.schedule import parse_schedule
+from ..contract import Contract
+from ..errors import BackendError, InputError
+from .loop import Tables, make_tables
+
+LARGEST_CACHE = 16
+COUNTS = ("part", "whole")
+
+
+@final
+class PictureStart:
+    """Programs for the rest of the way, and the image encoder of a latent model, loaded when a picture comes.
+
+    backend, threads: as they were asked for the network that is `opened`.
+    """
+
+    def __init__(
+        self, artifact: Artifact, network: NetworkFiles, opened: Backend, backend: str, threads: int | None
+    ) -> None:
+        self._artifact = artifact
+        self._files = replace(network, module=None, stream=opened.stream)
+        self._device = opened.device
+        self._backend = "auto" if backend == "torch" else backend
+        self._threads = threads
+        self._tables: dict[tuple[int, float, str], Tables] = {}
+        self._lock = threading.Lock()  # the image encoder has one set of buffers
+        self._closed = False
+        self._encode: tuple[Backend, Buffers, Callable[[], torch.Tensor]] | None = None
+
+    def tables(self, program: Program, strength: float, count: str) -> Tables:
+        """The tables of the last `strength` of `program`'s way. Raises InputError."""
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 < strength <= 1:
+            raise InputError(f"strength={strength!r}, expected a number above 0 and at most 1, such as 0.6")
+        if count not in COUNTS:
+            raise InputError(f"strength_counts={count!r}, expected one of {', '.join(COUNTS)}")
+        key = (program.nfe, float(strength), count)
+        if key not in self._tables:
+            if len(self._tables) >= LARGEST_CACHE:
+                self._tables.pop(next(iter(self._tables)))
+            part = last_part(program, float(strength), whole=count == "whole")
+            self._tables[key] = make_tables(part, self._artifact.contract)
+        return self._tables[key]
+
+    def noise(self, image: Any, noise: torch.Tensor, tables: Tables) -> torch.Tensor:
+        """What stands in the noise's place [n, elements], for a picture as `Engine.images` takes it."""
+        x_0 = self._samples(image, len(noise)).to(noise)
+        program = tables.program
+        schedule = parse_schedule(program.schedule)
+        start = float(program.times[0])
+        alpha, sigma, factor = float(schedule.alpha(start)), float(schedule.sigma(start)), float(program.table[0, 0])
+        return (alpha / factor) * x_0 + (sigma / factor) * noise
+
+    def _samples(self, image: Any, count: int) -> torch.Tensor:
+        """x_0 float32 [n or 1, elements] on the engine's device."""
+        contract, encoder = self._artifact.contract, self._artifact.image_encoder
+        given = image.detach() if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
+        shown = encoder.shape if encoder else contract.shape
+        if given.dtype == torch.uint8 and len(shown) == 3:
+            given = _from_pixels(given, shown, contract)
+        kinds = {"pixels": shown, "a sample": contract.shape}
+        for shape in kinds.values():
+            rows = given[None] if tuple(given.shape) == shape else given
+            if tuple(rows.shape[1:]) == shape and given.is_floating_point() and len(rows) in (1, count):
+                if not bool(torch.isfinite(rows).all()):
+                    raise InputError("image has NaN or infinite values, expected finite ones")
+                x_0 = rows if shape == contract.shape else self._encoded(rows)
+                return x_0.to(self._device, torch.float32).reshape(len(rows), math.prod(contract.shape))
+        raise InputError(_misfit(given, shown, contract, encoder is not None, count))
+
+    def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Latents float32 [n, *shape] of pixels in the data's range, by the image encoder."""
+        with self._lock:
+            if self._closed:
+                raise BackendError("this engine is closed; load it again with pfdiff.load")
+            if self._encode is None:
+                self._encode = self._open()
+            return self._run(*self._encode, pixels)
+
+    def _run(
+        self, backend: Backend, buffers: Buffers, evaluate: Callable[[], torch.Tensor], pixels: torch.Tensor
+    ) -> torch.Tensor:
+        rows = []
+        size = len(buffers.x)
+        for start in range(0, len(pixels), size):
+            part = pixels[start : start + size]
+            buffers.x[: len(part)].copy_(part)
+            if backend.stream is not None:
+                backend.stream.wait_stream(torch.cuda.current_stream(backend.device))
+                with torch.cuda.stream(backend.stream):
+                    made = evaluate()
+                torch.cuda.current_stream(backend.device).wait_stream(backend.stream)
+            else:
+                made = evaluate()
+            rows.append(made[: len(part)].float().clone())
+        return torch.cat(rows)
+
+    def _open(self) -> tuple[Backend, Buffers, Callable[[], torch.Tensor]]:
+        artifact, contract = self._artifact, self._artifact.image_encoder
+        assert contract is not None
+        files = replace(self._files, onnx=artifact.path / IMAGE_ENCODER, contract=contract)
+        try:
+            backend, _ = open_best(files, self._device, self._backend, self._threads)
+        except BackendError as error:
+            raise BackendError(f"the image encoder: {error}") from None
+        buffers = Buffers.of(contract, artifact.batch[0], backend.dtype, backend.device)
+        (evaluate,) = backend.bind([buffers])
+        return backend, buffers, evaluate
+
+    def close(self) -> None:
+        """Free the image encoder."""
+        with self._lock:
+            self._closed = True
+            if self._encode is not None:
+                self._encode[0].close()
+            self._encode = None
+
+
+def _from_pixels(given: torch.Tensor, shape: tuple[int, ...], contract: Contract) -> torch.Tensor:
+    """uint8 [n, H, W, C] or [H, W, C] as floats [.., C, H, W] in the data's range; other shapes as they are."""
+    channels, height, width = shape
+    if tuple(given.shape[-3:]) != (height, width, channels):
+        return given
+    low, high = contract.data_range
+    return given.movedim(-1, -3).float() / 255 * (high - low) + low
+
+
+def _misfit(given: torch.Tensor, shown: tuple[int, ...], contract: Contract, encoded: bool, count: int) -> str:
+    floats = f"floats [{count}, {', '.join(map(str, shown))}] in {list(contract.data_range)}"
+    pixels = f"uint8 [{count}, {shown[1]}, {shown[2]}, {shown[0]}] or " if len(shown) == 3 else ""
+    latent = f", or latents {[count, *contract.shape]}" if encoded else ""
+    dtype = str(given.dtype).removeprefix("torch.")
+    return f"image: got {dtype} {list(given.shape)}, expected {pixels}{floats}{latent}, or one for all samples"

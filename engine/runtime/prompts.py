@@ -1,0 +1,247 @@
+"""Prompts become conditions: the text encoders of an engine, loaded when the first prompt comes.
+
+They run on the engine's device and stream, outside the captured schedule, once for each prompt: what was encoded is
+kept for the next calls. The `tokenizers` library makes the tokens; transformers is not needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..artifact import Artifact
+from ..backends.abstract import Backend, Buffers, Evaluate, NetworkFiles
+from ..backends.choose import open_best
+from ..errors import BackendError, EngineFileError, InputError, first_line
+from ..text_encoders import NEGATIVE, TextEncoder
+
+KEPT_BYTES = 256 << 20  # of encoded prompts
+Prompt = str | Sequence[str]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LoadedEncoder:
+    """A tokenizer, and a network bound to buffers of one bucket."""
+
+    encoder: TextEncoder
+    tokenizer: Any
+    backend: Backend
+    buffers: Buffers
+    evaluate: Evaluate
+
+
+@final
+class Prompts:
+    """The text encoders of an engine, beside its network that is `opened`.
+
+    backend, threads: as they were asked for the network; backend torch, which needs modules, is not theirs.
+    """
+
+    def __init__(
+        self, artifact: Artifact, network: NetworkFiles, opened: Backend, backend: str, threads: int | None
+    ) -> None:
+        self._artifact = artifact
+        self._files = replace(network, module=None, stream=opened.stream)
+        self._device = opened.device
+        self._backend = "auto" if backend == "torch" else backend
+        self._threads = threads
+        self._loaded: list[LoadedEncoder] = []
+        self._lock = threading.Lock()  # encoders share their buffers between calls
+        self._closed = False
+        self._kept: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        contract = artifact.contract
+        self._shapes = {one.name: one.shape for one in contract.conditions}
+        self._labels = {one.name: one.alias or one.name for one in contract.conditions}
+        self._needed = {one.name for one in contract.conditions if one.default is None}
+
+    @property
+    def description(self) -> str:
+        """Who encodes, as of the network; empty until a prompt has come."""
+        return "; ".join(dict.fromkeys(one.backend.description for one in self._loaded))
+
+    def conditions(
+        self, prompt: Prompt | None, negative_prompt: Prompt | None, given: Mapping[str, Any], count: int
+    ) -> dict[str, Any]:
+        """`given`, by the conditions' own names, with those of the prompts, one for all samples or [count, *shape].
+
+        A negative condition that is not given is that of `negative_prompt`, else zero or that of the empty prompt, as
+        the pipeline has it. Raises InputError: no encoders, a missing prompt, both a prompt and its condition.
+        """
+        encoders = self._artifact.text_encoders
+        if encoders is None:
+            if prompt is not None or negative_prompt is not None:
+                raise InputError(
+                    "this engine holds no text encoders; build it from a pipeline that has them, or give what they make"
+                    f"{self._instead(list(self._shapes))}"
+                )
+            return dict(given)
+        found = self._artifact.contract.by_name(given)
+        if prompt is not None:
+            self._add(found, "prompt", list(encoders.conditions), self._encoded("prompt", prompt, count))
+        elif missing := [name for name in encoders.conditions if name in self._needed and name not in found]:
+            raise InputError(f"the prompt is missing; give prompt='...'{self._instead(missing)}")
+        names = [name + NEGATIVE for name in encoders.conditions if name + NEGATIVE in self._shapes]
+        if negative_prompt is not None and not names:
+            raise InputError("negative_prompt: this engine is not guided by one; leave it out")
+        if negative_prompt is not None:
+            self._add(found, "negative_prompt", names, self._encoded("negative_prompt", negative_prompt, count))
+        elif missing := [name for name in names if name not in found]:
+            values = self._zero() if encoders.zeros else self._encoded("negative_prompt", "", count)
+            found |= {name: values[name.removesuffix(NEGATIVE)] for name in missing}
+        return found
+
+    def _instead(self, names: Sequence[str]) -> str:
+        labels = [f"{self._labels[name]}=" for name in names]
+        return f", or {', '.join(labels)}" if labels else ""
+
+    def _add(
+        self, found: dict[str, Any], word: str, names: Sequence[str], values: Mapping[str, NDArray[np.float32]]
+    ) -> None:
+        for name in names:
+            if name in found:
+                raise InputError(f"got both {word} and {self._labels[name]}, expected one of them")
+            found[name] = values[name.removesuffix(NEGATIVE)]
+
+    def _zero(self) -> dict[str, NDArray[np.float32]]:
+        assert self._artifact.text_encoders is not None
+        return {name: np.zeros(self._shapes[name], np.float32) for name in self._artifact.text_encoders.conditions}
+
+    def _encoded(self, word: str, prompt: Any, count: int) -> dict[str, NDArray[np.float32]]:
+        """By condition, float32 [*shape] of one prompt for all, or [count, *shape]."""
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(one, str) for one in texts):
+            raise InputError(f"{word}: got {type(prompt).__name__}, expected a text, or a list of one for each sample")
+        if len(texts) not in (1, count):
+            raise InputError(
+                f"{word}: got {len(texts)} texts for {count} samples, expected one for all or one for each"
+            )
+        rows = self._rows(texts)
+        stacked = np.stack([rows[one] for one in texts])
+        whole = stacked if len(texts) > 1 else stacked[0]
+        found, start = {}, 0
+        assert self._artifact.text_encoders is not None
+        for name in self._artifact.text_encoders.conditions:
+            size = math.prod(self._shapes[name])
+            found[name] = whole[..., start : start + size].reshape(*whole.shape[:-1], *self._shapes[name])
+            start += size
+        return found
+
+    def _rows(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """What each text is encoded as, float32 [size]; each is encoded once."""
+        with self._lock:
+            return self._locked_rows(texts)
+
+    def _locked_rows(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        if self._closed:
+            raise BackendError("this engine is closed; load it again with pfdiff.load")
+        found = {text: self._kept[text] for text in texts if text in self._kept}
+        new = [text for text in dict.fromkeys(texts) if text not in found]
+        if new:
+            if not self._loaded:
+                self._load()
+            rows = sum(self._run(one, new) for one in self._loaded)
+            found |= dict(zip(new, np.asarray(rows, np.float32), strict=True))
+        for text in dict.fromkeys(texts):
+            self._kept[text] = found[text]
+            self._kept.move_to_end(text)
+        while len(self._kept) > 2 and sum(one.nbytes for one in self._kept.values()) > KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return found
+
+    def _load(self) -> None:
+        encoders = self._artifact.text_encoders
+        assert encoders is not None
+        loaded: list[LoadedEncoder] = []
+        try:
+            for one in encoders.encoders:
+                loaded.append(self._opened(one))
+        except BaseException:
+            for one in loaded:
+                one.backend.close()
+            raise
+        self._loaded = loaded
+
+    def _opened(self, encoder: TextEncoder) -> LoadedEncoder:
+        artifact = self._artifact
+        tokenizer = _tokenizer(artifact, encoder)
+        files = replace(self._files, onnx=artifact.path / encoder.file, contract=encoder.contract)
+        try:
+            backend, _ = open_best(files, self._device, self._backend, self._threads)
+        except BackendError as error:
+            raise BackendError(f"the text encoder {encoder.contract.name}: {error}") from None
+        buffers = Buffers.of(encoder.contract, artifact.batch[0], backend.dtype, backend.device)
+        (evaluate,) = backend.bind([buffers])
+        return LoadedEncoder(encoder, tokenizer, backend, buffers, evaluate)
+
+    def _run(self, loaded: LoadedEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encoded [n, size] of n texts, in parts of the bucket that the network is bound to."""
+        tokens = torch.from_numpy(_tokens(loaded, texts))
+        size = len(loaded.buffers.x)
+        rows = []
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
+            stream = loaded.backend.stream
+            with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+                loaded.buffers.x[: len(part)].copy_(part)
+                loaded.buffers.x[len(part) :].copy_(part[-1:].expand(size - len(part), -1, -1))
+                try:
+                    out = loaded.evaluate()
+                except BackendError:
+                    raise
+                except Exception as error:  # whatever the library raises
+                    name = loaded.encoder.contract.name
+                    raise BackendError(f"the text encoder {name} fails: {first_line(error)}") from error
+                rows.append(out[: len(part)].float().cpu().numpy().copy())
+        found = np.concatenate(rows)
+        if not np.isfinite(found).all():
+            contract = loaded.encoder.contract
+            raise BackendError(f"the text encoder {contract.name} is not finite in {contract.precision}; build in fp32")
+        return found
+
+    def close(self) -> None:
+        """Free the encoders and what was encoded."""
+        with self._lock:
+            self._closed = True
+            for one in self._loaded:
+                one.backend.close()
+            self._loaded = []
+            self._kept.clear()
+
+
+def _tokenizer(artifact: Artifact, encoder: TextEncoder) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise BackendError(f"prompts need the tokenizers library ({error}); pip install 'pfdiff[text]'") from None
+    path = artifact.path / encoder.tokenizer
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        raise EngineFileError(f"'{path}' cannot be read ({first_line(error)}); rebuild the engine") from None
+
+
+def _tokens(loaded: LoadedEncoder, texts: Sequence[str]) -> NDArray[np.int64]:
+    """Ids and masks [n, 2, length]; what is cut off is said in one line."""
+    plain, length = loaded.encoder.plain, loaded.encoder.contract.length
+    encoded = loaded.tokenizer.encode_batch([one.lower().strip() if plain else one for one in texts])
+    for text, one in zip(texts, encoded, strict=True):
+        if one.overflowing:
+            kept = max(end for _, end in one.offsets)
+            warnings.warn(
+                f"the prompt is cut at {length} tokens of {loaded.encoder.contract.name}; left out is "
+                f"'{' '.join(text[kept:].split())}'",
+                RuntimeWarning,
+                stacklevel=7,
+            )
+    return np.array([[one.ids, one.attention_mask] for one in encoded], np.int64)

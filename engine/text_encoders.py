@@ -1,0 +1,80 @@
+"""What an engine's text encoders are: a tokenizer and an ONNX file each, and the conditions that a prompt stands for.
+
+    conditions of a prompt = split(sum over encoders of encoder(tokens of the prompt))
+
+Which hidden state, pooling, concatenation and padding a pipeline asks for is part of the exported graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from .contract import Contract, TextEncoderContract
+from .errors import InputError
+from .json_fields import is_strings, read_fields
+
+NEGATIVE = "_unconditional"  # ends the name of a condition's twin, for the negative prompt
+
+
+@final
+@dataclass(frozen=True)
+class TextEncoder:
+    """`file`: the ONNX file; `tokenizer`: a tokenizers JSON that cuts and pads too; both by their names in the engine.
+
+    `plain`: the prompt is stripped and put into lower case before it is tokenized.
+    """
+
+    file: str
+    tokenizer: str
+    contract: TextEncoderContract
+    plain: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class TextEncoders:
+    """The encoders in order, and the names of the `conditions` that their sum holds, flattened one after the other.
+
+    `zeros`: without a negative prompt its conditions are zero; else the empty prompt is encoded.
+    """
+
+    conditions: tuple[str, ...]
+    encoders: tuple[TextEncoder, ...]
+    zeros: bool = False
+
+    @property
+    def encoded(self) -> frozenset[str]:
+        """Names of all conditions that prompts stand for, those of negative prompts included."""
+        return frozenset(name + end for name in self.conditions for end in ("", NEGATIVE))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data; `from_dict` reads it back."""
+        encoders = [
+            {"file": one.file, "tokenizer": one.tokenizer, "contract": one.contract.to_dict(), "plain": one.plain}
+            for one in self.encoders
+        ]
+        return {"conditions": list(self.conditions), "encoders": encoders, "zeros": self.zeros}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any], network: Contract) -> TextEncoders:
+        """Read `to_dict` data and compare it with the network's conditions. Raises InputError."""
+        values = read_fields("text encoders", cls, plain)
+        if not (is_strings(values["conditions"]) and isinstance(values["encoders"], tuple) and values["encoders"]):
+            raise InputError("text encoders: expected names of conditions, and at least one encoder")
+        found = []
+        for one in values["encoders"]:
+            fields = read_fields("text encoder", TextEncoder, one)
+            found.append(TextEncoder(**{**fields, "contract": TextEncoderContract.from_dict(fields["contract"])}))
+        encoders = cls(values["conditions"], tuple(found), bool(values.get("zeros", False)))
+        shapes = {one.name: one.shape for one in network.conditions}
+        unknown = [name for name in encoders.conditions if name not in shapes]
+        size = sum(math.prod(shapes[name]) for name in encoders.conditions if name in shapes)
+        if unknown or any(one.contract.size != size for one in found):
+            sizes = ", ".join(str(one.contract.size) for one in found)
+            raise InputError(
+                f"text encoders: of {', '.join(encoders.conditions)} in {sizes} numbers, which are not the network's"
+            )
+        return encoders

@@ -1,0 +1,225 @@
+"""A pipeline's text encoders: read one after the other, exported with their tokenizers, compared, and freed."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+
+from ...engine.artifact import ENCODERS
+from ...engine.contract import Contract, TextEncoderContract
+from ...engine.errors import InputError, first_line
+from ...engine.progress import Lines
+from ...engine.tensors import PRECISION_DTYPES
+from ...engine.text_encoders import TextEncoder, TextEncoders
+from ..check import TrialInputs, check_export
+from ..families.family import Prompting
+from ..sources.module_digest import content_digest
+from ..to_onnx import export_module, prepared, quiet
+from ..weights import variant_of
+from .text import Encode, Place, places, size_of
+from .tokenizer import OUT, longest, tokenizer_json, tokenizer_of, transformers_for
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT = "pfdiff text encoders 1"  # part of the digest: another exporter, another engine
+CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+WIDE = ("T5EncoderModel",)  # its activations leave fp16's range
+TRIALS = ("", "a lighthouse in fog, oil on canvas")
+
+
+@final
+@dataclass(frozen=True)
+class PromptSources:
+    """What a pipeline has for prompts. sources: (encoder, tokenizer) by the encoder's name, folders or objects.
+
+    zeros: without a negative prompt its conditions are zero.
+    """
+
+    prompting: Prompting
+    sources: Mapping[str, tuple[nn.Module | Path, Any]]
+    zeros: bool = False
+
+
+@final
+class PipelineEncoders:
+    """Text encoders fitted to a network's conditions; nothing is loaded before `write`."""
+
+    def __init__(self, given: PromptSources, network: Contract) -> None:
+        shapes = {one.name: one.shape for one in network.conditions}
+        self._given = given
+        self._precision = network.precision
+        self._parts = tuple(one for one in given.prompting.parts if one.encoder in given.sources)
+        named = dict.fromkeys(one.condition for one in given.prompting.parts)
+        self._shapes = {name: shapes[name] for name in named}
+        self._configs = {name: _config(name, source) for name, (source, _) in given.sources.items()}
+        self._tokenizers = {name: tokenizer_of(one, name) for name, (_, one) in given.sources.items()}
+        for name, one in self._tokenizers.items():
+            words = getattr(self._configs[name], "vocab_size", None)
+            if words is not None and len(one) > words:
+                raise InputError(
+                    f"the tokenizer of {name} has {len(one)} words, the encoder {words}; give the tokenizer of this "
+                    "model"
+                )
+        self._lengths = {name: self._length(name) for name in given.sources}
+        self._places = places(self._parts, self._shapes, self._lengths, self._configs)
+
+    def _length(self, name: str) -> int:
+        """Tokens of a prompt for the encoder `name`: what other blocks leave of its condition's rows."""
+        part = next((one for one in self._parts if one.encoder == name and len(self._shapes[one.condition]) == 2), None)
+        said = longest(self._tokenizers[name])
+        if part is None:
+            if said is None:
+                raise InputError(f"the tokenizer of {name} says no model_max_length; save it with one")
+            return said
+        rows = self._shapes[part.condition][0]
+        others = {one.block: one.encoder for one in self._given.prompting.parts if one.condition == part.condition}
+        if len(others) == 1:
+            return rows
+        if part.block == 0:
+            return min(rows, said or rows)
+        first = others[0]
+        taken = longest(self._tokenizers[first]) if first in self._tokenizers else 77
+        if taken is None or rows <= taken:
+            raise InputError(
+                f"'{part.condition}' has {rows} tokens, of which {first} takes {taken}; give it more (conditions=)"
+            )
+        return rows - taken
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 hex of the encoders' weights, their tokenizers and how they are used; nothing is exported."""
+        found = hashlib.sha256(FORMAT.encode())
+        words = [repr(self._given.prompting), self._given.zeros, list(self._shapes.items()), self._lengths]
+        found.update(json.dumps(words, sort_keys=True).encode())
+        for name, (source, _) in self._given.sources.items():
+            found.update(name.encode())
+            found.update(_files_digest(source) if isinstance(source, Path) else content_digest(source, b""))
+            found.update(self._tokenizer_json(name).encode())
+        return found.hexdigest()
+
+    def write(self, folder: Path, precision: str, progress: Lines) -> TextEncoders:
+        """Write encoders/ for a network of `precision`. Raises InputError, BackendError."""
+        (folder / ENCODERS).mkdir(exist_ok=True)
+        encoders = []
+        for name in self._given.sources:
+            encoders.append(self._write_one(name, folder, precision, progress))
+            gc.collect()  # each is freed before the next is read
+        return TextEncoders(tuple(self._shapes), tuple(encoders), self._given.zeros)
+
+    def _write_one(self, name: str, folder: Path, precision: str, progress: Lines) -> TextEncoder:
+        file, tokenizer = f"{ENCODERS}/{name}.onnx", f"{ENCODERS}/{name}.tokenizer.json"
+        source = self._given.sources[name][0]
+        used = "fp32" if precision == "fp16" and _class_name(source) in WIDE else precision
+        length = self._lengths[name]
+        contract = TextEncoderContract(name, length, size_of(self._shapes), precision=used)
+        progress(f"exporting {name} to ONNX ({used})")
+        text = self._tokenizer_json(name)
+        (folder / tokenizer).write_text(text, encoding="utf-8")
+        encoder = load_encoder(source) if isinstance(source, Path) else source
+        module = self._module(name, encoder, self._places[name])
+        with prepared(module, PRECISION_DTYPES[used]) as encode:
+            export_module(encode, contract, folder / file)
+
+        def run(case: TrialInputs, dtype: torch.dtype) -> Any:
+            with prepared(module, dtype) as encode, torch.no_grad():
+                return encode(torch.from_numpy(case.x)).float().numpy()
+
+        check_export(
+            folder / file,
+            contract,
+            lambda case: run(case, torch.float32),
+            None if used == "fp32" else lambda case: run(case, PRECISION_DTYPES[used]),
+            _trials(text, length),
+        )
+        return TextEncoder(file, tokenizer, contract, self._given.prompting.plain)
+
+    def _module(self, name: str, encoder: nn.Module, placed: list[Place]) -> Encode:
+        masked = self._given.prompting.masked
+        if masked is None:
+            masked = bool(getattr(self._configs[name], "use_attention_mask", False))
+        return Encode(encoder, placed, self._shapes, masked=masked)
+
+    def _tokenizer_json(self, name: str) -> str:
+        return tokenizer_json(self._tokenizers[name], name, self._lengths[name])
+
+
+def _trials(tokenizer: str, length: int) -> list[TrialInputs]:
+    """Prompts to compare an export on: one alone, and two."""
+    from tokenizers import Tokenizer
+
+    encoded = Tokenizer.from_str(tokenizer).encode_batch(list(TRIALS))
+    tokens = np.array([[one.ids, one.attention_mask] for one in encoded], np.int64)
+    return [TrialInputs(tokens[1:], np.empty(0), ()), TrialInputs(tokens, np.empty(0), ())]
+
+
+# Reading them.
+def _class_name(source: Any) -> str:
+    if not isinstance(source, Path):
+        return type(source).__name__
+    try:
+        names = json.loads((source / "config.json").read_text(encoding="utf-8")).get("architectures") or [None]
+    except (OSError, ValueError, AttributeError):
+        raise InputError(f"'{source}' has no readable config.json; copy it again, or leave it out {OUT}") from None
+    return str(names[0])
+
+
+def _config(name: str, source: Any) -> Any:
+    found = _class_name(source)
+    if found not in CLASSES:
+        raise InputError(
+            f"{name} is a {found}, expected {' or '.join(CLASSES)}; leave the encoders out {OUT} and give prompt_embeds"
+        )
+    if not isinstance(source, Path):
+        return source.config
+    library = transformers_for(source)
+    with quiet():
+        return library.AutoConfig.from_pretrained(source, local_files_only=True)
+
+
+def load_encoder(folder: Path) -> nn.Module:
+    """The encoder in `folder` in float32, from safetensors alone. Raises InputError, BackendError."""
+    variant = variant_of(folder, "model")
+    transformers = transformers_for(folder)
+    kind = getattr(transformers, _class_name(folder))
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()  # our own progress says what is read
+    try:
+        with quiet():
+            model, report = kind.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                variant=variant,
+                output_loading_info=True,
+            )
+    except Exception as error:  # of transformers, safetensors and torch, without a common base
+        raise InputError(f"'{folder}' cannot be loaded ({first_line(error)}); save it again") from error
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(f"'{folder}' has {len(missing)} missing weights, such as {missing[0]}; save it again")
+    return model.eval()
+
+
+def _files_digest(folder: Path) -> bytes:
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.suffix in (".safetensors", ".json"):
+            found.update(path.name.encode())
+            with open(path, "rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.digest()

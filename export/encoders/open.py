@@ -1,0 +1,48 @@
+"""What stands before a network: the text encoders of a pipeline, and the image encoder of its autoencoder."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from ...engine.contract import Contract, DecoderContract
+from ...engine.errors import InputError
+from ...engine.progress import Lines
+from ...engine.text_encoders import TextEncoders
+from ..described import Described
+from .from_pipeline import PipelineEncoders
+from .image import ImageEncoder
+
+
+@final
+@dataclass(frozen=True)
+class Encoders:
+    """At least one of the two is there."""
+
+    text: PipelineEncoders | None
+    image: ImageEncoder | None
+
+    @property
+    def digest(self) -> str:
+        """sha256 hex of both; nothing is exported."""
+        words = "|".join("" if one is None else one.digest for one in (self.text, self.image))
+        return hashlib.sha256(words.encode()).hexdigest()
+
+    def write(
+        self, folder: Path, precision: str, progress: Lines
+    ) -> tuple[TextEncoders | None, DecoderContract | None]:
+        """Write encoders/ for a network of `precision`. Raises InputError, BackendError."""
+        text = self.text.write(folder, precision, progress) if self.text else None
+        return text, self.image.write(folder, precision, progress) if self.image else None
+
+
+def open_encoders(described: Described, network: Contract, decoder: Any) -> Encoders | None:
+    """The encoders that belong to the network; None where there are none. Raises InputError, BackendError."""
+    try:
+        text = PipelineEncoders(described.prompts, network) if described.prompts else None
+    except InputError as error:
+        raise InputError(f"network '{described.name}': {error}") from error
+    image = ImageEncoder.of(decoder, network)
+    return Encoders(text, image) if text or image else None

@@ -1,0 +1,79 @@
+"""Models that diffusers' save_pretrained wrote: their configs, and their weights from safetensors alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...engine.array_files import open_regular
+from ...engine.errors import BackendError, InputError, first_line
+from ...engine.json_fields import parse_json
+from ...engine.open_folder import read_at_most
+from ..weights import variant_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS = "diffusion_pytorch_model"
+LARGEST_CONFIG_BYTES = 16 << 20
+DECODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel", "AutoencoderDC")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A config file. Raises InputError."""
+    try:
+        with open_regular(path) as file:
+            data = read_at_most(file, LARGEST_CONFIG_BYTES)
+        if data is None:
+            raise InputError(f"more than {LARGEST_CONFIG_BYTES >> 20} MiB")
+        content = parse_json(data, finite=False)  # -Infinity is the default of lambda_min_clipped
+    except InputError as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)[:120]}); copy it again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected an object; copy it again")
+    return content
+
+
+def load_model(folder: Path, class_name: str) -> nn.Module:
+    """The model in `folder` in float32, from safetensors alone. Raises InputError, BackendError."""
+    variant = variant_of(folder, WEIGHTS)
+    try:
+        import diffusers
+        import torch
+    except ImportError as error:
+        raise BackendError(
+            f"'{folder}' needs diffusers ({error}); install it with: pip install pfdiff[diffusers]"
+        ) from None
+    from ..to_onnx import quiet
+
+    try:
+        with quiet():
+            model, report = getattr(diffusers, class_name).from_pretrained(
+                folder,
+                torch_dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                variant=variant,
+                output_loading_info=True,
+            )
+    except Exception as error:  # of diffusers, safetensors and torch, without a common base
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:240]
+        raise InputError(f"'{folder}' cannot be loaded ({said}); save it again") from error
+    for key in ("missing_keys", "mismatched_keys"):
+        if report[key]:
+            what = f"{len(report[key])} {key.replace('_keys', '')} weights, such as {next(iter(report[key]))}"
+            raise InputError(f"'{folder}' has {what}; config.json and the weights do not fit: save them again")
+    return model.eval()
+
+
+def load_autoencoder(folder: Path) -> nn.Module:
+    """One of diffusers' autoencoders, in float32. Raises InputError, BackendError."""
+    path = folder / "config.json"
+    found = read_json(path).get("_class_name") if path.is_file() else "folder without config.json"
+    if found not in DECODERS:
+        raise InputError(no_decoder(str(found)))
+    return load_model(folder, str(found))
+
+
+def no_decoder(found: str) -> str:
+    return f"the decoder is a {found}, expected {', '.join(DECODERS)}; give another decoder= (--decoder)"

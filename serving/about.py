@@ -1,0 +1,107 @@
+"""What is known of an engine without running it: enough to check a request and to list it, on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, final
+
+import torch
+
+from ..engine.api import Engine
+from ..engine.compiler.program import Program
+from ..engine.contract import Contract, DecoderContract
+from ..engine.runtime.noise import Seeds
+from .samplers import OWN, Sampler, compared, described
+
+PICTURE_CHANNELS = (1, 3, 4)
+
+
+class Drawing(Protocol):
+    """What a server asks of an engine: `pfdiff.Engine`, or anything like it.
+
+    An engine with text encoders has `takes_prompt` true, and its `images` and `sample` take prompt= and
+    negative_prompt=, one text for all samples or a list with one for each.
+    """
+
+    contract: Contract
+    decoder: DecoderContract | None
+    programs: dict[int, Program]
+    batch: tuple[int, ...]
+    precision: str
+    backend: str
+    device: str
+    description: str
+    provenance: Mapping[str, Any]
+
+    def sample(self, *, seeds: Seeds | None = None, nfe: int | None = None, **given: Any) -> torch.Tensor: ...
+
+    def images(self, *, seeds: Seeds | None = None, nfe: int | None = None, **given: Any) -> torch.Tensor: ...
+
+    def close(self) -> None: ...
+
+
+@final
+@dataclass(frozen=True)
+class About:
+    """image: [H, W, C] of a picture, None where samples are none. samplers: by name and NFE. shape: of one sample."""
+
+    name: str
+    contract: Contract
+    image: tuple[int, int, int] | None
+    batch: tuple[int, ...]
+    precision: str
+    backend: str
+    device: str
+    description: str
+    takes_prompt: bool
+    latent: bool
+    samplers: Mapping[str, Mapping[int, Sampler]]
+
+    def as_json(self) -> dict[str, Any]:
+        """For GET /v1/engines."""
+        return {
+            "name": self.name,
+            "contract": self.contract.to_dict(),
+            "image": self.image,
+            "nfe": sorted(self.samplers[OWN]),
+            "batch": self.batch,
+            "precision": self.precision,
+            "backend": self.backend,
+            "device": self.device,
+            "description": self.description,
+            "takes_prompt": self.takes_prompt,
+            "latent": self.latent,
+            "samplers": {
+                name: {str(nfe): asdict(one) for nfe, one in held.items()} for name, held in self.samplers.items()
+            },
+        }
+
+
+def faces(engine: Drawing) -> dict[str, Drawing]:
+    """The engine by the name of each sampler, all on one loaded network."""
+    if not isinstance(engine, Engine):
+        return {OWN: engine}
+    return {OWN: engine, **{name: engine.with_programs(programs) for name, programs in compared(engine).items()}}
+
+
+def about(name: str, engine: Drawing, held: Mapping[str, Drawing]) -> About:
+    """held: what `faces` gave."""
+    shape = engine.decoder.image if engine.decoder else engine.contract.shape
+    image = (shape[1], shape[2], shape[0]) if len(shape) == 3 and shape[0] in PICTURE_CHANNELS else None
+    return About(
+        name=name,
+        contract=engine.contract,
+        image=image,
+        batch=tuple(engine.batch),
+        precision=engine.precision,
+        backend=engine.backend,
+        device=engine.device,
+        description=engine.description,
+        takes_prompt=bool(getattr(engine, "takes_prompt", False)),
+        latent=engine.decoder is not None,
+        samplers={
+            sampler: described(face.programs, engine.provenance if sampler == OWN else None)
+            for sampler, face in held.items()
+        },
+    )

@@ -1,0 +1,106 @@
+"""The application: engines and bounds in, ASGI out. The same one under uvicorn and under Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.exceptions import HTTPException
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import openai_route, page_route, routes
+from .answers import png_of
+from .guard import Access, Guard, error_response
+from .hosts import Host
+from .limits import Limits
+from .metrics import Metrics
+from .orders import NotDrawnError
+from .routes import Served
+
+TITLE = "pfdiff"
+COUNTED = ("/v1/samples", "/v1/images/generations", "/v1/engines", "/v1/models", "/", "/metrics", "/healthz")
+
+
+def make_app(hosts: Mapping[str, Host], limits: Limits, access: Access) -> ASGIApp:
+    """An ASGI application over `hosts` by name; it opens them at its start and closes them at its end."""
+    metrics = Metrics(hosts)
+    served = Served(hosts, limits, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for host in hosts.values():
+            await host.open()
+        await asyncio.to_thread(png_of, np.zeros((1, 1, 1), np.uint8))  # Pillow finds its writers at the first PNG
+        yield
+        for host in hosts.values():
+            await host.close()
+
+    app = FastAPI(
+        title=TITLE,
+        summary="Samples of diffusion models in a few network evaluations.",
+        lifespan=lifespan,
+        docs_url=None,  # both pages would load scripts from a foreign host; ours is /api
+        redoc_url=None,
+    )
+    app.include_router(routes.router(served))
+    app.include_router(openai_route.router(served))
+    app.include_router(page_route.router())
+    _add_watching(app, hosts, metrics)
+
+    @app.exception_handler(NotDrawnError)
+    async def not_drawn(request: Request, error: NotDrawnError) -> Response:
+        return error_response(error.status, error.message, error.retry_s)
+
+    @app.exception_handler(AnyHTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        return error_response(error.status_code, f"{request.method} {request.url.path[:100]}: {error.detail}")
+
+    return Guard(_Counting(app, metrics), access)
+
+
+def _add_watching(app: FastAPI, hosts: Mapping[str, Host], metrics: Metrics) -> None:
+    @app.get("/healthz", tags=["watching"], summary="200 while every engine answers, 503 with the reason if not")
+    async def healthz() -> Response:
+        trouble = {name: host.trouble for name, host in hosts.items() if host.trouble}
+        return JSONResponse({"status": "trouble" if trouble else "ok", **trouble}, 503 if trouble else 200)
+
+    @app.get("/metrics", tags=["watching"], summary="For Prometheus", response_class=Response)
+    async def show() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+class _Counting:
+    """Counts requests by route and status, and how long those of samples took."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+        start = time.perf_counter()
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        route = scope["path"] if scope["path"] in COUNTED else "other"
+        self._metrics.running.inc()
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            self._metrics.running.dec()
+            self._metrics.requests.labels(route, status).inc()
+            if scope["method"] == "POST" and status == 200:
+                self._metrics.latency.labels(route).observe(time.perf_counter() - start)

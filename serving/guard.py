@@ -1,0 +1,131 @@
+"""What stands before every route: whose request it is, how long its body may be, and that no traceback leaves.
+
+Plain ASGI, so that it costs a few microseconds. A server on loopback answers to loopback's names only: a page of
+another origin that had its own name point here (DNS rebinding) would otherwise read the answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any, final
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .limits import BODY_SECONDS, SKIPPED_BODY_BYTES
+from .orders import NotDrawnError
+from .page_route import FILES
+
+log = logging.getLogger("pfdiff.serving")
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
+OPEN_PATHS = frozenset({*FILES, "/openapi.json", "/healthz"})
+HEADERS = [
+    (b"content-security-policy", b"default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+TYPES = {400: "invalid_request_error", 401: "authentication_error", 429: "rate_limit_error"}
+
+
+@final
+@dataclass(frozen=True)
+class Access:
+    """api_key: without it nothing but the page and /healthz answers. loopback: refuse other names in Host."""
+
+    api_key: str | None = None
+    loopback: bool = True
+
+
+def error_response(status: int, message: str, retry_s: int | None = None) -> Response:
+    """An error as OpenAI's clients read it."""
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
+    headers = {} if retry_s is None else {"Retry-After": str(retry_s)}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(json.dumps(body), status, headers, "application/json")
+
+
+@final
+class Guard:
+    """The application behind checks."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+            await send(message)
+
+        refused = self._refused(scope)
+        if refused is not None:
+            await refused(scope, receive, sending)
+            return
+        try:
+            await self._app(scope, receive, sending)
+        except ClientDisconnect:
+            pass
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            if not begun:
+                await error_response(500, "internal error; the server's log says why")(scope, receive, sending)
+
+    def _refused(self, scope: Scope) -> Response | None:
+        headers = dict(scope["headers"])
+        if self._access.loopback:
+            host = headers.get(b"host", b"").decode("latin-1").lower()
+            name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+            if name not in LOOPBACK:
+                return error_response(
+                    421, "this server listens on loopback and answers to localhost; start it with --host for others"
+                )
+        key = self._access.api_key
+        if key is not None and scope["path"] not in OPEN_PATHS:
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), key.encode()):
+                return error_response(401, "an API key is needed: send 'Authorization: Bearer KEY'")
+        return None
+
+
+async def read_body(request: Request, most_bytes: int) -> bytes:
+    """The whole body. Raises NotDrawnError 413 for a larger one, 408 for a slow one."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size <= most_bytes:
+                    parts.append(part)
+                else:
+                    parts.clear()  # the rest is read and dropped: a client that is still sending sees no answer
+                if size > SKIPPED_BODY_BYTES:
+                    break
+    except TimeoutError:
+        raise NotDrawnError(408, f"the body took longer than {BODY_SECONDS:g} s") from None
+    if size > most_bytes:
+        raise NotDrawnError(413, f"a body of more than {most_bytes} bytes; send fewer samples, or .npz for JSON")
+    return b"".join(parts)
+
+
+async def until_left(request: Request) -> None:
+    """Return when the client has gone; the body must have been read."""
+    message: dict[str, Any] = {"type": ""}
+    while message["type"] != "http.disconnect":
+        message = dict(await request.receive())

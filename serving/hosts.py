@@ -1,0 +1,77 @@
+"""Where an engine runs, as the application sees it: in a thread of this process, or elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import final
+
+from .about import About
+from .orders import Drawn, Order
+from .worker import Worker
+
+
+class Host(ABC):
+    """One engine. `open` is awaited once before anything else, `close` once at the end."""
+
+    about: About
+
+    @property
+    @abstractmethod
+    def waiting(self) -> int:
+        """Samples in the queue."""
+
+    @property
+    @abstractmethod
+    def reloads(self) -> int:
+        """How often a broken engine was loaded again."""
+
+    @property
+    @abstractmethod
+    def trouble(self) -> str:
+        """Why the engine does not answer, empty when it does."""
+
+    @abstractmethod
+    async def open(self) -> None: ...
+
+    @abstractmethod
+    async def draw(self, order: Order) -> Drawn:
+        """Raises NotDrawnError. When this is cancelled, what was not begun is not sampled."""
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+
+@final
+class LocalHost(Host):
+    """A worker of this process, which was started."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self.about = worker.about
+
+    @property
+    def waiting(self) -> int:
+        return self._worker.batcher.waiting
+
+    @property
+    def reloads(self) -> int:
+        return self._worker.reloads
+
+    @property
+    def trouble(self) -> str:
+        return self._worker.trouble
+
+    async def open(self) -> None:
+        pass
+
+    async def draw(self, order: Order) -> Drawn:
+        job = self._worker.batcher.put(order)
+        try:
+            return await asyncio.wrap_future(job.future)
+        except asyncio.CancelledError:
+            self._worker.batcher.leave(job)
+            raise
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._worker.stop)

@@ -1,0 +1,259 @@
+// The page: a state in the address, three requests for it, pictures and times side by side.
+
+import * as controls from "/controls.js";
+
+const $ = (id) => document.getElementById(id);
+const TITLES = { ddim: "DDIM", pfdiff: "PFDiff", engine: "This engine" };
+const ORDER = ["ddim", "pfdiff", "engine"];
+const COUNTS = [1, 4, 8, 10, 16];
+const SMALL = 128; // pixels: smaller pictures are shown with hard edges, eight a row
+const HELD = 150; // answers kept, so that the slider goes back at once
+const PAUSE_MS = 60;
+
+let engines = [];
+let engine = null;
+let stops = [];
+let running = null;
+let timer = 0;
+const answers = new Map();
+
+// Talking to the server.
+async function call(path, body, signal) {
+  const key = sessionStorage.getItem("key");
+  const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
+  const answer = await fetch(path, { method: body ? "POST" : "GET", headers, body, signal });
+  if (answer.status === 401) {
+    await askForKey();
+    return call(path, body, signal);
+  }
+  const content = await answer.json();
+  if (!answer.ok) throw Object.assign(new Error(content.error.message), { retry: answer.headers.get("Retry-After") });
+  return content;
+}
+
+function askForKey() {
+  const dialog = $("key-dialog");
+  return new Promise((resolve) => {
+    dialog.onclose = () => { sessionStorage.setItem("key", $("key").value); resolve(); };
+    if (!dialog.open) dialog.showModal();
+  });
+}
+
+// The state, in the inputs and in the address. Seeds are 64-bit: they are written into the JSON by hand.
+function seeds() {
+  const first = BigInt($("seed").value || 0);
+  return Array.from({ length: Number($("count").value) }, (_, i) => BigInt.asUintN(64, first + BigInt(i)));
+}
+
+function request(sampler) {
+  const chosen = seeds();
+  const body = { engine: engine.name, sampler, nfe: stops[$("nfe").value], format: "json" };
+  body.conditions = controls.values($("conditions"), engine.contract.conditions, chosen[0], chosen.length);
+  if (engine.takes_prompt) [body.prompt, body.negative_prompt] = [$("prompt").value, $("negative").value];
+  return `${JSON.stringify(body).slice(0, -1)},"seeds":[${chosen.join()}]}`;
+}
+
+function link() {
+  const words = new URLSearchParams({ engine: engine.name, nfe: stops[$("nfe").value], seed: $("seed").value, n: $("count").value });
+  if (engine.takes_prompt) {
+    words.set("prompt", $("prompt").value);
+    if ($("negative").value) words.set("negative", $("negative").value);
+  }
+  for (const [name, text] of Object.entries(controls.texts($("conditions"), engine.contract.conditions))) words.set(`c.${name}`, text);
+  return `${location.origin}/?${words}`;
+}
+
+function setUp(words) {
+  engine = engines.find((one) => one.name === words.get("engine")) ?? engines[0];
+  $("engine").value = engine.name;
+  const shape = engine.image ? `${engine.image[1]} × ${engine.image[0]}` : engine.contract.shape.join(" × ");
+  $("about").textContent = `${shape}, ${engine.description}`;
+  document.title = `${engine.name} · pfdiff`;
+  $("words").hidden = !engine.takes_prompt;
+  $("prompt").value = words.get("prompt") ?? "";
+  $("negative").value = words.get("negative") ?? "";
+
+  const held = Object.values(engine.samplers).flatMap((one) => Object.keys(one).map(Number));
+  stops = [...new Set(held)].sort((a, b) => a - b);
+  const wanted = stops.indexOf(Number(words.get("nfe")));
+  const own = stops.indexOf(engine.nfe.find((nfe) => nfe >= 8) ?? engine.nfe.at(-1));
+  $("nfe").max = stops.length - 1;
+  $("nfe").value = wanted < 0 ? own : wanted;
+  $("stops").replaceChildren(...stops.map((nfe, index) => {
+    const stop = Object.assign(document.createElement("li"), { textContent: nfe });
+    stop.classList.toggle("own", engine.nfe.includes(nfe));
+    stop.onclick = () => { $("nfe").value = index; changed(); };
+    return stop;
+  }));
+
+  const small = engine.image && engine.image[1] <= SMALL;
+  $("seed").value = /^\d{1,20}$/.test(words.get("seed")) ? words.get("seed") : "0";
+  $("count").replaceChildren(...COUNTS.map((n) => new Option(n)));
+  $("count").value = COUNTS.includes(Number(words.get("n"))) ? words.get("n") : small ? 8 : 1;
+  const given = Object.fromEntries([...words].filter(([name]) => name.startsWith("c.")).map(([name, text]) => [name.slice(2), text]));
+  controls.build($("conditions"), engine.contract.conditions, given, changed);
+  $("rows").replaceChildren(...ORDER.filter((name) => engine.samplers[name]).map(newRow));
+  draw();
+}
+
+// Drawing.
+function newRow(sampler) {
+  const row = $("row").content.firstElementChild.cloneNode(true);
+  row.dataset.sampler = sampler;
+  row.style.setProperty("--aspect", engine.image ? `${engine.image[1]} / ${engine.image[0]}` : 1);
+  return row;
+}
+
+function changed() {
+  document.body.dataset.shown = "";
+  showNfe();
+  clearTimeout(timer);
+  timer = setTimeout(draw, PAUSE_MS);
+}
+
+function showNfe() {
+  const nfe = stops[$("nfe").value];
+  $("nfe-shown").value = nfe;
+  $("nfe").setAttribute("aria-valuetext", `${nfe} network evaluations`);
+  [...$("stops").children].forEach((stop, index) => stop.classList.toggle("chosen", index === Number($("nfe").value)));
+}
+
+async function draw() {
+  showNfe();
+  if (!$("seed").checkValidity()) return;
+  running?.abort(); // the server does not sample for who has left
+  const mine = running = new AbortController();
+  history.replaceState(null, "", link());
+  $("rows").classList.toggle("single", $("count").value === "1");
+  $("status").textContent = "";
+  for (const row of $("rows").children) {
+    if (mine.signal.aborted) return;
+    try {
+      await drawRow(row, mine.signal);
+    } catch (error) {
+      row.classList.remove("drawing");
+      if (error.name === "AbortError") return;
+      $("status").textContent = error.retry ? `${error.message}; in ${error.retry} s` : error.message;
+    }
+  }
+  if (!mine.signal.aborted) document.body.dataset.shown = link();
+}
+
+async function drawRow(row, signal) {
+  const sampler = row.dataset.sampler;
+  const held = engine.samplers[sampler][stops[$("nfe").value]];
+  const instead = sampler === "engine" ? whyNoPictures(held) : held ? "" : "Too few times in the schedule.";
+  row.classList.toggle("absent", instead !== "");
+  row.querySelector("h2").textContent = sampler === "engine" && held?.tuned ? "Tuned" : TITLES[sampler];
+  row.querySelector(".solver").textContent = held ? `${held.solver}, ${held.grid}` : "";
+  if (instead) {
+    show(row, [Object.assign(document.createElement("p"), { textContent: instead })]);
+    row.querySelector(".time").textContent = "";
+    return;
+  }
+  const body = request(sampler);
+  let answer = answers.get(body);
+  if (!answer) {
+    row.classList.add("drawing");
+    const start = performance.now();
+    answer = await call("/v1/samples", body, signal);
+    answer.total = performance.now() - start;
+    answers.set(body, answer);
+    if (answers.size > HELD) answers.delete(answers.keys().next().value);
+  }
+  row.classList.remove("drawing");
+  show(row, answer.samples.map((one) => (one.png ? picture(one, sampler) : numbers(one))));
+  showTime(row, answer);
+}
+
+// The engine's own row says so when it holds nothing for this slider, or nothing else than the row above.
+function whyNoPictures(held) {
+  const nfe = stops[$("nfe").value];
+  if (!held) return `Built for ${engine.nfe.join(", ")} evaluations, not for ${nfe}.`;
+  const same = ["pfdiff", "ddim"].find((name) => engine.samplers[name]?.[nfe]?.digest === held.digest);
+  return same ? `The same program as ${TITLES[same]}; pfdiff tune searches a better one.` : "";
+}
+
+function show(row, children) {
+  const pictures = row.querySelector(".pictures");
+  const small = engine.image && engine.image[1] <= SMALL;
+  pictures.style.setProperty("--across", Math.min(children.length, small ? (innerWidth > 736 ? 10 : children.length % 5 ? 4 : 5) : 4));
+  pictures.replaceChildren(...children);
+}
+
+function picture(one, sampler) {
+  const image = new Image();
+  image.src = `data:image/png;base64,${one.png}`;
+  image.alt = `seed ${one.seed}, ${TITLES[sampler]}`;
+  image.title = `seed ${one.seed}`;
+  image.classList.toggle("small", engine.image[1] <= SMALL);
+  return image;
+}
+
+function numbers(one) {
+  return Object.assign(document.createElement("pre"), { textContent: JSON.stringify(one.sample, (_, x) => (typeof x === "number" ? Number(x.toPrecision(3)) : x)) });
+}
+
+function showTime(row, answer) {
+  const { wait_ms: wait, sample_ms: sample, encode_ms: encode } = answer.timing;
+  const parts = { wait, sample, encode, rest: Math.max(0, answer.total - wait - sample - encode) };
+  const each = (sample / answer.nfe).toFixed(sample < 10 * answer.nfe ? 1 : 0);
+  const time = row.querySelector(".time");
+  time.replaceChildren(Object.assign(document.createElement("b"), { textContent: `${answer.total.toFixed(0)} ms` }), ` = ${answer.nfe} × ${each} ms + ${(answer.total - sample).toFixed(0)} ms`);
+  const bar = row.querySelector(".bar");
+  bar.replaceChildren(...Object.entries(parts).map(([name, ms]) => {
+    const part = document.createElement("i");
+    part.className = name;
+    part.style.width = `${(100 * ms) / answer.total}%`;
+    return part;
+  }));
+  bar.title = Object.entries(parts).map(([name, ms]) => `${name} ${ms.toFixed(1)} ms`).join(", ");
+  bar.setAttribute("aria-label", bar.title);
+}
+
+// Copying, keys.
+async function copy(button, text) {
+  const title = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+  } catch {
+    prompt("Copy this:", text); // a page that is not on localhost or HTTPS has no clipboard
+  }
+  setTimeout(() => { button.textContent = title; }, 1200);
+}
+
+function curl() {
+  const sampler = engine.samplers.engine[stops[$("nfe").value]] ? "engine" : "pfdiff";
+  const body = request(sampler).replace('"format":"json"', `"format":"${engine.image ? "png" : "npz"}"`).replaceAll("'", "'\\''");
+  const file = engine.image ? "samples.png" : "samples.npz";
+  const key = sessionStorage.getItem("key") ? ' -H "Authorization: Bearer $PFDIFF_API_KEY"' : "";
+  return `curl ${location.origin}/v1/samples -H 'Content-Type: application/json'${key} -d '${body}' -o ${file}`;
+}
+
+function step(field, by) {
+  if (field === "nfe") $("nfe").value = Number($("nfe").value) + by;
+  else $("seed").value = BigInt.asUintN(64, BigInt($("seed").value || 0) + BigInt(by)).toString();
+  changed();
+}
+
+const KEYS = { ArrowLeft: ["nfe", -1], ArrowRight: ["nfe", 1], ArrowUp: ["seed", 1], ArrowDown: ["seed", -1] };
+addEventListener("keydown", (event) => {
+  if (!KEYS[event.key] || event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, select, textarea, dialog")) return;
+  event.preventDefault();
+  step(...KEYS[event.key]);
+});
+$("controls").onsubmit = (event) => event.preventDefault();
+$("nfe").oninput = $("seed").oninput = $("count").oninput = $("words").oninput = changed;
+$("engine").oninput = () => setUp(new URLSearchParams({ engine: $("engine").value, seed: $("seed").value }));
+$("another").onclick = () => { $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 100000; changed(); };
+$("link").onclick = () => copy($("link"), link());
+$("curl").onclick = () => copy($("curl"), curl());
+
+try {
+  ({ engines } = await call("/v1/engines"));
+  $("engine").replaceChildren(...engines.map((one) => new Option(one.name)));
+  setUp(new URLSearchParams(location.search));
+} catch (error) {
+  $("status").textContent = error.message;
+}

@@ -1,0 +1,38 @@
+"""The page, its style and script, and a page that reads /openapi.json: files of this package, by fixed names."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+FOLDER = Path(__file__).parent / "page"
+FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/controls.js": ("controls.js", "text/javascript"),
+    "/api": ("api.html", "text/html"),
+    "/api.js": ("api.js", "text/javascript"),
+}
+
+
+def router() -> APIRouter:
+    """One route for each file, all of them read here, once."""
+    routes = APIRouter(include_in_schema=False)
+    for path, (name, media) in FILES.items():
+        _add(routes, path, (FOLDER / name).read_bytes(), media)
+    return routes
+
+
+def _add(routes: APIRouter, path: str, content: bytes, media: str) -> None:
+    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+
+    @routes.get(path, response_class=Response)
+    async def file(request: Request) -> Response:
+        if request.headers.get("if-none-match") == tag:
+            return Response(None, 304, headers)
+        return Response(content, media_type=media, headers=headers)

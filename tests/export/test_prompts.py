@@ -1,0 +1,352 @@
+"""Words in, pictures out: engines with text encoders equal diffusers' own pipelines, and need nothing of them.
+
+Every pipeline is tiny and has random weights; it goes through `save_pretrained` and the code that users call.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import pfdiff
+from pfdiff.cli import main
+from pfdiff.engine.artifact import read_artifact
+
+from ..small.diffusers import FAMILIES, WARNINGS, Family, diffusers
+from ..small.texts import transformers, whole_pipeline
+
+pytestmark = [*WARNINGS, pytest.mark.slow]
+
+NAMES = ("sd1", "sdxl", "pixart", "sd3", "flux")
+PROMPTS = ["The lighthouse in fog, 3 boats!", "a fog"]
+NEGATIVE = "text, signs"
+STEPS = 5
+SCALE = 3.0
+# What `encode_prompt` takes beside the prompts, and its results as conditions.
+EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
+POOLED = (*EMBEDS, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+ENCODED: dict[str, tuple[str, ...]] = {
+    "sd1": EMBEDS,
+    "sdxl": POOLED,
+    "pixart": ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask"),
+    "sd3": POOLED,
+    "flux": ("prompt_embeds", "pooled_prompt_embeds", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path, Path]]:
+    """(pipeline, its folder, engine) of a family, built when first asked for: from a folder, sdxl from the object."""
+    held: dict[str, tuple[Any, Path, Path]] = {}
+    top = tmp_path_factory.mktemp("prompts")
+
+    def get(name: str) -> tuple[Any, Path, Path]:
+        if name not in held:
+            family, folder, path = FAMILIES[name], top / name, top / f"{name}.engine"
+            pipeline = whole_pipeline(name, family)
+            pipeline.save_pretrained(folder)
+            described = {key: one for key, one in family.words.items() if key != "guidance"}
+            network = pfdiff.Network(pipeline if name == "sdxl" else folder, **described)
+            given: dict[str, Any] = {"solver": "ddim", "grid": "diffusers", "batch": 2, "out": path}
+            given |= {"backend": "onnxruntime", "device": "cpu"}
+            pfdiff.build(network, STEPS, **given).close()
+            held[name] = pipeline, folder, path
+        return held[name]
+
+    return get
+
+
+def packed(x: Tensor) -> Tensor:
+    """FLUX's latents, patches of 2 x 2: as its pipeline documents them."""
+    return torch.nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+
+
+def unpacked(x: Tensor) -> Tensor:
+    return torch.nn.functional.pixel_shuffle(x.transpose(1, 2).unflatten(2, (4, 4)), 2)
+
+
+@torch.no_grad()
+def theirs(name: str, pipeline: Any, noise: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
+    """(latents, pixels 0..255 before rounding [n, H, W, C]) of diffusers' own pipeline."""
+    family: Family = FAMILIES[name]
+    run = {key: one for key, one in family.run.items() if key not in ("guidance_scale", "negative_prompt")}
+    run |= {"clean_caption": False} if name == "pixart" else {}
+    if name != "flux":
+        run |= {"negative_prompt": len(noise) * [NEGATIVE]}
+    size = {"height": 8, "width": 8, "num_inference_steps": STEPS, "guidance_scale": SCALE}
+    latents = packed(noise) if name == "flux" else noise
+    words = {"prompt": PROMPTS[: len(noise)], **size, **run, "latents": latents, **given}
+    found = pipeline(**words, output_type="latent").images
+    pixels = pipeline(**words, output_type="np").images
+    return unpacked(found) if name == "flux" else found, torch.from_numpy(pixels) * 255
+
+
+def assert_same(got: Tensor, wanted: Tensor) -> None:
+    assert wanted.std() > 0.05
+    torch.testing.assert_close(got, wanted, atol=1e-4 * float(wanted.abs().max()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_engine_makes_what_the_pipeline_makes(engines: Any, name: str) -> None:
+    pipeline, _, path = engines(name)
+    negative = {} if name == "flux" else {"negative_prompt": NEGATIVE}
+    scale = {"guidance": SCALE}
+    with pfdiff.load(path, device="cpu", backend="onnxruntime") as engine:
+        given = {"seeds": [5, 6], "nfe": STEPS, "prompt": PROMPTS, **negative, **scale}
+        got, pixels = engine.sample(**given), engine.images(**given)
+    latents, wanted = theirs(name, pipeline, pfdiff.noise([5, 6], got.shape[1:]))
+    assert_same(got, latents)
+    difference = (pixels - wanted).abs()
+    assert difference.max() < 1.51
+    assert (difference > 0.51).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_the_encoders_alone(engines: Any, name: str) -> None:
+    pipeline, _, path = engines(name)
+    with pfdiff.load(path, device="cpu", backend="onnxruntime") as engine:
+        negative = None if name == "flux" else NEGATIVE
+        found = engine._prompts.conditions(PROMPTS, negative, {}, 2)
+    aliases = {one.alias or one.name: one.name for one in engine.contract.conditions}
+    words: dict[str, Any] = {"device": "cpu", "num_images_per_prompt": 1}
+    if name != "flux":
+        words |= {"negative_prompt": 2 * [NEGATIVE], "do_classifier_free_guidance": True}
+    words |= {"prompt_2": None} if name in ("sdxl", "sd3", "flux") else {}
+    words |= (
+        {"prompt_3": None}
+        if name == "sd3"
+        else {"clean_caption": False, "max_sequence_length": 120}
+        if (name == "pixart")
+        else {}
+    )
+    encoded = pipeline.encode_prompt(PROMPTS, **words)
+    compared = 0
+    for label, wanted in zip(ENCODED[name], encoded, strict=True):
+        if label:
+            got = torch.as_tensor(np.asarray(found[aliases[label]])).broadcast_to(wanted.shape)
+            torch.testing.assert_close(got, wanted.float(), atol=1e-4, rtol=1e-4)
+            compared += 1
+    assert compared >= 2
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@torch.no_grad()
+def test_without_a_negative_prompt(engines: Any, name: str) -> None:
+    """Stable Diffusion encodes the empty one, SDXL has zeros for it."""
+    pipeline, _, path = engines(name)
+    noise = pfdiff.noise([3], (4, 8, 8))
+    with pfdiff.load(path, device="cpu", backend="onnxruntime") as engine:
+        got = engine.sample(noise=noise, prompt=PROMPTS[0], guidance=SCALE)
+        other = engine.sample(noise=noise, prompt=PROMPTS[0], guidance=SCALE, negative_prompt="")
+    wanted, _ = theirs(name, pipeline, noise, negative_prompt=None)
+    assert_same(got, wanted)
+    assert ((got - other).abs().max() > 1e-3) == (name == "sdxl")
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux"])
+def test_a_picture_to_start_from(engines: Any, name: str) -> None:
+    """As diffusers counts: int(steps strength) evaluations of the last part."""
+    pipeline, _, path = engines(name)
+    kind = type(pipeline).__name__.replace("Pipeline", "Img2ImgPipeline")
+    other = getattr(diffusers, kind)(
+        **pipeline.components, **({"requires_safety_checker": False} if name == "sd1" else {})
+    )
+    other.set_progress_bar_config(disable=True)
+    picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    drawn = torch.Generator().manual_seed(2)
+    torch.randn(1, 4, 8, 8, generator=drawn)  # the autoencoder's own, which is nothing here
+    noise = torch.randn(1, 4, 8, 8, generator=drawn)
+    words: dict[str, Any] = {} if name == "flux" else {"negative_prompt": NEGATIVE}
+    size = {} if name in ("sd1", "sdxl") else {"height": 8, "width": 8}
+    wanted = other(
+        prompt=PROMPTS[0],
+        image=picture,
+        strength=0.6,
+        num_inference_steps=STEPS,
+        guidance_scale=SCALE,
+        generator=torch.Generator().manual_seed(2),
+        output_type="latent",
+        **words,
+        **size,
+    ).images
+    wanted = unpacked(wanted) if name == "flux" else wanted
+    with pfdiff.load(path, device="cpu", backend="onnxruntime") as engine:
+        given = {"noise": noise, "prompt": PROMPTS[0], "guidance": SCALE, **words}
+        got = engine.sample(**given, image=2 * picture - 1, strength=0.6, strength_counts="whole")
+        latents = engine._pictures._encoded(2 * picture - 1)
+        again = engine.sample(**given, image=latents, strength=0.6, strength_counts="whole")
+        full = engine.sample(**given, image=latents[0], strength=0.6)
+    assert_same(got, wanted)
+    assert torch.equal(got, again)
+    assert not torch.equal(full, got)
+
+
+# What one engine shows.
+def test_texts_are_encoded_once_and_conditions_still_work(engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, _, path = engines("sd1")
+    with pfdiff.load(path, device="cpu", backend="onnxruntime") as engine:
+        first = engine.sample(seeds=[1], prompt=PROMPTS[0], guidance=2.0)
+        monkeypatch.setattr(engine._prompts, "_run", lambda *_: pytest.fail("encoded again"))
+        assert torch.equal(engine.sample(seeds=[1], prompt=PROMPTS[0], guidance=2.0), first)
+        positive, negative = pipeline.encode_prompt(PROMPTS[0], "cpu", 1, True)
+        embeds = {"prompt_embeds": positive.detach(), "guidance": 2.0}
+        own = engine.sample(seeds=[1], negative_prompt_embeds=negative.detach(), **embeds)
+        torch.testing.assert_close(own, first, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(engine.sample(seeds=[1], **embeds), first, atol=1e-4, rtol=1e-4)
+
+
+def test_a_long_prompt_is_cut_with_a_line(engines: Any) -> None:
+    _, _, path = engines("sd1")
+    text = "the " * 75 + "quick fox"  # 75 tokens fit between the first and the last
+    with pfdiff.load(path, device="cpu", backend="onnxruntime") as engine:
+        with pytest.warns(RuntimeWarning, match=r"cut at 77 tokens of text_encoder; left out is 'quick fox'$"):
+            got = engine.sample(seeds=[1], prompt=text, guidance=2.0)
+        assert torch.equal(got, engine.sample(seeds=[1], prompt="the " * 75, guidance=2.0))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, r"the prompt is missing; give prompt='...', or prompt_embeds="),
+        ({"prompt": 3}, "prompt: got int, expected a text"),
+        ({"prompt": ["a", "b"]}, "got 2 texts for 1 samples, expected one for all or one for each"),
+        ({"prompt": "a", "prompt_embeds": np.zeros((77, 8))}, "got both prompt and prompt_embeds"),
+        ({"prompt": "a", "strength": 0.5}, "strength without a picture"),
+        (
+            {"prompt": "a", "image": np.zeros((9, 8, 3), np.uint8)},
+            r"image: got uint8 \[9, 8, 3\], expected uint8 \[1, 8",
+        ),
+        ({"prompt": "a", "image": np.zeros((8, 8, 3), np.uint8), "strength": 1.5}, "strength=1.5, expected a number"),
+        (
+            {"prompt": "a", "image": np.zeros((8, 8, 3), np.uint8), "strength_counts": "x"},
+            "expected one of part, whole",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said(engines: Any, given: dict[str, Any], message: str) -> None:
+    with (
+        pfdiff.load(engines("sd1")[2], device="cpu", backend="onnxruntime") as engine,
+        pytest.raises(pfdiff.InputError, match=message) as error,
+    ):
+        engine.sample(seeds=[1], **given)
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_line_makes_pictures(engines: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    _, _, path = engines("sd1")
+    first, second = tmp_path / "first", tmp_path / "night.png"
+    prompt = ["--prompt", PROMPTS[0], "--negative-prompt", NEGATIVE, "--guidance", "3", "--device", "cpu"]
+    assert main(["sample", str(path), *prompt, "--seeds", "5", "-o", str(first)]) == 0
+    (picture,) = first.glob("*.png")
+    again = ["--image", str(picture), "--strength", "0.6", "--seeds", "5", "-o", str(second)]
+    assert main(["sample", str(path), *prompt, *again]) == 0
+    capfd.readouterr()
+    assert main(["sample", str(path), "--seeds", "5", "-o", str(second)]) == 2
+    assert "the prompt is missing" in capfd.readouterr().err
+    assert main(["sample", str(path), *prompt, "--image", "none.png", "-o", str(second)]) == 2
+    assert "--image 'none.png' does not exist" in capfd.readouterr().err
+    with pfdiff.load(path, device="cpu") as engine:
+        given = {"prompt": PROMPTS[0], "negative_prompt": NEGATIVE, "guidance": 3.0}
+        pixels = engine.images(seeds=[5], **given)
+    from PIL import Image
+
+    assert np.abs(np.asarray(Image.open(picture)).astype(int) - pixels[0].numpy()).max() <= 1
+
+
+def test_it_samples_where_neither_diffusers_nor_transformers_is(engines: Any, tmp_path: Path) -> None:
+    _, _, path = engines("sd1")
+    code = f"""
+import importlib.abc, sys
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("diffusers", "transformers", "peft", "huggingface_hub"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import numpy, pfdiff
+with pfdiff.load({str(path)!r}, device="cpu", backend="onnxruntime") as engine:
+    picture = engine.images(seeds=[5], prompt={PROMPTS[0]!r}, negative_prompt="text", guidance=3.0)
+    numpy.save({str(tmp_path / "a.npy")!r}, engine.images(seeds=[5], prompt="a", image=picture, strength=0.5).numpy())
+assert "transformers" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    assert np.load(tmp_path / "a.npy").shape == (1, 8, 8, 3)
+
+
+def test_the_lines_of_the_readme(engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a new user types them, with a tiny folder in place of the hub's."""
+    readme = Path(next(iter(pfdiff.__path__)), "README.md").read_text(encoding="utf-8")
+    lines = [shlex.split(line) for line in readme.splitlines() if "sd.engine" in line]
+    assert [line[:2] for line in lines] == [["pfdiff", "build"], ["pfdiff", "sample"]]
+    lines[0][2] = str(engines("sd1")[1])
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        assert main(line[1:]) == 0
+    assert (tmp_path / "lighthouse.png").stat().st_size > 100
+    names = [one.name for one in read_artifact(tmp_path / "sd.engine").contract.conditions]
+    assert names == ["encoder_hidden_states"]  # without guidance
+
+
+# Folders that lack something.
+def only_pickled(folder: Path) -> None:
+    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "pytorch_model.bin")
+
+
+def another_class(folder: Path) -> None:
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["BertModel"]}))
+
+
+def no_tokenizer_files(folder: Path) -> None:
+    for path in (folder / "tokenizer").iterdir():
+        if path.name != "tokenizer_config.json":
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder / "text_encoder"), r"text_encoder/ is missing.*leave the encoders out"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), r"tokenizer' is missing; copy .*--no-encoders"),
+        (another_class, "text_encoder is a BertModel, expected CLIPTextModel or .*--no-encoders"),
+        (no_tokenizer_files, "tokenizer.* cannot be read: it needs tokenizer.json, or vocab.json and merges.txt"),
+    ],
+)
+def test_a_missing_part_is_named(engines: Any, tmp_path: Path, change: Any, message: str) -> None:
+    folder = Path(shutil.copytree(engines("sd1")[1], tmp_path / "tiny"))
+    change(folder)
+    with pytest.raises(pfdiff.InputError, match=message) as error:
+        pfdiff.Network(folder)
+    assert "\n" not in str(error.value)
+    assert pfdiff.Network(folder, encoders=False).contract.conditions[0].name == "encoder_hidden_states"
+
+
+def test_pickled_encoders_are_refused(engines: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(engines("sd1")[1], tmp_path / "tiny"))
+    only_pickled(folder)
+    with pytest.raises(pfdiff.InputError, match=r"text_encoder.* has pickled weights only .pytorch_model.bin"):
+        pfdiff.build(folder, STEPS, out=tmp_path / "e.engine")
+    assert not (tmp_path / "e.engine").exists()
+
+
+def test_the_same_folder_is_not_exported_again(engines: Any) -> None:
+    _, folder, path = engines("sd1")
+    before = read_artifact(path)
+    said: list[str] = []
+    given: dict[str, Any] = {"solver": "ddim", "grid": "diffusers", "batch": 2, "out": path}
+    given |= {"backend": "onnxruntime", "device": "cpu"}
+    pfdiff.build(folder, STEPS, **given, progress=said.append).close()
+    assert said[-1].endswith("is up to date: nothing to do")
+    assert read_artifact(path).files == before.files
+    assert transformers.__version__  # it was there, and asked only for the tokenizer

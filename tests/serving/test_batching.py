@@ -1,0 +1,160 @@
+"""The queue before an engine, by a clock of the test's own: what is batched, when, and what is refused."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pfdiff.serving.batching import Batch, Batcher, joined
+from pfdiff.serving.orders import Kind, NotDrawnError, Order
+
+KIND = Kind("engine", 8, pixels=False)
+OTHER = replace(KIND, nfe=5)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def order(*seeds: int, kind: Kind = KIND) -> Order:
+    return Order(kind, np.array(seeds, np.uint64), {"label": np.array(seeds)})
+
+
+def batcher(clock: Clock, *buckets: int, room: int = 10, max_wait_s: float = 1.0) -> Batcher:
+    return Batcher(buckets or (4,), max_wait_s=max_wait_s, room=room, clock=clock)
+
+
+def taken(queue: Batcher) -> list[int]:
+    batch = queue.take()
+    assert isinstance(batch, Batch)
+    return joined(batch.orders).seeds.tolist()
+
+
+def test_a_full_bucket_goes_at_once_and_a_larger_order_is_cut() -> None:
+    queue = batcher(Clock())
+    queue.put(order(0, 1, 2))
+    queue.put(order(3, 4, 5, 6, 7))
+    assert taken(queue) == [0, 1, 2, 3]
+    assert taken(queue) == [4, 5, 6, 7]
+    assert queue.waiting == 0
+
+
+def test_others_are_waited_for_no_longer_than_told() -> None:
+    clock = Clock()
+    queue = batcher(clock)
+    queue.put(order(0))
+    clock.now += 0.6
+    queue.put(order(1))
+    clock.now += 0.4
+    assert taken(queue) == [0, 1]
+
+
+def test_kinds_never_mix_and_the_oldest_due_goes_first() -> None:
+    clock = Clock()
+    queue = batcher(clock, room=20)
+    queue.put(order(0, kind=OTHER))
+    queue.put(order(1, 2, 3, 4, 5))
+    assert taken(queue) == [1, 2, 3, 4]  # full, while the other kind may still wait
+    clock.now += 1.0
+    assert taken(queue) == [0]
+    assert taken(queue) == [5]
+
+
+def test_a_kind_that_is_always_full_does_not_starve_another() -> None:
+    clock = Clock()
+    queue = batcher(clock, room=20)
+    queue.put(order(99, kind=OTHER))
+    clock.now += 1.1
+    queue.put(order(1, 2, 3, 4))
+    assert taken(queue) == [99]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({1: 1.0, 8: 8.0, 32: 32.0}, {1: 1, 3: 1, 7: 1, 8: 8, 15: 8, 22: 8, 31: 8, 32: 32, 70: 32}),  # as a CPU
+        ({1: 1.0, 8: 1.1, 32: 1.5}, {1: 1, 3: 1, 4: 4, 7: 7, 8: 8, 15: 8, 16: 16, 22: 22, 33: 32}),  # as a GPU
+        ({}, {1: 1, 7: 1, 22: 8, 40: 32}),  # not known yet
+    ],
+)
+def test_the_size_is_that_of_most_samples_a_second(seconds: dict[int, float], expected: dict[int, int]) -> None:
+    queue = batcher(Clock(), 1, 8, 32)
+    for bucket, one in seconds.items():
+        queue.sampled(bucket, bucket, 5, 5 * one)
+    assert {count: queue.fitting(count) for count in expected} == expected
+
+
+def test_less_than_the_smallest_bucket_is_padded() -> None:
+    assert batcher(Clock(), 4, 8).fitting(3) == 3
+
+
+def test_what_is_left_of_a_bucket_goes_next() -> None:
+    clock = Clock()
+    queue = batcher(clock, 2, 8)
+    queue.put(order(1, 2, 3))
+    clock.now += 1
+    assert taken(queue) == [1, 2]
+    assert taken(queue) == [3]
+
+
+def test_conditions_follow_their_samples_through_cuts() -> None:
+    queue = batcher(Clock())
+    queue.put(order(7, 8, 9))
+    queue.put(order(1, 2, 3, 4, 5))
+    for expected in ([7, 8, 9, 1], [2, 3, 4, 5]):
+        batch = queue.take()
+        assert batch is not None
+        whole = joined(batch.orders)
+        assert whole.seeds.tolist() == expected
+        assert whole.conditions["label"].tolist() == expected
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    queue = batcher(Clock(), 100)
+    queue.sampled(10, 100, 8, 25.0)
+    queue.put(order(0, 1, 2))
+    with pytest.raises(NotDrawnError, match="3 samples wait, it holds 10") as refused:
+        queue.put(order(*range(8)))
+    assert (refused.value.status, refused.value.retry_s) == (429, 8)  # 3 samples of 2.5 s
+    queue.put(order(*range(7)))
+    with pytest.raises(NotDrawnError) as refused:
+        queue.put(order(*range(11)))
+    assert refused.value.status == 400
+
+
+def test_who_left_is_not_sampled_for() -> None:
+    clock = Clock()
+    queue = batcher(clock)
+    gone, half_gone = queue.put(order(0, 1)), queue.put(order(2, 3, 4))
+    queue.leave(gone)
+    assert gone.future.cancelled()
+    clock.now += 1.0
+    assert taken(queue) == [2, 3, 4]
+    queue.leave(half_gone)
+    assert queue.waiting == 0
+
+
+def test_closing_lets_what_waits_go_first() -> None:
+    queue = batcher(Clock())
+    queue.put(order(0))
+    queue.close(NotDrawnError(503, "shutting down"))
+    with pytest.raises(NotDrawnError, match="shutting down"):
+        queue.put(order(1))
+    assert taken(queue) == [0]
+    assert queue.take() is None
+
+
+def test_take_wakes_for_a_new_order() -> None:
+    queue = Batcher((1,), max_wait_s=60, room=2)
+    found: list[list[int]] = []
+    thread = threading.Thread(target=lambda: found.append(taken(queue)))
+    thread.start()
+    queue.put(order(5))
+    thread.join(10)
+    assert found == [[5]]

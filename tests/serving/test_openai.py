@@ -1,0 +1,79 @@
+"""OpenAI's own client draws from a text engine."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pfdiff.serving.guard import Access
+
+from ..small.serving import TextEngine, serving
+
+openai = pytest.importorskip("openai", reason="pip install openai")
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with (
+        serving(access=Access("key"), text=TextEngine) as served,
+        openai.OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key="key", max_retries=0) as opened,
+    ):
+        yield opened
+
+
+def pixels(image: Any) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image.b64_json))))
+
+
+def test_a_picture_from_a_prompt(client: Any) -> None:
+    answer = client.images.generate(
+        model="text",
+        prompt="a lighthouse",
+        n=3,
+        size="8x8",
+        response_format="b64_json",
+        extra_body={"seed": 2**64 - 1, "nfe": 4, "guidance": 6.0, "negative_prompt": "fog"},
+    )
+    for image, seed in zip(answer.data, (2**64 - 1, 0, 1), strict=True):
+        assert image.seed == seed
+        assert np.array_equal(pixels(image), TextEngine.drawn("a lighthouse", "fog", seed, 6.0, nfe=4))
+
+
+def test_the_least_that_is_sent(client: Any) -> None:
+    """One picture in the most evaluations, of a seed that is told and repeats it."""
+    (image,) = client.images.generate(prompt="a lighthouse").data
+    assert np.array_equal(pixels(image), TextEngine.drawn("a lighthouse", "", image.seed, nfe=8))
+    (again,) = client.images.generate(prompt="a lighthouse", extra_body={"seed": image.seed}).data
+    assert again.b64_json == image.b64_json
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"size": "1024x1024"}, "size '1024x1024', this engine draws 8x8"),
+        ({"n": 11}, "n: Input should be less than or equal to 10"),
+        ({"response_format": "url"}, "response_format"),
+        ({"quality": "hd"}, "quality"),
+        ({"extra_body": {"nfe": 5}}, "nfe=5; this engine has 4, 8"),
+        ({"extra_body": {"file": "/etc/passwd"}}, "file: Extra inputs are not permitted"),
+    ],
+)
+def test_what_it_cannot_have_is_a_bad_request(client: Any, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(**{"prompt": "a lighthouse", **given})
+    assert message in refused.value.body["message"]
+    assert refused.value.type == "invalid_request_error"
+
+
+def test_models_keys_and_unknown_models(client: Any) -> None:
+    assert [model.id for model in client.models.list()] == ["text"]
+    with pytest.raises(openai.NotFoundError):
+        client.images.generate(prompt="a lighthouse", model="dall-e-3")
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong").images.generate(prompt="a lighthouse")
