@@ -140,6 +140,14 @@ def text(width: int, tokens: int) -> Condition:
     return Condition("encoder_hidden_states", "float32", (tokens, int(width)))
 
 
+def text_and_pooled(config: Config, beside: Beside, tokens: int) -> tuple[Condition, Condition]:
+    """A prompt's features and its pooled vector, of transformers that join text and image."""
+    return (
+        text(config["joint_attention_dim"], beside.tokens or tokens),
+        Condition("pooled_projections", "float32", (config["pooled_projection_dim"],)),
+    )
+
+
 def known(config: Config, key: str, values: tuple[Any, ...]) -> Any:
     """The config's value, if it is one of `values`. Raises InputError."""
     if config.get(key) not in values:

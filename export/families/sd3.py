@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from ...engine.condition import Condition
 from .family import TIME_UNIT as TIME_UNIT
-from .family import Beside, Config, Part, Prompting, text
+from .family import Beside, Config, Part, Prompting, text_and_pooled
 from .family import adapted as adapted
 from .family import channels as channels
 from .family import patches as patches
@@ -24,10 +24,7 @@ ALIASES: Mapping[str, str] = {
 
 
 def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
-    return (
-        text(config["joint_attention_dim"], beside.tokens or TOKENS),
-        Condition("pooled_projections", "float32", (config["pooled_projection_dim"],)),
-    )
+    return text_and_pooled(config, beside, TOKENS)
 
 
 def prompting(config: Config) -> Prompting | None:
