@@ -65,11 +65,13 @@ def compare(
 
     The network's conditions are options too: --label 3; by default each label in turn.
     """
+    from ..quality.output_files import OutputFiles
     from .networks import opened
     from .progress import meter
     from .values import integers_from
 
     evaluations = integers_from("--nfe", nfe)
+    OutputFiles.of(out, csv, sheet)  # before anything is loaded
     with meter() as progress:
         progress("reading the network", 0, 0)
         found = opened(network, context)
@@ -107,7 +109,8 @@ def print_comparison(result: Comparison) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("solver", overflow="fold")
+    for name in ("solver", "grid"):
+        table.add_column(name, overflow="fold")
     for count in result.nfe:
         table.add_column(f"NFE {count}", justify="right", no_wrap=True)
     for row in result.table():

@@ -91,6 +91,7 @@ def print_info(path: Path, *, nfe: int | None, as_json: bool, running: Mapping[s
 
 def _as_data(artifact: Artifact, programs: Mapping[int, Program]) -> dict[str, Any]:
     from ..engine.plans.store import stored_plans
+    from ..engine.runtime.compiled import beside_the_network
 
     return {
         "path": str(artifact.path),
@@ -104,6 +105,7 @@ def _as_data(artifact: Artifact, programs: Mapping[int, Program]) -> dict[str, A
         "files": {name: asdict(record) for name, record in artifact.files.items()},
         "plans": {path.name: asdict(key) if key else None for path, key in stored_plans(artifact).items()},
         "provenance": dict(artifact.provenance),
+        "beside_the_network": beside_the_network(),
     }
 
 
@@ -124,6 +126,8 @@ def _plans(artifact: Artifact) -> list[str]:
 def _facts(artifact: Artifact, running: Mapping[str, str]) -> Table:
     from rich.filesize import decimal
     from rich.table import Table
+
+    from ..engine.runtime.compiled import beside_the_network
 
     contract = artifact.contract
     low, high = contract.data_range
@@ -150,6 +154,7 @@ def _facts(artifact: Artifact, running: Mapping[str, str]) -> Table:
             if key not in ("network", "search")
         ),
         *(("search", _search(searched[nfe])) for nfe in sorted(searched, key=int)),
+        ("beside the network", beside_the_network()),
         *running.items(),
     ]
     title = printable(str(artifact.path))

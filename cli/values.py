@@ -130,12 +130,15 @@ def conditions_from(
     """
     typed = given_conditions(given, contract)
     own = contract.by_name(typed)
-    called = contract.called(typed)
-    return {
-        one.name: one.values(own.get(one.name), batch, called.get(one.name))
-        for one in contract.conditions
-        if one.name in own or (one.default is None and one.name not in encoded)
-    }
+    options = {name: f"--{text}" for name, text in contract.called(typed).items()}
+    found: dict[str, NDArray[Any]] = {}
+    for one in contract.conditions:
+        value = own.get(one.name)
+        if isinstance(value, list) and not one.shape and len(value) not in (1, batch):
+            raise InputError(f"{options[one.name]}: {len(value)} values for {batch} seeds; give 1 or {batch}")
+        if one.name in own or (one.default is None and one.name not in encoded):
+            found[one.name] = one.values(value, batch, options.get(one.name))
+    return found
 
 
 def given_conditions(given: Sequence[str], contract: Contract) -> dict[str, Any]:

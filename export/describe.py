@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from . import zoo
 from .described import Described, Given
 from .sources.from_diffusers import open_diffusers
 from .sources.hub import fetch, is_hub_id
+from .sources.onnx_roles import read_model
 from .time_map import TimeMap, parse_prediction, parse_time_map
 
 if TYPE_CHECKING:
@@ -116,14 +118,33 @@ def _time(found: Described, given: Given) -> tuple[float, TimeMap | None]:
 def _check(described: Described) -> None:
     """Everything said of the network that needs no look at it, so that mistakes show before any work."""
     name = described.name
+    missing = []
     if not described.schedule:
-        raise InputError(f"network '{name}': the schedule is missing; give schedule= (--schedule linear:1000)")
+        missing.append(("the schedule", "schedule= (--schedule linear:1000)"))
     if not described.prediction:
-        raise InputError(
-            f"network '{name}': what it predicts is missing; give prediction= (--prediction {'|'.join(PREDICTIONS)})"
-        )
+        missing.append(("what it predicts", f"prediction= (--prediction {'|'.join(PREDICTIONS)})"))
+    if missing and described.shape is None and _leaves_shape_open(described):
+        missing.append(("the sample's shape", "shape= (--shape 3x64x64)"))
+    if missing:
+        words, remedies = zip(*missing, strict=True)
+        verb = "is" if len(missing) == 1 else "are"
+        raise InputError(f"network '{name}': {_listed(words)} {verb} missing; give {_listed(remedies)}")
     described.contract(described.shape or (1,), time_dtype=described.time_dtype or "float32")
     parse_schedule(described.schedule)
+
+
+def _leaves_shape_open(described: Described) -> bool:
+    """Whether a look at the source shows that it does not say one sample's shape."""
+    source = described.source
+    if not isinstance(source, str) or not source.endswith(".onnx"):
+        return not described.example
+    ports = [value.type.tensor_type.shape.dim for value in read_model(Path(source)).graph.input]
+    return not all(one.dim_value > 0 for one in list(max(ports, key=len, default=()))[1:])
+
+
+def _listed(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _name_of(source: Any) -> str:

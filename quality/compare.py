@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -25,9 +25,10 @@ from ..engine.progress import Stages
 from ..export.network import Network
 from .comparison import TILE, Comparison, Point
 from .criteria.error import ErrorCriterion, make_error_criterion
+from .output_files import OutputFiles
 from .pictures.pixels import MODES
-from .pictures.plot import check_plot, write_plot
-from .pictures.write import kind_of, replaced, write_picture
+from .pictures.plot import write_plot
+from .pictures.write import replaced, write_picture
 from .sampling.budget import parse_budget
 from .sampling.pool import Floats
 from .sampling.reference import Reference
@@ -75,9 +76,9 @@ def compare(
     counts = tuple(dict.fromkeys([nfe] if isinstance(nfe, int) else nfe))
     samplers = tuple(dict.fromkeys(solvers))
     _check_numbers(counts, samplers, seeds, calibration, seed)
-    files = Files(*(None if path is None else Path(path) for path in (out, csv, sheet)))
+    files = OutputFiles.of(out, csv, sheet)
     subject = Subject.of(network)
-    files.check(subject)
+    _check_pictures(files.sheet, subject)
     settings = [make_setting(subject, count, clip, t_start, end) for count in counts]
     chosen = Reference.of(settings[0].schedule, settings[0].t_start, reference)
     candidates = {text: parse_sampler(text, grid or AUTO, basis) for text in samplers}
@@ -88,7 +89,7 @@ def compare(
         criterion = make_error_criterion(subject, opened, drawn, conditions, settings[0], chosen, budget, tell)
         bench = _Bench(criterion, calibration, seeds)
         result = bench.measure(subject.contract.name, chosen, candidates, settings, tell, keep=sheet is not None)
-    files.write(result)
+    _write(files, result)
     return result
 
 
@@ -101,39 +102,23 @@ def _check_numbers(counts: Sequence[int], samplers: Sequence[str], seeds: int, c
             raise InputError(f"{name}={value!r}, expected an integer of at least {least}{hint}")
 
 
-@final
-@dataclass(frozen=True)
-class Files:
-    """Where a comparison is written: the plot, the table, the pictures; None for none."""
+def _check_pictures(sheet: Path | None, subject: Subject) -> None:
+    """Raises InputError when a sheet is asked for of what is no picture."""
+    shape, latents = subject.contract.shape, subject.sample_range == LATENTS
+    if sheet is not None and (latents or len(shape) != 3 or shape[0] not in MODES):
+        what = f"{'latents' if latents else 'samples'} of shape {list(shape)}"
+        raise InputError(f"output {sheet}: {what} are no pictures; leave it out")
 
-    plot: Path | None
-    table: Path | None
-    sheet: Path | None
 
-    def check(self, subject: Subject) -> None:
-        """Before any work. Raises InputError on a bad place, and on pictures of what is none."""
-        if self.plot is not None:
-            check_plot(self.plot)
-        if self.table is not None and not self.table.absolute().parent.is_dir():
-            raise InputError(f"output {self.table}: the folder {self.table.parent} does not exist; create it first")
-        if self.sheet is None:
-            return
-        if kind_of(self.sheet) != "grid":
-            raise InputError(f"output {self.sheet}: expected a file that ends in .png")
-        shape, latents = subject.contract.shape, subject.sample_range == LATENTS
-        if latents or len(shape) != 3 or shape[0] not in MODES:
-            what = f"{'latents' if latents else 'samples'} of shape {list(shape)}"
-            raise InputError(f"output {self.sheet}: {what} are no pictures; leave it out")
-
-    def write(self, result: Comparison) -> None:
-        """All three. Raises InputError."""
-        if self.table is not None:
-            with replaced(self.table) as part:
-                part.write_text(result.csv(), encoding="utf-8")
-        if self.plot is not None:
-            write_plot(self.plot, result.plot())
-        if self.sheet is not None:
-            write_picture(self.sheet, result.sheet())
+def _write(files: OutputFiles, result: Comparison) -> None:
+    """All that were asked for. Raises InputError."""
+    if files.table is not None:
+        with replaced(files.table) as part:
+            part.write_text(result.csv(), encoding="utf-8")
+    if files.plot is not None:
+        write_plot(files.plot, result.plot())
+    if files.sheet is not None:
+        write_picture(files.sheet, result.sheet())
 
 
 def parse_sampler(text: str, grid: str, basis: str | None) -> Candidate:

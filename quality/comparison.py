@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv as csv_format
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 import numpy as np
 
+from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import Program
 from ..engine.errors import InputError
 from ..engine.notebook import html_table
@@ -65,13 +66,23 @@ class Comparison:
     reference_samples: Floats
 
     def table(self) -> list[list[str]]:
-        """A row for each sampler: its name, then its error at each NFE, empty where there is none."""
-        return [[sampler, *(error_text(one.error) for one in self.of(sampler))] for sampler in self.samplers]
+        """A row for each sampler: its name, its grid, then its error at each NFE, empty where there is none.
+
+        `auto` is followed by the sampler that it stands for, and where this or the grid differs by NFE, by them all.
+        """
+        rows = []
+        for sampler in self.samplers:
+            found = self.of(sampler)
+            grids = [one.grid if isinstance(one.grid, str) else f"{len(one.grid)} given times" for one in found]
+            errors = (error_text(one.error) for one in found)
+            name = f"{sampler}: {_by_nfe(found, [one.solver for one in found])}" if _is_auto(sampler) else sampler
+            rows.append([name, _by_nfe(found, grids), *errors])
+        return rows
 
     @property
     def columns(self) -> list[str]:
         """The header of `table`."""
-        return ["solver", *(f"NFE {nfe}" for nfe in self.nfe)]
+        return ["solver", "grid", *(f"NFE {nfe}" for nfe in self.nfe)]
 
     def __repr__(self) -> str:
         counts = ", ".join(map(str, self.nfe))
@@ -127,8 +138,7 @@ class Comparison:
             errors = self.of(sampler)
             tiles = [np.full_like(truth, 255) if one.error is None else self._cell(sampler, one.nfe) for one in errors]
             found = [one.error for one in errors if one.error is not None]
-            caption = f"{sampler}\nRMS {max(found):.3f} to {min(found):.3f}" if found else sampler
-            rows.append(Row(caption, np.stack([*tiles, truth])))
+            rows.append(Row("\n".join([sampler, *_range_of(found)]), np.stack([*tiles, truth])))
         return sheet(
             rows,
             headings=[*(f"NFE {nfe}" for nfe in self.nfe), "reference"],
@@ -138,6 +148,26 @@ class Comparison:
 
     def _cell(self, sampler: str, nfe: int) -> Pixels:
         return _tile(pixels_of(self.samples[sampler, nfe], self.data_range))
+
+
+def _is_auto(sampler: str) -> bool:
+    return sampler.partition("@")[0] == AUTO
+
+
+def _by_nfe(points: Sequence[Point], words: Sequence[str]) -> str:
+    """The word of all points, or `uniform (4,6), logsnr (8)`."""
+    counts: dict[str, list[str]] = {}
+    for one, word in zip(points, words, strict=True):
+        counts.setdefault(word, []).append(str(one.nfe))
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{word} ({','.join(of)})" for word, of in counts.items())
+
+
+def _range_of(errors: Sequence[float]) -> list[str]:
+    """The line of a row's errors: both ends, one where they read the same, none without errors."""
+    ends = list(dict.fromkeys(f"{error:.3f}" for error in (max(errors), min(errors)))) if errors else []
+    return [f"RMS {' to '.join(ends)}"] if ends else []
 
 
 def _tile(images: Pixels) -> Pixels:

@@ -95,15 +95,20 @@ def tune(
     was: what was computed is in the cache folder. Raises InputError, BackendError, EngineFileError.
     """
     calibration, held_out = _checked_seeds(metric, calibration, held_out)
-    subject, limit, tell = Subject.of(network), parse_budget(budget), progress or (lambda stage, done, expected: None)
+    limit, tell = parse_budget(budget), progress or (lambda stage, done, expected: None)
+    subject = Subject.of(network)
     setting = replace(make_setting(subject, nfe, clip, t_start, end), draws=metric == "fd")
     aim = _aim(metric, pictures, features, scale, setting, refine=refine, reference=reference)
     check_destination(subject, out)
     seeds = chosen_seeds(seed, calibration + (seeds_needed(calibration) if refine else 0), held_out)
     members = _crew(ray, subject, features, scale, seeds, conditions, backend, threads, workers)
-    with _criterion(subject, setting, aim, seeds, conditions, limit, tell, members, backend, threads) as criterion:
-        search = Search(criterion, setting, calibration, np.arange(len(seeds) - held_out, len(seeds)), tell)
-        result = _searched(search, aim, seed, solvers, grids, bases, local=local, refine=refine, tell=tell)
+    try:
+        with _criterion(subject, setting, aim, seeds, conditions, limit, tell, members, backend, threads) as criterion:
+            search = Search(criterion, setting, calibration, np.arange(len(seeds) - held_out, len(seeds)), tell)
+            result = _searched(search, aim, seed, solvers, grids, bases, local=local, refine=refine, tell=tell)
+    except BudgetSpentError:  # before the search, which ends with what it has
+        assert isinstance(aim, Reference)
+        raise InputError(_too_little(limit, aim, len(seeds), refine=refine)) from None
     write_winner(subject, result, out, lambda line: tell(line, limit.spent, limit.spent))
     return result
 
@@ -177,7 +182,10 @@ def _criterion(
     backend: str,
     threads: int | None,
 ) -> Iterator[Criterion]:
-    """The distance to real pictures or to the reference, with the subject's network, closed at the end."""
+    """The distance to real pictures or to the reference, with the subject's network, closed at the end.
+
+    Raises BudgetSpentError where the reference takes more than the budget.
+    """
     if isinstance(aim, RealPictures):
         check_pictures(subject)
         opened = FeatureSampler.opened(subject, seeds, conditions, aim.extractor, backend, threads)
@@ -185,15 +193,7 @@ def _criterion(
             yield make_distance_criterion(subject, sampler, seeds, conditions, aim, limit, ahead)
         return
     with subject.opened(backend, threads) as running:
-        try:
-            criterion = make_error_criterion(subject, running, seeds, conditions, setting, aim, limit, tell)
-        except BudgetSpentError:
-            most = limit.evaluations if limit.evaluations is not None else f"{limit.seconds:g}s"
-            raise InputError(
-                f"budget {most} does not pay for the reference of {len(seeds)} seeds in {aim.nfe} evaluations "
-                f"({len(seeds) * aim.nfe}); give more, or fewer seeds"
-            ) from None
-        yield criterion
+        yield make_error_criterion(subject, running, seeds, conditions, setting, aim, limit, tell)
 
 
 # What is found.
@@ -251,6 +251,24 @@ def _ranked(trial: Trial, setting: Setting) -> Ranked:
         trial.held_out_error,
         trial.program,
     )
+
+
+def _too_little(limit: Budget, reference: Reference, seeds: int, *, refine: bool) -> str:
+    """Why the reference was not done, and what fits if half of the budget goes into it and half into the search."""
+    said = (
+        f"budget {limit} does not pay for the reference of {seeds} seeds in {reference.nfe} evaluations "
+        f"({seeds * reference.nfe})"
+    )
+    fits = limit.affords() // (2 * reference.nfe)
+    extra = seeds_needed(1) if refine else 0
+    if fits <= extra:
+        less = " without refine" if refine else ""
+        return f"{said}; give a larger budget, or fewer evaluations of the reference (--reference 50){less}"
+    calibration = max(1, (fits - extra) // 3)
+    if refine:
+        calibration = next(c for c in range(calibration, 0, -1) if c == 1 or 3 * c + seeds_needed(c) <= fits)
+    held_out = min(2 * calibration, fits - extra - calibration)
+    return f"{said}; give more, or fewer seeds: --calibration {calibration} --held-out {held_out}"
 
 
 def _nothing_found(setting: Setting, solvers: Any, grids: Any, bases: Any, limit: Budget) -> str:

@@ -183,6 +183,13 @@ def check_command(words: list[str], where: str, *, run: bool) -> None:
             group.commands[name].make_context(name, arguments)  # raises what the command line would say
         case ["make", target]:
             assert re.search(rf"^\.PHONY:.*\b{target}\b", (ROOT / "Makefile").read_text(), re.M), f"{where}: {line}"
+        case ["pip", "install", "uv"]:
+            assert "install uv" in (ROOT / "Makefile").read_text(encoding="utf-8"), where
+        case ["uv", "pip", "install", "--torch-backend", "cpu", "-c", file, "torch"]:
+            assert re.search(r"^torch==", (ROOT / file).read_text(encoding="utf-8"), re.M), where
+        case ["pip", "install", "-c", file, what]:
+            assert (ROOT / file).is_file(), where
+            check_extras(what, where)
         case ["pip", "install", what]:
             check_extras(what, where)
         case ["pytest", "--pyargs", "pfdiff.bench", option, _]:

@@ -170,6 +170,12 @@ def _command(*words: str) -> bool:
     raise InputError(" ".join(lines[-1:]))
 
 
+def _sampled(folder: Path, *words: str) -> bool:
+    """`pfdiff sample` of the engine in `folder`."""
+    given = ["--nfe", "3", "-o", str(folder / "out.npy"), "--backend", "onnxruntime"]
+    return _command("sample", str(folder / "e"), *given, *words)
+
+
 @final
 class Seeds(Kind):
     """--seeds TEXT, and seeds= in Python."""
@@ -188,18 +194,7 @@ class Seeds(Kind):
     def use(self) -> bool:
         with contextlib.suppress(InputError):
             parse_seeds(self.values)
-        out = self.folder / "out.npy"
-        return _command(
-            "sample",
-            str(self.folder / "e"),
-            "--nfe",
-            "3",
-            f"--seeds={self.text}",
-            "-o",
-            str(out),
-            "--backend",
-            "onnxruntime",
-        )
+        return _sampled(self.folder, f"--seeds={self.text}")
 
 
 HUGE_SEED = 10**5000
@@ -232,20 +227,7 @@ class Conditions(Kind):
                 attempt()
         with contextlib.suppress(InputError):
             CONTRACT.values({"shift": self.value}, 3)
-        out = self.folder / "out.npy"
-        return _command(
-            "sample",
-            str(self.folder / "e"),
-            "--nfe",
-            "3",
-            "--seeds",
-            "0-3",
-            "-o",
-            str(out),
-            "--backend",
-            "onnxruntime",
-            self.text,
-        )
+        return _sampled(self.folder, "--seeds=0-3", self.text)
 
 
 @final

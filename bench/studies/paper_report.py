@@ -45,8 +45,7 @@ def rows_of(one: dict[str, Any]) -> str:
     best = {count: min(row[count]["fd"] for row in one["rows"].values() if count in row) for count in nfe}
     lines = [
         f"{one['samples']:,} samples a cell; FD / sFD / precision / recall.\n",
-        "| sampler | " + " | ".join(f"NFE {count}" for count in nfe) + " |",
-        "|---|" + "---|" * len(nfe),
+        *table_head("sampler", *(f"NFE {count}" for count in nfe)),
     ]
     for sampler, row in one["rows"].items():
         cells = []
@@ -59,6 +58,11 @@ def rows_of(one: dict[str, Any]) -> str:
             cells.append(f"{fd} / {figures['sfd']:.1f} / {figures['precision']:.2f} / {figures['recall']:.2f}")
         lines.append(f"| `{sampler}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def table_head(*names: str) -> list[str]:
+    """The two lines above the rows of a table."""
+    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
 
 
 def search_lines(found: dict[str, Any]) -> str:
@@ -109,8 +113,7 @@ def grid_lines(found: dict[str, Any]) -> str:
     lines += [
         f"Error to the reference on {given['seeds']} seeds, the mean of the logarithms at {given['nfe'][0]} and "
         f"{given['nfe'][1]} evaluations. Uniform is taken, unless another lowers it by 5 % or more.\n",
-        "| sampler | " + " | ".join(names) + " | taken |",
-        "|---|" + "---|" * (len(names) + 1),
+        *table_head("sampler", *names, "taken"),
     ]
     for solver, row in given["error"].items():
         lines.append(

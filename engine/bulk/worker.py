@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -35,7 +36,7 @@ class Workplace:
 
 
 @final
-class Worker:
+class Worker(AbstractContextManager["Worker"]):
     """One engine that makes shards of a recipe, one at a time; close it, or use it in a `with` block.
 
     Raises InputError when the engine or the folder is not that of the recipe, as on a machine that does not share them.
@@ -66,9 +67,6 @@ class Worker:
     def close(self) -> None:
         """Free the engine."""
         self._engine.close()
-
-    def __enter__(self) -> Worker:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

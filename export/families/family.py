@@ -1,6 +1,7 @@
 """What a family of diffusers denoisers is: the names that every file beside this one defines.
 
-Sizes come from the model's config, and what a config does not say from the pipeline.
+Sizes come from the model's config, and what a config does not say from the pipeline. What most families have in common
+stands below; a file takes it over by importing it under its own name.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ...engine.errors import InputError
 from ..convention import Convention
 
 Config = Mapping[str, Any]
+TIME_UNIT: float = 1.0
 
 
 @final
@@ -109,7 +111,7 @@ class Family(Protocol):
         ...
 
 
-def square(config: Config) -> tuple[int, ...] | None:
+def shape(config: Config) -> tuple[int, ...] | None:
     """[in_channels, sample_size, sample_size]; None without a sample_size."""
     size = config.get("sample_size")
     if size is None:
@@ -118,9 +120,32 @@ def square(config: Config) -> tuple[int, ...] | None:
     return int(config["in_channels"]), height, width
 
 
+def channels(config: Config) -> int:
+    return int(config["in_channels"])
+
+
+def patches(config: Config, shape: tuple[int, ...]) -> int:
+    """Squares of patch_size x patch_size latents."""
+    side = int(config.get("patch_size") or 1)
+    return (shape[1] // side) * (shape[2] // side)
+
+
+def scheduled(convention: Convention) -> Convention:
+    """As the scheduler has them."""
+    return convention
+
+
 def text(width: int, tokens: int) -> Condition:
     """A prompt's features, [tokens, width]."""
     return Condition("encoder_hidden_states", "float32", (tokens, int(width)))
+
+
+def text_and_pooled(config: Config, beside: Beside, tokens: int) -> tuple[Condition, Condition]:
+    """A prompt's features and its pooled vector, of transformers that join text and image."""
+    return (
+        text(config["joint_attention_dim"], beside.tokens or tokens),
+        Condition("pooled_projections", "float32", (config["pooled_projection_dim"],)),
+    )
 
 
 def known(config: Config, key: str, values: tuple[Any, ...]) -> Any:
@@ -133,3 +158,28 @@ def known(config: Config, key: str, values: tuple[Any, ...]) -> Any:
 def in_dtype_of(x: Tensor, conditions: Mapping[str, Tensor]) -> dict[str, Any]:
     """Conditions in the dtype of x, as pipelines hand them over; integers stay."""
     return {name: one.to(x.dtype) if one.is_floating_point() else one for name, one in conditions.items()}
+
+
+@final
+class Adapted(nn.Module):
+    """forward(x [B, C, H, W], t [B], **conditions) -> out [B, C or 2 C, H, W].
+
+    state: what the model calls x. nested: conditions that it takes inside added_cond_kwargs.
+    """
+
+    def __init__(self, model: nn.Module, state: str = "hidden_states", nested: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.model = model
+        self.state = state
+        self.nested = nested
+
+    def forward(self, x: Tensor, t: Tensor, /, **conditions: Tensor) -> Tensor:
+        given = in_dtype_of(x, conditions)
+        inner = {name: given.pop(name) for name in self.nested if name in given}
+        if inner:
+            given["added_cond_kwargs"] = inner
+        return self.model(**{self.state: x}, timestep=t, **given, return_dict=False)[0]
+
+
+def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:
+    return Adapted(model)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...engine.condition import Condition
 from ..convention import Convention
-from .family import Beside, Config, Part, Prompting, in_dtype_of, text
+from .family import Beside, Config, Part, Prompting, in_dtype_of, text_and_pooled
 
 TOKENS = 512
 ALIASES: Mapping[str, str] = {
@@ -40,8 +40,7 @@ def patches(config: Config, shape: tuple[int, ...]) -> int:
 
 def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
     return (
-        text(config["joint_attention_dim"], beside.tokens or TOKENS),
-        Condition("pooled_projections", "float32", (config["pooled_projection_dim"],)),
+        *text_and_pooled(config, beside, TOKENS),
         *((Condition("guidance", "float32", default=3.5),) if config["guidance_embeds"] else ()),
     )
 

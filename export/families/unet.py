@@ -7,14 +7,16 @@ time_ids, timestep_cond.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import final
 
-from torch import Tensor, nn
+from torch import nn
 
 from ...engine.condition import Condition
 from ...engine.errors import InputError
-from ..convention import Convention
-from .family import Beside, Config, Part, Prompting, in_dtype_of, known, square, text
+from .family import TIME_UNIT as TIME_UNIT
+from .family import Adapted, Beside, Config, Part, Prompting, known, text
+from .family import channels as channels
+from .family import scheduled as scheduled
+from .family import shape as shape
 
 TOKENS = 77  # of CLIP's prompts
 ALIASES: Mapping[str, str] = {
@@ -22,16 +24,7 @@ ALIASES: Mapping[str, str] = {
     "text_embeds": "pooled_prompt_embeds",
     "time_ids": "add_time_ids",
 }
-TIME_UNIT: float = 1.0
 NESTED = ("text_embeds", "time_ids")  # inside added_cond_kwargs
-
-
-def shape(config: Config) -> tuple[int, ...] | None:
-    return square(config)
-
-
-def channels(config: Config) -> int:
-    return int(config["in_channels"])
 
 
 def patches(config: Config, shape: tuple[int, ...]) -> int:
@@ -90,24 +83,4 @@ def prompting(config: Config) -> Prompting | None:
 
 
 def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:
-    return AdaptedUnet(model)
-
-
-def scheduled(convention: Convention) -> Convention:
-    return convention
-
-
-@final
-class AdaptedUnet(nn.Module):
-    """forward(x [B, C, H, W], t [B], **conditions) -> out [B, C or 2 C, H, W]."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, t: Tensor, /, **conditions: Tensor) -> Tensor:
-        given = in_dtype_of(x, conditions)
-        nested = {name: given.pop(name) for name in NESTED if name in given}
-        if nested:
-            given["added_cond_kwargs"] = nested
-        return self.model(sample=x, timestep=t, **given, return_dict=False)[0]
+    return Adapted(model, "sample", NESTED)

@@ -67,6 +67,11 @@ class Attention(nn.Module):
         return x + self.out(y.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width)))
 
 
+def angular_frequencies() -> Tensor:
+    """Of the time's embedding, float32 [FREQUENCIES], falling from 1 rad a step."""
+    return torch.exp(-math.log(10_000) * torch.arange(FREQUENCIES) / FREQUENCIES)
+
+
 class FashionUNet(nn.Module):
     """forward(x_t [B, 1, 28, 28] float, t [B] in 0..999, label [B] int64 in 0..10) -> v [B, 1, 28, 28].
 
@@ -78,8 +83,7 @@ class FashionUNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         wide, deep = WIDTHS
-        rates = torch.exp(-math.log(10_000) * torch.arange(FREQUENCIES) / FREQUENCIES)
-        self.register_buffer("frequencies", rates, persistent=False)
+        self.register_buffer("frequencies", angular_frequencies(), persistent=False)
         self.time = nn.Sequential(nn.Linear(2 * FREQUENCIES, EMBEDDING), nn.SiLU(), nn.Linear(EMBEDDING, EMBEDDING))
         self.label = nn.Embedding(len(CLASSES) + 1, EMBEDDING)
         self.stem = nn.Conv2d(4, wide, 3, padding=1)

@@ -11,7 +11,6 @@ Train it with `python -m pfdiff.export.zoo.fashion_guide --data DIR`. The shippe
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...engine.errors import EngineFileError
-from .fashion import CLASSES, FREQUENCIES
+from .fashion import CLASSES, FREQUENCIES, angular_frequencies
 from .fashion_data import load_fashion
 
 WIDTHS = (48, 96)
@@ -51,8 +50,7 @@ class FashionGuide(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         wide, deep = WIDTHS
-        rates = torch.exp(-math.log(10_000) * torch.arange(FREQUENCIES) / FREQUENCIES)
-        self.register_buffer("frequencies", rates, persistent=False)
+        self.register_buffer("frequencies", angular_frequencies(), persistent=False)
         self.time = nn.Sequential(nn.Linear(2 * FREQUENCIES, EMBEDDING), nn.SiLU())
         self.stages = nn.ModuleList([Stage(4, wide), Stage(wide, deep, 2), Stage(deep, deep)])
         self.head = nn.Linear(deep, len(CLASSES))

@@ -52,8 +52,8 @@ class FeatureSampler:
             box = BlackBox(running, contract, conditions_of(contract, given, seeds))
             yield FeatureSampler(Pool(box, noise(seeds, contract.shape).numpy(), seeds), network, contract.data_range)
 
-    def __call__(self, program: Program, rows: Rows) -> Floats:
-        samples = self.pool.sample(program, rows).reshape(-1, *self.pool.shape)
+    def __call__(self, program: Program, rows: Rows, before: Callable[[int], None] | None = None) -> Floats:
+        samples = self.pool.sample(program, rows, before).reshape(-1, *self.pool.shape)
         return self._network(pixels_of(samples, self._range)).pooled
 
 
@@ -95,7 +95,7 @@ class DistanceCriterion:
         if held is None:
             key = self._key(program, rows)
             begun = self._begun.pop(key, None)
-            held = begun() if begun else self._sampler(program, rows)
+            held = begun() if begun else self._sampler(program, rows, self.budget.passes)
             self._store.put(key, held)
         return Features(held, None)
 

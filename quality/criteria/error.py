@@ -57,7 +57,7 @@ class ErrorCriterion:
         self.budget.charge(self.pool.cost(program, rows, self._seen), cached=held is not None)
         if held is not None:
             return held
-        result = float(np.sum(self.squares(self.pool.sample(program, rows), rows)))
+        result = float(np.sum(self.squares(self.pool.sample(program, rows, self.budget.passes), rows)))
         result = result if math.isfinite(result) else math.inf
         if self.journal:
             self.journal.put(key, result)

@@ -117,4 +117,4 @@ def _torchmetrics(module: str) -> Any:
     try:
         return import_module(f"torchmetrics.{module}")
     except ImportError:
-        raise InputError("distances need torchmetrics; install it with pip install pfdiff[evaluate]") from None
+        raise InputError("distances need torchmetrics; install it with pip install 'pfdiff[evaluate]'") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from ...engine.errors import InputError
+from .write import check_folder, replaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,8 +122,6 @@ def write_plot(path: str | os.PathLike[str], figure: Figure) -> None:
     """Write a figure as .png, .svg or .pdf, whole or not at all, the same bytes each time. Raises InputError."""
     import matplotlib
 
-    from .write import replaced
-
     target = check_plot(path)
     kind = target.suffix.lower().removeprefix(".")
     metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
@@ -133,13 +132,13 @@ def write_plot(path: str | os.PathLike[str], figure: Figure) -> None:
 def check_plot(path: str | os.PathLike[str]) -> Path:
     """Where a plot is to be written, checked before any work.
 
-    Raises InputError on another ending than .png, .svg, .pdf, on a missing folder, and without matplotlib.
+    Raises InputError on another ending than .png, .svg, .pdf, on a folder that is missing or cannot be written, and
+    without matplotlib.
     """
     target = Path(path)
     if target.suffix.lower() not in FORMATS:
         raise InputError(f"output {target} ends in '{target.suffix}'; expected a plot that ends in .png, .svg or .pdf")
-    if not target.parent.is_dir():
-        raise InputError(f"output {target}: the folder {target.parent} does not exist; create it first")
+    check_folder(target)
     _matplotlib()
     return target
 

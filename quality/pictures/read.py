@@ -24,12 +24,8 @@ from .pixels import MODES, Pixels, pixels_of
 OUTSIDE, MOST_OUTSIDE = 1.5, 0.1  # a value of float samples that is far out, and the share that may be
 MOST_PIXELS = 1 << 26  # of one picture
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "BMP",
-)  # what Pillow may open, whatever the ending: it would start Ghostscript for EPS
+# What Pillow may open, whatever the ending: it would start Ghostscript for EPS.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 NOT_READ = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".eps", ".ppm", ".pgm", ".pt", ".pkl")
 NAMES = ("pixels", "sample", "samples", "images", "x", "arr_0")  # of the array in a file that holds several
 

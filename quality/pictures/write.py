@@ -7,6 +7,7 @@ whole or not at all: it is written beside its place and renamed.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +29,12 @@ KINDS: dict[str, Kind] = {".png": "grid", "": "folder", ".npy": "npy", ".npz": "
 def kind_of(path: str | Path) -> Kind:
     """What will be written at `path`, checked before any sampling.
 
-    Raises InputError on an unknown extension, a missing parent folder, a file where a folder should be, or an engine.
+    Raises InputError on an unknown extension, a folder that is missing or cannot be written, a file where a folder
+    should be, or an engine.
     """
     target = Path(path)
     if target.is_dir():
+        check_writable(target, target)
         if (target / "engine.json").exists():
             raise InputError(f"output {target} is an engine directory; name another folder for the pictures")
         return "folder"
@@ -40,9 +43,21 @@ def kind_of(path: str | Path) -> Kind:
         raise InputError(f"output {target} ends in '{target.suffix}'; expected .png, .npy, .npz or a folder's name")
     if target.exists() and KINDS[suffix] == "folder":
         raise InputError(f"output {target} is a file; name a folder, or a file that ends in .png, .npy or .npz")
-    if not target.parent.is_dir():
-        raise InputError(f"output {target}: the folder {target.parent} does not exist; create it first")
+    check_folder(target)
     return KINDS[suffix]
+
+
+def check_folder(target: Path) -> None:
+    """Raises InputError when the folder of a file is missing, or cannot be written."""
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"output {target}: the folder {target.parent} does not exist; create it first")
+    check_writable(target.absolute().parent, target)
+
+
+def check_writable(folder: Path, target: Path) -> None:
+    """Raises InputError when no file can be made in `folder`, by making one without a name."""
+    with _writing(target), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def write_images(path: str | Path, images: Pixels, seeds: Sequence[int]) -> None:

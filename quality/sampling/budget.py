@@ -26,6 +26,7 @@ class Budget:
         self.spent = 0
         self.cached = 0
         self.start = time.monotonic()
+        self._run, self._began = 0, self.start  # evaluations in which `passes` was asked, and since when
 
     def charge(self, evaluations: int, *, cached: bool = False) -> None:
         """Count work about to be done, or read from the cache. Raises BudgetSpentError, counting nothing."""
@@ -35,6 +36,24 @@ class Budget:
             raise BudgetSpentError
         self.spent += evaluations
         self.cached += evaluations if cached else 0
+
+    def passes(self, samples: int) -> None:
+        """Between two evaluations of so many samples: a limit in time ends a run there. Raises BudgetSpentError."""
+        if not self._run:
+            self._began = time.monotonic()
+        if self.seconds is not None and self.elapsed > self.seconds:
+            raise BudgetSpentError
+        self._run += samples
+
+    def affords(self) -> int:
+        """Evaluations that the whole budget pays for: as many as it says, or at the speed of those that were run."""
+        if self.evaluations is not None:
+            return self.evaluations
+        ran = time.monotonic() - self._began
+        return int((self.seconds or 0) * self._run / ran) if self._run and ran > 0 else 0
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g}s" if self.evaluations is None and self.seconds else str(self.evaluations)
 
     @property
     def elapsed(self) -> float:

@@ -78,10 +78,12 @@ class Pool:
             x_0 = np.float32(program.p[n]) * state + np.float32(program.q[n]) * out
         return np.clip(x_0, -program.clip, program.clip).astype(np.float32)
 
-    def sample(self, program: Program, rows: Rows) -> Floats:
-        """Samples [m, elements]."""
+    def sample(self, program: Program, rows: Rows, before: Callable[[int], None] | None = None) -> Floats:
+        """Samples [m, elements]. before(m) is called before each evaluation, and may end the run by an exception."""
         states = self.start(program, rows)
         for n in range(program.nfe):
+            if before:
+                before(len(rows))
             z = self.first_answer(program, rows) if n == 0 else self.answer(program, n, states[0], rows)
             states = update(program.W[n], program.w[n], states, z)
             if n in program.draws:

@@ -86,7 +86,7 @@ def targets(
     for first in range(0, len(missing), BLOCK):
         rows = np.array(missing[first : first + BLOCK], np.intp)
         budget.charge(program.nfe * len(rows))
-        result[rows] = pool.sample(program, rows)
+        result[rows] = pool.sample(program, rows, budget.passes)
         for row in missing[first : first + BLOCK]:
             store.put(keys[row], result[row])
         if tell:

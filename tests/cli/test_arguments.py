@@ -19,6 +19,7 @@ from pfdiff.cli.values import given_conditions, seeds_from
 from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.condition import Condition
 from pfdiff.engine.contract import Contract
+from pfdiff.engine.runtime import compiled
 
 from ..small.engine import write_engine
 
@@ -52,6 +53,11 @@ EARLY: list[tuple[list[str], str]] = [
     (["sample", "small.engine", "--nfe", "4", "-o", "x.png"], "no pictures"),
     (["sample", "small.engine", "--nfe", "4", "--device", "gpu", "-o", "x.npy"], "device 'gpu', expected auto"),
     (["sample", "small.engine", "--nfe", "4", "--backend", "trt", "-o", "x.npy"], "backend 'trt'"),
+    (["sample", "small.engine", "--nfe", "4", "-o", "/proc/x.npy"], "/proc/x.npy"),
+    (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--label", "2.5"], "--label: got fractions"),
+    (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--label=11"], "--label: got 11, expected values in 0..9"),
+    (["compare", "small.engine", "--nfe", "4", "-o", "plot.jpg"], "ends in '.jpg'"),
+    (["compare", "small.engine", "--nfe", "4", "--csv", "/proc/x.csv"], "cannot write /proc/x.csv"),
     (["generate", "small.engine", "--nfe", "5", "--count", "9", "-o", "run"], "this engine has 4, 6"),
     (["bench", "small.engine", "--nfe", "5"], "this engine has 4, 6"),
     (["export", "small.engine", "--nfe", "5", "-o", "x.onnx"], "this engine has 4, 6"),
@@ -168,10 +174,16 @@ def test_every_command_takes_a_file(engine: Path, capsys: pytest.CaptureFixture[
         ),
         (["sample", "small.engine", "--nfe", "9" * 5000, "-o", "x.npy"], "expected a positive integer"),
         (["generate", "small.engine", "--count", "2", "--first", "9" * 5000, "-o", "x"], "expected an integer"),
-        (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--label", "9" * 5000], "condition 'label'"),
-        (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--label", "1,2,3"], "got shape [3]"),
+        (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--label", "9" * 5000], "--label: got"),
+        (
+            ["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--label", "1,2,3"],
+            "--label: 3 values for 16 seeds; give 1 or 16",
+        ),
         (["build", "n.py:f", "--nfe", "4", "--condition", "x:int64=1" + "0" * 400], "condition 'x:int64=100"),
-        (["build", "n.py:f", "--nfe", "4", "--condition", "x:int64=" + "1" * 100], "condition 'x': got 1111"),
+        (
+            ["build", "n.py:f", "--nfe", "4", "--condition", "x:int64=" + "1" * 100],
+            "condition 'x': got an integer of 330 bits",
+        ),
         (["build", "n.py:f", "--nfe", "9" * 5000], "expected positive integers"),
         (["build", "n.py:f", "--nfe", "4", "--shape", "9" * 5000], "expected one sample's positive sizes"),
         (["build", "n.py:f", "--nfe", "4", "--batch", "9" * 5000], "expected positive integers"),
@@ -202,6 +214,26 @@ def test_a_range_beyond_memory_is_refused_at_once(seeds: range) -> None:
 def test_a_range_gives_its_seeds() -> None:
     for seeds in (range(5), range(7, 0, -3), range(0), range(2**64 - 2, 2**64)):
         assert torch.equal(pfdiff.noise(seeds, (2, 3)), pfdiff.noise(list(seeds), (2, 3)))
+
+
+def test_info_says_what_runs_beside_the_network(
+    engine: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "pfdiff.engine.runtime._cpu"
+    for held, folder, words in (
+        (object(), compiled.__file__, "compiled"),
+        (None, compiled.__file__, None),
+        (None, "elsewhere/x.py", "NumPy, since pfdiff was installed without a C++ compiler"),
+    ):
+        monkeypatch.setitem(sys.modules, name, held)  # None: as if it could not be imported
+        monkeypatch.setattr(compiled, "__file__", folder)
+        built = any(Path(folder).parent.glob("_cpu*.so"))
+        expected = words or f"NumPy, since {'the compiled part cannot be loaded' if built else 'pfdiff was installed'}"
+        assert main(["info", "small.engine"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"beside the network {expected}" in text
+        assert main(["info", "small.engine", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["beside_the_network"].startswith(expected)
 
 
 # What comes from files is shown, not obeyed.

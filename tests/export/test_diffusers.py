@@ -21,7 +21,7 @@ from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.plans.build import build_plan
 from pfdiff.engine.plans.key import plan_key
 
-from ..small.diffusers import FAMILIES, WARNINGS, Family, diffusers, pipeline_of, scheduler_of
+from ..small.diffusers import FAMILIES, WARNINGS, Family, diffusers, packed, pipeline_of, scheduler_of, unpacked
 
 pytestmark = WARNINGS
 
@@ -54,15 +54,6 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[A
         return held[name]
 
     return get
-
-
-def packed(x: Tensor) -> Tensor:
-    """FLUX's latents, patches of 2 x 2: as its pipeline documents them."""
-    return torch.nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
-
-
-def unpacked(x: Tensor) -> Tensor:
-    return torch.nn.functional.pixel_shuffle(x.transpose(1, 2).unflatten(2, (4, 4)), 2)
 
 
 @torch.no_grad()

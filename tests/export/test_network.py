@@ -56,6 +56,11 @@ class NoTensor(Mixing):
         (Plain(), {"schedule": None}, "schedule is missing"),
         (Plain(), {"schedule": "sigmoid:9"}, "sigmoid"),
         (Plain(), {"prediction": None}, "what it predicts is missing"),
+        (
+            Plain(),
+            {"schedule": None, "prediction": None, "shape": None},
+            r"the schedule, what it predicts and the sample's shape are missing; give .* and shape= \(--shape",
+        ),
         (Plain(), {"prediction": "score"}, "expected one of eps, x0, v, flow, edm"),
         (Plain(), {"time_scale": -1.0}, "time_scale"),
         (Plain(), {"time_dtype": "int8"}, "expected one of float32, int64"),
@@ -71,7 +76,8 @@ class NoTensor(Mixing):
         (
             "faces",
             {},
-            "not known; expected a path ending in .onnx, file.py:factory, a diffusers folder, or a shipped netw",
+            "not known; expected a path ending in .onnx, file.py:factory, a diffusers folder, "
+            "owner/name of the Hugging Face hub, or a shipped netw",
         ),
         ("model.ckpt", {}, "not known"),
     ],

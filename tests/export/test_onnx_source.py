@@ -37,6 +37,19 @@ BODY = """{
 }"""
 
 
+@pytest.mark.parametrize(("sizes", "shape"), [("h,w", " and shape= (--shape 3x64x64)"), ("4,4", "")])
+def test_everything_that_is_missing_is_named_at_once(tmp_path: Path, sizes: str, shape: str) -> None:
+    path = onnx_file(
+        tmp_path / "x.onnx", f"(float[b,2,{sizes}] x_in, float[b] time) => (float[b,2,{sizes}] noise) {BODY}"
+    )
+    with pytest.raises(InputError) as refusal:
+        Network(path)
+    assert "schedule= (--schedule linear:1000)" in str(refusal.value)
+    assert "prediction= (--prediction eps" in str(refusal.value)
+    assert ("shape=" in str(refusal.value)) == bool(shape)
+    assert str(refusal.value).endswith(shape)
+
+
 @pytest.mark.parametrize(
     ("x", "time", "expected"),
     [

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from pfdiff.bench.measuring.profiling import allocations, graph_launches, runtime_calls, waits
 from pfdiff.engine.api import Engine
 from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends.abstract import CudaOptions
@@ -17,6 +16,7 @@ from pfdiff.engine.contract import DecoderContract
 from pfdiff.engine.runtime.cuda_loop import CudaLoop
 from pfdiff.kernels import eager
 
+from ..small.cuda import calls_of_one_launch
 from ..small.engine import CONTRACT, SHAPE, Small, program
 
 pytestmark = [
@@ -73,12 +73,7 @@ def test_replay_equals_the_launches_and_the_decoded_samples(network: str, decode
 
 def test_images_take_one_launch_of_a_graph() -> None:
     with latent_engine("fp16", "fp32") as engine:
-        for _ in range(3):
-            engine.images(seeds=range(8), label=1)
-        calls = runtime_calls(lambda: engine.images(seeds=range(8), label=1))
-        assert graph_launches(calls) == 1, calls
-        assert not waits(calls), calls
-        assert not allocations(calls), calls
+        calls_of_one_launch(lambda: engine.images(seeds=range(8), label=1))
 
 
 def test_poison_between_replays_changes_nothing() -> None:

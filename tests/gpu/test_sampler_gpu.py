@@ -19,10 +19,8 @@ import torch
 from pfdiff import BackendError, InputError
 from pfdiff.bench.measuring.gpu_engines import engine_of, module_of
 from pfdiff.bench.measuring.profiling import (
-    allocations,
     allocator_requests,
     copies,
-    graph_launches,
     launches,
     runtime_calls,
     waits,
@@ -36,6 +34,7 @@ from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.noise import noise
 
 from ..comparator import assert_as_good_as_plain
+from ..small.cuda import calls_of_one_launch
 from ..small.engine import CONTRACT, SHAPE, Small, program, small
 
 pytestmark = [
@@ -243,12 +242,7 @@ def test_by_default_the_network_is_compiled_and_captured() -> None:
 # What happens inside a call.
 def test_a_call_neither_waits_nor_allocates(fashion: torch.nn.Module) -> None:
     with engine_of("fashion", fashion, batch=(8,)) as engine:
-        for _ in range(3):
-            engine.sample(seeds=range(8), label=1)
-        calls = runtime_calls(lambda: engine.sample(seeds=range(8), label=1))
-        assert graph_launches(calls) == 1, calls
-        assert not waits(calls), calls
-        assert not allocations(calls), calls
+        calls = calls_of_one_launch(lambda: engine.sample(seeds=range(8), label=1))
         assert launches(calls) <= 2  # the graph, and at most the copy of the result as a kernel
         assert sum(copies(calls).values()) <= 2  # seeds and conditions from the host, the result on the device
         assert allocator_requests(lambda: engine.sample(seeds=range(8), label=1)) <= 1  # the result

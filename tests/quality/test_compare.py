@@ -13,22 +13,14 @@ from PIL import Image
 from torch import nn
 
 import pfdiff
+from pfdiff.cli.compare import print_comparison
 from pfdiff.quality.compare import parse_sampler
+from pfdiff.quality.comparison import _range_of
 
-from .test_search import SCHEDULE, Analytic
+from .analytic import SCHEDULE, Analytic
 
 SETTINGS: dict[str, Any] = {"seeds": 4, "calibration": 4, "t_start": 58}
 TUNED: dict[str, Any] = {"calibration": 4, "held_out": 4, "t_start": 58}
-
-
-@pytest.fixture
-def network() -> pfdiff.Network:
-    return pfdiff.Network(Analytic(), shape=(1, 2, 2), schedule=SCHEDULE, prediction="eps", name="analytic")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def test_compare_writes_table_plot_and_pictures(network, tmp_path):
@@ -52,6 +44,28 @@ def test_compare_writes_table_plot_and_pictures(network, tmp_path):
             assert min(picture.size) > 100
     assert result.of("ddim")[1].error == pytest.approx(float(rows[1]["error"]), rel=1e-5)
     assert result.reference.nfe == 59
+
+
+def test_the_table_names_the_grid_and_what_auto_stands_for(network, capsys):
+    asked = ["auto", "ddim@best", "ddim", "ddim@59,30,10,-1"]
+    result = pfdiff.compare(network, [3, 6], asked, **SETTINGS)
+    rows = {row[0].partition(":")[0]: row for row in result.table()}
+    assert result.columns == ["solver", "grid", "NFE 3", "NFE 6"]
+    chosen = result.of("auto")
+    for one in chosen:
+        assert one.solver in rows["auto"][0]
+    assert ("(3)" in rows["auto"][0]) == (chosen[0].solver != chosen[1].solver)
+    best = [one.grid for one in result.of("ddim@best")]
+    assert rows["ddim@best"][1] == (best[0] if best[0] == best[1] else f"{best[0]} (3), {best[1]} (6)")
+    assert rows["ddim"][1] == "angle (3), angle:power=1.25 (6)"
+    print_comparison(result)
+    assert "angle (3), angle:power=1.25 (6)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_row_of_one_nfe_has_one_error_on_the_sheet():
+    assert _range_of([0.1541, 0.1543]) == ["RMS 0.154"]
+    assert _range_of([0.1, 0.2]) == ["RMS 0.200 to 0.100"]
+    assert _range_of([]) == []
 
 
 def test_errors_are_those_of_the_programs(network):

@@ -255,5 +255,5 @@ def test_no_samples_are_not_ten_thousand() -> None:
 
 def test_without_torchmetrics_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    with pytest.raises(InputError, match=r"pip install pfdiff\[evaluate\]"):
+    with pytest.raises(InputError, match=r"pip install 'pfdiff\[evaluate\]'"):
         FrechetDistance(np.zeros((5, 2), np.float32))

@@ -81,8 +81,8 @@ def test_a_comparison_prints_as_one_line_and_as_a_table() -> None:
         reference_samples=empty,
     )
     assert repr(found) == "Comparison(net: 2 samplers at NFE 4, 8, 2 seeds)"
-    assert found.table() == [["ddim", "0.2500", "1.0e-04"], ["<heun>", "0.5000", ""]]
-    assert "<td>&lt;heun&gt;</td><td>0.5000</td><td></td>" in found._repr_html_()
+    assert found.table() == [["ddim", "uniform", "0.2500", "1.0e-04"], ["<heun>", "uniform", "0.5000", ""]]
+    assert "<td>&lt;heun&gt;</td><td>uniform</td><td>0.5000</td><td></td>" in found._repr_html_()
 
 
 def test_small_errors_keep_their_digits() -> None:

@@ -14,9 +14,9 @@ from pfdiff.quality.criteria.error import ErrorCriterion
 from pfdiff.quality.refining.jacobian import Line, at_times, moved, time_gaps
 from pfdiff.quality.refining.refine import Refinement, dense_table, finished
 from pfdiff.quality.sampling.budget import Budget
-from pfdiff.quality.sampling.pool import Pool
 
 from ..oracle import Mixture
+from .analytic import mixture_pool
 
 CASES = [
     ("pfdiff:k=2,l=1", "linear:1000", "eps", None),
@@ -32,15 +32,7 @@ def judge_of(
     schedule: str, prediction: str, seeds: int = 24, journal: Journal | None = None
 ) -> tuple[ErrorCriterion, list[int]]:
     """A judge whose targets are 60 evaluations of DPM-Solver++(2M); elements differ, as pixels do."""
-    predict = Mixture.of(schedule, 3).network(prediction)
-    calls: list[int] = []
-
-    def network(x, time, rows):
-        calls.append(len(rows))
-        return predict(x.astype(np.float64), time).astype(np.float32)
-
-    noise = np.random.default_rng(1).standard_normal((seeds, 1, 40)).astype(np.float32)
-    pool = Pool(network, noise)
+    pool, calls = mixture_pool(schedule, prediction, 1, seeds, 40)
     truth = pfdiff.compile("dpm++:2m", schedule, 60, "uniform", prediction=prediction)
     judge = ErrorCriterion(pool, pool.sample(truth, np.arange(seeds)), (-1.5, 1.5), Budget(), journal)
     return judge, calls

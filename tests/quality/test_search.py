@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import time
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import pfdiff
 from pfdiff.engine.cache import ArrayStore, content_key
 from pfdiff.engine.compiler.start import default_start
 from pfdiff.engine.seed_conditions import conditions_of
 from pfdiff.quality.criteria.error import ErrorCriterion
-from pfdiff.quality.sampling.budget import Budget, parse_budget
+from pfdiff.quality.sampling.budget import Budget, BudgetSpentError, parse_budget
 from pfdiff.quality.sampling.pool import Pool
 from pfdiff.quality.sampling.reference import Reference, targets
 from pfdiff.quality.search.candidates import Candidate, Setting, all_candidates, behaviour, compiled, neighbours
@@ -25,35 +25,7 @@ from pfdiff.quality.search.halving import Search
 
 from ..oracle import Mixture
 from ..small.engine import CONDITIONS, CONTRACT, write_onnx
-
-SCHEDULE = "cosine:60?beta_max=0.999"
-
-
-class Analytic(nn.Module):
-    """A perfect eps-network for three Gaussians on a discrete schedule; x [B, 1, 2, 2], t [B]."""
-
-    def __init__(self, schedule: str = SCHEDULE) -> None:
-        super().__init__()
-        self.oracle = Mixture.of(schedule, 3)
-        every = np.arange(self.oracle.schedule.last + 1)
-        self.alpha = torch.from_numpy(self.oracle.schedule.alpha(every))
-        self.sigma = torch.from_numpy(self.oracle.schedule.sigma(every))
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        alpha, sigma = (values[t.long()].view(-1, 1, 1, 1).numpy() for values in (self.alpha, self.sigma))
-        return torch.from_numpy(self.oracle.eps_at(x.double().numpy(), alpha, sigma)).float()
-
-
-@pytest.fixture
-def network() -> pfdiff.Network:
-    return pfdiff.Network(Analytic(), shape=(1, 2, 2), schedule=SCHEDULE, prediction="eps", name="analytic")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "pfdiff"
-
+from .analytic import SCHEDULE, mixture_pool
 
 GRIDS = ("uniform", "karras")
 QUICK: dict[str, Any] = {"calibration": 8, "held_out": 8, "t_start": 58}
@@ -66,16 +38,7 @@ FEW: dict[str, Any] = {
 
 def judge_of(schedule: str = SCHEDULE, seeds: int = 8, nfe: int = 4, budget: Budget | None = None):
     """A judge on a perfect network in NumPy, without cache."""
-    oracle = Mixture.of(schedule, 3)
-    predict = oracle.network()
-    calls: list[int] = []
-
-    def network(x, time, rows):
-        calls.append(len(rows))
-        return predict(x.astype(np.float64), time).astype(np.float32)
-
-    noise = np.random.default_rng(0).standard_normal((seeds, 1, 3)).astype(np.float32)
-    pool = Pool(network, noise)
+    pool, calls = mixture_pool(schedule, "eps", 0, seeds, 3)
     setting = Setting(schedule, nfe, "eps", default_start(schedule, "eps"))
     program = Reference.of(schedule, setting.t_start).compile(
         schedule, prediction="eps", clip=None, t_start=setting.t_start, sigma_data=0.5
@@ -265,9 +228,42 @@ def test_tune_goes_on_after_an_interruption(network, cache):
     assert [one.program.digest for one in resumed] == [one.program.digest for one in whole]
 
 
-def test_tune_with_too_small_a_budget(network):
-    with pytest.raises(pfdiff.InputError, match="does not pay for the reference of 16 seeds in 59 evaluations"):
-        pfdiff.tune(network, 4, **QUICK, **FEW, budget=100)
+@pytest.mark.parametrize("refine", [False, True])
+def test_tune_with_too_small_a_budget_names_seeds_that_fit(network, refine):
+    budget = 500 + refine * 140 * 118
+    with pytest.raises(
+        pfdiff.InputError, match=r"does not pay for the reference of .* seeds in 59 evaluations"
+    ) as refusal:
+        pfdiff.tune(network, 4, **FEW, t_start=58, calibration=300, held_out=300, budget=budget, refine=refine)
+    found = re.search(r"--calibration (\d+) --held-out (\d+)$", str(refusal.value))
+    assert found
+    calibration, held_out = map(int, found.groups())
+    assert held_out > 0
+    settings = {**FEW, "calibration": calibration, "held_out": held_out}
+    ranking = pfdiff.tune(network, 4, t_start=58, **settings, budget=budget, refine=refine)
+    assert ranking.evaluations <= budget
+    with pytest.raises(pfdiff.InputError, match=r"give a larger budget"):
+        pfdiff.tune(network, 4, **FEW, t_start=58, calibration=300, held_out=300, budget=100, refine=refine)
+
+
+def test_a_budget_in_time_ends_the_reference_between_two_evaluations(tmp_path, monkeypatch):
+    """A network that takes a second a batch, by a clock of its own."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    asked = []
+
+    def network(x, t, rows):
+        nonlocal now
+        now += 1
+        asked.append(len(rows))
+        return x
+
+    pool, budget = Pool(network, np.ones((40, 1, 3), np.float32)), parse_budget("30s")
+    program = Reference.of("vp", 1.0).compile("vp", prediction="eps", clip=None, t_start=1.0, sigma_data=0.5)
+    with pytest.raises(BudgetSpentError):
+        targets(pool, program, [content_key(seed) for seed in range(40)], ArrayStore(tmp_path / "store"), budget)
+    assert now <= 31
+    assert 29 * 16 <= budget.affords() <= 31 * 16  # at the speed that was seen, 16 samples a second
 
 
 @pytest.mark.parametrize(

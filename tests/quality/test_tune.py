@@ -40,11 +40,6 @@ PLAIN: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def network(weight: float = 0.7) -> pfdiff.Network:
     conditions = {one.name: one for one in CONDITIONS}
     return pfdiff.Network(

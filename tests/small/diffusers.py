@@ -188,3 +188,12 @@ def pipeline_of(family: Family) -> Any:
     needed = [one.name for one in inspect.signature(kind).parameters.values() if one.default is one.empty]
     unsafe = {"requires_safety_checker": False} if "safety_checker" in needed else {}
     return kind(**{name: parts.get(name) for name in needed}, **unsafe)
+
+
+def packed(x: torch.Tensor) -> torch.Tensor:
+    """FLUX's latents, patches of 2 x 2: as its pipeline documents them."""
+    return torch.nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+
+
+def unpacked(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pixel_shuffle(x.transpose(1, 2).unflatten(2, (4, 4)), 2)

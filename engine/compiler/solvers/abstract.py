@@ -70,3 +70,11 @@ class StepSolver(Solver):
 def shown(value: float) -> str:
     """A number in a solver's string: short, and reads back exactly."""
     return short if float(short := f"{value:g}") == value else repr(value)
+
+
+class InUsersBasis(Solver):
+    """A solver whose formula holds in the user's basis; stands before what says how it walks the grid."""
+
+    @property
+    def parameterisation(self) -> None:
+        return None

@@ -16,7 +16,7 @@ from typing import final
 from ...errors import InputError
 from ..basis import transfer
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, StepSolver, Vector, shown
+from .abstract import Evaluate, InUsersBasis, StepSolver, Vector, shown
 from .noisy import posterior_deviation, renoise
 
 
@@ -38,7 +38,7 @@ def check_mixing(solver: str, basis: str, schedule: Schedule) -> None:
 
 @final
 @dataclass(frozen=True)
-class Ddim(StepSolver):
+class Ddim(InUsersBasis, StepSolver):
     """`ddim[:eta=0..1]`, in any basis."""
 
     eta: float = 0.0
@@ -46,10 +46,6 @@ class Ddim(StepSolver):
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise InputError(f"ddim takes an eta between 0 and 1, got {self.eta:g}")
-
-    @property
-    def parameterisation(self) -> None:
-        return None
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x = noise

@@ -31,7 +31,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, StepSolver, Vector
+from .abstract import Evaluate, InUsersBasis, StepSolver, Vector
 from .ddim import check_mixing, phi
 from .exponential import gauss, orders_left
 
@@ -109,7 +109,7 @@ def weights(times: Sequence[float], t: float, variant: str, basis: str, schedule
 
 @final
 @dataclass(frozen=True)
-class Deis(StepSolver):
+class Deis(InUsersBasis, StepSolver):
     """`deis:order=1..4[,variant=t|rho|lambda]`, in eps, x0 or a flow's velocity. Order 1 is DDIM."""
 
     order: int = 3
@@ -120,10 +120,6 @@ class Deis(StepSolver):
             raise InputError(f"deis has order 1, 2, 3 or 4, got {self.order}")
         if self.variant not in VARIANTS:
             raise InputError(f"deis has no variant {self.variant!r}; known: {', '.join(VARIANTS)}")
-
-    @property
-    def parameterisation(self) -> None:
-        return None
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         if self.order > 1:

@@ -21,7 +21,7 @@ from typing import final
 from ...errors import InputError
 from ..basis import basis_row, solve, x_row
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, Solver, Vector
+from .abstract import Evaluate, InUsersBasis, Vector
 from .block import BlockSolver
 from .ddim import check_mixing, phi
 
@@ -33,12 +33,8 @@ def trapezoid(outputs: Sequence[Vector], x: Vector, s: float, t: float, basis: s
 
 @final
 @dataclass(frozen=True)
-class Heun(BlockSolver):
+class Heun(InUsersBasis, BlockSolver):
     """`heun`, in eps, x0 or a flow's velocity: order 2."""
-
-    @property
-    def parameterisation(self) -> None:
-        return None
 
     @property
     def evaluations(self) -> int:
@@ -63,12 +59,8 @@ class Heun(BlockSolver):
 
 @final
 @dataclass(frozen=True)
-class Edm(Solver):
+class Edm(InUsersBasis):
     """`edm`, in eps (the paper's), x0 or a flow's velocity: Heun steps and one Euler step, 2n - 1 evaluations."""
-
-    @property
-    def parameterisation(self) -> None:
-        return None
 
     @property
     def evaluations(self) -> int:

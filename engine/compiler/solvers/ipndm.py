@@ -18,7 +18,7 @@ from typing import final
 
 from ...errors import InputError
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, StepSolver, Vector
+from .abstract import Evaluate, InUsersBasis, StepSolver, Vector
 from .ddim import check_mixing, phi
 
 # Factors of the outputs, the newest first, by the number of outputs.
@@ -32,7 +32,7 @@ COEFFICIENTS = {
 
 @final
 @dataclass(frozen=True)
-class IPndm(StepSolver):
+class IPndm(InUsersBasis, StepSolver):
     """`ipndm:order=1..4`, in eps, x0 or a flow's velocity. Order 1 is DDIM."""
 
     order: int = 4
@@ -40,10 +40,6 @@ class IPndm(StepSolver):
     def __post_init__(self) -> None:
         if self.order not in COEFFICIENTS:
             raise InputError(f"ipndm has order 1, 2, 3 or 4, got {self.order}")
-
-    @property
-    def parameterisation(self) -> None:
-        return None
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         if self.order > 1:

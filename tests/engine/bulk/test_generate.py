@@ -21,20 +21,7 @@ from pfdiff.engine.bulk import generate as bulk
 from pfdiff.engine.bulk.shards import digest_of
 
 from ...small.bulk import COUNT, NAMES, SIZE, image_engine, latent_engine, read_npz, run, tree
-from ...small.engine import SHAPE, program, small, write_engine
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_engine(tmp_path_factory.mktemp("engines") / "small.engine").path
-
-
-@pytest.fixture(scope="module")
-def whole(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What an undisturbed run writes."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    run(engine, out)
-    return tree(out)
+from ...small.engine import SHAPE, program, small
 
 
 # What is in the files.

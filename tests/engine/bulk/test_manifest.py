@@ -24,19 +24,6 @@ from ...small.bulk import COUNT, NAMES, SIZE, image_engine, run, stop_after, tre
 from ...small.engine import write_engine
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_engine(tmp_path_factory.mktemp("engines") / "small.engine").path
-
-
-@pytest.fixture(scope="module")
-def whole(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What an undisturbed run writes."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    run(engine, out)
-    return tree(out)
-
-
 # Cut short and repeated.
 @pytest.mark.parametrize("format", ["npz", "png"])
 def test_an_interrupted_run_goes_on(engine: Path, tmp_path: Path, format: str) -> None:
