@@ -87,7 +87,8 @@ class Engine:
         opened, reason = open_best(files, parse_device(device), backend, threads)
         decoder = load_decoder(files, opened, backend, threads, decoder_module)
         try:
-            check_in_place(artifact)
+            if artifact.files:  # of a module there may be none
+                check_in_place(artifact)
         except EngineFileError:
             for one in (opened, *([decoder.backend] if decoder else [])):
                 one.close()

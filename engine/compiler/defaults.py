@@ -95,7 +95,8 @@ def filled(
     process = parse_schedule(schedule)
     row = _row(prediction, nfe)
     if (solver, grid, basis, t_start) == (AUTO, None, None, None) and _is_dense(schedule, prediction, nfe):
-        return Choice(OF_MANY, GRID_OF_MANY, None, default_start(schedule, prediction, clip))
+        start = max(default_start(schedule, prediction, clip), process.first + nfe - 1)
+        return Choice(OF_MANY, GRID_OF_MANY, None, min(start, process.last))
     if solver == AUTO:
         if grid is not None:
             solver, stored = _for_grid(grid, process, prediction, nfe)
