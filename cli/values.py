@@ -200,7 +200,7 @@ def _number_from(name: str, condition: Condition, text: str) -> int | float:
 
 def _array_from(name: str, condition: Condition, path: str) -> NDArray[Any]:
     """The array in a file; where it holds several, that of the typed name, of the condition's name or alias."""
-    from ..engine.array_files import read_array
+    from ..engine.files.array_files import read_array
 
     try:
         return read_array(Path(path), (name, condition.alias, condition.name))

@@ -30,9 +30,9 @@ from .compiler.program import Program
 from .compiler.schedule import held_alphas, hold_alphas
 from .contract import LARGEST_BATCH, AnyContract, Contract, DecoderContract
 from .errors import EngineFileError, InputError, first_line, shown
-from .file_records import MANIFEST, FileRecord, check_file, damaged, read_records
+from .files.file_records import MANIFEST, FileRecord, check_file, damaged, read_records
+from .files.open_folder import OpenFolder, read_at_most
 from .json_fields import is_integer, parse_json
-from .open_folder import OpenFolder, read_at_most
 from .text_encoders import TextEncoders
 
 FORMAT = 1

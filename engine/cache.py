@@ -27,11 +27,11 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from .array_files import open_regular
 from .atomic import replacing
 from .errors import InputError
+from .files.array_files import open_regular
+from .files.open_folder import read_at_most
 from .json_fields import is_integer, is_number
-from .open_folder import read_at_most
 
 DIGEST_BYTES = 32
 MOST_HEADER_BYTES = 4096  # of a .npy file, and the digest

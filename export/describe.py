@@ -14,8 +14,8 @@ from ..engine.contract import PREDICTIONS
 from ..engine.errors import InputError
 from . import zoo
 from .described import Described, Given
+from .pipelines.hub import fetch, is_hub_id
 from .sources.from_diffusers import open_diffusers
-from .sources.hub import fetch, is_hub_id
 from .sources.onnx_roles import read_model
 from .time_map import TimeMap, parse_prediction, parse_time_map
 

@@ -30,10 +30,10 @@ from ..engine.compiler.solvers import parse_solver
 from ..engine.compiler.start import default_start, doubt_of_clean_start
 from ..engine.errors import BackendError, InputError
 from .convention import Convention
+from .pipelines.scheduler_classes import REFUSED
+from .pipelines.stochastic_classes import STOCHASTIC
 from .sampler_choice import EXACT, few_step_grid
 from .sources.diffusers_config import class_name, convention_of, read_config, scheduler_class
-from .sources.scheduler_classes import REFUSED
-from .sources.stochastic_classes import STOCHASTIC
 
 try:
     import diffusers

@@ -4,7 +4,7 @@
     Network("file.py:factory")      factory() returns such a module
     Network("unet.onnx")            an ONNX file from anybody
     Network("stable-diffusion")     a diffusers folder, and Network(pipeline), an object: see diffusers_source.py
-    Network("owner/name@revision")  a pipeline of the Hugging Face hub, see sources/hub.py
+    Network("owner/name@revision")  a pipeline of the Hugging Face hub, see pipelines/hub.py
     Network("fashion")              a shipped network
 
 `network.write(folder)` makes network.onnx of it, compared with the source before it is accepted.

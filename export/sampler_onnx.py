@@ -33,8 +33,8 @@ from ..engine.atomic import folder_beside, sync
 from ..engine.compiler.program import Program
 from ..engine.contract import Contract
 from ..engine.errors import BackendError, EngineFileError, InputError, first_line, shown
-from ..engine.external_weights import tensors_of
-from ..engine.open_folder import OpenFolder
+from ..engine.files.external_weights import tensors_of
+from ..engine.files.open_folder import OpenFolder
 
 if TYPE_CHECKING:
     import onnx

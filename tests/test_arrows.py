@@ -23,8 +23,9 @@ ROOMS = (
     ("seed_conditions", "text_encoders"),
     ("contract",),
     ("condition", "cache", "device"),
-    ("compiler", "atomic", "file_records"),
-    ("array_files", "json_fields", "external_weights", "open_folder", "philox"),
+    ("compiler", "atomic"),
+    ("files",),
+    ("json_fields", "philox"),
     ("tensors", "machine", "progress", "errors", "version", "notebook"),
 )
 

@@ -28,8 +28,8 @@ from typing import Any
 from pfdiff.engine.errors import BackendError, EngineFileError, InputError
 
 from ..measuring.machine import describe
-from .mutated_engines import Kind
-from .mutated_inputs import KINDS
+from .mutants.mutated_engines import Kind
+from .mutants.mutated_inputs import KINDS
 
 MOST_S, MOST_BYTES, LONGEST = 5.0, 1 << 30, 300
 PATIENCE_S = 60.0  # after which a child is killed: a busy machine is no fault, an endless loop is

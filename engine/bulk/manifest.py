@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from ..array_files import open_regular
 from ..atomic import part_prefix, remove, replacing
 from ..errors import InputError, first_line, shown
+from ..files.array_files import open_regular
+from ..files.open_folder import read_at_most
 from ..json_fields import read_fields
-from ..open_folder import read_at_most
 from .recipe import Recipe
 from .shards import FORMATS, PART, digest_of
 

@@ -31,8 +31,8 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..array_files import read_array, read_text
 from ..errors import InputError, first_line, shown
+from ..files.array_files import read_array, read_text
 
 Float64s = NDArray[np.floating]  # float64 throughout; NumPy types many results no narrower
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EngineFileError, InputError, first_line
+from ..files.open_folder import OpenFolder, read_at_most
 from ..json_fields import is_integer, parse_json, read_fields
-from ..open_folder import OpenFolder, read_at_most
 from .key import PlanKey
 from .seal import seal_of
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from ...engine.contract import Contract
 from ...engine.errors import InputError
-from ..sources.hub import fetch, is_hub_id
+from ..pipelines.hub import fetch, is_hub_id
+from ..pipelines.saved_models import load_autoencoder
 from ..sources.module_call import load_factory
-from ..sources.saved_models import load_autoencoder
 from .from_module import ModuleDecoder
 from .from_onnx import OnnxDecoder
 from .options import USAGE, Decoder, parse_decoder

@@ -16,8 +16,8 @@ import numpy as np
 from ...engine.compiler.schedule import Discrete, Float64s, Flow, hold_alphas, parse_schedule
 from ...engine.errors import InputError, first_line, shown
 from ..convention import Convention, shifted
-from .scheduler_classes import CLASSES, REFUSED, SMALLEST_ALPHA, UNNAMED, SchedulerClass
-from .stochastic_classes import STOCHASTIC
+from ..pipelines.scheduler_classes import CLASSES, REFUSED, SMALLEST_ALPHA, UNNAMED, SchedulerClass
+from ..pipelines.stochastic_classes import STOCHASTIC
 
 Values = Mapping[str, Any]
 

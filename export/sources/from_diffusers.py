@@ -24,14 +24,14 @@ from ..convention import Convention
 from ..described import Described, Given
 from ..families import FAMILIES, LEGACY
 from ..families.family import Beside, Family
+from ..pipelines.pipeline_changes import controlnet_of, with_loras
+from ..pipelines.pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
+from ..pipelines.saved_models import DECODERS, load_model, read_json
+from ..pipelines.scheduler_classes import CLASSES, REFUSED
 from ..time_map import parse_prediction
 from .controlnet import ControlledUnet
 from .diffusers_config import convention_of, dynamic_mu, read_config
 from .lora import parse_lora
-from .pipeline_changes import controlnet_of, with_loras
-from .pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
-from .saved_models import DECODERS, load_model, read_json
-from .scheduler_classes import CLASSES, REFUSED
 
 if TYPE_CHECKING:
     from torch import nn

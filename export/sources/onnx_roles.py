@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...engine.array_files import open_regular
 from ...engine.condition import Condition
 from ...engine.errors import InputError, shown
-from ...engine.external_weights import LARGEST_BYTES, tensors_of
+from ...engine.files.array_files import open_regular
+from ...engine.files.external_weights import LARGEST_BYTES, tensors_of
+from ...engine.files.open_folder import read_at_most
 from ...engine.json_fields import LONGEST_NAME
-from ...engine.open_folder import read_at_most
 from ..described import Described
 
 if TYPE_CHECKING:

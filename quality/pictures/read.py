@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...engine.array_files import chosen, open_regular, read_array
 from ...engine.errors import InputError, first_line
+from ...engine.files.array_files import chosen, open_regular, read_array
 from .pixels import MODES, Pixels, pixels_of
 
 OUTSIDE, MOST_OUTSIDE = 1.5, 0.1  # a value of float samples that is far out, and the share that may be

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pfdiff.engine.errors import InputError
+from pfdiff.export.pipelines.stochastic_classes import STOCHASTIC
 from pfdiff.export.sources.diffusers_config import read_config
-from pfdiff.export.sources.stochastic_classes import STOCHASTIC
 
 diffusers = pytest.importorskip("diffusers")
 

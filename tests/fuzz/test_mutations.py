@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from pfdiff.bench.studies import mutations
-from pfdiff.bench.studies.mutated_engines import Kind
-from pfdiff.bench.studies.mutated_inputs import KINDS
-from pfdiff.bench.studies.mutators import of_bytes, of_json, of_text
+from pfdiff.bench.studies.mutants.mutated_engines import Kind
+from pfdiff.bench.studies.mutants.mutated_inputs import KINDS
+from pfdiff.bench.studies.mutants.mutators import of_bytes, of_json, of_text
 from pfdiff.engine.errors import InputError
 
 from ..engine.test_artifact import environment

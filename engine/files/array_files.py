@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from .errors import InputError, first_line
+from ..errors import InputError, first_line
 
 FORMATS = (".npy", ".npz", ".safetensors")
 MOST_TEXT_BYTES = 64 << 20

@@ -24,9 +24,9 @@ from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.compiler.solvers import parse_solver
 from pfdiff.engine.errors import InputError
 from pfdiff.export.convention import Convention
+from pfdiff.export.pipelines.scheduler_classes import CLASSES, REFUSED, SchedulerClass
+from pfdiff.export.pipelines.stochastic_classes import STOCHASTIC
 from pfdiff.export.sources.diffusers_config import read_config
-from pfdiff.export.sources.scheduler_classes import CLASSES, REFUSED, SchedulerClass
-from pfdiff.export.sources.stochastic_classes import STOCHASTIC
 
 diffusers = pytest.importorskip("diffusers")
 # diffusers turns tensors into NumPy 2 arrays in a way that PyTorch does not know yet.
@@ -36,7 +36,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning"),
 ]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS = (1, 2, 4, 8, 20)
 MU = 0.8
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from .errors import EngineFileError, InputError, first_line, shown
+from ..errors import EngineFileError, InputError, first_line, shown
+from ..json_fields import is_integer, read_fields
 from .external_weights import external_weights
-from .json_fields import is_integer, read_fields
 from .open_folder import OpenFolder
 
 MANIFEST = "engine.json"

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
 from pfdiff import InputError
-from pfdiff.engine.array_files import read_array, read_text
 from pfdiff.engine.compiler.schedule import parse_schedule
+from pfdiff.engine.files.array_files import read_array, read_text
 
 VALUES = np.random.default_rng(0).standard_normal((3, 4, 5))
 

@@ -10,10 +10,10 @@ from typing import Any
 from ...engine.contract import Condition
 from ...engine.errors import InputError
 from ..encoders.from_pipeline import load_encoder
+from ..sources.controlnet import CLASS, check_fits, control_conditions
+from ..sources.lora import Lora, fuse
 from ..strength import with_strength
-from .controlnet import CLASS, check_fits, control_conditions
 from .hub import fetch, is_hub_id
-from .lora import Lora, fuse
 from .pipeline_prompts import Texts
 from .saved_models import load_model, read_json
 

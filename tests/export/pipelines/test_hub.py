@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import pytest
 
 import pfdiff
-from pfdiff.export.sources.hub import is_hub_id, wanted
+from pfdiff.export.pipelines.hub import is_hub_id, wanted
 
-from ..small.diffusers import FAMILIES, WARNINGS, scheduler_of, text_unet
+from ...small.diffusers import FAMILIES, WARNINGS, scheduler_of, text_unet
 
 pytestmark = WARNINGS
 pytest.importorskip("huggingface_hub")

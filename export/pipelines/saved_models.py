@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...engine.array_files import open_regular
 from ...engine.errors import BackendError, InputError, first_line
+from ...engine.files.array_files import open_regular
+from ...engine.files.open_folder import read_at_most
 from ...engine.json_fields import parse_json
-from ...engine.open_folder import read_at_most
 from ..weights import variant_of
 
 if TYPE_CHECKING:

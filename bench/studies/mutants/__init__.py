@@ -1,0 +1,1 @@
+"""Damaged inputs of `mutations.py`, and how they are made."""
