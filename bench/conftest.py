@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Say before the first test how long all of them take."""
     config: Any = session.config
-    config.stash[COUNT] = sum("pfdiff" in str(item.path) and "bench" in item.path.parts for item in session.items)
+    config.stash[COUNT] = sum(Path(__file__).parent in item.path.parents for item in session.items)
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and config.stash[COUNT] and not config.option.collectonly:
         reporter.write_line(config.stash[BUDGET].announcement(config.stash[COUNT], config.getoption("--seconds", 1.0)))

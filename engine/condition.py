@@ -127,7 +127,8 @@ class Condition:
             raise InputError(f"{_place(called)}: got {values.dtype}, expected numbers of dtype {self.dtype}")
         if values.shape not in (self.shape, (1, *self.shape), (batch, *self.shape)):
             if not self.shape and values.ndim == 1:
-                raise InputError(f"{_place(called)}: {len(values)} values for {batch} samples; give 1 or {batch}")
+                expected = "1 sample; give 1" if batch == 1 else f"{batch} samples; give 1 or {batch}"
+                raise InputError(f"{_place(called)}: {len(values)} values for {expected}")
             raise InputError(
                 f"{_place(called)}: got shape {list(values.shape)}, expected {list(self.shape)} for all samples "
                 f"or {[batch, *self.shape]}, one for each"

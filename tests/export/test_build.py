@@ -164,7 +164,7 @@ def test_what_network_takes_build_takes(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     with build(onnx_network(tmp_path), 4) as engine:
         assert engine.path == tmp_path / f"{engine.contract.name}.engine"
-    with pytest.raises(InputError, match="schedule is missing"):
+    with pytest.raises(InputError, match="the schedule, what it predicts and the sample's shape are missing"):
         build(Small(), 4)
 
 
