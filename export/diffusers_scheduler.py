@@ -10,7 +10,6 @@ epsilon, v, EDM and flow pipelines all work; what is combined is the output afte
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
 import warnings
@@ -25,13 +24,14 @@ from ..engine.compiler.compile import compile as compile_program
 from ..engine.compiler.defaults import AUTO, BASIS, SOLVER
 from ..engine.compiler.grid import make_grid
 from ..engine.compiler.program import Program
-from ..engine.compiler.schedule import Float64s, parse_schedule
+from ..engine.compiler.schedule import parse_schedule
 from ..engine.compiler.solvers import parse_solver
 from ..engine.compiler.start import default_start, doubt_of_clean_start
 from ..engine.errors import BackendError, InputError
 from .convention import Convention
 from .pipelines.scheduler_classes import REFUSED
 from .pipelines.stochastic_classes import STOCHASTIC
+from .running_program import Running, step_count
 from .sampler_choice import EXACT, few_step_grid
 from .sources.diffusers_config import class_name, convention_of, read_config, scheduler_class
 
@@ -188,7 +188,7 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         differ from those given. Raises InputError.
         """
         given = timesteps if timesteps is not None else [one for one in sigmas if one > 0] if sigmas is not None else ()
-        steps = len(given) if num_inference_steps is None else _count(num_inference_steps)
+        steps = len(given) if num_inference_steps is None else step_count(num_inference_steps)
         if timesteps is not None and sigmas is not None:
             raise InputError("got timesteps and sigmas; give one of them")
         if len(given) not in (0, steps) or steps < 1:
@@ -386,48 +386,6 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         )
 
 
-@final
-class Running:
-    """A program between its rows. States: float32, or float64 for float64 samples; never written in place."""
-
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self._states: list[Tensor] = []
-
-    def advance(self, n: int, out: Tensor, sample: Tensor, xi: Tensor | None = None) -> Tensor:
-        """The next s_0, in the dtype of `sample`; xi: the noise that a stochastic program draws here."""
-        program = self.program
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        given, out = sample.to(dtype), out.to(dtype)
-        if self._states:
-            # What the pipeline changed since the last step (masks, callbacks) is taken over, the rest stays exact.
-            kept = self._states[0]
-            if kept.shape != sample.shape:
-                raise InputError(
-                    f"sample {list(sample.shape)}, expected {list(kept.shape)} as in the last step; "
-                    "call set_timesteps before another sample"
-                )
-            states = [torch.where(kept.to(sample.dtype) == sample, kept, given), *self._states[1:]]
-        else:
-            states = [
-                given if init == program.init[0] else given * float(init / program.init[0]) for init in program.init
-            ]
-        if program.clip is not None:
-            out = (states[0] * float(program.p[n]) + out * float(program.q[n])).clamp(-program.clip, program.clip)
-        self._states = [_combined(program.W[n, j], program.w[n, j], states, out) for j in range(program.buffers)]
-        if xi is not None:
-            added = xi.to(dtype)
-            self._states = [s + float(v) * added for s, v in zip(self._states, program.V[n], strict=True)]
-        return self._states[0].to(sample.dtype)
-
-
-def _combined(W: Float64s, w: float, states: Sequence[Tensor], out: Tensor) -> Tensor:
-    total = out * float(w)
-    for i in np.flatnonzero(W).tolist():
-        total = total + states[i] * float(W[i])
-    return total
-
-
 def _class_of(config: Mapping[str, Any]) -> str | None:
     """The class that a config is of: by name, else by its parameters, with which a live scheduler's config begins."""
     name = class_name(config)
@@ -449,17 +407,6 @@ def _completed(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[st
     said = {key: value for key, value in config.items() if value is not None}
     finite = {key: value for key, value in defaults.items() if value is not None and value != -math.inf}
     return {**finite, **said}
-
-
-def _count(steps: Any) -> int:
-    """A number of steps, also a whole float or a tensor of one number. Raises InputError."""
-    number = math.nan
-    if not isinstance(steps, str):
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # no number, or a tensor of several
-            number = float(steps)
-    if not (number >= 1 and number == math.floor(number)):
-        raise InputError(f"num_inference_steps {steps!r}, expected a whole number of at least 1")
-    return int(number)
 
 
 def _times_of(timesteps: Sequence[float], convention: Convention) -> list[float]:
