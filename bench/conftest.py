@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pfdiff.bench.budget import Budget, parse_budget, smallest_first
+from pfdiff.bench.time_limit import Budget, parse_budget, smallest_first
 
 BUDGET: pytest.StashKey[Budget] = pytest.StashKey()
 COUNT: pytest.StashKey[int] = pytest.StashKey()

@@ -1,4 +1,7 @@
-"""The options that several commands share: of a network, of a program, of where it runs."""
+"""The options that several commands share: of a network, of a program, of where it runs.
+
+A network's own conditions, such as `--label 3`, are no fixed options: values.py reads them.
+"""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Stages:
 
 @contextmanager
 def stages() -> Iterator[Stages]:
-    """A `Stages` whose spinner and bars are gone when the block ends."""
+    """The bars of `build`: a `Stages` whose spinner and bars are gone when the block ends."""
     if not sys.stderr.isatty():
         yield Stages()
         return
@@ -92,7 +92,7 @@ def bar(items: Sequence[Item], title: str) -> Iterator[Item]:
 
 @contextmanager
 def meter() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar: called with a stage, what is done, what is expected (0 when that is not known)."""
+    """The bar of `tune` and `compare`: called with a stage, what is done and what is expected, 0 if that is unknown."""
     if not sys.stderr.isatty():
         yield lambda stage, done, expected: None
         return

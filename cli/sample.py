@@ -40,9 +40,9 @@ def sample(
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
     from ..quality.pictures.pixels import check_shape
     from ..quality.pictures.write import kind_of, write_images, write_samples
-    from .asked import ASKED, asked_from
     from .networks import read_engine
     from .progress import bar, opened
+    from .prompts import ASKED, asked_from
     from .values import conditions_from, seeds_from
 
     # Everything that engine.json decides, before torch and the network are loaded.

@@ -1,5 +1,7 @@
 """The whole schedule of a program on a CUDA device: captured once, replayed with one launch a batch.
 
+The loop over evaluations is `CudaBatch.launch` in cuda_batch.py. This file prepares and calls it.
+
 What a call asks of the driver, for one batch of seeds with conditions on the host:
 
     record, wait for the caller's stream      1 event

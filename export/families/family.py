@@ -1,5 +1,7 @@
 """What a family of diffusers denoisers is: the names that every file beside this one defines.
 
+A new family is a new file here, and a line of the table in __init__.py.
+
 Sizes come from the model's config, and what a config does not say from the pipeline. What most families have in common
 stands below; a file takes it over by importing it under its own name.
 """

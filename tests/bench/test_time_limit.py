@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pfdiff.bench.budget import parse_budget
+from pfdiff.bench.time_limit import parse_budget
 from pfdiff.engine.runtime.latency import FEWEST_ROUNDS, SETTLED_ROUNDS, Enough, in_turns
 
 from ..small.engine import write_engine
