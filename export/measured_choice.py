@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..engine.compiler.compile import compile as compile_program
@@ -97,9 +98,10 @@ def measured(source: Network, by_rule: Mapping[int, Program], progress: Stages |
             plan = plan[: min(share, (meter.limit - meter.calls) // nfe)]
             if len(plan) < 2:
                 continue
-            errors = [_rms(meter.sample(one), truth) for one in plan]
+            squares = [_squares(meter.sample(one), truth) for one in plan]
+            errors = [math.sqrt(one.mean()) for one in squares]
             best = int(np.argmin(errors))
-            best = best if errors[best] < (MARGIN if seeds >= 8 else MARGIN_OF_FEW) * errors[0] else 0
+            best = best if _is_better(squares[best], squares[0]) else 0
             found[nfe] = Measured(plan[best], _record(plan, errors, best, seeds, reference, meter))
     except SpentError:
         pass
@@ -253,9 +255,20 @@ def _reference(program: Program) -> Program:
     return _like(program, REFERENCE_NFE, REFERENCE, "karras" if wide else "uniform", basis, start)
 
 
-def _rms(found: Tensor, truth: Tensor) -> float:
-    error = float((found.double() - truth.double()).square().mean().sqrt())
-    return error if math.isfinite(error) else math.inf
+def _squares(found: Tensor, truth: Tensor) -> NDArray[np.float64]:
+    """Of each seed the mean square error, float64 [seeds]; infinite where a sample is not finite."""
+    squares = (found.double() - truth.double()).square().flatten(1).mean(1).numpy()
+    return np.where(np.isfinite(squares), squares, math.inf)
+
+
+def _is_better(rival: NDArray[np.float64], rule: NDArray[np.float64]) -> bool:
+    """Whether a rival is ahead by the margin, and by a standard error over the seeds: a few seeds hold much of both."""
+    margin = MARGIN if len(rule) >= 8 else MARGIN_OF_FEW
+    if not np.isfinite(rule).all():
+        return bool(np.isfinite(rival).all())
+    gain = rule - rival
+    certain = gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else True
+    return bool(math.sqrt(rival.mean()) < margin * math.sqrt(rule.mean()) and certain)
 
 
 def _record(
