@@ -140,6 +140,11 @@ class Engine:
         return self._prompts.description
 
     @property
+    def takes_prompt(self) -> bool:
+        """Whether the engine holds text encoders, so that `images` and `sample` take `prompt`."""
+        return self._artifact.text_encoders is not None
+
+    @property
     def execution(self) -> str:
         """How a schedule is run, in a few words: captured in one CUDA graph, or why not. Known after the first call."""
         return self._session.execution

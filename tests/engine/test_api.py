@@ -323,3 +323,9 @@ def test_turns_are_fair_and_times_stay_with_their_function() -> None:
     assert np.array_equal(times, np.tile([1e3, 2e3, 4e3], (6, 1)))
     firsts = order[6::3]  # after two rounds unmeasured
     assert sorted(firsts) == sorted(2 * "abc")
+
+
+def test_an_engine_without_text_encoders_takes_no_prompt(tmp_path: Path) -> None:
+    write_engine(tmp_path / "plain")
+    with Engine.open(tmp_path / "plain", "cpu") as engine:
+        assert not engine.takes_prompt
