@@ -1,0 +1,1 @@
+"""Robot policies: saved action-diffusion policies become networks with an observation encoder."""
