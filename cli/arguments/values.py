@@ -7,14 +7,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engine.errors import InputError
+from ...engine.errors import InputError
 from .options import shortened
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..engine.condition import Condition
-    from ..engine.contract import Contract
+    from ...engine.condition import Condition
+    from ...engine.contract import Contract
 
 LAST_SEED = 2**64 - 1
 MOST_SEEDS = 1_000_000  # one command; a slip such as 0-99999999999 should not fill the memory
@@ -200,7 +200,7 @@ def _number_from(name: str, condition: Condition, text: str) -> int | float:
 
 def _array_from(name: str, condition: Condition, path: str) -> NDArray[Any]:
     """The array in a file; where it holds several, that of the typed name, of the condition's name or alias."""
-    from ..engine.files.array_files import read_array
+    from ...engine.files.array_files import read_array
 
     try:
         return read_array(Path(path), (name, condition.alias, condition.name))
