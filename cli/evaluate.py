@@ -67,8 +67,8 @@ def evaluate(
 def _conditions(samples: str, extra: list[str], nfe: int | None, backend: str, device: str) -> dict[str, Any] | None:
     """The conditions that the command line gives to an engine; several values are taken in turn."""
     from ..engine.artifact import MANIFEST
+    from .arguments.conditions import given_conditions
     from .arguments.networks import read_engine
-    from .arguments.values import given_conditions
 
     if not (Path(samples) / MANIFEST).is_file() and not extra:
         return None

@@ -44,8 +44,8 @@ def generate(
 
     The network's conditions are options too: --label 3, or several values, of which seed s takes number s mod m.
     """
+    from .arguments.conditions import given_conditions
     from .arguments.networks import read_engine
-    from .arguments.values import given_conditions
     from .progress import sample_counter
 
     artifact = read_engine(engine, nfe=nfe, backend=backend, device=device)

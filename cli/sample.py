@@ -40,9 +40,10 @@ def sample(
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
     from ..quality.pictures.pixels import check_shape
     from ..quality.pictures.write import kind_of, write_images, write_samples
+    from .arguments.conditions import conditions_from
     from .arguments.networks import read_engine
     from .arguments.prompts import ASKED, asked_from
-    from .arguments.values import conditions_from, seeds_from
+    from .arguments.values import seeds_from
     from .progress import bar, opened
 
     # Everything that engine.json decides, before torch and the network are loaded.

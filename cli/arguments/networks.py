@@ -78,7 +78,7 @@ class Opened:
 def opened(network: str, context: typer.Context) -> Opened:
     """The network or engine that a command names, with what its options say. Raises InputError, EngineFileError."""
     from ...engine.artifact import MANIFEST
-    from .values import given_conditions
+    from .conditions import given_conditions
 
     contract: Contract
     params, extra = context.params, context.args
