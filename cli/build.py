@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from . import options
+from .arguments import options
 
 
 def build(
@@ -51,9 +51,9 @@ def build(
     from ..engine.backends.registry import check_backend
     from ..engine.compiler.defaults import AUTO
     from ..engine.compiler.solvers import parse_solver
-    from .networks import clip_for, network_arguments
+    from .arguments.networks import clip_for, network_arguments
+    from .arguments.values import clip_from, device_from, end_from, grid_from, integers_from
     from .progress import stages
-    from .values import clip_from, device_from, end_from, grid_from, integers_from
 
     # Everything that the network does not decide, before torch is loaded.
     described = network_arguments(network, context.params)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import options
-from .networks import Calibration, NetworkOrEngine, Reference
+from .arguments import options
+from .arguments.networks import Calibration, NetworkOrEngine, Reference
 
 if TYPE_CHECKING:
     from ..quality.compare import Comparison
@@ -66,9 +66,9 @@ def compare(
     The network's conditions are options too: --label 3; by default each label in turn.
     """
     from ..quality.output_files import OutputFiles
-    from .networks import opened
+    from .arguments.networks import opened
+    from .arguments.values import integers_from
     from .progress import meter
-    from .values import integers_from
 
     evaluations = integers_from("--nfe", nfe)
     OutputFiles.of(out, csv, sheet)  # before anything is loaded

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
+from .arguments import options
 
 if TYPE_CHECKING:
     from ..quality.evaluate import Evaluation
@@ -36,9 +36,9 @@ def evaluate(
     threads: options.Threads = None,
 ) -> None:
     """Frechet, spatial and kernel distance, precision and recall of samples against real pictures."""
+    from .arguments.values import scale_from
     from .figures import write_figures
     from .progress import meter
-    from .values import scale_from
 
     ends, conditions = scale_from(scale), _conditions(samples, context.args, nfe, backend, device)
     with meter() as progress:
@@ -67,8 +67,8 @@ def evaluate(
 def _conditions(samples: str, extra: list[str], nfe: int | None, backend: str, device: str) -> dict[str, Any] | None:
     """The conditions that the command line gives to an engine; several values are taken in turn."""
     from ..engine.artifact import MANIFEST
-    from .networks import read_engine
-    from .values import given_conditions
+    from .arguments.conditions import given_conditions
+    from .arguments.networks import read_engine
 
     if not (Path(samples) / MANIFEST).is_file() and not extra:
         return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import options
+from .arguments import options
 
 if TYPE_CHECKING:
     from ..engine.bulk.generate import Generated
@@ -44,9 +44,9 @@ def generate(
 
     The network's conditions are options too: --label 3, or several values, of which seed s takes number s mod m.
     """
-    from .networks import read_engine
+    from .arguments.conditions import given_conditions
+    from .arguments.networks import read_engine
     from .progress import sample_counter
-    from .values import given_conditions
 
     artifact = read_engine(engine, nfe=nfe, backend=backend, device=device)
     given = given_conditions(context.args, artifact.contract)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
-from .networks import NetworkOrEngine, Reference
+from .arguments import options
+from .arguments.networks import NetworkOrEngine, Reference
 
 if TYPE_CHECKING:
     from ..quality.ranking import Ranking
@@ -84,9 +84,9 @@ def tune(
     The metric error needs no data. Interrupted, it goes on where it was when run again.
     The network's conditions are options too: --label 3; by default each label in turn.
     """
-    from .networks import opened
+    from .arguments.networks import opened
+    from .arguments.values import integers_from, scale_from
     from .progress import meter
-    from .values import integers_from, scale_from
 
     evaluations, ends = integers_from("--nfe", nfe), scale_from(scale)
     with meter() as progress:

@@ -14,14 +14,14 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import openai_route, page_route, routes
-from .answers import png_of
 from .guard import Access, Guard, error_response
 from .hosts import Host
 from .limits import Limits
 from .metrics import Metrics
 from .orders import NotDrawnError
-from .routes import Served
+from .routes import openai, page, samples
+from .routes.answers import png_of
+from .routes.served import Served
 
 TITLE = "pfdiff"
 COUNTED = ("/v1/samples", "/v1/images/generations", "/v1/engines", "/v1/models", "/", "/metrics", "/healthz")
@@ -48,9 +48,9 @@ def make_app(hosts: Mapping[str, Host], limits: Limits, access: Access) -> ASGIA
         docs_url=None,  # both pages would load scripts from a foreign host; ours is /api
         redoc_url=None,
     )
-    app.include_router(routes.router(served))
-    app.include_router(openai_route.router(served))
-    app.include_router(page_route.router())
+    app.include_router(samples.router(served))
+    app.include_router(openai.router(served))
+    app.include_router(page.router())
     _add_watching(app, hosts, metrics)
 
     @app.exception_handler(NotDrawnError)

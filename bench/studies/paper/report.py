@@ -1,4 +1,4 @@
-"""The figures of `paper_tables` as Markdown tables and plots."""
+"""The figures of `tables` as Markdown tables and plots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"Features: the shipped classifier's (`{features['extractor']}`, SHA-256 {features['sha256'][:12]}), against "
         f"{features['real']:,} real training pictures. These are no FID and compare with no published figure. Sample s "
         "has seed s; conditional: label s mod 10, unconditional: label 10. FD falls with the count: compare within a "
-        "table only. DPM-Solver-2 and PFDiff over it take even NFE only. Written by `bench/studies/paper_tables.py`.\n",
+        "table only. DPM-Solver-2 and PFDiff over it take even NFE only. Written by `bench/studies/paper/tables.py`.\n",
     ]
     real = found["real"]
     parts.append(

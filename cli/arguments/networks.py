@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..engine.errors import InputError
+from ...engine.errors import InputError
 from . import options
 from .options import shortened
 
 if TYPE_CHECKING:
-    from ..engine.artifact import Artifact
-    from ..engine.condition import Condition
-    from ..engine.contract import Contract
+    from ...engine.artifact import Artifact
+    from ...engine.condition import Condition
+    from ...engine.contract import Contract
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 DESCRIBING = (
@@ -54,8 +54,8 @@ def read_engine(engine: Path, *, nfe: int | None = None, backend: str = "auto", 
 
     Files are verified when the engine is loaded. Raises InputError, EngineFileError, BackendError.
     """
-    from ..engine.artifact import read_artifact
-    from ..engine.backends.registry import check_backend
+    from ...engine.artifact import read_artifact
+    from ...engine.backends.registry import check_backend
     from .values import device_from
 
     device_from(device)
@@ -77,8 +77,8 @@ class Opened:
 
 def opened(network: str, context: typer.Context) -> Opened:
     """The network or engine that a command names, with what its options say. Raises InputError, EngineFileError."""
-    from ..engine.artifact import MANIFEST
-    from .values import given_conditions
+    from ...engine.artifact import MANIFEST
+    from .conditions import given_conditions
 
     contract: Contract
     params, extra = context.params, context.args
@@ -89,7 +89,7 @@ def opened(network: str, context: typer.Context) -> Opened:
         extra = [*extra, "--guidance", params["guidance"]] if params["guidance"] else extra  # of an engine: the scale
     else:
         described = network_arguments(network, params)
-        from .. import Network
+        from ... import Network
 
         source = Network(network, **described, encoders=False)
         contract, latents = source.contract, source.decoder is not None
@@ -126,8 +126,8 @@ def _check_of_no_network(engine: str, context: typer.Context) -> None:
 
 def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of `Network` for what a command's options say of a network. Raises InputError."""
-    from ..engine.compiler.schedule import parse_schedule
-    from ..export.time_map import parse_prediction, parse_time_map
+    from ...engine.compiler.schedule import parse_schedule
+    from ...export.time_map import parse_prediction, parse_time_map
     from .values import range_from, shape_from
 
     _check_source(network)
@@ -152,7 +152,7 @@ def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_source(network: str) -> None:
     """Says of what is often tried, and is no network, how to make one of it. Raises InputError."""
-    from ..export.zoo import NAMES
+    from ...export.zoo import NAMES
 
     path = Path(network)
     if network in NAMES:
@@ -170,7 +170,7 @@ def _check_source(network: str) -> None:
 
 def described_conditions(texts: Sequence[str]) -> dict[str, Condition]:
     """'label:int64=10' and 'text:float32:77x768' as conditions by name. Raises InputError."""
-    from ..engine.condition import parse_condition
+    from ...engine.condition import parse_condition
 
     found = {one.name: one for one in map(parse_condition, texts)}
     if len(found) < len(texts):
