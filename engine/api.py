@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
 import torch
 
 from .artifact import Artifact, check_in_place, read_artifact
@@ -28,14 +27,17 @@ from .device import parse_device
 from .errors import EngineFileError, InputError, shown
 from .notebook import html_table
 from .philox import Seeds, parse_seeds
+from .policy import PolicyContract
 from .runtime.asked import NOTHING, Asked
+from .runtime.deadline import Deadlines
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.draws import check_draws
 from .runtime.inputs import Conditions, Inputs, check_noise
-from .runtime.latency import Enough, Latency, TimedParts, in_turns
+from .runtime.latency import Enough, Latency, Ran, TimedParts, in_turns
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import noise
 from .runtime.picture_start import PictureStart
+from .runtime.policy import PolicyRuntime
 from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
 from .text_encoders import TextEncoders
@@ -52,6 +54,7 @@ class Engine:
     contract, programs, batch, precision, provenance, path   what the directory holds
     decoder                                                  contract of a latent model's decoder, else None
     text_encoders                                            what turns prompts into conditions, else None
+    policy                                                   what turns observations into actions, else None
     backend, backend_reason, device, threads, description    who runs it, and why
     """
 
@@ -115,6 +118,7 @@ class Engine:
         self.provenance: Mapping[str, Any] = artifact.provenance
         self.decoder: DecoderContract | None = artifact.decoder
         self.text_encoders: TextEncoders | None = artifact.text_encoders
+        self.policy: PolicyContract | None = artifact.policy
         self.threads: int | None = threads
         self.backend: str = opened.name
         self.backend_reason: str = reason
@@ -128,6 +132,8 @@ class Engine:
         self._session = Session(opened, artifact.contract, artifact.batch, decoder, graph=files.options.graph)
         self._prompts = Prompts(artifact, files, opened, backend, threads)
         self._pictures = PictureStart(artifact, files, opened, backend, threads)
+        self._policy = PolicyRuntime(artifact, files, opened, backend, threads)
+        self._deadlines = Deadlines(self._finished_call)
 
     @property
     def decoding(self) -> str:
@@ -156,6 +162,7 @@ class Engine:
         noise: Any = None,
         steps_noise: Any = None,
         nfe: int | None = None,
+        deadline_ms: float | None = None,
         prompt: Prompt | Any = None,
         negative_prompt: Prompt | Any = None,
         image: Any = None,
@@ -166,8 +173,10 @@ class Engine:
         """Samples float32 [n, *shape] on the device, one for each seed or each row of `noise`; latents stay latents.
 
         seeds: integers in [0, 2^64); a seed's sample is the same alone and in any batch. noise: [n, *shape] floating,
-        in their place. nfe: may be left out when the engine has one program. conditions: by the contract's names or
-        their aliases, one value for all samples or [n, ..]. Any n: larger ones are cut into batches, 0 gives none.
+        in their place. nfe: may be left out when the engine has one program, and with deadline_ms, see `nfe_within`.
+        conditions: by the contract's names or their aliases, one value for all samples or [n, ..]. Any n: larger ones
+        are cut into batches, 0 gives none. Of a policy: observation=, an array or a dictionary of arrays, gives actions
+        in their own units, and `image` is a chunk of actions.
         prompt, negative_prompt: a text for all samples or a list of n, of engines with text encoders; they take the
         place of the conditions that they are encoded as. image: a picture to start from, in place of noise alone:
         uint8 [n, H, W, C], floats [n, C, H, W] in the data's range, or latents [n, *shape], or one without n for all.
@@ -179,8 +188,19 @@ class Engine:
         on a CPU always.
         Raises InputError; BackendError when the network fails, is not finite, or the engine is closed or in use.
         """
+        if deadline_ms is not None:
+            if nfe is not None:
+                raise InputError("got both nfe and deadline_ms, expected one of them")
+            nfe = self.nfe_within(deadline_ms, len(parse_seeds(seeds)) if noise is None else len(noise))
         asked = Asked(prompt, negative_prompt, image, strength, strength_counts)
         return self._sample(self._session, seeds, noise, nfe, conditions, asked, steps_noise)
+
+    def nfe_within(self, deadline_ms: float, batch: int = 1) -> int:
+        """The largest NFE of this engine whose calls of `batch` samples take at most `deadline_ms` here (p99).
+
+        The first call times each program for about a second; see runtime/deadline.py. Raises InputError: none fits.
+        """
+        return self._deadlines.nfe(deadline_ms, batch, self.programs)
 
     def images(
         self,
@@ -231,28 +251,8 @@ class Engine:
             times = in_turns((parts.whole, parts.network, parts.updates), rounds, parts.timer, enough=enough)
         finally:
             session.close()
-        p50, p90, p99 = np.percentile(times[:, 0], (50, 90, 99))
-        floor = float(np.median(times[:, 1]))
-        return Latency(
-            backend=self.backend,
-            device=self.device,
-            precision=self.precision,
-            threads=self.threads,
-            nfe=nfe,
-            batch=batch,
-            rounds=len(times),
-            p50_ms=float(p50),
-            p90_ms=float(p90),
-            p99_ms=float(p99),
-            max_ms=float(times[:, 0].max()),
-            first_ms=1e3 * (first - loaded),
-            load_ms=1e3 * (loaded - start),
-            network_ms=floor / nfe,
-            floor_ms=floor,
-            updates_ms=float(np.median(times[:, 2])),
-            overhead=float(np.median(times[:, 0] / times[:, 1])),
-            per_sample_ms=float(p50) / batch,
-        )
+        ran = Ran(self.backend, self.device, self.precision, self.threads, nfe, batch)
+        return Latency.of(ran, times, load_s=loaded - start, first_s=first - loaded)
 
     def parts(self, nfe: int | None = None, batch: int | None = None) -> TimedParts:
         """What `bench` times, for a benchmark of one's own: a whole call, its bare evaluations, its updates.
@@ -274,6 +274,7 @@ class Engine:
         other._artifact = replace(self._artifact, programs=programs)
         other.programs = {nfe: programs[nfe] for nfe in sorted(programs)}
         other._tables = {nfe: make_tables(program, self.contract) for nfe, program in other.programs.items()}
+        other._deadlines = Deadlines(other._finished_call)
         return other
 
     def close(self) -> None:
@@ -281,6 +282,7 @@ class Engine:
         self._session.close()
         self._prompts.close()
         self._pictures.close()
+        self._policy.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -322,8 +324,12 @@ class Engine:
         return Session(opened, self.contract, self.batch, graph=self._files.options.graph)
 
     def _whole(self, session: Session, nfe: int, batch: int) -> Callable[[], object]:
-        given = self.contract.stand_ins
+        given = self._policy.stand_ins(self.contract.stand_ins)
         return lambda: self._sample(session, range(batch), None, nfe, given)
+
+    def _finished_call(self, nfe: int, batch: int) -> Callable[[], object]:
+        whole = self._whole(self._session, nfe, batch)
+        return lambda: (whole(), self._session.wait())
 
     def _parts(self, session: Session, nfe: int, batch: int) -> TimedParts:
         return session.timed_parts(self._tables[nfe], batch, self._whole(session, nfe, batch))
@@ -352,13 +358,16 @@ class Engine:
         keys = None if start is not None else keys
         asked, conditions = asked.without(self.contract, conditions)
         conditions = self._prompts.conditions(asked.prompt, asked.negative_prompt, conditions, count)
+        conditions = self._policy.conditions(conditions, count)
         if asked.image is not None:
             tables = self._pictures.tables(tables.program, asked.way, asked.strength_counts)
             drawn = start if keys is None else noise(keys, (math.prod(self.contract.shape),), self.device)
             assert drawn is not None
-            keys, start = None, self._pictures.noise(asked.image, drawn, tables)
+            keys, start = None, self._pictures.noise(self._policy.start(asked.image), drawn, tables)
         draws = check_draws(tables.program, self.contract, drawn_by, steps_noise, count, device)
-        return session.run(tables, Inputs(keys, start, *self._conditions(conditions, count), draws), pixels=pixels)
+        inputs = Inputs(keys, start, *self._conditions(conditions, count), draws)
+        made = session.run(tables, inputs, pixels=pixels)
+        return made if pixels else self._policy.actions(made)
 
     def _check_bucket(self, batch: Any) -> int:
         if batch is None:

@@ -201,6 +201,8 @@ def _difference(former: Artifact, source: Network, precision: str | None) -> str
         return "the network with another decoder"
     if held.get("encoders_digest") != (source.encoders.digest if source.encoders else None):
         return "the network with other encoders, or without"
+    if held.get("policy_digest") != (source.policy.digest if source.policy else None):
+        return "the network with other observations or actions"
     return f"precision {former.precision}" if precision not in (None, former.precision) else None
 
 
@@ -263,16 +265,19 @@ def _exported(
         provenance["decoder_digest"] = source.decoder.digest
     if source.encoders:
         provenance["encoders_digest"] = source.encoders.digest
+    if source.policy:
+        provenance["policy_digest"] = source.policy.digest
     provenance |= source.origin
     provenance |= _searched(search, {})
     with writing(target), replacing_folder(target) as folder:
         contract = source.write(folder, precision, say)
         decoder = source.decoder.write(folder, precision, say) if source.decoder else None
         texts, images = source.encoders.write(folder, precision, say) if source.encoders else (None, None)
+        policy = source.policy.write(folder, say) if source.policy else None
         say("hashing and syncing")
         files = records_of(folder)
         artifact = Artifact(
-            target, contract, batch, precision, dict(programs), provenance, files, decoder, texts, images
+            target, contract, batch, precision, dict(programs), provenance, files, decoder, texts, images, policy
         )
         write_manifest(artifact, folder)
     say(f"{target} is written: NFE {', '.join(map(str, programs))}")

@@ -8,15 +8,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 FEWEST_ROUNDS, SETTLED_ROUNDS = 3, 20  # at least; before the spread may end a measurement
 SPREAD = 0.01  # of the median, that is enough
 Timer = Callable[[], float]  # seconds; the difference of two calls is the time of what was started between them
+
+
+@final
+@dataclass(frozen=True)
+class Ran:
+    """Who ran what: the backend's name, its device, precision and threads, a program and a batch size."""
+
+    backend: str
+    device: str
+    precision: str
+    threads: int | None
+    nfe: int
+    batch: int
 
 
 @final
@@ -48,6 +62,27 @@ class Latency:
     updates_ms: float
     overhead: float
     per_sample_ms: float
+
+    @classmethod
+    def of(cls, ran: Ran, times: NDArray[np.float64], *, load_s: float, first_s: float) -> Latency:
+        """From rounds [n, 3] in ms: the whole call, its bare evaluations, its updates."""
+        whole, floor, updates = times.T
+        p50, p90, p99 = np.percentile(whole, (50, 90, 99))
+        return cls(
+            **asdict(ran),
+            rounds=len(times),
+            p50_ms=float(p50),
+            p90_ms=float(p90),
+            p99_ms=float(p99),
+            max_ms=float(whole.max()),
+            first_ms=1e3 * first_s,
+            load_ms=1e3 * load_s,
+            network_ms=float(np.median(floor)) / ran.nfe,
+            floor_ms=float(np.median(floor)),
+            updates_ms=float(np.median(updates)),
+            overhead=float(np.median(whole / floor)),
+            per_sample_ms=float(p50) / ran.batch,
+        )
 
 
 @final

@@ -54,7 +54,7 @@ class Convolution(nn.Module):
         return self.block(x)
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """Two convolutions; the first's output is scaled and shifted by the condition [B, E]."""
 
     def __init__(self, inputs: int, outputs: int, given: UnetOptions) -> None:
@@ -92,17 +92,21 @@ class ConditionalUnet1d(nn.Module):
         self.down_modules = nn.ModuleList(
             nn.ModuleList(
                 [
-                    Residual(a, b, given),
-                    Residual(b, b, given),
+                    ResidualBlock(a, b, given),
+                    ResidualBlock(b, b, given),
                     nn.Identity() if n == last else nn.Conv1d(b, b, 3, stride=2, padding=1),
                 ]
             )
             for n, (a, b) in enumerate(levels)
         )
-        self.mid_modules = nn.ModuleList(Residual(deepest, deepest, given) for _ in range(2))
+        self.mid_modules = nn.ModuleList(ResidualBlock(deepest, deepest, given) for _ in range(2))
         self.up_modules = nn.ModuleList(
             nn.ModuleList(
-                [Residual(2 * b, a, given), Residual(a, a, given), nn.ConvTranspose1d(a, a, 4, stride=2, padding=1)]
+                [
+                    ResidualBlock(2 * b, a, given),
+                    ResidualBlock(a, a, given),
+                    nn.ConvTranspose1d(a, a, 4, stride=2, padding=1),
+                ]
             )
             for a, b in reversed(levels[1:])
         )

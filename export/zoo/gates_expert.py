@@ -57,7 +57,7 @@ class Episodes:
 
 
 def demonstrate(n: int, seed: int, *, pushed: bool) -> Episodes:
-    """n episodes of the expert; with `pushed` the disc is pushed by 0.025 m (standard deviation) every 40 ticks or so."""
+    """n episodes of the expert; pushed: the disc is, by 0.025 m (standard deviation), every 40 ticks or so."""
     task = Gates(n)
     observation, _ = task.reset(seed=seed)
     expert, draw = Expert(task, seed), np.random.default_rng([seed, 2])

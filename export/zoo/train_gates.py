@@ -1,7 +1,7 @@
 """Train the shipped policy: `python -m pfdiff.export.zoo.train_gates`; it needs no data but what its expert shows.
 
-A sample is what Diffusion Policy's is (Chi et al., arXiv 2303.04137): the two last observations, and 16 actions from the
-tick of the first of them on; 8 are carried out. Loss: E |x_theta(x_t, t, observation) - x_0|^2 on `cosine:100`. The
+A sample is what Diffusion Policy's is (Chi et al., arXiv 2303.04137): the two last observations, and 16 actions from
+the tick of the first of them on. Loss: E |x_theta(x_t, t, observation) - x_0|^2 on `cosine:100`. The
 weights kept are an exponential moving average. The learning rate is flat, then falls linearly over the second half. A
 run that was stopped goes on from its last checkpoint; random draws depend on (seed, step) alone.
 """
