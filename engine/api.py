@@ -327,6 +327,14 @@ class Engine:
         given = self._policy.stand_ins(self.contract.stand_ins)
         return lambda: self._sample(session, range(batch), None, nfe, given)
 
+    def tick_call(self, nfe: int | None = None) -> Callable[[int], object]:
+        """A function of a tick's number, one whole call with that seed, done when it returns; for `run_at`.
+
+        Of a policy the observation is zeros. Raises InputError.
+        """
+        nfe, given = self._artifact.program(nfe).nfe, self._policy.stand_ins(self.contract.stand_ins)
+        return lambda tick: (self._sample(self._session, (tick,), None, nfe, given), self._session.wait())
+
     def _finished_call(self, nfe: int, batch: int) -> Callable[[], object]:
         whole = self._whole(self._session, nfe, batch)
         return lambda: (whole(), self._session.wait())

@@ -56,7 +56,8 @@ class Described:
     source: the module, or a text, "file.py:factory" or the path of an ONNX file. shape: None where only the source
     knows it. time_map: in place of `time_scale`. negated: what the network predicts has the other sign. convention: of
     the scheduler that came with the network, with its times, clip and end. prompts: the text encoders beside it;
-    guidance: its pipeline's own, where they are. policy: what makes actions of observations. origin: what an engine's provenance says of where it comes from.
+    guidance: its pipeline's own, where they are. policy: what makes actions of observations. origin: what an engine's
+    provenance says of where it comes from.
     """
 
     source: nn.Module | str

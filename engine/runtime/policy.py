@@ -118,7 +118,8 @@ class PolicyRuntime:
 
     def _open(self) -> tuple[Backend, Buffers, Evaluate]:
         artifact = self._artifact
-        assert artifact.policy is not None and artifact.policy.encoder is not None
+        assert artifact.policy is not None
+        assert artifact.policy.encoder is not None
         contract = artifact.policy.encoder
         files = replace(self._files, onnx=artifact.path / OBSERVATION_ENCODER, contract=contract)
         try:

@@ -11,54 +11,71 @@ An object takes and gives normalised numbers, as LeRobot's own does: its process
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import torch
 from torch import nn
 
 from ...engine.condition import Condition
-from ...engine.errors import EngineFileError, InputError
+from ...engine.errors import InputError
 from ...engine.policy import OBSERVATION
 from ..described import Described
-from ..pipelines.saved_models import read_json
 from ..sources.diffusers_config import read_config
 from .camera import Camera, CameraOptions
+from .lerobot_files import ACTION, WEIGHTS, Saved, Weights, read_folder, read_object
 from .networks import ObservationEncoder, ObservedUnet
 from .options import Policy
 from .scaling import Scaled, Scaling
 from .unet1d import ConditionalUnet1d, UnetOptions
 
-STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state", "action"
-WEIGHTS = "model.safetensors"
+STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
 SCHEDULER = (
     *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end"),
     *("prediction_type", "clip_sample", "clip_sample_range"),
 )
-Weights = Mapping[str, torch.Tensor]
 
 
 @final
 @dataclass(frozen=True)
-class Saved:
-    """What was read: the config, the weights, and (statistics by feature and name, eps, added to every span)."""
+class Features:
+    """What a config says of its observations, by name, in the order in which LeRobot joins them: shape and kind."""
 
-    name: str
-    config: Mapping[str, Any]
-    weights: Weights
-    stats: Mapping[str, Mapping[str, np.ndarray]] | None
-    eps: float = 1e-8
-    added: bool = False
+    steps: int
+    shapes: Mapping[str, tuple[int, ...]]
+    kinds: Mapping[str, str]
+    keypoints: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Features:
+        """Raises InputError for an observation that LeRobot's policy does not take."""
+        given = config["input_features"]
+        pictures = [name for name, one in given.items() if one["type"] == "VISUAL"]
+        order = [STATE, *pictures, *([ENVIRONMENT] if ENVIRONMENT in given else [])]
+        if set(order) != set(given):
+            raise InputError(f"it observes {', '.join(given)}, expected {STATE}, pictures, {ENVIRONMENT}")
+        return cls(
+            int(config["n_obs_steps"]),
+            {name: tuple(given[name]["shape"]) for name in order},
+            {name: str(given[name]["type"]) for name in order},
+            int(config["spatial_softmax_num_keypoints"]),
+        )
+
+    @property
+    def pictures(self) -> list[str]:
+        return [name for name, kind in self.kinds.items() if kind == "VISUAL"]
+
+    @property
+    def widths(self) -> list[int]:
+        """Numbers of each observation in a step's features."""
+        return [2 * self.keypoints if self.kinds[one] == "VISUAL" else shape[0] for one, shape in self.shapes.items()]
 
 
 def read(source: Any) -> Described | None:
     """The policy in `source`, None where that is nothing of LeRobot's. Raises InputError, EngineFileError."""
-    saved = _folder(Path(source)) if isinstance(source, (str, Path)) else _object(source)
+    saved = read_folder(Path(source)) if isinstance(source, (str, Path)) else read_object(source)
     if saved is None:
         return None
     try:
@@ -69,149 +86,35 @@ def read(source: Any) -> Described | None:
         raise InputError(f"policy '{saved.name}': config.json has no {error}; save it with LeRobot again") from None
 
 
-# Where it comes from.
-def _folder(path: Path) -> Saved | None:
-    if not (path / "config.json").is_file():
-        return None
-    config = read_json(path / "config.json")
-    kind = config.get("type")
-    if "_class_name" in config or not isinstance(kind, str):
-        return None
-    if kind != "diffusion":
-        raise InputError(
-            f"policy '{path}': LeRobot's type '{kind}', expected diffusion; give another as an nn.Module with policy="
-        )
-    weights = _safetensors(path / WEIGHTS)
-    name = path.resolve().name
-    before, after = (path / f"policy_{one}processor.json" for one in ("pre", "post"))
-    if before.is_file() and after.is_file():
-        step = _normalizer(read_json(before), "normalizer_processor", path)
-        other = _normalizer(read_json(after), "unnormalizer_processor", path)
-        stats = _by_feature(_safetensors(path / step["state_file"]))
-        stats[ACTION] = _by_feature(_safetensors(path / other["state_file"])).get(ACTION, {})
-        config = {**config, "normalization_mapping": step["config"]["norm_map"]}
-        return Saved(name, config, weights, stats, float(step["config"].get("eps", 1e-8)))
-    held = {
-        name: one for name, one in weights.items() if name.startswith(("normalize_inputs.", "unnormalize_outputs."))
-    }
-    if not held:
-        raise InputError(
-            f"policy '{path}': no policy_preprocessor.json and no statistics among its weights; save it with its "
-            "processors, or give the object, which takes and gives normalised numbers"
-        )
-    return Saved(name, config, weights, _of_buffers(config, held), added=True)
-
-
-def _safetensors(path: Path) -> dict[str, torch.Tensor]:
-    import safetensors
-    from safetensors.torch import load
-
-    try:
-        return load(path.read_bytes())
-    except (OSError, safetensors.SafetensorError) as error:
-        raise EngineFileError(f"'{path}' cannot be read ({error}); copy the policy's folder again") from None
-
-
-def _normalizer(pipeline: Mapping[str, Any], kind: str, path: Path) -> Mapping[str, Any]:
-    steps = [one for one in pipeline.get("steps", ()) if one.get("registry_name") == kind]
-    renames = [one for one in pipeline.get("steps", ()) if one.get("config", {}).get("rename_map")]
-    if len(steps) != 1 or "state_file" not in steps[0]:
-        raise InputError(
-            f"policy '{path}': its processors have {len(steps)} steps {kind} with statistics, expected one"
-        )
-    if renames:
-        raise InputError(
-            f"policy '{path}': its preprocessor renames observations, which an engine does not; save without"
-        )
-    return steps[0]
-
-
-def _by_feature(flat: Weights) -> dict[str, dict[str, np.ndarray]]:
-    """{"observation.state": {"min": ...}} of {"observation.state.min": ...}."""
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in flat.items():
-        feature, _, stat = key.rpartition(".")
-        found.setdefault(feature, {})[stat] = value.double().numpy()
-    return found
-
-
-def _of_buffers(config: Mapping[str, Any], held: Weights) -> dict[str, dict[str, np.ndarray]]:
-    names = {one.replace(".", "_"): one for one in (*config["input_features"], *config["output_features"])}
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in held.items():
-        buffer, _, stat = key.rpartition(".")
-        name = names.get(buffer.rpartition("buffer_")[2])
-        if name is not None:
-            found.setdefault(name, {})[stat] = value.double().numpy()
-    return found
-
-
-def _object(source: Any) -> Saved | None:
-    kinds = [one for one in type(source).__mro__ if one.__module__.startswith("lerobot.")]
-    if not any(one.__name__ == "DiffusionPolicy" for one in kinds):
-        return None
-    config = asdict(source.config) if is_dataclass(source.config) else dict(vars(source.config))
-    weights = {name.replace("unet._orig_mod.", "unet."): one for name, one in source.state_dict().items()}
-    warnings.warn(
-        "a DiffusionPolicy object holds no statistics: the engine takes and gives normalised numbers; give the saved "
-        "folder to have them in it",
-        stacklevel=2,
-    )
-    return Saved("DiffusionPolicy", _plain(config), weights, None)
-
-
-def _plain(value: Any) -> Any:
-    """Enums as their values, in dictionaries and lists too."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    return value.value if isinstance(value, Enum) else value
-
-
 # What it is.
 def _described(saved: Saved) -> Described:
     config = saved.config
-    shapes = {name: tuple(one["shape"]) for name, one in config["input_features"].items()}
-    kinds = {name: str(one["type"]) for name, one in config["input_features"].items()}
-    pictures = [name for name, kind in kinds.items() if kind == "VISUAL"]
-    # LeRobot joins state, pictures and environment in this order.
-    order = [STATE, *pictures, *([ENVIRONMENT] if ENVIRONMENT in shapes else [])]
-    if STATE not in shapes or set(order) != set(shapes):
-        raise InputError(f"it observes {', '.join(shapes)}, expected {STATE}, pictures, {ENVIRONMENT}")
-    steps, horizon, actions = int(config["n_obs_steps"]), int(config["horizon"]), int(_action(config)["shape"][0])
-    scaled = {name: _scaling(saved, name, kinds[name]) for name in order}
-    cameras = _cameras(config, shapes, pictures, saved.weights)
-    features = sum(
-        2 * int(config["spatial_softmax_num_keypoints"]) if one in pictures else shapes[one][0] for one in order
-    )
-    unet = _loaded(ConditionalUnet1d(_unet(config, actions, steps * features)), saved.weights, "diffusion.unet.")
-    observations = {name: (steps, *shapes[name]) for name in order}
-    if pictures:
-        encoder = ObservationEncoder([Scaled(scaled[one]) for one in order], [cameras.get(one) for one in order])
-        module, condition = unet, Condition("global_cond", "float32", (steps * features,))
+    features = Features.of(config)
+    horizon, actions = int(config["horizon"]), _actions(config)
+    numbers = sum(features.widths)
+    options = _unet(config, actions, features.steps * numbers)
+    unet = _loaded(ConditionalUnet1d(options), saved.weights, "diffusion.unet.")
+    scaled = {name: _scaling(saved, name, kind) for name, kind in features.kinds.items()}
+    encoder: ObservationEncoder | None = None
+    module, condition = unet, Condition("global_cond", "float32", (features.steps * numbers,))
+    if features.pictures:
+        cameras = _cameras(config, features, saved.weights)
+        encoder = ObservationEncoder([Scaled(one) for one in scaled.values()], [cameras.get(one) for one in scaled])
     else:
-        joined = Scaling(
-            *(
-                _joined([getattr(scaled[one], part) for one in order], [shapes[one][0] for one in order])
-                for part in ("low", "gain", "bias")
-            )
-        )
-        encoder = None
-        module, condition = ObservedUnet(unet, Scaled(joined)), Condition(OBSERVATION, "float32", (steps, features))
+        module = ObservedUnet(unet, Scaled(Scaling.joined(list(scaled.values()), features.widths)))
+        condition = Condition(OBSERVATION, "float32", (features.steps, numbers))
     scale, offset = _units(saved, actions)
     policy = Policy(
-        observations,
+        {name: (features.steps, *shape) for name, shape in features.shapes.items()},
         encoder,
         (condition.name,),
         scale.tolist(),
         offset.tolist(),
-        steps - 1,
+        features.steps - 1,
         int(config["n_action_steps"]),
     )
-    convention = read_config(
-        {"_class_name": f"{config['noise_scheduler_type']}Scheduler", **{key: config[key] for key in SCHEDULER}}
-    )
+    scheduler = {"_class_name": f"{config['noise_scheduler_type']}Scheduler", **{key: config[key] for key in SCHEDULER}}
+    convention = read_config(scheduler)
     return Described(
         module.eval(),
         saved.name,
@@ -224,11 +127,12 @@ def _described(saved: Saved) -> Described:
     )
 
 
-def _action(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _actions(config: Mapping[str, Any]) -> int:
+    """Numbers of an action."""
     features = config["output_features"]
     if list(features) != [ACTION] or len(features[ACTION]["shape"]) != 1:
         raise InputError(f"it makes {', '.join(features)}, expected one {ACTION} of rank 1")
-    return features[ACTION]
+    return int(features[ACTION]["shape"][0])
 
 
 def _scaling(saved: Saved, name: str, kind: str) -> Scaling:
@@ -248,10 +152,6 @@ def _units(saved: Saved, actions: int) -> tuple[np.ndarray, np.ndarray]:
     return np.broadcast_to(scale, (actions,)), np.broadcast_to(offset, (actions,))
 
 
-def _joined(parts: list[np.ndarray], sizes: list[int]) -> np.ndarray:
-    return np.concatenate([np.broadcast_to(one, (size,)) for one, size in zip(parts, sizes, strict=True)])
-
-
 def _unet(config: Mapping[str, Any], actions: int, condition: int) -> UnetOptions:
     return UnetOptions(
         actions,
@@ -264,13 +164,10 @@ def _unet(config: Mapping[str, Any], actions: int, condition: int) -> UnetOption
     )
 
 
-def _cameras(
-    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], pictures: list[str], weights: Weights
-) -> dict[str, nn.Module]:
+def _cameras(config: Mapping[str, Any], features: Features, weights: Weights) -> dict[str, nn.Module]:
     """The encoder of each camera; one for all of them where the policy has one."""
-    if not pictures:
-        return {}
-    sizes = {shapes[one] for one in pictures}
+    pictures = features.pictures
+    sizes = {features.shapes[one] for one in pictures}
     if len(sizes) > 1:
         raise InputError(f"pictures of {len(sizes)} sizes, expected one")
     (size,) = sizes
@@ -281,7 +178,7 @@ def _cameras(
         tuple(resize) if resize else None,
         tuple(crop) if crop else None,
         bool(config["use_group_norm"]),
-        int(config["spatial_softmax_num_keypoints"]),
+        features.keypoints,
     )
     where = "diffusion.rgb_encoder."
     if not config["use_separate_rgb_encoder_per_camera"]:

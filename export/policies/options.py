@@ -3,9 +3,9 @@
     Network(head, shape=(50, 7), schedule="flow", prediction="flow", conditions={"cache": example},
             policy=Policy(observations={"image": (1, 3, 224, 224), "state": (1, 7)}, encoder=prefix, scale=s, offset=o))
 
-`encoder` is a module: forward(image [B, 1, 3, 224, 224], state [B, 1, 7]) -> cache [B, ...], or a tuple of tensors where
-the network has several conditions. It runs once a chunk and the network in each evaluation: of a vision-language-action
-model the encoder is the prefix and its keys and values, the network is the action expert.
+`encoder` is a module: forward(image [B, 1, 3, 224, 224], state [B, 1, 7]) -> cache [B, ...], or a tuple of tensors
+where the network has several conditions. It runs once a chunk, the network in each evaluation: of a
+vision-language-action model the encoder is the prefix with its keys and values, the network the action expert.
 """
 
 from __future__ import annotations

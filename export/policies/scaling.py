@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -51,6 +51,16 @@ class Scaling:
     def none(cls) -> Scaling:
         """y = x."""
         return cls(np.zeros(()), np.ones(()), np.zeros(()))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scaling], sizes: Sequence[int]) -> Scaling:
+        """Those of vectors of `sizes`, one after the other."""
+
+        def all_of(field: str) -> Floats:
+            pairs = zip(parts, sizes, strict=True)
+            return np.concatenate([np.broadcast_to(getattr(one, field), (size,)) for one, size in pairs])
+
+        return cls(all_of("low"), all_of("gain"), all_of("bias"))
 
     @staticmethod
     def actions(mode: str, stats: Mapping[str, Any], *, eps: float) -> tuple[Floats, Floats]:

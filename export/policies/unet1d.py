@@ -34,10 +34,10 @@ class TimeWaves(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.half = width // 2
+        self.pairs = width // 2
 
     def forward(self, t: Tensor) -> Tensor:
-        octaves = torch.arange(self.half, device=t.device) * -(math.log(LONGEST_PERIOD) / (self.half - 1))
+        octaves = torch.arange(self.pairs, device=t.device) * -(math.log(LONGEST_PERIOD) / (self.pairs - 1))
         angles = t.float()[:, None] * torch.exp(octaves)[None, :]
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
 

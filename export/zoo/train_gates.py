@@ -155,7 +155,7 @@ def record(training: Training, count: int) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the shipped policy of the gates task.")
     parser.add_argument("--out", type=Path, default=Path("gates-run"), help="checkpoints and weights")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
