@@ -1,7 +1,8 @@
 """LeRobot's picture encoder: resize, crop, a ResNet without its head, spatial softmax, one linear layer.
 
 Resnets: He et al., arXiv 1512.03385, of basic blocks (18 and 34 layers). Spatial softmax: Finn et al., arXiv
-1509.06113, the expected place of each feature. Names of the weights are LeRobot's, whose backbone is torchvision's cut at its end.
+1509.06113, the expected place of each feature. Names of the weights are LeRobot's, whose backbone is torchvision's cut
+at its end.
 """
 
 from __future__ import annotations
