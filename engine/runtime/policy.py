@@ -158,8 +158,8 @@ def _checked(name: str, given: Any, shape: tuple[int, ...], count: int) -> Float
         values = np.asarray(on_host(given))
     except (ValueError, TypeError):
         raise InputError(f"observation '{name}': got lists of unequal lengths, expected {list(shape)}") from None
-    if values.dtype.kind not in "fiub":
-        raise InputError(f"observation '{name}': got {values.dtype}, expected floats {list(shape)}")
+    if values.dtype.kind not in "fib":
+        raise InputError(f"observation '{name}': got {values.dtype}, expected floats {list(shape)}, pictures in [0, 1]")
     if values.shape not in (shape, (1, *shape), (count, *shape)):
         raise InputError(
             f"observation '{name}': got shape {list(values.shape)}, expected {list(shape)} for all samples or "

@@ -36,14 +36,18 @@ class Gates:
         self.n = n
         self.reset(seed=0)
 
-    def reset(self, *, seed: int) -> tuple[Floats, dict[str, Any]]:
-        """Draw n tasks from `seed`; the observation [n, 7] and an empty dictionary."""
+    def reset(self, *, seed: int, alike: bool = False) -> tuple[Floats, dict[str, Any]]:
+        """Draw n tasks from `seed`, with `alike` all as the first; the observation [n, 7] and an empty dictionary."""
         draw = np.random.default_rng(seed)
         self.wind = draw.normal(0.0, WIND, (TICKS, self.n, 2))
         self.position = np.stack((draw.uniform(0.2, 0.8, self.n), np.full(self.n, START_Y)), axis=1)
         left, right = draw.uniform(0.12, 0.36, (self.n, 2)), draw.uniform(0.64, 0.88, (self.n, 2))
         self.gaps = np.stack((left, right), axis=2)  # [n, wall, side]
         self.goal = np.stack((draw.uniform(0.15, 0.85, self.n), np.full(self.n, GOAL_Y)), axis=1)
+        if alike:
+            self.position, self.gaps, self.goal = (
+                np.repeat(one[:1], self.n, axis=0) for one in (self.position, self.gaps, self.goal)
+            )
         self.tick = 0
         self.reached, self.hit = np.zeros(self.n, bool), np.zeros(self.n, bool)
         return self.observation(), {}

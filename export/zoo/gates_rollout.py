@@ -27,11 +27,18 @@ class Outcome:
 
 
 def rollout(
-    engine: Engine, nfe: int, episodes: int, seed: int, *, strength: float | None = None, every: int | None = None
+    engine: Engine,
+    nfe: int,
+    episodes: int,
+    seed: int,
+    *,
+    strength: float | None = None,
+    every: int | None = None,
+    alike: bool = False,
 ) -> Outcome:
-    """`episodes` tasks drawn from `seed`, side by side, each with noise of its own."""
+    """`episodes` tasks drawn from `seed`, side by side, each with noise of its own; with `alike` all are the first."""
     task = Gates(episodes)
-    observation, _ = task.reset(seed=seed)
+    observation, _ = task.reset(seed=seed, alike=alike)
     control = Controller(engine, nfe, strength=strength, every=every, seed=seed * 1_000_000, robots=episodes)
     positions, ticks = [task.position], np.zeros(episodes, int)
     for _ in range(TICKS):
