@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..engine.api import Engine
     from ..engine.runtime.rate import RateReport
 
-COLUMNS = {"NFE": 4, "ticks": 6, "missed": 6, "": 9, "p50": 8, "p99": 8, "p99.9": 8, "max": 8, "jitter": 8}
+COLUMNS = {"NFE": 4, "ticks": 6, "missed": 6, "": 8, "p50": 8, "p99": 8, "p99.9": 8, "max": 8, "jitter": 8}
 
 
 def rate_of(text: str) -> float:
@@ -37,7 +37,7 @@ def driven(engine: Engine, counts: list[int], hz: float, seconds: float, load: i
         for line in lines_of(nfe, found):
             print(line, flush=True)
         records.append({"nfe": nfe, **asdict(found)})
-    print("\nms; call: a whole sample; late: after its tick a call begins; jitter: of the beginnings")
+    print("\nms; call: a whole sample; late: of a call's beginning, after its tick")
     return records
 
 

@@ -117,11 +117,8 @@ class Inner(nn.Module):
         self.down_modules = nn.ModuleList([nn.GroupNorm(GROUPS, 8)])
 
 
-class Scheduler:
-    config = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
-
-
-Scheduler.__name__ = "DDPMScheduler"
+CONFIG = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
+Scheduler = type("DDPMScheduler", (), {"config": CONFIG})
 
 
 def theirs(**changed: Any) -> Any:
