@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pfdiff.quality.pictures.plot import Curve, log_plot
@@ -35,7 +36,7 @@ def markdown(found: dict[str, Any]) -> str:
     for key, title in titles.items():
         parts.append(f"## {title}\n")
         parts.append(rows_of(found[key]) if found.get(key) else "Not measured.\n")
-    parts += [search_lines(found), correlation_lines(found), grid_lines(found), time_lines(found)]
+    parts += [section(key, found) for key in SECTIONS]
     return "\n".join(parts)
 
 
@@ -65,13 +66,9 @@ def table_head(*names: str) -> list[str]:
     return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
 
 
-def search_lines(found: dict[str, Any]) -> str:
+def search_lines(found: dict[str, Any]) -> list[str]:
     """The search on a tenth against all."""
-    lines = [
-        "## (k, l) chosen on a tenth of the samples\n",
-        "| NFE | best on all | chosen on a tenth, times | agree | FD of the choice / least |",
-        "|---|---|---|---|---|",
-    ]
+    lines = table_head("NFE", "best on all", "chosen on a tenth, times", "agree", "FD of the choice / least")
     for one in found["search"]:
         chosen = ", ".join(f"`{name.partition('@')[0]}` {times}" for name, times in one["chosen"].items())
         lines.append(
@@ -80,16 +77,13 @@ def search_lines(found: dict[str, Any]) -> str:
         )
     if found["search"]:
         lines.append(f"\n{found['search'][0]['draws']} draws of a tenth of the samples, the same for all six.")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def correlation_lines(found: dict[str, Any]) -> str:
+def correlation_lines(found: dict[str, Any]) -> list[str]:
     """Does the cheap criterion choose what the expensive one would?"""
-    lines = ["## Error to the reference against FD\n"]
-    if "correlation" not in found:
-        return "\n".join([*lines, "Not measured."]) + "\n"
     one, given = found["correlation"], found["errors"]
-    lines += [
+    lines = [
         f"Spearman's rank correlation over all {one['cells']} cells: {one['spearman']:.2f}. Errors: RMS over "
         f"{given['seeds']} seeds to {given['reference']['solver']} in {given['reference']['nfe']} evaluations.\n",
         "| NFE | solvers | Spearman | least error | least FD | FD of the least error / least FD |",
@@ -100,17 +94,14 @@ def correlation_lines(found: dict[str, Any]) -> str:
             f"| {nfe} | {row['solvers']} | {row['spearman']:.2f} | `{row['least_error']}` | `{row['least_fd']}` | "
             f"{row['fd_of_least_error_over_least']:.2f} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def grid_lines(found: dict[str, Any]) -> str:
+def grid_lines(found: dict[str, Any]) -> list[str]:
     """How the grids of the tables were chosen."""
-    lines = ["## Grids\n"]
-    if "grids" not in found:
-        return "\n".join([*lines, "Not measured."]) + "\n"
     given = found["grids"]
     names = list(next(iter(given["error"].values())))
-    lines += [
+    lines = [
         f"Error to the reference on {given['seeds']} seeds, the mean of the logarithms at {given['nfe'][0]} and "
         f"{given['nfe'][1]} evaluations. Uniform is taken, unless another lowers it by 5 % or more.\n",
         *table_head("sampler", *names, "taken"),
@@ -119,17 +110,14 @@ def grid_lines(found: dict[str, Any]) -> str:
         lines.append(
             f"| `{solver}` | " + " | ".join(f"{row[one]:.3f}" for one in names) + f" | {given['chosen'][solver]} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def time_lines(found: dict[str, Any]) -> str:
+def time_lines(found: dict[str, Any]) -> list[str]:
     """With and without PFDiff at equal NFE."""
-    lines = ["## CPU seconds for 1,000 samples\n"]
-    if "times" not in found:
-        return "\n".join([*lines, "Not measured."]) + "\n"
     given = found["times"]
     nfe = list(next(iter(given["cpu_seconds_for_1000"].values())))
-    lines += [
+    lines = [
         f"One thread of {given['machine']['processor']}, {given['backend']}, batch {given['batch']}; the best of "
         f"{given['rounds']} rounds of {given['timed']} samples in turns. Time of the processor, for the machine was "
         "not idle.\n",
@@ -138,7 +126,22 @@ def time_lines(found: dict[str, Any]) -> str:
     ]
     for sampler, row in given["cpu_seconds_for_1000"].items():
         lines.append(f"| `{sampler}` | " + " | ".join(f"{min(row[count]):.2f}" for count in nfe) + " |")
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+# Section by the part of a study that it shows: its title, and what makes its lines.
+SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "search": ("(k, l) chosen on a tenth of the samples", search_lines),
+    "correlation": ("Error to the reference against FD", correlation_lines),
+    "grids": ("Grids", grid_lines),
+    "times": ("CPU seconds for 1,000 samples", time_lines),
+}
+
+
+def section(key: str, found: dict[str, Any]) -> str:
+    """One of `SECTIONS`; a part that was not run says so."""
+    title, lines = SECTIONS[key]
+    return "\n".join([f"## {title}\n", *(lines(found) if key in found else ["Not measured."])]) + "\n"
 
 
 def plots(found: dict[str, Any]) -> dict[str, Figure]:
