@@ -1,7 +1,8 @@
 """Each op of this folder in plain torch: the fallback without Triton, the tests' reference, the bench's baseline.
 
 Any device. `step` and `images` compute in the dtype of their float input, float64 included, in the kernels' own order
-of operations: in float32 they are equal to the kernels bit for bit. `noise` computes in float64 and rounds once.
+of operations: in float32 they are equal to the kernels bit for bit. `noise` computes in float64 and rounds once; the
+draws that `step` adds are computed in float32, with the bits of the kernel.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ PHILOX_ROUNDS = 10
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 WORD = 0xFFFFFFFF
+# ln(1 + f) = f - f^2 / 2 + f^3 P(f): the polynomial of Cephes' logf (S. Moshier).
+LOGARITHM = (
+    *(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1),
+    *(2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
+)
 
 
 def step(
@@ -69,7 +75,7 @@ def images(pixels: torch.Tensor, x: torch.Tensor, low: float, high: float) -> No
 
 
 def noise(z: torch.Tensor, seeds: torch.Tensor, draw: int = 0) -> None:
-    """Twin of `noise.noise`, of any draw: float64 Box-Muller, rounded to z's dtype once.
+    """Twin of `noise.noise`, of any draw: float64 Box-Muller, rounded to z's dtype once; in float32 from draw 1 on.
 
     One sample at a time bounds the memory.
     """
@@ -77,8 +83,42 @@ def noise(z: torch.Tensor, seeds: torch.Tensor, draw: int = 0) -> None:
     for sample, seed in zip(z, seeds, strict=True):
         counter = (element & WORD, element >> 32, torch.full_like(element, draw), torch.zeros_like(element))
         r_0, r_1, _, _ = philox(counter, (seed & WORD, seed >> 32 & WORD))
+        if draw:
+            sample.copy_(normal32(r_0, r_1).view_as(sample))
+            continue
         u_1, u_2 = (r_0.double() + 0.5) * 2.0**-32, (r_1.double() + 0.5) * 2.0**-32  # exact
         sample.copy_((torch.sqrt(-2 * torch.log(u_1)) * torch.cos(2 * math.pi * u_2)).view_as(sample))
+
+
+def normal32(r_0: torch.Tensor, r_1: torch.Tensor) -> torch.Tensor:
+    """Box-Muller of two Philox words, int64 each, in float32: the operations of `noise.normal` in their order."""
+    # ln u_1 = k ln 2 + ln(1 + f); near u_1 = 1 from 1 - u_1.
+    upper = r_0 >= 0x80000000
+    x = torch.where(upper, r_0 ^ WORD, r_0).float() + 0.5
+    bits = x.view(torch.int32)
+    exponent = (bits - 0x3F3504F3) >> 23
+    mantissa = (bits - (exponent << 23)).view(torch.float32)
+    rest = x * 2.3283064365386963e-10
+    halved = rest > torch.tensor(0.29289321881345254, device=r_0.device)
+    f = torch.where(upper, torch.where(halved, 1.0 - 2.0 * rest, -rest), mantissa - 1.0)
+    k = torch.where(upper, torch.where(halved, -1, 0), exponent - 32).float()
+    y = torch.full_like(f, LOGARITHM[0])
+    for coefficient in LOGARITHM[1:]:
+        y = y * f + coefficient
+    square = f * f
+    y = y * f * square - 2.12194440e-4 * k - 0.5 * square
+    # torch 2.13 takes MKL's float32 root, one in six of which is a unit off; rounded from float64 each is the nearest.
+    radius = torch.sqrt((-2.0 * (0.693359375 * k + (f + y))).double()).float()
+
+    # cos(2 pi u_2): the nearest quarter turn, then |angle| <= pi / 4.
+    quarter = (r_1 + 0x20000000 & WORD) >> 30
+    remainder = (r_1 - (quarter << 30) & WORD).to(torch.int32)  # the upper half wraps to negative numbers
+    angle = (remainder.float() + 0.5) * 1.4629180792671596e-9
+    a = angle * angle
+    sine = ((-1.9515295891e-4 * a + 8.3321608736e-3) * a - 1.6666654611e-1) * a * angle + angle
+    cosine = ((2.443315711809948e-5 * a - 1.388731625493765e-3) * a + 4.166664568298827e-2) * a * a - 0.5 * a + 1.0
+    wave = torch.where((quarter & 1) == 1, sine, cosine)
+    return radius * wave * torch.where((quarter + 1 & 2) == 2, -1.0, 1.0)  # quarters 1 and 2: -sin, -cos
 
 
 def philox(counter: tuple[torch.Tensor, ...], key: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
