@@ -11,7 +11,8 @@ import math
 
 import torch
 
-from .table import Update
+from .kept import Kept
+from .table import WITH_NOISE, Update
 
 # Philox-4x32-10: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011), and Random123.
 PHILOX_ROUNDS = 10
@@ -34,6 +35,9 @@ def step(
     update: Update,
     seeds: torch.Tensor | None = None,
     factors: torch.Tensor | None = None,
+    *,
+    xi: torch.Tensor | None = None,
+    kept: Kept | None = None,
 ) -> None:
     """Twin of `step.step`; float64 states and table compute in float64."""
     buffers = len(states)
@@ -46,12 +50,10 @@ def step(
     if update.clip:
         x_0 = q * z if 0 not in read else p * states[0] + q * z
         z = torch.clamp(x_0, -clip, clip)
-    xi = None
-    if update.noise:
-        assert seeds is not None and factors is not None, "this update draws noise: give seeds and factors"  # noqa: PT018
+    if update.noise and xi is None:
+        assert seeds is not None, "this update draws noise: give seeds and factors"
         xi = torch.empty(len(seeds), states.shape[1] // len(seeds), dtype=states.dtype, device=states.device)
         noise(xi, seeds, row + 1)
-        xi = xi.view(-1)
     after: dict[int, torch.Tensor] = {}
     for j in range(buffers):
         if update.writes >> j & 1 or (update.separate and j == 0):
@@ -59,12 +61,22 @@ def step(
             for i in read:
                 after[j] = after[j] + W[j, i] * states[i]
             if update.noise >> j & 1 and xi is not None and factors is not None:
-                after[j] = after[j] + factors[row, j].to(states.dtype) * xi
+                after[j] = after[j] + factors[row, j].to(states.dtype) * xi.view(-1)
+            if update.keeps and j == 0:
+                assert kept is not None, "this update keeps a known picture: give kept"
+                after[j] = torch.where(kept.mask.view(-1) != 0, after[j], known(kept, row, update.keeps))
     for j, s_j in after.items():
         if update.writes >> j & 1:
             states[j] = s_j
     if y_in is not None:
         y_in.view(-1).copy_(c_in * after[0])  # the one change of dtype: the network's own
+
+
+def known(kept: Kept, row: int, keeps: int) -> torch.Tensor:
+    """a x_0 + b eps [n] of one row, or a x_0."""
+    a, b = kept.factors[row]
+    picture = a * kept.picture.view(-1)
+    return picture + b * kept.eps.view(-1) if keeps == WITH_NOISE else picture
 
 
 def images(pixels: torch.Tensor, x: torch.Tensor, low: float, high: float) -> None:
