@@ -34,6 +34,13 @@ SOLVERS = {
     "lcm": 1,
     "tcd:gamma=0.3": 1,
     "consistency": 1,
+    "analytic-ddpm:x0_var=0.5/0.4/0.3/0.2/0.1/0.05/0": 1,
+    "analytic-ddim:x0_var=0.5/0.4/0.3/0.2/0.1/0.05/0": 1,
+    "pfdiff:k=2,l=1,eta=0.5": 2,
+    "pfdiff:k=3,l=2,base=analytic-ddim,x0_var=0.5/0.4/0.3/0.2/0.1/0.05/0": 2,
+    "tada:order=1": 2,
+    "tada": 4,
+    "tada:variables=3,order=2,scale=2": 4,
 }
 
 
@@ -77,9 +84,24 @@ def test_relations():
     np.testing.assert_allclose(table("sa:predictor=1,corrector=0"), table("ddpm"), atol=1e-12)
     assert str(parse_solver("euler-a")) == "ddim:eta=1"
     assert str(parse_solver("euler-a:eta=0")) == str(parse_solver("ddim:eta=0")) == "ddim"
-    for text in (*SOLVERS, "ddim:eta=0.1234567890123", "sa:tau=0.3,low=200,high=800", "lcm:scaling=4"):
+    for text in (*SOLVERS, "ddim:eta=0.1234567890123", "sa:tau=0.3,low=200,high=800", "lcm:scaling=4", "analytic-ddim"):
         assert str(parse_solver(str(parse_solver(text)))) == str(parse_solver(text))
     assert parse_solver("ddim:eta=0.1234567890123") == Ddim(0.1234567890123)
+
+
+def test_relations_of_the_newer_families():
+    def table(solver, schedule="linear:1000", basis="eps"):
+        return pfdiff.compile(solver, schedule, 5, grid="trailing", basis=basis, t_start=START.get(schedule)).table
+
+    none = "/".join(["0"] * 5)
+    np.testing.assert_allclose(table(f"analytic-ddpm:x0_var={none}"), table("ddpm"), atol=1e-13)
+    np.testing.assert_allclose(table(f"analytic-ddim:x0_var={none}"), table("ddim"), atol=1e-13)
+    pfdiff_table = table("pfdiff:k=2,l=1")
+    np.testing.assert_allclose(table(f"pfdiff:k=2,l=1,base=analytic-ddim,x0_var={none}"), pfdiff_table, atol=1e-13)
+    np.testing.assert_array_equal(table("pfdiff:k=2,l=1,eta=0"), pfdiff_table)
+    # One variable of order 1 is Euler's method in the time of a flow.
+    euler = table("euler", "flow:shift=3", "x0")
+    np.testing.assert_allclose(table("tada:variables=1,order=1", "flow:shift=3", "x0"), euler, atol=1e-12)
 
 
 def test_no_noise_without_eta_tau_or_gamma():
@@ -103,6 +125,21 @@ def test_no_noise_without_eta_tau_or_gamma():
         ("sa:tau=-1", {}, "a tau of at least 0"),
         ("dpm++:sde", {"nfe": 6}, "NFE 6 is even, use 5 or 7"),
         ("dpm++:sde", {"grid": [500, 499, 400, -1]}, "needs a time between 500 and 499"),
+        ("analytic-ddim", {}, "at each of 5 steps: pfdiff build estimates it, and x0_var=0.4/0.2/... gives it"),
+        ("analytic-ddpm:x0_var=0.3/0.2", {}, "analytic-ddpm: 2 variances x0_var for 5 steps; give 5"),
+        ("analytic-ddpm:x0_var=0.3/-1", {}, "variances of at least 0"),
+        ("analytic-ddpm:x0_var=0.3/", {}, "each of x0_var must be a number, got ''"),
+        ("analytic-ddpm:x0_var=" + "0.1/" * 400 + "0", {}, "at most 400 variances, got 401"),
+        ("pfdiff:base=analytic-ddim", {}, "pfdiff:k=2,l=1,base=analytic-ddim needs the network's variance"),
+        ("pfdiff:x0_var=0.3", {}, "pfdiff takes x0_var over analytic-ddim only"),
+        ("pfdiff:base=analytic-ddim,use=past", {}, "over analytic-ddim pfdiff takes use=both only"),
+        ("pfdiff:eta=2", {}, "pfdiff takes an eta between 0 and 1, got 2"),
+        ("pfdiff:base=heun,eta=1", {}, "an eta over ddim and analytic-ddim with use=both only"),
+        ("pfdiff:use=past,eta=1", {}, "an eta over ddim and analytic-ddim with use=both only"),
+        ("tada:variables=5", {}, "tada takes 1 to 4 variables, got 5"),
+        ("tada:order=4", {}, "tada takes order 1, 2 or 3, got 4"),
+        ("tada:scale=0", {}, "tada takes a scale above 0, got 0"),
+        ("tada", {"schedule": "linear:1000?terminal=0"}, "tada cannot start where alpha is 0; start below it"),
         ("consistency", {"schedule": "edm", "prediction": "consistency", "grid": [9.0, 2.0, 0.5, 0.002, 0.0], "nfe": 4},
          "gives x_t itself at time 0.002"),
     ],
