@@ -4,9 +4,9 @@ V_s = E |x_0 - E[x_0 | x_s]|^2 / d is the mean square error of the network's own
 number as (sigma_s/alpha_s)^2 (1 - E |eps|^2 / d), which is a small difference of large ones where there is much noise;
 both agree for a network without error, and for any other this one is the best (Bao et al., arXiv 2206.07309).
 
-x_0 are the network's own samples in `SAMPLED` evaluations of the default sampler, clipped to the data's range, with the
-class labels in turn; x_s is made of them by the forward process. V_s is at most the square of half the data's range
-(theorem 2 of arXiv 2201.06503). Seeds are the same in every build, but fewer for a network that is slow.
+x_0 are the network's own samples in `SAMPLED` evaluations of the default sampler with the class labels in turn, clipped
+to the data's range; x_s is made of them by the forward process. V_s is at most the square of half that range (theorem 2
+of arXiv 2201.06503). Latents have no range. Seeds are the same in every build, but fewer for a network that is slow.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Forward:
         self._process = parse_schedule(contract.schedule)
         self._elements = math.prod(contract.shape)
         low, high = contract.data_range
-        self._range = (low, high) if math.isfinite(high - low) else None
+        self._range = (low, high) if math.isfinite(high - low) and source.decoder is None else None
 
     def variances(self, times: np.ndarray) -> tuple[float, ...]:
         """V of each time, to `DIGITS` digits."""
