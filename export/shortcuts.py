@@ -12,6 +12,7 @@ the exporter's own way is gone: slower, with the same result.
 from __future__ import annotations
 
 import contextlib
+import math
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -128,9 +129,22 @@ def _dropout(node: torch.fx.Node) -> Step | None:
 
 
 def _flatten(node: torch.fx.Node) -> Step | None:
-    """From its last dimension on a tensor is flat."""
-    start = node.args[1] if len(node.args) > 1 else 0
-    return _drop if len(node.args) < 3 and start in (-1, _input(node).ndim - 1) else None
+    """flatten(x, first) to the end: x itself from its last dimension on; of [batch, *shape] from 1 on."""
+    first = node.args[1] if len(node.args) > 1 else 0
+    shape = _input(node).shape
+    if len(node.args) < 3 and first in (-1, len(shape) - 1):
+        return _drop
+    if len(node.args) != 2 or first != 1 or not all(type(size) is int for size in shape[1:]):
+        return None
+
+    def step(node: torch.fx.Node) -> None:
+        x = node.args[0]
+        with node.graph.inserting_before(node):
+            batch = node.graph.call_function(ATEN.sym_size.int, (x, 0))
+        batch.meta["val"] = shape[0]
+        node.target, node.args = ATEN.view.default, (x, [batch, math.prod(shape[1:])])
+
+    return step
 
 
 def _reshape(node: torch.fx.Node) -> Step | None:

@@ -28,7 +28,8 @@ class Usual(nn.Module):
         angle = t.to(torch.float32).flatten()[:, None] * torch.arange(3, device=x.device)
         a, b = self.layer(self.dropout(x)).to("cpu", torch.float64).chunk(2, dim=-1)
         y = (a * b).to(torch.float32).transpose(0, 1).contiguous().reshape(6, -1).transpose(0, 1)
-        return self.dropout(y * torch.cat([angle.sin(), angle.cos()], 1)).to(torch.float32)
+        waves = torch.stack([angle.sin(), angle.cos()], 1).flatten(1)
+        return self.dropout(y * waves).to(torch.float32)
 
 
 class Unusual(nn.Module):
