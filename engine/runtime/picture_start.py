@@ -15,14 +15,14 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from ..artifact import IMAGE_ENCODER, Artifact
+from ..artifact import IMAGE_ENCODER, Artifact, check_in_place
 from ..backends.abstract import Backend, Buffers, NetworkFiles
 from ..backends.choose import open_best
 from ..compiler.part import last_part
 from ..compiler.program import Program
 from ..compiler.schedule import parse_schedule
 from ..contract import Contract
-from ..errors import BackendError, InputError
+from ..errors import BackendError, EngineFileError, InputError
 from .loop import Tables, make_tables
 
 LARGEST_CACHE = 16
@@ -124,6 +124,11 @@ class PictureStart:
             backend, _ = open_best(files, self._device, self._backend, self._threads)
         except BackendError as error:
             raise BackendError(f"the image encoder: {error}") from None
+        try:
+            check_in_place(artifact)
+        except EngineFileError:
+            backend.close()
+            raise
         buffers = Buffers.of(contract, artifact.batch[0], backend.dtype, backend.device)
         (evaluate,) = backend.bind([buffers])
         return backend, buffers, evaluate
