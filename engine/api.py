@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import torch
 
-from .artifact import Artifact, check_in_place, read_artifact
+from .artifact import Artifact, check_in_place, is_in_place, read_artifact
 from .backends.abstract import Backend, CudaOptions, NetworkFiles
 from .backends.choose import Beside, open_best
 from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
 from .contract import Contract, DecoderContract
 from .device import parse_device
-from .errors import EngineFileError, InputError, shown
+from .errors import BackendError, EngineFileError, InputError, shown
 from .notebook import html_table
 from .philox import Seeds, parse_seeds
 from .runtime.asked import NOTHING, Asked
@@ -44,6 +44,8 @@ from .text_encoders import TextEncoders
 if TYPE_CHECKING:
     from .backends.abstract import Module
     from .progress import BuildProgress
+
+MOST_RELOADS = 10  # of an engine that is replaced while it is loaded
 
 
 @final
@@ -78,19 +80,45 @@ class Engine:
         contract's order; decoder_module: the decoder as module(latents) -> images, without which another backend
         decodes. options: of CUDA backends. progress: called while a TensorRT plan is built, which the first load on a
         GPU does.
+        An engine that another process replaces meanwhile is read again; an Artifact is not.
         Raises InputError, EngineFileError (missing, damaged, of another format), BackendError (not installed, refuses).
         """
         check_backend(backend)
-        artifact = path if isinstance(path, Artifact) else read_artifact(path)
         options = options or CudaOptions()
+        given = (parse_device(device), backend, threads, module, decoder_module, options, progress)
+        if isinstance(path, Artifact):
+            return cls._of(path, *given)
+        for _ in range(MOST_RELOADS):
+            artifact = read_artifact(path)
+            try:
+                return cls._of(artifact, *given)
+            except (EngineFileError, BackendError):  # of a file that is gone, or of another engine than was read
+                if is_in_place(artifact):
+                    raise
+        raise EngineFileError(f"engine '{os.fspath(path)}' is replaced again and again; wait for the builds")
+
+    @classmethod
+    def _of(
+        cls,
+        artifact: Artifact,
+        device: torch.device | None,
+        backend: str,
+        threads: int | None,
+        module: Module | None,
+        decoder_module: Module | None,
+        options: CudaOptions,
+        progress: BuildProgress | None,
+    ) -> Engine:
+        """What was read, opened. Raises EngineFileError when another engine has taken its place, BackendError."""
         files = NetworkFiles(artifact.network_path, artifact.contract, module, artifact, options, progress)
         tables = {nfe: make_tables(artifact.programs[nfe], artifact.contract) for nfe in sorted(artifact.programs)}
-        opened, reason = open_best(files, parse_device(device), backend, threads)
-        decoder = load_decoder(files, opened, backend, threads, decoder_module)
+        opened, reason = open_best(files, device, backend, threads)
+        decoder = None
         try:
+            decoder = load_decoder(files, opened, backend, threads, decoder_module)
             if artifact.files:  # of a module there may be none
                 check_in_place(artifact)
-        except EngineFileError:
+        except (EngineFileError, BackendError):
             for one in (opened, *([decoder.backend] if decoder else [])):
                 one.close()
             raise
