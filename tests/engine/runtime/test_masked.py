@@ -18,7 +18,7 @@ from pfdiff.engine.compiler.part import last_part
 from pfdiff.engine.compiler.program import Program
 from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.runtime import cpu_loop
-from pfdiff.engine.runtime.cuda_batch import BatchKind, CudaBatch, bytes_needed
+from pfdiff.engine.runtime.cuda.batch import BatchKind, CudaBatch, bytes_needed
 from pfdiff.engine.runtime.draws import Draws
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.loop import make_tables
