@@ -15,6 +15,7 @@ import onnxruntime
 import torch
 
 from ..errors import BackendError, first_line
+from ..streams import own_stream
 from ..tensors import PRECISION_DTYPES
 from .abstract import Backend, Buffers, Evaluate, NetworkFiles
 from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY
@@ -29,7 +30,7 @@ class OnnxRuntimeCuda(Backend):
 
     def __init__(self, files: NetworkFiles, device: torch.device) -> None:
         contract = files.contract
-        self.stream = files.stream or torch.cuda.Stream(device)
+        self.stream = files.stream or own_stream(device)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         settings = {
