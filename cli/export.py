@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..engine.errors import InputError
-from . import options
+from .arguments import options
 
 
 def export(
@@ -23,7 +23,7 @@ def export(
     ] = False,
 ) -> None:
     """Write the whole sampler, noise in, samples out, as one ONNX model for plain onnxruntime, or for Triton."""
-    from .networks import read_engine
+    from .arguments.networks import read_engine
     from .progress import stages
 
     artifact = read_engine(engine, nfe=nfe)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..engine.errors import InputError
-from . import options
+from .arguments import options
 from .figures import printable
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import options
+from .arguments import options
 
 
 def sample(
@@ -42,10 +42,11 @@ def sample(
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
     from ..quality.pictures.pixels import check_shape
     from ..quality.pictures.write import kind_of, write_images, write_samples
-    from .networks import read_engine
+    from .arguments.conditions import conditions_from
+    from .arguments.networks import read_engine
+    from .arguments.prompts import ASKED, asked_from
+    from .arguments.values import seeds_from
     from .progress import bar, opened
-    from .prompts import ASKED, asked_from
-    from .values import conditions_from, seeds_from
 
     # Everything that engine.json decides, before torch and the network are loaded.
     chosen, kind = seeds_from(seeds), kind_of(out)

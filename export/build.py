@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,10 +181,10 @@ def write_programs(
         if former and not replaces:
             refuse_another(former, source, precision)
         if former and _difference(former, source, precision) is None:
-            return _with_programs(former, programs, batch or former.batch, search or {}, say)
+            return _with_programs(former, Held(programs, batch or former.batch, search or {}), say)
         fixed = _fixed_batch(source)
-        sizes = batch or (1 if fixed is None else fixed,)
-        return _exported(place, source, precision or source.contract.precision, programs, sizes, search or {}, say)
+        held = Held(programs, batch or (1 if fixed is None else fixed,), search or {})
+        return _exported(place, source, precision or source.contract.precision, held, say)
 
 
 def refuse_another(former: Artifact, source: Network, precision: str | None = None) -> None:
@@ -231,40 +231,35 @@ def _changed(former: Artifact, programs: Mapping[int, Program]) -> list[int]:
     return [nfe for nfe, program in programs.items() if held.get(nfe) != program.digest]
 
 
-def _with_programs(
-    former: Artifact,
-    programs: Mapping[int, Program],
-    batch: tuple[int, ...],
-    search: Mapping[int, Any],
-    say: Lines,
-) -> Artifact:
-    changed = sorted({*_changed(former, programs), *search})
-    if not changed and batch == former.batch:
+@dataclass(frozen=True)
+class Held:
+    """What an engine holds beside its network. search: by NFE, the record of the search that found a program."""
+
+    programs: Mapping[int, Program]
+    batch: tuple[int, ...]
+    search: Mapping[int, Any]
+
+
+def _with_programs(former: Artifact, held: Held, say: Lines) -> Artifact:
+    changed = sorted({*_changed(former, held.programs), *held.search})
+    if not changed and held.batch == former.batch:
         say(f"{former.path} is up to date: nothing to do")
         return former
-    artifact = replace(extended(former, programs, search), batch=batch)
+    artifact = replace(extended(former, held.programs, held.search), batch=held.batch)
     write_manifest(artifact)
-    what = f"NFE {', '.join(map(str, changed))}" if changed else f"batch {', '.join(map(str, batch))}"
+    what = f"NFE {', '.join(map(str, changed))}" if changed else f"batch {', '.join(map(str, held.batch))}"
     say(f"{former.path}: the network is unchanged and not exported again; written: {what}")
     return artifact
 
 
-def _exported(
-    target: Path,
-    source: Network,
-    precision: str,
-    programs: Mapping[int, Program],
-    batch: tuple[int, ...],
-    search: Mapping[int, Any],
-    say: Lines,
-) -> Artifact:
+def _exported(target: Path, source: Network, precision: str, held: Held, say: Lines) -> Artifact:
     provenance = {"pfdiff": __version__, "network": source.contract.name, "network_digest": source.digest}
     if source.decoder:
         provenance["decoder_digest"] = source.decoder.digest
     if source.encoders:
         provenance["encoders_digest"] = source.encoders.digest
     provenance |= source.origin
-    provenance |= _searched(search, {})
+    provenance |= _searched(held.search, {})
     with writing(target), replacing_folder(target) as folder:
         contract = source.write(folder, precision, say)
         decoder = source.decoder.write(folder, precision, say) if source.decoder else None
@@ -272,10 +267,10 @@ def _exported(
         say("hashing and syncing")
         files = records_of(folder)
         artifact = Artifact(
-            target, contract, batch, precision, dict(programs), provenance, files, decoder, texts, images
+            target, contract, held.batch, precision, dict(held.programs), provenance, files, decoder, texts, images
         )
         write_manifest(artifact, folder)
-    say(f"{target} is written: NFE {', '.join(map(str, programs))}")
+    say(f"{target} is written: NFE {', '.join(map(str, held.programs))}")
     return artifact
 
 

@@ -87,7 +87,7 @@ def test_imports_run_one_way() -> None:
         ("export/build.py", "", False),
         ("quality/pictures/write.py", "export.network", False),
         ("cli/entry.py", "", True),
-        ("serving/answers.py", "quality.pictures", True),
+        ("serving/routes/answers.py", "quality.pictures", True),
         ("serving/worker.py", "quality.tune", False),
         ("kernels/step.py", "engine.errors", False),
     ],

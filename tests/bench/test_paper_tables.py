@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import pfdiff
-from pfdiff.bench.studies import paper_cells as plan
-from pfdiff.bench.studies import paper_tables
-from pfdiff.bench.studies.paper_cells import Cell
-from pfdiff.bench.studies.paper_report import plots, rows_of
+from pfdiff.bench.studies.paper import cells as plan
+from pfdiff.bench.studies.paper import tables as paper_tables
+from pfdiff.bench.studies.paper.cells import Cell
+from pfdiff.bench.studies.paper.report import plots, rows_of
 from pfdiff.quality.distances.features import Features, extractor
 from pfdiff.quality.distances.metrics import FrechetDistance, precision_recall, thinned
 

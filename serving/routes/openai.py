@@ -17,13 +17,13 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from .about import About
+from ..about import About
+from ..orders import Kind, NotDrawnError, Order
+from ..samplers import OWN
 from .answers import png_of
-from .orders import Kind, NotDrawnError, Order
 from .parsing import conditions_of, guidance_of, host_of, nfe_of, seeds_from, words_of
-from .routes import JSON_TYPES, Served, server_timing
-from .samplers import OWN
 from .schema import ImagesBody, read
+from .served import JSON_TYPES, Served, server_timing
 
 SCHEMA: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": ImagesBody.model_json_schema()}}}

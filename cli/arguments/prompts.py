@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engine.errors import InputError
+from ...engine.errors import InputError
 
 if TYPE_CHECKING:
-    from ..engine.contract import Contract
+    from ...engine.contract import Contract
 
 ASKED = ("prompt", "negative_prompt", "image", "strength", "strength_counts")
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .limits import MOST_PICTURES, MOST_PROMPT_LETTERS
-from .orders import NotDrawnError
+from ..limits import MOST_PICTURES, MOST_PROMPT_LETTERS
+from ..orders import NotDrawnError
 
 SEEDS = 1 << 64
 Format = Literal["json", "png", "npz"]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import torch
 
-from ..engine.compiler.program import Program
-from ..engine.compiler.schedule import Float64s
-from ..engine.errors import InputError
+from ...engine.compiler.program import Program
+from ...engine.compiler.schedule import Float64s
+from ...engine.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,6 @@
 """The options that several commands share: of a network, of a program, of where it runs.
 
-A network's own conditions, such as `--label 3`, are no fixed options: values.py reads them.
+A network's own conditions, such as `--label 3`, are no fixed options: conditions.py reads them.
 """
 
 from __future__ import annotations

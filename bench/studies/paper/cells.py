@@ -1,4 +1,4 @@
-"""What the paper's tables need, sampled: `python -m pfdiff.bench.studies.paper_cells --out DIR [--part 0/2]`.
+"""What the paper's tables need, sampled: `python -m pfdiff.bench.studies.paper.cells --out DIR [--part 0/2]`.
 
 A cell is one solver at one NFE for `fashion`, conditional (sample s has label s mod 10) or unconditional (label 10).
 Sample s has seed s. Cells are drawn in blocks of 1,000 seeds, one table after the other. Features are kept, not

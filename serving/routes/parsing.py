@@ -18,12 +18,12 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ..engine.contract import Contract
-from ..engine.errors import InputError
-from ..engine.runtime.noise import parse_seeds
-from .about import About
-from .hosts import Host
-from .orders import Kind, NotDrawnError, Order, Words
+from ...engine.contract import Contract
+from ...engine.errors import InputError
+from ...engine.runtime.noise import parse_seeds
+from ..about import About
+from ..hosts import Host
+from ..orders import Kind, NotDrawnError, Order, Words
 from .schema import SamplesBody, first_of
 
 MOST_ENTRIES = 64

@@ -1,11 +1,11 @@
-"""The paper's tables for `fashion`: what `paper_cells` sampled becomes figures, tables and a plot.
+"""The paper's tables for `fashion`: what `cells` sampled becomes figures, tables and a plot.
 
-    python -m pfdiff.bench.studies.paper_cells --out CELLS                  # six hours of a core; goes on where it was
-    python -m pfdiff.bench.studies.paper_tables --cells CELLS --data DATA   # all that follows from it
+    python -m pfdiff.bench.studies.paper.cells --out CELLS                  # six hours of a core; goes on where it was
+    python -m pfdiff.bench.studies.paper.tables --cells CELLS --data DATA   # all that follows from it
 
 --part does one of these alone, each of which replaces its own keys of OUT/fashion_paper.json:
 
-grids    errors of every solver on every grid: the choice that paper_cells made
+grids    errors of every solver on every grid: the choice that cells.py made
 errors   errors to the reference, for their correlation with the distances
 times    processor time for 1,000 samples
 tables   distances, precision and recall; and from all of it fashion_paper.md and its plots
@@ -31,9 +31,9 @@ import numpy as np
 
 import pfdiff
 from pfdiff.bench.measuring.machine import RESULTS, describe
-from pfdiff.bench.studies import paper_cells as plan
-from pfdiff.bench.studies.paper_cells import Cell
-from pfdiff.bench.studies.paper_report import markdown, plots
+from pfdiff.bench.studies.paper import cells as plan
+from pfdiff.bench.studies.paper.cells import Cell
+from pfdiff.bench.studies.paper.report import markdown, plots
 from pfdiff.bench.studies.search_tables import show, spearman
 from pfdiff.export.zoo.fashion_data import load_fashion
 from pfdiff.quality.distances.features import Features, extractor, joined
@@ -55,7 +55,7 @@ def main() -> None:
     """Compute one part, or all, and write it."""
     parser = argparse.ArgumentParser(description="The paper's tables for the fashion network.")
     parser.add_argument("--part", choices=["grids", "errors", "times", "tables"], help="default: all")
-    parser.add_argument("--cells", type=Path, help="what paper_cells wrote")
+    parser.add_argument("--cells", type=Path, help="what paper.cells wrote")
     parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--threads", type=int)

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..quality.pictures import write as pictures
-from .about import About
-from .limits import MOST_NUMBERS
-from .orders import Drawn, NotDrawnError, Order
+from ...quality.pictures import write as pictures
+from ..about import About
+from ..limits import MOST_NUMBERS
+from ..orders import Drawn, NotDrawnError, Order
 
 
 def png_of(image: NDArray[np.uint8]) -> bytes:

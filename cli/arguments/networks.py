@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,20 +13,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..engine.errors import InputError
+from ...engine.errors import InputError
 from . import options
 from .options import shortened
 
 if TYPE_CHECKING:
-    from ..engine.artifact import Artifact
-    from ..engine.condition import Condition
-    from ..engine.contract import Contract
+    from ...engine.artifact import Artifact
+    from ...engine.condition import Condition
+    from ...engine.contract import Contract
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-DESCRIBING = (
-    *("shape", "schedule", "prediction", "input_name", "time_name", "output_name", "condition"),
-    *("time_scale", "time_map", "time_dtype", "learned_sigma", "sigma_data", "data_range"),
-)
+DESCRIBING: dict[str, Any] = {  # the options that describe a network, by the name of their parameter
+    "shape": options.Shape,
+    "schedule": options.Schedule,
+    "prediction": options.Prediction,
+    "input_name": options.InputName,
+    "time_name": options.TimeName,
+    "output_name": options.OutputName,
+    "condition": options.ConditionOption,
+    "time_scale": options.TimeScale,
+    "time_map": options.TimeMap,
+    "time_dtype": options.TimeDtype,
+    "learned_sigma": options.LearnedSigma,
+    "sigma_data": options.SigmaData,
+    "data_range": options.DataRange,
+}
+FLAGS = ("learned_sigma",)  # False by default, all others None
 NetworkOrEngine = Annotated[
     str,
     typer.Argument(metavar="NETWORK", help="What build takes, or an engine directory."),
@@ -49,13 +63,33 @@ SAME_NAMES = (  # options of a command that `Network` takes by the same name and
 )
 
 
+def describes_network(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `DESCRIBING` in front of its --guidance; it reads them from `context.params`."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters = list(signature.parameters.values())
+    place = list(signature.parameters).index("guidance")
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters[place:place] = [
+        inspect.Parameter(name, kind, default=False if name in FLAGS else None, annotation=option)
+        for name, option in DESCRIBING.items()
+    ]
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        command(**{name: given[name] for name in signature.parameters})
+
+    result: Any = called
+    result.__signature__ = signature.replace(parameters=parameters)  # what Typer reads
+    return result
+
+
 def read_engine(engine: Path, *, nfe: int | None = None, backend: str = "auto", device: str = "auto") -> Artifact:
     """What an engine directory says of itself, and the options that say how it is run, checked without torch.
 
     Files are verified when the engine is loaded. Raises InputError, EngineFileError, BackendError.
     """
-    from ..engine.artifact import read_artifact
-    from ..engine.backends.registry import check_backend
+    from ...engine.artifact import read_artifact
+    from ...engine.backends.registry import check_backend
     from .values import device_from
 
     device_from(device)
@@ -77,8 +111,8 @@ class Opened:
 
 def opened(network: str, context: typer.Context) -> Opened:
     """The network or engine that a command names, with what its options say. Raises InputError, EngineFileError."""
-    from ..engine.artifact import MANIFEST
-    from .values import given_conditions
+    from ...engine.artifact import MANIFEST
+    from .conditions import given_conditions
 
     contract: Contract
     params, extra = context.params, context.args
@@ -89,7 +123,7 @@ def opened(network: str, context: typer.Context) -> Opened:
         extra = [*extra, "--guidance", params["guidance"]] if params["guidance"] else extra  # of an engine: the scale
     else:
         described = network_arguments(network, params)
-        from .. import Network
+        from ... import Network
 
         source = Network(network, **described, encoders=False)
         contract, latents = source.contract, source.decoder is not None
@@ -126,8 +160,8 @@ def _check_of_no_network(engine: str, context: typer.Context) -> None:
 
 def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of `Network` for what a command's options say of a network. Raises InputError."""
-    from ..engine.compiler.schedule import parse_schedule
-    from ..export.time_map import parse_prediction, parse_time_map
+    from ...engine.compiler.schedule import parse_schedule
+    from ...export.time_map import parse_prediction, parse_time_map
     from .values import range_from, shape_from
 
     _check_source(network)
@@ -152,7 +186,7 @@ def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_source(network: str) -> None:
     """Says of what is often tried, and is no network, how to make one of it. Raises InputError."""
-    from ..export.zoo import NAMES
+    from ...export.zoo import NAMES
 
     path = Path(network)
     if network in NAMES:
@@ -170,7 +204,7 @@ def _check_source(network: str) -> None:
 
 def described_conditions(texts: Sequence[str]) -> dict[str, Condition]:
     """'label:int64=10' and 'text:float32:77x768' as conditions by name. Raises InputError."""
-    from ..engine.condition import parse_condition
+    from ...engine.condition import parse_condition
 
     found = {one.name: one for one in map(parse_condition, texts)}
     if len(found) < len(texts):
