@@ -215,7 +215,8 @@ class DecoderContract:
             check_shape(f"decoder: {field}", getattr(self, field))
         if len(self.image) not in (3, 4):
             raise InputError(
-                f"decoder: image {shown(list(self.image))}, expected [C, H, W], such as [3, 512, 512], or [C, frames, H, W]"
+                f"decoder: image {shown(list(self.image))}, expected [C, H, W], such as [3, 512, 512], or "
+                "[C, frames, H, W]"
             )
         check_text("decoder: name", self.name)
         check_choice("decoder: precision", self.precision, PRECISIONS)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .diffusers import DDIM, FLOW, SCALED, diffusers
-from .texts import LETTERS, clip_tokenizer, t5, t5_tokenizer, transformers
+from .texts import t5, t5_tokenizer, transformers
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -253,8 +253,8 @@ WHOLE = {
         kl_flux2,
         _one(lambda: qwen3(28), qwen_tokenizer),
         words={"shape": (16, 4, 4)},
-        packed=True,
         negative=False,
+        pixels=4,
         options={"is_distilled": False},
     ),
     "qwen-image": Whole(
@@ -356,4 +356,8 @@ def unpacked(x: Tensor, side: int) -> Tensor:
     return torch.nn.functional.pixel_shuffle(x.transpose(1, 2).unflatten(2, (side // 2, side // 2)), 2)
 
 
-__all__ = ["LETTERS", "WHOLE", "clip_tokenizer", "packed", "unpacked", "whole"]
+def patched(latents: Tensor, vae: Any) -> Tensor:
+    """FLUX.2's latents before its pipeline unpacks them: patches of 2 x 2, normalised."""
+    mean = vae.bn.running_mean.view(1, -1, 1, 1)
+    deviation = (vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).sqrt()
+    return (torch.nn.functional.pixel_unshuffle(latents, 2) - mean) / deviation
