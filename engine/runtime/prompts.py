@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..artifact import Artifact
+from ..artifact import Artifact, check_in_place
 from ..backends.abstract import Backend, Buffers, Evaluate
 from ..backends.choose import Beside
 from ..errors import BackendError, EngineFileError, InputError, first_line
@@ -161,6 +161,7 @@ class Prompts:
         try:
             for one in encoders.encoders:
                 loaded.append(self._opened(one))
+            check_in_place(self._artifact)
         except BaseException:
             for one in loaded:
                 one.backend.close()

@@ -28,6 +28,7 @@ from ..pipelines.pipeline_changes import controlnet_of, with_loras
 from ..pipelines.pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
 from ..pipelines.saved_models import DECODERS, load_model, read_json
 from ..pipelines.scheduler_classes import CLASSES, REFUSED
+from ..pipelines.stochastic_classes import STOCHASTIC
 from ..time_map import parse_prediction
 from .controlnet import ControlledUnet
 from .diffusers_config import convention_of, dynamic_mu, read_config
@@ -154,7 +155,7 @@ def _object(source: Any) -> PipelineParts | None:
 
 def _config_of(scheduler: Any) -> dict[str, Any]:
     """A scheduler's config with its class, which a live one leaves out; of a subclass, that of diffusers'."""
-    known = _class_of(scheduler, (*CLASSES, *REFUSED))
+    known = _class_of(scheduler, (*CLASSES, *STOCHASTIC, *REFUSED))
     return {**scheduler.config, "_class_name": known or type(scheduler).__name__}
 
 

@@ -88,11 +88,11 @@ def plan(blocks: int) -> Iterator[tuple[Cell, int]]:
         yield from ((cell, block) for block in range(blocks) for cell in chosen)
 
 
-def draw(cell: Cell, block: int, engine_folder: Path, threads: int) -> Features:
-    """Features of the block's samples, drawn as pixels by an engine of this cell."""
+def draw(cell: Cell, block: int, engine_folder: Path, threads: int, count: int = BLOCK) -> Features:
+    """Features of the block's samples, the first `count`, drawn as pixels by an engine of this cell."""
     solver, _, grid = cell.sampler.partition("@")
-    seeds = np.arange(block * BLOCK, (block + 1) * BLOCK)
-    labels = seeds % 10 if cell.kind == "conditional" else np.full(BLOCK, NO_LABEL)
+    seeds = np.arange(block * BLOCK, block * BLOCK + count)
+    labels = seeds % 10 if cell.kind == "conditional" else np.full(count, NO_LABEL)
     settings = {"grid": grid, "batch": BATCH, "threads": threads, "out": engine_folder}
     with pfdiff.build("fashion", cell.nfe, solver, **settings) as engine:
         pixels = engine.images(seeds=seeds, nfe=cell.nfe, label=labels).numpy()

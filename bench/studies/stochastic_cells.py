@@ -1,0 +1,76 @@
+"""Samplers that draw noise beside those that do not: `python -m pfdiff.bench.studies.stochastic_cells --out DIR`.
+
+A cell is one sampler at one NFE for `fashion`, conditional: sample s has seed s and label s mod 10. Cells are drawn in
+blocks of 1,000 seeds: all cells of a block, few evaluations first, then the next block. Features are kept, not
+pictures. What lies in DIR is not drawn again, so a run that was stopped goes on. `stochastic_tables` makes the figures.
+
+`ddim:eta=1` and `euler-a` are the table of `ddpm` and have no cells of their own. `dpm++:sde` takes odd NFE alone.
+
+Grids: of stochastic samplers the best of uniform, logsnr and trailing by Frechet distance at 8 evaluations, on 500
+seeds that no cell has (bench/results/stochastic.json, key `grids`); of the others those of paper_cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...engine.atomic import replacing
+from .paper_cells import Cell, check_same, draw
+
+NFE = (4, 5, 6, 8, 10, 15, 20)
+STOCHASTIC = (
+    "ddpm@trailing",
+    "ddim:eta=0.5@trailing",
+    "dpm++:sde@trailing",
+    "dpm++:2m-sde@trailing",
+    "dpm++:3m-sde@trailing",
+    "sa@trailing",
+    "sa:tau=0.4@trailing",
+)
+DETERMINISTIC = ("ddim@uniform", "pfdiff:k=2,l=1@uniform", "dpm++:2m@uniform", "unipc:order=2@logsnr")
+
+
+def cells() -> list[Cell]:
+    """All that are defined, few evaluations first."""
+    return [
+        Cell("conditional", sampler, nfe)
+        for nfe in NFE
+        for sampler in (*STOCHASTIC, *DETERMINISTIC)
+        if nfe % 2 or not sampler.startswith("dpm++:sde")
+    ]
+
+
+def plan(blocks: int) -> Iterator[tuple[Cell, int]]:
+    """(cell, block), block by block."""
+    yield from ((cell, block) for block in range(blocks) for cell in cells())
+
+
+def main() -> None:
+    """Draw what is missing of the plan."""
+    parser = argparse.ArgumentParser(description="Sample the cells of the tables of samplers that draw noise.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the features")
+    parser.add_argument("--blocks", type=int, default=10, help="of 1,000 seeds")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    check_same(given.out)
+    with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder:
+        for cell, block in plan(given.blocks):
+            path = cell.file(given.out, block)
+            if path.exists():
+                continue
+            features = draw(cell, block, Path(folder) / "fashion.engine", given.threads)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as part, open(part, "wb") as file:
+                np.savez(file, pooled=features.pooled, spatial=np.asarray(features.spatial))
+            print(path, flush=True)
+
+
+if __name__ == "__main__":
+    main()
