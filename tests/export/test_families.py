@@ -9,19 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import pfdiff
-from pfdiff.engine.compiler.solvers import parse_solver
-from pfdiff.engine.contract import TextEncoderContract
-from pfdiff.engine.text_encoders import TextEncoder
-from pfdiff.export.encoders.from_pipeline import load_encoder
 
 from ..small.diffusers import WARNINGS
 from ..small.pipelines import WHOLE, packed, patched, unpacked, whole
+from ..small.sampled import sampled
 
 pytestmark = [*WARNINGS, pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")]
 
@@ -66,56 +62,12 @@ def theirs(name: str, noise: Tensor) -> tuple[Tensor, Tensor]:
     return latents, torch.as_tensor(run("np")) * 255
 
 
-@torch.no_grad()
-def encoded(network: pfdiff.Network, texts: list[str], *, negative: bool) -> dict[str, Tensor]:
-    """The conditions of texts, by the modules that are exported."""
-    from tokenizers import Tokenizer
-
-    assert network.encoders is not None
-    held: Any = network.encoders.text
-    prompting, frame = held._given.prompting, held._around
-    total = torch.zeros(())
-    for name, (source, _) in held._given.sources.items():
-        words = {"tidy": prompting.tidy, "before": frame.before, "after": frame.after}
-        described = TextEncoder(
-            "", "", TextEncoderContract(name, 1, 1), prompting.plain, **words, negative_before=frame.negative_before
-        )
-        tokenizer = Tokenizer.from_str(held._tokenizer_json(name))
-        found = tokenizer.encode_batch([described.framed(one, negative=negative) for one in texts])
-        tokens = torch.tensor([[one.ids, one.attention_mask] for one in found])
-        encoder = load_encoder(source) if isinstance(source, Path) else source
-        total = total + held._module(name, encoder, held._places[name])(tokens)
-    sizes = [int(np.prod(shape)) for shape in held._shapes.values()]
-    pieces = zip(held._shapes.items(), total.split(sizes, 1), strict=True)
-    return {name: piece.unflatten(1, shape) for (name, shape), piece in pieces}
-
-
-@torch.no_grad()
-def ours(network: pfdiff.Network, noise: Tensor, negative: str) -> Tensor:
-    """Samples by a compiled program, in float32: S = W_n S + w_n out, out = network(c_in_n S_0, t_n)."""
-    convention, contract = network.convention, network.contract
-    assert convention is not None
-    times = convention.walk(parse_solver("ddim"), STEPS)
-    words = (convention.schedule, STEPS, times, convention.basis, convention.prediction)
-    program = pfdiff.compile("ddim", *words, end=convention.end)
-    conditions = encoded(network, PROMPTS, negative=False)
-    other = encoded(network, 2 * [negative], negative=True)
-    conditions |= {f"{name}_unconditional": one for name, one in other.items()} | {"guidance": torch.tensor(SCALE)}
-    states = torch.tensor(program.init, dtype=torch.float32).reshape(-1, *[1] * noise.ndim) * noise
-    fed = contract.feed_times(program.network_times)
-    for n in range(STEPS):
-        out = network.evaluate(float(program.c_in[n]) * states[0], fed[n], conditions)
-        W, w = (torch.tensor(one[n], dtype=torch.float32) for one in (program.W, program.w))
-        states = torch.tensordot(W, states, 1) + w.reshape(-1, *[1] * noise.ndim) * out
-    return states[0]
-
-
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_family_makes_what_its_pipeline_makes(networks: Any, name: str) -> None:
     network = networks(name)
     noise = pfdiff.noise([5, 6], network.contract.shape)
     latents, wanted = theirs(name, noise)
-    got = ours(network, noise, NEGATIVE if WHOLE[name].negative else "")
+    got = sampled(network, noise, STEPS, PROMPTS, NEGATIVE if WHOLE[name].negative else "", SCALE)
     assert latents.std() > 0.05
     torch.testing.assert_close(got, latents, atol=1e-4 * float(latents.abs().max()), rtol=1e-4)
     assert network.decoder is not None
