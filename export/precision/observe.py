@@ -97,3 +97,42 @@ def float_tensors(model: onnx.ModelProto) -> list[str]:
 def _outputs(model: onnx.ModelProto) -> Iterator[str]:
     for node in model.graph.node:
         yield from (name for name in node.output if name)
+
+
+@final
+class Seen:
+    """What was seen of a tensor: its ends, its shape for one sample, and at most `KEPT` values of all cases."""
+
+    KEPT = 1 << 16
+
+    def __init__(self, cases: int) -> None:
+        self._each = max(256, self.KEPT // max(cases, 1))
+        self._values: list[Array] = []
+        self.low, self.high = np.inf, -np.inf
+        self.shape: tuple[int, ...] = ()
+
+    def add(self, value: Array, generator: np.random.Generator) -> None:
+        flat = value.reshape(-1)
+        self.low, self.high = float(np.minimum(self.low, flat.min())), float(np.maximum(self.high, flat.max()))
+        self.shape = value.shape
+        taken = flat if flat.size <= self._each else flat[generator.integers(0, flat.size, self._each)]
+        self._values.append(taken.astype(np.float32))
+
+    @property
+    def values(self) -> Array:
+        return np.concatenate(self._values)
+
+
+def observed(
+    model: onnx.ModelProto, inputs: Sequence[str], names: Iterable[str], cases: Sequence[TrialInputs]
+) -> dict[str, Seen]:
+    """What was seen of each tensor on the cases; the graph's own inputs included. Raises InputError."""
+    asked = list(dict.fromkeys(names))
+    run = GraphRun(model, inputs, [name for name in asked if name not in inputs])
+    found = {name: Seen(len(cases)) for name in asked}
+    generator = np.random.default_rng(0)
+    for case in cases:
+        values = {**dict(zip(inputs, case.inputs, strict=True)), **run(case)}
+        for name, seen in found.items():
+            seen.add(values[name], generator)
+    return found
