@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import operator
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,17 +31,22 @@ from ..engine.artifact import (
 )
 from ..engine.atomic import locked_for_build, replacing_folder, writing
 from ..engine.backends.choose import check_runnable
+from ..engine.backends.registry import is_installed
 from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import Program
-from ..engine.contract import PRECISIONS
+from ..engine.contract import QUANTISED
 from ..engine.device import parse_device
-from ..engine.errors import BackendError, EngineFileError, InputError
+from ..engine.errors import BackendError, EngineFileError, InputError, first_line
 from ..engine.plans.key import check_target, parse_targets, plan_key
 from ..engine.plans.store import obtain_plan
 from ..engine.progress import Lines
 from ..engine.version import __version__
 from .measured_choice import is_remembered, measured
 from .network import Network
+from .precision.auto import AUTO as AUTO_PRECISION
+from .precision.auto import fastest, why_slow
+from .precision.records import CHOICE, RECORD, check_quantise_error, is_for_gpu, is_measured, records_of_precision
+from .precision.write import ALL, Asked, check_for_target
 from .sampler_choice import chosen_program, described_choice, is_open
 from .sources.from_module import ModuleSource
 
@@ -68,6 +75,7 @@ def build(
     backend: str = "auto",
     device: str = "auto",
     target: str | Iterable[str] = (),
+    quantise_error: float | None = None,
     out: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Lines | None = None,
@@ -80,10 +88,12 @@ def build(
     None, are chosen by rule: see export/sampler_choice.py. Of a network with a diffusers scheduler basis, clip and end
     are by default the scheduler's, and grid "diffusers" takes its times exactly. With all of solver, grid, basis and
     t_start open the rule's sampler is measured against a few others: export/measured_choice.py.
-    batch: bucket sizes, by default those of the engine at `out`, else 1. precision: fp32, fp16 or bf16. backend,
-    device, threads: as in `pfdiff.load`. target: compute capabilities, "sm86,sm89" or a list, to build TensorRT-RTX
-    plans for; no GPU is needed. out: by default NAME.engine in the current folder. progress: called with one line at
-    each stage; plan_progress: with a TensorRT plan's phase, steps done and steps in all.
+    batch: bucket sizes, by default those of the engine at `out`, else 1. precision: fp32, fp16, bf16, int8, fp8, or
+    auto for the fastest here within the bound. quantise_error: RMS that int8, fp8 and auto may add to samples, by
+    default half of the sampler's own error; see export/precision. backend, device, threads: as in `pfdiff.load`.
+    target: compute capabilities, "sm86,sm89" or a list, to build TensorRT-RTX plans for; no GPU is needed. out: by
+    default NAME.engine in the current folder. progress: called with one line at each stage; plan_progress: with a
+    TensorRT plan's phase, or what is measured, steps done and steps in all.
 
     An engine of the same network and precision keeps its programs of other NFE and is not exported again; when nothing
     changes, nothing is written. Any other engine at `out` is replaced, at the very end and at once; without `out` it
@@ -94,23 +104,86 @@ def build(
     source = network if isinstance(network, Network) else Network(network)
     for note in source.notes:
         say(note)
-    if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if precision not in (*ALL, AUTO_PRECISION):
+        raise InputError(f"precision {precision!r}, expected one of {', '.join((*ALL, AUTO_PRECISION))}")
+    check_quantise_error(quantise_error)
     sizes = _check_batch(batch, source)
     targets = _check_targets(target)
+    check_for_target(precision, targets)
     module = _module_of(source, required=backend == "torch")
-    check_runnable(backend, precision, module, parse_device(device))
+    check_runnable(backend, "fp32" if precision == AUTO_PRECISION else precision, module, parse_device(device))
     settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}
     counts = _integers("nfe", nfe)
     place = check_place(Path(f"{source.contract.name}.engine" if out is None else out))
     programs, records = _programs(source, solver, counts, settings, place, say, plan_progress)
 
-    given = {"precision": precision, "batch": sizes, "replaces": out is not None}
-    artifact = write_programs(place, source, programs, **given, search=records, say=say)
-    _build_plans(artifact, targets, say, plan_progress)
+    asked = Asked(
+        programs,
+        quantise_error,
+        for_gpu=is_for_gpu(backend, targets, parse_device(device)),
+        clips=source.decoder is None,
+        outputs=backend == "onnxruntime" or not is_installed("openvino"),
+        progress=plan_progress,
+    )
     decoder = source.decoder.module if source.decoder else None
-    given = {"device": device, "backend": backend, "threads": threads, "progress": plan_progress}
-    return Engine.open(artifact, **given, module=module, decoder_module=decoder)
+    loading = {"device": device, "backend": backend, "threads": threads, "progress": plan_progress}
+    loading |= {"module": module, "decoder_module": decoder}
+    given = {"batch": sizes, "replaces": out is not None, "search": records, "asked": asked, "say": say}
+    if precision == AUTO_PRECISION:
+        artifact = _by_measurement(place, source, programs, given, loading)
+    else:
+        artifact = write_programs(place, source, programs, precision=precision, **given)
+    _build_plans(artifact, targets, say, plan_progress)
+    return Engine.open(artifact, **loading)
+
+
+def _by_measurement(
+    place: Path,
+    source: Network,
+    programs: Mapping[int, Program],
+    given: Mapping[str, Any],
+    loading: Mapping[str, Any],
+) -> Artifact:
+    """The engine in the precision that is the fastest here: the one that stands there, or measured now."""
+    say: Lines = given["say"]
+    former = _former(place, lambda line: None)
+    if former and CHOICE in former.provenance and _difference(former, source, None) is None:
+        if not _changed(former, programs):
+            say(f"precision {former.precision}, by measurement when this engine was built")
+            return write_programs(place, source, programs, precision=former.precision, **given)
+        programs = {**former.programs, **programs}
+    if former and not given["replaces"]:
+        refuse_another(former, source)
+    batch = given["batch"] or (former.batch if former else ())
+
+    def make(precision: str, path: Path) -> Artifact:
+        alone = {**given, "batch": batch, "replaces": True}
+        return write_programs(path, source, programs, precision=precision, **alone)
+
+    def why_not_here(precision: str) -> str:
+        try:
+            check_runnable(loading["backend"], precision, loading["module"], parse_device(loading["device"]))
+        except (InputError, BackendError) as error:
+            return first_line(error)
+        return why_slow(precision, on_gpu=given["asked"].for_gpu)
+
+    with tempfile.TemporaryDirectory(prefix="pfdiff-precisions-") as folder:
+        bound = given["asked"].bound
+        found = fastest(make, lambda one: Engine.open(one, **loading), why_not_here, Path(folder), bound, say)
+        with locked_for_build(place, say):
+            return _moved(found.artifact, place, {CHOICE: found.record}, say)
+
+
+def _moved(built: Artifact, target: Path, provenance: Mapping[str, Any], say: Lines) -> Artifact:
+    """The engine `built` elsewhere, at `target` in place of what stands there."""
+    artifact = replace(built, path=target, provenance={**built.provenance, **provenance})
+    with writing(target), replacing_folder(target) as folder:
+        for name in built.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(built.path / name, folder / name)
+        write_manifest(artifact, folder)
+    say(f"{target} is written: {artifact.precision}, NFE {', '.join(map(str, artifact.programs))}")
+    return artifact
 
 
 def _programs(
@@ -168,23 +241,31 @@ def write_programs(
     batch: tuple[int, ...] = (),
     replaces: bool = False,
     search: Mapping[int, Any] | None = None,
+    asked: Asked | None = None,
     say: Lines,
 ) -> Artifact:
     """The engine of `source` at `place` with `programs`: left as it is, extended, or exported; one writer at a time.
 
     precision, batch: None and () for those of the engine there, else the network's own. replaces: also an engine of
     another network or precision; without it that is an InputError. search: by NFE, the record to keep of a program.
+    asked: how a precision is measured, where it is.
     """
+    asked = asked or Asked(programs, clips=source.decoder is None)
     say(f"comparing {source.contract.name} with what is built")
     with locked_for_build(place, say):
         former = _former(place, say)
         if former and not replaces:
             refuse_another(former, source, precision)
         if former and _difference(former, source, precision) is None:
-            return _with_programs(former, programs, batch or former.batch, search or {}, say)
+            if precision not in QUANTISED or is_measured(former.provenance.get(RECORD), asked):
+                return _with_programs(former, programs, batch or former.batch, search or {}, say)
+            say(f"{former.path}: its layers were chosen for other programs or another bound, so it is quantised anew")
+            batch, programs = batch or former.batch, {**former.programs, **programs}
+            asked = replace(asked, programs=programs)
         fixed = _fixed_batch(source)
         sizes = batch or (1 if fixed is None else fixed,)
-        return _exported(place, source, precision or source.contract.precision, programs, sizes, search or {}, say)
+        wanted = precision or source.contract.precision
+        return _exported(place, source, wanted, programs, sizes, search or {}, asked, say)
 
 
 def refuse_another(former: Artifact, source: Network, precision: str | None = None) -> None:
@@ -256,6 +337,7 @@ def _exported(
     programs: Mapping[int, Program],
     batch: tuple[int, ...],
     search: Mapping[int, Any],
+    asked: Asked,
     say: Lines,
 ) -> Artifact:
     provenance = {"pfdiff": __version__, "network": source.contract.name, "network_digest": source.digest}
@@ -266,9 +348,11 @@ def _exported(
     provenance |= source.origin
     provenance |= _searched(search, {})
     with writing(target), replacing_folder(target) as folder:
-        contract = source.write(folder, precision, say)
-        decoder = source.decoder.write(folder, precision, say) if source.decoder else None
-        texts, images = source.encoders.write(folder, precision, say) if source.encoders else (None, None)
+        made = source.written(folder, precision, asked, say)
+        contract = made.contract
+        decoder = source.decoder.write(folder, contract.precision, say) if source.decoder else None
+        texts, images = source.encoders.write(folder, contract.precision, say) if source.encoders else (None, None)
+        provenance |= records_of_precision(folder, made, decoder, precision, asked, say)
         say("hashing and syncing")
         files = records_of(folder)
         artifact = Artifact(

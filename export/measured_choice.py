@@ -122,7 +122,9 @@ def is_remembered(record: Any, by_rule: Program, held: Program | None) -> bool:
 # Conditions.
 def has_typical_inputs(contract: Contract) -> bool:
     """Whether there are values to measure with: not for embeddings, say, that have no default."""
-    return all(one.default is not None or one.labels or one.name in typical_classes(contract) for one in contract.conditions)
+    return all(
+        one.default is not None or one.labels or one.name in typical_classes(contract) for one in contract.conditions
+    )
 
 
 def typical_classes(contract: Contract) -> dict[str, Any]:

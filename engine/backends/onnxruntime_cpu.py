@@ -56,7 +56,7 @@ class OnnxRuntime(Backend):
         self.device = torch.device("cpu")
         self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = threads
-        self.description = f"onnxruntime {onnxruntime.__version__}, CPU, {contract.precision}"
+        self.description = f"onnxruntime {onnxruntime.__version__}, CPU, {files.precision}"
 
     def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
         if self._session is None:

@@ -61,7 +61,7 @@ class OnnxRuntimeCuda(Backend):
         self.threads = None
         self.bytes_per_sample = 0  # its arena grows as it needs; it does not say
         gpu = torch.cuda.get_device_name(device)
-        self.description = f"onnxruntime {onnxruntime.__version__}, {gpu}, {contract.precision}"
+        self.description = f"onnxruntime {onnxruntime.__version__}, {gpu}, {files.precision}"
 
     def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
         if self._session is None:

@@ -52,11 +52,7 @@ def float32_by_rule(graph: onnx_ir.Graph, time: str, opset: int) -> set[str]:
         ):
             statistics.update(outputs)
             kept.add(name)
-        elif (
-            node.op_type in OPERATORS
-            or opset < STASHED.get(node.op_type, 0)
-            or any(True for _ in _subgraphs(node))
-        ):
+        elif node.op_type in OPERATORS or opset < STASHED.get(node.op_type, 0) or any(True for _ in _subgraphs(node)):
             kept.add(name)
     return kept
 

@@ -97,7 +97,9 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(onnx_ir.to_proto(read))
     except Exception as error:  # of protobuf and of the inference itself
-        raise InputError(f"the graph's dtypes cannot be inferred ({first_line(error)[:160]}); export it again") from error
+        raise InputError(
+            f"the graph's dtypes cannot be inferred ({first_line(error)[:160]}); export it again"
+        ) from error
 
 
 def _fresh(stem: str) -> Iterator[str]:
@@ -251,7 +253,6 @@ def _compared(
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     """A bfloat16 graph as a CPU without such arithmetic can run it: float32, each result rounded to bfloat16."""
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     copy = _copied(model)

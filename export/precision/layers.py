@@ -74,4 +74,3 @@ def counted(layers: list[Layer], kept: set[str]) -> dict[str, tuple[int, int]]:
         )
         for kind in kinds
     }
-

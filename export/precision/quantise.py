@@ -25,7 +25,7 @@ from .half import convert, prepared
 from .insert import SWITCH, insert
 from .layers import Layer, counted, quantisable
 from .observe import GraphRun, Seen, observed
-from .ranges import Kind, activation_range
+from .ranges import Kind, Range, activation_range, rules_for
 from .trajectory import Array, Evaluate, relative_error
 
 if TYPE_CHECKING:
@@ -84,16 +84,10 @@ def quantise(
     exact = _evaluate(run, task.output)
     cases = task.cases(exact)
     layers, costs, seen = _calibrated(model, task, cases, outputs=outputs)
-    ranges = {name: activation_range(one.values, one.low, one.high, kind, name) for name, one in seen.items()}
-    switched = _inserted(model, layers, ranges, kind, outputs=outputs, switched=True)
-    session = GraphRun(switched, (*task.inputs,), exact=True)
+    ranges, session = _best_ranges(model, task, kind, layers, seen, outputs=outputs)
 
     def measure(check: bool) -> Callable[[Array], float]:
-        def ratio(flags: Array) -> float:
-            found = task.errors(_evaluate(session, task.output, **{SWITCH: flags}), check=check)
-            return max(error / bound for error, bound in found.values())
-
-        return ratio
+        return lambda flags: _ratio(task, session, flags, check=check)
 
     def told(done: int, count: int) -> None:
         if progress:
@@ -116,8 +110,8 @@ def quantise(
     worst = max(error / bound for error, bound in ((one["added"], one["bound"]) for one in record["samples"].values()))
     if worst > 1:
         say(
-            f"{kind.name}: the finished graph's samples differ by {worst:.2f} of the bound, more than its layers one by "
-            "one suggest; build with bf16 to be safe"
+            f"{kind.name}: the finished graph's samples differ by {worst:.2f} of the bound, more than its layers "
+            "suggest; build with bf16 to be safe"
         )
     return Quantised(final, record)
 
@@ -148,10 +142,31 @@ def _calibrated(
     return [one for one, _ in pairs], [cost for _, cost in pairs], {name: held[name] for name in wanted}
 
 
+def _best_ranges(
+    model: onnx.ModelProto, task: Task, kind: Kind, layers: Sequence[Layer], seen: Mapping[str, Seen], *, outputs: bool
+) -> tuple[dict[str, Range], GraphRun]:
+    """The ranges by the rule that costs samples least with every layer quantised, and the graph with switches."""
+    best: tuple[float, dict[str, Range], GraphRun] | None = None
+    for rule in rules_for(kind):
+        ranges = {name: activation_range(one.values, one.low, one.high, kind, name, rule) for name, one in seen.items()}
+        session = GraphRun(_inserted(model, layers, ranges, kind, outputs=outputs, switched=True), task.inputs)
+        ratio = _ratio(task, session, np.ones(len(layers), bool), check=False)
+        if best is None or ratio < best[0]:
+            best = ratio, ranges, session
+    assert best is not None
+    return best[1], best[2]
+
+
+def _ratio(task: Task, session: GraphRun, flags: Array, *, check: bool) -> float:
+    """The error with the layers of `flags` quantised, as a part of the bound; of all samples the largest part."""
+    found = task.errors(_evaluate(session, task.output, **{SWITCH: flags}), check=check)
+    return max(error / bound for error, bound in found.values())
+
+
 def _inserted(
     model: onnx.ModelProto,
     layers: Sequence[Layer],
-    ranges: Mapping[str, Any],
+    ranges: Mapping[str, Range],
     kind: Kind,
     *,
     outputs: bool,
