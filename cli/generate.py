@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,11 @@ from .arguments import options
 
 if TYPE_CHECKING:
     from ..engine.bulk.generate import Generated
+
+PASSED_ON = (  # options that `pfdiff.generate` takes by the same name and as they are
+    *("nfe", "first", "format", "pixels", "shard", "ray", "workers", "gpus_per_worker"),
+    *("backend", "device", "threads"),
+)
 
 
 def generate(
@@ -53,24 +58,8 @@ def generate(
     with sample_counter("generating") as progress:
         from ..engine.bulk.generate import generate as run
 
-        done = run(
-            engine,
-            count,
-            out,
-            nfe=nfe,
-            first=first,
-            conditions=given,
-            format=format,
-            pixels=pixels,
-            shard=shard,
-            ray=ray,
-            workers=workers,
-            gpus_per_worker=gpus_per_worker,
-            backend=backend,
-            device=device,
-            threads=threads,
-            progress=progress,
-        )
+        settings: dict[str, Any] = {name: context.params[name] for name in PASSED_ON}
+        done = run(engine, count, out, conditions=given, progress=progress, **settings)
     _print(done)
 
 

@@ -20,7 +20,7 @@ import torch
 
 from .artifact import Artifact, check_in_place, read_artifact
 from .backends.abstract import Backend, CudaOptions, NetworkFiles
-from .backends.choose import open_best
+from .backends.choose import Beside, open_best
 from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
 from .contract import Contract, DecoderContract
@@ -126,8 +126,9 @@ class Engine:
         self._decoder = decoder
         self._conditions = Conditions(artifact.contract, opened.device)
         self._session = Session(opened, artifact.contract, artifact.batch, decoder, graph=files.options.graph)
-        self._prompts = Prompts(artifact, files, opened, backend, threads)
-        self._pictures = PictureStart(artifact, files, opened, backend, threads)
+        beside = Beside.of(files, opened, backend, threads)
+        self._prompts = Prompts(artifact, beside)
+        self._pictures = PictureStart(artifact, beside)
 
     @property
     def decoding(self) -> str:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import operator
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,27 +22,22 @@ from ..engine.artifact import (
     PART,
     PLANS,
     Artifact,
-    read_artifact,
-    records_of,
-    write_manifest,
 )
-from ..engine.atomic import locked_for_build, replacing_folder, writing
 from ..engine.backends.choose import check_runnable
 from ..engine.backends.registry import is_installed
 from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import Program
-from ..engine.contract import QUANTISED
 from ..engine.device import parse_device
-from ..engine.errors import BackendError, EngineFileError, InputError, first_line
+from ..engine.errors import BackendError, InputError
 from ..engine.plans.key import check_target, parse_targets, plan_key
 from ..engine.plans.store import obtain_plan
 from ..engine.progress import Lines
-from ..engine.version import __version__
+from .engine_directory import fixed_batch, former_at, write_programs
 from .measured_choice import is_remembered, measured
+from .measured_precision import by_measurement
 from .network import Network
 from .precision.auto import AUTO as AUTO_PRECISION
-from .precision.auto import fastest, why_slow
-from .precision.records import CHOICE, RECORD, check_quantise_error, is_for_gpu, is_measured, records_of_precision
+from .precision.records import check_quantise_error, is_for_gpu
 from .precision.write import ALL, Asked, check_for_target
 from .sampler_choice import chosen_program, described_choice, is_open
 from .sources.from_module import ModuleSource
@@ -130,60 +122,11 @@ def build(
     loading |= {"module": module, "decoder_module": decoder}
     given = {"batch": sizes, "replaces": out is not None, "search": records, "asked": asked, "say": say}
     if precision == AUTO_PRECISION:
-        artifact = _by_measurement(place, source, programs, given, loading)
+        artifact = by_measurement(place, source, programs, given, loading)
     else:
         artifact = write_programs(place, source, programs, precision=precision, **given)
     _build_plans(artifact, targets, say, plan_progress)
     return Engine.open(artifact, **loading)
-
-
-def _by_measurement(
-    place: Path,
-    source: Network,
-    programs: Mapping[int, Program],
-    given: Mapping[str, Any],
-    loading: Mapping[str, Any],
-) -> Artifact:
-    """The engine in the precision that is the fastest here: the one that stands there, or measured now."""
-    say: Lines = given["say"]
-    former = _former(place, lambda line: None)
-    if former and CHOICE in former.provenance and _difference(former, source, None) is None:
-        if not _changed(former, programs):
-            say(f"precision {former.precision}, by measurement when this engine was built")
-            return write_programs(place, source, programs, precision=former.precision, **given)
-        programs = {**former.programs, **programs}
-    if former and not given["replaces"]:
-        refuse_another(former, source)
-    batch = given["batch"] or (former.batch if former else ())
-
-    def make(precision: str, path: Path) -> Artifact:
-        alone = {**given, "batch": batch, "replaces": True}
-        return write_programs(path, source, programs, precision=precision, **alone)
-
-    def why_not_here(precision: str) -> str:
-        try:
-            check_runnable(loading["backend"], precision, loading["module"], parse_device(loading["device"]))
-        except (InputError, BackendError) as error:
-            return first_line(error)
-        return why_slow(precision, on_gpu=given["asked"].for_gpu)
-
-    with tempfile.TemporaryDirectory(prefix="pfdiff-precisions-") as folder:
-        bound = given["asked"].bound
-        found = fastest(make, lambda one: Engine.open(one, **loading), why_not_here, Path(folder), bound, say)
-        with locked_for_build(place, say):
-            return _moved(found.artifact, place, {CHOICE: found.record}, say)
-
-
-def _moved(built: Artifact, target: Path, provenance: Mapping[str, Any], say: Lines) -> Artifact:
-    """The engine `built` elsewhere, at `target` in place of what stands there."""
-    artifact = replace(built, path=target, provenance={**built.provenance, **provenance})
-    with writing(target), replacing_folder(target) as folder:
-        for name in built.files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(built.path / name, folder / name)
-        write_manifest(artifact, folder)
-    say(f"{target} is written: {artifact.precision}, NFE {', '.join(map(str, artifact.programs))}")
-    return artifact
 
 
 def _programs(
@@ -199,7 +142,7 @@ def _programs(
     programs: Mapping[int, Program] = {one: chosen_program(source, solver, one, settings) for one in counts}
     records: dict[int, Any] = {}
     if is_open(source, solver, settings):
-        former = _former(place, lambda line: None)
+        former = former_at(place, lambda line: None)
         programs, records = _best_of(source, programs, former, progress)
     say(described_choice(programs.values(), source, solver, settings, records))
     return programs, {count: record for count, record in records.items() if not record.get("remembered")}
@@ -231,138 +174,6 @@ def _build_plans(artifact: Artifact, targets: tuple[str, ...], say: Lines, progr
         say(f"{artifact.path} is ready, with plans for {', '.join(targets)}")
 
 
-# The engine directory.
-def write_programs(
-    place: Path,
-    source: Network,
-    programs: Mapping[int, Program],
-    *,
-    precision: str | None = None,
-    batch: tuple[int, ...] = (),
-    replaces: bool = False,
-    search: Mapping[int, Any] | None = None,
-    asked: Asked | None = None,
-    say: Lines,
-) -> Artifact:
-    """The engine of `source` at `place` with `programs`: left as it is, extended, or exported; one writer at a time.
-
-    precision, batch: None and () for those of the engine there, else the network's own. replaces: also an engine of
-    another network or precision; without it that is an InputError. search: by NFE, the record to keep of a program.
-    asked: how a precision is measured, where it is.
-    """
-    asked = asked or Asked(programs, clips=source.decoder is None)
-    say(f"comparing {source.contract.name} with what is built")
-    with locked_for_build(place, say):
-        former = _former(place, say)
-        if former and not replaces:
-            refuse_another(former, source, precision)
-        if former and _difference(former, source, precision) is None:
-            if precision not in QUANTISED or is_measured(former.provenance.get(RECORD), asked):
-                return _with_programs(former, programs, batch or former.batch, search or {}, say)
-            say(f"{former.path}: its layers were chosen for other programs or another bound, so it is quantised anew")
-            batch, programs = batch or former.batch, {**former.programs, **programs}
-            asked = replace(asked, programs=programs)
-        fixed = _fixed_batch(source)
-        sizes = batch or (1 if fixed is None else fixed,)
-        wanted = precision or source.contract.precision
-        return _exported(place, source, wanted, programs, sizes, search or {}, asked, say)
-
-
-def refuse_another(former: Artifact, source: Network, precision: str | None = None) -> None:
-    """Raises InputError when the engine is of another network, decoder or precision; None is any precision."""
-    if what := _difference(former, source, precision):
-        raise InputError(f"'{former.path}' holds {what}; give the engine another name (out, -o)")
-
-
-def _difference(former: Artifact, source: Network, precision: str | None) -> str | None:
-    held = former.provenance
-    if held.get("network_digest") != source.digest:
-        return "another network"
-    if held.get("decoder_digest") != (source.decoder.digest if source.decoder else None):
-        return "the network with another decoder"
-    if held.get("encoders_digest") != (source.encoders.digest if source.encoders else None):
-        return "the network with other encoders, or without"
-    return f"precision {former.precision}" if precision not in (None, former.precision) else None
-
-
-def extended(former: Artifact, programs: Mapping[int, Program], search: Mapping[int, Any]) -> Artifact:
-    """With these programs too, and the records of the search that found them under provenance "search".
-
-    The record of a program that another takes the place of goes with it.
-    """
-    gone = {str(nfe) for nfe in _changed(former, programs)}
-    kept = {nfe: record for nfe, record in former.provenance.get("search", {}).items() if nfe not in gone}
-    provenance = {key: value for key, value in former.provenance.items() if key != "search"}
-    return replace(
-        former,
-        programs={**former.programs, **programs},
-        provenance={**provenance, **_searched(search, kept)},
-    )
-
-
-def _searched(search: Mapping[int, Any], held: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of the provenance; none where there is no record."""
-    records = {**held, **{str(nfe): record for nfe, record in search.items()}}
-    return {"search": records} if records else {}
-
-
-def _changed(former: Artifact, programs: Mapping[int, Program]) -> list[int]:
-    """The NFE whose program is not in the engine yet."""
-    held = {nfe: program.digest for nfe, program in former.programs.items()}
-    return [nfe for nfe, program in programs.items() if held.get(nfe) != program.digest]
-
-
-def _with_programs(
-    former: Artifact,
-    programs: Mapping[int, Program],
-    batch: tuple[int, ...],
-    search: Mapping[int, Any],
-    say: Lines,
-) -> Artifact:
-    changed = sorted({*_changed(former, programs), *search})
-    if not changed and batch == former.batch:
-        say(f"{former.path} is up to date: nothing to do")
-        return former
-    artifact = replace(extended(former, programs, search), batch=batch)
-    write_manifest(artifact)
-    what = f"NFE {', '.join(map(str, changed))}" if changed else f"batch {', '.join(map(str, batch))}"
-    say(f"{former.path}: the network is unchanged and not exported again; written: {what}")
-    return artifact
-
-
-def _exported(
-    target: Path,
-    source: Network,
-    precision: str,
-    programs: Mapping[int, Program],
-    batch: tuple[int, ...],
-    search: Mapping[int, Any],
-    asked: Asked,
-    say: Lines,
-) -> Artifact:
-    provenance = {"pfdiff": __version__, "network": source.contract.name, "network_digest": source.digest}
-    if source.decoder:
-        provenance["decoder_digest"] = source.decoder.digest
-    if source.encoders:
-        provenance["encoders_digest"] = source.encoders.digest
-    provenance |= source.origin
-    provenance |= _searched(search, {})
-    with writing(target), replacing_folder(target) as folder:
-        made = source.written(folder, precision, asked, say)
-        contract = made.contract
-        decoder = source.decoder.write(folder, contract.precision, say) if source.decoder else None
-        texts, images = source.encoders.write(folder, contract.precision, say) if source.encoders else (None, None)
-        provenance |= records_of_precision(folder, made, decoder, precision, asked, say)
-        say("hashing and syncing")
-        files = records_of(folder)
-        artifact = Artifact(
-            target, contract, batch, precision, dict(programs), provenance, files, decoder, texts, images
-        )
-        write_manifest(artifact, folder)
-    say(f"{target} is written: NFE {', '.join(map(str, programs))}")
-    return artifact
-
-
 # What is checked before any work.
 def _check_targets(target: str | Iterable[str]) -> tuple[str, ...]:
     targets = tuple(parse_targets(target))
@@ -384,7 +195,7 @@ def _integers(what: str, given: Any) -> tuple[int, ...]:
 
 def _check_batch(batch: Any, source: Network) -> tuple[int, ...]:
     """The bucket sizes, or () for none said."""
-    fixed = _fixed_batch(source)
+    fixed = fixed_batch(source)
     sizes = _integers("batch", batch) if batch is not None else () if fixed is None else (fixed,)
     if fixed is not None and sizes != (fixed,):
         raise InputError(
@@ -393,11 +204,6 @@ def _check_batch(batch: Any, source: Network) -> tuple[int, ...]:
     if sizes and sizes[-1] > LARGEST_BATCH:
         raise InputError(f"batch {sizes[-1]}, expected at most {LARGEST_BATCH}; larger requests are cut into batches")
     return sizes
-
-
-def _fixed_batch(source: Network) -> int | None:
-    fixed = source.contract.fixed_batch
-    return source.decoder.contract.fixed_batch if fixed is None and source.decoder else fixed
 
 
 def check_place(out: Path) -> Path:
@@ -417,16 +223,6 @@ def check_place(out: Path) -> Path:
         if path.name not in ours and not path.name.startswith((PART, f"{NETWORK}.", f"{DECODER}.")):
             raise InputError(f"out '{out}' holds '{path.name}', which is no part of an engine; move it away")
     return target
-
-
-def _former(target: Path, say: Lines) -> Artifact | None:
-    if not (target / MANIFEST).exists():
-        return None
-    try:
-        return read_artifact(target)
-    except EngineFileError as error:
-        say(f"building anew: {error}")
-        return None
 
 
 def _module_of(source: Network, *, required: bool) -> Any:

@@ -55,9 +55,12 @@ PyObject* refuse(const char* expected) {
     return nullptr;
 }
 
-// Elements first .. first + count of a draw.
+// Elements first .. first + count of a draw, from draw 1 on with the bits that a GPU makes too.
 PFD_CLONES void normals(std::uint64_t seed, std::uint32_t draw, std::uint64_t first, std::uint64_t count, float* out) {
-    for (std::uint64_t i = 0; i < count; ++i) out[i] = pfdiff::normal(seed, first + i, draw);
+    if (draw == 0)
+        for (std::uint64_t i = 0; i < count; ++i) out[i] = pfdiff::normal(seed, first + i);
+    else
+        for (std::uint64_t i = 0; i < count; ++i) out[i] = pfdiff::normal32(seed, first + i, draw);
 }
 
 // fill(z, seeds, draw=0)

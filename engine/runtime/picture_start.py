@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
 import torch
 
 from ..artifact import IMAGE_ENCODER, Artifact
-from ..backends.abstract import Backend, Buffers, NetworkFiles
-from ..backends.choose import open_best
+from ..backends.abstract import Backend, Buffers, Evaluate
+from ..backends.choose import Beside
 from ..compiler.part import last_part
 from ..compiler.program import Program
 from ..compiler.schedule import parse_schedule
@@ -31,23 +29,15 @@ COUNTS = ("part", "whole")
 
 @final
 class PictureStart:
-    """Programs for the rest of the way, and the image encoder of a latent model, loaded when a picture comes.
+    """Programs for the rest of the way, and the image encoder of a latent model, loaded when a picture comes."""
 
-    backend, threads: as they were asked for the network that is `opened`.
-    """
-
-    def __init__(
-        self, artifact: Artifact, network: NetworkFiles, opened: Backend, backend: str, threads: int | None
-    ) -> None:
+    def __init__(self, artifact: Artifact, beside: Beside) -> None:
         self._artifact = artifact
-        self._files = replace(network, module=None, stream=opened.stream)
-        self._device = opened.device
-        self._backend = "auto" if backend == "torch" else backend
-        self._threads = threads
+        self._beside = beside
         self._tables: dict[tuple[int, float, str], Tables] = {}
         self._lock = threading.Lock()  # the image encoder has one set of buffers
         self._closed = False
-        self._encode: tuple[Backend, Buffers, Callable[[], torch.Tensor]] | None = None
+        self._encode: tuple[Backend, Buffers, Evaluate] | None = None
 
     def tables(self, program: Program, strength: float, count: str) -> Tables:
         """The tables of the last `strength` of `program`'s way. Raises InputError."""
@@ -86,7 +76,7 @@ class PictureStart:
                 if not bool(torch.isfinite(rows).all()):
                     raise InputError("image has NaN or infinite values, expected finite ones")
                 x_0 = rows if shape == contract.shape else self._encoded(rows)
-                return x_0.to(self._device, torch.float32).reshape(len(rows), math.prod(contract.shape))
+                return x_0.to(self._beside.device, torch.float32).reshape(len(rows), math.prod(contract.shape))
         raise InputError(_misfit(given, shown, contract, encoder is not None, count))
 
     def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -95,12 +85,13 @@ class PictureStart:
             if self._closed:
                 raise BackendError("this engine is closed; load it again with pfdiff.load")
             if self._encode is None:
-                self._encode = self._open()
+                artifact, contract = self._artifact, self._artifact.image_encoder
+                assert contract is not None
+                file = artifact.path / IMAGE_ENCODER
+                self._encode = self._beside.open("the image encoder", file, contract, artifact.batch[0])
             return self._run(*self._encode, pixels)
 
-    def _run(
-        self, backend: Backend, buffers: Buffers, evaluate: Callable[[], torch.Tensor], pixels: torch.Tensor
-    ) -> torch.Tensor:
+    def _run(self, backend: Backend, buffers: Buffers, evaluate: Evaluate, pixels: torch.Tensor) -> torch.Tensor:
         rows = []
         size = len(buffers.x)
         for start in range(0, len(pixels), size):
@@ -115,18 +106,6 @@ class PictureStart:
                 made = evaluate()
             rows.append(made[: len(part)].float().clone())
         return torch.cat(rows)
-
-    def _open(self) -> tuple[Backend, Buffers, Callable[[], torch.Tensor]]:
-        artifact, contract = self._artifact, self._artifact.image_encoder
-        assert contract is not None
-        files = replace(self._files, onnx=artifact.path / IMAGE_ENCODER, contract=contract)
-        try:
-            backend, _ = open_best(files, self._device, self._backend, self._threads)
-        except BackendError as error:
-            raise BackendError(f"the image encoder: {error}") from None
-        buffers = Buffers.of(contract, artifact.batch[0], backend.dtype, backend.device)
-        (evaluate,) = backend.bind([buffers])
-        return backend, buffers, evaluate
 
     def close(self) -> None:
         """Free the image encoder."""

@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..artifact import Artifact
-from ..backends.abstract import Backend, Buffers, Evaluate, NetworkFiles
-from ..backends.choose import open_best
+from ..backends.abstract import Backend, Buffers, Evaluate
+from ..backends.choose import Beside
 from ..errors import BackendError, EngineFileError, InputError, first_line
 from ..text_encoders import NEGATIVE, TextEncoder
 
@@ -43,19 +43,11 @@ class LoadedEncoder:
 
 @final
 class Prompts:
-    """The text encoders of an engine, beside its network that is `opened`.
+    """The text encoders of an engine, beside its network."""
 
-    backend, threads: as they were asked for the network; backend torch, which needs modules, is not theirs.
-    """
-
-    def __init__(
-        self, artifact: Artifact, network: NetworkFiles, opened: Backend, backend: str, threads: int | None
-    ) -> None:
+    def __init__(self, artifact: Artifact, beside: Beside) -> None:
         self._artifact = artifact
-        self._files = replace(network, module=None, stream=opened.stream)
-        self._device = opened.device
-        self._backend = "auto" if backend == "torch" else backend
-        self._threads = threads
+        self._beside = beside
         self._loaded: list[LoadedEncoder] = []
         self._lock = threading.Lock()  # encoders share their buffers between calls
         self._closed = False
@@ -175,14 +167,9 @@ class Prompts:
     def _opened(self, encoder: TextEncoder) -> LoadedEncoder:
         artifact = self._artifact
         tokenizer = _tokenizer(artifact, encoder)
-        files = replace(self._files, onnx=artifact.path / encoder.file, contract=encoder.contract)
-        try:
-            backend, _ = open_best(files, self._device, self._backend, self._threads)
-        except BackendError as error:
-            raise BackendError(f"the text encoder {encoder.contract.name}: {error}") from None
-        buffers = Buffers.of(encoder.contract, artifact.batch[0], backend.dtype, backend.device)
-        (evaluate,) = backend.bind([buffers])
-        return LoadedEncoder(encoder, tokenizer, backend, buffers, evaluate)
+        what, file = f"the text encoder {encoder.contract.name}", artifact.path / encoder.file
+        bound = self._beside.open(what, file, encoder.contract, artifact.batch[0])
+        return LoadedEncoder(encoder, tokenizer, *bound)
 
     def _run(self, loaded: LoadedEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
         """Encoded [n, size] of n texts, in parts of the bucket that the network is bound to."""

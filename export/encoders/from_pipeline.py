@@ -16,7 +16,7 @@ import torch
 
 from ...engine.artifact import ENCODERS
 from ...engine.contract import Contract, TextEncoderContract
-from ...engine.errors import InputError, first_line
+from ...engine.errors import InputError
 from ...engine.progress import Lines
 from ...engine.tensors import PRECISION_DTYPES
 from ...engine.text_encoders import TextEncoder, TextEncoders
@@ -24,7 +24,7 @@ from ..check import TrialInputs, check_export
 from ..families.family import Prompting
 from ..sources.module_digest import content_digest
 from ..to_onnx import export_module, prepared, quiet
-from ..weights import variant_of
+from ..weights import load_pretrained, variant_of
 from .text import Encode, Place, places, size_of
 from .tokenizer import OUT, longest, tokenizer_json, tokenizer_of, transformers_for
 
@@ -195,24 +195,10 @@ def load_encoder(folder: Path) -> nn.Module:
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()  # our own progress says what is read
     try:
-        with quiet():
-            model, report = kind.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                variant=variant,
-                output_loading_info=True,
-            )
-    except Exception as error:  # of transformers, safetensors and torch, without a common base
-        raise InputError(f"'{folder}' cannot be loaded ({first_line(error)}); save it again") from error
+        return load_pretrained(kind, folder, variant, dtype=torch.float32)
     finally:
         if shown:
             bars.enable_progress_bar()
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise InputError(f"'{folder}' has {len(missing)} missing weights, such as {missing[0]}; save it again")
-    return model.eval()
 
 
 def _files_digest(folder: Path) -> bytes:

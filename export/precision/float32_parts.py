@@ -32,6 +32,8 @@ STATISTICS: Final = (
 OPERATORS: Final = ("Sin", "Cos", "Pow", "Range", "CumSum", "InstanceNormalization", "NonMaxSuppression", "TopK")
 # With a stash_type of float32 these have float32 statistics whatever they are given; GroupNormalization from opset 21.
 STASHED: Final = {"GroupNormalization": 21, "LayerNormalization": 17, "RMSNormalization": 23}
+# Scales of Q/DQ nodes may be float16 from opset 19.
+SCALED: Final = {"QuantizeLinear": 19, "DequantizeLinear": 19}
 LARGEST_FLOAT16 = 65504.0
 
 
@@ -52,7 +54,11 @@ def float32_by_rule(graph: onnx_ir.Graph, time: str, opset: int) -> set[str]:
         ):
             statistics.update(outputs)
             kept.add(name)
-        elif node.op_type in OPERATORS or opset < STASHED.get(node.op_type, 0) or any(True for _ in _subgraphs(node)):
+        elif (
+            node.op_type in OPERATORS
+            or opset < (STASHED | SCALED).get(node.op_type, 0)
+            or any(True for _ in _subgraphs(node))
+        ):
             kept.add(name)
     return kept
 

@@ -24,7 +24,7 @@ from typing import final
 
 from ...errors import InputError
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, Solver, StepSolver, Vector
+from .abstract import Evaluate, InX0, StepSolver, Vector
 from .dpm_solver import inner_times
 from .exponential import orders_left
 from .noisy import length, posterior_deviation, renoise
@@ -48,7 +48,7 @@ def correction(outputs: list[Vector], times: list[float], t: float, shift: float
 
 @final
 @dataclass(frozen=True)
-class MultiStepSde(StepSolver):
+class MultiStepSde(InX0, StepSolver):
     """`dpm++:2m-sde|3m-sde|3m-sde-diffusers`: one evaluation and one draw a step.
 
     Orders rise at the start and fall at a clean end. shift: what diffusers takes from c_2, in units of alpha_t.
@@ -56,10 +56,6 @@ class MultiStepSde(StepSolver):
 
     order: int
     shift: float = 0.0
-
-    @property
-    def parameterisation(self) -> str:
-        return "x0"
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x, outputs, times = noise, [], []
@@ -78,12 +74,8 @@ class MultiStepSde(StepSolver):
 
 @final
 @dataclass(frozen=True)
-class SingleStepSde(Solver):
+class SingleStepSde(InX0):
     """`dpm++:sde`: two evaluations and two draws a step, the last step one evaluation: 2n - 1 in n steps."""
-
-    @property
-    def parameterisation(self) -> str:
-        return "x0"
 
     @property
     def evaluations(self) -> int:
