@@ -94,7 +94,8 @@ def train(data: Path, path: Path, minutes: float) -> None:
     step, spent = 0, 0.0
     if path.exists():
         held: dict[str, Any] = torch.load(path, weights_only=True)
-        module.load_state_dict(held["module"]), average.load_state_dict(held["average"])
+        module.load_state_dict(held["module"])
+        average.load_state_dict(held["average"])
         optimiser.load_state_dict(held["optimiser"])
         step, spent = held["step"], held["spent"]
     else:

@@ -130,7 +130,7 @@ def _cast(model: onnx.ModelProto, contract: Contract, precision: str, kept: set[
     try:
         cast = float16.convert_float_to_float16(
             copy,
-            keep_io_types=stays,
+            keep_io_types=stays,  # pyright: ignore[reportArgumentType]  # its docstring takes a list of names
             op_block_list=[],
             node_block_list=sorted(kept),
             disable_shape_infer=True,

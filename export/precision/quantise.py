@@ -133,8 +133,8 @@ def _calibrated(
     names = [name for one in every for name in (one.input, one.output)]
     held = observed(model, task.inputs, names, cases)
     shapes = {name: one.shape for name, one in held.items()}
-    weights = {name: tuple(value.shape or ()) for name, value in graph.initializers.items()}
-    costs = [one.products(shapes, tuple(int(size) for size in weights[one.weights])) for one in every]
+    weights = {name: one.const_value.shape.numpy() for name, one in graph.initializers.items() if one.const_value}
+    costs = [one.products(shapes, weights[one.weights]) for one in every]
     least = LEAST_SHARE * sum(costs)
     pairs = [(layer, cost) for layer, cost in zip(every, costs, strict=True) if cost >= least]
     wanted = {one.input for one, _ in pairs}
