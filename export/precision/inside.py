@@ -43,12 +43,15 @@ def inside(model: onnx.ModelProto) -> dict[str, str]:
             name = "fp8" if stored[0] in FLOAT8 else "int8"
             counts = found.setdefault(name, {})
             counts[kind] = counts.get(kind, 0) + 1
+    kinds = sorted(every.items())
     return {
-        f"{name} inside": ", ".join(
-            f"{counts.get(kind, 0)} of {total} {kind}{'s' if total != 1 else ''}" for kind, total in every.items()
-        )
+        f"{name} inside": ", ".join(f"{counts.get(kind, 0)} of {_named(total, kind)}" for kind, total in kinds)
         for name, counts in found.items()
     }
+
+
+def _named(total: int, kind: str) -> str:
+    return f"{total} {kind}{'s' if total != 1 else ''}"
 
 
 def check_scales(model: onnx.ModelProto, path: object) -> None:
@@ -78,7 +81,7 @@ def check_scales(model: onnx.ModelProto, path: object) -> None:
 
 def layers_line(layers: Mapping[str, Any]) -> str:
     """`25 of 25 convolutions, 0 of 9 linear layers` of a record."""
-    return ", ".join(f"{some} of {total} {kind}{'s' if total != 1 else ''}" for kind, (some, total) in layers.items())
+    return ", ".join(f"{some} of {_named(total, kind)}" for kind, (some, total) in layers.items())
 
 
 def _stored(name: str, makers: Mapping[str, Any], constants: Mapping[str, int]) -> int | None:

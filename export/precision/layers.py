@@ -6,7 +6,7 @@ Left out are layers of the time alone, which cost nothing and whose error reache
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir
 
 KINDS = {"Conv": "convolution", "Gemm": "linear layer", "MatMul": "linear layer"}
+NAMES = tuple(dict.fromkeys(KINDS.values()))  # in the order in which they are counted
 
 
 @final
@@ -28,7 +29,7 @@ class Layer:
     axis: int
     output: str
 
-    def products(self, shapes: Mapping[str, tuple[int, ...]], weights: tuple[int, ...]) -> float:
+    def products(self, shapes: Mapping[str, tuple[int, ...]], weights: Sequence[int]) -> float:
         """Multiplications of one evaluation, given the shape of its output."""
         return math.prod(shapes[self.output]) * math.prod(weights) / weights[self.axis]
 
@@ -66,7 +67,7 @@ def _layer(node: onnx_ir.Node) -> Layer | None:
 
 def counted(layers: list[Layer], kept: set[str]) -> dict[str, tuple[int, int]]:
     """By kind (quantised, all)."""
-    kinds = dict.fromkeys(one.kind for one in layers)
+    kinds = [name for name in NAMES if any(one.kind == name for one in layers)]
     return {
         kind: (
             sum(one.kind == kind and one.name not in kept for one in layers),
