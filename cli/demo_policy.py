@@ -8,24 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..engine.errors import InputError
 
 if TYPE_CHECKING:
-    from ..engine.compiler.program import Program
     from ..export.zoo.gates_rollout import Outcome
 
-NFE = (1, 2, 4, 8, 16)
 EPISODES, DRAWN = 128, 24
 SEED = 7_000  # of episodes that neither training nor tuning has seen
 SECONDS = 1.0  # of timing, for each row and NFE
-CLIP, GRID = 1.0, "trailing"
-SAMPLERS: dict[str, dict[str, Any]] = {
-    "DDIM": {"solver": "ddim", "grid": GRID},
-    "DDPM": {"solver": "ddpm", "grid": GRID},
-    "PFDiff": {"solver": "pfdiff:k=2,l=1", "grid": GRID},
-}
 PANELS = (("DDIM", 1), ("DDIM", 4), ("PFDiff", 4), ("tuned", 4))
 
 
@@ -58,14 +50,15 @@ def run(picture: Path, progress: Callable[[str], None]) -> Report:
         raise InputError(f"output {picture}: expected a file that ends in .gif")
     from ..engine.api import Engine
     from ..engine.artifact import read_artifact
-    from ..export.build import write_programs
+    from ..export.engine_directory import write_programs
     from ..export.network import Network
     from ..export.zoo.gates_expert import demonstrate
     from ..export.zoo.gates_rollout import rollout
+    from ..export.zoo.gates_samplers import NAMES, programs_of
 
     progress("reading the shipped policy")
     network = Network("gates")
-    tables = {name: _programs(network, name) for name in (*SAMPLERS, "tuned")}
+    tables = {name: programs_of(network.contract, name) for name in NAMES}
     path = picture.with_name("gates.engine")
     held = {"precision": "fp32", "batch": (1, 8, 64), "replaces": True}
     write_programs(path.resolve(), network, tables["tuned"], **held, say=progress)
@@ -86,19 +79,6 @@ def run(picture: Path, progress: Callable[[str], None]) -> Report:
     progress("drawing")
     _draw(picture, panels, lines)
     return Report(path, picture, description, EPISODES, expert, tuple(lines))
-
-
-def _programs(network: Any, name: str) -> dict[int, Program]:
-    """A sampler's programs by NFE."""
-    from ..engine.compiler.compile import compile
-    from ..export.zoo.gates_samplers import TUNED
-
-    contract = network.contract
-    given = {nfe: {"clip": CLIP, **(TUNED[nfe] if name == "tuned" else SAMPLERS[name])} for nfe in NFE}
-    return {
-        nfe: compile(schedule=contract.schedule, nfe=nfe, prediction=contract.prediction, **options)
-        for nfe, options in given.items()
-    }
 
 
 def _draw(picture: Path, panels: dict[tuple[str, int], Outcome], lines: list[Line]) -> None:
@@ -130,7 +110,7 @@ def print_demo(report: Report) -> None:
     ):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column(title)
-        for nfe in NFE:
+        for nfe in dict.fromkeys(one.nfe for one in report.lines):
             table.add_column(f"{nfe}", justify="right")
         for name in dict.fromkeys(one.sampler for one in report.lines):
             table.add_row(name, *(text(one) for one in report.lines if one.sampler == name))

@@ -12,6 +12,9 @@ from .arguments import options
 if TYPE_CHECKING:
     from ..quality.evaluate import Evaluation
 
+# Options that `pfdiff.evaluate` takes by the same name and as they are.
+PASSED_ON = ("features", "nfe", "count", "first", "device", "backend", "threads")
+
 
 def evaluate(
     context: typer.Context,
@@ -45,20 +48,8 @@ def evaluate(
         progress("loading", 0, 0)
         from ..quality.evaluate import evaluate as measure
 
-        report = measure(
-            samples,
-            reference,
-            features=features,
-            nfe=nfe,
-            count=count,
-            first=first,
-            conditions=conditions,
-            scale=ends,
-            device=device,
-            backend=backend,
-            threads=threads,
-            progress=progress,
-        )
+        settings: dict[str, Any] = {name: context.params[name] for name in PASSED_ON}
+        report = measure(samples, reference, conditions=conditions, scale=ends, progress=progress, **settings)
     print_evaluation(report)
     if json is not None:
         write_figures(json, report.to_dict())

@@ -7,9 +7,9 @@ with pfdiff.load("faces.engine") as engine:
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,23 +17,23 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
-from .artifact import Artifact, check_in_place, read_artifact
+from .artifact import Artifact, check_in_place, is_in_place, read_artifact
 from .backends.abstract import Backend, CudaOptions, NetworkFiles
-from .backends.choose import open_best
+from .backends.choose import Beside, open_best
 from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
 from .contract import Contract, DecoderContract
 from .device import parse_device
-from .errors import EngineFileError, InputError, shown
-from .notebook import html_table
+from .errors import BackendError, EngineFileError, InputError
 from .philox import Seeds, parse_seeds
 from .policy import PolicyContract
 from .runtime.asked import NOTHING, Asked
 from .runtime.deadline import Deadlines
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.draws import check_draws
+from .runtime.engine_table import engine_table
 from .runtime.inputs import Conditions, Inputs, check_noise
-from .runtime.latency import Enough, Latency, Ran, TimedParts, in_turns
+from .runtime.latency import Latency, Ran, TimedParts, measured
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import noise
 from .runtime.picture_start import PictureStart
@@ -45,6 +45,8 @@ from .text_encoders import TextEncoders
 if TYPE_CHECKING:
     from .backends.abstract import Module
     from .progress import BuildProgress
+
+MOST_RELOADS = 10  # of an engine that is replaced while it is loaded
 
 
 @final
@@ -80,19 +82,45 @@ class Engine:
         contract's order; decoder_module: the decoder as module(latents) -> images, without which another backend
         decodes. options: of CUDA backends. progress: called while a TensorRT plan is built, which the first load on a
         GPU does.
+        An engine that another process replaces meanwhile is read again; an Artifact is not.
         Raises InputError, EngineFileError (missing, damaged, of another format), BackendError (not installed, refuses).
         """
         check_backend(backend)
-        artifact = path if isinstance(path, Artifact) else read_artifact(path)
         options = options or CudaOptions()
+        given = (parse_device(device), backend, threads, module, decoder_module, options, progress)
+        if isinstance(path, Artifact):
+            return cls._of(path, *given)
+        for _ in range(MOST_RELOADS):
+            artifact = read_artifact(path)
+            try:
+                return cls._of(artifact, *given)
+            except (EngineFileError, BackendError):  # of a file that is gone, or of another engine than was read
+                if is_in_place(artifact):
+                    raise
+        raise EngineFileError(f"engine '{os.fspath(path)}' is replaced again and again; wait for the builds")
+
+    @classmethod
+    def _of(
+        cls,
+        artifact: Artifact,
+        device: torch.device | None,
+        backend: str,
+        threads: int | None,
+        module: Module | None,
+        decoder_module: Module | None,
+        options: CudaOptions,
+        progress: BuildProgress | None,
+    ) -> Engine:
+        """What was read, opened. Raises EngineFileError when another engine has taken its place, BackendError."""
         files = NetworkFiles(artifact.network_path, artifact.contract, module, artifact, options, progress)
         tables = {nfe: make_tables(artifact.programs[nfe], artifact.contract) for nfe in sorted(artifact.programs)}
-        opened, reason = open_best(files, parse_device(device), backend, threads)
-        decoder = load_decoder(files, opened, backend, threads, decoder_module)
+        opened, reason = open_best(files, device, backend, threads)
+        decoder = None
         try:
+            decoder = load_decoder(files, opened, backend, threads, decoder_module)
             if artifact.files:  # of a module there may be none
                 check_in_place(artifact)
-        except EngineFileError:
+        except (EngineFileError, BackendError):
             for one in (opened, *([decoder.backend] if decoder else [])):
                 one.close()
             raise
@@ -130,10 +158,11 @@ class Engine:
         self._decoder = decoder
         self._conditions = Conditions(artifact.contract, opened.device)
         self._session = Session(opened, artifact.contract, artifact.batch, decoder, graph=files.options.graph)
-        self._prompts = Prompts(artifact, files, opened, backend, threads)
-        self._pictures = PictureStart(artifact, files, opened, backend, threads)
-        self._policy = PolicyRuntime(artifact, files, opened, backend, threads)
-        self._deadlines = Deadlines(self._finished_call)
+        beside = Beside.of(files, opened, backend, threads)
+        self._prompts = Prompts(artifact, beside)
+        self._pictures = PictureStart(artifact, beside)
+        self._policy = PolicyRuntime(artifact, beside)
+        self._deadlines = Deadlines(self.tick_call)
 
     @property
     def decoding(self) -> str:
@@ -162,12 +191,13 @@ class Engine:
         noise: Any = None,
         steps_noise: Any = None,
         nfe: int | None = None,
-        deadline_ms: float | None = None,
+        deadline_ms: float | Any = None,
         prompt: Prompt | Any = None,
         negative_prompt: Prompt | Any = None,
         image: Any = None,
         strength: float | Any = None,
         strength_counts: str | Any = "part",
+        mask: Any = None,
         **conditions: Any,
     ) -> torch.Tensor:
         """Samples float32 [n, *shape] on the device, one for each seed or each row of `noise`; latents stay latents.
@@ -182,17 +212,18 @@ class Engine:
         uint8 [n, H, W, C], floats [n, C, H, W] in the data's range, or latents [n, *shape], or one without n for all.
         strength: above 0 and at most 1 (default 0.8), how much of the way from noise to samples is walked. nfe
         evaluations walk this part; with strength_counts "whole" they would walk the whole way, and int(nfe strength)
-        of them are done, as in diffusers. Words that are conditions of the network mean these.
+        of them are done, as in diffusers. mask: [H, W] or [n, H, W] of the picture, 1 (or white, uint8) where it is
+        drawn anew, 0 where it is kept; strength is then 1 if nothing is said. Words that are conditions of the network
+        mean these.
         On a CUDA device the call returns before the device is done, ordered on the current stream. Samples, and noise
         and conditions that are tensors on the device, are looked at (finite, in range) in the first call of each kind;
         on a CPU always.
         Raises InputError; BackendError when the network fails, is not finite, or the engine is closed or in use.
         """
         if deadline_ms is not None:
-            if nfe is not None:
-                raise InputError("got both nfe and deadline_ms, expected one of them")
-            nfe = self.nfe_within(deadline_ms, len(parse_seeds(seeds)) if noise is None else len(noise))
-        asked = Asked(prompt, negative_prompt, image, strength, strength_counts)
+            count = len(parse_seeds(seeds)) if noise is None else len(noise)
+            nfe = self._deadlines.nfe(deadline_ms, count, self.programs, instead=nfe)
+        asked = Asked(prompt, negative_prompt, image, strength, strength_counts, mask)
         return self._sample(self._session, seeds, noise, nfe, conditions, asked, steps_noise)
 
     def nfe_within(self, deadline_ms: float, batch: int = 1) -> int:
@@ -214,6 +245,7 @@ class Engine:
         image: Any = None,
         strength: float | Any = None,
         strength_counts: str | Any = "part",
+        mask: Any = None,
         **conditions: Any,
     ) -> torch.Tensor:
         """Like `sample`, as pixels uint8 [n, H, W, C]: `contract.data_range` becomes 0..255, the rest is clamped.
@@ -223,7 +255,7 @@ class Engine:
         if self.decoder is None and len(self.contract.shape) != 3:
             shape = list(self.contract.shape)
             raise InputError(f"samples of shape {shape} are no images [C, H, W]; use sample(), or write .npy or .npz")
-        asked = Asked(prompt, negative_prompt, image, strength, strength_counts)
+        asked = Asked(prompt, negative_prompt, image, strength, strength_counts, mask)
         return self._sample(self._session, seeds, noise, nfe, conditions, asked, steps_noise, pixels=True)
 
     def bench(
@@ -236,30 +268,19 @@ class Engine:
         second copy of the network is loaded for the time, so that the first call is a first one. Raises InputError,
         BackendError.
         """
-        nfe, batch = self._artifact.program(nfe).nfe, self._check_bucket(batch)
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise InputError(f"rounds={shown(rounds)}, expected an integer of at least 1")
-        start = time.perf_counter()
-        session = self._open()
-        loaded = time.perf_counter()
-        try:
-            self._whole(session, nfe, batch)()
-            session.wait()
-            first = time.perf_counter()
-            parts = self._parts(session, nfe, batch)
-            enough = None if seconds is None else Enough(seconds)
-            times = in_turns((parts.whole, parts.network, parts.updates), rounds, parts.timer, enough=enough)
-        finally:
-            session.close()
+        nfe, batch = self._artifact.program(nfe).nfe, self._artifact.bucket(batch)
         ran = Ran(self.backend, self.device, self.precision, self.threads, nfe, batch)
-        return Latency.of(ran, times, load_s=loaded - start, first_s=first - loaded)
+        whole, parts = self._whole, self._parts
+        return measured(
+            ran, self._open, lambda one: whole(one, nfe, batch), lambda one: parts(one, nfe, batch), rounds, seconds
+        )
 
     def parts(self, nfe: int | None = None, batch: int | None = None) -> TimedParts:
         """What `bench` times, for a benchmark of one's own: a whole call, its bare evaluations, its updates.
 
         nfe, batch: as in `bench`. Not for use while another thread samples. Raises InputError, BackendError.
         """
-        return self._parts(self._session, self._artifact.program(nfe).nfe, self._check_bucket(batch))
+        return self._parts(self._session, self._artifact.program(nfe).nfe, self._artifact.bucket(batch))
 
     def with_programs(self, programs: Mapping[int, Program]) -> Engine:
         """Another face of this engine, with other programs by NFE on the same loaded network, buffers and lock.
@@ -274,7 +295,7 @@ class Engine:
         other._artifact = replace(self._artifact, programs=programs)
         other.programs = {nfe: programs[nfe] for nfe in sorted(programs)}
         other._tables = {nfe: make_tables(program, self.contract) for nfe, program in other.programs.items()}
-        other._deadlines = Deadlines(other._finished_call)
+        other._deadlines = Deadlines(other.tick_call)
         return other
 
     def close(self) -> None:
@@ -307,16 +328,7 @@ class Engine:
 
     def _repr_html_(self) -> str:
         """Network, programs and backend, for notebooks."""
-        contract = self.contract
-        rows = [
-            ("network", f"{contract.name}: {contract.input} {list(contract.shape)} -> {contract.prediction}"),
-            ("schedule", contract.schedule),
-            *(("condition", f"{one.alias or one.name}: {one.dtype} {list(one.shape)}") for one in contract.conditions),
-            *((f"NFE {nfe}", f"{program.solver}, {program.grid}") for nfe, program in self.programs.items()),
-            ("batch", ", ".join(map(str, self.batch))),
-            ("runs on", self.description),
-        ]
-        return html_table(rows, caption=str(self.path))
+        return engine_table(self.contract, self.programs, self.batch, self.description, str(self.path))
 
     def _open(self) -> Session:
         """A second session like the engine's own, with a network of its own."""
@@ -327,17 +339,14 @@ class Engine:
         given = self._policy.stand_ins(self.contract.stand_ins)
         return lambda: self._sample(session, range(batch), None, nfe, given)
 
-    def tick_call(self, nfe: int | None = None) -> Callable[[int], object]:
-        """A function of a tick's number, one whole call with that seed, done when it returns; for `run_at`.
+    def tick_call(self, nfe: int | None = None, batch: int = 1) -> Callable[[int], object]:
+        """A function of a tick's number, one whole call with seeds from that on, done when it returns; for `run_at`.
 
         Of a policy the observation is zeros. Raises InputError.
         """
         nfe, given = self._artifact.program(nfe).nfe, self._policy.stand_ins(self.contract.stand_ins)
-        return lambda tick: (self._sample(self._session, (tick,), None, nfe, given), self._session.wait())
-
-    def _finished_call(self, nfe: int, batch: int) -> Callable[[], object]:
-        whole = self._whole(self._session, nfe, batch)
-        return lambda: (whole(), self._session.wait())
+        session = self._session
+        return lambda tick: (self._sample(session, range(tick, tick + batch), None, nfe, given), session.wait())
 
     def _parts(self, session: Session, nfe: int, batch: int) -> TimedParts:
         return session.timed_parts(self._tables[nfe], batch, self._whole(session, nfe, batch))
@@ -367,22 +376,22 @@ class Engine:
         asked, conditions = asked.without(self.contract, conditions)
         conditions = self._prompts.conditions(asked.prompt, asked.negative_prompt, conditions, count)
         conditions = self._policy.conditions(conditions, count)
+        asked = self._policy.asked(asked)
+        masked = None
         if asked.image is not None:
-            tables = self._pictures.tables(tables.program, asked.way, asked.strength_counts)
-            drawn = start if keys is None else noise(keys, (math.prod(self.contract.shape),), self.device)
-            assert drawn is not None
-            keys, start = None, self._pictures.noise(self._policy.start(asked.image), drawn, tables)
+            draw = functools.partial(self._start_noise, keys, start)
+            begun = self._pictures.start(asked, tables.program, count, draw)
+            masked, conditions = begun.masked, {**conditions, **begun.conditions}
+            if begun.tables is not None:
+                tables, keys, start = begun.tables, None, begun.noise
         draws = check_draws(tables.program, self.contract, drawn_by, steps_noise, count, device)
-        inputs = Inputs(keys, start, *self._conditions(conditions, count), draws)
+        inputs = Inputs(keys, start, *self._conditions(conditions, count), draws, masked)
         made = session.run(tables, inputs, pixels=pixels)
         return made if pixels else self._policy.actions(made)
 
-    def _check_bucket(self, batch: Any) -> int:
-        if batch is None:
-            return self.batch[0]
-        if batch not in self.batch:
-            raise InputError(f"batch {shown(batch)}, expected one of this engine's: {', '.join(map(str, self.batch))}")
-        return batch
+    def _start_noise(self, keys: Any, start: torch.Tensor | None) -> torch.Tensor:
+        """float32 [n, elements] of the seeds, or as given."""
+        return start if start is not None else noise(keys, (math.prod(self.contract.shape),), self.device)
 
 
 def _loaded_again(artifact: Artifact, device: str, backend: str, threads: int | None, options: CudaOptions) -> Engine:

@@ -62,6 +62,10 @@ class ObservationContract:
     def output_shape(self) -> tuple[int, ...]:
         return (self.size,)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, every field present."""
+        return {field.name: as_json(getattr(self, field.name)) for field in fields(self)}
+
 
 @dataclass(frozen=True)
 class Observed:
@@ -148,8 +152,7 @@ class PolicyContract:
         """Plain JSON data; `from_dict` reads it back."""
         plain = {field.name: as_json(getattr(self, field.name)) for field in fields(self)}
         plain["observations"] = [{"name": one.name, "shape": list(one.shape)} for one in self.observations]
-        held = self.encoder
-        plain["encoder"] = held and {field.name: as_json(getattr(held, field.name)) for field in fields(held)}
+        plain["encoder"] = self.encoder and self.encoder.to_dict()
         return plain
 
     @classmethod

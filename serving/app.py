@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import final
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .guard import Access, Guard, error_response
 from .hosts import Host
+from .layer import Layer
 from .limits import Limits
 from .metrics import Metrics
 from .orders import NotDrawnError
@@ -75,17 +77,15 @@ def _add_watching(app: FastAPI, hosts: Mapping[str, Host], metrics: Metrics) -> 
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-class _Counting:
+@final
+class _Counting(Layer):
     """Counts requests by route and status, and how long those of samples took."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
+        super().__init__(app)
         self._metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         status = 500
         start = time.perf_counter()
 

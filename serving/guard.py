@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .layer import Layer
 from .routes.page import FILES
 
 log = logging.getLogger("pfdiff.serving")
@@ -50,17 +51,14 @@ def error_response(status: int, message: str, retry_s: int | None = None) -> Res
 
 
 @final
-class Guard:
+class Guard(Layer):
     """The application behind checks."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app = app
+        super().__init__(app)
         self._access = access
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
 
         async def sending(message: Message) -> None:

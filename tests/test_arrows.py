@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("cli", "serving", "bench", "quality", "export", "engine", "kernels")
 # Inside `engine`, likewise; rooms of one group do not import each other.
 ROOMS = (
-    ("bulk",),
+    ("bulk", "control"),
     ("api",),
     ("runtime",),
     ("backends",),
@@ -22,11 +22,11 @@ ROOMS = (
     ("artifact",),
     ("seed_conditions", "text_encoders"),
     ("contract",),
-    ("condition", "cache", "device"),
+    ("condition", "cache", "device", "policy"),
     ("compiler", "atomic"),
     ("files",),
     ("json_fields", "philox"),
-    ("tensors", "machine", "progress", "errors", "version", "notebook"),
+    ("streams", "tensors", "machine", "progress", "errors", "version", "notebook"),
 )
 
 

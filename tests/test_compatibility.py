@@ -20,12 +20,13 @@ from pfdiff.cli import app
 THEN = Path(__file__).parent / "data" / "e9258ea"
 # Option by command, beyond those of e9258ea.
 ADDED: dict[str, set[str]] = {
-    "bench": {"--seconds"},
-    "build": {"--data-range", "--time-map", "--lora", "--controlnet", "--no-encoders"},
+    "bench": {"--seconds", "--loop", "--load"},
+    "build": {"--data-range", "--time-map", "--lora", "--controlnet", "--no-encoders", "--quantise-error"},
     "compare": {"--data-range", "--time-map"},
-    "export": {"--triton"},
+    "demo": {"what"},
+    "export": {"--triton", "--pixels"},
     "sample": {"--prompt", "--negative-prompt", "--image", "--strength", "--strength-counts"},
-    "tune": {"--data-range", "--time-map"},
+    "tune": {"--data-range", "--time-map", "--criterion"},
 }
 # Defaults that are others now, by command and option: the sampler is chosen by rule, two architectures came.
 CHANGED = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,10 +23,22 @@ if TYPE_CHECKING:
     from ...engine.contract import Contract
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-DESCRIBING = (
-    *("shape", "schedule", "prediction", "input_name", "time_name", "output_name", "condition"),
-    *("time_scale", "time_map", "time_dtype", "learned_sigma", "sigma_data", "data_range"),
-)
+DESCRIBING: dict[str, Any] = {  # the options that describe a network, by the name of their parameter
+    "shape": options.Shape,
+    "schedule": options.Schedule,
+    "prediction": options.Prediction,
+    "input_name": options.InputName,
+    "time_name": options.TimeName,
+    "output_name": options.OutputName,
+    "condition": options.ConditionOption,
+    "time_scale": options.TimeScale,
+    "time_map": options.TimeMap,
+    "time_dtype": options.TimeDtype,
+    "learned_sigma": options.LearnedSigma,
+    "sigma_data": options.SigmaData,
+    "data_range": options.DataRange,
+}
+FLAGS = ("learned_sigma",)  # False by default, all others None
 NetworkOrEngine = Annotated[
     str,
     typer.Argument(metavar="NETWORK", help="What build takes, or an engine directory."),
@@ -47,6 +61,26 @@ SAME_NAMES = (  # options of a command that `Network` takes by the same name and
     "guidance",
     "decoder",
 )
+
+
+def describes_network(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `DESCRIBING` in front of its --guidance; it reads them from `context.params`."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters = list(signature.parameters.values())
+    place = list(signature.parameters).index("guidance")
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters[place:place] = [
+        inspect.Parameter(name, kind, default=False if name in FLAGS else None, annotation=option)
+        for name, option in DESCRIBING.items()
+    ]
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        command(**{name: given[name] for name in signature.parameters})
+
+    result: Any = called
+    result.__signature__ = signature.replace(parameters=parameters)  # what Typer reads
+    return result
 
 
 def read_engine(engine: Path, *, nfe: int | None = None, backend: str = "auto", device: str = "auto") -> Artifact:

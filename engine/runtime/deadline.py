@@ -6,6 +6,7 @@ somebody else is not foreseen.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, final
@@ -37,14 +38,19 @@ def p99_ms(call: Call) -> float:
 
 @final
 class Deadlines:
-    """The largest NFE within a deadline, for one engine. call(nfe, batch): the call to time."""
+    """The largest NFE within a deadline, for one engine. call(nfe, batch): the call to time, of a number."""
 
-    def __init__(self, call: Callable[[int, int], Call]) -> None:
+    def __init__(self, call: Callable[[int, int], Callable[[int], object]]) -> None:
         self._call = call
         self._p99_ms: dict[tuple[int, int], float] = {}
 
-    def nfe(self, deadline_ms: Any, batch: int, held: Iterable[int]) -> int:
-        """Of the NFE `held`, the largest whose p99 for a batch is at most `deadline_ms`. Raises InputError: none."""
+    def nfe(self, deadline_ms: Any, batch: int, held: Iterable[int], *, instead: int | None = None) -> int:
+        """Of the NFE `held`, the largest whose p99 for a batch is at most `deadline_ms`.
+
+        instead: an NFE that was given too. Raises InputError: it was, or none fits.
+        """
+        if instead is not None:
+            raise InputError("got both nfe and deadline_ms, expected one of them")
         if not (is_number(deadline_ms) and deadline_ms > 0):
             raise InputError(f"deadline_ms={deadline_ms!r}, expected milliseconds above 0, such as 10")
         found = None
@@ -63,5 +69,5 @@ class Deadlines:
     def p99_ms(self, nfe: int, batch: int) -> float:
         """Of whole calls; measured once."""
         if (nfe, batch) not in self._p99_ms:
-            self._p99_ms[nfe, batch] = p99_ms(self._call(nfe, batch))
+            self._p99_ms[nfe, batch] = p99_ms(functools.partial(self._call(nfe, batch), 0))
         return self._p99_ms[nfe, batch]

@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from ..errors import InputError, shown
 
 FEWEST_ROUNDS, SETTLED_ROUNDS = 3, 20  # at least; before the spread may end a measurement
 SPREAD = 0.01  # of the median, that is enough
@@ -174,3 +176,32 @@ class Enough:
         low, middle, high = np.percentile(times[:, 0], (25, 50, 75))
         # Half the notch of a box plot, McGill et al. 1978: 1.57 IQR / sqrt(n) about the median, 95 %.
         return len(times) >= SETTLED_ROUNDS and 1.57 * (high - low) < SPREAD * middle * len(times) ** 0.5
+
+
+def measured(
+    ran: Ran,
+    open_session: Callable[[], Any],
+    whole: Callable[[Any], Callable[[], object]],
+    parts: Callable[[Any], TimedParts],
+    rounds: int,
+    seconds: float | None,
+) -> Latency:
+    """`rounds` of a session that is opened for it, fewer where `seconds` are over or enough; see `Engine.bench`.
+
+    whole, parts: a call of a session, and what it is made of. Raises InputError.
+    """
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise InputError(f"rounds={shown(rounds)}, expected an integer of at least 1")
+    start = time.perf_counter()
+    session = open_session()
+    loaded = time.perf_counter()
+    try:
+        whole(session)()
+        session.wait()
+        first = time.perf_counter()
+        timed = parts(session)
+        enough = None if seconds is None else Enough(seconds)
+        times = in_turns((timed.whole, timed.network, timed.updates), rounds, timed.timer, enough=enough)
+    finally:
+        session.close()
+    return Latency.of(ran, times, load_s=loaded - start, first_s=first - loaded)

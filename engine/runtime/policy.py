@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from ..artifact import OBSERVATION_ENCODER, Artifact
-from ..backends.abstract import Backend, Buffers, Evaluate, NetworkFiles
-from ..backends.choose import open_best
+from ..backends.abstract import Backend, Buffers, Evaluate
+from ..backends.choose import Beside
 from ..errors import BackendError, InputError
 from ..policy import OBSERVATION, PolicyContract
+from .asked import Asked
 from .inputs import on_host
 
 Floats = NDArray[np.float32]
@@ -28,27 +29,19 @@ Floats = NDArray[np.float32]
 
 @final
 class PolicyRuntime:
-    """Of one engine; without a policy everything is handed on as it is.
+    """Of one engine; without a policy everything is handed on as it is."""
 
-    backend, threads: as they were asked for the network that is `opened`.
-    """
-
-    def __init__(
-        self, artifact: Artifact, network: NetworkFiles, opened: Backend, backend: str, threads: int | None
-    ) -> None:
+    def __init__(self, artifact: Artifact, beside: Beside) -> None:
         self._artifact = artifact
         self._contract: PolicyContract | None = artifact.policy
-        self._files = replace(network, module=None, stream=opened.stream)
-        self._device = opened.device
-        self._backend = "auto" if backend == "torch" else backend
-        self._threads = threads
+        self._beside = beside
         self._shapes = {one.name: one.shape for one in artifact.contract.conditions}
         self._encoder: tuple[Backend, Buffers, Evaluate] | None = None
         self._lock = threading.Lock()  # the encoder has one set of buffers
         self._closed = False
         if self._contract is not None:
-            self._scale = torch.tensor(self._contract.scale, dtype=torch.float32, device=opened.device)
-            self._offset = torch.tensor(self._contract.offset, dtype=torch.float32, device=opened.device)
+            self._scale = torch.tensor(self._contract.scale, dtype=torch.float32, device=beside.device)
+            self._offset = torch.tensor(self._contract.offset, dtype=torch.float32, device=beside.device)
 
     def stand_ins(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """`given`, placeholder values of the conditions, with observations of zeros in place of what they stand for."""
@@ -120,29 +113,23 @@ class PolicyRuntime:
         artifact = self._artifact
         assert artifact.policy is not None
         assert artifact.policy.encoder is not None
-        contract = artifact.policy.encoder
-        files = replace(self._files, onnx=artifact.path / OBSERVATION_ENCODER, contract=contract)
-        try:
-            backend, _ = open_best(files, self._device, self._backend, self._threads)
-        except BackendError as error:
-            raise BackendError(f"the observation encoder: {error}") from None
-        buffers = Buffers.of(contract, artifact.batch[0], backend.dtype, backend.device)
-        (evaluate,) = backend.bind([buffers])
-        return backend, buffers, evaluate
+        path = artifact.path / OBSERVATION_ENCODER
+        return self._beside.open("the observation encoder", path, artifact.policy.encoder, artifact.batch[0])
 
     # Out.
     def actions(self, samples: torch.Tensor) -> torch.Tensor:
         """Samples in units of the actions, in place."""
         return samples if self._contract is None else samples.mul_(self._scale).add_(self._offset)
 
-    def start(self, chunk: Any) -> Any:
-        """A chunk of actions, to start from, as samples; anything that is no such chunk is left to fail later."""
-        if self._contract is None or chunk is None:
-            return chunk
+    def asked(self, asked: Asked) -> Asked:
+        """With a chunk of actions to start from as samples; what is no such chunk is left to fail later."""
+        if self._contract is None or asked.image is None:
+            return asked
+        chunk = asked.image
         given = chunk.detach() if isinstance(chunk, torch.Tensor) else torch.from_numpy(np.array(chunk))
         if not given.is_floating_point() or given.shape[-1:] != self._scale.shape:
-            return given
-        return (given.to(self._scale) - self._offset) / self._scale
+            return asked
+        return replace(asked, image=(given.to(self._scale) - self._offset) / self._scale)
 
     def close(self) -> None:
         """Free the encoder."""

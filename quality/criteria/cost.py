@@ -27,14 +27,14 @@ from ...engine.cache import Journal, cache_folder, content_key
 from ...engine.compiler.compile import compile
 from ...engine.compiler.program import Program
 from ...engine.errors import InputError, first_line
-from ...export.build import write_programs
+from ...export.engine_directory import write_programs
 from ...export.sources.module_imports import importing_beside
 from ..sampling.budget import Budget
 from ..sampling.pool import Rows
 from ..sampling.subject import Subject
 
 BATCH = (1, 8, 64)  # of the engine that stands in for a network
-Function = Callable[[Engine, int, Sequence[int]], float]
+Function = Callable[[Engine, int, Sequence[int]], Any]  # a number
 
 
 @final
@@ -66,7 +66,7 @@ class Cost:
                 exec(builtins.compile(source, str(path), "exec"), vars(module))  # Python's cache misses quick edits
             except Exception as error:  # whatever a user's file raises
                 raise InputError(f"criterion '{given}': {file} cannot be imported ({first_line(error)})") from error
-            function = getattr(module, name, None)
+            function: Any = getattr(module, name, None)
         if not callable(function):
             raise InputError(f"criterion '{given}': {file} has no function '{name}'")
         whole = b"".join((source, *(neighbours[one] for one in sorted(neighbours))))

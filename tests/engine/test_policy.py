@@ -149,9 +149,9 @@ def test_the_largest_nfe_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
     asked: list[int] = []
     monkeypatch.setattr("pfdiff.engine.runtime.deadline.p99_ms", lambda call: call())
 
-    def call(nfe: int, batch: int) -> Callable[[], object]:
+    def call(nfe: int, batch: int) -> Callable[[int], object]:
         asked.append(nfe)
-        return lambda: times[nfe] * batch
+        return lambda tick: times[nfe] * batch
 
     deadlines = Deadlines(call)
     assert [deadlines.nfe(ms, 1, times) for ms in (1, 2.4, 4, 8.9, 100)] == [1, 1, 4, 4, 8]

@@ -31,8 +31,8 @@ class Encoder(nn.Module):
         return torch.cat((arm, camera.mean((2, 3, 4))[:, :, None]), dim=2)
 
 
-def network(**options: object) -> pfdiff.Network:
-    policy = pfdiff.Policy(SHAPES, Encoder(), scale=SCALE, offset=OFFSET, first=1, count=3, **options)
+def network() -> pfdiff.Network:
+    policy = pfdiff.Policy(SHAPES, Encoder(), scale=SCALE, offset=OFFSET, first=1, count=3)
     return pfdiff.Network(
         Head(),
         shape=(HORIZON, ACTIONS),

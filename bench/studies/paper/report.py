@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pfdiff.quality.pictures.plot import Curve, log_plot
@@ -35,7 +36,7 @@ def markdown(found: dict[str, Any]) -> str:
     for key, title in titles.items():
         parts.append(f"## {title}\n")
         parts.append(rows_of(found[key]) if found.get(key) else "Not measured.\n")
-    parts += [search_lines(found), correlation_lines(found), grid_lines(found), time_lines(found)]
+    parts += [section(key, found) for key in SECTIONS]
     return "\n".join(parts)
 
 
@@ -43,102 +44,97 @@ def rows_of(one: dict[str, Any]) -> str:
     """FD / sFD / precision / recall, a row a sampler, a column an NFE."""
     nfe = sorted({count for row in one["rows"].values() for count in row}, key=int)
     best = {count: min(row[count]["fd"] for row in one["rows"].values() if count in row) for count in nfe}
+
+    def cell(count: str, figures: dict[str, float] | None) -> str:
+        if figures is None:
+            return ""
+        fd = f"**{figures['fd']:.2f}**" if figures["fd"] == best[count] else f"{figures['fd']:.2f}"
+        return f"{fd} / {figures['sfd']:.1f} / {figures['precision']:.2f} / {figures['recall']:.2f}"
+
+    rows = [[f"`{name}`", *(cell(count, row.get(count)) for count in nfe)] for name, row in one["rows"].items()]
     lines = [
         f"{one['samples']:,} samples a cell; FD / sFD / precision / recall.\n",
-        *table_head("sampler", *(f"NFE {count}" for count in nfe)),
+        *table(["sampler", *(f"NFE {count}" for count in nfe)], rows),
     ]
-    for sampler, row in one["rows"].items():
-        cells = []
-        for count in nfe:
-            figures = row.get(count)
-            if figures is None:
-                cells.append("")
-                continue
-            fd = f"**{figures['fd']:.2f}**" if figures["fd"] == best[count] else f"{figures['fd']:.2f}"
-            cells.append(f"{fd} / {figures['sfd']:.1f} / {figures['precision']:.2f} / {figures['recall']:.2f}")
-        lines.append(f"| `{sampler}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def table_head(*names: str) -> list[str]:
-    """The two lines above the rows of a table."""
-    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    head, *body = (f"| {' | '.join(row)} |" for row in (names, *rows))
+    return [head, "|---" * len(names) + "|", *body]
 
 
-def search_lines(found: dict[str, Any]) -> str:
+def search_lines(found: dict[str, Any]) -> list[str]:
     """The search on a tenth against all."""
-    lines = [
-        "## (k, l) chosen on a tenth of the samples\n",
-        "| NFE | best on all | chosen on a tenth, times | agree | FD of the choice / least |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for one in found["search"]:
-        chosen = ", ".join(f"`{name.partition('@')[0]}` {times}" for name, times in one["chosen"].items())
-        lines.append(
-            f"| {one['nfe']} | `{one['best'].partition('@')[0]}` | {chosen} | {one['agree']:.0%} | "
-            f"{one['fd_of_choice_over_best']:.3f} |"
-        )
+        chosen = ", ".join(f"`{short(name)}` {times}" for name, times in one["chosen"].items())
+        figures = f"{one['agree']:.0%}", f"{one['fd_of_choice_over_best']:.3f}"
+        rows.append([str(one["nfe"]), f"`{short(one['best'])}`", chosen, *figures])
+    lines = table(["NFE", "best on all", "chosen on a tenth, times", "agree", "FD of the choice / least"], rows)
     if found["search"]:
         lines.append(f"\n{found['search'][0]['draws']} draws of a tenth of the samples, the same for all six.")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def correlation_lines(found: dict[str, Any]) -> str:
+def correlation_lines(found: dict[str, Any]) -> list[str]:
     """Does the cheap criterion choose what the expensive one would?"""
-    lines = ["## Error to the reference against FD\n"]
-    if "correlation" not in found:
-        return "\n".join([*lines, "Not measured."]) + "\n"
     one, given = found["correlation"], found["errors"]
-    lines += [
+    rows = []
+    for nfe, row in one["each_nfe"].items():
+        least = f"`{row['least_error']}`", f"`{row['least_fd']}`", f"{row['fd_of_least_error_over_least']:.2f}"
+        rows.append([nfe, str(row["solvers"]), f"{row['spearman']:.2f}", *least])
+    names = ["NFE", "solvers", "Spearman", "least error", "least FD", "FD of the least error / least FD"]
+    return [
         f"Spearman's rank correlation over all {one['cells']} cells: {one['spearman']:.2f}. Errors: RMS over "
         f"{given['seeds']} seeds to {given['reference']['solver']} in {given['reference']['nfe']} evaluations.\n",
-        "| NFE | solvers | Spearman | least error | least FD | FD of the least error / least FD |",
-        "|---|---|---|---|---|---|",
+        *table(names, rows),
     ]
-    for nfe, row in one["each_nfe"].items():
-        lines.append(
-            f"| {nfe} | {row['solvers']} | {row['spearman']:.2f} | `{row['least_error']}` | `{row['least_fd']}` | "
-            f"{row['fd_of_least_error_over_least']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
-def grid_lines(found: dict[str, Any]) -> str:
+def grid_lines(found: dict[str, Any]) -> list[str]:
     """How the grids of the tables were chosen."""
-    lines = ["## Grids\n"]
-    if "grids" not in found:
-        return "\n".join([*lines, "Not measured."]) + "\n"
     given = found["grids"]
     names = list(next(iter(given["error"].values())))
-    lines += [
+    rows = [
+        [f"`{solver}`", *(f"{row[one]:.3f}" for one in names), given["chosen"][solver]]
+        for solver, row in given["error"].items()
+    ]
+    return [
         f"Error to the reference on {given['seeds']} seeds, the mean of the logarithms at {given['nfe'][0]} and "
         f"{given['nfe'][1]} evaluations. Uniform is taken, unless another lowers it by 5 % or more.\n",
-        *table_head("sampler", *names, "taken"),
+        *table(["sampler", *names, "taken"], rows),
     ]
-    for solver, row in given["error"].items():
-        lines.append(
-            f"| `{solver}` | " + " | ".join(f"{row[one]:.3f}" for one in names) + f" | {given['chosen'][solver]} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
-def time_lines(found: dict[str, Any]) -> str:
+def time_lines(found: dict[str, Any]) -> list[str]:
     """With and without PFDiff at equal NFE."""
-    lines = ["## CPU seconds for 1,000 samples\n"]
-    if "times" not in found:
-        return "\n".join([*lines, "Not measured."]) + "\n"
     given = found["times"]
-    nfe = list(next(iter(given["cpu_seconds_for_1000"].values())))
-    lines += [
+    seconds = given["cpu_seconds_for_1000"]
+    nfe = list(next(iter(seconds.values())))
+    rows = [[f"`{sampler}`", *(f"{min(row[count]):.2f}" for count in nfe)] for sampler, row in seconds.items()]
+    return [
         f"One thread of {given['machine']['processor']}, {given['backend']}, batch {given['batch']}; the best of "
         f"{given['rounds']} rounds of {given['timed']} samples in turns. Time of the processor, for the machine was "
         "not idle.\n",
-        "| sampler | " + " | ".join(f"NFE {count}" for count in nfe) + " |",
-        "|---|" + "---|" * len(nfe),
+        *table(["sampler", *(f"NFE {count}" for count in nfe)], rows),
     ]
-    for sampler, row in given["cpu_seconds_for_1000"].items():
-        lines.append(f"| `{sampler}` | " + " | ".join(f"{min(row[count]):.2f}" for count in nfe) + " |")
-    return "\n".join(lines) + "\n"
+
+
+# Section by the part of a study that it shows: its title, and what makes its lines.
+SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "search": ("(k, l) chosen on a tenth of the samples", search_lines),
+    "correlation": ("Error to the reference against FD", correlation_lines),
+    "grids": ("Grids", grid_lines),
+    "times": ("CPU seconds for 1,000 samples", time_lines),
+}
+
+
+def section(key: str, found: dict[str, Any]) -> str:
+    """One of `SECTIONS`; a part that was not run says so."""
+    title, lines = SECTIONS[key]
+    return "\n".join([f"## {title}\n", *(lines(found) if key in found else ["Not measured."])]) + "\n"
 
 
 def plots(found: dict[str, Any]) -> dict[str, Figure]:

@@ -78,3 +78,11 @@ class InUsersBasis(Solver):
     @property
     def parameterisation(self) -> None:
         return None
+
+
+class InX0(Solver):
+    """A solver whose formula combines x0 outputs; stands before what says how it walks the grid."""
+
+    @property
+    def parameterisation(self) -> str:
+        return "x0"

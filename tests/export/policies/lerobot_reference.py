@@ -7,6 +7,8 @@ Writes what LeRobot's save_pretrained writes, of policy and processors, and expe
 and actions [ticks, actions]. tests/data/lerobot was written so by LeRobot 0.4.4 with diffusers 0.35.2.
 """
 
+# pyright: reportMissingImports=false, reportPrivateImportUsage=false, reportArgumentType=false
+# LeRobot is not installed where types are checked.
 from __future__ import annotations
 
 import sys
