@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..artifact import Artifact
+from ..artifact import Artifact, check_in_place
 from ..backends.abstract import Backend, Buffers, Evaluate
 from ..backends.choose import Beside
 from ..errors import BackendError, EngineFileError, InputError, first_line
@@ -158,6 +158,7 @@ class Prompts:
         try:
             for one in encoders.encoders:
                 loaded.append(self._opened(one))
+            check_in_place(self._artifact)
         except BaseException:
             for one in loaded:
                 one.backend.close()
@@ -213,16 +214,31 @@ def _tokenizer(artifact: Artifact, encoder: TextEncoder) -> Any:
         raise BackendError(f"prompts need the tokenizers library ({error}); pip install 'pfdiff[text]'") from None
     path = artifact.path / encoder.tokenizer
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exceptions
-        raise EngineFileError(f"'{path}' cannot be read ({first_line(error)}); rebuild the engine") from None
+        tokenizer = Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exceptions, and what is none when it panics
+        raise EngineFileError(f"'{path}' cannot be read ({first_line(error)[:120]}); rebuild the engine") from None
+    length, padding, cut = encoder.contract.length, tokenizer.padding or {}, tokenizer.truncation or {}
+    found = (padding.get("length"), padding.get("pad_to_multiple_of"), cut.get("max_length"))
+    if found != (length, None, length):  # before it makes room for as many tokens as it says
+        raise EngineFileError(f"'{path}' pads and cuts to {found[0]} and {found[2]} tokens, expected {length}; rebuild")
+    return tokenizer
 
 
 def _tokens(loaded: LoadedEncoder, texts: Sequence[str]) -> NDArray[np.int64]:
-    """Ids and masks [n, 2, length]; what is cut off is said in one line."""
+    """Ids and masks [n, 2, length]; what is cut off is said in one line. Raises EngineFileError."""
     plain, length = loaded.encoder.plain, loaded.encoder.contract.length
-    encoded = loaded.tokenizer.encode_batch([one.lower().strip() if plain else one for one in texts])
+    damaged = f"the tokenizer of {loaded.encoder.contract.name}"
+    try:
+        encoded = loaded.tokenizer.encode_batch([one.lower().strip() if plain else one for one in texts])
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # as in _tokenizer
+        raise EngineFileError(f"{damaged} fails ({first_line(error)[:120]}); rebuild the engine") from None
     for text, one in zip(texts, encoded, strict=True):
+        if len(one.ids) != length:
+            raise EngineFileError(f"{damaged} makes {len(one.ids)} tokens, expected {length}; rebuild the engine")
         if one.overflowing:
             kept = max(end for _, end in one.offsets)
             warnings.warn(
