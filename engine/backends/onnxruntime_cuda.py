@@ -61,7 +61,7 @@ class OnnxRuntimeCuda(OneByOne[onnxruntime.InferenceSession]):
         self.threads = None
         self.bytes_per_sample = 0  # its arena grows as it needs; it does not say
         gpu = torch.cuda.get_device_name(device)
-        self.description = f"onnxruntime {onnxruntime.__version__}, {gpu}, {contract.precision}"
+        self.description = f"onnxruntime {onnxruntime.__version__}, {gpu}, {files.precision}"
 
     def _bound(self, session: onnxruntime.InferenceSession, buffers: Buffers) -> Evaluate:
         binding, index, out = session.io_binding(), self.device.index or 0, buffers.out

@@ -14,7 +14,7 @@ from typing import final
 
 import torch
 
-from ..contract import AnyContract
+from ..contract import QUANTISED, AnyContract
 from ..device import EXCLUSIVE, check_fits
 from ..errors import BackendError, first_line
 from ..streams import own_stream
@@ -35,6 +35,8 @@ class TorchCuda(OneByOne[Callable[..., torch.Tensor]]):
                 f"backend 'torch' needs the module, and '{files.onnx.parent}' holds ONNX only; "
                 "give module= to pfdiff.load, or use another backend"
             )
+        if files.precision in QUANTISED:
+            raise BackendError(f"backend 'torch' has no {files.precision}; use backend tensorrt, or build with bf16")
         self.name = "torch"
         self.device = device
         self.dtype = PRECISION_DTYPES[contract.precision]
