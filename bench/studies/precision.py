@@ -34,8 +34,10 @@ from ...engine.errors import BackendError, InputError
 from ...engine.machine import processor, version_of
 from ...export.build import build
 from ...export.check import Array, TrialInputs
+from ...export.engine_directory import write_programs
 from ...export.network import Network
 from ...export.precision.trajectory import CHECK_SEED, Trajectories, relative_error
+from ...export.precision.write import Asked
 from ...export.sources.from_module import ModuleSource
 
 NFE = (5, 8)
@@ -126,22 +128,19 @@ def milliseconds(artifacts: dict[str, Artifact], size: int) -> dict[str, dict[st
 def measured(name: str, network: Network, work: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything but distances."""
     artifacts: dict[str, Artifact] = {}
-    lines: dict[str, list[str]] = {}
     program: dict[int, Any] = {}
     for precision in PRECISIONS:
         place = work / f"{name}-{precision}.engine"
-        said: list[str] = []
         if (place / "engine.json").exists():
             artifacts[precision] = read_artifact(place)
         else:
-            given: dict[str, Any] = {}
-            if program:  # the same samplers in every precision
-                first = next(iter(program.values()))
-                given = {"solver": first.solver, "grid": first.grid, "t_start": first.t_start, "basis": first.basis}
-            with build(network, NFE, precision=precision, out=place, progress=said.append, **given):
-                artifacts[precision] = read_artifact(place)
+            if precision == "fp32":
+                build(network, NFE, out=place).close()
+            else:  # the same samplers in every precision
+                asked, options = Asked(program), {"precision": precision, "batch": (1,), "replaces": True}
+                write_programs(place, network, program, asked=asked, say=lambda line: None, **options)
+            artifacts[precision] = read_artifact(place)
         program = dict(artifacts["fp32"].programs)
-        lines[precision] = said
         say(f"{name} {precision} is built")
     first = artifacts["fp32"]
     seeds = SEEDS.get(name, USUAL_SEEDS)
