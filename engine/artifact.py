@@ -121,10 +121,14 @@ def check_in_place(artifact: Artifact) -> None:
 
     For those who hand the paths of its files to a library: check afterwards.
     """
-    with _opened(artifact.path) as held:
-        files = read_records(held.path, _read_manifest(held)["files"])
-    if files != artifact.files:
+    if not is_in_place(artifact):
         raise EngineFileError(f"engine '{artifact.path}' was replaced by another since it was read; load it again")
+
+
+def is_in_place(artifact: Artifact) -> bool:
+    """Whether the directory holds the networks that it held when `artifact` was read. Raises EngineFileError."""
+    with _opened(artifact.path) as held:
+        return read_records(held.path, _read_manifest(held)["files"]) == artifact.files
 
 
 def _opened(folder: Path) -> OpenFolder:

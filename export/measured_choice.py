@@ -123,11 +123,11 @@ def is_remembered(record: Any, by_rule: Program, held: Program | None) -> bool:
 def has_typical_inputs(contract: Contract) -> bool:
     """Whether there are values to measure with: not for embeddings, say, that have no default."""
     return all(
-        one.default is not None or one.labels or one.name in typical_classes(contract) for one in contract.conditions
+        one.default is not None or one.labels or one.name in class_numbers(contract) for one in contract.conditions
     )
 
 
-def typical_classes(contract: Contract) -> dict[str, Any]:
+def class_numbers(contract: Contract) -> dict[str, Any]:
     """Every class in turn, for class numbers without a default and without names."""
     return {
         one.name: np.arange(one.low, min(one.high, one.low + MOST_SEEDS) + 1)
@@ -179,7 +179,7 @@ class _Meter:
         contract = self._source.contract
         drawn = range(SEED, SEED + seeds)
         self._noise = torch.from_numpy(noise(drawn, contract.shape).numpy())
-        self._conditions = rows(condition_tables(contract, typical_classes(contract)), np.array(drawn, np.uint64))
+        self._conditions = rows(condition_tables(contract, class_numbers(contract)), np.array(drawn, np.uint64))
 
     def _seconds_of_a_call(self, *, first: bool) -> float:
         """Of the second call where the first prepares what later ones reuse, unless the first alone is hopeless."""

@@ -23,7 +23,7 @@ ADDED: dict[str, set[str]] = {
     "bench": {"--seconds"},
     "build": {"--data-range", "--time-map", "--lora", "--controlnet", "--no-encoders", "--quantise-error"},
     "compare": {"--data-range", "--time-map"},
-    "export": {"--triton"},
+    "export": {"--triton", "--pixels"},
     "sample": {"--prompt", "--negative-prompt", "--image", "--strength", "--strength-counts"},
     "tune": {"--data-range", "--time-map"},
 }

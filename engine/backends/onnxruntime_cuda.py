@@ -14,6 +14,7 @@ import onnxruntime
 import torch
 
 from ..errors import BackendError, first_line
+from ..streams import own_stream
 from ..tensors import PRECISION_DTYPES
 from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY
@@ -28,7 +29,7 @@ class OnnxRuntimeCuda(OneByOne[onnxruntime.InferenceSession]):
 
     def __init__(self, files: NetworkFiles, device: torch.device) -> None:
         contract = files.contract
-        self.stream = files.stream or torch.cuda.Stream(device)
+        self.stream = files.stream or own_stream(device)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         settings = {

@@ -17,6 +17,7 @@ import torch
 from ..contract import QUANTISED, AnyContract
 from ..device import EXCLUSIVE, check_fits
 from ..errors import BackendError, first_line
+from ..streams import own_stream
 from ..tensors import PRECISION_DTYPES
 from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 from .casting import cast_copy, own_dtypes
@@ -40,7 +41,7 @@ class TorchCuda(OneByOne[Callable[..., torch.Tensor]]):
         self.device = device
         self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = None
-        self.stream = (files.stream or torch.cuda.Stream(device)) if device.type == "cuda" else None
+        self.stream = (files.stream or own_stream(device)) if device.type == "cuda" else None
         self._tf32 = files.options.tf32
         nhwc = len(contract.shape) == 3 and (self.dtype != torch.float32 or self._tf32)
         module: Callable[..., torch.Tensor] = files.module

@@ -22,7 +22,7 @@ from ...engine.errors import InputError
 from ...engine.runtime.noise import noise
 from ...engine.seed_conditions import condition_tables, rows
 from ..check import TrialInputs, random_condition
-from ..measured_choice import has_typical_inputs, reference_of, typical_classes
+from ..measured_choice import class_numbers, has_typical_inputs, reference_of
 
 if TYPE_CHECKING:
     from ...engine.compiler.program import Program
@@ -121,5 +121,5 @@ def _conditions(contract: Contract, seeds: tuple[int, ...]) -> tuple[Array, ...]
     if not has_typical_inputs(contract):
         generator = np.random.default_rng(seeds[0])
         return tuple(random_condition(one, len(seeds), generator) for one in contract.conditions)
-    found = rows(condition_tables(contract, typical_classes(contract)), np.array(seeds, np.uint64))
+    found = rows(condition_tables(contract, class_numbers(contract)), np.array(seeds, np.uint64))
     return tuple(found[one.name] for one in contract.conditions)

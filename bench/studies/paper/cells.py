@@ -88,11 +88,10 @@ def plan(blocks: int) -> Iterator[tuple[Cell, int]]:
         yield from ((cell, block) for block in range(blocks) for cell in chosen)
 
 
-def draw(cell: Cell, block: int, engine_folder: Path, threads: int) -> Features:
-    """Features of the block's samples, drawn as pixels by an engine of this cell."""
+def draw(cell: Cell, seeds: np.ndarray, engine_folder: Path, threads: int) -> Features:
+    """Features of the samples of these seeds, drawn as pixels by an engine of this cell."""
     solver, _, grid = cell.sampler.partition("@")
-    seeds = np.arange(block * BLOCK, (block + 1) * BLOCK)
-    labels = seeds % 10 if cell.kind == "conditional" else np.full(BLOCK, NO_LABEL)
+    labels = seeds % 10 if cell.kind == "conditional" else np.full(len(seeds), NO_LABEL)
     settings = {"grid": grid, "batch": BATCH, "threads": threads, "out": engine_folder}
     with pfdiff.build("fashion", cell.nfe, solver, **settings) as engine:
         pixels = engine.images(seeds=seeds, nfe=cell.nfe, label=labels).numpy()
@@ -126,7 +125,8 @@ def main() -> None:
             path = cell.file(given.out, block)
             if path.exists():
                 continue
-            features = draw(cell, block, Path(folder) / "fashion.engine", given.threads)
+            seeds = np.arange(block * BLOCK, (block + 1) * BLOCK)
+            features = draw(cell, seeds, Path(folder) / "fashion.engine", given.threads)
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as part, open(part, "wb") as file:
                 np.savez(file, pooled=features.pooled, spatial=np.asarray(features.spatial))

@@ -13,28 +13,34 @@ from typing import Any, final
 
 import torch
 
-from ...kernels.images import images
-from ...kernels.noise import noise
-from ...kernels.step import step
-from ...kernels.table import Update, coefficients, noise_factors, updates
-from ..backends.abstract import Backend, Buffers
-from ..contract import Contract
-from ..tensors import TORCH_DTYPES, fill
+from ....kernels.images import images
+from ....kernels.noise import noise
+from ....kernels.step import step
+from ....kernels.table import Update, coefficients, noise_factors, updates
+from ...backends.abstract import Backend, Buffers
+from ...contract import Contract
+from ...tensors import TORCH_DTYPES, fill
+from ..decoder import LoadedDecoder
+from ..inputs import Inputs
+from ..loop import Tables, as_pictures, result_shape
 from .capture import Graph, record
-from .cuda_inputs import ALIGNMENT_BYTES, InputRing, Slot
-from .decoder import LoadedDecoder
-from .inputs import Inputs
-from .loop import Tables, result_shape
+from .extras import StaticExtras
+from .inputs import ALIGNMENT_BYTES, InputRing, Slot
 
 
 @final
 @dataclass(frozen=True)
 class BatchKind:
-    """What one captured graph is for: its bucket, whether it makes its own noise, whether it ends in pixels."""
+    """What one captured graph is for: its bucket, whether it makes its own noise, whether it ends in pixels.
+
+    given: the noise of the way comes from the caller. masked: part of a picture is kept.
+    """
 
     bucket: int
     seeded: bool
     pixels: bool
+    given: bool = False
+    masked: bool = False
 
 
 @final
@@ -96,6 +102,7 @@ def bytes_needed(
     each = elements * (4 * tables.buffers + 4 + dtype.itemsize + (dtype.itemsize if separate else 0))
     if kind.pixels:
         each += math.prod(decoder.contract.image) + decoder.bytes_per_sample if decoder else elements
+    each += StaticExtras.bytes_needed(contract, tables, given=kind.given, masked=kind.masked)
     return kind.bucket * each
 
 
@@ -131,6 +138,8 @@ class CudaBatch:
     ) -> None:
         self.kind = kind
         self.static = static = StaticBuffers.of(backend, contract, tables, kind, decoder)
+        self.extras = StaticExtras.of(tables, static.noise, given=kind.given, masked=kind.masked)
+        self._tables = tables
         self.graph: Graph | None = None
         self._range = contract.data_range
         shape = (kind.bucket, *contract.shape)
@@ -138,7 +147,13 @@ class CudaBatch:
         self.decode = decoder.bind(self.samples) if decoder and kind.pixels else None
         program, separate = tables.program, static.y_in is not None
         self.updates: tuple[Update, ...] = updates(
-            p=program.p, W=program.W, w=program.w, clip=program.clip is not None, separate=separate, V=program.V
+            p=program.p,
+            W=program.W,
+            w=program.w,
+            clip=program.clip is not None,
+            separate=separate,
+            V=program.V,
+            masked=kind.masked,
         )
         self.factors = torch.from_numpy(noise_factors(program.V)).to(backend.device)  # of what the program draws
         x = (static.states[0] if static.y_in is None else static.y_in).view(shape)
@@ -150,6 +165,7 @@ class CudaBatch:
         """Fill the inputs of at most `bucket` samples; the rest repeats the last. See `InputRing.load`."""
         if inputs.noise is not None:
             fill(self.static.noise, inputs.noise)
+        self.extras.load(inputs)
         return self.static.inputs.load(inputs)
 
     def launch(self) -> None:
@@ -161,14 +177,15 @@ class CudaBatch:
         for n, evaluate in enumerate(self.evaluations):
             self.step(n, evaluate())
         if static.pixels is not None:
-            images(static.pixels, self.decode() if self.decode else self.samples, *self._range)
+            images(*as_pictures(static.pixels, self.decode() if self.decode else self.samples), *self._range)
 
     def step(self, row: int, out: torch.Tensor) -> None:
         """The update after evaluation `row`; row N sets the states from the noise."""
         static, update = self.static, self.updates[row]
         y_in = static.y_in if update.separate else None
-        seeds = static.inputs.block.seeds
-        step(static.states, y_in, out.view(-1), static.table, row, update, seeds, self.factors)
+        seeds, xi = static.inputs.block.seeds, self.extras.drawn(self._tables, row)
+        given = static.states, y_in, out.view(-1), static.table, row, update, seeds, self.factors
+        step(*given, xi=xi, kept=self.extras.kept)
 
     def capture(self, stream: torch.cuda.Stream, pool: Any) -> None:
         """Record `launch`. Raises what makes it impossible; the batch can still `launch`."""
