@@ -7,21 +7,16 @@ pictures. What lies in DIR is not drawn again, so a run that was stopped goes on
 `ddim:eta=1` and `euler-a` are the table of `ddpm` and have no cells of their own. `dpm++:sde` takes odd NFE alone.
 
 Grids: of stochastic samplers the best of uniform, logsnr and trailing by Frechet distance at 8 evaluations, on 500
-seeds that no cell has (bench/results/stochastic.json, key `grids`); of the others those of paper_cells.
+seeds that no cell has (bench/results/stochastic.json, key `grids`); of the others those of paper.cells.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from ...engine.atomic import replacing
-from .paper_cells import Cell, check_same, draw
+from .paper.cells import Cell, draw_missing
 
 NFE = (4, 5, 6, 8, 10, 15, 20)
 STOCHASTIC = (
@@ -58,18 +53,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=10, help="of 1,000 seeds")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    check_same(given.out)
-    with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder:
-        for cell, block in plan(given.blocks):
-            path = cell.file(given.out, block)
-            if path.exists():
-                continue
-            features = draw(cell, block, Path(folder) / "fashion.engine", given.threads)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as part, open(part, "wb") as file:
-                np.savez(file, pooled=features.pooled, spatial=np.asarray(features.spatial))
-            print(path, flush=True)
+    draw_missing(plan(given.blocks), given.out, given.threads)
 
 
 if __name__ == "__main__":
