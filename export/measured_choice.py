@@ -85,7 +85,7 @@ def measured(source: Network, by_rule: Mapping[int, Program], progress: Stages |
         return {}
     meter = _Meter(source, progress)
     plans = {nfe: [program, *_rivals(program)] for nfe, program in sorted(by_rule.items())}
-    reference = _reference(next(iter(plans.values()))[0])
+    reference = reference_of(next(iter(plans.values()))[0])
     expected = reference.nfe + sum(nfe * len(plan) for nfe, plan in plans.items())
     found = {nfe: Measured(one, _record([one], [math.inf], 0, 0, reference, meter)) for nfe, one in by_rule.items()}
     try:
@@ -241,7 +241,7 @@ def _rivals(program: Program) -> list[Program]:
     return found
 
 
-def _reference(program: Program) -> Program:
+def reference_of(program: Program) -> Program:
     """A short schedule is walked whole with DDIM, as in `tune`.
 
     Elsewhere an error below 0.01 on every network of the study: Karras sigmas where x0 is sensitive, else even times.

@@ -269,6 +269,7 @@ def _flow(values: Values, kind: SchedulerClass, prediction: str, mu: float | Non
         if mu is None:
             raise InputError("this scheduler shifts its times by the image's size; give mu (see dynamic_mu)")
         shift = mu if values["time_shift_type"] == "linear" else math.exp(mu)
+    shifts = ("linear" if values["time_shift_type"] == "linear" else "exponential") if dynamic else ""
     span: tuple[float, float] = (1.0, 1 / length)
     ramp, ramp_span, latest = _ramp(values), (None, None), 1.0
     if kind.process == "betas":
@@ -292,6 +293,7 @@ def _flow(values: Values, kind: SchedulerClass, prediction: str, mu: float | Non
         is_open=kind.process == "betas",
         span=span,
         shift=shift,
+        dynamic=shifts,
         shift_terminal=values.get("shift_terminal"),
         latest=latest,
         ramp=ramp,

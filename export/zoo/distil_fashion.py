@@ -214,8 +214,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--out", type=Path, default=Path("fashion-distilled"), help="trajectories, checkpoints, weights"
     )
-    parser.add_argument("--trajectories", type=int, default=10_000)
-    parser.add_argument("--steps", type=int, default=4_000)
+    parser.add_argument("--trajectories", type=int, default=5_000)
+    parser.add_argument("--steps", type=int, default=1_600)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     distil(parser.parse_args())

@@ -88,11 +88,10 @@ def plan(blocks: int) -> Iterator[tuple[Cell, int]]:
         yield from ((cell, block) for block in range(blocks) for cell in chosen)
 
 
-def draw(cell: Cell, block: int, engine_folder: Path, threads: int, count: int = BLOCK) -> Features:
-    """Features of the block's samples, the first `count`, drawn as pixels by an engine of this cell."""
+def draw(cell: Cell, seeds: np.ndarray, engine_folder: Path, threads: int) -> Features:
+    """Features of the samples of these seeds, drawn as pixels by an engine of this cell."""
     solver, _, grid = cell.sampler.partition("@")
-    seeds = np.arange(block * BLOCK, block * BLOCK + count)
-    labels = seeds % 10 if cell.kind == "conditional" else np.full(count, NO_LABEL)
+    labels = seeds % 10 if cell.kind == "conditional" else np.full(len(seeds), NO_LABEL)
     settings = {"grid": grid, "batch": BATCH, "threads": threads, "out": engine_folder}
     with pfdiff.build("fashion", cell.nfe, solver, **settings) as engine:
         pixels = engine.images(seeds=seeds, nfe=cell.nfe, label=labels).numpy()
@@ -110,8 +109,8 @@ def check_same(folder: Path) -> None:
         raise SystemExit(f"{folder} holds cells of another network or of other features; name another folder")
 
 
-def draw_missing(cells: Iterable[tuple[Cell, int]], out: Path, threads: int) -> None:
-    """The features of each (cell, block) that is not in `out` yet. SystemExit when `out` holds those of others."""
+def draw_missing(cells: Iterable[tuple[Cell, int]], out: Path, threads: int, size: int = BLOCK) -> None:
+    """The features of each (cell, block of `size` seeds) that `out` lacks; exits where `out` holds those of others."""
     torch.set_num_threads(threads)
     check_same(out)
     with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder:
@@ -119,7 +118,8 @@ def draw_missing(cells: Iterable[tuple[Cell, int]], out: Path, threads: int) -> 
             path = cell.file(out, block)
             if path.exists():
                 continue
-            features = draw(cell, block, Path(folder) / "fashion.engine", threads)
+            seeds = np.arange(block * size, (block + 1) * size)
+            features = draw(cell, seeds, Path(folder) / "fashion.engine", threads)
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as part, open(part, "wb") as file:
                 np.savez(file, pooled=features.pooled, spatial=np.asarray(features.spatial))

@@ -23,7 +23,7 @@ import numpy as np
 from ...errors import InputError
 from ..basis import x_row
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, Solver, StepSolver, Vector, shown
+from .abstract import Evaluate, InUsersBasis, Solver, StepSolver, Vector, shown
 from .noisy import posterior_deviation, renoise
 
 KINDS = ("ddpm", "ddim")
@@ -85,7 +85,7 @@ def listed(x0_var: Sequence[float]) -> str:
 
 @final
 @dataclass(frozen=True)
-class AnalyticStep(StepSolver, Analytic):
+class AnalyticStep(InUsersBasis, StepSolver, Analytic):
     """`analytic-ddpm` and `analytic-ddim`, with `x0_var` once it is known; in any basis."""
 
     kind: str
@@ -93,10 +93,6 @@ class AnalyticStep(StepSolver, Analytic):
 
     def __post_init__(self) -> None:
         check_variances(self.x0_var)
-
-    @property
-    def parameterisation(self) -> None:
-        return None
 
     @property
     def lacks_variances(self) -> bool:
