@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
 import torch
 
 from .artifact import Artifact, check_in_place, is_in_place, read_artifact
@@ -33,7 +32,7 @@ from .runtime.asked import NOTHING, Asked
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.draws import check_draws
 from .runtime.inputs import Conditions, Inputs, check_noise
-from .runtime.latency import Enough, Latency, TimedParts, in_turns
+from .runtime.latency import Enough, Latency, TimedParts, figures_of, in_turns
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import noise
 from .runtime.picture_start import PictureStart
@@ -265,28 +264,10 @@ class Engine:
             times = in_turns((parts.whole, parts.network, parts.updates), rounds, parts.timer, enough=enough)
         finally:
             session.close()
-        p50, p90, p99 = np.percentile(times[:, 0], (50, 90, 99))
-        floor = float(np.median(times[:, 1]))
-        return Latency(
-            backend=self.backend,
-            device=self.device,
-            precision=self.precision,
-            threads=self.threads,
-            nfe=nfe,
-            batch=batch,
-            rounds=len(times),
-            p50_ms=float(p50),
-            p90_ms=float(p90),
-            p99_ms=float(p99),
-            max_ms=float(times[:, 0].max()),
-            first_ms=1e3 * (first - loaded),
-            load_ms=1e3 * (loaded - start),
-            network_ms=floor / nfe,
-            floor_ms=floor,
-            updates_ms=float(np.median(times[:, 2])),
-            overhead=float(np.median(times[:, 0] / times[:, 1])),
-            per_sample_ms=float(p50) / batch,
-        )
+        starting: dict[str, Any] = {"load_ms": 1e3 * (loaded - start), "first_ms": 1e3 * (first - loaded)}
+        ran: dict[str, Any] = {"backend": self.backend, "device": self.device, "precision": self.precision}
+        ran |= {"threads": self.threads, "nfe": nfe, "batch": batch, "rounds": len(times)}
+        return Latency(**ran, **starting, **figures_of(times, nfe, batch))
 
     def parts(self, nfe: int | None = None, batch: int | None = None) -> TimedParts:
         """What `bench` times, for a benchmark of one's own: a whole call, its bare evaluations, its updates.

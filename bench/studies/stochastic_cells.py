@@ -15,15 +15,10 @@ paper/cells.py.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from ...engine.atomic import replacing
-from .paper.cells import Cell, check_same, draw
+from .paper.cells import Cell, draw_missing
 
 NFE, PAPER_NFE = (4, 5, 6, 8, 10, 15, 20), (4, 6, 8, 10, 15, 20)
 BLOCK = 250  # seeds
@@ -62,19 +57,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=40, help="of 250 seeds")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    check_same(given.out)
-    with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder:
-        for cell, block in plan(given.blocks):
-            path = cell.file(given.out, block)
-            if path.exists():
-                continue
-            seeds = np.arange(block * BLOCK, (block + 1) * BLOCK)
-            features = draw(cell, seeds, Path(folder) / "fashion.engine", given.threads)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as part, open(part, "wb") as file:
-                np.savez(file, pooled=features.pooled, spatial=np.asarray(features.spatial))
-            print(path, flush=True)
+    draw_missing(plan(given.blocks), given.out, given.threads, BLOCK)
 
 
 if __name__ == "__main__":
