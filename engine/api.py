@@ -239,6 +239,15 @@ class Engine:
         asked = Asked(prompt, negative_prompt, image, strength, strength_counts, mask)
         return self._sample(self._session, seeds, noise, nfe, conditions, asked, steps_noise, pixels=True)
 
+    def encode(self, prompt: Prompt, negative_prompt: Prompt | None = None) -> dict[str, Any]:
+        """The conditions that prompts stand for, by their own names: float32 [*shape], or [m, *shape] of a list of m.
+
+        For `generate`, `tune`, `compare` and `evaluate`, which take `conditions=`. A negative prompt that is not given
+        is that of the pipeline. Raises InputError, BackendError.
+        """
+        count = 1 if isinstance(prompt, str) else len(prompt)
+        return self._prompts.conditions(prompt, negative_prompt, {}, count)
+
     def bench(
         self, nfe: int | None = None, batch: int | None = None, rounds: int = 50, *, seconds: float | None = None
     ) -> Latency:

@@ -63,8 +63,9 @@ def prompting(config: Config, beside: Beside) -> Prompting | None:
         Part("text_encoder", "encoder_hidden_states", "last"),
         Part("text_encoder", "encoder_hidden_states_mask", "mask"),
     )
-    around = {"before": BEFORE, "after": AFTER}
-    return Prompting(parts, scale=4.0, keep="patches", masked=True, dropped=DROPPED, right=True, **around)
+    return Prompting(
+        parts, scale=4.0, keep="patches", masked=True, before=BEFORE, after=AFTER, dropped=DROPPED, right=True
+    )
 
 
 def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:

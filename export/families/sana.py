@@ -58,9 +58,10 @@ def prompting(config: Config, beside: Beside) -> Prompting | None:
 
 def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:
     made = mirrored(model)
-    for one in made.modules():
-        if type(getattr(one, "processor", None)).__name__ == "SanaLinearAttnProcessor2_0":
-            one.processor = LinearAttention()
+    attention: Any
+    for attention in made.modules():
+        if type(getattr(attention, "processor", None)).__name__ == "SanaLinearAttnProcessor2_0":
+            attention.processor = LinearAttention()
     return Adapted(made)
 
 
@@ -97,7 +98,7 @@ def instruction() -> str:
     """The text that the installed pipeline puts before prompts: complex_human_instruction of its call."""
     import inspect
 
-    from diffusers import SanaPipeline
+    from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
 
     lines = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
     return "\n".join(lines)
