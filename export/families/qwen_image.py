@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from ...engine.condition import Condition
@@ -76,16 +77,13 @@ def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Conditio
 class Rotations(nn.Module):
     """In place of the model's own: those of the picture's patches and of the prompt's tokens, [1, n, d / 2, 2] each."""
 
-    picture: Tensor
-    prompt: Tensor
-
     def __init__(self, picture: Tensor, prompt: Tensor) -> None:
         super().__init__()
-        self.register_buffer("picture", picture[None], persistent=False)
-        self.register_buffer("prompt", prompt[None], persistent=False)
+        self.tables = (picture[None], prompt[None])  # no buffers: they stay float32
 
-    def forward(self, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        return self.picture, self.prompt
+    def forward(self, *_: object, device: torch.device, **__: object) -> tuple[Tensor, Tensor]:
+        picture, prompt = (one.to(device) for one in self.tables)
+        return picture, prompt
 
 
 @final
