@@ -24,7 +24,7 @@ ADDED: dict[str, set[str]] = {
     "build": {"--data-range", "--time-map", "--lora", "--controlnet", "--no-encoders"},
     "compare": {"--data-range", "--time-map"},
     "export": {"--triton"},
-    "sample": {"--prompt", "--negative-prompt", "--image", "--strength", "--strength-counts"},
+    "sample": {"--prompt", "--negative-prompt", "--image", "--mask", "--strength", "--strength-counts"},
     "tune": {"--data-range", "--time-map"},
 }
 # Defaults that are others now, by command and option: the sampler is chosen by rule, two architectures came.

@@ -24,6 +24,7 @@ from ..convention import Convention
 from ..described import Described, Given
 from ..families import FAMILIES, LEGACY
 from ..families.family import Beside, Family
+from ..families.inpainting import inpaints
 from ..pipelines.pipeline_changes import controlnet_of, with_loras
 from ..pipelines.pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
 from ..pipelines.saved_models import DECODERS, load_model, read_json
@@ -41,7 +42,7 @@ AUTOENCODERS = ("vae", "vqvae")
 # Parts of a pipeline whose work an engine would leave out.
 STEERING = ("adapter", "motion_adapter", "transformer_2")
 # Words in the names of pipelines that start from a picture, not from noise.
-FROM_PICTURES = ("Inpaint", "Upscale", "InstructPix2Pix", "Depth2Img", "ImageVariation")
+FROM_PICTURES = ("Upscale", "InstructPix2Pix", "Depth2Img", "ImageVariation")
 PARTS = ("unet", "transformer")  # a pipeline's denoiser is one of these
 
 
@@ -260,9 +261,11 @@ def _check_parts(parts: PipelineParts, given: Given) -> None:
 def _predicts_variance(config: Mapping[str, Any]) -> bool:
     taken = int(config["in_channels"])
     made = int(config.get("out_channels") or taken)
+    if inpaints(config):
+        return False
     if made not in (taken, 2 * taken):
         raise InputError(
-            f"it takes {taken} channels and predicts {made}, an inpainting or editing model; "
+            f"it takes {taken} channels and predicts {made}, an editing model; "
             "give it as an nn.Module, forward(x, t, ...), with the further channels as a condition"
         )
     return made == 2 * taken
