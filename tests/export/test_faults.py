@@ -195,7 +195,11 @@ def test_pipelines_whose_parts_an_engine_would_leave_out(tmp_path: Path) -> None
     steered.save_pretrained(tmp_path / "steered")
     with pytest.raises(InputError, match="has the part 'adapter'"):
         Network(tmp_path / "steered")
-    picture = diffusers.StableDiffusionInpaintPipeline(**pipeline.components, requires_safety_checker=False)
+    picture = diffusers.StableDiffusionDepth2ImgPipeline(
+        **{name: getattr(pipeline, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")},
+        depth_estimator=None,
+        feature_extractor=None,
+    )
     with pytest.warns(UserWarning, match="no mask, no edit"):
         Network(picture)
     pipeline.vae = diffusers.AsymmetricAutoencoderKL(
