@@ -67,7 +67,7 @@ class TensorRt(Backend):
         self.threads = None
         self.bytes_per_sample = 0  # activation memory is allocated above, once for all buckets
         tf32 = ", TF32" if options.tf32 else ""
-        self.description = f"{flavour} {trt.__version__}, {gpu}, {contract.precision}{tf32}"
+        self.description = f"{flavour} {trt.__version__}, {gpu}, {files.precision}{tf32}"
 
     def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
         if self._engine is None:

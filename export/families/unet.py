@@ -12,9 +12,11 @@ from torch import nn
 
 from ...engine.condition import Condition
 from ...engine.errors import InputError
+from .family import AXES as AXES
 from .family import TIME_UNIT as TIME_UNIT
 from .family import Adapted, Beside, Config, Part, Prompting, known, text
 from .family import channels as channels
+from .family import learned_sigma as learned_sigma
 from .family import scheduled as scheduled
 from .family import shape as shape
 
@@ -65,7 +67,7 @@ def _class_labels(config: Config) -> tuple[Condition, ...]:
             raise InputError(f"class_embed_type '{kind}' is not known here; known: timestep, projection, classes")
 
 
-def prompting(config: Config) -> Prompting | None:
+def prompting(config: Config, beside: Beside) -> Prompting | None:
     if "cross_attention_dim" not in config:
         return None
     guided = not config.get("time_cond_proj_dim")  # distilled ones have their scale in the time's embedding

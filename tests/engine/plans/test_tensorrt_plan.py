@@ -19,7 +19,7 @@ from pfdiff.engine.backends.tensorrt_cuda import TensorRt
 from pfdiff.engine.contract import DecoderContract
 from pfdiff.engine.errors import BackendError
 from pfdiff.engine.plans.key import PlanKey
-from pfdiff.engine.runtime.cuda_batch import BatchKind, CudaBatch
+from pfdiff.engine.runtime.cuda.batch import BatchKind, CudaBatch
 from pfdiff.engine.runtime.decoder import LoadedDecoder
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.loop import make_tables
