@@ -19,7 +19,7 @@ test: $(VENV)/.installed-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 bench: $(VENV)/.installed-dev
-	@$(BIN)/python -m pfdiff.bench.tracking; status=$$?; \
+	@$(BIN)/python -m pfdiff.bench.regression; status=$$?; \
 	  $(BIN)/pfdiff bench --report -o bench/results/report.md && exit $$status
 
 lint: $(VENV)/.installed-dev

@@ -13,7 +13,9 @@ from .arguments import options
 def sample(
     context: typer.Context,
     engine: options.EngineArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help=".png (one grid), .npy, .npz, or a folder of PNGs.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help=".png (one grid), .npy, .npz, or a folder of PNGs, or frames.")
+    ],
     nfe: options.Evaluations = None,
     seeds: Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")] = "0-15",
     prompt: Annotated[str | None, typer.Option("--prompt", help="Of engines with text encoders.")] = None,
@@ -59,7 +61,8 @@ def sample(
     evaluations = artifact.program(nfe).nfe
     pictures = kind in ("grid", "folder")
     if pictures:
-        check_shape(artifact.decoder.image if artifact.decoder else artifact.contract.shape)
+        shape = artifact.decoder.image if artifact.decoder else artifact.contract.shape
+        check_shape(shape, frames=kind == "folder" and artifact.decoder is not None)
     typed = {name: context.params[name] for name in ASKED if context.params[name] is not None}
     extra, asked = asked_from(typed, artifact.contract)
     encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING}

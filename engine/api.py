@@ -16,10 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
 import torch
 
-from .artifact import Artifact, check_in_place, read_artifact
+from .artifact import Artifact, check_in_place, is_in_place, read_artifact
 from .backends.abstract import Backend, CudaOptions, NetworkFiles
 from .backends.choose import Beside, open_best
 from .backends.registry import check_backend, open_backend
@@ -27,14 +26,14 @@ from .compiler.program import Program
 from .condition import INPAINTING
 from .contract import Contract, DecoderContract
 from .device import parse_device
-from .errors import EngineFileError, InputError, shown
+from .errors import BackendError, EngineFileError, InputError, shown
 from .notebook import html_table
 from .philox import Seeds, parse_seeds
 from .runtime.asked import NOTHING, Asked
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.draws import check_draws
 from .runtime.inputs import Conditions, Inputs, check_noise
-from .runtime.latency import Enough, Latency, TimedParts, in_turns
+from .runtime.latency import Enough, Latency, TimedParts, figures_of, in_turns
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import noise
 from .runtime.picture_start import PictureStart, inpaints
@@ -45,6 +44,8 @@ from .text_encoders import TextEncoders
 if TYPE_CHECKING:
     from .backends.abstract import Module
     from .progress import BuildProgress
+
+MOST_RELOADS = 10  # of an engine that is replaced while it is loaded
 
 
 @final
@@ -79,19 +80,45 @@ class Engine:
         contract's order; decoder_module: the decoder as module(latents) -> images, without which another backend
         decodes. options: of CUDA backends. progress: called while a TensorRT plan is built, which the first load on a
         GPU does.
+        An engine that another process replaces meanwhile is read again; an Artifact is not.
         Raises InputError, EngineFileError (missing, damaged, of another format), BackendError (not installed, refuses).
         """
         check_backend(backend)
-        artifact = path if isinstance(path, Artifact) else read_artifact(path)
         options = options or CudaOptions()
+        given = (parse_device(device), backend, threads, module, decoder_module, options, progress)
+        if isinstance(path, Artifact):
+            return cls._of(path, *given)
+        for _ in range(MOST_RELOADS):
+            artifact = read_artifact(path)
+            try:
+                return cls._of(artifact, *given)
+            except (EngineFileError, BackendError):  # of a file that is gone, or of another engine than was read
+                if is_in_place(artifact):
+                    raise
+        raise EngineFileError(f"engine '{os.fspath(path)}' is replaced again and again; wait for the builds")
+
+    @classmethod
+    def _of(
+        cls,
+        artifact: Artifact,
+        device: torch.device | None,
+        backend: str,
+        threads: int | None,
+        module: Module | None,
+        decoder_module: Module | None,
+        options: CudaOptions,
+        progress: BuildProgress | None,
+    ) -> Engine:
+        """What was read, opened. Raises EngineFileError when another engine has taken its place, BackendError."""
         files = NetworkFiles(artifact.network_path, artifact.contract, module, artifact, options, progress)
         tables = {nfe: make_tables(artifact.programs[nfe], artifact.contract) for nfe in sorted(artifact.programs)}
-        opened, reason = open_best(files, parse_device(device), backend, threads)
-        decoder = load_decoder(files, opened, backend, threads, decoder_module)
+        opened, reason = open_best(files, device, backend, threads)
+        decoder = None
         try:
+            decoder = load_decoder(files, opened, backend, threads, decoder_module)
             if artifact.files:  # of a module there may be none
                 check_in_place(artifact)
-        except EngineFileError:
+        except (EngineFileError, BackendError):
             for one in (opened, *([decoder.backend] if decoder else [])):
                 one.close()
             raise
@@ -238,28 +265,10 @@ class Engine:
             times = in_turns((parts.whole, parts.network, parts.updates), rounds, parts.timer, enough=enough)
         finally:
             session.close()
-        p50, p90, p99 = np.percentile(times[:, 0], (50, 90, 99))
-        floor = float(np.median(times[:, 1]))
-        return Latency(
-            backend=self.backend,
-            device=self.device,
-            precision=self.precision,
-            threads=self.threads,
-            nfe=nfe,
-            batch=batch,
-            rounds=len(times),
-            p50_ms=float(p50),
-            p90_ms=float(p90),
-            p99_ms=float(p99),
-            max_ms=float(times[:, 0].max()),
-            first_ms=1e3 * (first - loaded),
-            load_ms=1e3 * (loaded - start),
-            network_ms=floor / nfe,
-            floor_ms=floor,
-            updates_ms=float(np.median(times[:, 2])),
-            overhead=float(np.median(times[:, 0] / times[:, 1])),
-            per_sample_ms=float(p50) / batch,
-        )
+        starting: dict[str, Any] = {"load_ms": 1e3 * (loaded - start), "first_ms": 1e3 * (first - loaded)}
+        ran: dict[str, Any] = {"backend": self.backend, "device": self.device, "precision": self.precision}
+        ran |= {"threads": self.threads, "nfe": nfe, "batch": batch, "rounds": len(times)}
+        return Latency(**ran, **starting, **figures_of(times, nfe, batch))
 
     def parts(self, nfe: int | None = None, batch: int | None = None) -> TimedParts:
         """What `bench` times, for a benchmark of one's own: a whole call, its bare evaluations, its updates.

@@ -104,6 +104,10 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         clip_sample_range: float | None = None,
         thresholding: bool = False,
         solver_order: int | None = None,
+        predictor_order: int | None = None,
+        corrector_order: int | None = None,
+        lambda_min_clipped: float | None = None,
+        scale_factors: Sequence[float] | None = None,
         predict_x0: bool | None = None,
         use_karras_sigmas: bool | None = False,
         use_exponential_sigmas: bool | None = False,
@@ -291,8 +295,8 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
             model_output = model_output[:, : sample.shape[1]]
         if model_output.shape != sample.shape:
             raise InputError(f"model_output {list(model_output.shape)}, expected the sample's {list(sample.shape)}")
-        xi = None
-        if n in running.program.draws:
+        xi, draws = None, running.program.draws
+        if draws and n <= draws[-1]:  # as diffusers' SA-Solver, which draws at steps that add nothing too
             xi = randn_tensor(
                 model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype
             )

@@ -26,7 +26,7 @@ ROOMS = (
     ("compiler", "atomic"),
     ("files",),
     ("json_fields", "philox"),
-    ("tensors", "machine", "progress", "errors", "version", "notebook"),
+    ("streams", "tensors", "machine", "progress", "errors", "version", "notebook"),
 )
 
 

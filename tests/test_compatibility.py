@@ -21,9 +21,9 @@ THEN = Path(__file__).parent / "data" / "e9258ea"
 # Option by command, beyond those of e9258ea.
 ADDED: dict[str, set[str]] = {
     "bench": {"--seconds"},
-    "build": {"--data-range", "--time-map", "--lora", "--controlnet", "--no-encoders"},
+    "build": {"--data-range", "--time-map", "--lora", "--controlnet", "--no-encoders", "--quantise-error"},
     "compare": {"--data-range", "--time-map"},
-    "export": {"--triton"},
+    "export": {"--triton", "--pixels"},
     "sample": {"--prompt", "--negative-prompt", "--image", "--mask", "--strength", "--strength-counts"},
     "tune": {"--data-range", "--time-map"},
 }

@@ -28,7 +28,7 @@ from .decoder import Decode, LoadedDecoder, not_finite
 from .draws import Draws
 from .inputs import Inputs
 from .kept import Kept
-from .loop import Chunk, Loop, Tables, result_shape, slices
+from .loop import Chunk, Loop, Tables, as_pictures, result_shape, slices
 from .noise import fill_noise
 from .update import all_finite, combine
 
@@ -235,7 +235,7 @@ class CpuLoop(Loop):
         images = torch.from_numpy(samples)
         if self._decoder is not None:
             images = self._decoded(images, self._decoder)
-        eager.images(torch.from_numpy(into), images[: inputs.count], *self._contract.data_range)
+        eager.images(*as_pictures(torch.from_numpy(into), images[: inputs.count]), *self._contract.data_range)
 
     def floor(self, tables: Tables, size: int) -> Callable[[], None]:
         evaluate, evaluations = self._bucket(tables, size).evaluations[0], tables.nfe

@@ -1,6 +1,6 @@
 """What executes a program on batches: the tables it reads and the interface of both loops.
 
-`cpu_loop` runs on the CPU, `cuda_loop` on a CUDA device; `session` cuts requests into batches for either.
+`cpu_loop` runs on the CPU, `cuda.loop` on a CUDA device; `session` cuts requests into batches for either.
 """
 
 from __future__ import annotations
@@ -131,8 +131,13 @@ def slices(chunks: Sequence[Chunk]) -> Iterator[tuple[slice, int]]:
 
 
 def result_shape(contract: Contract, decoder: LoadedDecoder | None, *, pixels: bool) -> tuple[int, ...]:
-    """Of one sample, or with `pixels` of one picture [H, W, C]."""
+    """Of one sample, or with `pixels` of one picture [H, W, C] or video [frames, H, W, C]."""
     if not pixels:
         return contract.shape
-    channels, height, width = decoder.contract.image if decoder else contract.shape
-    return height, width, channels
+    channels, *sides = decoder.contract.image if decoder else contract.shape
+    return *sides, channels
+
+
+def as_pictures(pixels: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of pixels and x as [b, H, W, C] and [b, C, H, W]: a video's frames stand one above the other."""
+    return (pixels, x) if x.dim() == 4 else (pixels.flatten(1, -3), x.flatten(2, -2))

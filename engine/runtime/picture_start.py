@@ -19,7 +19,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from ..artifact import IMAGE_ENCODER, Artifact
+from ..artifact import IMAGE_ENCODER, Artifact, check_in_place
 from ..backends.abstract import Backend, Buffers, Evaluate
 from ..backends.choose import Beside
 from ..compiler.part import last_part
@@ -27,7 +27,7 @@ from ..compiler.program import Program
 from ..compiler.schedule import parse_schedule
 from ..condition import INPAINT_MASK, INPAINTING, MASKED_IMAGE
 from ..contract import Contract
-from ..errors import BackendError, InputError
+from ..errors import BackendError, EngineFileError, InputError
 from .asked import Asked
 from .loop import Tables, make_tables
 from .masked import Masked, check_mask
@@ -159,7 +159,13 @@ class PictureStart:
                 artifact, contract = self._artifact, self._artifact.image_encoder
                 assert contract is not None
                 file = artifact.path / IMAGE_ENCODER
-                self._encode = self._beside.open("the image encoder", file, contract, artifact.batch[0])
+                opened = self._beside.open("the image encoder", file, contract, artifact.batch[0])
+                try:
+                    check_in_place(artifact)
+                except EngineFileError:
+                    opened[0].close()
+                    raise
+                self._encode = opened
             return self._run(*self._encode, pixels)
 
     def _run(self, backend: Backend, buffers: Buffers, evaluate: Evaluate, pixels: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 from ...engine.condition import INPAINT_MASK, Condition
 from ...engine.errors import InputError
 from . import family
+from .family import AXES as AXES
 from .family import TIME_UNIT as TIME_UNIT
 from .family import Adapted, Beside, Config, Part, Prompting, known, text
 from .family import scheduled as scheduled
@@ -35,6 +36,10 @@ def channels(config: Config) -> int:
 def shape(config: Config) -> tuple[int, ...] | None:
     found = family.shape(config)
     return None if found is None else (channels(config), *found[1:])
+
+
+def learned_sigma(config: Config) -> bool:
+    return not inpaints(config) and family.learned_sigma(config)
 
 
 def patches(config: Config, shape: tuple[int, ...]) -> int:
@@ -75,7 +80,7 @@ def _class_labels(config: Config) -> tuple[Condition, ...]:
             raise InputError(f"class_embed_type '{kind}' is not known here; known: timestep, projection, classes")
 
 
-def prompting(config: Config) -> Prompting | None:
+def prompting(config: Config, beside: Beside) -> Prompting | None:
     if "cross_attention_dim" not in config:
         return None
     guided = not config.get("time_cond_proj_dim")  # distilled ones have their scale in the time's embedding

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 WEIGHTS = "diffusion_pytorch_model"
 LARGEST_CONFIG_BYTES = 16 << 20
-DECODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel", "AutoencoderDC")
+DECODERS = (
+    "AutoencoderKL",
+    "AutoencoderTiny",
+    "VQModel",
+    "AutoencoderDC",
+    "AutoencoderKLFlux2",
+    "AutoencoderKLQwenImage",
+    "AutoencoderKLWan",
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pfdiff.engine.compiler.part import last_part
 from pfdiff.engine.compiler.program import Program
 from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.runtime import cpu_loop
-from pfdiff.engine.runtime.cuda_batch import BatchKind, CudaBatch, bytes_needed
+from pfdiff.engine.runtime.cuda.batch import BatchKind, CudaBatch, bytes_needed
 from pfdiff.engine.runtime.draws import Draws
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.loop import make_tables
@@ -140,14 +140,6 @@ def test_the_next_call_has_no_mask_any_more() -> None:
 
 
 # On a CUDA device: the loop on CPU tensors, through plain torch and the kernels' interpreter.
-@pytest.fixture(params=["eager", "kernels"])
-def ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "kernels":
-        pytest.importorskip("triton", reason="the kernels need Triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1" if request.param == "kernels" else "0")
-    return request.param
-
-
 def batch(made: Program, kind: BatchKind) -> CudaBatch:
     contract = replace(PLAIN, schedule=made.schedule, prediction=made.prediction)
     backend = TorchCuda(NetworkFiles(Path("none"), contract, coupled), torch.device("cpu"))
