@@ -261,6 +261,8 @@ def _exported(target: Path, source: Network, precision: str, held: Held, say: Li
     provenance |= source.origin
     provenance |= _searched(held.search, {})
     with writing(target), replacing_folder(target) as folder:
+        if source.need is not None and (line := source.need.line(precision)):
+            say(line)
         contract = source.write(folder, precision, say)
         decoder = source.decoder.write(folder, precision, say) if source.decoder else None
         texts, images = source.encoders.write(folder, precision, say) if source.encoders else (None, None)
