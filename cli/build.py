@@ -31,6 +31,7 @@ def build(
     end: options.EndTime = None,
     batch: options.Batch = None,
     precision: options.Precision = "fp32",
+    quantise_error: options.QuantiseError = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     target: options.Target = None,
@@ -53,6 +54,7 @@ def build(
         clip_from(clip)
     settings: dict[str, Any] = {"basis": basis, "t_start": t_start}
     settings |= {"precision": precision, "backend": backend, "device": device, "threads": threads, "out": out}
+    settings |= {"quantise_error": quantise_error}
     settings |= {"target": target or (), "end": end_from(end) if end else None}
     settings |= {"grid": grid_from(grid) if grid else None, "batch": integers_from("--batch", batch) if batch else None}
     evaluations = integers_from("--nfe", nfe)
@@ -77,6 +79,8 @@ def build(
             with build_engine(source, evaluations, solver, **settings) as engine:
                 programs = [engine.programs[count] for count in evaluations]
     print(*chosen, progress.last, sep="\n")
+    for note in source.notes:
+        print("pfdiff:", note, file=sys.stderr)
     from ..engine.compiler.start import doubt_of_start
 
     for doubt in list(filter(None, map(doubt_of_start, programs)))[:1]:

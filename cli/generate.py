@@ -49,7 +49,7 @@ def generate(
 ) -> None:
     """Generate many samples: shards and a manifest, the same files here and on Ray; run again, it goes on.
 
-    The network's conditions are options too: --label 3, or several values, of which seed s takes number s mod m.
+    The network's conditions are options too: --label 3. Of m values, as in --label 3,5,7, seed s has number s mod m.
     """
     from .arguments.networks import read_engine
     from .arguments.prompts import prompted_conditions

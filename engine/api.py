@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
 import torch
 
 from .artifact import Artifact, check_in_place, is_in_place, read_artifact
@@ -24,6 +23,7 @@ from .backends.abstract import Backend, CudaOptions, NetworkFiles
 from .backends.choose import Beside, open_best
 from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
+from .condition import INPAINTING
 from .contract import Contract, DecoderContract
 from .device import parse_device
 from .errors import BackendError, EngineFileError, InputError, shown
@@ -33,10 +33,10 @@ from .runtime.asked import NOTHING, Asked
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.draws import check_draws
 from .runtime.inputs import Conditions, Inputs, check_noise
-from .runtime.latency import Enough, Latency, TimedParts, in_turns
+from .runtime.latency import Enough, Latency, TimedParts, figures_of, in_turns
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import noise
-from .runtime.picture_start import PictureStart
+from .runtime.picture_start import PictureStart, inpaints
 from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
 from .text_encoders import TextEncoders
@@ -274,28 +274,10 @@ class Engine:
             times = in_turns((parts.whole, parts.network, parts.updates), rounds, parts.timer, enough=enough)
         finally:
             session.close()
-        p50, p90, p99 = np.percentile(times[:, 0], (50, 90, 99))
-        floor = float(np.median(times[:, 1]))
-        return Latency(
-            backend=self.backend,
-            device=self.device,
-            precision=self.precision,
-            threads=self.threads,
-            nfe=nfe,
-            batch=batch,
-            rounds=len(times),
-            p50_ms=float(p50),
-            p90_ms=float(p90),
-            p99_ms=float(p99),
-            max_ms=float(times[:, 0].max()),
-            first_ms=1e3 * (first - loaded),
-            load_ms=1e3 * (loaded - start),
-            network_ms=floor / nfe,
-            floor_ms=floor,
-            updates_ms=float(np.median(times[:, 2])),
-            overhead=float(np.median(times[:, 0] / times[:, 1])),
-            per_sample_ms=float(p50) / batch,
-        )
+        starting: dict[str, Any] = {"load_ms": 1e3 * (loaded - start), "first_ms": 1e3 * (first - loaded)}
+        ran: dict[str, Any] = {"backend": self.backend, "device": self.device, "precision": self.precision}
+        ran |= {"threads": self.threads, "nfe": nfe, "batch": batch, "rounds": len(times)}
+        return Latency(**ran, **starting, **figures_of(times, nfe, batch))
 
     def parts(self, nfe: int | None = None, batch: int | None = None) -> TimedParts:
         """What `bench` times, for a benchmark of one's own: a whole call, its bare evaluations, its updates.
@@ -396,6 +378,8 @@ class Engine:
         asked, conditions = asked.without(self.contract, conditions)
         conditions = self._prompts.conditions(asked.prompt, asked.negative_prompt, conditions, count)
         masked = None
+        if inpaints(self.contract) and asked.mask is None and not {*INPAINTING} <= {*conditions}:
+            raise InputError("this network inpaints; give image= and mask=, 1 where the picture is drawn anew")
         if asked.image is not None:
             draw = functools.partial(self._start_noise, keys, start)
             begun = self._pictures.start(asked, tables.program, count, draw)

@@ -22,6 +22,7 @@ from .errors import InputError, shown
 from .json_fields import as_json, check_choice, check_name, check_shape, check_text, is_integer, is_number, read_fields
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+QUANTISED = ("int8", "fp8")  # of an engine: layers inside in eight bits, x and out in one of the above
 TIME_DTYPES = ("float32", "int64")
 LARGEST_BATCH = 1 << 20
 MOST_CONDITIONS = 256

@@ -49,11 +49,12 @@ SEED = 1 << 41  # the first seed; those of `tune` lie lower
 RIVALS: tuple[tuple[str, str, str | None, float | None], ...] = (
     ("pfdiff:k=2,l=1", "uniform", "eps", 0.03),
     ("ipndm:order=3", "karras", "eps", 0.03),
+    ("pfdiff:k=2,l=1", "angle", "eps", None),
     ("ipndm:order=3", "trailing", "x0", None),
-    ("pfdiff:k=2,l=1", "karras", "eps", 0.03),
     ("ddim", "karras:rho=3", None, 0.08),
-    ("ddim", "trailing", None, 0.08),
     ("ddim", "trailing", None, None),
+    ("pfdiff:k=2,l=1", "karras", "eps", 0.03),
+    ("ddim", "trailing", None, 0.08),
     ("ddim", "karras", None, None),
 )
 # Before these on a schedule of at most `SHORT` times, where many evaluations come near to the walk over every time.
@@ -85,7 +86,7 @@ def measured(source: Network, by_rule: Mapping[int, Program], progress: Stages |
         return {}
     meter = _Meter(source, progress)
     plans = {nfe: [program, *_rivals(program)] for nfe, program in sorted(by_rule.items())}
-    reference = _reference(next(iter(plans.values()))[0])
+    reference = reference_of(next(iter(plans.values()))[0])
     expected = reference.nfe + sum(nfe * len(plan) for nfe, plan in plans.items())
     found = {nfe: Measured(one, _record([one], [math.inf], 0, 0, reference, meter)) for nfe, one in by_rule.items()}
     try:
@@ -241,7 +242,7 @@ def _rivals(program: Program) -> list[Program]:
     return found
 
 
-def _reference(program: Program) -> Program:
+def reference_of(program: Program) -> Program:
     """A short schedule is walked whole with DDIM, as in `tune`.
 
     Elsewhere an error below 0.01 on every network of the study: Karras sigmas where x0 is sensitive, else even times.

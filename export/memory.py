@@ -38,7 +38,7 @@ class Need:
 
     def bytes(self, precision: str) -> int:
         """Peak of the resident set, about."""
-        own, encoder = FACTORS[precision]
+        own, encoder = FACTORS.get(precision, FACTORS["fp32"])
         largest = max(self.encoders.values(), default=0)
         return BASE_BYTES + int(4 * max(own * self.denoiser, self.denoiser + self.decoder + encoder * largest))
 

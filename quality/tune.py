@@ -33,7 +33,7 @@ from .sampling.budget import Budget, BudgetSpentError, parse_budget
 from .sampling.reference import Reference
 from .sampling.seeds import chosen_seeds
 from .sampling.subject import Subject
-from .search.candidates import Setting, all_candidates, make_setting
+from .search.candidates import Setting, all_candidates, lacks_variances, make_setting
 from .search.criterion import Criterion
 from .search.halving import Search, Trial
 from .winner import check_destination, write_winner
@@ -274,5 +274,7 @@ def _too_little(limit: Budget, reference: Reference, seeds: int, *, refine: bool
 def _nothing_found(setting: Setting, solvers: Any, grids: Any, bases: Any, limit: Budget) -> str:
     if limit.evaluations is not None or limit.seconds is not None:
         return "the budget is spent before one candidate was run; give more"
+    if lacking := next(filter(lacks_variances, solvers or ()), None):
+        return f"{lacking} is no candidate of a search: pfdiff build estimates its variances; give it with x0_var="
     asked = f"solvers {solvers or 'all'}, grids {grids or 'all'}, bases {bases or 'all'}"
     return f"no candidate is defined for NFE {setting.nfe} on schedule {setting.schedule} ({asked}); allow more"

@@ -1,11 +1,11 @@
 """Figures of what stochastic_cells sampled: `python -m pfdiff.bench.studies.stochastic_tables --cells DIR --data DIR`.
 
-Frechet distances on the shipped classifier's features to the training set (no FID), and, of the same seeds, class
-agreement. Every column of the table has one sample count, the largest that all its cells have; rows of samplers that
-draw no noise are those of fashion_paper.json where that has the NFE, with their own count. Distances fall with the
-count: 1,000 real test pictures have the distance under `real`, and 10,000 that of fashion_paper.json.
+Frechet distances on the shipped classifier's features to the training set (no FID). Every NFE has one sample count for
+all samplers that draw noise, the largest that all their cells have. Rows of samplers that draw none are those of
+fashion_paper.json, with its count, but at NFE that it leaves out. Distances fall with the count: `real` has those of as
+many real test pictures.
 
---grids measures the grids that stochastic_cells has of stochastic samplers, one solver of a family, on 500 seeds from
+--grids measures the grids that stochastic_cells has of stochastic samplers, one solver of a family, on 250 seeds from
 2,000,000 on.
 """
 
@@ -25,11 +25,11 @@ from ...quality.distances.features import Features, extractor, joined
 from ...quality.distances.metrics import FrechetDistance, thinned
 from ...quality.distances.real_pictures import reference_features
 from ..measuring.machine import RESULTS, describe
-from .paper_cells import BLOCK, Cell, check_same, draw
-from .stochastic_cells import DETERMINISTIC, NFE, STOCHASTIC, cells
+from .paper.cells import Cell, check_same, draw
+from .stochastic_cells import BLOCK, DETERMINISTIC, NFE, PAPER_NFE, cells
 
-GRID_SOLVERS = ("ddpm", "dpm++:2m-sde", "sa", "sa:tau=0.4", "analytic-ddpm", "tada:order=2")
-GRIDS, GRID_NFE, GRID_BLOCK, GRID_SEEDS = ("uniform", "logsnr", "trailing"), 8, 2000, 500
+GRIDS, GRID_NFE, GRID_SOLVERS = ("trailing", "logsnr"), 8, ("ddpm", "dpm++:2m-sde", "tada:order=2")
+GRID_SEEDS = range(2_000_000, 2_000_250)
 
 
 def blocks_of(folder: Path, cell: Cell) -> int:
@@ -51,23 +51,21 @@ def features(folder: Path, cell: Cell, blocks: int) -> Features:
 
 def table(folder: Path, distance: FrechetDistance, paper: dict[str, Any]) -> dict[str, Any]:
     """{"samples": {nfe: count}, "rows": {sampler: {nfe: {"fd", "samples"}}}}"""
-    counts = {
-        nfe: min(blocks_of(folder, cell) for cell in cells() if cell.nfe == nfe and cell.sampler in STOCHASTIC)
-        for nfe in NFE
-    }
+    counts = {nfe: min(blocks_of(folder, cell) for cell in cells() if cell.nfe == nfe) for nfe in NFE}
     rows: dict[str, dict[str, Any]] = {}
     for cell in cells():
-        blocks = counts[cell.nfe] if cell.sampler in STOCHASTIC else blocks_of(folder, cell)
-        held = paper["conditional"]["rows"].get(cell.sampler, {}).get(str(cell.nfe))
-        if held and cell.sampler in DETERMINISTIC:
-            found = {"fd": held["fd"], "samples": paper["conditional"]["samples"]}
-        elif blocks:
-            pooled = features(folder, cell, blocks).pooled
-            found = {"fd": round(distance(pooled), 4), "samples": blocks * BLOCK}
-        else:
-            continue
-        rows.setdefault(cell.sampler, {})[str(cell.nfe)] = found
+        if blocks := counts[cell.nfe]:
+            found = {"fd": round(distance(features(folder, cell, blocks).pooled), 4), "samples": blocks * BLOCK}
+            rows.setdefault(cell.sampler, {})[str(cell.nfe)] = found
+    known = paper["conditional"]
+    for sampler in DETERMINISTIC:
+        for nfe in map(str, PAPER_NFE):
+            rows.setdefault(sampler, {})[nfe] = {"fd": known["rows"][sampler][nfe]["fd"], "samples": known["samples"]}
     return {"samples": {str(nfe): count * BLOCK for nfe, count in counts.items()}, "rows": rows}
+
+
+def known_count(paper: dict[str, Any]) -> int:
+    return paper["conditional"]["samples"]
 
 
 def grids(distance: FrechetDistance, threads: int) -> dict[str, Any]:
@@ -77,10 +75,10 @@ def grids(distance: FrechetDistance, threads: int) -> dict[str, Any]:
         for solver in GRID_SOLVERS:
             for grid in GRIDS:
                 cell = Cell("conditional", f"{solver}@{grid}", GRID_NFE)
-                pooled = draw(cell, GRID_BLOCK, Path(folder) / "fashion.engine", threads, GRID_SEEDS).pooled
+                pooled = draw(cell, np.array(GRID_SEEDS), Path(folder) / "fashion.engine", threads).pooled
                 found.setdefault(solver, {})[grid] = round(distance(pooled), 4)
                 print(solver, grid, found[solver][grid], flush=True)
-    return {"nfe": GRID_NFE, "seeds": GRID_SEEDS, "fd": found}
+    return {"nfe": GRID_NFE, "seeds": len(GRID_SEEDS), "fd": found}
 
 
 def main() -> None:
@@ -106,8 +104,12 @@ def main() -> None:
         check_same(given.cells)
         paper = json.loads((RESULTS / "fashion_paper.json").read_text())
         test, _ = load_fashion(given.data, "test")
-        found |= {"machine": describe(), "features": network.digest, **table(given.cells, distance, paper)}
-        found["real"] = {"samples": BLOCK, "fd": round(distance(network(thinned(test[..., None], BLOCK)).pooled), 4)}
+        drawn = table(given.cells, distance, paper)
+        found |= {"machine": describe(), "features": network.digest, **drawn}
+        found["real"] = {
+            str(count): round(distance(network(thinned(test[..., None], count)).pooled), 4)
+            for count in sorted({*drawn["samples"].values(), known_count(paper)} - {0})
+        }
     with replacing(path) as part:
         part.write_text(json.dumps(found, indent=1) + "\n")
 

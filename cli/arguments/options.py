@@ -140,7 +140,18 @@ EndTime = Annotated[
 EngineArgument = Annotated[Path, typer.Argument(metavar="ENGINE", help="The engine directory that 'build' wrote.")]
 EngineOut = Annotated[Path | None, typer.Option("--out", "-o", help="The engine directory; default: NAME.engine.")]
 Batch = Annotated[str | None, typer.Option("--batch", help="Batch sizes, 1,8; default: the engine's, else 1.")]
-Precision = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="fp32, fp16, bf16, int8, fp8; auto: the fastest here within the bound.")
+]
+QuantiseError = Annotated[
+    float | None,
+    typer.Option(
+        "--quantise-error",
+        parser=number,
+        metavar="<float>",
+        help="RMS that int8, fp8 and auto may add to samples; default: half of the sampler's own error.",
+    ),
+]
 Backend = Annotated[
     str, typer.Option("--backend", help="auto, tensorrt, tensorrt_rtx, torch, onnxruntime or openvino.")
 ]

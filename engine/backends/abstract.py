@@ -57,6 +57,12 @@ class NetworkFiles:
     progress: BuildProgress | None = None
     stream: torch.cuda.Stream | None = None
 
+    @property
+    def precision(self) -> str:
+        """What it computes in: the engine's precision, such as int8, for its network, else the contract's."""
+        whole = self.artifact is not None and isinstance(self.contract, Contract)
+        return self.artifact.precision if self.artifact is not None and whole else self.contract.precision
+
 
 @dataclass(frozen=True, eq=False)
 class Buffers:

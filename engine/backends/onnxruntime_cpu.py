@@ -55,7 +55,7 @@ class OnnxRuntime(OneByOne[onnxruntime.InferenceSession]):
         self.device = torch.device("cpu")
         self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = threads
-        self.description = f"onnxruntime {onnxruntime.__version__}, CPU, {contract.precision}"
+        self.description = f"onnxruntime {onnxruntime.__version__}, CPU, {files.precision}"
 
     def _bound(self, session: onnxruntime.InferenceSession, buffers: Buffers) -> Evaluate:
         binding = session.io_binding()

@@ -14,6 +14,7 @@ import onnxruntime
 import torch
 
 from ..errors import BackendError, first_line
+from ..streams import own_stream
 from ..tensors import PRECISION_DTYPES
 from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY
@@ -28,7 +29,7 @@ class OnnxRuntimeCuda(OneByOne[onnxruntime.InferenceSession]):
 
     def __init__(self, files: NetworkFiles, device: torch.device) -> None:
         contract = files.contract
-        self.stream = files.stream or torch.cuda.Stream(device)
+        self.stream = files.stream or own_stream(device)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         settings = {
@@ -60,7 +61,7 @@ class OnnxRuntimeCuda(OneByOne[onnxruntime.InferenceSession]):
         self.threads = None
         self.bytes_per_sample = 0  # its arena grows as it needs; it does not say
         gpu = torch.cuda.get_device_name(device)
-        self.description = f"onnxruntime {onnxruntime.__version__}, {gpu}, {contract.precision}"
+        self.description = f"onnxruntime {onnxruntime.__version__}, {gpu}, {files.precision}"
 
     def _bound(self, session: onnxruntime.InferenceSession, buffers: Buffers) -> Evaluate:
         binding, index, out = session.io_binding(), self.device.index or 0, buffers.out

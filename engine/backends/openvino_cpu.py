@@ -74,7 +74,7 @@ class OpenVino(OneByOne[Any]):
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self.threads = threads
-        self.description = f"openvino {openvino.__version__.split('-')[0]}, CPU, {contract.precision}"
+        self.description = f"openvino {openvino.__version__.split('-')[0]}, CPU, {files.precision}"
 
     def _for_batch(self, loaded: Any, batch: int) -> Any:
         """The network compiled for one batch size, which OpenVINO computes 1.1 to 2 times faster than any batch."""

@@ -28,14 +28,13 @@ class TorchModule(OneByOne[Callable[..., torch.Tensor]]):
     """
 
     def __init__(self, files: NetworkFiles, threads: int | None) -> None:
-        contract = files.contract
         if files.module is None:
             raise BackendError(
                 f"backend 'torch' needs the module, and '{files.onnx.parent}' holds ONNX only; "
                 "give module= to pfdiff.load, or use backend onnxruntime"
             )
-        if contract.precision != "fp32":
-            raise BackendError(f"backend 'torch' computes in fp32, the engine is {contract.precision}; build with fp32")
+        if files.precision != "fp32":
+            raise BackendError(f"backend 'torch' computes in fp32, the engine is {files.precision}; build with fp32")
         self._loaded = files.module
         modules = files.module.modules() if isinstance(files.module, torch.nn.Module) else ()
         self._trained = [one for one in modules if one.training or one in _evaluated]

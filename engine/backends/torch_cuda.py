@@ -14,9 +14,10 @@ from typing import final
 
 import torch
 
-from ..contract import AnyContract
+from ..contract import QUANTISED, AnyContract
 from ..device import EXCLUSIVE, check_fits
 from ..errors import BackendError, first_line
+from ..streams import own_stream
 from ..tensors import PRECISION_DTYPES
 from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 from .casting import cast_copy, own_dtypes
@@ -34,11 +35,13 @@ class TorchCuda(OneByOne[Callable[..., torch.Tensor]]):
                 f"backend 'torch' needs the module, and '{files.onnx.parent}' holds ONNX only; "
                 "give module= to pfdiff.load, or use another backend"
             )
+        if files.precision in QUANTISED:
+            raise BackendError(f"backend 'torch' has no {files.precision}; use backend tensorrt, or build with bf16")
         self.name = "torch"
         self.device = device
         self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = None
-        self.stream = (files.stream or torch.cuda.Stream(device)) if device.type == "cuda" else None
+        self.stream = (files.stream or own_stream(device)) if device.type == "cuda" else None
         self._tf32 = files.options.tf32
         nhwc = len(contract.shape) == 3 and (self.dtype != torch.float32 or self._tf32)
         module: Callable[..., torch.Tensor] = files.module

@@ -1,6 +1,6 @@
-// What a call on a CPU computes beside the network, compiled: the noise of noise.py, the update of update.py and
-// the loop of cpu_loop.py, beside this file. Optional: without a C++ compiler the package installs all the
-// same, and Python and NumPy do it. Bound to Python's stable ABI.
+// Noise, update and loop on a CPU, compiled: noise.py, update.py and cpu_loop.py in this folder are the same in NumPy.
+// Optional: without a C++ compiler the package is installed all the same, and the slower NumPy code runs. Bound to
+// Python's stable ABI.
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

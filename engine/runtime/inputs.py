@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from ..condition import Condition
 from ..contract import Contract
 from ..errors import InputError
+from .draws import Draws
+from .noise import check_finite
 
 if TYPE_CHECKING:
-    from .draws import Draws
     from .masked import Masked
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -76,12 +77,6 @@ def check_noise(noise: Any, contract: Contract, device: torch.device) -> torch.T
     if not given.is_cuda:
         check_finite(given)
     return given.to(torch.float32).reshape(len(given), math.prod(contract.shape)).contiguous()
-
-
-def check_finite(noise: torch.Tensor) -> None:
-    """Raises InputError for noise with NaN or infinity. On a CUDA device this waits."""
-    if not bool(torch.isfinite(noise).all()):
-        raise InputError("noise has NaN or infinite values, expected finite ones")
 
 
 @final

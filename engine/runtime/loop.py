@@ -1,6 +1,6 @@
 """What executes a program on batches: the tables it reads and the interface of both loops.
 
-`cpu_loop` runs on the CPU, `cuda_loop` on a CUDA device; `session` cuts requests into batches for either.
+`cpu_loop` runs on the CPU, `cuda.loop` on a CUDA device; `session` cuts requests into batches for either.
 """
 
 from __future__ import annotations

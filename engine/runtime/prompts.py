@@ -217,17 +217,32 @@ def _tokenizer(artifact: Artifact, encoder: TextEncoder) -> Any:
         raise BackendError(f"prompts need the tokenizers library ({error}); pip install 'pfdiff[text]'") from None
     path = artifact.path / encoder.tokenizer
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exceptions
-        raise EngineFileError(f"'{path}' cannot be read ({first_line(error)}); rebuild the engine") from None
+        tokenizer = Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exceptions, and what is none when it panics
+        raise EngineFileError(f"'{path}' cannot be read ({first_line(error)[:120]}); rebuild the engine") from None
+    length, padding, cut = encoder.contract.length, tokenizer.padding or {}, tokenizer.truncation or {}
+    found = (padding.get("length"), padding.get("pad_to_multiple_of"), cut.get("max_length"))
+    if found != (length, None, length):  # before it makes room for as many tokens as it says
+        raise EngineFileError(f"'{path}' pads and cuts to {found[0]} and {found[2]} tokens, expected {length}; rebuild")
+    return tokenizer
 
 
 def _tokens(loaded: LoadedEncoder, texts: Sequence[Text]) -> NDArray[np.int64]:
-    """Ids and masks [n, 2, length]; what is cut off is said in one line."""
+    """Ids and masks [n, 2, length]; what is cut off is said in one line. Raises EngineFileError."""
     encoder = loaded.encoder
+    length, damaged = encoder.contract.length, f"the tokenizer of {encoder.contract.name}"
     framed = [encoder.framed(text, negative=negative) for text, negative in texts]
-    encoded = loaded.tokenizer.encode_batch(framed)
+    try:
+        encoded = loaded.tokenizer.encode_batch(framed)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # as in _tokenizer
+        raise EngineFileError(f"{damaged} fails ({first_line(error)[:120]}); rebuild the engine") from None
     for text, one in zip(framed, encoded, strict=True):
+        if len(one.ids) != length:
+            raise EngineFileError(f"{damaged} makes {len(one.ids)} tokens, expected {length}; rebuild the engine")
         kept = max(end for _, end in one.offsets)
         left = text[kept : len(text) - len(encoder.after)]
         if one.overflowing and left.strip():

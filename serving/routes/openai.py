@@ -21,7 +21,7 @@ from ..about import About
 from ..orders import Kind, NotDrawnError, Order
 from ..samplers import OWN
 from .answers import png_of
-from .parsing import conditions_of, guidance_of, host_of, nfe_of, seeds_from, words_of
+from .parsing import guidance_of, host_of, nfe_of, order_for, seeds_from, words_of
 from .schema import ImagesBody, read
 from .served import JSON_TYPES, Served, server_timing
 
@@ -66,7 +66,7 @@ def router(served: Served) -> APIRouter:
 
 def _order(body: ImagesBody, about: About) -> Order:
     """Raises NotDrawnError."""
-    words = words_of(about, body.prompt, body.negative_prompt)
+    words_of(about, body.prompt, body.negative_prompt)  # what is wrong with most engines is said first
     if about.image is None:
         raise NotDrawnError(400, f"samples of shape {list(about.contract.shape)} are no pictures; use POST /v1/samples")
     height, width, _ = about.image
@@ -76,5 +76,5 @@ def _order(body: ImagesBody, about: About) -> Order:
     first = secrets.randbits(DRAWN_SEED_BITS) if body.seed is None else body.seed
     count = body.n or 1
     seeds = np.array(seeds_from(first, count), np.uint64)
-    conditions = conditions_of(about.contract, guidance_of(about, body.guidance), count)
-    return Order(Kind(OWN, nfe, pixels=True), seeds, conditions, words)
+    kind = Kind(OWN, nfe, pixels=True)
+    return order_for(about, kind, seeds, guidance_of(about, body.guidance), body.prompt, body.negative_prompt)

@@ -10,7 +10,8 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ...engine.contract import Contract
 from ...engine.errors import InputError
 from ...engine.runtime.noise import parse_seeds
 from ..about import About
@@ -48,8 +48,24 @@ def order_of(body: SamplesBody, about: About) -> Order:
         seeds = parse_seeds(body.seeds)
     except InputError as error:
         raise NotDrawnError(400, str(error)) from None
-    words = words_of(about, body.prompt, body.negative_prompt)
-    return Order(kind, seeds, conditions_of(about.contract, body.conditions, len(seeds)), words)
+    return order_for(about, kind, seeds, body.conditions, body.prompt, body.negative_prompt)
+
+
+def order_for(
+    about: About,
+    kind: Kind,
+    seeds: NDArray[np.uint64],
+    given: Mapping[str, Any],
+    prompt: str | None,
+    negative: str | None,
+) -> Order:
+    """The order of these seeds, with all conditions and texts checked. Raises NotDrawnError."""
+    conditions = conditions_of(about, given, len(seeds))
+    words = words_of(about, prompt, negative, conditions)
+    own = sorted(about.encoded & set(conditions))
+    if words and words.negative is not None:
+        own.append("negative_prompt")
+    return Order(replace(kind, given=tuple(own)), seeds, conditions, words)
 
 
 def nfe_of(about: About, sampler: str, nfe: int | None) -> int:
@@ -72,23 +88,41 @@ def wants_pixels(body: SamplesBody, about: About) -> bool:
     return body.format == "png" or (body.format == "json" and about.image is not None)
 
 
-def words_of(about: About, prompt: str | None, negative: str | None) -> Words | None:
-    """Raises NotDrawnError for words that the engine cannot read, or a prompt that is missing."""
+def words_of(about: About, prompt: str | None, negative: str | None, given: Collection[str] = ()) -> Words | None:
+    """The texts of an order. given: the conditions that came as numbers. Raises NotDrawnError.
+
+    Refused: texts that the engine cannot read, a prompt that is missing, a text and the numbers that it stands for.
+    """
+    texts = {"prompt": prompt, "negative_prompt": negative}
+    said = [word for word, text in texts.items() if text is not None]
+    name = f"engine '{about.name}'"
     if not about.takes_prompt:
-        if prompt is not None or negative is not None:
+        if said:
             takes = ", ".join(one.name for one in about.contract.conditions) or "no conditions"
-            raise NotDrawnError(400, f"engine '{about.name}' takes no prompt; it takes {takes}, by POST /v1/samples")
+            raise NotDrawnError(400, f"{name} takes no prompt; it takes {takes}, by POST /v1/samples")
         return None
-    if prompt is None:
-        raise NotDrawnError(400, f"engine '{about.name}' draws from a prompt, and there is none")
-    return Words(prompt, negative or "")
+    if "negative_prompt" in said and not about.takes_negative_prompt:
+        raise NotDrawnError(400, f"{name} is not guided by a negative prompt; leave negative_prompt out")
+    numbers = {word: about.stands_for(word) & set(given) for word in texts}
+    for word in said:
+        if numbers[word]:
+            raise NotDrawnError(400, f"got both {word} and {min(numbers[word])}, expected one of them")
+    if "prompt" not in said and not numbers["prompt"]:
+        raise NotDrawnError(400, f"{name} draws from a prompt, and there is none")
+    if negative is None and not numbers["negative_prompt"]:
+        negative = about.usual_negative  # said, so that it shares batches with others
+    return Words(prompt, negative)
 
 
-def conditions_of(contract: Contract, given: Mapping[str, Any], count: int) -> dict[str, NDArray[Any]]:
-    """Arrays [count, ..] of every condition. Raises NotDrawnError with the contract's own words."""
+def conditions_of(about: About, given: Mapping[str, Any], count: int) -> dict[str, NDArray[Any]]:
+    """Arrays [count, ..] of every condition but those that prompts stand for. Raises NotDrawnError.
+
+    The contract itself says what is wrong.
+    """
     try:
-        named = contract.by_name(given)
-        return {one.name: one.values(named.get(one.name), count) for one in contract.conditions}
+        named = about.contract.by_name(given)
+        taken = [one for one in about.contract.conditions if one.name in named or one.name not in about.encoded]
+        return {one.name: one.values(named.get(one.name), count) for one in taken}
     except InputError as error:
         raise NotDrawnError(400, " ".join(str(error).split())[:500]) from None
     except (ValueError, TypeError, OverflowError, RecursionError):

@@ -23,7 +23,7 @@ import numpy as np
 from ...errors import InputError
 from ..basis import x_row
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, Solver, StepSolver, Vector, shown
+from .abstract import Evaluate, InUsersBasis, Solver, StepSolver, Vector, shown
 from .noisy import posterior_deviation, renoise
 
 KINDS = ("ddpm", "ddim")
@@ -31,7 +31,9 @@ MOST_STEPS = 400  # so that their variances fit into the string
 
 
 class Analytic(Solver):
-    """A solver that needs V_s, the variance of x_0 given x_s, for each of its steps."""
+    """A solver that needs V_s, the variance of x_0 given x_s, for each of its steps: `x0_var`, empty until known."""
+
+    x0_var: tuple[float, ...]
 
     @property
     @abstractmethod
@@ -85,7 +87,7 @@ def listed(x0_var: Sequence[float]) -> str:
 
 @final
 @dataclass(frozen=True)
-class AnalyticStep(StepSolver, Analytic):
+class AnalyticStep(InUsersBasis, StepSolver, Analytic):
     """`analytic-ddpm` and `analytic-ddim`, with `x0_var` once it is known; in any basis."""
 
     kind: str
@@ -93,10 +95,6 @@ class AnalyticStep(StepSolver, Analytic):
 
     def __post_init__(self) -> None:
         check_variances(self.x0_var)
-
-    @property
-    def parameterisation(self) -> None:
-        return None
 
     @property
     def lacks_variances(self) -> bool:

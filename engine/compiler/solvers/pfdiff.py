@@ -32,7 +32,7 @@ import numpy as np
 from ...errors import InputError
 from ..schedule import Float64s, Schedule
 from . import analytic
-from .abstract import Evaluate, Vector, shown
+from .abstract import Evaluate, Vector, check_fraction, shown
 from .block import BlockSolver, blocks, finish
 from .ddim import Ddim, phi
 from .dpm_solver import SingleStep
@@ -78,8 +78,7 @@ class PFDiff(analytic.Analytic):
             raise InputError(f"pfdiff takes l above 0 and at most k = {self.k}, got {self.l:g}")
         if self.order > 1 and (self.l != int(self.l) or self.use != "both"):
             raise InputError(f"over {self.base} pfdiff takes whole l and use=both only")
-        if not 0 <= self.eta <= 1:
-            raise InputError(f"pfdiff takes an eta between 0 and 1, got {self.eta:g}")
+        check_fraction("pfdiff", "an eta", self.eta)
         if self.eta and (self.order > 1 or self.use != "both"):
             raise InputError("pfdiff takes an eta over ddim and analytic-ddim with use=both only")
         if self.base == ANALYTIC and self.use != "both":

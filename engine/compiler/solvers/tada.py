@@ -31,7 +31,7 @@ import numpy as np
 from ...errors import InputError
 from ..basis import x_row
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, StepSolver, Vector, shown
+from .abstract import Evaluate, InX0, StepSolver, Vector, shown
 from .deis import lagrange
 from .exponential import gauss
 
@@ -41,7 +41,7 @@ WIDEST = 60.0
 
 @final
 @dataclass(frozen=True)
-class Tada(StepSolver):
+class Tada(InX0, StepSolver):
     """`tada[:variables=1..4,order=1..3,scale=...]`; scale is the deviation of the last variable's noise."""
 
     variables: int = 2
@@ -55,10 +55,6 @@ class Tada(StepSolver):
             raise InputError(f"tada takes order 1, 2 or 3, got {self.order}")
         if not (self.scale > 0 and math.isfinite(self.scale)):
             raise InputError(f"tada takes a scale above 0, got {self.scale:g}")
-
-    @property
-    def parameterisation(self) -> str:
-        return "x0"
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         chain = Chain(self.variables, self.scale)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 import pfdiff
+from pfdiff.engine.compiler.grid import make_grid
 from pfdiff.engine.compiler.schedule import parse_schedule
+from pfdiff.engine.compiler.solvers import parse_solver
+from pfdiff.engine.compiler.solvers.analytic import Analytic
 
 from ...gaussian import marginal, moments, x0_variance
 from ...oracle import Mixture
@@ -156,3 +159,39 @@ def test_a_perfect_consistency_function_gives_the_data(solver, exact, nfe):
     # The flow ends at time 0, where sigma is 0.01.
     assert mean == pytest.approx(end[0], abs=2e-4)
     assert variance == pytest.approx(end[1], rel=exact)
+
+
+def test_pfdiff_over_analytic_ddim_adds_too_much_on_normal_data():
+    """docs/limits.md: its deviation is optimal for DDIM's mean, and PFDiff's is nearer to the data's."""
+    oracle, end = Mixture.of("vp"), 0.25
+    method = parse_solver("pfdiff:k=2,l=1,base=analytic-ddim")
+    assert isinstance(method, Analytic)
+    points = make_grid("logsnr", oracle.schedule, method.intervals(8), 0.8, end, 1)
+    variances = tuple(x0_variance(oracle, float(s)) for s in method.step_starts(points))
+    mean, variance = marginal(oracle, 0.8)
+    errors = []
+    for solver in ("pfdiff:k=2,l=1", str(method.with_variances(variances))):
+        program = pfdiff.compile(solver, "vp", 8, grid="logsnr", basis="eps", t_start=0.8, end=end)
+        errors.append(moments(program, oracle, (mean, variance**0.5))[1] - marginal(oracle, end)[1])
+    assert errors == pytest.approx([-0.011, 0.041], abs=5e-4)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "dpm++:2m-sde", "sa", "tada:variables=3,order=2", "pfdiff:k=2,l=1,eta=0.6"])
+def test_covariance_of_normal_data(solver):
+    """Of correlated data: the program is run on unit noises, one a draw, and the squares of what comes out are added.
+
+    Along each axis of the data the table gives the same variance.
+    """
+    axes = np.linalg.qr(np.random.default_rng(2).standard_normal((3, 3)))[0]
+    deviations, nfe = np.array([1.3, 0.6, 0.1]), 7
+    program = pfdiff.compile(solver, "vp", nfe, grid="logsnr", basis="eps", end=0.1)
+    process = parse_schedule("vp")
+
+    def network(x, t):
+        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+        return x @ (axes * (sigma / ((alpha * deviations) ** 2 + sigma**2))) @ axes.T
+
+    units = np.eye(3 * (1 + program.noises)).reshape(-1, 1 + program.noises, 3)
+    x = program.evaluate(network, units[:, 0], steps_noise=units[:, 1:].transpose(1, 0, 2))
+    along = [moments(program, Mixture(process, (0.0,), (std,)))[1] for std in deviations]
+    np.testing.assert_allclose(x.T @ x, axes @ np.diag(along) @ axes.T, atol=1e-12)

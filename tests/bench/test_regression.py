@@ -1,4 +1,4 @@
-"""bench/tracking.py: what the passes of a run amount to, and when a run is worse than the last one."""
+"""bench/regression.py: what the passes of a run amount to, and when a run is worse than the last one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfdiff.bench import tracking
+from pfdiff.bench import regression as regression
 from pfdiff.bench.measuring.ratios import ratio_of
-from pfdiff.bench.tracking import changes_between, combined, report, runs, store, table
+from pfdiff.bench.regression import changes_between, combined, report, runs, store, table
 
-PASSES, BLOCKS = tracking.PASSES, 3
+PASSES, BLOCKS = regression.PASSES, 3
 RATIOS = {
     "test_update[fashion]": "update / copy of its bytes",
     "test_network[fashion]": "network / plain onnxruntime",
@@ -75,7 +75,7 @@ def test_each_pass_chooses_how_many_updates_a_round_has() -> None:
         update["stats"] = {"median": count * 1e-6, "data": [count * 1e-6] * 5}
         update["extra_info"]["p50_ms"] = 1e-3
     row = combined(parts)["benchmarks"]["test_update[fashion]"]
-    assert [row[name] for name in tracking.QUANTILES] == [1e-3] * 4
+    assert [row[name] for name in regression.QUANTILES] == [1e-3] * 4
 
 
 def test_a_sample_takes_the_median_time_over_its_batch() -> None:
@@ -126,8 +126,8 @@ def test_passes_that_differ_are_not_one_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(tracking, "passes", lambda count, options: in_the_last_pass(**facts))
-    assert tracking.main(["--results", str(tmp_path)]) == 2
+    monkeypatch.setattr(regression, "passes", lambda count, options: in_the_last_pass(**facts))
+    assert regression.main(["--results", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error == f"make bench: test_sample[fashion]: {said}; run the suite again; nothing is stored\n"
     assert not runs(tmp_path)
@@ -238,8 +238,8 @@ def test_make_bench_fails_on_a_worse_ratio(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main(seed: int, slower: dict[str, float] | None = None) -> int:
-        monkeypatch.setattr(tracking, "passes", lambda count, options: passes(seed, slower))
-        return tracking.main(["--results", str(tmp_path)])
+        monkeypatch.setattr(regression, "passes", lambda count, options: passes(seed, slower))
+        return regression.main(["--results", str(tmp_path)])
 
     assert main(0) == 0
     assert "the first run of this device" in capsys.readouterr().out

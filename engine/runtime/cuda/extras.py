@@ -11,12 +11,12 @@ from typing import final
 
 import torch
 
-from ...kernels.kept import Kept
-from ...kernels.table import kept_factors
-from ..contract import Contract
-from ..tensors import fill
-from .inputs import Inputs
-from .loop import Tables
+from ....kernels.kept import Kept
+from ....kernels.table import kept_factors
+from ...contract import Contract
+from ...tensors import fill
+from ..inputs import Inputs
+from ..loop import Tables
 
 
 @final

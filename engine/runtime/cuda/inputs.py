@@ -14,9 +14,9 @@ from typing import Any, final
 import torch
 from numpy.typing import NDArray
 
-from ..contract import Contract
-from ..tensors import TORCH_DTYPES, array_of, fill, fill_rows, lasting
-from .inputs import Inputs
+from ...contract import Contract
+from ...tensors import TORCH_DTYPES, array_of, fill, fill_rows, lasting
+from ..inputs import Inputs
 
 ALIGNMENT_BYTES = 256  # an address that TensorRT and vector loads take
 MOST_SLOTS = 8  # calls that the host may be ahead of the device before one waits

@@ -20,8 +20,8 @@ from typing import Any, final
 
 import torch
 
-from ..device import EXCLUSIVE
-from ..errors import first_line
+from ...device import EXCLUSIVE
+from ...errors import first_line
 
 WARM_UP_RUNS = 2  # the first compiles and allocates, the second runs as a replay will
 

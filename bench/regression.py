@@ -1,4 +1,5 @@
-"""`make bench`: the suite run PASSES times in fresh processes, stored as one small file, compared with the last one.
+"""`make bench`, which fails when this project has become slower: the suite PASSES times in fresh processes, stored as
+one small file and compared with the last one.
 
 bench/results/<device>/NNNN_<commit>.json holds quantiles and, of each benchmark, its ratios. Only ratios of times of
 one round are compared, never times: a machine is faster today than yesterday, a ratio is not. All are written so that
@@ -14,7 +15,7 @@ which threads share a core) does not average out within one. A run is worse than
 
 WIDTH is five standard errors, for a deviation from so few values is itself uncertain: of two runs of the same code one
 ratio in 1,000 is taken for worse where blocks vary as much as processes, one in 200 where mostly processes do
-(tests/bench/test_tracking.py).
+(tests/bench/test_regression.py).
 
 Every library gets one thread: with two on two cores each barrier waits for whatever else runs there, and ratios near 1
 had spreads of 0.1 to 0.5. Exit status 1 when a ratio is worse, 2 when the suite itself failed.
@@ -78,7 +79,7 @@ class Change:
 def main(words: Sequence[str] | None = None) -> int:
     """Run, store, compare, print."""
     about = str(__doc__).splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m pfdiff.bench.tracking", description=about)
+    parser = argparse.ArgumentParser(prog="python -m pfdiff.bench.regression", description=about)
     parser.add_argument("--passes", type=int, default=PASSES)
     parser.add_argument("--results", type=Path, help="default: bench/results/<device>")
     parser.add_argument("pytest", nargs="*", help="further options of pytest, after --")

@@ -1,6 +1,6 @@
 """The whole schedule of a program on a CUDA device: captured once, replayed with one launch a batch.
 
-The loop over evaluations is `CudaBatch.launch` in cuda_batch.py. This file prepares and calls it.
+The loop over evaluations is `CudaBatch.launch` in batch.py. This file prepares and calls it.
 
 What a call asks of the driver, for one batch of seeds with conditions on the host:
 
@@ -28,17 +28,17 @@ from typing import Any, final
 
 import torch
 
-from ...kernels.launch import check_triton
-from ..backends.abstract import Backend
-from ..contract import Contract
-from ..device import check_batch_fits
-from ..errors import BackendError, PfdiffError, first_line
-from ..tensors import lasting
+from ....kernels.launch import check_triton
+from ...backends.abstract import Backend
+from ...contract import Contract
+from ...device import check_batch_fits
+from ...errors import BackendError, PfdiffError, first_line
+from ...tensors import lasting
+from ..decoder import LoadedDecoder, not_finite
+from ..inputs import Inputs, look_at_device_values
+from ..loop import Chunk, Loop, Tables, result_shape, slices
+from .batch import BatchKind, CudaBatch, bytes_needed
 from .capture import NotCapturedError, record
-from .cuda_batch import BatchKind, CudaBatch, bytes_needed
-from .decoder import LoadedDecoder, not_finite
-from .inputs import Inputs, look_at_device_values
-from .loop import Chunk, Loop, Tables, result_shape, slices
 
 LARGEST_CACHE = 16
 ATTEMPTS = 2  # captures that may fail for a reason that passes, such as another thread that synchronises the device

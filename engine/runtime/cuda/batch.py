@@ -13,19 +13,19 @@ from typing import Any, final
 
 import torch
 
-from ...kernels.images import images
-from ...kernels.noise import noise
-from ...kernels.step import step
-from ...kernels.table import Update, coefficients, noise_factors, updates
-from ..backends.abstract import Backend, Buffers
-from ..contract import Contract
-from ..tensors import TORCH_DTYPES, fill
+from ....kernels.images import images
+from ....kernels.noise import noise
+from ....kernels.step import step
+from ....kernels.table import Update, coefficients, noise_factors, updates
+from ...backends.abstract import Backend, Buffers
+from ...contract import Contract
+from ...tensors import TORCH_DTYPES, fill
+from ..decoder import LoadedDecoder
+from ..inputs import Inputs
+from ..loop import Tables, as_pictures, result_shape
 from .capture import Graph, record
-from .cuda_extras import StaticExtras
-from .cuda_inputs import ALIGNMENT_BYTES, InputRing, Slot
-from .decoder import LoadedDecoder
-from .inputs import Inputs
-from .loop import Tables, as_pictures, result_shape
+from .extras import StaticExtras
+from .inputs import ALIGNMENT_BYTES, InputRing, Slot
 
 
 @final
