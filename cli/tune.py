@@ -68,6 +68,8 @@ def tune(
     seed: Seed = 0,
     reference: Reference = None,
     json: Record = None,
+    prompt: options.Prompts = None,
+    negative_prompt: options.NegativePrompts = None,
     guidance: options.Guidance = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,

@@ -22,6 +22,7 @@ from .backends.abstract import Backend, CudaOptions, NetworkFiles
 from .backends.choose import Beside, open_best
 from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
+from .condition import INPAINTING
 from .contract import Contract, DecoderContract
 from .device import parse_device
 from .errors import BackendError, EngineFileError, InputError
@@ -36,7 +37,7 @@ from .runtime.inputs import Conditions, Inputs, check_noise
 from .runtime.latency import Latency, Ran, TimedParts, measured
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import noise
-from .runtime.picture_start import PictureStart
+from .runtime.picture_start import PictureStart, inpaints
 from .runtime.policy import PolicyRuntime
 from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
@@ -258,6 +259,15 @@ class Engine:
         asked = Asked(prompt, negative_prompt, image, strength, strength_counts, mask)
         return self._sample(self._session, seeds, noise, nfe, conditions, asked, steps_noise, pixels=True)
 
+    def encode(self, prompt: Prompt, negative_prompt: Prompt | None = None) -> dict[str, Any]:
+        """The conditions that prompts stand for, by their own names: float32 [*shape], or [m, *shape] of a list of m.
+
+        For `generate`, `tune`, `compare` and `evaluate`, which take `conditions=`. A negative prompt that is not given
+        is that of the pipeline. Raises InputError, BackendError.
+        """
+        count = 1 if isinstance(prompt, str) else len(prompt)
+        return self._prompts.conditions(prompt, negative_prompt, {}, count)
+
     def bench(
         self, nfe: int | None = None, batch: int | None = None, rounds: int = 50, *, seconds: float | None = None
     ) -> Latency:
@@ -378,6 +388,8 @@ class Engine:
         conditions = self._policy.conditions(conditions, count)
         asked = self._policy.asked(asked)
         masked = None
+        if inpaints(self.contract) and asked.mask is None and not {*INPAINTING} <= {*conditions}:
+            raise InputError("this network inpaints; give image= and mask=, 1 where the picture is drawn anew")
         if asked.image is not None:
             draw = functools.partial(self._start_noise, keys, start)
             begun = self._pictures.start(asked, tables.program, count, draw)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .decoders.options import Decoder
     from .encoders.from_pipeline import PromptSources
     from .guidance.options import ClassifierFree
+    from .memory import Need
     from .policies.options import Policy
 
 
@@ -58,6 +59,7 @@ class Described:
     the scheduler that came with the network, with its times, clip and end. prompts: the text encoders beside it;
     guidance: its pipeline's own, where they are. policy: what makes actions of observations. origin: what an engine's
     provenance says of where it comes from.
+    need: parameters of its parts, where a pipeline says them.
     """
 
     source: nn.Module | str
@@ -83,6 +85,7 @@ class Described:
     guidance: ClassifierFree | None = None
     policy: Policy | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    need: Need | None = None
 
     def contract(
         self,

@@ -125,9 +125,15 @@ class Forward:
         return torch.from_numpy(xi).reshape(len(keys), *self._source.contract.shape)
 
     def _fed(self, conditions: dict[str, Any]) -> Any:
+        contract = self._source.contract
+        batch = contract.fixed_batch or max(1, ELEMENTS // self._elements)
+
         def network(x: Tensor, t: float) -> Tensor:
-            fed = self._source.contract.feed_times(np.array([t]))[0].item()
-            return self._source.evaluate(x.float(), fed, conditions).float()
+            fed = contract.feed_times(np.array([t]))[0].item()
+            parts = [slice(first, first + batch) for first in range(0, len(x), batch)]
+            given = [{name: values[part] for name, values in conditions.items()} for part in parts]
+            found = [self._source.evaluate(x[part].float(), fed, one) for part, one in zip(parts, given, strict=True)]
+            return torch.cat(found).float()
 
         return network
 

@@ -13,11 +13,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .guard import Access, Guard, error_response
 from .hosts import Host
-from .layer import Layer
+from .layer import Layer, Sending
 from .limits import Limits
 from .metrics import Metrics
 from .orders import NotDrawnError
@@ -86,20 +86,13 @@ class _Counting(Layer):
         self._metrics = metrics
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status = 500
-        start = time.perf_counter()
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        sending, start = Sending(send), time.perf_counter()
         route = scope["path"] if scope["path"] in COUNTED else "other"
         self._metrics.running.inc()
         try:
             await self._app(scope, receive, sending)
         finally:
+            status = sending.status or 500
             self._metrics.running.dec()
             self._metrics.requests.labels(route, status).inc()
             if scope["method"] == "POST" and status == 200:

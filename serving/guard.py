@@ -14,15 +14,15 @@ from typing import final
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .layer import Layer
-from .routes.page import FILES
+from .layer import Layer, Sending
+from .routes.page import FILES, PAGES
 
 log = logging.getLogger("pfdiff.serving")
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
-OPEN_PATHS = frozenset({*FILES, "/openapi.json", "/healthz"})
+OPEN_PATHS = frozenset({*PAGES, *FILES, "/openapi.json", "/healthz"})
 HEADERS = [
     (b"content-security-policy", b"default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -59,15 +59,7 @@ class Guard(Layer):
         self._access = access
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def sending(message: Message) -> None:
-            nonlocal begun
-            if message["type"] == "http.response.start":
-                begun = True
-                message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
-            await send(message)
-
+        sending = Sending(send, HEADERS)
         refused = self._refused(scope)
         if refused is not None:
             await refused(scope, receive, sending)
@@ -78,7 +70,7 @@ class Guard(Layer):
             pass
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
-            if not begun:
+            if sending.status is None:
                 await error_response(500, "internal error; the server's log says why")(scope, receive, sending)
 
     def _refused(self, scope: Scope) -> Response | None:

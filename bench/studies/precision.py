@@ -7,7 +7,7 @@ weights (measuring/networks.py), dit: a transformer (small_dit.py). Engines of N
 are built in DIR with `pfdiff.build`, one after the other; what is there is not built again.
 
 evaluation   relative error of one evaluation by the engine's backend, on inputs of trajectories of seeds that nothing
-             was calibrated on; cast: the same of the module cast by PyTorch
+             was calibrated on; cast: the same of the module cast by PyTorch (not of the U-Net: hours)
 added        RMS of samples in the precision to those in fp32, 16 seeds; own: of fp32 to many evaluations
 FD           on a classifier's features to the test set, `count` samples
 ms           CPU time of an evaluation of batch 1 and of batch 8 by every backend, one thread, the least of turns in
@@ -34,14 +34,17 @@ from ...engine.errors import BackendError, InputError
 from ...engine.machine import processor, version_of
 from ...export.build import build
 from ...export.check import Array, TrialInputs
+from ...export.engine_directory import write_programs
+from ...export.measured_choice import reference_of
 from ...export.network import Network
 from ...export.precision.trajectory import CHECK_SEED, Trajectories, relative_error
+from ...export.precision.write import Asked
 from ...export.sources.from_module import ModuleSource
 
 NFE = (5, 8)
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 BACKENDS = ("onnxruntime", "openvino")
-SEEDS, TRIALS = {"unet": 4}, 2  # samples of a network, 16 where nothing is said; those of single evaluations
+SEEDS, TRIALS = {"unet": 2}, 2  # samples of a network, 16 where nothing is said; those of single evaluations
 USUAL_SEEDS = 16
 TURNS = 9
 MNIST = "mnist28_ddpm_cosine60_eps.onnx"
@@ -126,22 +129,19 @@ def milliseconds(artifacts: dict[str, Artifact], size: int) -> dict[str, dict[st
 def measured(name: str, network: Network, work: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything but distances."""
     artifacts: dict[str, Artifact] = {}
-    lines: dict[str, list[str]] = {}
     program: dict[int, Any] = {}
     for precision in PRECISIONS:
         place = work / f"{name}-{precision}.engine"
-        said: list[str] = []
         if (place / "engine.json").exists():
             artifacts[precision] = read_artifact(place)
         else:
-            given: dict[str, Any] = {}
-            if program:  # the same samplers in every precision
-                first = next(iter(program.values()))
-                given = {"solver": first.solver, "grid": first.grid, "t_start": first.t_start, "basis": first.basis}
-            with build(network, NFE, precision=precision, out=place, progress=said.append, **given):
-                artifacts[precision] = read_artifact(place)
+            if precision == "fp32":
+                build(network, NFE, out=place).close()
+            else:  # the same samplers in every precision
+                asked, options = Asked(program), {"precision": precision, "batch": (1,), "replaces": True}
+                write_programs(place, network, program, asked=asked, say=lambda line: None, **options)
+            artifacts[precision] = read_artifact(place)
         program = dict(artifacts["fp32"].programs)
-        lines[precision] = said
         say(f"{name} {precision} is built")
     first = artifacts["fp32"]
     seeds = SEEDS.get(name, USUAL_SEEDS)
@@ -166,7 +166,7 @@ def measured(name: str, network: Network, work: Path, say: Callable[[str], None]
             "added": {n: check.distance(check.sample(p, short), samples[n]) for n, p in first.programs.items()},
             "record": {k: v for k, v in artifact.provenance.get("precision_record", {}).items() if k != "programs"},
         }
-        if isinstance(network._source, ModuleSource) and precision in ("bf16", "fp16"):
+        if isinstance(network._source, ModuleSource) and precision in ("bf16", "fp16") and name != "unet":
             source = network._source
             record["cast"] = relative_error([source.evaluate(case, precision) for case in cases], wanted)
         found[precision] = record
@@ -199,6 +199,54 @@ def distances(name: str, work: Path, data: Path, count: int) -> dict[str, Any]:
     return found
 
 
+def refined(name: str, work: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The int8 engine's sampler of 5 evaluations, polished on the int8 network and on the fp32 one.
+
+    Errors: RMS of int8 samples of 16 seeds to float32's many evaluations.
+    """
+    from ...quality.tune import tune
+
+    nfe = min(NFE)
+    exact, short = (read_artifact(work / f"{name}-{one}.engine") for one in ("fp32", "int8"))
+    check = Trajectories.of(exact.contract, CHECK_SEED, USUAL_SEEDS)
+    evaluate = evaluator(opened(exact, "onnxruntime"), exact, USUAL_SEEDS)
+    evaluate_short = evaluator(opened(short, _best(short)), short, USUAL_SEEDS)
+    first = exact.programs[nfe]
+    truth = check.sample(reference_of(first), evaluate)
+    words: dict[str, Any] = {"solvers": [first.solver], "grids": [first.grid], "local": False, "reference": 50}
+    words |= {"refine": True, "calibration": 8, "held_out": 16, "threads": 1}
+    found: dict[str, Any] = {"nfe": nfe, "solver": f"{first.solver} on {first.grid}"}
+    found["fp32 network, before"] = check.distance(check.sample(first, evaluate), truth)
+    found["before"] = check.distance(check.sample(first, evaluate_short), truth)
+    for what, artifact, backend in (("refined on int8", short, "openvino"), ("refined on fp32", exact, "openvino")):
+        program = tune(artifact.path, nfe, backend=backend, **words)[0].program
+        found[what] = check.distance(check.sample(program, evaluate_short), truth)
+        say(f"{name}: {what}")
+    return found
+
+
+def rows(held: dict[str, Any]) -> list[str]:
+    """The table of docs/guides/precision.md, a line for each network and precision."""
+    lines: list[str] = []
+    for name in ("fashion", "mnist", "dit", "unet"):
+        for precision in ("bf16", "fp16", "int8"):
+            if name not in held or precision not in held[name]:
+                continue
+            one = held[name][precision]
+            added = (f"{one['added'][str(nfe)]:.2g}" for nfe in NFE)
+            own = (f"{held[name]['own'][str(nfe)]:.2g}" for nfe in NFE)
+            times = (f"{_gain(held[name]['ms'][size], precision):.2f}" for size in ("1", "8"))
+            cast = f"{one['cast']:.1e}" if "cast" in one else "-"
+            cells = (name, precision, f"{one['evaluation']:.1e}", cast, *added, *own, *times)
+            lines.append(f"| {' | '.join(cells)} | - |")
+    return lines
+
+
+def _gain(times: dict[str, dict[str, float]], precision: str) -> float:
+    """Times faster than fp32, each by its best library."""
+    return min(times["fp32"].values()) / min(times[precision].values())
+
+
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="where engines are built, and kept")
@@ -206,6 +254,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--dit", type=Path, help="what small_dit has trained")
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--count", type=int, default=1000, help="samples of an FD; 0 for none")
+    parser.add_argument("--refine", action="store_true", help="also refine the int8 engines' samplers")
     parser.add_argument("--times", action="store_true", help="measure the times again, of engines that are there")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(words)
@@ -230,6 +279,9 @@ def main(words: list[str] | None = None) -> None:
             held[name]["FD"] = distances(name, given.work, given.data, given.count)
             given.out.write_text(json.dumps(held, indent=1) + "\n")
             say(f"{name}: distances are measured")
+        if given.refine and "refined" not in held[name]:
+            held[name]["refined"] = refined(name, given.work, say)
+            given.out.write_text(json.dumps(held, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ extern "C" pfd_status_t pfd_control_create(const pfd_engine_t* engine, int32_t n
         const pfd_program_t* program = nullptr;
         if (const auto status = pfd_program(engine, nfe, &program); status != PFD_OK)
             throw pfdiff::Error(status, pfd_last_error());
+        if (!program->draws.empty())
+            throw pfdiff::input_error(program->solver + " draws noise on the way, which a control loop does not");
         *control = std::make_unique<pfd_control_t>(*program, *engine->policy, engine->contract).release();
     });
 }

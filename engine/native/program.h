@@ -21,7 +21,7 @@ struct pfd_program_t final {
 
 namespace pfdiff {
 
-constexpr int most_buffers = 8;  // solvers need 1 to 5
+constexpr int most_buffers = 8;  // solvers need 1 to 6
 constexpr int most_evaluations = 4096;
 
 // Throws Error (PFD_ENGINE_FILE_ERROR) that names the field.

@@ -35,13 +35,14 @@ if TYPE_CHECKING:
     from ...engine.progress import Lines, Stages
 
 LEAST_SHARE = 5e-4  # of all multiplications: a smaller layer gains nothing
-SATURATED = 0.02  # of a layer's inputs on other seeds: more beyond its range, and it is given back
+SATURATED = 0.01  # of a layer's inputs on other seeds: more beyond its range gets a line
 HALF_OPSET = 19  # from which Q/DQ have float16 scales, and float8
 
 
 class Task(Protocol):
     """What a graph is for: its names, inputs to calibrate on, and errors of what comes out in the end.
 
+    cases: of calibration's seeds; others: of the seeds of the check.
     errors(evaluate, check) -> by name (error, bound): of calibration's seeds or, with `check`, of others.
     """
 
@@ -50,6 +51,8 @@ class Task(Protocol):
     time: str
 
     def cases(self, evaluate: Evaluate) -> list[TrialInputs]: ...
+
+    def others(self, evaluate: Evaluate) -> list[TrialInputs]: ...
 
     def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]: ...
 
@@ -105,6 +108,7 @@ def quantise(
     if kind.halves:
         assert contract is not None
         final = convert(final, contract, "fp16", cases).model
+    _say_saturated(model, task, taken, ranges, task.others(exact), kind, say)
     record = _record(model, task, kind, layers, kept, chosen, final, exact, cases)
     record["seconds"] = round(time.monotonic() - start, 1)
     worst = max(error / bound for error, bound in ((one["added"], one["bound"]) for one in record["samples"].values()))
@@ -140,6 +144,29 @@ def _calibrated(
     wanted = {one.input for one, _ in pairs}
     wanted |= {one.output for one, _ in pairs if one.kind == "convolution"} if outputs else set()
     return [one for one, _ in pairs], [cost for _, cost in pairs], {name: held[name] for name in wanted}
+
+
+def _say_saturated(
+    model: onnx.ModelProto,
+    task: Task,
+    layers: Sequence[Layer],
+    ranges: Mapping[str, Range],
+    cases: Sequence[TrialInputs],
+    kind: Kind,
+    say: Lines,
+) -> None:
+    """A line for the layer whose inputs on other seeds leave its range most."""
+    seen = observed(model, task.inputs, {one.input for one in layers}, cases)
+    beyond = {
+        name: float(np.mean((one.values < ranges[name].low) | (one.values > ranges[name].high)))
+        for name, one in seen.items()
+    }
+    worst = max(beyond, key=beyond.__getitem__)
+    if beyond[worst] > SATURATED:
+        say(
+            f"{kind.name}: {100 * beyond[worst]:.1f} % of '{worst}' on other seeds lie beyond the range that was "
+            "calibrated and are clipped; its error is within the bound all the same"
+        )
 
 
 def _best_ranges(

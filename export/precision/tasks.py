@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ...engine.compiler.program import Program
 
 HALF = 0.5  # of the sampler's own error: what may be added to it
-MOST_SEEDS, FEWEST_SEEDS = 16, 2
+MOST_SEEDS, FEWEST_SEEDS = 24, 2
 SECONDS = 60.0  # that the sampler's own error may take: decides how many seeds
 REFERENCE_NFE = 48
 
@@ -51,6 +51,9 @@ class NetworkTask:
 
     def cases(self, evaluate: Evaluate) -> list[TrialInputs]:
         return self.calibration.inputs(self._programs, evaluate)
+
+    def others(self, evaluate: Evaluate) -> list[TrialInputs]:
+        return self.check.inputs(self._programs, evaluate)
 
     def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]:
         of, exact = (self.check, self._exact[True]) if check else (self.calibration, self._exact[False])
@@ -90,6 +93,9 @@ class DecoderTask:
 
     def cases(self, evaluate: Evaluate) -> list[TrialInputs]:
         return self._calibration
+
+    def others(self, evaluate: Evaluate) -> list[TrialInputs]:
+        return self._check
 
     def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]:
         return {"pictures": (self._distance(self._pictures(evaluate, check), self._exact[check]), self.bound)}

@@ -21,6 +21,7 @@ from .inside import layers_line
 from .observe import GraphRun
 from .quantise import Quantised, quantise
 from .ranges import FP8, INT8_CPU, INT8_GPU, Kind
+from .speed import milliseconds
 from .tasks import DecoderTask, NetworkTask
 from .trajectory import CALIBRATION_SEED, Trajectories, check_typical, usual_programs
 
@@ -147,9 +148,13 @@ def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, ask
     record["programs"] = {str(nfe): program.digest for nfe, program in asked.programs.items()}
     for nfe, own in task.own.items():
         record["samples"][f"NFE {nfe}"]["own"] = own
+    written = replace(contract, precision="fp16" if kind.halves else "fp32")
     say(described(record))
+    if not kind.halves:  # those are for another machine
+        times = record["milliseconds"] = milliseconds({"fp32": (whole, contract), precision: (path, written)})
+        say(speed_line(times, precision))
     latents = None if asked.clips else task.latents(lambda case: run(case.inputs))
-    return Written(replace(contract, precision="fp16" if kind.halves else "fp32"), record, latents)
+    return Written(written, record, latents)
 
 
 def quantise_decoder(
@@ -198,6 +203,14 @@ def described(record: Mapping[str, Any]) -> str:
         f"{record['precision']}: {what}; relative error of an evaluation {record['evaluation_error']:.2g}, "
         f"RMS added to samples: {', '.join(samples)}"
     )
+
+
+def speed_line(times: Mapping[str, float], precision: str) -> str:
+    """`int8: 1.02 ms an evaluation here, fp32 1.9 ms`, and whether that is worth it."""
+    if len(times) < 2:
+        return f"{precision}: no library here runs it and fp32, so its speed is not known"
+    line = f"{precision}: {times[precision]:.3g} ms an evaluation here, fp32 {times['fp32']:.3g} ms"
+    return f"{line}; it is slower here than fp32" if times[precision] > times["fp32"] else line
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:

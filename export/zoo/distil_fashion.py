@@ -18,7 +18,6 @@ an exponential moving average. A run that was stopped goes on from its last chec
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import time
 from pathlib import Path
@@ -33,6 +32,7 @@ from torch.nn import functional
 from ...engine.atomic import replacing
 from ...engine.compiler.compile import compile
 from . import load
+from .checkpoint import Checkpoint
 from .fashion import NO_LABEL, FashionUNet
 from .fashion_guide import load_guide
 from .train_fashion import commit, linear_schedule
@@ -101,7 +101,10 @@ class Perceptual(nn.Module):
 
 @final
 class Distillation:
-    """Student, moving average and optimiser after `state["step"]` steps; `state` also has seconds, curve, commit."""
+    """Student, moving average and optimiser after `checkpoint.state["step"]` steps.
+
+    The state also has seconds, curve, commit.
+    """
 
     def __init__(self, given: argparse.Namespace, teacher: FashionUNet) -> None:
         self.given = given
@@ -116,19 +119,9 @@ class Distillation:
         self.perceptual = Perceptual()
         alphas, sigmas = linear_schedule()
         self.alpha, self.sigma = alphas[list(TIMES)], sigmas[list(TIMES)]
-        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "curve": [], "commit": commit()}
-        self._file = given.out / "checkpoint.pt"
-        self._kept = {"student": self.student, "average": self.average, "optimizer": self.optimizer}
-        if self._file.exists():
-            saved = torch.load(self._file, weights_only=True)
-            for name, one in self._kept.items():
-                one.load_state_dict(saved[name])
-            self.state = saved["state"]
-
-    def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
-        with replacing(self._file) as part:
-            torch.save({**{name: one.state_dict() for name, one in self._kept.items()}, "state": self.state}, part)
+        parts = {"student": self.student, "average": self.average, "optimizer": self.optimizer}
+        start = {"step": 0, "seconds": 0.0, "curve": [], "commit": commit()}
+        self.checkpoint = Checkpoint(given.out / "checkpoint.pt", parts, start)
 
     def step(self, step: int, x_t: Tensor, place: Tensor, label: Tensor, end: Tensor) -> tuple[float, float]:
         """One step on states x_t at TIMES[place] and the ends of their trajectories; the two parts of the loss."""
@@ -171,10 +164,11 @@ def distil(given: argparse.Namespace) -> None:
     pairs = torch.from_numpy(teach(given, teacher.to(memory_format=torch.channels_last)))  # pyright: ignore[reportCallIssue]
     labels = torch.cat([labels_of(block) for block in range(given.trajectories // BLOCK)])
     run = Distillation(given, teacher)
-    run.state["seconds"] += time.process_time() - start
+    state = run.checkpoint.state
+    state["seconds"] += time.process_time() - start
 
     running, since = [], time.process_time()
-    for step in range(run.state["step"], given.steps):
+    for step in range(state["step"], given.steps):
         generator = torch.Generator().manual_seed(given.seed * 1_000_003 + step)
         index = torch.randint(len(pairs), (given.batch,), generator=generator)
         place = torch.randint(len(TIMES), (given.batch,), generator=generator)
@@ -183,11 +177,11 @@ def distil(given: argparse.Namespace) -> None:
         running.append(run.step(step, x_t, place, labels[index], pairs[index, -1].float()))
         if (step + 1) % 250 == 0 or step + 1 == given.steps:
             now, losses = time.process_time(), np.mean(running, axis=0).round(5).tolist()
-            curve = [*run.state["curve"], [step + 1, *losses]]
-            run.state |= {"step": step + 1, "seconds": run.state["seconds"] + now - since, "curve": curve}
+            curve = [*state["curve"], [step + 1, *losses]]
+            state |= {"step": step + 1, "seconds": state["seconds"] + now - since, "curve": curve}
             running, since = [], now
-            print(json.dumps({"step": step + 1, "losses": losses, "seconds": round(run.state["seconds"])}), flush=True)
-            run.save()
+            print(json.dumps({"step": step + 1, "losses": losses, "seconds": round(state["seconds"])}), flush=True)
+            run.checkpoint.save()
 
     weights = run.average.module.state_dict()
     kept = {name: value.to(torch.float16).contiguous() for name, value in weights.items()}
@@ -197,7 +191,7 @@ def distil(given: argparse.Namespace) -> None:
 
 def record(run: Distillation) -> dict[str, Any]:
     """What is kept beside the weights: teacher, settings, time, hardware, losses."""
-    state = run.state
+    state = run.checkpoint.state
     return {
         "network": "FashionUNet",
         "teacher": "fashion",
@@ -205,11 +199,7 @@ def record(run: Distillation) -> dict[str, Any]:
         "guidance": GUIDANCE,
         "times": TIMES,
         "trajectories": run.given.trajectories,
-        "commit": state["commit"],
-        "date": datetime.date.today().isoformat(),
-        "steps": state["step"],
-        "batch": run.given.batch,
-        "seed": run.given.seed,
+        **run.checkpoint.facts(run.given),
         "learning_rate": LEARNING_RATE,
         "ema_rate": EMA_RATE,
         "perceptual_weight": PERCEPTUAL_WEIGHT,

@@ -5,6 +5,7 @@
 // dtype are branches that the whole grid takes alike.
 #include "element.h"
 #include "launch.h"
+#include "step.cuh"
 #include "vectors.cuh"
 
 namespace pfdiff {
@@ -19,23 +20,9 @@ __global__ void __launch_bounds__(threads) step_kernel(const Step step) {
     const float* row = step.table + std::int64_t{step.row} * (4 + Buffers + Buffers * Buffers);
     const float *w = row + 4, *W = w + Buffers;
 
-    // Read.
     float z[Width], before[Buffers][Width];
-    load<Width>(z, static_cast<const Out*>(step.out) + first);
-#pragma unroll
-    for (int i = 0; i < Buffers; ++i)
-        if ((step.reads >> i & 1) != 0) load<Width>(before[i], step.states + i * step.elements + first);
-
-    // Clip x_0.
-    if (step.clip) {
-        const float p = __ldg(row), q = __ldg(row + 1), bound = __ldg(row + 2);
-#pragma unroll
-        for (int e = 0; e < Width; ++e) {
-            float x_0 = q * z[e];
-            if ((step.reads & 1) != 0) x_0 = p * before[0][e] + x_0;
-            z[e] = clamped(x_0, bound);
-        }
-    }
+    read<Buffers, Width, Out>(z, before, step, first);
+    if (step.clip) clip_x0<Buffers, Width>(z, before, step, row);
 
     // Combine and write. Each state is this thread's own, and all were read before.
 #pragma unroll
@@ -43,25 +30,9 @@ __global__ void __launch_bounds__(threads) step_kernel(const Step step) {
         const bool stored = (step.writes >> j & 1) != 0, fed = j == 0 && step.y_in != nullptr;
         if (!stored && !fed) continue;
         float after[Width];
-        const float w_j = __ldg(w + j);
-#pragma unroll
-        for (int e = 0; e < Width; ++e) after[e] = w_j * z[e];
-#pragma unroll
-        for (int i = 0; i < Buffers; ++i) {
-            if ((step.reads >> i & 1) == 0) continue;
-            const float W_ji = __ldg(W + j * Buffers + i);
-#pragma unroll
-            for (int e = 0; e < Width; ++e) after[e] = after[e] + W_ji * before[i][e];
-        }
+        combine<Buffers, Width>(after, z, before, step, w + j, W + j * Buffers);
         if (stored) store<Width>(step.states + j * step.elements + first, after);
-        if (fed) {
-            const float c_in = __ldg(row + 3);
-#pragma unroll
-            for (int e = 0; e < Width; ++e) after[e] = c_in * after[e];
-            if (step.y_dtype == Dtype::fp32) store<Width>(static_cast<float*>(step.y_in) + first, after);
-            if (step.y_dtype == Dtype::fp16) store<Width>(static_cast<__half*>(step.y_in) + first, after);
-            if (step.y_dtype == Dtype::bf16) store<Width>(static_cast<__nv_bfloat16*>(step.y_in) + first, after);
-        }
+        if (fed) feed<Width>(after, step, row, first);
     }
 }
 

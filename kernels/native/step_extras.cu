@@ -6,6 +6,7 @@
 // sampling started from.
 #include "element.h"
 #include "launch.h"
+#include "step.cuh"
 #include "vectors.cuh"
 
 namespace pfdiff {
@@ -68,24 +69,10 @@ __global__ void __launch_bounds__(threads) step_extras_kernel(const Step step, c
     const float* row = step.table + std::int64_t{step.row} * (4 + buffers + buffers * buffers);
     const float *w = row + 4, *W = w + buffers;
 
-    // Read.
     float z[Width], xi[Width], before[Buffers][Width];
-    load<Width>(z, static_cast<const Out*>(step.out) + first);
-#pragma unroll
-    for (int i = 0; i < Buffers; ++i)
-        if ((step.reads >> i & 1) != 0) load<Width>(before[i], step.states + i * step.elements + first);
+    read<Buffers, Width, Out>(z, before, step, first);
     if (extras.noise != 0) draw<Width>(xi, extras, step.row, first);
-
-    // Clip x_0.
-    if (step.clip) {
-        const float p = __ldg(row), q = __ldg(row + 1), bound = __ldg(row + 2);
-#pragma unroll
-        for (int e = 0; e < Width; ++e) {
-            float x_0 = q * z[e];
-            if ((step.reads & 1) != 0) x_0 = p * before[0][e] + x_0;
-            z[e] = clamped(x_0, bound);
-        }
-    }
+    if (step.clip) clip_x0<Buffers, Width>(z, before, step, row);
 
     // Combine and write. Each state is this thread's own, and all were read before.
 #pragma unroll
@@ -93,16 +80,7 @@ __global__ void __launch_bounds__(threads) step_extras_kernel(const Step step, c
         const bool stored = (step.writes >> j & 1) != 0, fed = j == 0 && step.y_in != nullptr;
         if (!stored && !fed) continue;
         float after[Width];
-        const float w_j = __ldg(w + j);
-#pragma unroll
-        for (int e = 0; e < Width; ++e) after[e] = w_j * z[e];
-#pragma unroll
-        for (int i = 0; i < Buffers; ++i) {
-            if ((step.reads >> i & 1) == 0) continue;
-            const float W_ji = __ldg(W + j * buffers + i);
-#pragma unroll
-            for (int e = 0; e < Width; ++e) after[e] = after[e] + W_ji * before[i][e];
-        }
+        combine<Buffers, Width>(after, z, before, step, w + j, W + j * buffers);
         if ((extras.noise >> j & 1) != 0) {
             const float V_j = __ldg(extras.factors + std::int64_t{step.row} * buffers + j);
 #pragma unroll
@@ -110,14 +88,7 @@ __global__ void __launch_bounds__(threads) step_extras_kernel(const Step step, c
         }
         if (j == 0 && extras.keeps != 0) keep<Width>(after, extras, step.row, first);
         if (stored) store<Width>(step.states + j * step.elements + first, after);
-        if (fed) {
-            const float c_in = __ldg(row + 3);
-#pragma unroll
-            for (int e = 0; e < Width; ++e) after[e] = c_in * after[e];
-            if (step.y_dtype == Dtype::fp32) store<Width>(static_cast<float*>(step.y_in) + first, after);
-            if (step.y_dtype == Dtype::fp16) store<Width>(static_cast<__half*>(step.y_in) + first, after);
-            if (step.y_dtype == Dtype::bf16) store<Width>(static_cast<__nv_bfloat16*>(step.y_in) + first, after);
-        }
+        if (fed) feed<Width>(after, step, row, first);
     }
 }
 

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from string import Template
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 FOLDER = Path(__file__).parents[1] / "page"
+PAGES = {"/": ("pfdiff", "page"), "/api": ("API · pfdiff", "api")}  # title; name of its .html in frame.html, and .js
 FILES = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/controls.js": ("controls.js", "text/javascript"),
-    "/api": ("api.html", "text/html"),
-    "/api.js": ("api.js", "text/javascript"),
+    "/page.css": "text/css",
+    "/page.js": "text/javascript",
+    "/controls.js": "text/javascript",
+    "/api.js": "text/javascript",
 }
 
 
 def router() -> APIRouter:
     """One route for each file, all of them read here, once."""
     routes = APIRouter(include_in_schema=False)
-    for path, (name, media) in FILES.items():
-        _add(routes, path, (FOLDER / name).read_bytes(), media)
+    frame = Template((FOLDER / "frame.html").read_text(encoding="utf-8"))
+    for path, (title, name) in PAGES.items():
+        body = (FOLDER / f"{name}.html").read_text(encoding="utf-8")
+        page = frame.substitute(title=title, script=f"/{name}.js", body=body)
+        _add(routes, path, page.encode(), "text/html")
+    for path, media in FILES.items():
+        _add(routes, path, (FOLDER / path.removeprefix("/")).read_bytes(), media)
     return routes
 
 

@@ -197,7 +197,11 @@ BAD: dict[str, tuple[dict[str, Any], type[PfdiffError], str]] = {
     "batch 0": ({"batch": [0]}, InputError, "batch"),
     "batch text": ({"batch": "1,8"}, InputError, "batch"),
     "a batch too large": ({"batch": 10**6}, InputError, "expected at most"),
-    "an unknown precision": ({"precision": "fp8"}, InputError, "precision 'fp8', expected one of fp32, fp16, bf16"),
+    "an unknown precision": (
+        {"precision": "fp4"},
+        InputError,
+        "precision 'fp4', expected one of fp32, fp16, bf16, int8",
+    ),
     "an unknown backend": ({"backend": "onnx"}, InputError, "backend 'onnx'"),
     "torch with an ONNX file": ({"backend": "torch"}, BackendError, "this network is an ONNX file"),
     "a folder that does not exist": ({"out": "no/where/e"}, InputError, "does not exist; create it first"),

@@ -21,12 +21,6 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 SEEDS = (3, 2**64 - 1, 0)
 
 
-@pytest.fixture(params=["interpreter", "plain twin"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("TRITON_INTERPRET", "1" if request.param == "interpreter" else "0")
-    return request.param
-
-
 def some_kept(size: int, rows: int, seed: int = 0) -> Kept:
     generator = torch.Generator().manual_seed(seed)
     picture, eps = torch.randn(2, size, generator=generator)

@@ -21,12 +21,6 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 SEEDS = (3, 2**64 - 1, 0)
 
 
-@pytest.fixture(params=["interpreter", "plain twin"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("TRITON_INTERPRET", "1" if request.param == "interpreter" else "0")
-    return request.param
-
-
 def draws(size: int, draw: int) -> torch.Tensor:
     """float32 [samples * size], the numbers of NumPy's Philox."""
     z = np.empty((len(SEEDS), size), np.float32)

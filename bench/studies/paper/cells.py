@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -109,6 +109,23 @@ def check_same(folder: Path) -> None:
         raise SystemExit(f"{folder} holds cells of another network or of other features; name another folder")
 
 
+def draw_missing(cells: Iterable[tuple[Cell, int]], out: Path, threads: int, size: int = BLOCK) -> None:
+    """The features of each (cell, block of `size` seeds) that `out` lacks; exits where `out` holds those of others."""
+    torch.set_num_threads(threads)
+    check_same(out)
+    with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder:
+        for cell, block in cells:
+            path = cell.file(out, block)
+            if path.exists():
+                continue
+            seeds = np.arange(block * size, (block + 1) * size)
+            features = draw(cell, seeds, Path(folder) / "fashion.engine", threads)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as part, open(part, "wb") as file:
+                np.savez(file, pooled=features.pooled, spatial=np.asarray(features.spatial))
+            print(path, flush=True)
+
+
 def main() -> None:
     """Draw what is missing of the plan."""
     parser = argparse.ArgumentParser(description="Sample the cells of the paper's tables.")
@@ -117,20 +134,8 @@ def main() -> None:
     parser.add_argument("--part", default="0/1", help="this process of how many")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
     place, parts = map(int, given.part.split("/"))
-    check_same(given.out)
-    with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder:
-        for cell, block in list(plan(given.blocks))[place::parts]:
-            path = cell.file(given.out, block)
-            if path.exists():
-                continue
-            seeds = np.arange(block * BLOCK, (block + 1) * BLOCK)
-            features = draw(cell, seeds, Path(folder) / "fashion.engine", given.threads)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as part, open(part, "wb") as file:
-                np.savez(file, pooled=features.pooled, spatial=np.asarray(features.spatial))
-            print(path, flush=True)
+    draw_missing(list(plan(given.blocks))[place::parts], given.out, given.threads)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
+from ...errors import InputError
 from ..schedule import Float64s, Schedule
 
 # A state or an output of the network. It is symbolic while tracing, so it supports arithmetic only.
@@ -70,6 +71,12 @@ class StepSolver(Solver):
 def shown(value: float) -> str:
     """A number in a solver's string: short, and reads back exactly."""
     return short if float(short := f"{value:g}") == value else repr(value)
+
+
+def check_fraction(solver: str, option: str, value: float) -> None:
+    """Raises InputError unless the solver's option is between 0 and 1."""
+    if not 0 <= value <= 1:
+        raise InputError(f"{solver} takes {option} between 0 and 1, got {value:g}")
 
 
 class InUsersBasis(Solver):

@@ -31,7 +31,9 @@ MOST_STEPS = 400  # so that their variances fit into the string
 
 
 class Analytic(Solver):
-    """A solver that needs V_s, the variance of x_0 given x_s, for each of its steps."""
+    """A solver that needs V_s, the variance of x_0 given x_s, for each of its steps: `x0_var`, empty until known."""
+
+    x0_var: tuple[float, ...]
 
     @property
     @abstractmethod

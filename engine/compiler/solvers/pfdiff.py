@@ -18,7 +18,9 @@ the springboard. The paper does not spell `use=future` out; read so, it is a mid
 With eta the step from the anchor replaces noise as `ddim:eta=` does (ddim.py), by the deviation of its whole length
 t_i -> t_{i+k+1}; over `analytic-ddim` it has the variance that is optimal for that length (analytic.py), V at t_i. The
 springboard, which is thrown away, stays the deterministic step: so its noise level is right and it draws nothing. (The
-authors' code, with eta alone, draws a noise of its own for the springboard.) Neither changes the evaluations.
+authors' code, with eta alone, draws a noise of its own for the springboard.) Neither changes the evaluations. In x0 the
+springboard keeps the noise that the anchor holds, old and new; in eps it moves by a past eps that knows nothing of the
+new noise, which long steps then amplify (test_stochastic_moments.py): take basis x0 with few evaluations.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import numpy as np
 from ...errors import InputError
 from ..schedule import Float64s, Schedule
 from . import analytic
-from .abstract import Evaluate, Vector, shown
+from .abstract import Evaluate, Vector, check_fraction, shown
 from .block import BlockSolver, blocks, finish
 from .ddim import Ddim, phi
 from .dpm_solver import SingleStep
@@ -78,8 +80,7 @@ class PFDiff(analytic.Analytic):
             raise InputError(f"pfdiff takes l above 0 and at most k = {self.k}, got {self.l:g}")
         if self.order > 1 and (self.l != int(self.l) or self.use != "both"):
             raise InputError(f"over {self.base} pfdiff takes whole l and use=both only")
-        if not 0 <= self.eta <= 1:
-            raise InputError(f"pfdiff takes an eta between 0 and 1, got {self.eta:g}")
+        check_fraction("pfdiff", "an eta", self.eta)
         if self.eta and (self.order > 1 or self.use != "both"):
             raise InputError("pfdiff takes an eta over ddim and analytic-ddim with use=both only")
         if self.base == ANALYTIC and self.use != "both":

@@ -174,3 +174,40 @@ def test_pfdiff_over_analytic_ddim_adds_too_much_on_normal_data():
         program = pfdiff.compile(solver, "vp", 8, grid="logsnr", basis="eps", t_start=0.8, end=end)
         errors.append(moments(program, oracle, (mean, variance**0.5))[1] - marginal(oracle, end)[1])
     assert errors == pytest.approx([-0.011, 0.041], abs=5e-4)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "dpm++:2m-sde", "sa", "tada:variables=3,order=2", "pfdiff:k=2,l=1,eta=0.6"])
+def test_covariance_of_normal_data(solver):
+    """Of correlated data: the program is run on unit noises, one a draw, and the squares of what comes out are added.
+
+    Along each axis of the data the table gives the same variance.
+    """
+    axes = np.linalg.qr(np.random.default_rng(2).standard_normal((3, 3)))[0]
+    deviations, nfe = np.array([1.3, 0.6, 0.1]), 7
+    program = pfdiff.compile(solver, "vp", nfe, grid="logsnr", basis="eps", end=0.1)
+    process = parse_schedule("vp")
+
+    def network(x, t):
+        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+        return x @ (axes * (sigma / ((alpha * deviations) ** 2 + sigma**2))) @ axes.T
+
+    units = np.eye(3 * (1 + program.noises)).reshape(-1, 1 + program.noises, 3)
+    x = program.evaluate(network, units[:, 0], steps_noise=units[:, 1:].transpose(1, 0, 2))
+    along = [moments(program, Mixture(process, (0.0,), (std,)))[1] for std in deviations]
+    np.testing.assert_allclose(x.T @ x, axes @ np.diag(along) @ axes.T, atol=1e-12)
+
+
+def test_pfdiff_with_noise_wants_basis_x0():
+    """Six evaluations of a mixture, 20,000 samples against as many of the data: ahead of ddpm in x0, useless in eps."""
+    oracle, count = Mixture.of("linear:1000", 3), 20_000
+    rng = np.random.default_rng(0)
+    component = rng.choice(3, count, p=oracle.weights)
+    data = np.array(oracle.means)[component] + np.array(oracle.stds)[component] * rng.standard_normal(count)
+    noise, errors = rng.standard_normal(count), {}
+    for solver, basis in (("ddpm", "eps"), ("pfdiff:k=2,l=1,eta=1", "x0"), ("pfdiff:k=2,l=1,eta=1", "eps")):
+        program = pfdiff.compile(solver, "linear:1000", 6, grid="trailing", basis=basis)
+        samples = program.evaluate(oracle.network(), noise, seeds=range(count))
+        errors[solver, basis] = np.abs(np.sort(samples) - np.sort(data)).mean()
+    ddpm, in_x0, in_eps = errors.values()
+    assert in_x0 < 0.95 * ddpm
+    assert in_eps > 1

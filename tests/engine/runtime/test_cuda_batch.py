@@ -36,14 +36,6 @@ SEEDS = (3, 2**64 - 1, 7)
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["eager", "kernels"])
-def ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "kernels":
-        pytest.importorskip("triton", reason="the kernels need Triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1" if request.param == "kernels" else "0")
-    return request.param
-
-
 def backend(module: Any = small, contract: Contract = PLAIN) -> TorchCuda:
     return TorchCuda(NetworkFiles(Path("none"), contract, module), CPU)
 

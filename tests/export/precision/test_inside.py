@@ -98,7 +98,7 @@ def test_a_scale_that_makes_no_sense_is_named(file: Path, tmp_path: Path, value:
     model = onnx.load(file)
     node = next(one for one in model.graph.node if one.op_type == "QuantizeLinear")
     scale = next(one for one in model.graph.initializer if one.name == node.input[1])
-    scale.CopyFrom(numpy_helper.from_array(np.float32(value), scale.name))
+    scale.CopyFrom(numpy_helper.from_array(np.array(value, np.float32), scale.name))
     onnx.save(model, tmp_path / "broken.onnx")
     with pytest.raises(
         InputError, match=rf"the scale '{node.input[1]}' of \w+Linear .* holds .*finite numbers above 0"

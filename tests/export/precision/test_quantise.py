@@ -80,6 +80,18 @@ def test_the_engine_says_what_it_is(engine: Path) -> None:
         assert opened.description.endswith("int8")
 
 
+def test_the_whole_sampler_becomes_one_file(engine: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    from pfdiff.export.sampler_onnx import export_sampler
+
+    export_sampler(engine, tmp_path / "sampler.onnx", nfe=4)
+    session = onnxruntime.InferenceSession(tmp_path / "sampler.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(None, {"noise": noise(SEEDS, SHAPE).numpy()})[0]
+    exact = exact_samples(read_artifact(engine).program(), Small())
+    assert 1e-4 < rms(found - exact) / rms(exact) < 0.05
+
+
 def test_the_same_build_does_nothing_and_another_bound_quantises_anew(file: Path, engine: Path) -> None:
     given: dict[str, Any] = {**SAMPLER, "precision": "int8", "backend": "onnxruntime", "out": engine}
     before = (engine / "engine.json").read_bytes()
@@ -102,6 +114,9 @@ class ByHand:
 
     def cases(self, evaluate: Any) -> list[Any]:
         self._exact = [evaluate(case) for case in self._cases]
+        return self._cases
+
+    def others(self, evaluate: Any) -> list[Any]:
         return self._cases
 
     def errors(self, evaluate: Any, *, check: bool) -> dict[str, tuple[float, float]]:
@@ -187,3 +202,50 @@ def test_a_network_without_layers_is_refused(tmp_path: Path) -> None:
     network = Network(tmp_path / "net.onnx", schedule="linear:1000", prediction="eps")
     with pytest.raises(InputError, match="no convolution and no linear layer with constant weights"):
         build(network, 2, **SAMPLER, precision="int8", backend="onnxruntime", out=tmp_path / "e", quantise_error=1.0)
+
+
+class Decoder(torch.nn.Module):
+    """Two images' rows and columns for each latent, as pixel shuffling makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.wide, self.narrow = torch.nn.Conv2d(2, 24, 3, padding=1), torch.nn.Conv2d(24, 12, 3, padding=1)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(torch.nn.functional.pixel_shuffle(self.narrow(torch.relu(self.wide(latents))), 2))
+
+
+def test_the_decoder_of_a_latent_model_is_quantised_by_its_pictures(file: Path, tmp_path: Path) -> None:
+    network = Network(file, **WORDS, decoder=Decoder())
+    lines: list[str] = []
+    given: dict[str, Any] = {**SAMPLER, "backend": "onnxruntime", "out": tmp_path / "e", "progress": lines.append}
+    with build(network, 3, **given, precision="int8") as engine:
+        found = engine.images(seeds=SEEDS).float().numpy()
+        program = engine.programs[3]
+    record = read_artifact(tmp_path / "e").provenance["precision_record"]
+    assert record["decoder"]["layers"] == {"convolution": [2, 2]}
+    held = record["decoder"]["samples"]["pictures"]
+    assert held["added"] <= held["bound"]
+    assert any(line.startswith("decoder: int8: 2 of 2 convolutions") for line in lines)
+    with torch.no_grad():
+        decoded = Decoder().double()(torch.from_numpy(exact_samples(program, Small()))).numpy()
+    exact = (np.clip(decoded, -1, 1).transpose(0, 2, 3, 1) + 1) * 127.5
+    assert 0.1 < rms(found - exact) < 12  # of 255
+
+
+def test_tune_refines_the_sampler_on_the_quantised_network(file: Path, tmp_path: Path) -> None:
+    from pfdiff.quality.tune import tune
+
+    out = tmp_path / "e"
+    given: dict[str, Any] = {"backend": "onnxruntime", "out": out, "precision": "int8", "quantise_error": 0.5}
+    build(Network(file, **WORDS), 3, **SAMPLER, **given).close()
+    before = read_artifact(out)
+    words: dict[str, Any] = {"solvers": ["ddim"], "grids": ["trailing"], "local": False, "reference": 20}
+    ranking = tune(out, 3, refine=True, calibration=2, held_out=8, out=out, **words)
+    after = read_artifact(out)
+    assert after.precision == "int8"
+    assert after.files == before.files  # the network is the quantised one, untouched
+    assert after.programs[3].digest == ranking[0].program.digest != before.programs[3].digest
+    assert ranking.refinement is not None
+    assert ranking.refinement["validation"][-1] <= ranking.refinement["validation"][0]
