@@ -1,4 +1,4 @@
-"""The shipped policy: 16 positions of the gates task from two observations, 1.3 M parameters.
+"""The shipped policy: 16 positions of the gates task from two observations, 1.4 M parameters.
 
 Both are scaled from [0, 1] m to [-1, 1]. The first of the 16 actions is of the tick of the first observation, so number
 1 to 8 are carried out, as Diffusion Policy does (Chi et al., arXiv 2303.04137).
