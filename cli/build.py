@@ -79,6 +79,8 @@ def build(
             with build_engine(source, evaluations, solver, **settings) as engine:
                 programs = [engine.programs[count] for count in evaluations]
     print(*chosen, progress.last, sep="\n")
+    for note in source.notes:
+        print("pfdiff:", note, file=sys.stderr)
     from ..engine.compiler.start import doubt_of_start
 
     for doubt in list(filter(None, map(doubt_of_start, programs)))[:1]:

@@ -25,10 +25,16 @@ def sample(
     image: Annotated[
         str | None, typer.Option("--image", metavar="FILE", help="A picture to start from; also .npy, such as latents.")
     ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option("--mask", metavar="FILE", help="With --image: white where it is drawn anew, black is kept."),
+    ] = None,
     strength: Annotated[
         str | None,
         typer.Option(
-            "--strength", metavar="<float>", help="With --image: 0 to 1, how much is drawn anew; default: 0.8."
+            "--strength",
+            metavar="<float>",
+            help="With --image: 0 to 1, how much is drawn anew; default: 0.8, with --mask 1.",
         ),
     ] = None,
     strength_counts: Annotated[
@@ -40,6 +46,7 @@ def sample(
     threads: options.Threads = None,
 ) -> None:
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
+    from ..engine.condition import INPAINTING
     from ..quality.pictures.pixels import check_shape
     from ..quality.pictures.write import kind_of, write_images, write_samples
     from .arguments.conditions import conditions_from
@@ -58,7 +65,7 @@ def sample(
         check_shape(shape, frames=kind == "folder" and artifact.decoder is not None)
     typed = {name: context.params[name] for name in ASKED if context.params[name] is not None}
     extra, asked = asked_from(typed, artifact.contract)
-    encoded = artifact.text_encoders.encoded if artifact.text_encoders else ()
+    encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING}
     conditions = conditions_from([*context.args, *extra], artifact.contract, len(chosen), encoded)
 
     with opened(engine, device, backend, threads) as loaded:

@@ -23,6 +23,7 @@ from .backends.abstract import Backend, CudaOptions, NetworkFiles
 from .backends.choose import Beside, open_best
 from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
+from .condition import INPAINTING
 from .contract import Contract, DecoderContract
 from .device import parse_device
 from .errors import BackendError, EngineFileError, InputError, shown
@@ -35,7 +36,7 @@ from .runtime.inputs import Conditions, Inputs, check_noise
 from .runtime.latency import Enough, Latency, TimedParts, figures_of, in_turns
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import noise
-from .runtime.picture_start import PictureStart
+from .runtime.picture_start import PictureStart, inpaints
 from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
 from .text_encoders import TextEncoders
@@ -377,6 +378,8 @@ class Engine:
         asked, conditions = asked.without(self.contract, conditions)
         conditions = self._prompts.conditions(asked.prompt, asked.negative_prompt, conditions, count)
         masked = None
+        if inpaints(self.contract) and asked.mask is None and not {*INPAINTING} <= {*conditions}:
+            raise InputError("this network inpaints; give image= and mask=, 1 where the picture is drawn anew")
         if asked.image is not None:
             draw = functools.partial(self._start_noise, keys, start)
             begun = self._pictures.start(asked, tables.program, count, draw)

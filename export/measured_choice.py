@@ -49,11 +49,12 @@ SEED = 1 << 41  # the first seed; those of `tune` lie lower
 RIVALS: tuple[tuple[str, str, str | None, float | None], ...] = (
     ("pfdiff:k=2,l=1", "uniform", "eps", 0.03),
     ("ipndm:order=3", "karras", "eps", 0.03),
+    ("pfdiff:k=2,l=1", "angle", "eps", None),
     ("ipndm:order=3", "trailing", "x0", None),
-    ("pfdiff:k=2,l=1", "karras", "eps", 0.03),
     ("ddim", "karras:rho=3", None, 0.08),
-    ("ddim", "trailing", None, 0.08),
     ("ddim", "trailing", None, None),
+    ("pfdiff:k=2,l=1", "karras", "eps", 0.03),
+    ("ddim", "trailing", None, 0.08),
     ("ddim", "karras", None, None),
 )
 # Before these on a schedule of at most `SHORT` times, where many evaluations come near to the walk over every time.

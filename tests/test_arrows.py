@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("cli", "serving", "bench", "quality", "export", "engine", "kernels")
 # Inside `engine`, likewise; rooms of one group do not import each other.
 ROOMS = (
-    ("bulk",),
+    ("bulk", "prompt_conditions"),
     ("api",),
     ("runtime",),
     ("backends",),

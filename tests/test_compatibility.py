@@ -26,7 +26,7 @@ ADDED: dict[str, set[str]] = {
     "export": {"--triton", "--pixels"},
     "evaluate": {"--prompt", "--negative-prompt"},
     "generate": {"--prompt", "--negative-prompt"},
-    "sample": {"--prompt", "--negative-prompt", "--image", "--strength", "--strength-counts"},
+    "sample": {"--prompt", "--negative-prompt", "--image", "--mask", "--strength", "--strength-counts"},
     "tune": {"--data-range", "--time-map", "--prompt", "--negative-prompt"},
 }
 # Defaults that are others now, by command and option: the sampler is chosen by rule, two architectures came.

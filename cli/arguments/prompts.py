@@ -1,4 +1,4 @@
-"""Prompts and a picture to start from, as `pfdiff sample` is given them."""
+"""Prompts, a picture to start from and its mask, as `pfdiff sample` is given them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ...engine.contract import Contract
 
-ASKED = ("prompt", "negative_prompt", "image", "strength", "strength_counts")
+ASKED = ("prompt", "negative_prompt", "image", "mask", "strength", "strength_counts")
 
 
 def asked_from(typed: Mapping[str, str], contract: Contract) -> tuple[list[str], dict[str, Any]]:
@@ -28,6 +28,8 @@ def asked_from(typed: Mapping[str, str], contract: Contract) -> tuple[list[str],
             raise InputError(f"--strength '{asked['strength']}': expected a number, such as 0.6") from None
     if "image" in asked:
         asked["image"] = picture_from("--image", asked["image"])
+    if "mask" in asked:
+        asked["mask"] = mask_from("--mask", asked["mask"])
     return extra, asked
 
 
@@ -57,8 +59,14 @@ def prompted_conditions(
     return prompt_conditions(engine, texts.get("prompt"), texts.get("negative_prompt"), given, **where)
 
 
-def picture_from(option: str, text: str) -> Any:
-    """uint8 [H, W, 3] or [H, W, 1] of a picture, or the array of an .npy. Raises InputError."""
+def mask_from(option: str, text: str) -> Any:
+    """uint8 [H, W] of a picture in grey, or the array of an .npy. Raises InputError."""
+    read = picture_from(option, text, grey=True)
+    return read[:, :, 0] if Path(text).suffix != ".npy" else read
+
+
+def picture_from(option: str, text: str, *, grey: bool = False) -> Any:
+    """uint8 [H, W, 3] or, in grey, [H, W, 1] of a picture, or the array of an .npy. Raises InputError."""
     import numpy as np
 
     path = Path(text)
@@ -73,6 +81,6 @@ def picture_from(option: str, text: str) -> Any:
 
     try:
         with Image.open(path) as picture:
-            return np.atleast_3d(np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB")))
+            return np.atleast_3d(np.asarray(picture.convert("L" if grey or picture.mode in ("1", "L") else "RGB")))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{option} '{text}' is no picture ({' '.join(str(error).split())[:120]})") from error

@@ -75,10 +75,10 @@ def check_mask(mask: Any, shown: tuple[int, ...], contract: Contract, count: int
                 rows = small.expand(-1, contract.shape[0], -1, -1)
             return rows.reshape(len(rows), math.prod(contract.shape)).to(torch.uint8).contiguous()
     size = list(shown[1:] if plane else contract.shape)
-    latent = f", {list(contract.shape[1:])} for latents" if plane and shown != contract.shape else ""
+    latent = f", {list(contract.shape[1:])} of latents" if plane and shown[1:] != contract.shape[1:] else ""
     dtype = str(given.dtype).removeprefix("torch.")
     raise InputError(
-        f"mask: got {dtype} {list(given.shape)}, expected {size}{latent}, or one for each of {count} samples; "
+        f"mask: got {dtype} {list(given.shape)}, expected {size}{latent}, or one for each sample, {[count, *size]}; "
         "resize it to the picture"
     )
 

@@ -25,7 +25,7 @@ from ..backends.choose import Beside
 from ..compiler.part import last_part
 from ..compiler.program import Program
 from ..compiler.schedule import parse_schedule
-from ..condition import INPAINT_MASK, MASKED_IMAGE
+from ..condition import INPAINT_MASK, INPAINTING, MASKED_IMAGE
 from ..contract import Contract
 from ..errors import BackendError, EngineFileError, InputError
 from .asked import Asked
@@ -34,7 +34,11 @@ from .masked import Masked, check_mask
 
 LARGEST_CACHE = 16
 COUNTS = ("part", "whole")
-INPAINTING = (INPAINT_MASK, MASKED_IMAGE)
+
+
+def inpaints(contract: Contract) -> bool:
+    """Whether the network takes mask and masked picture as conditions."""
+    return all(any(one.name == name for one in contract.conditions) for name in INPAINTING)
 
 
 @final
@@ -87,7 +91,7 @@ class PictureStart:
         x_0, masked, conditions = self._samples(image), None, {}
         if asked.mask is not None:
             mask = check_mask(asked.mask, self.shown, self._artifact.contract, count)
-            if any(one.name in INPAINTING for one in self._artifact.contract.conditions):
+            if inpaints(self._artifact.contract):
                 conditions = self._inpainted(image, asked.mask, mask, count)
             else:
                 shape = (count, x_0.shape[1])

@@ -174,7 +174,7 @@ def learned_sigma(config: Config) -> bool:
     made = int(config.get("out_channels") or taken)
     if made not in (taken, 2 * taken):
         raise InputError(
-            f"it takes {taken} channels and predicts {made}, an inpainting or editing model; "
+            f"it takes {taken} channels and predicts {made}, an editing model; "
             "give it as an nn.Module, forward(x, t, ...), with the further channels as a condition"
         )
     return made == 2 * taken

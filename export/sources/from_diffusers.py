@@ -42,7 +42,7 @@ AUTOENCODERS = ("vae", "vqvae")
 # Parts of a pipeline whose work an engine would leave out.
 STEERING = ("adapter", "motion_adapter", "transformer_2")
 # Words in the names of pipelines that start from a picture, not from noise.
-FROM_PICTURES = ("Inpaint", "Upscale", "InstructPix2Pix", "Depth2Img", "ImageVariation")
+FROM_PICTURES = ("Upscale", "InstructPix2Pix", "Depth2Img", "ImageVariation")
 PARTS = ("unet", "transformer")  # a pipeline's denoiser is one of these
 
 

@@ -227,7 +227,7 @@ def test_a_part_of_the_way_with_a_mask(engine: Any) -> None:
 @pytest.mark.parametrize(
     ("mask", "says"),
     [
-        (np.ones((4, 4)), "mask: got float64 [4, 4], expected [3, 5], or one for each of 3 samples; resize it"),
+        (np.ones((4, 4)), "mask: got float64 [4, 4], expected [3, 5], or one for each sample, [3, 3, 5]; resize it"),
         (np.ones((2, 3, 5)), "mask: got float64 [2, 3, 5]"),
         (np.full((3, 5), 2), "mask has values 2 to 2, expected 0 and 1, or uint8 0 to 255"),
         (np.full((3, 5), -0.5), "mask has values outside 0 to 1"),
@@ -258,7 +258,7 @@ def test_a_pictures_mask_becomes_that_of_its_latents() -> None:
     assert found.view(4, 2, 2).tolist() == 4 * [[[0, 1], [0, 0]]]
     ones = check_mask(torch.tensor([[1, 0], [0, 1]], dtype=torch.uint8), (3, 4, 4), contract, 1)
     assert ones.view(4, 2, 2)[0].tolist() == [[1, 0], [0, 1]]
-    with pytest.raises(pfdiff.InputError, match=r"expected \[4, 4\], \[2, 2\] for latents, or one for each of 1"):
+    with pytest.raises(pfdiff.InputError, match=r"expected \[4, 4\], \[2, 2\] of latents, or one"):
         check_mask(np.ones((3, 3)), (3, 4, 4), contract, 1)
 
 
