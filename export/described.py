@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .decoders.options import Decoder
     from .encoders.from_pipeline import PromptSources
     from .guidance.options import ClassifierFree
+    from .memory import Need
 
 
 @final
@@ -55,6 +56,7 @@ class Described:
     knows it. time_map: in place of `time_scale`. negated: what the network predicts has the other sign. convention: of
     the scheduler that came with the network, with its times, clip and end. prompts: the text encoders beside it;
     guidance: its pipeline's own, where they are. origin: what an engine's provenance says of where it comes from.
+    need: parameters of its parts, where a pipeline says them.
     """
 
     source: nn.Module | str
@@ -79,6 +81,7 @@ class Described:
     prompts: PromptSources | None = None
     guidance: ClassifierFree | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    need: Need | None = None
 
     def contract(
         self,

@@ -128,6 +128,8 @@ def _exported(target: Path, source: Network, precision: str, held: Held, asked: 
     provenance |= source.origin
     provenance |= _searched(held.search, {})
     with writing(target), replacing_folder(target) as folder:
+        if source.need is not None and (line := source.need.line(precision)):
+            say(line)
         made = source.written(folder, precision, asked, say)
         contract = made.contract
         decoder = source.decoder.write(folder, contract.precision, say) if source.decoder else None

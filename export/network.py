@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .convention import Convention
     from .decoders.options import Decoder
     from .guidance.options import Guidance
+    from .memory import Need
 
 FORMAT = "pfdiff network 1"  # part of every digest: changes when the same source would be exported otherwise
 
@@ -135,6 +136,7 @@ class Network:
             self.decoder = open_decoder(described.decoder, self.contract)
         self.convention: Convention | None = described.convention
         self.origin: Mapping[str, Any] = described.origin
+        self.need: Need | None = described.need
         self.encoders: Encoders | None = open_encoders(described, self.contract, self.decoder) if encoders else None
 
     def __repr__(self) -> str:
