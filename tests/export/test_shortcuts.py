@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -82,10 +83,14 @@ def test_a_usual_network_is_traced_once_and_another_twice(tmp_path: Path, monkey
 def test_torch_and_onnxscript_are_as_before() -> None:
     from onnxscript.rewriter._rewrite_rule import RewriteRule
     from torch.onnx._internal.exporter import _fx_passes
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    before = _fx_passes.decompose_with_registry, RewriteRule.try_rewrite
+    def internals() -> tuple[Any, ...]:
+        table = vars(ONNXRegistry)["from_torchlib"]
+        return _fx_passes.decompose_with_registry, RewriteRule.try_rewrite, table
+
+    before = internals()
     with contextlib.suppress(KeyboardInterrupt), shortcuts.shortcuts():
-        assert _fx_passes.decompose_with_registry is not before[0]
-        assert RewriteRule.try_rewrite is not before[1]
+        assert all(one is not other for one, other in zip(internals(), before, strict=True))
         raise KeyboardInterrupt
-    assert (_fx_passes.decompose_with_registry, RewriteRule.try_rewrite) == before
+    assert internals() == before
