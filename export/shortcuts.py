@@ -176,8 +176,10 @@ def _reshape(node: torch.fx.Node) -> Step | None:
 
 def _chunk(node: torch.fx.Node) -> Step | None:
     _, parts, axis = (*node.args, 0)[:3]
+    if node.kwargs or type(parts) is not int or type(axis) is not int:
+        return None
     size = _input(node).shape[axis]
-    if node.kwargs or type(size) is not int:
+    if type(size) is not int:
         return None
 
     def step(node: torch.fx.Node) -> None:

@@ -59,7 +59,7 @@ def load_model(folder: Path, class_name: str) -> nn.Module:
 def load_autoencoder(folder: Path) -> nn.Module:
     """One of diffusers' autoencoders, in float32. Raises InputError, BackendError."""
     path = folder / "config.json"
-    config = read_json(path) if path.is_file() else {"_class_name": "folder without config.json"}
+    config: dict[str, Any] = read_json(path) if path.is_file() else {"_class_name": "folder without config.json"}
     found = config.get("_class_name")
     if found not in DECODERS:
         raise InputError(no_decoder(found if isinstance(found, str) and len(found) < 60 else shown(found)))

@@ -64,7 +64,7 @@ def test_the_graph_is_the_exporters_own(
     np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def run(path: Path, x: Tensor, t: Tensor) -> np.ndarray:
+def run(path: Path, x: Tensor, t: Tensor) -> Any:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -72,7 +72,7 @@ def run(path: Path, x: Tensor, t: Tensor) -> np.ndarray:
 
 
 def test_a_usual_network_is_traced_once_and_another_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    traced: list[type] = []
+    traced: list[bool] = []
     found = shortcuts.simplified
     monkeypatch.setattr(shortcuts, "simplified", lambda *given: traced.append(found(*given)) or traced[-1])
     for network in (Usual, Unusual):
