@@ -194,7 +194,7 @@ def test_a_bare_model_needs_schedule_and_prediction(saved: Path, capsys: pytest.
 
 
 def test_an_editing_model_is_one_line() -> None:
-    with pytest.raises(InputError, match="takes 8 channels and predicts 4, an inpainting or editing model; give it as"):
+    with pytest.raises(InputError, match="takes 8 channels and predicts 4, an editing model; give it as"):
         pfdiff.Network(text_unet(in_channels=8), schedule="scaled_linear:1000", prediction="eps")
 
 
