@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.engine.errors import InputError
-from pfdiff.export import memory
 
 from ..small.diffusers import FAMILIES, WARNINGS, diffusers, scheduler_of, sdxl_unet, text_unet, unet
 
@@ -84,25 +82,6 @@ def test_a_half_precision_variant_is_read(copied: Path) -> None:
     weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
     assert pfdiff.Network(copied).contract.precision == "fp32"
-
-
-def test_the_memory_of_a_build_is_said_before_it_starts(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the headers of the weights, plain or a variant; a warning comes before they are read."""
-    model = text_unet(num_class_embeds=4)
-    count = sum(one.numel() for one in model.parameters())
-    assert memory.parameters_of(copied / "unet") == memory.parameters_of(model) == count
-    model.save_pretrained(copied / "unet", variant="fp16")
-    assert memory.parameters_of(copied / "unet") == count
-    large = memory.Need(2_600_000_000, 80_000_000, {"text_encoder": 120_000_000, "text_encoder_2": 690_000_000})
-    assert re.fullmatch(r"this build needs about [23]\d\.\d GiB of memory; \d+\.\d GiB are free", large.line("fp32"))
-    assert memory.Need(count).line("fp32") == ""
-    monkeypatch.setattr(memory, "free_bytes", lambda: 100 << 20)
-    monkeypatch.setattr("pfdiff.export.sources.from_diffusers.load_model", lambda *_: pytest.fail("it was read"))
-    with (
-        pytest.warns(RuntimeWarning, match=r"'tiny': a build of it needs about 0.7 GiB of memory, 0.1 GiB are free"),
-        pytest.raises(pytest.fail.Exception),
-    ):
-        pfdiff.Network(copied)
 
 
 def edited(path: Path, **changes: Any) -> None:
