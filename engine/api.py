@@ -330,7 +330,8 @@ class Engine:
             raise InputError(
                 f"engine '{self.path}' runs a module of this process and cannot be copied; load it again with module="
             )
-        return _loaded_again, (self._artifact, self.device, self.backend, self.threads, self._files.options)
+        again = {"backend": self.backend, "threads": self.threads, "options": self._files.options}
+        return functools.partial(Engine.open, device=self.device, **again), (self._artifact,)
 
     def __repr__(self) -> str:
         held = ", ".join(map(str, self.programs))
@@ -406,10 +407,5 @@ class Engine:
         return start if start is not None else noise(keys, (math.prod(self.contract.shape),), self.device)
 
 
-def _loaded_again(artifact: Artifact, device: str, backend: str, threads: int | None, options: CudaOptions) -> Engine:
-    return Engine.open(artifact, device=device, backend=backend, threads=threads, options=options)
-
-
 load = Engine.open
-
 __all__ = ["Engine", "Latency", "load", "noise"]

@@ -92,8 +92,8 @@ class Artifact:
             )
         return self.programs[operator.index(nfe)]
 
-    def bucket(self, batch: Any = None) -> int:
-        """A batch size that it is built for; None for the smallest. Raises InputError."""
+    def bucket(self, batch: int | None = None) -> int:
+        """One of the batch sizes; None for the smallest. Raises InputError that names them."""
         if batch is None:
             return self.batch[0]
         if batch not in self.batch:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Weights = Mapping[str, Tensor]  # float32
 
 SCHEDULE, PREDICTION = "linear:1000", "v"
-DISTILLED = Convention(SCHEDULE, PREDICTION, "trailing", spacing="trailing", solver="consistency")
+DISTILLED = Convention(SCHEDULE, PREDICTION, "trailing", solver="consistency")
 
 
 @dataclass(frozen=True)
