@@ -222,16 +222,13 @@ class Engine:
         Raises InputError; BackendError when the network fails, is not finite, or the engine is closed or in use.
         """
         if deadline_ms is not None:
-            count = len(parse_seeds(seeds)) if noise is None else len(noise)
-            nfe = self._deadlines.nfe(deadline_ms, count, self.programs, instead=nfe)
+            rows = parse_seeds(seeds) if noise is None else noise
+            nfe = self._deadlines.nfe(deadline_ms, len(rows), self.programs, instead=nfe)
         asked = Asked(prompt, negative_prompt, image, strength, strength_counts, mask)
         return self._sample(self._session, seeds, noise, nfe, conditions, asked, steps_noise)
 
     def nfe_within(self, deadline_ms: float, batch: int = 1) -> int:
-        """The largest NFE of this engine whose calls of `batch` samples take at most `deadline_ms` here (p99).
-
-        The first call times each program for about a second; see runtime/deadline.py. Raises InputError: none fits.
-        """
+        """The largest NFE whose calls take at most `deadline_ms` (p99, timed by the first call). InputError: none."""
         return self._deadlines.nfe(deadline_ms, batch, self.programs)
 
     def images(
@@ -280,10 +277,7 @@ class Engine:
         """
         nfe, batch = self._artifact.program(nfe).nfe, self._artifact.bucket(batch)
         ran = Ran(self.backend, self.device, self.precision, self.threads, nfe, batch)
-        whole, parts = self._whole, self._parts
-        return measured(
-            ran, self._open, lambda one: whole(one, nfe, batch), lambda one: parts(one, nfe, batch), rounds, seconds
-        )
+        return measured(ran, self._open, self._whole, self._parts, rounds, seconds)
 
     def parts(self, nfe: int | None = None, batch: int | None = None) -> TimedParts:
         """What `bench` times, for a benchmark of one's own: a whole call, its bare evaluations, its updates.
@@ -351,10 +345,7 @@ class Engine:
         return lambda: self._sample(session, range(batch), None, nfe, given)
 
     def tick_call(self, nfe: int | None = None, batch: int = 1) -> Callable[[int], object]:
-        """A function of a tick's number, one whole call with seeds from that on, done when it returns; for `run_at`.
-
-        Of a policy the observation is zeros. Raises InputError.
-        """
+        """A function of a tick's number: a whole call with seeds from it on, done when it returns. For `run_at`."""
         nfe, given = self._artifact.program(nfe).nfe, self._policy.stand_ins(self.contract.stand_ins)
         session = self._session
         return lambda tick: (self._sample(session, range(tick, tick + batch), None, nfe, given), session.wait())

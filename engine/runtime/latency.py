@@ -181,8 +181,8 @@ class Enough:
 def measured(
     ran: Ran,
     open_session: Callable[[], Any],
-    whole: Callable[[Any], Callable[[], object]],
-    parts: Callable[[Any], TimedParts],
+    whole: Callable[[Any, int, int], Callable[[], object]],
+    parts: Callable[[Any, int, int], TimedParts],
     rounds: int,
     seconds: float | None,
 ) -> Latency:
@@ -196,10 +196,10 @@ def measured(
     session = open_session()
     loaded = time.perf_counter()
     try:
-        whole(session)()
+        whole(session, ran.nfe, ran.batch)()
         session.wait()
         first = time.perf_counter()
-        timed = parts(session)
+        timed = parts(session, ran.nfe, ran.batch)
         enough = None if seconds is None else Enough(seconds)
         times = in_turns((timed.whole, timed.network, timed.updates), rounds, timed.timer, enough=enough)
     finally:
