@@ -3,7 +3,7 @@
     need = base + 4 bytes x max(a denoiser, denoiser + decoder + b encoder)        b of the largest text encoder
 
 The denoiser is loaded in float32 and stays until the engine is written; text encoders come and go one by one. The
-factors are rounded up from bench/results/amd-epyc-2-cores/build_memory.json and memory.json.
+factors are rounded up from bench/results/amd-epyc-2-cores/build_memory.json and memory.json, both of fp32.
 """
 
 from __future__ import annotations
