@@ -259,7 +259,7 @@ class Engine:
         second copy of the network is loaded for the time, so that the first call is a first one. Raises InputError,
         BackendError.
         """
-        nfe, batch = self._artifact.program(nfe).nfe, self._check_bucket(batch)
+        nfe, batch = self._artifact.program(nfe).nfe, self._artifact.bucket(batch)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
             raise InputError(f"rounds={shown(rounds)}, expected an integer of at least 1")
         start = time.perf_counter()
@@ -274,17 +274,17 @@ class Engine:
             times = in_turns((parts.whole, parts.network, parts.updates), rounds, parts.timer, enough=enough)
         finally:
             session.close()
-        starting: dict[str, Any] = {"load_ms": 1e3 * (loaded - start), "first_ms": 1e3 * (first - loaded)}
         ran: dict[str, Any] = {"backend": self.backend, "device": self.device, "precision": self.precision}
         ran |= {"threads": self.threads, "nfe": nfe, "batch": batch, "rounds": len(times)}
-        return Latency(**ran, **starting, **figures_of(times, nfe, batch))
+        ran |= {"load_ms": 1e3 * (loaded - start), "first_ms": 1e3 * (first - loaded)}
+        return Latency(**ran, **figures_of(times, nfe, batch))
 
     def parts(self, nfe: int | None = None, batch: int | None = None) -> TimedParts:
         """What `bench` times, for a benchmark of one's own: a whole call, its bare evaluations, its updates.
 
         nfe, batch: as in `bench`. Not for use while another thread samples. Raises InputError, BackendError.
         """
-        return self._parts(self._session, self._artifact.program(nfe).nfe, self._check_bucket(batch))
+        return self._parts(self._session, self._artifact.program(nfe).nfe, self._artifact.bucket(batch))
 
     def with_programs(self, programs: Mapping[int, Program]) -> Engine:
         """Another face of this engine, with other programs by NFE on the same loaded network, buffers and lock.
@@ -322,7 +322,8 @@ class Engine:
             raise InputError(
                 f"engine '{self.path}' runs a module of this process and cannot be copied; load it again with module="
             )
-        return _loaded_again, (self._artifact, self.device, self.backend, self.threads, self._files.options)
+        again = {"backend": self.backend, "threads": self.threads, "options": self._files.options}
+        return functools.partial(Engine.open, device=self.device, **again), (self._artifact,)
 
     def __repr__(self) -> str:
         held = ", ".join(map(str, self.programs))
@@ -331,9 +332,9 @@ class Engine:
     def _repr_html_(self) -> str:
         """Network, programs and backend, for notebooks."""
         contract = self.contract
+        network = f"{contract.name}: {contract.input} {list(contract.shape)} -> {contract.prediction}"
         rows = [
-            ("network", f"{contract.name}: {contract.input} {list(contract.shape)} -> {contract.prediction}"),
-            ("schedule", contract.schedule),
+            *(("network", network), ("schedule", contract.schedule)),
             *(("condition", f"{one.alias or one.name}: {one.dtype} {list(one.shape)}") for one in contract.conditions),
             *((f"NFE {nfe}", f"{program.solver}, {program.grid}") for nfe, program in self.programs.items()),
             ("batch", ", ".join(map(str, self.batch))),
@@ -394,18 +395,6 @@ class Engine:
         """float32 [n, elements] of the seeds, or as given."""
         return start if start is not None else noise(keys, (math.prod(self.contract.shape),), self.device)
 
-    def _check_bucket(self, batch: Any) -> int:
-        if batch is None:
-            return self.batch[0]
-        if batch not in self.batch:
-            raise InputError(f"batch {shown(batch)}, expected one of this engine's: {', '.join(map(str, self.batch))}")
-        return batch
-
-
-def _loaded_again(artifact: Artifact, device: str, backend: str, threads: int | None, options: CudaOptions) -> Engine:
-    return Engine.open(artifact, device=device, backend=backend, threads=threads, options=options)
-
 
 load = Engine.open
-
 __all__ = ["Engine", "Latency", "load", "noise"]

@@ -87,6 +87,14 @@ class Artifact:
             )
         return self.programs[operator.index(nfe)]
 
+    def bucket(self, batch: int | None = None) -> int:
+        """One of the batch sizes; None for the smallest. Raises InputError that names them."""
+        if batch is None:
+            return self.batch[0]
+        if batch not in self.batch:
+            raise InputError(f"batch {shown(batch)}, expected one of this engine's: {', '.join(map(str, self.batch))}")
+        return batch
+
     @property
     def contracts(self) -> Mapping[str, AnyContract]:
         """The contract of each network by its file."""

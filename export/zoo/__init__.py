@@ -20,7 +20,7 @@ SHIPPED: dict[str, tuple[str, str, Convention | None]] = {
     "fashion-distilled": (
         "fashion_distilled.safetensors",
         "distil_fashion",
-        Convention(SCHEDULE, PREDICTION, "trailing", spacing="trailing", solver="consistency"),
+        Convention(SCHEDULE, PREDICTION, "trailing", solver="consistency"),
     ),
 }
 NAMES = tuple(SHIPPED)

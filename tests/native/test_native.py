@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,7 +165,7 @@ def in_float32(program: Program, network: Callable[[np.ndarray, float], np.ndarr
     from pfdiff.kernels.table import coefficients, updates
 
     separate = bool((program.c_in != 1).any())
-    arrays = {"p": program.p, "W": program.W, "w": program.w}
+    arrays: dict[str, Any] = {"p": program.p, "W": program.W, "w": program.w}
     table = torch.from_numpy(
         coefficients(init=program.init, q=program.q, c_in=program.c_in, clip=program.clip, **arrays)
     )
