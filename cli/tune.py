@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..quality.ranking import Ranking
 
 PASSED_ON = (  # options that `pfdiff.tune` takes by the same name and as they are
-    *("metric", "pictures", "features", "ray", "workers", "calibration", "held_out", "seed", "t_start"),
+    *("metric", "criterion", "pictures", "features", "ray", "workers", "calibration", "held_out", "seed", "t_start"),
     *("reference", "refine", "budget", "backend", "threads", "out"),
 )
 
@@ -24,6 +24,10 @@ Refine = Annotated[bool, typer.Option("--refine", help="Then polish the best one
 Metric = Annotated[str, typer.Option("--metric", help="error, to a reference, or fd, to real pictures.")]
 Pictures = Annotated[str | None, typer.Option("--pictures", help="Real pictures, for fd: a file or folder.")]
 Features = Annotated[str | None, typer.Option("--features", help="What measures them: see evaluate.")]
+OwnCriterion = Annotated[
+    str | None,
+    typer.Option("--criterion", metavar="FILE:NAME", help="In place of a metric, a function: module.py:cost."),
+]
 Ray = Annotated[
     str | None, typer.Option("--ray", metavar="ADDRESS", help="Draw on Ray, for fd: local, auto or HOST:PORT.")
 ]
@@ -52,6 +56,7 @@ def tune(
     pictures: Pictures = None,
     features: Features = None,
     scale: options.Scale = "-1,1",
+    criterion: OwnCriterion = None,
     ray: Ray = None,
     workers: options.Workers = None,
     budget: Budget = None,

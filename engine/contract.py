@@ -20,6 +20,7 @@ from .compiler.basis import PREDICTIONS
 from .condition import Condition
 from .errors import InputError, shown
 from .json_fields import as_json, check_choice, check_name, check_shape, check_text, is_integer, is_number, read_fields
+from .policy import ObservationContract
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 QUANTISED = ("int8", "fp8")  # of an engine: layers inside in eight bits, x and out in one of the above
@@ -316,4 +317,4 @@ class TextEncoderContract:
         return cls(**read_fields("text encoder", cls, plain))
 
 
-AnyContract = Contract | DecoderContract | TextEncoderContract  # of one ONNX file of an engine
+AnyContract = Contract | DecoderContract | TextEncoderContract | ObservationContract  # of one ONNX file of an engine
