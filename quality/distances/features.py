@@ -5,6 +5,7 @@
 | name                   | what it is                                                                               |
 |------------------------|------------------------------------------------------------------------------------------|
 | `fashion`              | the shipped Fashion-MNIST classifier: its 128 mean activations, its 7x7 maps             |
+| `fashion:second`       | another classifier of it, to judge what was trained on the first                         |
 | `inception:FILE`       | Inception-v3 of 2015-12-05 as TorchScript, the user's file: the only one that gives FID, |
 |                        | and only if its SHA-256 is that of NVIDIA's. `inception` alone: the cache folder's       |
 | `judge.onnx[:OUTPUT]`  | an ONNX network of the user's: x [n, C, H, W] -> features [n, d]; maps are an output     |
@@ -38,6 +39,7 @@ from ...export.sources.onnx_roles import external_files, read_model
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
+SHIPPED = ("fashion", "fashion:second")
 SPATIAL_CHANNELS = 7
 BATCH = 100
 INCEPTION = "inception"
@@ -121,8 +123,8 @@ def extractor(source: str | nn.Module, *, scale: tuple[float, float] = (-1.0, 1.
         raise InputError(f"scale {scale[0]:g},{scale[1]:g}, expected two ascending numbers such as 0,1")
     if isinstance(source, nn.Module):
         return _of_module(type(source).__name__, source, b"", scale, place)
-    if source == "fashion":
-        return _fashion(place)
+    if source in SHIPPED:
+        return _fashion(place) if source == "fashion" else _second(place)
     kind, _, rest = source.partition(":")
     if kind == INCEPTION:
         from .inception import run_inception
@@ -144,7 +146,7 @@ def extractor(source: str | nn.Module, *, scale: tuple[float, float] = (-1.0, 1.
 
 def with_whole_path(source: str) -> str:
     """The same extractor's name for a process that works in another folder."""
-    if source == "fashion":
+    if source in SHIPPED:
         return source
     if source == INCEPTION:
         return f"{INCEPTION}:{cache_folder() / INCEPTION_FILE}"
@@ -178,6 +180,22 @@ def _fashion(device: torch.device) -> Extractor:
         return model.features_of_maps(maps), maps
 
     return Extractor("fashion", sha256_of(WEIGHTS), run)
+
+
+def _second(device: torch.device) -> Extractor:
+    from ...export.zoo.fashion_second_judge import WEIGHTS, load_second_judge
+
+    model = load_second_judge().to(device)
+
+    @torch.inference_mode()
+    def run(pixels: Pixels) -> tuple[Tensor, Tensor]:
+        if pixels.shape[1:] != (28, 28, 1):
+            got = "x".join(map(str, pixels.shape[1:]))
+            raise InputError(f"features 'fashion:second' take pictures of 28x28x1, got {got}")
+        maps = model.maps(scaled(pixels, (-1.0, 1.0), device))
+        return model.features_of_maps(maps), maps
+
+    return Extractor("fashion:second", sha256_of(WEIGHTS), run)
 
 
 def _of_module(
