@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.compiler.defaults import AUTO
 from ..engine.errors import InputError
 from ..engine.progress import Stages
 from ..export.network import Network
@@ -28,20 +29,26 @@ from .criteria.error import ErrorCriterion, make_error_criterion
 from .criteria.on_ray import crew
 from .distances.real_pictures import RealPictures
 from .ranking import Ranked, Ranking
-from .refining.polish import refined, seeds_needed
+from .refining.polish import FEWEST as FEWEST_REFINING
+from .refining.polish import Refining, refined, sized
 from .sampling.budget import Budget, BudgetSpentError, parse_budget
-from .sampling.reference import Reference
+from .sampling.reference import FEW, Reference
 from .sampling.seeds import chosen_seeds
 from .sampling.subject import Subject
-from .search.candidates import Setting, all_candidates, make_setting
+from .search.candidates import Candidate, Setting, all_candidates, by_default, make_setting
 from .search.criterion import Criterion
+from .search.guard import guarded
 from .search.halving import Search, Trial
+from .search.pace import pace_of, plan_line
+from .search.prior import in_order
 from .winner import check_destination, write_winner
 
 if TYPE_CHECKING:
     from torch import nn
 
+FOR_SEARCH = 0.45  # of a budget, where refining has the rest
 SEEDS = {"error": (16, 32), "fd": (512, 512)}  # calibration and held-out ones by metric
+FEWEST = 4  # seeds of either kind that a small budget leaves
 FEWEST_OF_FD = 16  # calibration seeds: the search begins with an eighth, and one sample has no distance
 
 
@@ -66,6 +73,7 @@ def tune(
     reference: int | None = None,
     local: bool = True,
     refine: bool = False,
+    buffers: int | None = None,
     budget: int | str | None = None,
     backend: str = "auto",
     threads: int | None = None,
@@ -94,18 +102,23 @@ def tune(
     The same arguments give the same ranking, but for a budget in time, and an interrupted search goes on where it
     was: what was computed is in the cache folder. Raises InputError, BackendError, EngineFileError.
     """
-    calibration, held_out = _checked_seeds(metric, calibration, held_out)
     limit, tell = parse_budget(budget), progress or (lambda stage, done, expected: None)
+    calibration, held_out = _checked_seeds(metric, calibration, held_out, limit)
     subject = Subject.of(network)
     setting = replace(make_setting(subject, nfe, clip, t_start, end), draws=metric == "fd")
     aim = _aim(metric, pictures, features, scale, setting, refine=refine, reference=reference)
     check_destination(subject, out)
-    seeds = chosen_seeds(seed, calibration + (seeds_needed(calibration) if refine else 0), held_out)
+    refining = None
+    if refine and isinstance(aim, Reference):
+        refining = Refining(*sized(calibration, limit.evaluations, aim.nfe), buffers=buffers)
+    own = 0 if refining is None else refining.training - calibration + refining.validation
+    seeds = chosen_seeds(seed, calibration + own, held_out)
     members = _crew(ray, subject, features, scale, seeds, conditions, backend, threads, workers)
     try:
         with _criterion(subject, setting, aim, seeds, conditions, limit, tell, members, backend, threads) as criterion:
             search = Search(criterion, setting, calibration, np.arange(len(seeds) - held_out, len(seeds)), tell)
-            result = _searched(search, aim, seed, solvers, grids, bases, local=local, refine=refine, tell=tell)
+            only = (solvers, grids, bases)
+            result = _searched(search, aim, seed, only, local=local, refining=refining, tell=tell)
     except BudgetSpentError:  # before the search, which ends with what it has
         assert isinstance(aim, Reference)
         raise InputError(_too_little(limit, aim, len(seeds), refine=refine)) from None
@@ -114,11 +127,17 @@ def tune(
 
 
 # What is checked before any work.
-def _checked_seeds(metric: str, calibration: int | None, held_out: int | None) -> tuple[int, int]:
-    """(calibration, held_out) with the metric's own numbers where none is said. Raises InputError."""
+def _checked_seeds(metric: str, calibration: int | None, held_out: int | None, limit: Budget) -> tuple[int, int]:
+    """(calibration, held_out) with the metric's own numbers where none is said. Raises InputError.
+
+    A small budget of evaluations has fewer, so that the reference takes no more than a third of it.
+    """
     if metric not in SEEDS:
         raise InputError(f"metric {metric!r}, expected one of {', '.join(SEEDS)}")
     usual = SEEDS[metric]
+    if metric == "error" and limit.evaluations is not None:
+        most = limit.evaluations // (9 * FEW)
+        usual = (min(usual[0], max(FEWEST, most)), min(usual[1], max(FEWEST, 2 * most)))
     calibration = usual[0] if calibration is None else calibration
     held_out = usual[1] if held_out is None else held_out
     counts = {"calibration": (calibration, FEWEST_OF_FD if metric == "fd" else 1), "held_out": (held_out, 0)}
@@ -142,7 +161,7 @@ def _aim(
     if metric == "error":
         if pictures is not None or features is not None:
             raise InputError("pictures and features are of metric fd; say metric='fd', or leave them out")
-        return Reference.of(setting.schedule, setting.t_start, reference)
+        return Reference.of_search(setting.schedule, setting.t_start, setting.prediction, reference)
     if pictures is None or features is None or refine or reference is not None:
         raise InputError("metric fd needs pictures and features, and takes neither refine nor reference")
     return RealPictures.of(pictures, features, scale)
@@ -192,8 +211,12 @@ def _criterion(
         with members as ahead, opened as sampler:
             yield make_distance_criterion(subject, sampler, seeds, conditions, aim, limit, ahead)
         return
+    try:
+        usual = by_default(Candidate(AUTO, AUTO, None, None), setting).compile(setting)
+    except InputError:  # not defined for so few times: then the reference is taken as it is
+        usual = None
     with subject.opened(backend, threads) as running:
-        yield make_error_criterion(subject, running, seeds, conditions, setting, aim, limit, tell)
+        yield make_error_criterion(subject, running, seeds, conditions, setting, aim, limit, tell, usual)
 
 
 # What is found.
@@ -201,17 +224,22 @@ def _searched(
     search: Search,
     aim: RealPictures | Reference,
     seed: int,
-    solvers: Sequence[str] | None,
-    grids: Sequence[str] | None,
-    bases: Sequence[str] | None,
+    only: tuple[Sequence[str] | None, Sequence[str] | None, Sequence[str] | None],
     *,
     local: bool,
-    refine: bool,
+    refining: Refining | None,
     tell: Stages,
 ) -> Ranking:
     """Run the search, and refine its winner. Raises InputError when there is none, or its samples are not finite."""
     criterion, setting, limit = search.criterion, search.setting, search.criterion.budget
-    trials = search.run(all_candidates(setting, solvers=solvers, grids=grids, bases=bases), seed, local=local)
+    solvers, grids, bases = only
+    candidates, pace, plan = all_candidates(setting, solvers=solvers, grids=grids, bases=bases), None, None
+    if isinstance(criterion, ErrorCriterion):
+        candidates = in_order(candidates, setting, only)
+        pace = pace_of(limit, setting.nfe, search.calibration, len(search.held_out), FOR_SEARCH if refining else 1.0)
+        plan = plan_line(pace, limit, setting.nfe, refine=refining is not None)
+        tell(plan, limit.spent, 0)
+    trials = search.run(candidates, seed, local=local, pace=pace)
     if not trials:
         raise InputError(_nothing_found(setting, solvers, grids, bases, limit))
     if not math.isfinite(trials[0].error()):
@@ -219,10 +247,11 @@ def _searched(
             f"no candidate for NFE {setting.nfe} has a finite error: the network gives all, or the reference, NaN "
             "or infinity; start later (t_start, --t-start), clip x0 (clip, --clip 1), or repair the network"
         )
+    trials, guard = guarded(trials)
     ranked, refinement = [_ranked(trial, setting) for trial in trials], None
-    if refine and search.complete and isinstance(criterion, ErrorCriterion):
-        ranked, refinement = refined(criterion, ranked, search.calibration, search.held_out, tell)
-    reference = aim if isinstance(aim, Reference) else None
+    if refining and search.complete and isinstance(criterion, ErrorCriterion):
+        ranked, refinement = refined(criterion, ranked, search.calibration, search.held_out, refining, tell)
+    reference = criterion.reference if isinstance(criterion, ErrorCriterion) else None
     return Ranking(
         ranked,
         nfe=setting.nfe,
@@ -235,6 +264,9 @@ def _searched(
         seconds=limit.elapsed,
         complete=search.complete,
         refinement=refinement,
+        reference_error=criterion.reference_error if isinstance(criterion, ErrorCriterion) else None,
+        plan=plan,
+        guard=guard,
     )
 
 
@@ -260,13 +292,11 @@ def _too_little(limit: Budget, reference: Reference, seeds: int, *, refine: bool
         f"({seeds * reference.nfe})"
     )
     fits = limit.affords() // (2 * reference.nfe)
-    extra = seeds_needed(1) if refine else 0
+    extra = sum(FEWEST_REFINING) if refine else 0
     if fits <= extra:
         less = " without refine" if refine else ""
         return f"{said}; give a larger budget, or fewer evaluations of the reference (--reference 50){less}"
     calibration = max(1, (fits - extra) // 3)
-    if refine:
-        calibration = next(c for c in range(calibration, 0, -1) if c == 1 or 3 * c + seeds_needed(c) <= fits)
     held_out = min(2 * calibration, fits - extra - calibration)
     return f"{said}; give more, or fewer seeds: --calibration {calibration} --held-out {held_out}"
 

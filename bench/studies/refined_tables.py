@@ -41,10 +41,10 @@ from ...quality.refining.refine import finished
 from ...quality.refining.through_module import ThroughModule
 
 NFE, SEEDS = (4, 5, 6, 8), (0, 1, 2)
-TRAINING, VALIDATION, JUDGED = 1024, 256, 10_000
+TRAINING, VALIDATION, JUDGED = 512, 256, 10_000
 FIRST_TRAINING, FIRST_JUDGED = 1 << 24, 0
 BLOCK = 100
-STEPS = 100
+STEPS, BATCH = 60, 32
 RULES = {
     "ddim": ("ddim", "trailing", None, None),
     "default": ("auto", None, None, None),
@@ -182,7 +182,7 @@ def trained(work: Path, data: Path, nfe: int, seed: int) -> Program:
             flush=True,
         )
 
-    descent = Descent(run, aim, np.arange(TRAINING), judge, Plan(steps=STEPS, seed=seed))
+    descent = Descent(run, aim, np.arange(TRAINING), judge, Plan(steps=STEPS, batch=BATCH, seed=seed))
     program, last = descent.run(held, keep)
     program = finished(program, start.solver)
     record = {

@@ -9,7 +9,7 @@ What lies outside the data's range, where clipping hides it, counts by a tenth o
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -20,6 +20,12 @@ from ..perceptual.layers import Layers
 
 OUTSIDE = 0.1
 PIXELS = 0.3  # beside features
+
+
+def as_tensor(values: Any, shape: tuple[int, ...] | None = None) -> Tensor:
+    """An array as a tensor, its rows in `shape`."""
+    found = torch.from_numpy(np.ascontiguousarray(values))
+    return found if shape is None else found.reshape(-1, *shape)
 
 
 @final

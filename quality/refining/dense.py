@@ -57,3 +57,8 @@ def buffers_of(table: Float64s) -> int:
 def entries(nfe: int) -> list[tuple[int, int]]:
     """(row, column) of what may be set: row n holds the noise and the answers before y_n."""
     return [(n, m) for n in range(nfe + 1) for m in range(n + 1)]
+
+
+def jacobian_cost(nfe: int) -> int:
+    """Evaluations of a Jacobian by forward differences on one seed: what follows each entry and each time."""
+    return sum((n + 2) * (nfe - n) for n in range(nfe))

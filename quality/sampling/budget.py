@@ -8,6 +8,8 @@ from typing import final
 
 from ...engine.errors import InputError
 
+SURE = 0.92  # of the time left that is planned for: evaluations of few samples at once are slower
+
 
 class BudgetSpentError(Exception):
     """The next piece of work would exceed the budget; what was found so far stands."""
@@ -51,6 +53,28 @@ class Budget:
             return self.evaluations
         ran = time.monotonic() - self._began
         return int((self.seconds or 0) * self._run / ran) if self._run and ran > 0 else 0
+
+    def left(self) -> int | None:
+        """Evaluations that what is left pays for, None without a limit; with one in time at the speed so far."""
+        if self.evaluations is not None:
+            return max(0, self.evaluations - self.spent)
+        if self.seconds is None:
+            return None
+        ran = time.monotonic() - self._began
+        return max(0, int(SURE * (self.seconds - self.elapsed) * self._run / ran)) if self._run and ran > 0 else 0
+
+    @property
+    def part(self) -> float:
+        """Of the limit, what is spent; 0 without one."""
+        if self.evaluations is not None:
+            return self.spent / self.evaluations
+        return self.elapsed / self.seconds if self.seconds is not None else 0.0
+
+    @property
+    def speed(self) -> float | None:
+        """Evaluations a second of those that were run, None before any."""
+        ran = time.monotonic() - self._began
+        return self._run / ran if self._run and ran > 0 else None
 
     def __str__(self) -> str:
         return f"{self.seconds:g}s" if self.evaluations is None and self.seconds else str(self.evaluations)
