@@ -33,7 +33,7 @@ CHANGED = {
     ("kernels", "--cc"): "'75,80,86,89,90,100,103,120,121'",
 }
 # Commands beyond those of e9258ea.
-ADDED_COMMANDS: set[str] = {"serve"}
+ADDED_COMMANDS: set[str] = {"serve", "table"}
 
 
 def command_line() -> dict[str, dict[str, Any]]:
