@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 from ..engine.compiler.defaults import AUTO
 from ..engine.errors import InputError
 from ..engine.progress import Stages
+from ..engine.seed_conditions import conditions_of
 from ..export.network import Network
 from .criteria.distance import FeatureSampler, check_pictures, make_distance_criterion
 from .criteria.error import ErrorCriterion, make_error_criterion
 from .criteria.on_ray import crew
 from .distances.real_pictures import RealPictures
+from .perceptual.named import features_of_pictures, layers_of
 from .ranking import Ranked, Ranking
 from .refining.polish import FEWEST as FEWEST_REFINING
 from .refining.polish import Refining, refined, sized
@@ -85,6 +87,7 @@ def tune(
     """Search solver, order, (k, l), grid, basis and start time for `nfe` evaluations; the ranking, best first.
 
     network: a Network, what Network takes alone, or an engine directory.
+    buffers: of a refined program, at most; by default as many as the whole table takes, up to 8.
     metric: error, the RMS distance to a many-step reference, or fd, the Frechet distance to real `pictures` on
     `features` with `scale`, as `pfdiff.evaluate` takes all three. A distance of few samples is biased, alike for all.
     Solvers that draw noise are candidates of fd alone: with noise on the way an error has no meaning.
@@ -93,8 +96,10 @@ def tune(
     t_start: the latest start, where the reference starts too; by default the schedule's last time, or for an
     eps-network the last at which its x0 is sound. clip, end: by default the scheduler's, or the engine's if all agree.
     conditions: by name, one value or several that the seeds take in turn; by default each label in turn.
-    reference: its evaluations, by default all times of a short schedule, else 200. refine: polish the winner's
-    coefficients as well, on seeds of its own. backend, threads: as in `pfdiff.load`, a module by PyTorch.
+    reference: its evaluations, by default all times of a short schedule, else 36, or 72 where these are too inexact.
+    refine: polish the winner's coefficients as well, on seeds of its own: for the error, or where `features` are given
+    (as `pfdiff.evaluate` takes them, or "filters", which need no network) for them beside pixels; with `pictures` so
+    that the features are distributed as theirs. backend, threads: as in `pfdiff.load`, a module by PyTorch.
     budget: evaluations (samples through the network once, the reference included), or a time such as "2min".
     ray, workers: for fd of an engine directory, draw on the Ray cluster at this address (local, auto, HOST:PORT).
     out: an engine of this network to extend with the winner and the record of the search, or where to build one.
@@ -110,9 +115,11 @@ def tune(
     check_destination(subject, out)
     refining = None
     if refine and isinstance(aim, Reference):
-        refining = Refining(*sized(calibration, limit.evaluations, aim.nfe), buffers=buffers)
+        refining = _refining(subject, calibration, limit, aim, features, pictures, scale, buffers, backend)
     own = 0 if refining is None else refining.training - calibration + refining.validation
     seeds = chosen_seeds(seed, calibration + own, held_out)
+    if refining is not None and refining.by_gradient:
+        refining = replace(refining, conditions=tuple(conditions_of(subject.contract, conditions, seeds)))
     members = _crew(ray, subject, features, scale, seeds, conditions, backend, threads, workers)
     try:
         with _criterion(subject, setting, aim, seeds, conditions, limit, tell, members, backend, threads) as criterion:
@@ -159,12 +166,37 @@ def _aim(
 ) -> RealPictures | Reference:
     """What samples are measured against. Raises InputError."""
     if metric == "error":
-        if pictures is not None or features is not None:
-            raise InputError("pictures and features are of metric fd; say metric='fd', or leave them out")
+        if (pictures is not None or features is not None) and not refine:
+            raise InputError("pictures and features are of metric fd, and of refine; say metric='fd' or refine=True")
+        if pictures is not None and features is None:
+            raise InputError("pictures without features; give the features that compare samples with them")
         return Reference.of_search(setting.schedule, setting.t_start, setting.prediction, reference)
     if pictures is None or features is None or refine or reference is not None:
         raise InputError("metric fd needs pictures and features, and takes neither refine nor reference")
     return RealPictures.of(pictures, features, scale)
+
+
+def _refining(
+    subject: Subject,
+    calibration: int,
+    limit: Budget,
+    aim: Reference,
+    features: str | nn.Module | None,
+    pictures: Any,
+    scale: tuple[float, float],
+    buffers: int | None,
+    backend: str,
+) -> Refining:
+    """What the refinement may do and compares. Raises InputError."""
+    if buffers is not None and (isinstance(buffers, bool) or not isinstance(buffers, int) or buffers < 1):
+        raise InputError(f"buffers={buffers!r}, expected a number of states of at least 1")
+    layers = None if features is None else layers_of(features, subject.contract, scale)
+    real = None
+    if pictures is not None and layers is not None:
+        real = features_of_pictures(pictures, layers, subject.contract)
+    training, validation = sized(calibration, limit.evaluations, aim.nfe, perceptual=layers is not None)
+    module = subject.module() if backend in ("auto", "torch") else None
+    return Refining(training, validation, buffers, layers, real, module, subject.contract)
 
 
 # The criterion.

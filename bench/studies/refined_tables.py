@@ -150,26 +150,17 @@ def trained(work: Path, data: Path, nfe: int, seed: int) -> Program:
     start = compiled("auto", None, nfe)
     first = FIRST_TRAINING + seed * (1 << 16)
     run = through(start, range(first, first + TRAINING + VALIDATION))
-    layers = layers_of("fashion:second", 1, (-1.0, 1.0))
+    layers = layers_of("fashion:second", run.contract)
     pixels, _ = load_fashion(data)
     real = torch.from_numpy(pixels[seed::6].copy())[:, None].float() / 127.5 - 1
     with torch.no_grad():
         phi = torch.cat([layers(part)[-1] for part in real.split(500)]).double().numpy()
     aim = Aim(targets, (-1.0, 1.0), layers, FrechetPull(phi), strength=2.0)
     validation = torch.arange(TRAINING, TRAINING + VALIDATION)
-    judge_pull = FrechetPull(phi)
 
-    @torch.no_grad()
     def judge(program: Program) -> float:
         """The loss on the validation seeds, with the distance itself."""
-        x = sampled(run_on(run, validation), program)
-        found, wanted = layers(x), layers(targets[validation])
-        judge_pull._kept = [found[-1].double().numpy()]
-        pixel = aim.pixel_weight * float((x - targets[validation]).square().mean())
-        paired = sum(
-            w * float((a - b).square().mean()) for w, a, b in zip(aim.layer_weights, found, wanted, strict=True)
-        )
-        return pixel + paired + aim.pull_weight * judge_pull.distance()
+        return aim.value(sampled(run_on(run, validation), program), validation)
 
     held = json.loads(state.read_text()) if state.exists() else None
 

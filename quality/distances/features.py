@@ -136,8 +136,7 @@ def extractor(source: str | nn.Module, *, scale: tuple[float, float] = (-1.0, 1.
         name = INCEPTION if digest == FID_DIGEST else f"{INCEPTION}:{path.name}"
         return Extractor(name, digest, run_inception(path, place))
     if ".onnx" in source:
-        file, _, output = source.rpartition(":") if not source.endswith(".onnx") else (source, "", "")
-        return _of_onnx(_file(source, file, "judge.onnx or judge.onnx:OUTPUT"), output, scale)
+        return _of_onnx(source, scale)
     if ".py:" in source:
         module, code = load_factory(source)
         return _of_module(Path(source).name, module, code, scale, place)
@@ -212,9 +211,12 @@ def _of_module(
     return Extractor(name, digest, run)
 
 
-def _of_onnx(path: Path, output: str, scale: tuple[float, float]) -> Extractor:
+def onnx_judge(source: str, scale: tuple[float, float]) -> tuple[Any, list[str], str]:
+    """(session, names of features and, if there are, maps, digest) of judge.onnx[:OUTPUT]. Raises InputError."""
     import onnxruntime
 
+    file, _, output = source.rpartition(":") if not source.endswith(".onnx") else (source, "", "")
+    path = _file(source, file, "judge.onnx or judge.onnx:OUTPUT")
     files = [path, *(path.parent / name for name in sorted(external_files(read_model(path))))]
     try:
         session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -231,14 +233,20 @@ def _of_onnx(path: Path, output: str, scale: tuple[float, float]) -> Extractor:
         raise InputError(f"features '{path}': the file takes {held}, expected one float32 input [n, C, H, W]")
     maps = [name for name, rank in ranks.items() if rank == 4]
     names = [output or flat[0], *(maps if len(maps) == 1 else [])]
-    digest = content_key([sha256_of(file) for file in files], names, scale)
+    return session, names, content_key([sha256_of(file) for file in files], names, scale)
+
+
+def _of_onnx(source: str, scale: tuple[float, float]) -> Extractor:
+    session, names, digest = onnx_judge(source, scale)
+    (given,) = session.get_inputs()
 
     def run(pixels: Pixels) -> tuple[Tensor, Tensor | None]:
         x = scaled(pixels, scale, torch.device("cpu")).numpy()
-        answers = [torch.from_numpy(value) for value in session.run(names, {inputs[0].name: np.ascontiguousarray(x)})]
+        answers = [torch.from_numpy(value) for value in session.run(names, {given.name: np.ascontiguousarray(x)})]
         return answers[0], answers[1] if len(answers) > 1 else None
 
-    return Extractor(f"{path.name}:{names[0]}", digest, run)
+    file = source if source.endswith(".onnx") else source.rpartition(":")[0]
+    return Extractor(f"{Path(file).name}:{names[0]}", digest, run)
 
 
 def _file(source: str, text: str, example: str) -> Path:

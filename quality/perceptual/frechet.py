@@ -23,6 +23,8 @@ class FrechetPull:
     """Towards `real` features [m, d]; `add` samples, then `gradient` of the distance for each of a batch."""
 
     def __init__(self, real: Float64s, keep: int = 2000) -> None:
+        self.scale = 1 / np.maximum(real.std(0), 1e-6)  # no feature counts more for its unit
+        real = real * self.scale
         self.mean = real.mean(0)
         self.covariance = np.cov(real, rowvar=False)
         self.root = _power(self.covariance, 0.5)
@@ -31,7 +33,7 @@ class FrechetPull:
 
     def add(self, features: Float64s) -> None:
         """Remember these, and forget the oldest beyond what is kept."""
-        self._kept.append(features)
+        self._kept.append(features * self.scale)
         while sum(map(len, self._kept[1:])) >= self._keep:
             self._kept.pop(0)
 
@@ -44,7 +46,14 @@ class FrechetPull:
 
     def distance(self) -> float:
         """Of what is kept, which is biased upwards while it is little."""
-        mean, covariance = self._statistics()
+        return self._distance(*self._statistics())
+
+    def distance_of(self, features: Float64s) -> float:
+        """Of these features [m, d] alone."""
+        features = features * self.scale
+        return self._distance(features.mean(0), np.cov(features, rowvar=False))
+
+    def _distance(self, mean: Float64s, covariance: Float64s) -> float:
         cross = _power(self.root @ covariance @ self.root, 0.5)
         away = float(np.sum((mean - self.mean) ** 2))
         return away + float(np.trace(covariance) + np.trace(self.covariance) - 2 * np.trace(cross))
@@ -54,7 +63,7 @@ class FrechetPull:
         mean, covariance = self._statistics()
         inner = _power(self.root @ covariance @ self.root, -0.5)
         pull = np.eye(len(mean)) - self.root @ inner @ self.root
-        return 2 * ((mean - self.mean) + (features - mean) @ pull)
+        return 2 * ((mean - self.mean) + (features * self.scale - mean) @ pull) * self.scale
 
 
 def _power(matrix: Float64s, power: float) -> Float64s:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,12 +28,15 @@ EPSILON = 1e-3  # under the root of an energy, in the data's unit
 @final
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """run(x [b, C, H, W] in the data's range) -> layers [b, ...], differentiable; pooled: the place of the features."""
+    """run(x [b, C, H, W] in the data's range) -> layers [b, ...], the features [b, d] last.
+
+    differentiable: whether x's gradient comes back through them.
+    """
 
     name: str
     digest: str
     run: Callable[[Tensor], list[Tensor]]
-    pooled: int
+    differentiable: bool = True
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         return self.run(x)
@@ -66,7 +70,7 @@ def filter_bank(channels: int) -> Layers:
             pooled += [energy.mean((2, 3)), edges.square().mean((2, 3)).add(EPSILON**2).sqrt(), x.mean((2, 3))]
         return [*found, torch.cat(pooled, 1)]
 
-    return Layers(BANK, content_key("filter bank 1", channels), run, -1)
+    return Layers(BANK, content_key("filter bank 1", channels), run)
 
 
 def of_module(name: str, digest: str, module: nn.Module, scale: Callable[[Tensor], Tensor]) -> Layers:
@@ -82,7 +86,30 @@ def of_module(name: str, digest: str, module: nn.Module, scale: Callable[[Tensor
             raise InputError(f"features '{name}' gave {list(parts[0].shape)} for {len(x)} pictures, expected [n, d]")
         return [*parts[1:], parts[0]]
 
-    return Layers(name, digest, run, -1)
+    return Layers(name, digest, run)
+
+
+def of_onnx(name: str, digest: str, session: Any, outputs: Sequence[str], scale: Callable[[Tensor], Tensor]) -> Layers:
+    """Of an ONNX judge: its maps, if it has them, and its features, `outputs` with the features first."""
+    given = session.get_inputs()[0].name
+
+    def run(x: Tensor) -> list[Tensor]:
+        answers = session.run(list(outputs), {given: np.ascontiguousarray(scale(x.detach()).numpy())})
+        return [torch.from_numpy(one) for one in (*answers[1:], answers[0])]
+
+    return Layers(name, digest, run, differentiable=False)
+
+
+def together(parts: Sequence[Layers]) -> Layers:
+    """The layers of several, with their features as one vector at the end."""
+
+    def run(x: Tensor) -> list[Tensor]:
+        found = [part(x) for part in parts]
+        features = torch.cat([layers[-1] for layers in found], 1)
+        return [*(one for layers in found for one in layers[:-1]), features]
+
+    name, digest = " and ".join(part.name for part in parts), content_key([part.digest for part in parts])
+    return Layers(name, digest, run, differentiable=all(part.differentiable for part in parts))
 
 
 def of_steps(name: str, digest: str, steps: Sequence[Callable[[Tensor], Tensor]]) -> Layers:
@@ -95,4 +122,4 @@ def of_steps(name: str, digest: str, steps: Sequence[Callable[[Tensor], Tensor]]
             found.append(x)
         return found
 
-    return Layers(name, digest, run, -1)
+    return Layers(name, digest, run)

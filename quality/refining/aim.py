@@ -64,7 +64,7 @@ class Aim:
             errors = [float((a - b).square().mean()) for a, b in zip(ours, theirs, strict=True)]
             self.layer_weights = [1 / (len(errors) * max(error, 1e-12)) for error in errors]
             if self.pull is not None:
-                self.pull.add(ours[self.layers.pooled].double().numpy())
+                self.pull.add(ours[-1].double().numpy())
                 self.pull_weight = self.strength / max(self.pull.distance(), 1e-12)
 
     def loss(self, samples: Tensor, rows: Tensor) -> Tensor:
@@ -78,13 +78,28 @@ class Aim:
         for weight, a, b in zip(self.layer_weights, ours, theirs, strict=True):
             total = total + weight * (a - b).square().mean()
         if self.pull is not None and self.pull_weight:
-            features = ours[self.layers.pooled]
+            features = ours[-1]
             here = features.detach().double().numpy()
             self.pull.add(here)
             slope = torch.from_numpy(self.pull.gradient(here)).float()
             # A sum whose value is nothing and whose gradient is the distance's.
             total = total + self.pull_weight * ((features - features.detach()) * slope).sum(1).mean()
         return total
+
+    def value(self, samples: Tensor, rows: Tensor) -> float:
+        """The loss of samples [m, *shape] with the distance itself in it, of these samples alone; 1 for each part at
+        the start. m has to be well above the number of features for the distance to mean something.
+        """
+        with torch.no_grad():
+            total = self.pixel_weight * float(self._pixels(samples, rows))
+            if self.layers is None:
+                return total
+            ours, theirs = self.layers(self._clipped(samples)), self.layers(self.targets[rows])
+            pairs = zip(self.layer_weights, ours, theirs, strict=True)
+            total += sum(weight * float((a - b).square().mean()) for weight, a, b in pairs)
+            if self.pull is not None and self.pull_weight:
+                total += self.pull_weight * self.pull.distance_of(ours[-1].double().numpy())
+            return total
 
     def residual(self, samples: Tensor, rows: Tensor) -> Tensor:
         """[m, elements]: what the squares of the loss are of, pixels and features; their sum over all is m times it."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Float64s, parse_schedule
+from ..sampling.budget import BudgetSpentError
 from .aim import Aim
 from .dense import entries, table_of, with_table
 from .through_module import ThroughModule, gaps_between
@@ -161,7 +163,6 @@ class Descent:
     # Steps.
     def run(self, held: Any = None, keep: Callable[[Any], None] | None = None) -> tuple[Program, State]:
         """The best program by `judge`, and the last state. held: data of a state to go on from; keep: gets it on."""
-        plan = self.plan
         self._prepare()
         count = len(self.units)
         nothing = np.zeros(count)
@@ -171,6 +172,13 @@ class Descent:
         if not state.checks:
             state.checks.append(self.judge(self.program_at(nothing)))
         frozen = self._frozen(state.u) if state.step > self._rounding_step() else None
+        with suppress(BudgetSpentError):
+            self._steps(state, frozen, keep)
+        return self.program_at(state.best), state
+
+    def _steps(self, state: State, frozen: Float64s | None, keep: Callable[[Any], None] | None) -> None:
+        """All steps that are left. Raises BudgetSpentError."""
+        plan = self.plan
         for step in range(state.step, plan.steps):
             if step == self._rounding_step():
                 frozen = self._frozen(state.u)
@@ -182,7 +190,6 @@ class Descent:
                 self._check(state)
             if keep is not None and (step + 1) % 10 == 0:
                 keep(state.to_data())
-        return self.program_at(state.best), state
 
     def _rounding_step(self) -> int:
         return math.ceil(ROUNDED * self.plan.steps)

@@ -7,25 +7,38 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
+import torch
+from torch import nn
 
 from ...engine.cache import content_key
 from ...engine.compiler.program import Program
+from ...engine.contract import Contract
 from ...engine.errors import InputError
 from ...engine.progress import Stages
 from ..criteria.error import ErrorCriterion
+from ..perceptual.frechet import FrechetPull
 from ..perceptual.layers import Layers
 from ..ranking import Ranked
 from ..sampling.budget import BudgetSpentError
+from ..sampling.pool import Floats
 from .aim import Aim, as_tensor
 from .dense import fits, jacobian_cost
+from .descend import Descent, Plan
 from .gauss_newton import GaussNewton, Step
 from .refine import Refinement, finished
+from .through_module import ThroughModule
 
 # Seeds that refining fits and watches. A few seeds carry most of the error, so it needs more than ranking does: with 32
 # the MNIST network at 8 NFE came to 0.023 on the training seeds and 0.047 on others.
 TRAINING, VALIDATION = 96, 32
 FEWEST = 16, 8  # of these, that a small budget leaves
 STEPS = 24  # at most; refining stops by itself
+DESCENT_STEPS, DESCENT_BATCH = 60, 32  # of Adam, where no budget says otherwise
+FOR_STEPS = 0.7  # of what is left; the Jacobian at the start and the validation seeds have the rest
+PULL = 2.0  # weight of the distribution, beside 1.3 of pixels and layers
+ENOUGH = 3  # samples for each feature, to tell a distribution
+BATCH = 100
+PERCEPTUAL = 512  # training seeds where features count
 METRIC_ROWS = 4, 24  # seeds of a Jacobian, least and most
 ITERATIONS = 8  # that a budget should pay for
 TRIED = 4  # runs of the Jacobian's seeds in which dampings are tried
@@ -34,23 +47,37 @@ TRIED = 4  # runs of the Jacobian's seeds in which dampings are tried
 @final
 @dataclass(frozen=True)
 class Refining:
-    """What a refinement may do. buffers: of the program, None for all that a table takes, at most as many as a program
-    may have. layers: None, or what is compared beside pixels. training, validation: seeds of its own, first and after.
+    """What a refinement may do.
+
+    training, validation: seeds of its own. buffers: of the program, None for all that a table takes, at most as many as
+    a program may have. layers: None, or what is compared beside pixels. real: None, or features [n, d] of real pictures
+    whose distribution the samples' should have; by default the reference's. module: None, or the network as a module
+    with conditions [seeds, ...], through which gradients go.
     """
 
     training: int = TRAINING
     validation: int = VALIDATION
     buffers: int | None = None
     layers: Layers | None = None
+    real: Floats | None = None
+    module: nn.Module | None = None
+    contract: Contract | None = None
+    conditions: tuple[np.ndarray, ...] = ()
+
+    @property
+    def by_gradient(self) -> bool:
+        """Whether gradients come through the network and the features, which is worth it for features alone."""
+        return self.module is not None and self.layers is not None and self.layers.differentiable
 
 
-def sized(calibration: int, affordable: int | None, reference: int) -> tuple[int, int]:
+def sized(calibration: int, affordable: int | None, reference: int, *, perceptual: bool = False) -> tuple[int, int]:
     """(training, validation) seeds for so many affordable evaluations, the reference being a fifth of them at most."""
-    if affordable is None:
-        return max(TRAINING, calibration), VALIDATION
-    both = affordable // (5 * reference)
-    training = max(FEWEST[0], calibration, min(TRAINING, both * 3 // 4))
-    return training, max(FEWEST[1], min(VALIDATION, training // 3))
+    training, validation = (PERCEPTUAL, PERCEPTUAL // 4) if perceptual else (TRAINING, VALIDATION)
+    if affordable is not None:
+        both = affordable // (5 * reference)
+        training = max(FEWEST[0], min(training, both * 3 // 4))
+        validation = max(FEWEST[1], min(validation, training // 3))
+    return max(training, calibration), validation
 
 
 def refined(
@@ -72,13 +99,13 @@ def refined(
             f"{options.buffers or 'the most'} buffers; leave features out, or allow more"
         )
     spent = criterion.budget.spent
-    method = _whole_table if dense else _own_buffers
+    method = _by_gradient if options.by_gradient else _whole_table if dense else _own_buffers
     program, record = method(criterion, start, training, validation, options, tell)
     record = {
         "from": start.solver,
         "grid": start.grid,
         "basis": start.basis,
-        "method": "levenberg-marquardt",
+        "method": "adam" if options.by_gradient else "levenberg-marquardt",
         "family": "whole table" if dense else "own buffers",
         "features": None if options.layers is None else options.layers.name,
         "training_seeds": len(training),
@@ -118,23 +145,33 @@ def _better(
         return True
     if options.layers is None:
         return held < (start.held_out_error or math.inf)
-    before, after = (
-        _aimed(criterion, one, start.program, held_out, options.layers) for one in (start.program, program)
+    rows = np.append(
+        np.arange(record["training_seeds"], record["training_seeds"] + record["validation_seeds"]), held_out
     )
+    before, after = _aimed(criterion, start.program, program, rows, options)
     record |= {"held_out_loss_before": before, "held_out_loss_after": after}
     return after < before
 
 
-def _aimed(criterion: ErrorCriterion, program: Program, start: Program, rows: np.ndarray, layers: Layers) -> float:
-    """The loss of pixels and features on the seeds `rows`, both 1 for `start`."""
-    aim = _aim(criterion, layers)
-    samples = [as_tensor(criterion.pool.sample(one, rows), criterion.pool.shape) for one in (start, program)]
+def _aimed(
+    criterion: ErrorCriterion, before: Program, after: Program, rows: np.ndarray, options: Refining
+) -> tuple[float, float]:
+    """The loss of both programs on the seeds `rows`, each part 1 for `before`."""
+    aim = _aim(criterion, options)
+    samples = [as_tensor(criterion.pool.sample(one, rows), criterion.pool.shape) for one in (before, after)]
     aim.weigh(samples[0], as_tensor(rows))
-    return float(aim.loss(samples[1], as_tensor(rows)))
+    return aim.value(samples[0], as_tensor(rows)), aim.value(samples[1], as_tensor(rows))
 
 
-def _aim(criterion: ErrorCriterion, layers: Layers | None) -> Aim:
-    return Aim(as_tensor(criterion.targets, criterion.pool.shape), criterion.data_range, layers)
+def _aim(criterion: ErrorCriterion, options: Refining) -> Aim:
+    """Pixels, layers, and the pull of a distribution where its features are enough to tell it."""
+    targets, layers, real = as_tensor(criterion.targets, criterion.pool.shape), options.layers, options.real
+    if layers is not None and real is None:
+        with torch.no_grad():
+            real = torch.cat([layers(part)[-1] for part in targets.split(BATCH)]).numpy()
+    told = real is not None and len(real) > ENOUGH * real.shape[1] and options.by_gradient
+    pull = FrechetPull(real.astype(np.float64)) if real is not None and told else None
+    return Aim(targets, criterion.data_range, layers, pull, PULL)
 
 
 Found = tuple[Program, dict[str, Any]]
@@ -172,7 +209,7 @@ def _whole_table(
         line = f"refining: step {len(step.validation) - 1}, loss on validation seeds {step.validation[-1]:.4f}"
         tell(line, spent, criterion.budget.evaluations or spent)
 
-    aim = _aim(criterion, options.layers)
+    aim = _aim(criterion, options)
     search = GaussNewton(criterion.pool, aim, criterion.budget, program, training, validation, rows)
     found = search.run(STEPS, known, keep, after)
     scale = 1.0 if not found.training or options.layers is not None else 1 / aim.pixel_weight
@@ -183,6 +220,61 @@ def _whole_table(
         "validation": _roots(found.validation, scale),
     }
     return finished(search.program_at(found), start.solver), record
+
+
+def _by_gradient(
+    criterion: ErrorCriterion,
+    start: Ranked,
+    training: np.ndarray,
+    validation: np.ndarray,
+    options: Refining,
+    tell: Stages,
+) -> Found:
+    """Adam through the module over the whole table; its state is kept in the journal every ten steps."""
+    assert options.module is not None
+    assert options.contract is not None
+    assert options.layers is not None
+    program, journal, budget, pool = start.program, criterion.journal, criterion.budget, criterion.pool
+    aim = _aim(criterion, options)
+    steps = descent_steps(program.nfe, budget.left())
+    words = (program.digest, criterion.key(training), criterion.key(validation), options.layers.digest, steps)
+    real = None if options.real is None else np.ascontiguousarray(options.real, np.float32)
+    key = "descent 1 " + content_key(*words, *([] if real is None else [real]))
+
+    def charge(count: int) -> None:
+        budget.charge(count)
+        budget.passes(count)
+
+    def judge(one: Program) -> float:
+        samples = pool.sample(one, validation, charge)
+        return aim.value(as_tensor(samples, pool.shape), as_tensor(validation))
+
+    def keep(state: Any) -> None:
+        if journal:
+            journal.put(key, {**state, "evaluations": budget.spent - spent})
+        line = f"refining: step {state['step']} of {steps}, loss on validation seeds {state['checks'][-1]:.4f}"
+        tell(line, budget.spent, budget.evaluations or budget.spent)
+
+    spent = budget.spent
+    through = ThroughModule(
+        options.module,
+        options.contract,
+        program,
+        as_tensor(pool.noise, pool.shape),
+        [as_tensor(one) for one in options.conditions],
+        charge,
+    )
+    descent = Descent(through, aim, training, judge, Plan(steps=steps, batch=DESCENT_BATCH))
+    found, state = descent.run(journal.get(key) if journal else None, keep)
+    record = {"steps": state.step, "validation": state.checks, "real_pictures": None if real is None else len(real)}
+    return finished(found, start.solver), record
+
+
+def descent_steps(nfe: int, left: int | None) -> int:
+    """Steps of Adam for what is left, a step being three evaluations of each of its seeds."""
+    if left is None:
+        return DESCENT_STEPS
+    return int(np.clip(FOR_STEPS * left / (3 * DESCENT_BATCH * nfe), 8, 2 * DESCENT_STEPS))
 
 
 def _roots(losses: tuple[float, ...], scale: float) -> list[float]:

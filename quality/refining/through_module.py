@@ -6,7 +6,8 @@ evaluations are computed again on the way back (checkpoints), which costs a thir
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -29,7 +30,8 @@ SLOPE_STEP = 0.05  # of the distance to the nearest time, for the slopes of what
 class ThroughModule:
     """forward(x, t, *conditions) on a pool of seeds, and tables run through it; everything float32 but the table.
 
-    noise [n, *shape]; conditions [n, ...] each. `program` says schedule, prediction and clip.
+    noise [n, *shape]; conditions [n, ...] each. `program` says schedule, prediction and clip. charge(samples) is called
+    before each evaluation, a way back counting as two more, and may end the run by an exception.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class ThroughModule:
         program: Program,
         noise: Tensor,
         conditions: Sequence[Tensor],
+        charge: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.module = module
         self.contract = contract
@@ -48,6 +51,7 @@ class ThroughModule:
         discrete = parse_schedule(program.schedule).discrete
         dependent = program.clip is not None or program.prediction in PRECONDITIONED
         self.whole_times = contract.time_dtype != "float32" or (discrete and dependent)
+        self._charge = charge
         self.checkpointed = False
         self._saved: int | None = None
         self.evaluations = 0  # samples through the network once; a way back counts as two more
@@ -104,12 +108,12 @@ class ThroughModule:
         if self.whole_times:
             time = time.detach().round().to(getattr(torch, self.contract.time_dtype))
         x = c_in * y
-        self.evaluations += len(y) * (3 if torch.is_grad_enabled() else 1)
-        if torch.is_grad_enabled() and self.checkpointed:
-            self.evaluations += len(y)
-            out = checkpoint(self.module, x, time, *given, use_reentrant=False)
-        else:
-            out = self.module(x, time, *given)
+        again = torch.is_grad_enabled() and self.checkpointed
+        count = len(y) * ((3 if torch.is_grad_enabled() else 1) + again)
+        self._charge(count)
+        self.evaluations += count
+        module = partial(checkpoint, self.module, use_reentrant=False) if again else self.module
+        out = module(x, time, *given)
         assert isinstance(out, Tensor)
         clip = self.program.clip
         return out if clip is None else (p * y + q * out).clamp(-clip, clip)

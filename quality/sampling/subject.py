@@ -71,7 +71,7 @@ class Subject:
     def opened(self, backend: str = "auto", threads: int | None = None) -> Iterator[Backend]:
         """Its backend, closed at the end. Raises InputError, BackendError."""
         check_backend(backend)
-        module = self._module()
+        module = self.module()
         backend = "torch" if backend == "auto" and module else backend
         with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder:
             path = Path(folder if self.engine is None else self.engine) / "network.onnx"
@@ -85,7 +85,8 @@ class Subject:
             finally:
                 running.close()
 
-    def _module(self) -> Any:
+    def module(self) -> nn.Module | None:
+        """forward(x, t, *conditions) -> prediction, where the subject is a module; else None."""
         source = self.network._source if self.network else None
         return Normalised(source.module, source.call) if isinstance(source, ModuleSource) else None
 
