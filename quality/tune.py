@@ -43,6 +43,7 @@ from .search.guard import guarded
 from .search.halving import Search, Trial
 from .search.pace import pace_of, plan_line
 from .search.prior import in_order
+from .search.reference_grids import ReferenceGrids
 from .winner import check_destination, write_winner
 
 if TYPE_CHECKING:
@@ -267,7 +268,9 @@ def _searched(
     solvers, grids, bases = only
     candidates, pace, plan = all_candidates(setting, solvers=solvers, grids=grids, bases=bases), None, None
     if isinstance(criterion, ErrorCriterion):
-        candidates = in_order(candidates, setting, only)
+        way = criterion.trajectory
+        measured = ReferenceGrids(way).candidates(setting) if way is not None and grids is None else ()
+        candidates = in_order(candidates, setting, only, measured)
         pace = pace_of(limit, setting.nfe, search.calibration, len(search.held_out), FOR_SEARCH if refining else 1.0)
         plan = plan_line(pace, limit, setting.nfe, refine=refining is not None)
         tell(plan, limit.spent, 0)

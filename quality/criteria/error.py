@@ -21,12 +21,13 @@ from ...engine.runtime.noise import noise
 from ...engine.seed_conditions import conditions_of
 from ..sampling.budget import Budget
 from ..sampling.pool import Floats, Pool, Rows
-from ..sampling.reference import FEW, Reference, targets
+from ..sampling.reference import FEW, Reference, Trajectory, targets, trajectory
 from ..sampling.subject import BlackBox, Subject
 from ..search.candidates import Setting
 
 CHECKED = 2  # seeds on which the error of a short reference is found
 ENOUGH = 0.1  # of the default sampler's error
+MOST_OF_BUDGET = 0.4  # that an exacter reference may take; else the first is kept, and its error told
 
 
 @final
@@ -53,6 +54,7 @@ class ErrorCriterion:
         self._keys = keys or [str(row) for row in range(len(pool))]
         self.reference: Reference | None = None  # what the targets are, and how far they are from twice its evaluations
         self.reference_error: float | None = None
+        self.trajectory: Trajectory | None = None
         self._seen: set[bytes] = set()
 
     def square(self, program: Program, rows: Rows) -> float:
@@ -128,20 +130,36 @@ def make_error_criterion(
         found = targets(few, program, keys, store, budget, lambda done: progress(stage, done, expected))
         return found, keys
 
-    every, error = range(len(seeds)), None
+    def watched(chosen: Reference) -> Trajectory:
+        """A reference's whole way for the first seeds."""
+        program = chosen.compile(
+            setting.schedule,
+            prediction=setting.prediction,
+            clip=setting.clip,
+            t_start=setting.t_start,
+            sigma_data=setting.sigma_data,
+        )
+        own = [part for row in few for part in (seeds[row], *data[row])]
+        key = content_key(subject.digest, program.digest, *own)
+        return trajectory(pool.part(len(few)), program, key, ArrayStore(cache_folder() / "reference"), budget)
+
+    every, error, way, few = range(len(seeds)), None, None, range(min(CHECKED, len(seeds)))
     found, keys = computed(reference, every)
     if exact_enough is not None and reference.nfe == FEW:
-        few = range(min(CHECKED, len(seeds)))
-        better, _ = computed(reference.doubled(), few)
+        way = watched(reference.doubled())
+        better = way.samples
         error = rms(found[: len(few)], better, subject.sample_range)
         plain = pool.part(len(few)).sample(exact_enough, np.arange(len(few)), budget.passes)
         budget.charge(exact_enough.nfe * len(few))
-        if not error <= ENOUGH * rms(plain, better, subject.sample_range):  # NaN too
+        inexact = not error <= ENOUGH * rms(plain, better, subject.sample_range)  # NaN too
+        left = budget.left()
+        if inexact and (left is None or reference.doubled().nfe * len(seeds) < MOST_OF_BUDGET * left):
             reference = reference.doubled()
             found, keys = computed(reference, every)
     journal = Journal(cache_folder() / "search" / f"{subject.digest}.jsonl")
     criterion = ErrorCriterion(pool, found, subject.sample_range, budget, journal, keys)
     criterion.reference, criterion.reference_error = reference, error
+    criterion.trajectory = way or (watched(reference) if exact_enough is not None else None)
     return criterion
 
 

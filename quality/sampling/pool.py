@@ -76,8 +76,17 @@ class Pool:
             x_0 = np.float32(program.p[n]) * state + np.float32(program.q[n]) * out
         return np.clip(x_0, -program.clip, program.clip).astype(np.float32)
 
-    def sample(self, program: Program, rows: Rows, before: Callable[[int], None] | None = None) -> Floats:
-        """Samples [m, elements]. before(m) is called before each evaluation, and may end the run by an exception."""
+    def sample(
+        self,
+        program: Program,
+        rows: Rows,
+        before: Callable[[int], None] | None = None,
+        way: list[Floats] | None = None,
+    ) -> Floats:
+        """Samples [m, elements]. before(m) is called before each evaluation, and may end the run by an exception.
+
+        way: gets s_0 and z of each evaluation in turn, [m, elements] each.
+        """
         states, keys = self.start(program, rows), prefixes(program, rows)
         for n in range(program.nfe):
             if before:
@@ -87,6 +96,8 @@ class Pool:
             if out is None:
                 out = self._answers.kept(key, self._output(program, n, states[0], rows))
             z = self._clipped(program, n, states[0], out)
+            if way is not None:
+                way += [states[0], z]
             states = update(program.W[n], program.w[n], states, z)
             if n in program.draws:
                 states += program.V[n].astype(np.float32)[:, None, None] * self._draw(n, rows)

@@ -81,6 +81,30 @@ class Reference:
         )
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Of a many-step program: states, answers float32 [M, seeds, elements] at its times, samples [seeds, elements]."""
+
+    program: Program
+    states: Floats
+    answers: Floats
+    samples: Floats
+
+
+def trajectory(pool: Pool, program: Program, key: str, store: ArrayStore, budget: Budget) -> Trajectory:
+    """The way of all the pool's seeds, kept under `key`. Raises BudgetSpentError."""
+    count, elements = pool.noise.shape
+    held = store.get(f"{key}-way", (2 * program.nfe + 1, count, elements))
+    budget.charge(program.nfe * count, cached=held is not None)
+    if held is None:
+        way: list[Floats] = []
+        samples = pool.sample(program, np.arange(count), budget.passes, way)
+        held = np.stack([*way[::2], *way[1::2], samples])
+        store.put(f"{key}-way", held)
+    return Trajectory(program, held[: program.nfe], held[program.nfe : -1], held[-1])
+
+
 def targets(
     pool: Pool,
     program: Program,

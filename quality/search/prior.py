@@ -33,16 +33,23 @@ PLAIN = ("trailing", "uniform", "logsnr", "karras:rho=3")  # grids of DDIM, of w
 
 
 def in_order(
-    candidates: Iterable[Candidate], setting: Setting, only: tuple[Sequence[Any] | None, ...]
+    candidates: Iterable[Candidate],
+    setting: Setting,
+    only: tuple[Sequence[Any] | None, ...],
+    measured: Iterable[Candidate] = (),
 ) -> Iterator[Candidate]:
     """The candidates of a search as they should be tried: the first of them, DDIM, the prior's, and all others.
 
+    measured: candidates on grids that were found for this network, tried after the first half of the prior's.
     only: (solvers, grids, bases) that were asked for, None for all; the prior's that are not of them are left out.
     """
     rest = iter(candidates)
     yield from islice(rest, 1)
     solvers, grids, bases = only
-    known = [Candidate("ddim", grid, "eps", setting.t_start) for grid in PLAIN] + list(prior(setting))
+    likely = list(prior(setting))
+    plain = [Candidate("ddim", grid, "eps", setting.t_start) for grid in PLAIN]
+    half = len(likely) // 2
+    known = [*plain, *likely[:half], *(() if grids is not None else measured), *likely[half:]]
     for one in known:
         named = solvers is None or one.solver in solvers
         placed = grids is None or one.grid in grids
