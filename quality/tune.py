@@ -29,14 +29,14 @@ from .criteria.distance import FeatureSampler, check_pictures, make_distance_cri
 from .criteria.error import ErrorCriterion, make_error_criterion
 from .criteria.on_ray import crew
 from .distances.real_pictures import RealPictures
-from .perceptual.named import features_of_pictures, layers_of
+from .perceptual.named import beside_filters, features_of_pictures
 from .ranking import Ranked, Ranking
 from .refining.polish import FEWEST as FEWEST_REFINING
 from .refining.polish import Refining, refined, sized
 from .sampling.budget import Budget, BudgetSpentError, parse_budget
 from .sampling.reference import FEW, Reference
 from .sampling.seeds import chosen_seeds
-from .sampling.subject import Subject
+from .sampling.subject import Subject, speed_of
 from .search.candidates import Candidate, Setting, all_candidates, by_default, make_setting
 from .search.criterion import Criterion
 from .search.guard import guarded
@@ -109,8 +109,10 @@ def tune(
     was: what was computed is in the cache folder. Raises InputError, BackendError, EngineFileError.
     """
     limit, tell = parse_budget(budget), progress or (lambda stage, done, expected: None)
-    calibration, held_out = _checked_seeds(metric, calibration, held_out, limit)
     subject = Subject.of(network)
+    if limit.seconds is not None and metric == "error":
+        limit.assumed = speed_of(subject, conditions, backend, threads)
+    calibration, held_out = _checked_seeds(metric, calibration, held_out, limit)
     setting = replace(make_setting(subject, nfe, clip, t_start, end), draws=metric == "fd")
     aim = _aim(metric, pictures, features, scale, setting, refine=refine, reference=reference)
     check_destination(subject, out)
@@ -143,9 +145,9 @@ def _checked_seeds(metric: str, calibration: int | None, held_out: int | None, l
     if metric not in SEEDS:
         raise InputError(f"metric {metric!r}, expected one of {', '.join(SEEDS)}")
     usual = SEEDS[metric]
-    if metric == "error" and limit.evaluations is not None:
-        most = limit.evaluations // (9 * FEW)
-        usual = (min(usual[0], max(FEWEST, most)), min(usual[1], max(FEWEST, 2 * most)))
+    if metric == "error" and limit.affords():
+        most = limit.affords() // (10 * FEW)
+        usual = (min(usual[0], max(FEWEST, most)), min(usual[1], max(FEWEST, most * 5 // 4)))
     calibration = usual[0] if calibration is None else calibration
     held_out = usual[1] if held_out is None else held_out
     counts = {"calibration": (calibration, FEWEST_OF_FD if metric == "fd" else 1), "held_out": (held_out, 0)}
@@ -191,11 +193,11 @@ def _refining(
     """What the refinement may do and compares. Raises InputError."""
     if buffers is not None and (isinstance(buffers, bool) or not isinstance(buffers, int) or buffers < 1):
         raise InputError(f"buffers={buffers!r}, expected a number of states of at least 1")
-    layers = None if features is None else layers_of(features, subject.contract, scale)
+    layers = None if features is None else beside_filters(features, subject.contract, scale)
     real = None
     if pictures is not None and layers is not None:
         real = features_of_pictures(pictures, layers, subject.contract)
-    training, validation = sized(calibration, limit.evaluations, aim.nfe, perceptual=layers is not None)
+    training, validation = sized(calibration, limit.affords() or None, aim.nfe, perceptual=layers is not None)
     module = subject.module() if backend in ("auto", "torch") else None
     return Refining(training, validation, buffers, layers, real, module, subject.contract)
 

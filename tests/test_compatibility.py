@@ -25,7 +25,7 @@ ADDED: dict[str, set[str]] = {
     "compare": {"--data-range", "--time-map"},
     "export": {"--triton"},
     "sample": {"--prompt", "--negative-prompt", "--image", "--strength", "--strength-counts"},
-    "tune": {"--data-range", "--time-map"},
+    "tune": {"--data-range", "--time-map", "--buffers"},
 }
 # Defaults that are others now, by command and option: the sampler is chosen by rule, two architectures came.
 CHANGED = {

@@ -1,9 +1,10 @@
 """`fashion` with optimised tables: `python -m pfdiff.bench.studies.refined_tables --data DIR --work DIR`.
 
-train   for each NFE and each of three training seeds a table, from the default sampler, by backpropagation: pixels, the
-        second judge's layers, and the pull of its features' distribution in real training pictures
-judge   10,000 other seeds of each table and of the rules: Frechet distance to the test set on the first judge's
-        features, not trained on, and on the second's, trained on
+train   for each NFE and each of three training seeds a table, from the default sampler, by backpropagation: pixels,
+        the layers of the filter bank and of the first judge, and the pull of their features' distribution in real
+        training pictures; training seeds have nothing in common
+judge   other seeds of each table and of the rules: Frechet distance to the test set on the second judge's features,
+        not trained on, and on the first's, trained on
 report  bench/results/refined_fashion.json from what is in --work
 
 What is in --work is not computed again; a run that was killed goes on.
@@ -34,17 +35,19 @@ from ...export.zoo.fashion_data import load_fashion
 from ...quality.distances.features import extractor
 from ...quality.distances.metrics import FrechetDistance
 from ...quality.perceptual.frechet import FrechetPull
+from ...quality.perceptual.layers import filter_bank, together
 from ...quality.perceptual.named import layers_of
 from ...quality.refining.aim import Aim
 from ...quality.refining.descend import Descent, Plan
+from ...quality.refining.polish import PULL
 from ...quality.refining.refine import finished
 from ...quality.refining.through_module import ThroughModule
 
 NFE, SEEDS = (4, 5, 6, 8), (0, 1, 2)
-TRAINING, VALIDATION, JUDGED = 512, 256, 10_000
+THIRD, JUDGED = 256, 10_000  # seeds of a training, and of a judgement
 FIRST_TRAINING, FIRST_JUDGED = 1 << 24, 0
 BLOCK = 100
-STEPS, BATCH = 60, 32
+STEPS, BATCH = 32, 32
 RULES = {
     "ddim": ("ddim", "trailing", None, None),
     "default": ("auto", None, None, None),
@@ -62,6 +65,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="where what is computed is kept")
     parser.add_argument("--part", choices=("train", "judge", "report", "all"), default="all")
     parser.add_argument("--nfe", type=int, nargs="+", default=NFE)
+    parser.add_argument("--judged", type=int, default=JUDGED, help="seeds that judge, in thousands")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     given = parser.parse_args(words)
     torch.set_num_threads(1)
@@ -71,10 +75,12 @@ def main(words: list[str] | None = None) -> None:
             if given.part in ("train", "all"):
                 trained(given.work, given.data, nfe, seed)
             if given.part in ("judge", "all"):
-                features_of(given.work, f"refined_{nfe}_{seed}", trained(given.work, given.data, nfe, seed))
+                features_of(
+                    given.work, given.judged, f"refined_{nfe}_{seed}", trained(given.work, given.data, nfe, seed)
+                )
     if given.part in ("judge", "all"):
         for name, program in rules(given.nfe).items():
-            features_of(given.work, name, program)
+            features_of(given.work, given.judged, name, program)
     if given.part in ("report", "all"):
         report(given.work, given.data)
 
@@ -110,16 +116,12 @@ def through(program: Program, seeds: range) -> ThroughModule:
 REFERENCE = ("unipc:order=2", "angle:power=1.5", 36)
 
 
-def reference(work: Path, seed: int) -> Tensor:
-    """Samples of REFERENCE, float32 [TRAINING + VALIDATION, 1, 28, 28], kept block by block."""
+def reference(work: Path) -> Tensor:
+    """Samples of REFERENCE, float32 [3 THIRD, 1, 28, 28], kept block by block."""
     solver, grid, nfe = REFERENCE
     program = compiled(solver, grid, nfe)
-    first = FIRST_TRAINING + seed * (1 << 16)
-    return torch.cat([block(work / f"reference_{seed}", program, first + place) for place in blocks()])
-
-
-def blocks() -> range:
-    return range(0, TRAINING + VALIDATION, 128)
+    firsts = range(FIRST_TRAINING, FIRST_TRAINING + 3 * THIRD, 128)
+    return torch.cat([block(work / "reference_0", program, first) for first in firsts])
 
 
 def block(folder: Path, program: Program, first: int) -> Tensor:
@@ -146,17 +148,17 @@ def trained(work: Path, data: Path, nfe: int, seed: int) -> Program:
     if path.exists():
         return Program.from_dict(json.loads(path.read_text())["program"])
     began, used = time.monotonic(), time.process_time()
-    targets = reference(work, seed)
+    targets = reference(work)
     start = compiled("auto", None, nfe)
-    first = FIRST_TRAINING + seed * (1 << 16)
-    run = through(start, range(first, first + TRAINING + VALIDATION))
-    layers = layers_of("fashion:second", run.contract)
+    run = through(start, range(FIRST_TRAINING, FIRST_TRAINING + 3 * THIRD))
+    layers = together([filter_bank(1), layers_of("fashion", run.contract)])
     pixels, _ = load_fashion(data)
     real = torch.from_numpy(pixels[seed::6].copy())[:, None].float() / 127.5 - 1
     with torch.no_grad():
         phi = torch.cat([layers(part)[-1] for part in real.split(500)]).double().numpy()
-    aim = Aim(targets, (-1.0, 1.0), layers, FrechetPull(phi), strength=2.0)
-    validation = torch.arange(TRAINING, TRAINING + VALIDATION)
+    aim = Aim(targets, (-1.0, 1.0), layers, FrechetPull(phi), strength=PULL)
+    training = np.arange(THIRD) + THIRD * seed
+    validation = torch.arange(THIRD) + THIRD * ((seed + 1) % 3)
 
     def judge(program: Program) -> float:
         """The loss on the validation seeds, with the distance itself."""
@@ -173,7 +175,7 @@ def trained(work: Path, data: Path, nfe: int, seed: int) -> Program:
             flush=True,
         )
 
-    descent = Descent(run, aim, np.arange(TRAINING), judge, Plan(steps=STEPS, batch=BATCH, seed=seed))
+    descent = Descent(run, aim, training, judge, Plan(steps=STEPS, batch=BATCH, metric_seeds=16, seed=seed))
     program, last = descent.run(held, keep)
     program = finished(program, start.solver)
     record = {
@@ -196,11 +198,11 @@ def run_on(run: ThroughModule, rows: Tensor) -> ThroughModule:
 
 
 # Judging.
-def features_of(work: Path, name: str, program: Program) -> tuple[np.ndarray, np.ndarray]:
-    """(first judge's, second judge's) features of JUDGED seeds."""
+def features_of(work: Path, judged: int, name: str, program: Program) -> tuple[np.ndarray, np.ndarray]:
+    """(first judge's, second judge's) features of so many seeds, kept by the thousand."""
     judges = [extractor("fashion"), extractor("fashion:second")]
     found: list[list[np.ndarray]] = [[], []]
-    for first in range(FIRST_JUDGED, FIRST_JUDGED + JUDGED, 1000):
+    for first in range(FIRST_JUDGED, FIRST_JUDGED + judged, 1000):
         path = work / "features" / name / f"{first}.npz"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,8 +229,8 @@ def report(work: Path, data: Path) -> None:
         record = json.loads(made.read_text()) if made.exists() else {}
         rows[folder.name] = {
             "samples": len(both[0]),
-            "fd_not_trained_on": distances[0](both[0]),
-            "fd_trained_on": distances[1](both[1]),
+            "fd_not_trained_on": distances[1](both[1]),
+            "fd_trained_on": distances[0](both[0]),
             **{name: record[name] for name in ("buffers", "evaluations", "seconds", "processor_seconds") if record},
         }
     medians = {

@@ -50,8 +50,10 @@ def ays(name: str) -> Callable[[Schedule, int, float, float], Float64s]:
         published = -np.log(AYS[name])
         place = np.linspace(0, len(published) - 1, points)
         lam = np.interp(place, np.arange(len(published)), published)
-        high, low = (float(schedule.lam(t)) for t in (start, stop))
-        times = schedule.time_from_lambda(np.clip(lam, high, low))
+        # What the schedule does not reach is drawn in, evenly.
+        first, last = max(published[0], float(schedule.lam(start))), min(published[-1], float(schedule.lam(stop)))
+        part = (lam - published[0]) / (published[-1] - published[0])
+        times = schedule.time_from_lambda(first + (last - first) * part)
         times[0] = start
         return np.clip(times, schedule.first, schedule.last)
 

@@ -18,7 +18,7 @@ from ...export.sources.module_call import load_factory
 from ...export.sources.module_digest import content_digest
 from ..distances.features import BATCH, SHIPPED, onnx_judge
 from ..pictures.read import pictures_of
-from .layers import BANK, Layers, filter_bank, of_module, of_onnx, of_steps
+from .layers import BANK, Layers, filter_bank, of_module, of_onnx, of_steps, together
 
 Model = TypeVar("Model", bound=nn.Module)
 EXPECTED = f"fashion, fashion:second, an .onnx file, file.py:factory, a module, or {BANK} for no network at all"
@@ -53,6 +53,13 @@ def layers_of(source: str | nn.Module, contract: Contract, scale: tuple[float, f
         module, code = load_factory(source)
         return of_module(source, content_digest(module, code).hex(), module, scaled)
     raise InputError(f"features '{source}' give no layers to refine on; expected {EXPECTED}")
+
+
+def beside_filters(source: str | nn.Module, contract: Contract, scale: tuple[float, float] = (-1.0, 1.0)) -> Layers:
+    """The layers of that name and of the filter bank, which sees contrast where a judge norms its maps."""
+    if source == BANK:
+        return layers_of(source, contract, scale)
+    return together([filter_bank(contract.shape[0]), layers_of(source, contract, scale)])
 
 
 def _shipped(source: str) -> Layers:

@@ -61,7 +61,7 @@ class State:
 
     def to_data(self) -> dict[str, Any]:
         plain = {name: getattr(self, name).tolist() for name in ("u", "average", "first", "second", "best")}
-        return {**plain, "step": self.step, "checks": self.checks, "losses": self.losses}
+        return {**plain, "step": self.step, "checks": list(self.checks), "losses": list(self.losses)}
 
     @staticmethod
     def from_data(data: Any) -> State:

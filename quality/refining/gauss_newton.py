@@ -58,8 +58,8 @@ class Step:
 
     @staticmethod
     def from_data(data: Any) -> Step:
-        arrays = (np.asarray(data[name], np.float64) for name in ("table", "times"))
-        return Step(*arrays, float(data["damping"]), tuple(data["training"]), tuple(data["validation"]))
+        table, times = (np.asarray(data[name], np.float64) for name in ("table", "times"))
+        return Step(table, times, float(data["damping"]), tuple(data["training"]), tuple(data["validation"]))
 
 
 @final

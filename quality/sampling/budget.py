@@ -8,6 +8,7 @@ from typing import final
 
 from ...engine.errors import InputError
 
+SEVERAL = 64  # evaluations that tell a speed
 SURE = 0.92  # of the time left that is planned for: evaluations of few samples at once are slower
 
 
@@ -28,6 +29,7 @@ class Budget:
         self.spent = 0
         self.cached = 0
         self.start = time.monotonic()
+        self.assumed: float | None = None  # evaluations a second, from a trial
         self._run, self._began = 0, self.start  # evaluations in which `passes` was asked, and since when
 
     def charge(self, evaluations: int, *, cached: bool = False) -> None:
@@ -51,8 +53,7 @@ class Budget:
         """Evaluations that the whole budget pays for: as many as it says, or at the speed of those that were run."""
         if self.evaluations is not None:
             return self.evaluations
-        ran = time.monotonic() - self._began
-        return int((self.seconds or 0) * self._run / ran) if self._run and ran > 0 else 0
+        return int((self.seconds or 0) * (self.speed or 0))
 
     def left(self) -> int | None:
         """Evaluations that what is left pays for, None without a limit; with one in time at the speed so far."""
@@ -60,8 +61,7 @@ class Budget:
             return max(0, self.evaluations - self.spent)
         if self.seconds is None:
             return None
-        ran = time.monotonic() - self._began
-        return max(0, int(SURE * (self.seconds - self.elapsed) * self._run / ran)) if self._run and ran > 0 else 0
+        return max(0, int(SURE * (self.seconds - self.elapsed) * (self.speed or 0)))
 
     @property
     def part(self) -> float:
@@ -72,9 +72,9 @@ class Budget:
 
     @property
     def speed(self) -> float | None:
-        """Evaluations a second of those that were run, None before any."""
+        """Evaluations a second of those that were run; before there are many the assumed ones, None without."""
         ran = time.monotonic() - self._began
-        return self._run / ran if self._run and ran > 0 else None
+        return self._run / ran if self._run >= SEVERAL and ran > 0 else self.assumed
 
     def __str__(self) -> str:
         return f"{self.seconds:g}s" if self.evaluations is None and self.seconds else str(self.evaluations)

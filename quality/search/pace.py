@@ -18,7 +18,7 @@ USUAL_RUNS = 60  # for each calibration seed, where no budget is given
 CANDIDATES, NEIGHBOURS = 0.45, 0.65  # parts of the allowance that are spent when these stages end
 KEEP = 0.4  # of the candidates, at each doubling of the seeds
 FEWEST, FEWEST_OF_FEW = 12, 4  # candidates that are kept at least, from 96 and from few
-JUDGED, JUDGED_OF_FEW = 10, 3  # run on the held-out seeds
+JUDGED, JUDGED_OF_FEW = 10, 2  # run on the held-out seeds
 SHARED = 0.75  # of a program's evaluations that are its own, in the first stage
 
 

@@ -1,6 +1,6 @@
 """Samplers in the order in which they won on other networks, so that a short search begins with what is likely.
 
-bench/studies/prior.py made the order, on small networks and mixtures: each next sampler is the one that helped most
+bench/studies/prior.py made the order, on small trained networks: each next sampler is the one that helped most
 those networks that the ones before it had served worst.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from .candidates import Candidate, Setting
 
 PATH = Path(__file__).parent / "prior.json"
 ALPHAS = (None, 0.015, 0.04, 0.09)  # of the start; None is the latest start
-NFE = (5, 8)  # that the study measured
+NFE = (5,)  # that the study measured
 
 
 def prior(setting: Setting) -> Iterator[Candidate]:
@@ -40,16 +40,15 @@ def in_order(
 ) -> Iterator[Candidate]:
     """The candidates of a search as they should be tried: the first of them, DDIM, the prior's, and all others.
 
-    measured: candidates on grids that were found for this network, tried after the first half of the prior's.
+    measured: candidates on grids that were found for this network, tried in turn with the prior's.
     only: (solvers, grids, bases) that were asked for, None for all; the prior's that are not of them are left out.
     """
     rest = iter(candidates)
     yield from islice(rest, 1)
     solvers, grids, bases = only
-    likely = list(prior(setting))
     plain = [Candidate("ddim", grid, "eps", setting.t_start) for grid in PLAIN]
-    half = len(likely) // 2
-    known = [*plain, *likely[:half], *(() if grids is not None else measured), *likely[half:]]
+    pairs = zip_longest(() if grids is not None else measured, prior(setting))
+    known = plain + [one for pair in pairs for one in pair if one is not None]
     for one in known:
         named = solvers is None or one.solver in solvers
         placed = grids is None or one.grid in grids
