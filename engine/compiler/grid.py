@@ -70,6 +70,7 @@ def karras(schedule: Schedule, points: int, start: float, stop: float, rho: floa
 def angle(schedule: Schedule, points: int, start: float, stop: float, power: float = 1, scale: float = 1) -> Float64s:
     high, low = (np.arctan2(schedule.sigma(t), scale * schedule.alpha(t)) ** (1 / power) for t in (start, stop))
     angles = np.linspace(high, max(high / points, low), points) ** power
+    angles = np.minimum(angles, np.pi / 2)  # at alpha = 0 a rounding would be beyond it
     with np.errstate(divide="ignore"):
         return _from_lambda(schedule, -np.log(scale * np.tan(angles)), start, None)
 

@@ -178,11 +178,25 @@ def test_a_short_reference_is_exact_enough(schedule: str, prediction: str) -> No
     assert chosen.doubled().nfe == 72
 
 
-def test_a_budget_in_time_is_kept_to_and_planned(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_in_time_knows_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    budget = Budget(seconds=60)
+    budget.assumed = 20.0
+    assert budget.left() == int(0.92 * 60 * 20)
+    budget.passes(200)
+    now[0] += 20
+    assert (budget.speed, budget.part) == (10.0, pytest.approx(1 / 3))
+    assert budget.left() == int(0.92 * 40 * 10)
+
+
+def test_tune_says_its_plan_before_it_searches(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     network, told = pfdiff.Network(Analytic(), shape=(1, 2, 2), schedule=SCHEDULE, prediction="eps"), []
-    began = time.monotonic()
-    ranking = pfdiff.tune(network, 4, budget="3s", progress=lambda stage, *_: told.append(stage))
-    assert time.monotonic() - began < 30  # a machine that does much else
+    ranking = pfdiff.tune(network, 4, budget=2500, progress=lambda stage, *_: told.append(stage))
+    assert ranking.complete
+    assert ranking.evaluations <= 2500
     assert ranking.plan in told
-    assert ranking[0].held_out_error is not None or not ranking.complete
+    searched = next(n for n, stage in enumerate(told) if "candidates on" in stage)
+    assert told.index(ranking.plan) < searched
+    assert ranking.to_dict()["plan"] == ranking.plan
