@@ -28,7 +28,7 @@ ADDED: dict[str, set[str]] = {
     "evaluate": {"--prompt", "--negative-prompt"},
     "generate": {"--prompt", "--negative-prompt"},
     "sample": {"--prompt", "--negative-prompt", "--image", "--mask", "--strength", "--strength-counts"},
-    "tune": {"--data-range", "--time-map", "--criterion", "--prompt", "--negative-prompt"},
+    "tune": {"--data-range", "--time-map", "--criterion", "--buffers", "--prompt", "--negative-prompt"},
 }
 # Defaults that are others now, by command and option: the sampler is chosen by rule, two architectures came.
 CHANGED = {
@@ -36,7 +36,7 @@ CHANGED = {
     ("kernels", "--cc"): "'75,80,86,89,90,100,103,120,121'",
 }
 # Commands beyond those of e9258ea.
-ADDED_COMMANDS: set[str] = {"serve"}
+ADDED_COMMANDS: set[str] = {"serve", "table"}
 
 
 def command_line() -> dict[str, dict[str, Any]]:
