@@ -11,6 +11,9 @@ import typer
 from .arguments import options
 from .arguments.networks import clip_for, describes_network, network_arguments
 
+# Lines of a build that stay on the screen: the samplers chosen, what a precision gains and costs.
+KEPT = ("sampler ", "precision ", "decoder: ", "fp32: ", "bf16: ", "fp16: ", "int8: ", "fp8: ")
+
 
 @describes_network
 def build(
@@ -66,7 +69,7 @@ def build(
         chosen: list[str] = []
 
         def say(line: str) -> None:
-            if line.startswith("sampler "):
+            if line.startswith(KEPT):
                 chosen.append(line)
             progress(line)
 
@@ -79,6 +82,8 @@ def build(
             with build_engine(source, evaluations, solver, **settings) as engine:
                 programs = [engine.programs[count] for count in evaluations]
     print(*chosen, progress.last, sep="\n")
+    for note in source.notes:
+        print("pfdiff:", note, file=sys.stderr)
     from ..engine.compiler.start import doubt_of_start
 
     for doubt in list(filter(None, map(doubt_of_start, programs)))[:1]:

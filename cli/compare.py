@@ -50,6 +50,8 @@ def compare(
     seeds: Seeds = 32,
     calibration: Calibration = 16,
     reference: Reference = None,
+    prompt: options.Prompts = None,
+    negative_prompt: options.NegativePrompts = None,
     guidance: options.Guidance = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,

@@ -25,6 +25,7 @@ from .info import info
 from .kernels import kernels
 from .sample import sample
 from .serve import serve
+from .table import table
 from .tune import tune
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -118,3 +119,4 @@ app.command(context_settings=CONDITIONS)(generate)
 app.command()(export)
 app.command()(kernels)
 app.command()(serve)
+app.add_typer(table, name="table")

@@ -34,6 +34,8 @@ def evaluate(
     first: Annotated[int, typer.Option("--first", parser=options.natural, metavar="<int>", help="The first seed.")] = 0,
     scale: options.Scale = "-1,1",
     json: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
+    prompt: options.Prompts = None,
+    negative_prompt: options.NegativePrompts = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -43,7 +45,7 @@ def evaluate(
     from .figures import write_figures
     from .progress import meter
 
-    ends, conditions = scale_from(scale), _conditions(samples, context.args, nfe, backend, device)
+    ends, conditions = scale_from(scale), _conditions(samples, context)
     with meter() as progress:
         progress("loading", 0, 0)
         from ..quality.evaluate import evaluate as measure
@@ -55,16 +57,18 @@ def evaluate(
         write_figures(json, report.to_dict())
 
 
-def _conditions(samples: str, extra: list[str], nfe: int | None, backend: str, device: str) -> dict[str, Any] | None:
+def _conditions(samples: str, context: typer.Context) -> dict[str, Any] | None:
     """The conditions that the command line gives to an engine; several values are taken in turn."""
     from ..engine.artifact import MANIFEST
-    from .arguments.conditions import given_conditions
     from .arguments.networks import read_engine
+    from .arguments.prompts import prompted_conditions
 
-    if not (Path(samples) / MANIFEST).is_file() and not extra:
+    params = context.params
+    asked = context.args or params["prompt"] or params["negative_prompt"]
+    if not (Path(samples) / MANIFEST).is_file() and not asked:
         return None
-    artifact = read_engine(Path(samples), nfe=nfe, backend=backend, device=device)
-    return given_conditions(extra, artifact.contract) if extra else None
+    artifact = read_engine(Path(samples), nfe=params["nfe"], backend=params["backend"], device=params["device"])
+    return prompted_conditions(context, artifact.contract, Path(samples)) if asked else None
 
 
 def print_evaluation(report: Evaluation) -> None:

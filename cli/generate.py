@@ -36,6 +36,8 @@ def generate(
     ray: Annotated[
         str | None, typer.Option("--ray", metavar="ADDRESS", help="local, auto (the running cluster) or HOST:PORT.")
     ] = None,
+    prompt: options.Prompts = None,
+    negative_prompt: options.NegativePrompts = None,
     workers: options.Workers = None,
     gpus_per_worker: Annotated[
         float | None,
@@ -49,12 +51,12 @@ def generate(
 
     The network's conditions are options too: --label 3. Of m values, as in --label 3,5,7, seed s has number s mod m.
     """
-    from .arguments.conditions import given_conditions
     from .arguments.networks import read_engine
+    from .arguments.prompts import prompted_conditions
     from .progress import sample_counter
 
     artifact = read_engine(engine, nfe=nfe, backend=backend, device=device)
-    given = given_conditions(context.args, artifact.contract)
+    given = prompted_conditions(context, artifact.contract, engine)
     with sample_counter("generating") as progress:
         from ..engine.bulk.generate import generate as run
 

@@ -214,6 +214,11 @@ def _search(record: Mapping[str, Any]) -> str:
     errors = (("error", best["error"]), ("held out", best["held_out_error"]))
     words = [f"{name} {value:.3g}" for name, value in errors if value is not None]
     words += [] if words else ["by rule, not measured"]
+    refinement = record.get("refinement") or {}
+    if refinement.get("kept"):
+        from .tune import trained_on
+
+        words.append(f"refined {trained_on(refinement)}")
     rivals = len(record["ranking"]) - 1
     words += [f"best of {rivals + 1}"] if rivals else []
     return ", ".join((f"NFE {record['nfe']}: {best['solver']} on {best['grid']}", *words))

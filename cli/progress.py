@@ -101,6 +101,9 @@ def meter() -> Iterator[Callable[[str, int, int], None]]:
         task = progress.add_task("", total=None)
 
         def tell(stage: str, done: int, expected: int) -> None:
+            if stage.startswith("plan: "):  # it stays when the bar is gone
+                progress.console.print(stage, markup=False, highlight=False)
+                return
             progress.update(task, description=escape(stage), completed=done, total=expected or None)
 
         yield tell

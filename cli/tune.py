@@ -15,15 +15,23 @@ if TYPE_CHECKING:
     from ..quality.ranking import Ranking
 
 PASSED_ON = (  # options that `pfdiff.tune` takes by the same name and as they are
-    *("metric", "pictures", "features", "ray", "workers", "calibration", "held_out", "seed", "t_start"),
-    *("reference", "refine", "budget", "backend", "threads", "out"),
+    *("metric", "criterion", "pictures", "features", "ray", "workers", "calibration", "held_out", "seed", "t_start"),
+    *("reference", "refine", "buffers", "budget", "backend", "threads", "out"),
 )
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Extend this engine with the best, or build one.")]
 Refine = Annotated[bool, typer.Option("--refine", help="Then polish the best one's coefficients.")]
+Buffers = Annotated[
+    int | None,
+    typer.Option("--buffers", parser=options.integer, metavar="<int>", help="States of a refined sampler, at most: 8."),
+]
 Metric = Annotated[str, typer.Option("--metric", help="error, to a reference, or fd, to real pictures.")]
-Pictures = Annotated[str | None, typer.Option("--pictures", help="Real pictures, for fd: a file or folder.")]
-Features = Annotated[str | None, typer.Option("--features", help="What measures them: see evaluate.")]
+Pictures = Annotated[str | None, typer.Option("--pictures", help="Real pictures, for fd and --refine.")]
+Features = Annotated[str | None, typer.Option("--features", help="What measures them: see evaluate; filters.")]
+OwnCriterion = Annotated[
+    str | None,
+    typer.Option("--criterion", metavar="FILE:NAME", help="In place of a metric, a function: module.py:cost."),
+]
 Ray = Annotated[
     str | None, typer.Option("--ray", metavar="ADDRESS", help="Draw on Ray, for fd: local, auto or HOST:PORT.")
 ]
@@ -48,10 +56,12 @@ def tune(
     nfe: options.EvaluationsList,
     out: Out = None,
     refine: Refine = False,
+    buffers: Buffers = None,
     metric: Metric = "error",
     pictures: Pictures = None,
     features: Features = None,
     scale: options.Scale = "-1,1",
+    criterion: OwnCriterion = None,
     ray: Ray = None,
     workers: options.Workers = None,
     budget: Budget = None,
@@ -63,6 +73,8 @@ def tune(
     seed: Seed = 0,
     reference: Reference = None,
     json: Record = None,
+    prompt: options.Prompts = None,
+    negative_prompt: options.NegativePrompts = None,
     guidance: options.Guidance = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
@@ -118,6 +130,8 @@ def print_ranking(ranking: Ranking) -> None:
     console.print(ranking.summary)
     console.print(table)
     best = ranking[0]
+    if ranking.guard:
+        print(ranking.guard)
     if not isinstance(best.grid, str):
         print(f"times of 1: {','.join(f'{t:.6g}' for t in best.grid)}")
     ended = "" if ranking.complete else "; the budget ended the search early, without held-out seeds and refining"
@@ -131,6 +145,18 @@ def _refinement_line(record: dict[str, Any]) -> str:
 
     before, after = (error_text(record[name]) for name in ("held_out_before", "held_out_after"))
     errors = f": held-out error {before} before, {after} after" if before and after else ""
+    losses = [record.get(f"held_out_loss_{when}") for when in ("before", "after")]
+    if None not in losses:
+        errors += f"; with features the held-out loss is {losses[0]:.3f} before, {losses[1]:.3f} after"
     if record["kept"]:
-        return f"refined {record['from']} in {record['steps']} steps{errors}"
+        return f"refined {record['from']} in {record['steps']} steps, {trained_on(record)}{errors}"
     return f"refining {record['from']} gained nothing on held-out seeds{errors}; the unrefined one is kept"
+
+
+def trained_on(record: dict[str, Any]) -> str:
+    """`on 96 seeds, 3 buffers`: what a refined sampler was fitted to."""
+    words = [f"on {record['training_seeds']} seeds"]
+    words += [f"pixels and {record['features']}"] if record.get("features") else []
+    words += [f"{record['real_pictures']} real pictures"] if record.get("real_pictures") else []
+    words += [f"{record['buffers']} buffers"] if "buffers" in record else []
+    return ", ".join(words)

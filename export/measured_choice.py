@@ -40,20 +40,21 @@ PLANNED = 0.7  # of the seconds: a loaded machine takes longer than the first ca
 HOPELESS = 5.0  # seconds of a first call after which no second one is tried
 REFERENCE, REFERENCE_NFE = "ipndm:order=3", 48
 ELEMENTS, MOST_SEEDS, FEWEST_SEEDS = 16384, 256, 2  # seeds until they have so many elements, and their bounds
-MARGIN = 0.95  # a rival takes the place of the rule when its error is below this part of the rule's
+SURE_SEEDS = 64  # from here on the least error decides
+MARGIN = 0.95  # on fewer a rival takes the place of the rule when its error is below this part of the rule's
 MARGIN_OF_FEW = 0.85  # the same on fewer than 8 seeds
-SURE_SEEDS = 64  # from here on the margin alone decides
 SEED = 1 << 41  # the first seed; those of `tune` lie lower
 # Solver, grid, basis, alpha at the start (None: `default_start`): what wins where the rule does not, and DDIM on the
 # grids that are its best. Where calls are short the last are left out: DDIM is behind when evaluations are many.
 RIVALS: tuple[tuple[str, str, str | None, float | None], ...] = (
     ("pfdiff:k=2,l=1", "uniform", "eps", 0.03),
     ("ipndm:order=3", "karras", "eps", 0.03),
+    ("pfdiff:k=2,l=1", "angle", "eps", None),
     ("ipndm:order=3", "trailing", "x0", None),
-    ("pfdiff:k=2,l=1", "karras", "eps", 0.03),
     ("ddim", "karras:rho=3", None, 0.08),
-    ("ddim", "trailing", None, 0.08),
     ("ddim", "trailing", None, None),
+    ("pfdiff:k=2,l=1", "karras", "eps", 0.03),
+    ("ddim", "trailing", None, 0.08),
     ("ddim", "karras", None, None),
 )
 # Before these on a schedule of at most `SHORT` times, where many evaluations come near to the walk over every time.
@@ -265,12 +266,14 @@ def _squares(found: Tensor, truth: Tensor) -> NDArray[np.float64]:
 
 
 def _is_better(rival: NDArray[np.float64], rule: NDArray[np.float64]) -> bool:
-    """Whether a rival is ahead by the margin, and on few seeds by a standard error too: one of them may hold it all."""
-    margin = MARGIN if len(rule) >= 8 else MARGIN_OF_FEW
+    """Whether a rival is ahead; on few seeds by the margin and a standard error, as one of them may hold it all."""
     if not np.isfinite(rule).all():
         return bool(np.isfinite(rival).all())
     gain = rule - rival
-    certain = len(gain) >= SURE_SEEDS or len(gain) < 2 or gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain))
+    if len(gain) >= SURE_SEEDS:
+        return bool(gain.mean() > 0)
+    margin = MARGIN if len(rule) >= 8 else MARGIN_OF_FEW
+    certain = len(gain) < 2 or gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain))
     return bool(math.sqrt(rival.mean()) < margin * math.sqrt(rule.mean()) and certain)
 
 

@@ -57,6 +57,9 @@ class Ranking(list[Ranked]):
     evaluations, cached          samples through the network once, all in all; of these read from the cache
     seconds                      wall-clock
     complete                     False when the budget ended the search early
+    reference_error              how far the reference is from one of twice its evaluations, None where not measured
+    plan                         what the search was going to do, said before it was done
+    guard                        None, or why the default or DDIM stands before what was best on the calibration seeds
     refinement                   None, or {"from": .., "training": [..], "validation": [..], "kept": bool, ..}
     """
 
@@ -72,6 +75,9 @@ class Ranking(list[Ranked]):
         self.seconds: float = record["seconds"]
         self.complete: bool = record["complete"]
         self.refinement: dict[str, Any] | None = record["refinement"]
+        self.reference_error: float | None = record.get("reference_error")
+        self.plan: str | None = record.get("plan")
+        self.guard: str | None = record.get("guard")
 
     def distinct(self) -> list[Ranked]:
         """Of samplers that differ in single times only, the best; best first."""
@@ -141,6 +147,9 @@ class Ranking(list[Ranked]):
                 "held_out_seeds": self.held_out,
                 "criterion": self.criterion,
                 "reference": vars(self.reference) if self.reference else None,
+                "reference_error": self.reference_error,
+                "plan": self.plan,
+                "guard": self.guard,
                 "evaluations": self.evaluations,
                 "cached_evaluations": self.cached,
                 "seconds": round(self.seconds, 2),

@@ -3,8 +3,9 @@
     ranking = pfdiff.tune("unet.onnx", nfe=8)          # ranking[0].solver, .grid, .basis, .t_start, .error, .program
 
 What is made small is the distance to the network's own many-step samples of the same seeds, which takes no data, or
-with metric="fd" the Frechet distance to real pictures. The search is in search/halving.py, the polishing of the
-winner's coefficients in refining/refine.py; here both meet a network, a cache and an engine directory.
+with metric="fd" the Frechet distance to real pictures, or what a function of one's own says. The search is in
+search/halving.py, the polishing of the winner's coefficients in refining/refine.py; here both meet a network, a cache
+and an engine directory.
 """
 
 from __future__ import annotations
@@ -20,28 +21,41 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.compiler.defaults import AUTO
 from ..engine.errors import InputError
 from ..engine.progress import Stages
+from ..engine.seed_conditions import conditions_of
 from ..export.network import Network
+from .criteria.cost import Cost, Function, cost_criterion
 from .criteria.distance import FeatureSampler, check_pictures, make_distance_criterion
 from .criteria.error import ErrorCriterion, make_error_criterion
 from .criteria.on_ray import crew
 from .distances.real_pictures import RealPictures
+from .perceptual.named import beside_filters, features_of_pictures
 from .ranking import Ranked, Ranking
-from .refining.polish import refined, seeds_needed
+from .refining.polish import FEWEST as FEWEST_REFINING
+from .refining.polish import Refining, refined, sized
 from .sampling.budget import Budget, BudgetSpentError, parse_budget
-from .sampling.reference import Reference
+from .sampling.reference import FEW, Reference
 from .sampling.seeds import chosen_seeds
-from .sampling.subject import Subject
-from .search.candidates import Setting, all_candidates, lacks_variances, make_setting
+from .sampling.subject import Subject, speed_of
+from .search.candidates import Candidate, Setting, all_candidates, by_default, lacks_variances, make_setting
 from .search.criterion import Criterion
+from .search.guard import guarded
 from .search.halving import Search, Trial
+from .search.pace import pace_of, plan_line
+from .search.prior import in_order
+from .search.reference_grids import ReferenceGrids
 from .winner import check_destination, write_winner
 
 if TYPE_CHECKING:
     from torch import nn
 
-SEEDS = {"error": (16, 32), "fd": (512, 512)}  # calibration and held-out ones by metric
+METRICS = ("error", "fd")
+FOR_SEARCH = 0.45  # of a budget, where refining has the rest
+SEEDS = {"error": (16, 32), "fd": (512, 512), "cost": (64, 128)}  # calibration and held-out ones by metric
+FEWEST = 4  # seeds of either kind that a small budget leaves
+Aim = RealPictures | Reference | Cost  # what samples are judged by
 FEWEST_OF_FD = 16  # calibration seeds: the search begins with an eighth, and one sample has no distance
 
 
@@ -53,6 +67,7 @@ def tune(
     pictures: str | os.PathLike[str] | NDArray[Any] | None = None,
     features: str | nn.Module | None = None,
     scale: tuple[float, float] = (-1.0, 1.0),
+    criterion: Function | str | None = None,
     calibration: int | None = None,
     held_out: int | None = None,
     seed: int = 0,
@@ -66,6 +81,7 @@ def tune(
     reference: int | None = None,
     local: bool = True,
     refine: bool = False,
+    buffers: int | None = None,
     budget: int | str | None = None,
     backend: str = "auto",
     threads: int | None = None,
@@ -77,16 +93,21 @@ def tune(
     """Search solver, order, (k, l), grid, basis and start time for `nfe` evaluations; the ranking, best first.
 
     network: a Network, what Network takes alone, or an engine directory.
+    buffers: of a refined program, at most; by default as many as the whole table takes, up to 8.
     metric: error, the RMS distance to a many-step reference, or fd, the Frechet distance to real `pictures` on
     `features` with `scale`, as `pfdiff.evaluate` takes all three. A distance of few samples is biased, alike for all.
-    Solvers that draw noise are candidates of fd alone: with noise on the way an error has no meaning.
-    calibration, held_out: seeds that choose (16; 512 for fd), and that judge the best (32; 512). seed: which ones.
+    criterion: in place of a metric, a function or "module.py:function", see criteria/cost.py: what it returns for an
+    engine, an NFE and seeds is made small. Solvers that draw noise are no candidates of error: it has no meaning then.
+    calibration, held_out: seeds that choose (16; 512 for fd, 64 for a criterion), and that judge the best (32; 512,
+    128). seed: which ones.
     solvers, grids, bases: only these. local: also race the neighbours of the best, not the tables alone.
     t_start: the latest start, where the reference starts too; by default the schedule's last time, or for an
     eps-network the last at which its x0 is sound. clip, end: by default the scheduler's, or the engine's if all agree.
     conditions: by name, one value or several that the seeds take in turn; by default each label in turn.
-    reference: its evaluations, by default all times of a short schedule, else 200. refine: polish the winner's
-    coefficients as well, on seeds of its own. backend, threads: as in `pfdiff.load`, a module by PyTorch.
+    reference: its evaluations, by default all times of a short schedule, else 36, or 72 where these are too inexact.
+    refine: polish the winner's coefficients as well, on seeds of its own: for the error, or where `features` are given
+    (as `pfdiff.evaluate` takes them, or "filters", which need no network) for them beside pixels; with `pictures` so
+    that the features are distributed as theirs. backend, threads: as in `pfdiff.load`, a module by PyTorch.
     budget: evaluations (samples through the network once, the reference included), or a time such as "2min".
     ray, workers: for fd of an engine directory, draw on the Ray cluster at this address (local, auto, HOST:PORT).
     out: an engine of this network to extend with the winner and the record of the search, or where to build one.
@@ -94,18 +115,32 @@ def tune(
     The same arguments give the same ranking, but for a budget in time, and an interrupted search goes on where it
     was: what was computed is in the cache folder. Raises InputError, BackendError, EngineFileError.
     """
-    calibration, held_out = _checked_seeds(metric, calibration, held_out)
+    if metric not in METRICS:
+        raise InputError(f"metric {metric!r}, expected one of {', '.join(METRICS)}")
+    if criterion is not None and metric != "error":
+        raise InputError("got a metric and a criterion, expected one of them")
+    metric = metric if criterion is None else "cost"
     limit, tell = parse_budget(budget), progress or (lambda stage, done, expected: None)
     subject = Subject.of(network)
-    setting = replace(make_setting(subject, nfe, clip, t_start, end), draws=metric == "fd")
-    aim = _aim(metric, pictures, features, scale, setting, refine=refine, reference=reference)
+    if limit.seconds is not None and metric == "error":
+        limit.assumed = speed_of(subject, conditions, backend, threads)
+    calibration, held_out = _checked_seeds(metric, calibration, held_out, limit)
+    setting = replace(make_setting(subject, nfe, clip, t_start, end), draws=metric != "error")
+    aim = _aim(metric, pictures, features, scale, criterion, setting, refine=refine, reference=reference)
     check_destination(subject, out)
-    seeds = chosen_seeds(seed, calibration + (seeds_needed(calibration) if refine else 0), held_out)
+    refining = None
+    if refine and isinstance(aim, Reference):
+        refining = _refining(subject, calibration, limit, aim, features, pictures, scale, buffers, backend)
+    own = 0 if refining is None else refining.training - calibration + refining.validation
+    seeds = chosen_seeds(seed, calibration + own, held_out)
+    if refining is not None and refining.by_gradient:
+        refining = replace(refining, conditions=tuple(conditions_of(subject.contract, conditions, seeds)))
     members = _crew(ray, subject, features, scale, seeds, conditions, backend, threads, workers)
     try:
-        with _criterion(subject, setting, aim, seeds, conditions, limit, tell, members, backend, threads) as criterion:
-            search = Search(criterion, setting, calibration, np.arange(len(seeds) - held_out, len(seeds)), tell)
-            result = _searched(search, aim, seed, solvers, grids, bases, local=local, refine=refine, tell=tell)
+        with _criterion(subject, setting, aim, seeds, conditions, limit, tell, members, backend, threads) as judged:
+            search = Search(judged, setting, calibration, np.arange(len(seeds) - held_out, len(seeds)), tell)
+            only = (solvers, grids, bases)
+            result = _searched(search, aim, seed, only, local=local, refining=refining, tell=tell)
     except BudgetSpentError:  # before the search, which ends with what it has
         assert isinstance(aim, Reference)
         raise InputError(_too_little(limit, aim, len(seeds), refine=refine)) from None
@@ -114,11 +149,15 @@ def tune(
 
 
 # What is checked before any work.
-def _checked_seeds(metric: str, calibration: int | None, held_out: int | None) -> tuple[int, int]:
-    """(calibration, held_out) with the metric's own numbers where none is said. Raises InputError."""
-    if metric not in SEEDS:
-        raise InputError(f"metric {metric!r}, expected one of {', '.join(SEEDS)}")
+def _checked_seeds(metric: str, calibration: int | None, held_out: int | None, limit: Budget) -> tuple[int, int]:
+    """(calibration, held_out) with the metric's own numbers where none is said. Raises InputError.
+
+    A small budget of evaluations has fewer, so that the reference takes no more than a third of it.
+    """
     usual = SEEDS[metric]
+    if metric == "error" and limit.affords():
+        most = limit.affords() // (10 * FEW)
+        usual = (min(usual[0], max(FEWEST, most)), min(usual[1], max(FEWEST, most * 5 // 4)))
     calibration = usual[0] if calibration is None else calibration
     held_out = usual[1] if held_out is None else held_out
     counts = {"calibration": (calibration, FEWEST_OF_FD if metric == "fd" else 1), "held_out": (held_out, 0)}
@@ -133,19 +172,49 @@ def _aim(
     pictures: Any,
     features: str | nn.Module | None,
     scale: tuple[float, float],
+    criterion: Function | str | None,
     setting: Setting,
     *,
     refine: bool,
     reference: int | None,
-) -> RealPictures | Reference:
+) -> Aim:
     """What samples are measured against. Raises InputError."""
+    if criterion is not None:
+        if pictures is not None or features is not None or refine or reference is not None:
+            raise InputError("a criterion takes no pictures, features, reference or refine; leave them out")
+        return Cost.of(criterion)
     if metric == "error":
-        if pictures is not None or features is not None:
-            raise InputError("pictures and features are of metric fd; say metric='fd', or leave them out")
-        return Reference.of(setting.schedule, setting.t_start, reference)
+        if (pictures is not None or features is not None) and not refine:
+            raise InputError("pictures and features are of metric fd, and of refine; say metric='fd' or refine=True")
+        if pictures is not None and features is None:
+            raise InputError("pictures without features; give the features that compare samples with them")
+        return Reference.of_search(setting.schedule, setting.t_start, setting.prediction, reference)
     if pictures is None or features is None or refine or reference is not None:
         raise InputError("metric fd needs pictures and features, and takes neither refine nor reference")
     return RealPictures.of(pictures, features, scale)
+
+
+def _refining(
+    subject: Subject,
+    calibration: int,
+    limit: Budget,
+    aim: Reference,
+    features: str | nn.Module | None,
+    pictures: Any,
+    scale: tuple[float, float],
+    buffers: int | None,
+    backend: str,
+) -> Refining:
+    """What the refinement may do and compares. Raises InputError."""
+    if buffers is not None and (isinstance(buffers, bool) or not isinstance(buffers, int) or buffers < 1):
+        raise InputError(f"buffers={buffers!r}, expected a number of states of at least 1")
+    layers = None if features is None else beside_filters(features, subject.contract, scale)
+    real = None
+    if pictures is not None and layers is not None:
+        real = features_of_pictures(pictures, layers, subject.contract)
+    training, validation = sized(calibration, limit.affords() or None, aim.nfe, perceptual=layers is not None)
+    module = subject.module() if backend in ("auto", "torch") else None
+    return Refining(training, validation, buffers, layers, real, module, subject.contract)
 
 
 # The criterion.
@@ -173,7 +242,7 @@ def _crew(
 def _criterion(
     subject: Subject,
     setting: Setting,
-    aim: RealPictures | Reference,
+    aim: Aim,
     seeds: Sequence[int],
     conditions: Mapping[str, Any] | None,
     limit: Budget,
@@ -186,32 +255,47 @@ def _criterion(
 
     Raises BudgetSpentError where the reference takes more than the budget.
     """
+    if isinstance(aim, Cost):
+        with cost_criterion(aim, subject, seeds, limit, backend, threads) as judged:
+            yield judged
+        return
     if isinstance(aim, RealPictures):
         check_pictures(subject)
         opened = FeatureSampler.opened(subject, seeds, conditions, aim.extractor, backend, threads)
         with members as ahead, opened as sampler:
             yield make_distance_criterion(subject, sampler, seeds, conditions, aim, limit, ahead)
         return
+    try:
+        usual = by_default(Candidate(AUTO, AUTO, None, None), setting).compile(setting)
+    except InputError:  # not defined for so few times: then the reference is taken as it is
+        usual = None
     with subject.opened(backend, threads) as running:
-        yield make_error_criterion(subject, running, seeds, conditions, setting, aim, limit, tell)
+        yield make_error_criterion(subject, running, seeds, conditions, setting, aim, limit, tell, usual)
 
 
 # What is found.
 def _searched(
     search: Search,
-    aim: RealPictures | Reference,
+    aim: Aim,
     seed: int,
-    solvers: Sequence[str] | None,
-    grids: Sequence[str] | None,
-    bases: Sequence[str] | None,
+    only: tuple[Sequence[str] | None, Sequence[str] | None, Sequence[str] | None],
     *,
     local: bool,
-    refine: bool,
+    refining: Refining | None,
     tell: Stages,
 ) -> Ranking:
     """Run the search, and refine its winner. Raises InputError when there is none, or its samples are not finite."""
     criterion, setting, limit = search.criterion, search.setting, search.criterion.budget
-    trials = search.run(all_candidates(setting, solvers=solvers, grids=grids, bases=bases), seed, local=local)
+    solvers, grids, bases = only
+    candidates, pace, plan = all_candidates(setting, solvers=solvers, grids=grids, bases=bases), None, None
+    if isinstance(criterion, ErrorCriterion):
+        way = criterion.trajectory
+        measured = ReferenceGrids(way).candidates(setting) if way is not None and grids is None else ()
+        candidates = in_order(candidates, setting, only, measured)
+        pace = pace_of(limit, setting.nfe, search.calibration, len(search.held_out), FOR_SEARCH if refining else 1.0)
+        plan = plan_line(pace, limit, setting.nfe, refine=refining is not None)
+        tell(plan, limit.spent, 0)
+    trials = search.run(candidates, seed, local=local, pace=pace)
     if not trials:
         raise InputError(_nothing_found(setting, solvers, grids, bases, limit))
     if not math.isfinite(trials[0].error()):
@@ -219,10 +303,11 @@ def _searched(
             f"no candidate for NFE {setting.nfe} has a finite error: the network gives all, or the reference, NaN "
             "or infinity; start later (t_start, --t-start), clip x0 (clip, --clip 1), or repair the network"
         )
+    trials, guard = guarded(trials)
     ranked, refinement = [_ranked(trial, setting) for trial in trials], None
-    if refine and search.complete and isinstance(criterion, ErrorCriterion):
-        ranked, refinement = refined(criterion, ranked, search.calibration, search.held_out, tell)
-    reference = aim if isinstance(aim, Reference) else None
+    if refining and search.complete and isinstance(criterion, ErrorCriterion):
+        ranked, refinement = refined(criterion, ranked, search.calibration, search.held_out, refining, tell)
+    reference = criterion.reference if isinstance(criterion, ErrorCriterion) else None
     return Ranking(
         ranked,
         nfe=setting.nfe,
@@ -235,6 +320,9 @@ def _searched(
         seconds=limit.elapsed,
         complete=search.complete,
         refinement=refinement,
+        reference_error=criterion.reference_error if isinstance(criterion, ErrorCriterion) else None,
+        plan=plan,
+        guard=guard,
     )
 
 
@@ -260,13 +348,11 @@ def _too_little(limit: Budget, reference: Reference, seeds: int, *, refine: bool
         f"({seeds * reference.nfe})"
     )
     fits = limit.affords() // (2 * reference.nfe)
-    extra = seeds_needed(1) if refine else 0
+    extra = sum(FEWEST_REFINING) if refine else 0
     if fits <= extra:
         less = " without refine" if refine else ""
         return f"{said}; give a larger budget, or fewer evaluations of the reference (--reference 50){less}"
     calibration = max(1, (fits - extra) // 3)
-    if refine:
-        calibration = next(c for c in range(calibration, 0, -1) if c == 1 or 3 * c + seeds_needed(c) <= fits)
     held_out = min(2 * calibration, fits - extra - calibration)
     return f"{said}; give more, or fewer seeds: --calibration {calibration} --held-out {held_out}"
 

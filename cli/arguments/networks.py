@@ -112,7 +112,7 @@ class Opened:
 def opened(network: str, context: typer.Context) -> Opened:
     """The network or engine that a command names, with what its options say. Raises InputError, EngineFileError."""
     from ...engine.artifact import MANIFEST
-    from .conditions import given_conditions
+    from .prompts import prompted_conditions
 
     contract: Contract
     params, extra = context.params, context.args
@@ -121,13 +121,14 @@ def opened(network: str, context: typer.Context) -> Opened:
         artifact = read_engine(Path(network), backend=params["backend"])
         source, contract, latents = Path(network), artifact.contract, artifact.decoder is not None
         extra = [*extra, "--guidance", params["guidance"]] if params["guidance"] else extra  # of an engine: the scale
+        conditions = prompted_conditions(context, contract, source, extra)
     else:
         described = network_arguments(network, params)
         from ... import Network
 
         source = Network(network, **described, encoders=False)
         contract, latents = source.contract, source.decoder is not None
-    conditions = given_conditions(extra, contract)
+        conditions = prompted_conditions(context, contract, None)
     return Opened(source, conditions, clip_for(params, contract, latents=latents))
 
 

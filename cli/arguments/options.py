@@ -41,6 +41,17 @@ def number(text: str) -> float:
         raise typer.BadParameter(f"got '{shortened(text)}', expected a number") from None
 
 
+# Prompts, of what draws many samples.
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", metavar="<str>", help="Of engines with text encoders; of m, seed s has number s mod m."),
+]
+NegativePrompts = Annotated[
+    list[str] | None,
+    typer.Option("--negative-prompt", metavar="<str>", help="One, or as many as --prompt."),
+]
+
+
 # The network.
 NetworkArgument = Annotated[
     str,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine.errors import InputError
 
 if TYPE_CHECKING:
+    import typer
+
     from ...engine.contract import Contract
 
 ASKED = ("prompt", "negative_prompt", "image", "mask", "strength", "strength_counts")
@@ -29,6 +31,32 @@ def asked_from(typed: Mapping[str, str], contract: Contract) -> tuple[list[str],
     if "mask" in asked:
         asked["mask"] = mask_from("--mask", asked["mask"])
     return extra, asked
+
+
+def prompted_conditions(
+    context: typer.Context, contract: Contract, engine: Path | None, extra: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The conditions that were typed, and those that --prompt and --negative-prompt stand for, by name.
+
+    Several texts are taken in turn by the seeds. A network's own condition of that name goes first. engine: None for a
+    network. extra: in place of the context's own arguments. Raises InputError, EngineFileError, BackendError.
+    """
+    from .conditions import given_conditions
+
+    params = context.params
+    words = {name: params[name] for name in ("prompt", "negative_prompt") if params[name]}
+    names = {name for one in contract.conditions for name in (one.name, one.alias)}
+    own = [word for name, texts in words.items() if name in names for word in (f"--{name}", texts[-1])]
+    given = given_conditions([*(context.args if extra is None else extra), *own], contract)
+    texts = {name: one[0] if len(one) == 1 else one for name, one in words.items() if name not in names}
+    if not texts:
+        return given
+    if engine is None:
+        raise InputError("--prompt needs an engine, which holds the text encoders; build it, and name it here")
+    from ...engine.prompt_conditions import prompt_conditions
+
+    where = {name: params[name] for name in ("device", "backend", "threads") if params.get(name) is not None}
+    return prompt_conditions(engine, texts.get("prompt"), texts.get("negative_prompt"), given, **where)
 
 
 def mask_from(option: str, text: str) -> Any:

@@ -40,7 +40,7 @@ def compile(
     [-1, 1]. t_start: first time. end: clean, first or a time. sigma_data: of `edm` and `consistency`.
     Raises InputError.
     """
-    _check_options(nfe, basis, prediction, clip, sigma_data)
+    check_options(nfe, basis, prediction, clip, sigma_data)
     nfe = int(nfe)
     if solver == AUTO:
         chosen = filled(AUTO, grid, basis, t_start, schedule=schedule, prediction=prediction, nfe=nfe, clip=clip)
@@ -51,8 +51,8 @@ def compile(
     points = make_grid(grid, process, method.intervals(nfe), t_start, end, method.evaluations)
     times, table, draws = trace(method, nfe, points, process, basis)
     init, W, w, V = lower(table, draws)
-    p, q = _fold(W, w, times, basis, prediction, clip, process, sigma_data)
-    c_in, network_times = _network_inputs(times, prediction, process, sigma_data)
+    p, q = fold(W, w, times, basis, prediction, clip, process, sigma_data)
+    c_in, network_times = network_inputs(times, prediction, process, sigma_data)
     return Program(
         solver=str(method),
         schedule=schedule,
@@ -76,7 +76,7 @@ def compile(
     )
 
 
-def _check_options(nfe: object, basis: str | None, prediction: str, clip: float | None, sigma_data: float) -> None:
+def check_options(nfe: object, basis: str | None, prediction: str, clip: float | None, sigma_data: float) -> None:
     if isinstance(nfe, bool) or not isinstance(nfe, int | np.integer) or nfe < 1:
         raise InputError(f"NFE must be a whole number of at least 1, got {shown(nfe)}")
     if prediction not in PREDICTIONS:
@@ -89,7 +89,7 @@ def _check_options(nfe: object, basis: str | None, prediction: str, clip: float 
         raise InputError(f"sigma_data must be above 0, got {sigma_data:g}")
 
 
-def _fold(
+def fold(
     W: Float64s,
     w: Float64s,
     times: Float64s,
@@ -114,7 +114,7 @@ def _fold(
     return p, q
 
 
-def _network_inputs(
+def network_inputs(
     times: Float64s, prediction: str, schedule: Schedule, sigma_data: float
 ) -> tuple[Float64s, Float64s]:
     """(c_in [N], network times [N]): 1 and the schedule's times, but for EDM's preconditioning."""

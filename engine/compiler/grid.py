@@ -14,6 +14,9 @@ point. Discrete schedules get integers; where rounding makes two points equal th
 | `karras:rho=7`           | (sigma / alpha)^(1/rho) evenly spaced                | EDM, arXiv 2206.00364, eq. 5  |
 | `angle:power=1`          | arctan(sigma / alpha)^(1/power) evenly spaced, last  | of v, arXiv 2202.00512, app. D |
 |                          | one interval early; `scale`: of sigma / (scale alpha) |                               |
+| `beta:a,b`               | quantiles of the Beta(a, b) distribution, 0.6,0.6    | published_grids.py            |
+| `ays_sd`, `ays_sdxl`,    | published times of Align Your Steps, read off for    | published_grids.py            |
+| `ays_svd`                | other counts                                         |                               |
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..errors import InputError, shown
+from .published_grids import AYS, ays, beta
 from .schedule import Float64s, Schedule
 
 Grid = str | Sequence[float]
@@ -66,6 +70,7 @@ def karras(schedule: Schedule, points: int, start: float, stop: float, rho: floa
 def angle(schedule: Schedule, points: int, start: float, stop: float, power: float = 1, scale: float = 1) -> Float64s:
     high, low = (np.arctan2(schedule.sigma(t), scale * schedule.alpha(t)) ** (1 / power) for t in (start, stop))
     angles = np.linspace(high, max(high / points, low), points) ** power
+    angles = np.minimum(angles, np.pi / 2)  # at alpha = 0 a rounding would be beyond it
     with np.errstate(divide="ignore"):
         return _from_lambda(schedule, -np.log(scale * np.tan(angles)), start, None)
 
@@ -80,15 +85,16 @@ def _from_lambda(schedule: Schedule, lam: Float64s, start: float, stop: float | 
 
 
 RULES: dict[str, Callable[..., Float64s]] = {
-    rule.__name__: rule for rule in (uniform, trailing, leading, quadratic, logsnr, karras, angle)
-}
-ROUNDED = ("logsnr", "karras", "angle")  # on discrete schedules; DDIM's code truncates the others
-EARLY = ("trailing", "leading", "angle")  # these stop one interval before the end
+    rule.__name__: rule for rule in (uniform, trailing, leading, quadratic, logsnr, karras, angle, beta)
+} | {name: ays(name) for name in AYS}
+ROUNDED = ("logsnr", "karras", "angle", "beta", *AYS)  # on discrete schedules; DDIM's code truncates the others
+LEAST = {"offset": 0.0, "a": 0.5, "b": 0.5}  # of a parameter; of the others above 0
+EARLY = ("trailing", "leading", "angle", "beta", *AYS)  # these stop one interval before the end
 
 
 def listed(grid: Grid) -> Float64s | None:
     """The times of a list, "999,500,-1" or numbers; None for a rule. Raises InputError."""
-    if isinstance(grid, str) and "," not in grid:
+    if isinstance(grid, str) and ("," not in grid or grid.partition(":")[0] in RULES):
         return None
     try:
         parts = [part for part in grid.split(",") if part.strip()] if isinstance(grid, str) else grid
@@ -159,6 +165,8 @@ def _parse(grid: str) -> tuple[str, dict[str, float]]:
     if name not in RULES:
         raise InputError(f"unknown grid {shown(grid)}; known: {', '.join(RULES)}, or a list of times")
     known = list(inspect.signature(RULES[name]).parameters)[4:]
+    if "," in query and "=" not in query and query.count(",") == len(known) - 1:  # beta:0.6,0.6
+        query = "&".join(f"{key}={value}" for key, value in zip(known, query.split(","), strict=True))
     try:
         options = {key: float(value) for key, value in (pair.split("=") for pair in query.split("&") if pair)}
     except ValueError as error:
@@ -166,7 +174,7 @@ def _parse(grid: str) -> tuple[str, dict[str, float]]:
     for key, value in options.items():
         if key not in known:
             raise InputError(f"grid {name} has no parameter {shown(key)}; it has {', '.join(known) or 'none'}")
-        if value < 0 or (key != "offset" and value == 0) or (key == "fraction" and value > 1):
+        if value < LEAST.get(key, 1e-300) or (key == "fraction" and value > 1):
             raise InputError(f"grid {shown(grid)}: {key} {value:g} is out of range")
     return name, options
 

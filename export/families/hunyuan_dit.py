@@ -69,9 +69,6 @@ def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Conditio
 class AdaptedHunyuanDit(nn.Module):
     """forward(x [B, C, H, W], t [B], **conditions) -> out [B, 2 C, H, W]."""
 
-    cosines: Tensor
-    sines: Tensor
-
     def __init__(self, model: Any, shape: tuple[int, ...]) -> None:
         from diffusers.models.embeddings import get_2d_rotary_pos_embed
         from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
@@ -83,8 +80,7 @@ class AdaptedHunyuanDit(nn.Module):
         region = get_resize_crop_region_for_grid(grid, SIDE // side)
         width = model.inner_dim // model.num_heads
         cosines, sines = get_2d_rotary_pos_embed(width, region, grid, output_type="pt")
-        self.register_buffer("cosines", cosines, persistent=False)
-        self.register_buffer("sines", sines, persistent=False)
+        self.rotations = (cosines, sines)  # no buffers: they stay float32
 
     def forward(self, x: Tensor, t: Tensor, /, **conditions: Tensor) -> Tensor:
         given = in_dtype_of(x, conditions)
@@ -93,6 +89,6 @@ class AdaptedHunyuanDit(nn.Module):
             t.to(x.dtype),
             **given,
             style=torch.zeros(len(x), dtype=torch.int64, device=x.device),
-            image_rotary_emb=(self.cosines, self.sines),
+            image_rotary_emb=tuple(one.to(x.device) for one in self.rotations),
             return_dict=False,
         )[0]

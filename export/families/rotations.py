@@ -30,16 +30,17 @@ def pairs(complex_numbers: Tensor) -> Tensor:
 
 @final
 class Tables(nn.Module):
-    """forward(places int64 [B, n, axes]) -> rotations [B, n, half a head, 2]; one table an axis."""
+    """forward(places int64 [B, n, axes]) -> rotations [B, n, half a head, 2]; one table an axis.
+
+    No buffers, which a half precision would round: they stay float32.
+    """
 
     def __init__(self, tables: list[Tensor]) -> None:
         super().__init__()
-        self.count = len(tables)
-        for axis, one in enumerate(tables):
-            self.register_buffer(f"axis_{axis}", pairs(one), persistent=False)
+        self.tables = [pairs(one) for one in tables]
 
     def forward(self, places: Tensor) -> Tensor:
-        found = [getattr(self, f"axis_{axis}")[places[..., axis]] for axis in range(self.count)]
+        found = [one.to(places.device)[places[..., axis]] for axis, one in enumerate(self.tables)]
         return torch.cat(found, -2)
 
 

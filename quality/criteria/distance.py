@@ -80,7 +80,7 @@ class DistanceCriterion:
         self._keys = keys
         self._ahead = ahead
         self._begun: dict[str, Callable[[], Floats]] = {}
-        self._seen: set[tuple[float, float, bytes]] = set()
+        self._seen: set[bytes] = set()
 
     def expect(self, asked: Asked) -> None:
         """Begin what is not in the cache."""

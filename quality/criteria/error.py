@@ -21,9 +21,13 @@ from ...engine.runtime.noise import noise
 from ...engine.seed_conditions import conditions_of
 from ..sampling.budget import Budget
 from ..sampling.pool import Floats, Pool, Rows
-from ..sampling.reference import Reference, targets
+from ..sampling.reference import FEW, Reference, Trajectory, targets, trajectory
 from ..sampling.subject import BlackBox, Subject
 from ..search.candidates import Setting
+
+CHECKED = 2  # seeds on which the error of a short reference is found
+ENOUGH = 0.1  # of the default sampler's error
+MOST_OF_BUDGET = 0.4  # that an exacter reference may take; else the first is kept, and its error told
 
 
 @final
@@ -48,7 +52,10 @@ class ErrorCriterion:
         self.budget = budget
         self.journal = journal
         self._keys = keys or [str(row) for row in range(len(pool))]
-        self._seen: set[tuple[float, float, bytes]] = set()
+        self.reference: Reference | None = None  # what the targets are, and how far they are from twice its evaluations
+        self.reference_error: float | None = None
+        self.trajectory: Trajectory | None = None
+        self._seen: set[bytes] = set()
 
     def square(self, program: Program, rows: Rows) -> float:
         """Sum over the samples `rows` of the mean squared error; inf when it is not finite. BudgetSpentError."""
@@ -94,28 +101,70 @@ def make_error_criterion(
     reference: Reference,
     budget: Budget,
     progress: Stages,
+    exact_enough: Program | None = None,
 ) -> ErrorCriterion:
-    """The criterion on `seeds`, its targets from the cache or computed now. Raises InputError, BudgetSpentError."""
+    """The criterion on `seeds`, its targets from the cache or computed now. Raises InputError, BudgetSpentError.
+
+    exact_enough: a sampler, for instance the default, to whose error that of a short reference is compared; where it is
+    more than a tenth of it, a reference of twice the evaluations is computed.
+    """
     contract = subject.contract
     conditions = conditions_of(contract, given, seeds)
     pool = Pool(BlackBox(backend, contract, conditions), noise(seeds, contract.shape).numpy())
-    program = reference.compile(
-        setting.schedule,
-        prediction=setting.prediction,
-        clip=setting.clip,
-        t_start=setting.t_start,
-        sigma_data=setting.sigma_data,
-    )
-    contract.feed_times(program.network_times)
-    keys = [
-        content_key(subject.digest, program.digest, seed, *(np.asarray(values[row]) for values in conditions))
-        for row, seed in enumerate(seeds)
-    ]
-    folder = cache_folder()
-    expected = budget.spent + program.nfe * len(seeds)
-    stage = f"reference: {program.solver} in {program.nfe} evaluations, {len(seeds)} seeds"
-    found = targets(
-        pool, program, keys, ArrayStore(folder / "reference"), budget, lambda done: progress(stage, done, expected)
-    )
-    journal = Journal(folder / "search" / f"{subject.digest}.jsonl")
-    return ErrorCriterion(pool, found, subject.sample_range, budget, journal, keys)
+    data = [[np.asarray(values[row]) for values in conditions] for row in range(len(seeds))]
+
+    def computed(chosen: Reference, rows: range) -> tuple[Floats, list[str]]:
+        """(samples, keys) of a reference for the first seeds."""
+        program = chosen.compile(
+            setting.schedule,
+            prediction=setting.prediction,
+            clip=setting.clip,
+            t_start=setting.t_start,
+            sigma_data=setting.sigma_data,
+        )
+        contract.feed_times(program.network_times)
+        keys = [content_key(subject.digest, program.digest, seeds[row], *data[row]) for row in rows]
+        store, expected = ArrayStore(cache_folder() / "reference"), budget.spent + program.nfe * len(rows)
+        stage = f"reference: {program.solver} in {program.nfe} evaluations, {len(rows)} seeds"
+        few = pool if len(rows) == len(pool) else pool.part(len(rows))
+        found = targets(few, program, keys, store, budget, lambda done: progress(stage, done, expected))
+        return found, keys
+
+    def watched(chosen: Reference) -> Trajectory:
+        """A reference's whole way for the first seeds."""
+        program = chosen.compile(
+            setting.schedule,
+            prediction=setting.prediction,
+            clip=setting.clip,
+            t_start=setting.t_start,
+            sigma_data=setting.sigma_data,
+        )
+        own = [part for row in few for part in (seeds[row], *data[row])]
+        key = content_key(subject.digest, program.digest, *own)
+        return trajectory(pool.part(len(few)), program, key, ArrayStore(cache_folder() / "reference"), budget)
+
+    every, error, way, few = range(len(seeds)), None, None, range(min(CHECKED, len(seeds)))
+    found, keys = computed(reference, every)
+    if exact_enough is not None and reference.nfe == FEW:
+        way = watched(reference.doubled())
+        better = way.samples
+        error = rms(found[: len(few)], better, subject.sample_range)
+        plain = pool.part(len(few)).sample(exact_enough, np.arange(len(few)), budget.passes)
+        budget.charge(exact_enough.nfe * len(few))
+        inexact = not error <= ENOUGH * rms(plain, better, subject.sample_range)  # NaN too
+        left = budget.left()
+        if inexact and (left is None or reference.doubled().nfe * len(seeds) < MOST_OF_BUDGET * left):
+            reference = reference.doubled()
+            found, keys = computed(reference, every)
+    journal = Journal(cache_folder() / "search" / f"{subject.digest}.jsonl")
+    criterion = ErrorCriterion(pool, found, subject.sample_range, budget, journal, keys)
+    criterion.reference, criterion.reference_error = reference, error
+    criterion.trajectory = way or (watched(reference) if exact_enough is not None else None)
+    return criterion
+
+
+def rms(samples: Floats, truth: Floats, data_range: tuple[float, float]) -> float:
+    """RMS distance of samples clipped to the data's range."""
+    with np.errstate(all="ignore"):
+        difference = np.clip(samples, *data_range).astype(np.float64) - np.clip(truth, *data_range)
+        return float(np.sqrt(np.mean(difference**2)))

@@ -5,6 +5,7 @@
 | name                   | what it is                                                                               |
 |------------------------|------------------------------------------------------------------------------------------|
 | `fashion`              | the shipped Fashion-MNIST classifier: its 128 mean activations, its 7x7 maps             |
+| `fashion:second`       | another classifier of it, to judge what was trained on the first                         |
 | `inception:FILE`       | Inception-v3 of 2015-12-05 as TorchScript, the user's file: the only one that gives FID, |
 |                        | and only if its SHA-256 is that of NVIDIA's. `inception` alone: the cache folder's       |
 | `judge.onnx[:OUTPUT]`  | an ONNX network of the user's: x [n, C, H, W] -> features [n, d]; maps are an output     |
@@ -38,6 +39,7 @@ from ...export.sources.onnx_roles import external_files, read_model
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
+SHIPPED = ("fashion", "fashion:second")
 SPATIAL_CHANNELS = 7
 BATCH = 100
 INCEPTION = "inception"
@@ -121,8 +123,8 @@ def extractor(source: str | nn.Module, *, scale: tuple[float, float] = (-1.0, 1.
         raise InputError(f"scale {scale[0]:g},{scale[1]:g}, expected two ascending numbers such as 0,1")
     if isinstance(source, nn.Module):
         return _of_module(type(source).__name__, source, b"", scale, place)
-    if source == "fashion":
-        return _fashion(place)
+    if source in SHIPPED:
+        return _fashion(place) if source == "fashion" else _second(place)
     kind, _, rest = source.partition(":")
     if kind == INCEPTION:
         from .inception import run_inception
@@ -134,8 +136,7 @@ def extractor(source: str | nn.Module, *, scale: tuple[float, float] = (-1.0, 1.
         name = INCEPTION if digest == FID_DIGEST else f"{INCEPTION}:{path.name}"
         return Extractor(name, digest, run_inception(path, place))
     if ".onnx" in source:
-        file, _, output = source.rpartition(":") if not source.endswith(".onnx") else (source, "", "")
-        return _of_onnx(_file(source, file, "judge.onnx or judge.onnx:OUTPUT"), output, scale)
+        return _of_onnx(source, scale)
     if ".py:" in source:
         module, code = load_factory(source)
         return _of_module(Path(source).name, module, code, scale, place)
@@ -144,7 +145,7 @@ def extractor(source: str | nn.Module, *, scale: tuple[float, float] = (-1.0, 1.
 
 def with_whole_path(source: str) -> str:
     """The same extractor's name for a process that works in another folder."""
-    if source == "fashion":
+    if source in SHIPPED:
         return source
     if source == INCEPTION:
         return f"{INCEPTION}:{cache_folder() / INCEPTION_FILE}"
@@ -180,6 +181,22 @@ def _fashion(device: torch.device) -> Extractor:
     return Extractor("fashion", sha256_of(WEIGHTS), run)
 
 
+def _second(device: torch.device) -> Extractor:
+    from ...export.zoo.fashion_second_judge import WEIGHTS, load_second_judge
+
+    model = load_second_judge().to(device)
+
+    @torch.inference_mode()
+    def run(pixels: Pixels) -> tuple[Tensor, Tensor]:
+        if pixels.shape[1:] != (28, 28, 1):
+            got = "x".join(map(str, pixels.shape[1:]))
+            raise InputError(f"features 'fashion:second' take pictures of 28x28x1, got {got}")
+        maps = model.maps(scaled(pixels, (-1.0, 1.0), device))
+        return model.features_of_maps(maps), maps
+
+    return Extractor("fashion:second", sha256_of(WEIGHTS), run)
+
+
 def _of_module(
     name: str, module: nn.Module, code: bytes, scale: tuple[float, float], device: torch.device
 ) -> Extractor:
@@ -194,9 +211,12 @@ def _of_module(
     return Extractor(name, digest, run)
 
 
-def _of_onnx(path: Path, output: str, scale: tuple[float, float]) -> Extractor:
+def onnx_judge(source: str, scale: tuple[float, float]) -> tuple[Any, list[str], str]:
+    """(session, names of features and, if there are, maps, digest) of judge.onnx[:OUTPUT]. Raises InputError."""
     import onnxruntime
 
+    file, _, output = source.rpartition(":") if not source.endswith(".onnx") else (source, "", "")
+    path = _file(source, file, "judge.onnx or judge.onnx:OUTPUT")
     files = [path, *(path.parent / name for name in sorted(external_files(read_model(path))))]
     try:
         session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -213,14 +233,20 @@ def _of_onnx(path: Path, output: str, scale: tuple[float, float]) -> Extractor:
         raise InputError(f"features '{path}': the file takes {held}, expected one float32 input [n, C, H, W]")
     maps = [name for name, rank in ranks.items() if rank == 4]
     names = [output or flat[0], *(maps if len(maps) == 1 else [])]
-    digest = content_key([sha256_of(file) for file in files], names, scale)
+    return session, names, content_key([sha256_of(file) for file in files], names, scale)
+
+
+def _of_onnx(source: str, scale: tuple[float, float]) -> Extractor:
+    session, names, digest = onnx_judge(source, scale)
+    (given,) = session.get_inputs()
 
     def run(pixels: Pixels) -> tuple[Tensor, Tensor | None]:
         x = scaled(pixels, scale, torch.device("cpu")).numpy()
-        answers = [torch.from_numpy(value) for value in session.run(names, {inputs[0].name: np.ascontiguousarray(x)})]
+        answers = [torch.from_numpy(value) for value in session.run(names, {given.name: np.ascontiguousarray(x)})]
         return answers[0], answers[1] if len(answers) > 1 else None
 
-    return Extractor(f"{path.name}:{names[0]}", digest, run)
+    file = source if source.endswith(".onnx") else source.rpartition(":")[0]
+    return Extractor(f"{Path(file).name}:{names[0]}", digest, run)
 
 
 def _file(source: str, text: str, example: str) -> Path:

@@ -8,6 +8,9 @@ from typing import final
 
 from ...engine.errors import InputError
 
+SEVERAL = 64  # evaluations that tell a speed
+SURE = 0.92  # of the time left that is planned for: evaluations of few samples at once are slower
+
 
 class BudgetSpentError(Exception):
     """The next piece of work would exceed the budget; what was found so far stands."""
@@ -26,6 +29,7 @@ class Budget:
         self.spent = 0
         self.cached = 0
         self.start = time.monotonic()
+        self.assumed: float | None = None  # evaluations a second, from a trial
         self._run, self._began = 0, self.start  # evaluations in which `passes` was asked, and since when
 
     def charge(self, evaluations: int, *, cached: bool = False) -> None:
@@ -49,8 +53,28 @@ class Budget:
         """Evaluations that the whole budget pays for: as many as it says, or at the speed of those that were run."""
         if self.evaluations is not None:
             return self.evaluations
+        return int((self.seconds or 0) * (self.speed or 0))
+
+    def left(self) -> int | None:
+        """Evaluations that what is left pays for, None without a limit; with one in time at the speed so far."""
+        if self.evaluations is not None:
+            return max(0, self.evaluations - self.spent)
+        if self.seconds is None:
+            return None
+        return max(0, int(SURE * (self.seconds - self.elapsed) * (self.speed or 0)))
+
+    @property
+    def part(self) -> float:
+        """Of the limit, what is spent; 0 without one."""
+        if self.evaluations is not None:
+            return self.spent / self.evaluations
+        return self.elapsed / self.seconds if self.seconds is not None else 0.0
+
+    @property
+    def speed(self) -> float | None:
+        """Evaluations a second of those that were run; before there are many the assumed ones, None without."""
         ran = time.monotonic() - self._began
-        return int((self.seconds or 0) * self._run / ran) if self._run and ran > 0 else 0
+        return self._run / ran if self._run >= SEVERAL and ran > 0 else self.assumed
 
     def __str__(self) -> str:
         return f"{self.seconds:g}s" if self.evaluations is None and self.seconds else str(self.evaluations)

@@ -1,7 +1,8 @@
 """Programs run on a pool of seeds, in NumPy, with every network evaluation counted.
 
 The search needs what the runtimes hide: to run part of a program, to go on from a stored state, and to share work.
-All programs that start at one time ask the same first question, so its answer is kept: 1 of N evaluations is free.
+Programs that have done the same so far ask the same next question, so answers are kept (prefixes.py): all that start at
+one time share the first, multistep methods on one grid the first two, and a grid with one time moved all before it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from ...engine.compiler.program import Program
 from ...engine.errors import InputError
 from ...engine.philox import fill_numpy, parse_seeds
+from .prefixes import Answers, prefixes
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.intp]
@@ -35,17 +37,23 @@ class Pool:
         self.shape = noise.shape[1:]
         self._network = network
         self._seeds = None if seeds is None else parse_seeds(seeds)  # of what stochastic programs draw
-        self._first: dict[tuple[float, float, bytes], Floats] = {}
+        self._answers = Answers()
 
     def __len__(self) -> int:
         return len(self.noise)
 
-    def cost(self, program: Program, rows: Rows, seen: set[tuple[float, float, bytes]]) -> int:
-        """Evaluations that `sample` takes; the first one is free when a program of `seen` asked it."""
-        key = self._key(program, rows)
-        free = key in seen
-        seen.add(key)
-        return (program.nfe - free) * len(rows)
+    def part(self, count: int) -> Pool:
+        """The first `count` samples, with answers of its own."""
+        few = Pool(self._network, self.noise[:count].reshape(count, *self.shape))
+        few._seeds = None if self._seeds is None else self._seeds[:count]
+        return few
+
+    def cost(self, program: Program, rows: Rows, seen: set[bytes]) -> int:
+        """Evaluations that `sample` takes; those that begin as a program of `seen` did are free."""
+        keys = prefixes(program, rows)
+        known = sum(key in seen for key in keys)
+        seen.update(keys)
+        return (program.nfe - known) * len(rows)
 
     def start(self, program: Program, rows: Rows) -> Floats:
         """The states before the first evaluation. Raises InputError for a stochastic program without seeds."""
@@ -56,16 +64,6 @@ class Pool:
     def answer(self, program: Program, n: int, state: Floats, rows: Rows) -> Floats:
         """z_n [m, elements] for s_0 [m, elements]: the network's output, or with clip the clamped x0."""
         return self._clipped(program, n, state, self._output(program, n, state, rows))
-
-    def first_answer(self, program: Program, rows: Rows) -> Floats:
-        """z_0; the network's output is kept for the next program that asks the same, whatever its clip."""
-        state = self.start(program, rows)[0]
-        key = self._key(program, rows)
-        if key not in self._first:
-            if len(self._first) >= 32:
-                self._first.pop(next(iter(self._first)))
-            self._first[key] = self._output(program, 0, state, rows)
-        return self._clipped(program, 0, state, self._first[key])
 
     def _output(self, program: Program, n: int, state: Floats, rows: Rows) -> Floats:
         x = (np.float32(program.c_in[n]) * state).reshape(len(rows), *self.shape)
@@ -78,13 +76,28 @@ class Pool:
             x_0 = np.float32(program.p[n]) * state + np.float32(program.q[n]) * out
         return np.clip(x_0, -program.clip, program.clip).astype(np.float32)
 
-    def sample(self, program: Program, rows: Rows, before: Callable[[int], None] | None = None) -> Floats:
-        """Samples [m, elements]. before(m) is called before each evaluation, and may end the run by an exception."""
-        states = self.start(program, rows)
+    def sample(
+        self,
+        program: Program,
+        rows: Rows,
+        before: Callable[[int], None] | None = None,
+        way: list[Floats] | None = None,
+    ) -> Floats:
+        """Samples [m, elements]. before(m) is called before each evaluation, and may end the run by an exception.
+
+        way: gets s_0 and z of each evaluation in turn, [m, elements] each.
+        """
+        states, keys = self.start(program, rows), prefixes(program, rows)
         for n in range(program.nfe):
             if before:
                 before(len(rows))
-            z = self.first_answer(program, rows) if n == 0 else self.answer(program, n, states[0], rows)
+            key = keys[n] if n < len(keys) else None
+            out = self._answers.get(key)
+            if out is None:
+                out = self._answers.kept(key, self._output(program, n, states[0], rows))
+            z = self._clipped(program, n, states[0], out)
+            if way is not None:
+                way += [states[0], z]
             states = update(program.W[n], program.w[n], states, z)
             if n in program.draws:
                 states += program.V[n].astype(np.float32)[:, None, None] * self._draw(n, rows)
@@ -96,9 +109,6 @@ class Pool:
         xi = np.empty((len(rows), self.noise.shape[1]), np.float32)
         fill_numpy(xi, self._seeds[rows], n + 1)
         return xi
-
-    def _key(self, program: Program, rows: Rows) -> tuple[float, float, bytes]:
-        return float(program.network_times[0]), float(program.c_in[0] * program.init[0]), rows.tobytes()
 
 
 def stochastic_refused(program: Program) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -23,8 +24,11 @@ from ...engine.backends.abstract import Backend, Buffers, NetworkFiles
 from ...engine.backends.choose import open_best
 from ...engine.backends.registry import check_backend
 from ...engine.cache import content_key
+from ...engine.compiler.basis import PRECONDITIONED
+from ...engine.compiler.schedule import parse_schedule
 from ...engine.contract import Contract
 from ...engine.errors import BackendError
+from ...engine.seed_conditions import conditions_of
 from ...export.network import Network
 from ...export.sources.from_module import ModuleSource
 from ...export.sources.module_call import Normalised
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LATENTS = (-math.inf, math.inf)
+TRIED = 4  # samples of a trial
 LARGEST_BATCH = 32  # samples in one call: beyond it a CPU gains nothing
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -71,7 +76,7 @@ class Subject:
     def opened(self, backend: str = "auto", threads: int | None = None) -> Iterator[Backend]:
         """Its backend, closed at the end. Raises InputError, BackendError."""
         check_backend(backend)
-        module = self._module()
+        module = self.module()
         backend = "torch" if backend == "auto" and module else backend
         with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder:
             path = Path(folder if self.engine is None else self.engine) / "network.onnx"
@@ -85,9 +90,29 @@ class Subject:
             finally:
                 running.close()
 
-    def _module(self) -> Any:
+    def module(self) -> nn.Module | None:
+        """forward(x, t, *conditions) -> prediction, where the subject is a module; else None."""
         source = self.network._source if self.network else None
         return Normalised(source.module, source.call) if isinstance(source, ModuleSource) else None
+
+
+def speed_of(
+    subject: Subject, conditions: Mapping[str, Any] | None, backend: str = "auto", threads: int | None = None
+) -> float:
+    """Evaluations a second of a batch of TRIED samples, the quicker of two tries. Raises InputError, BackendError."""
+    contract = subject.contract
+    count = contract.fixed_batch or TRIED
+    time_fed = float(parse_schedule(contract.schedule).last)
+    if contract.prediction in PRECONDITIONED:
+        time_fed = math.log(time_fed) / 4
+    with subject.opened(backend, threads) as running:
+        box = BlackBox(running, contract, conditions_of(contract, conditions, range(count)))
+        x, rows, took = np.zeros((count, *contract.shape), np.float32), np.arange(count), math.inf
+        for _ in range(3):  # the first one warms up
+            began = time.perf_counter()
+            box(x, time_fed, rows)
+            took = min(took, time.perf_counter() - began)
+    return count / took
 
 
 @final

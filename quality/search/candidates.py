@@ -75,13 +75,16 @@ GRIDS = (
     "karras:rho=3",
     "angle",
     "angle:power=1.5",
+    "beta",
+    "ays_sd",
+    "ays_sdxl",
 )
 # Where neighbours look, as factors and steps of the parameter.
 RHO_FACTORS = (0.6, 0.8, 1.25, 1.6)
 FRACTION_STEPS = (-0.15, -0.08, 0.08, 0.15)
 POWER_STEPS = (-0.25, 0.25, 0.5)
 L_STEPS = (-0.5, -0.25, 0.25, 0.5)
-START_PARTS = (0.01, 0.02, 0.04, 0.08)  # of the span, below the latest start
+START_PARTS = (0.01, 0.02, 0.04, 0.08, 0.13, 0.2)  # of the span, below the latest start
 
 
 @final

@@ -7,7 +7,9 @@ or whatever another `Criterion` says, such as a Frechet distance to real picture
 Every candidate is run on the first few seeds, the better part goes on to twice as many, and so on (successive halving:
 Jamieson & Talwalkar, arXiv 1502.07943); what a candidate has been run on is never run again. Then the neighbours of the
 best are raced against them, until none is better, and the times of the best grids are moved one by one. At last the
-best are run on held-out seeds that chose nothing.
+best are run on held-out seeds that chose nothing. The first candidate, the default, and the best DDIM go all the way.
+
+With a `Pace` each stage has its share, and the candidates come in the order in which they won elsewhere (prior.py).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, final
 
 import numpy as np
@@ -27,9 +30,8 @@ from ..sampling.budget import BudgetSpentError
 from ..sampling.pool import Rows
 from .candidates import Candidate, Setting, compiled, grid_points, neighbours, with_point
 from .criterion import Criterion
+from .pace import FEWEST, JUDGED, NEIGHBOURS, Pace, halving_runs, kept, rungs_of
 
-KEEP = 0.4  # of the candidates, at each doubling of the seeds
-FEWEST = 12  # candidates that are kept at least
 GENERATIONS = 3  # rounds of neighbours
 PARENTS = 4  # the best, whose neighbours are raced in each round
 SLACK = 1.15  # drop a neighbour whose error exceeds this multiple of the best error on the same seeds
@@ -37,7 +39,6 @@ TIGHT = 1.04  # the same for a neighbour with only one time moved
 SWEEPS = (0.3, 0.15, 0.3)  # how far a time is moved, as a part of the distance to the next time
 FAMILIES = 3  # of solvers whose best grids have their times moved: what rules allow is not what a solver could do
 BEHIND = 1.2  # a family whose error is this times the best one's after a sweep is swept no more
-REPORTED = 10  # run on the held-out seeds
 
 
 @final
@@ -50,6 +51,7 @@ class Trial:
     tally: Any = None
     errors: dict[int, float] = field(default_factory=dict)
     held_out_error: float | None = None
+    stays: bool = False  # goes all the way, however it does
 
     @property
     def seeds(self) -> int:
@@ -78,16 +80,28 @@ class Search:
         self._progress = progress
         self._seen: set[str] = set()
         self._expected = 0
-        self.rungs = sorted({max(1, calibration // part) for part in (8, 4, 2, 1)})
+        self._begun = 0
+        self.pace: Pace | None = None
+        self.rungs = rungs_of(calibration)
 
-    def run(self, candidates: Iterable[Candidate], seed: int = 0, *, local: bool = True) -> list[Trial]:
-        """The trials that were run on all calibration seeds, best first; the best ten have held-out errors.
+    def run(
+        self, candidates: Iterable[Candidate], seed: int = 0, *, local: bool = True, pace: Pace | None = None
+    ) -> list[Trial]:
+        """The trials that were run on all calibration seeds, best first; the best have held-out errors.
 
-        When the budget is spent, those that got furthest: then `complete` is False.
+        candidates: with a pace in the order in which they are tried, otherwise in any. When the budget is spent, those
+        that got furthest: then `complete` is False.
         """
-        order = list(candidates)
-        random.Random(seed).shuffle(order)  # when the budget ends the first round, it has seen a fair part
-        fresh = [Trial(*pair) for pair in compiled(order, self.setting, self._seen)]
+        self.pace, self._begun = pace, self.criterion.budget.spent
+        if pace is None:
+            order = list(candidates)
+            random.Random(seed).shuffle(order)  # when the budget ends the first round, it has seen a fair part
+            fresh = [Trial(*pair) for pair in compiled(order, self.setting, self._seen)]
+        else:
+            few = islice(compiled(candidates, self.setting, self._seen), pace.candidates)
+            fresh = [Trial(*pair) for pair in few]
+            for trial in fresh[:1]:
+                trial.stays = True
         self._expected = self.criterion.budget.spent + self._forecast(len(fresh))
         try:
             self._halve(fresh)
@@ -105,11 +119,27 @@ class Search:
         return sorted((trial for trial in self.trials if trial.seeds == most and most), key=Trial.error)
 
     def _forecast(self, count: int) -> int:
-        samples, done = 0, 0
-        for rung in self.rungs:
-            samples += count * (rung - done)
-            count, done = min(count, max(FEWEST, math.ceil(KEEP * count))), rung
-        return (samples + REPORTED * len(self.held_out)) * self.setting.nfe
+        """Evaluations that are expected."""
+        held_out = self._judged * len(self.held_out) * self.setting.nfe
+        if self.pace is not None:
+            return self.pace.allowance + held_out
+        return halving_runs(count, self.rungs, self._fewest) * self.setting.nfe + held_out
+
+    @property
+    def _fewest(self) -> int:
+        return FEWEST if self.pace is None else self.pace.fewest
+
+    @property
+    def _judged(self) -> int:
+        return JUDGED if self.pace is None else self.pace.judged
+
+    def _spent(self, part: float) -> bool:
+        """Whether a stage that ends at `part` of the allowance has had its share."""
+        budget = self.criterion.budget
+        if self.pace is None:
+            return False
+        late = budget.seconds is not None and budget.part > self.pace.ends
+        return late or budget.spent - self._begun >= part * self.pace.allowance
 
     def _extend(self, trial: Trial, seeds: int, stage: str) -> None:
         """Run a trial on the calibration seeds that it lacks up to `seeds`."""
@@ -131,9 +161,13 @@ class Search:
             for trial in trials:
                 self._extend(trial, rung, f"{len(trials)} candidates on {rung} of {self.calibration} seeds")
             by_error = sorted(trials, key=lambda trial: trial.error(rung))
-            trials = by_error[: max(FEWEST, math.ceil(KEEP * len(trials)))]
-            plain = [trial for trial in by_error if trial.candidate.solver == "ddim"][:1]
-            trials += [trial for trial in plain if trial not in trials]  # DDIM stays, to compare with
+            trials = by_error[: kept(len(trials), self._fewest)]
+            trials += [trial for trial in self._always(by_error) if trial not in trials]
+
+    def _always(self, by_error: Sequence[Trial]) -> list[Trial]:
+        """What goes all the way, to compare with: the best DDIM, and the default."""
+        plain = [trial for trial in by_error if trial.candidate.solver == "ddim"][:1]
+        return plain + [trial for trial in by_error if trial.stays and trial not in plain]
 
     def _race(self) -> None:
         """Neighbours of the best against the best, generation after generation."""
@@ -148,6 +182,8 @@ class Search:
             self._expected += len(fresh) * self.rungs[0] * self.setting.nfe
             self._expect(fresh, self.rungs[0])
             for trial in fresh:
+                if self._spent(NEIGHBOURS):
+                    return
                 self.trials.append(trial)
                 self._race_one(
                     trial, self.ranked()[0], f"{len(fresh)} neighbours of the best, round {generation + 1}", SLACK
@@ -170,6 +206,8 @@ class Search:
         self._expected += 2 * self.setting.nfe * self.rungs[-1] * self.setting.nfe  # about two moves an evaluation
         for place in range(1, len(points) - 1):
             for way in (part, -part):
+                if self._spent(1.0):
+                    return best
                 near = with_point(best.candidate, points, place, way, discrete)
                 for pair in compiled([near], self.setting, self._seen):
                     trial = Trial(*pair)
@@ -190,8 +228,8 @@ class Search:
         if not len(self.held_out):
             return
         ranked = self.ranked()
-        plain = [trial for trial in ranked if trial.candidate.solver == "ddim"][:1]
-        judged = [*ranked[:REPORTED], *(one for one in plain if one not in ranked[:REPORTED])]
+        judged = ranked[: self._judged]
+        judged += [one for one in self._always(ranked) if one not in judged]
         self.criterion.expect([(trial.program, self.held_out) for trial in judged])
         for trial in judged:
             tally = self.criterion.tally(trial.program, self.held_out)

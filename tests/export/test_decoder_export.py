@@ -183,7 +183,8 @@ def test_the_command_line_builds_says_and_decodes(
     latents = torch.from_numpy(np.load("latents.npy"))
     assert main(["export", "a.engine", "--pixels", "-o", "pixels.onnx"]) == 0
     session = onnxruntime.InferenceSession("pixels.onnx", providers=["CPUExecutionProvider"])
-    samples, pixels = session.run(["samples", "pixels"], {"noise": pfdiff.noise(range(4), SHAPE).numpy()})
+    noise = {"noise": pfdiff.noise(range(4), SHAPE).numpy()}
+    samples, pixels = (np.asarray(one) for one in session.run(["samples", "pixels"], noise))
     np.testing.assert_allclose(samples, latents, atol=1e-5, rtol=1e-5)
     assert_same_pixels(
         torch.from_numpy(pixels), pixels_of(nn.functional.interpolate(latents[:, :3] / 0.5, scale_factor=2.0))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import pfdiff
 
-from ..small.diffusers import WARNINGS
+from ..small.diffusers import WARNINGS, diffusers
 from ..small.pipelines import WHOLE, packed, patched, unpacked, whole
 from ..small.sampled import sampled
 
@@ -102,3 +102,32 @@ def test_what_is_not_known_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(pfdiff.InputError, match=message) as error:
             pfdiff.Network(model, schedule="flow", prediction="flow", **WHOLE[name].words)
         assert "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_sound_has_one_axis(tmp_path: Path) -> None:
+    """A 1-D U-Net without prompts; Dance Diffusion's own scheduler is refused by name."""
+    blocks = {
+        "down_block_types": ("DownBlock1DNoSkip", "DownBlock1D"),
+        "up_block_types": ("UpBlock1D", "UpBlock1DNoSkip"),
+    }
+    sizes = {"block_out_channels": (64, 64), "sample_size": 64, "sample_rate": 64}
+    sizes |= {"in_channels": 2, "out_channels": 2}
+    torch.manual_seed(1)
+    model = diffusers.UNet1DModel(**sizes, **blocks, extra_in_channels=128, layers_per_block=1).eval()
+    pipeline = diffusers.DanceDiffusionPipeline(model, diffusers.DDIMScheduler(clip_sample=False))
+    pipeline.save_pretrained(tmp_path / "dance")
+    network = pfdiff.Network(tmp_path / "dance")
+    assert network.contract.shape == (2, 64)
+    # Its pipeline gives its scheduler fractions for times, which DDIM does not take: the plain loop is the reference.
+    noise = pfdiff.noise([2], (2, 64))
+    wanted = noise
+    pipeline.scheduler.set_timesteps(4)
+    for t in pipeline.scheduler.timesteps:
+        wanted = pipeline.scheduler.step(model(wanted, t).sample, t, wanted).prev_sample
+    got = sampled(network, noise, 4)
+    assert wanted.std() > 0.05
+    torch.testing.assert_close(got, wanted, atol=1e-4 * float(wanted.abs().max()), rtol=1e-4)
+    pipeline.scheduler = diffusers.IPNDMScheduler()
+    with pytest.raises(pfdiff.InputError, match="IPNDMScheduler is not read: its times are angles"):
+        pfdiff.Network(pipeline)

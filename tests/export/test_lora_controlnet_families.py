@@ -131,9 +131,7 @@ def test_what_diffusers_reads_not_is_one_line(tmp_path: Path) -> None:
     label = "lora_unet_joint_blocks_0_x_block_attn_qkv"
     files = {f"{label}.lora_down.weight": torch.ones(4, 16), f"{label}.lora_up.weight": torch.ones(48, 4)}
     save_file(files, tmp_path / "style.safetensors")
-    with pytest.raises(
-        InputError, match=r"style.safetensors' does not fit this model|safetensors': 0 of its 1 layers"
-    ) as error:
+    with pytest.raises(InputError, match=r"safetensors. does not fit|safetensors.: 0 of its 1 layers") as error:
         pfdiff.Network(pipeline, **words, lora=tmp_path / "style.safetensors")
     assert "\n" not in str(error.value)
 

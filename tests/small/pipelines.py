@@ -141,7 +141,7 @@ def dc() -> Any:
 
 # Denoisers.
 def z_image() -> Any:
-    rope = {"axes_dims": [4, 6, 6], "axes_lens": [1024, 64, 64]}
+    rope = {"axes_dims": [2, 6, 8], "axes_lens": [560, 16, 16]}
     made = diffusers.ZImageTransformer2DModel(
         in_channels=4, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16, **rope
     )

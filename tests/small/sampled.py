@@ -42,7 +42,13 @@ def encoded(network: pfdiff.Network, texts: list[str], *, negative: bool) -> dic
 
 @torch.no_grad()
 def sampled(
-    network: pfdiff.Network, noise: Tensor, steps: int, prompts: list[str], negative: str, scale: float, **given: Any
+    network: pfdiff.Network,
+    noise: Tensor,
+    steps: int,
+    prompts: list[str] | None = None,
+    negative: str = "",
+    scale: float = 1.0,
+    **given: Any,
 ) -> Tensor:
     """DDIM on the times of its scheduler, in float32: S = W_n S + w_n out, out = network(c_in_n S_0, t_n)."""
     convention, contract = network.convention, network.contract
@@ -50,10 +56,12 @@ def sampled(
     times = convention.walk(parse_solver("ddim"), steps)
     words = (convention.schedule, steps, times, convention.basis, convention.prediction)
     program = pfdiff.compile("ddim", *words, end=convention.end)
-    conditions: dict[str, Any] = dict(encoded(network, prompts, negative=False))
-    other = encoded(network, len(prompts) * [negative], negative=True)
-    conditions |= {f"{name}_unconditional": one for name, one in other.items()}
-    conditions |= {"guidance": torch.tensor(scale), **given}
+    conditions: dict[str, Any] = dict(given)
+    if prompts:
+        conditions |= encoded(network, prompts, negative=False)
+        other = encoded(network, len(prompts) * [negative], negative=True)
+        conditions |= {f"{name}_unconditional": one for name, one in other.items()}
+        conditions |= {"guidance": torch.tensor(scale)}
     states = torch.tensor(program.init, dtype=torch.float32).reshape(-1, *[1] * noise.ndim) * noise
     fed = contract.feed_times(program.network_times)
     for n in range(steps):

@@ -1,0 +1,41 @@
+"""`pfdiff table`: programs as files, to move them between engines or to type in published ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .arguments import options
+
+table = typer.Typer(help="Write an engine's table to a JSON file, or put one from a file into an engine.")
+
+
+@table.command("export")
+def export_(
+    engine: options.EngineArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The JSON file.")],
+    nfe: options.Evaluations = None,
+) -> None:
+    """Write the program for one NFE, with the network it was made for and its errors."""
+    from ..export.tables import export_table
+
+    found = export_table(engine, nfe, out)
+    print(f"{out}: {found.program.solver}, NFE {found.program.nfe}, {found.program.buffers} buffers")
+
+
+@table.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A JSON file of table export, or one typed in.")],
+    engine: options.EngineArgument,
+    another_network: Annotated[
+        bool, typer.Option("--another-network", help="Take a table that was made for another network.")
+    ] = False,
+) -> None:
+    """Put a program into an engine, in place of the one for its NFE."""
+    from ..export.tables import import_table
+    from .figures import printable
+
+    program = import_table(file, engine, another_network=another_network, say=lambda line: print(printable(line)))
+    print(f"{engine}: NFE {program.nfe} is {printable(program.solver)} of {printable(str(file))}")
