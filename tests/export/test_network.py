@@ -76,7 +76,7 @@ class NoTensor(Mixing):
         (
             "faces",
             {},
-            "not known; expected a path ending in .onnx, file.py:factory, a diffusers folder, "
+            "not known; did you mean gates; expected a path ending in .onnx, file.py:factory, a diffusers folder, "
             "owner/name of the Hugging Face hub, or a shipped netw",
         ),
         ("model.ckpt", {}, "not known"),

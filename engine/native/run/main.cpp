@@ -37,6 +37,7 @@ Sampler cpu_sampler(const pfd_program_t* program, pfd_network_t network, std::sh
     };
 }
 
+#ifdef PFD_WITH_ONNXRUNTIME
 // Of the conditions that have a row for each seed: their elements a sample. Throws for another number of numbers.
 std::map<std::string, std::int64_t> conditions_by_seed(const pfd_engine_t* engine, const pfd_contract_view_t& contract,
                                                        const Options& options) {
@@ -58,6 +59,7 @@ std::map<std::string, std::int64_t> conditions_by_seed(const pfd_engine_t* engin
     }
     return found;
 }
+#endif
 
 Sampler gaussian_sampler(const pfd_program_t* program, const Options& options, const pfd_contract_view_t& contract) {
     if (!options.conditions.empty()) throw input_error("--condition with the gaussian network, which takes none");
