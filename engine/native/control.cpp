@@ -1,6 +1,4 @@
 // pfdiff_control.h: a program prepared for one sample, its memory and its updates made once.
-#include "pfdiff_control.h"
-
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -9,6 +7,7 @@
 
 #include "artifact.h"
 #include "error.h"
+#include "pfdiff_control.h"
 #include "update.h"
 
 struct pfd_control_t final {
@@ -44,9 +43,9 @@ struct pfd_control_t final {
         const pfd_evaluation_t evaluation{n, program.nfe, program.times[at], program.network_times[at], 1, elements};
         if (const int status = network(context, &evaluation, input, output); status != 0) {
             const auto words = pfdiff::take_callback_error();
-            throw pfdiff::backend_error("the network failed at evaluation " + std::to_string(n + 1) + ": " +
-                                        (words.empty() ? "it returned " + std::to_string(status)
-                                                       : pfdiff::printable(words, 230)));
+            throw pfdiff::backend_error(
+                "the network failed at evaluation " + std::to_string(n + 1) + ": " +
+                (words.empty() ? "it returned " + std::to_string(status) : pfdiff::printable(words, 230)));
         }
         if (!updates[at].run(states, output, input, elements, workers))
             throw pfdiff::backend_error("the network's output is not finite at evaluation " + std::to_string(n + 1) +
@@ -89,9 +88,8 @@ extern "C" pfd_status_t pfd_control_view(const pfd_control_t* control, pfd_contr
     return pfdiff::guarded([&] {
         if (control == nullptr || view == nullptr || view->struct_size < sizeof view->struct_size)
             throw pfdiff::input_error("a view of nothing, or its struct_size is not set; set it to sizeof the view");
-        const pfd_control_view_t full{view->struct_size,    control->program.nfe,
-                                      control->policy.encoded, control->horizon,
-                                      control->policy.first, control->policy.count,
+        const pfd_control_view_t full{view->struct_size, control->program.nfe,  control->policy.encoded,
+                                      control->horizon,  control->policy.first, control->policy.count,
                                       control->width()};
         std::memcpy(view, &full, std::min(view->struct_size, sizeof full));
     });

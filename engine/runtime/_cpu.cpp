@@ -21,7 +21,7 @@
 namespace {
 
 constexpr std::int32_t all_ones = 0x7F800000;  // the exponent's bits
-constexpr Py_ssize_t block_elements = 1024;  // operands of 4 KiB stay in the first-level cache
+constexpr Py_ssize_t block_elements = 1024;    // operands of 4 KiB stay in the first-level cache
 
 // Rows of float32 in memory.
 struct Rows {
@@ -77,11 +77,9 @@ PyObject* fill(PyObject*, PyObject* arguments) {
     auto* out = static_cast<float*>(z.view.buf);
     const auto* keys = static_cast<const std::uint64_t*>(seeds.view.buf);
 
-    Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t sample = 0; sample < samples; ++sample)
+    Py_BEGIN_ALLOW_THREADS for (Py_ssize_t sample = 0; sample < samples; ++sample)
         normals(keys[sample], draw, 0, elements, out + sample * elements);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 // The largest exponent, all ones for NaN and infinity: as integers, which vectorise where sums must not be reordered.
@@ -152,10 +150,8 @@ PyObject* combine(PyObject*, PyObject* arguments) {
         return refuse("combine: expected update [m, k], source [k, elements], target [m, elements], rows of float32");
     const Py_ssize_t inputs = source.view.shape[0], rows = target.view.shape[0], elements = source.view.shape[1];
     bool finite;
-    Py_BEGIN_ALLOW_THREADS
-    finite = multiply(update.rows(), source.rows(), target.rows(), rows, inputs, elements);
-    Py_END_ALLOW_THREADS
-    return PyBool_FromLong(finite);
+    Py_BEGIN_ALLOW_THREADS finite = multiply(update.rows(), source.rows(), target.rows(), rows, inputs, elements);
+    Py_END_ALLOW_THREADS return PyBool_FromLong(finite);
 }
 
 // walk((evaluate, evaluate), (matrix, matrix), time, times, update, result, reached[, V, seeds, size[, known, picture,
@@ -171,9 +167,8 @@ PyObject* walk(PyObject*, PyObject* arguments) {
     PyObject *known_object = nullptr, *picture_object = nullptr, *noise_object = nullptr, *mask_object = nullptr;
     Py_ssize_t batch = 0;
     if (!PyArg_ParseTuple(arguments, "(OO)(OO)OOOOO|OOnOOOO:walk", &evaluate[0], &evaluate[1], &matrix[0], &matrix[1],
-                          &time_object, &times_object, &update_object, &result_object, &reached_object,
-                          &V_object, &seeds_object, &batch, &known_object, &picture_object, &noise_object,
-                          &mask_object))
+                          &time_object, &times_object, &update_object, &result_object, &reached_object, &V_object,
+                          &seeds_object, &batch, &known_object, &picture_object, &noise_object, &mask_object))
         return nullptr;
     const bool draws = V_object != Py_None && seeds_object != Py_None, masked = mask_object != nullptr;
     const Memory here(matrix[0], rows_flags | writable), there(matrix[1], rows_flags | writable);
@@ -197,7 +192,8 @@ PyObject* walk(PyObject*, PyObject* arguments) {
     if (times.view.len != evaluations * width || time.view.itemsize != width || result.view.itemsize != 4 ||
         wanted > elements || reached.view.len != 8)
         return refuse("walk: expected times [evaluations], time of their dtype, a result that fits, reached int64 [1]");
-    const Py_ssize_t samples = draws ? seeds.view.len / 8 : 0, sample_elements = draws && batch > 0 ? elements / batch : 0;
+    const Py_ssize_t samples = draws ? seeds.view.len / 8 : 0,
+                     sample_elements = draws && batch > 0 ? elements / batch : 0;
     if (draws && (V.view.itemsize != 4 || V.view.len != evaluations * states * 4 || seeds.view.itemsize != 8 ||
                   batch < 1 || samples > batch || elements % batch != 0))
         return refuse("walk: expected V float32 [evaluations, states] and at most `size` seeds uint64");
@@ -219,8 +215,8 @@ PyObject* walk(PyObject*, PyObject* arguments) {
         const bool last = n + 1 == evaluations;  // of which state 0 alone is asked for
         const Rows factors = {reinterpret_cast<char*>(updates[n]), inputs * 4}, source = matrices[n % 2];
         const Rows target = last ? Rows{static_cast<char*>(result.view.buf), 0} : matrices[1 - n % 2];
-        Py_BEGIN_ALLOW_THREADS
-        finite = multiply(factors, source, target, last ? 1 : states, inputs, last ? wanted : elements);
+        Py_BEGIN_ALLOW_THREADS finite =
+            multiply(factors, source, target, last ? 1 : states, inputs, last ? wanted : elements);
         const float* added = static_cast<const float*>(V.view.buf) + n * states;
         bool drawn = false;
         for (Py_ssize_t j = 0; draws && j < (last ? 1 : states); ++j) drawn |= added[j] != 0;
@@ -238,11 +234,10 @@ PyObject* walk(PyObject*, PyObject* arguments) {
     return PyBool_FromLong(finite);
 }
 
-PyMethodDef methods[] = {
-    {"fill", fill, METH_VARARGS, nullptr},
-    {"combine", combine, METH_VARARGS, nullptr},
-    {"walk", walk, METH_VARARGS, nullptr},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {{"fill", fill, METH_VARARGS, nullptr},
+                         {"combine", combine, METH_VARARGS, nullptr},
+                         {"walk", walk, METH_VARARGS, nullptr},
+                         {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(threads) step_kernel(const Step step) {
     read<Buffers, Width, Out>(z, before, step, first);
     if (step.clip) clip_x0<Buffers, Width>(z, before, step, row);
 
-    // Combine and write. Each state is this thread's own, and all were read before.
+        // Combine and write. Each state is this thread's own, and all were read before.
 #pragma unroll
     for (int j = 0; j < Buffers; ++j) {
         const bool stored = (step.writes >> j & 1) != 0, fed = j == 0 && step.y_in != nullptr;

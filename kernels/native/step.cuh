@@ -1,4 +1,5 @@
-// What step.cu and step_extras.cu share: one thread's part of a fused update, `Width` neighbouring elements of B states.
+// What step.cu and step_extras.cu share: one thread's part of a fused update, `Width` neighbouring elements of B
+// states.
 #pragma once
 
 #include "launch.h"

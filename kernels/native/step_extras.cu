@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(threads) step_extras_kernel(const Step step, c
     if (extras.noise != 0) draw<Width>(xi, extras, step.row, first);
     if (step.clip) clip_x0<Buffers, Width>(z, before, step, row);
 
-    // Combine and write. Each state is this thread's own, and all were read before.
+        // Combine and write. Each state is this thread's own, and all were read before.
 #pragma unroll
     for (int j = 0; j < Buffers; ++j) {
         const bool stored = (step.writes >> j & 1) != 0, fed = j == 0 && step.y_in != nullptr;
