@@ -1,4 +1,4 @@
-# make demo | test | bench | lint        each creates .venv when it is missing; make gpu takes python3 as it is
+# make demo | test | test-smaller | bench | lint        each creates .venv when it is missing; make gpu takes python3 as it is
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
@@ -9,7 +9,7 @@ TORCH := $(shell grep -o '^torch==[^ ]*' constraints.txt)
 # An NVIDIA GPU asks for the CUDA build of torch and for the GPU extras; anything else gets the CPU build, a tenth of the size.
 GPU := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: demo test bench lint gpu clean
+.PHONY: demo test test-smaller bench lint gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -18,8 +18,14 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
+# What asks the processor for bf16, AVX-512 or a second core, as on a smaller one that has none of them.
+SMALLER := tests/engine/backends tests/engine/test_api.py tests/engine/test_devices.py tests/export/test_build.py \
+  tests/export/test_to_onnx.py
+test-smaller: $(VENV)/.installed-dev
+	@PFDIFF_HIDE_CPU=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SMALLER)
+
 bench: $(VENV)/.installed-dev
-	@$(BIN)/python -m pfdiff.bench.tracking; status=$$?; \
+	@$(BIN)/python -m pfdiff.bench.regression; status=$$?; \
 	  $(BIN)/pfdiff bench --report -o bench/results/report.md && exit $$status
 
 lint: $(VENV)/.installed-dev

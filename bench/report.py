@@ -2,7 +2,7 @@
 
 For each device: latency over the commits, what a sample's time consists of, the peers, starting, all figures of the
 last run, and error against latency where `pareto` has measured it. Latencies of different runs are drawn, not compared:
-only ratios are (see `tracking`).
+only ratios are (see `regression`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ..engine.errors import InputError
 from ..quality.pictures.plot import Bar, Curve, log_plot, share_bars, write_plot
 from .measuring.machine import RESULTS
+from .regression import P99_ROUNDS, runs
 from .studies.pareto import at_equal_latency, plot
-from .tracking import P99_ROUNDS, runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..engine.errors import InputError
-from . import options
+from .arguments import options
 
 if TYPE_CHECKING:
     from ..engine.api import Engine
@@ -59,10 +59,10 @@ def bench(
         return
     if engine is None:
         raise InputError("ENGINE is missing; give the directory that 'pfdiff build' wrote, or --report")
+    from .arguments.networks import read_engine
+    from .arguments.values import integers_from
     from .figures import write_figures
-    from .networks import read_engine
     from .progress import opened
-    from .values import integers_from
 
     evaluations = integers_from("--nfe", nfe) if nfe else None
     batches = integers_from("--batch", batch) if batch else None

@@ -8,27 +8,16 @@ from typing import Any
 
 import typer
 
-from . import options
+from .arguments import options
+from .arguments.networks import clip_for, describes_network, network_arguments
 
 
+@describes_network
 def build(
     context: typer.Context,
     network: options.NetworkArgument,
     nfe: options.EvaluationsList,
     out: options.EngineOut = None,
-    shape: options.Shape = None,
-    schedule: options.Schedule = None,
-    prediction: options.Prediction = None,
-    input_name: options.InputName = None,
-    time_name: options.TimeName = None,
-    output_name: options.OutputName = None,
-    condition: options.ConditionOption = None,
-    time_scale: options.TimeScale = None,
-    time_map: options.TimeMap = None,
-    time_dtype: options.TimeDtype = None,
-    learned_sigma: options.LearnedSigma = False,
-    sigma_data: options.SigmaData = None,
-    data_range: options.DataRange = None,
     guidance: options.Guidance = None,
     decoder: options.DecoderOption = None,
     lora: options.LoraOption = None,
@@ -42,6 +31,7 @@ def build(
     end: options.EndTime = None,
     batch: options.Batch = None,
     precision: options.Precision = "fp32",
+    quantise_error: options.QuantiseError = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     target: options.Target = None,
@@ -51,9 +41,8 @@ def build(
     from ..engine.backends.registry import check_backend
     from ..engine.compiler.defaults import AUTO
     from ..engine.compiler.solvers import parse_solver
-    from .networks import clip_for, network_arguments
+    from .arguments.values import clip_from, device_from, end_from, grid_from, integers_from
     from .progress import stages
-    from .values import clip_from, device_from, end_from, grid_from, integers_from
 
     # Everything that the network does not decide, before torch is loaded.
     described = network_arguments(network, context.params)
@@ -65,6 +54,7 @@ def build(
         clip_from(clip)
     settings: dict[str, Any] = {"basis": basis, "t_start": t_start}
     settings |= {"precision": precision, "backend": backend, "device": device, "threads": threads, "out": out}
+    settings |= {"quantise_error": quantise_error}
     settings |= {"target": target or (), "end": end_from(end) if end else None}
     settings |= {"grid": grid_from(grid) if grid else None, "batch": integers_from("--batch", batch) if batch else None}
     evaluations = integers_from("--nfe", nfe)
@@ -89,6 +79,8 @@ def build(
             with build_engine(source, evaluations, solver, **settings) as engine:
                 programs = [engine.programs[count] for count in evaluations]
     print(*chosen, progress.last, sep="\n")
+    for note in source.notes:
+        print("pfdiff:", note, file=sys.stderr)
     from ..engine.compiler.start import doubt_of_start
 
     for doubt in list(filter(None, map(doubt_of_start, programs)))[:1]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
-from .networks import Calibration, NetworkOrEngine, Reference
+from .arguments import options
+from .arguments.networks import Calibration, NetworkOrEngine, Reference, describes_network, opened
 
 if TYPE_CHECKING:
     from ..quality.compare import Comparison
+
+PASSED_ON = (  # options that `pfdiff.compare` takes by the same name and as they are
+    *("grid", "basis", "t_start", "seeds", "calibration", "reference"),
+    *("backend", "threads", "out", "csv", "sheet"),
+)
 
 Plot = Annotated[Path | None, typer.Option("--out", "-o", help="The log plot: .png, .svg or .pdf.")]
 Table = Annotated[Path | None, typer.Option("--csv", help="The table.")]
@@ -29,6 +34,7 @@ Seeds = Annotated[
 ]
 
 
+@describes_network
 def compare(
     context: typer.Context,
     network: NetworkOrEngine,
@@ -44,19 +50,8 @@ def compare(
     seeds: Seeds = 32,
     calibration: Calibration = 16,
     reference: Reference = None,
-    shape: options.Shape = None,
-    schedule: options.Schedule = None,
-    prediction: options.Prediction = None,
-    input_name: options.InputName = None,
-    time_name: options.TimeName = None,
-    output_name: options.OutputName = None,
-    condition: options.ConditionOption = None,
-    time_scale: options.TimeScale = None,
-    time_map: options.TimeMap = None,
-    time_dtype: options.TimeDtype = None,
-    learned_sigma: options.LearnedSigma = False,
-    sigma_data: options.SigmaData = None,
-    data_range: options.DataRange = None,
+    prompt: options.Prompts = None,
+    negative_prompt: options.NegativePrompts = None,
     guidance: options.Guidance = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
@@ -66,9 +61,8 @@ def compare(
     The network's conditions are options too: --label 3; by default each label in turn.
     """
     from ..quality.output_files import OutputFiles
-    from .networks import opened
+    from .arguments.values import integers_from
     from .progress import meter
-    from .values import integers_from
 
     evaluations = integers_from("--nfe", nfe)
     OutputFiles.of(out, csv, sheet)  # before anything is loaded
@@ -78,25 +72,9 @@ def compare(
         from ..quality.compare import SOLVERS
         from ..quality.compare import compare as measure
 
-        result = measure(
-            found.source,
-            evaluations,
-            solver or SOLVERS,
-            grid=grid,
-            basis=basis,
-            clip=found.clip,
-            t_start=t_start,
-            seeds=seeds,
-            calibration=calibration,
-            conditions=found.conditions,
-            reference=reference,
-            backend=backend,
-            threads=threads,
-            out=out,
-            csv=csv,
-            sheet=sheet,
-            progress=progress,
-        )
+        settings: dict[str, Any] = {name: context.params[name] for name in PASSED_ON}
+        settings |= {"conditions": found.conditions, "clip": found.clip, "progress": progress}
+        result = measure(found.source, evaluations, solver or SOLVERS, **settings)
     print_comparison(result)
     for path in filter(None, (out, csv, sheet)):
         print(path)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..engine.errors import InputError
-from . import options
+from .arguments import options
 
 if TYPE_CHECKING:
     from ..engine.artifact import Artifact

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
+from .arguments import options
 
 if TYPE_CHECKING:
     from ..quality.evaluate import Evaluation
+
+# Options that `pfdiff.evaluate` takes by the same name and as they are.
+PASSED_ON = ("features", "nfe", "count", "first", "device", "backend", "threads")
 
 
 def evaluate(
@@ -31,49 +34,41 @@ def evaluate(
     first: Annotated[int, typer.Option("--first", parser=options.natural, metavar="<int>", help="The first seed.")] = 0,
     scale: options.Scale = "-1,1",
     json: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
+    prompt: options.Prompts = None,
+    negative_prompt: options.NegativePrompts = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
 ) -> None:
     """Frechet, spatial and kernel distance, precision and recall of samples against real pictures."""
+    from .arguments.values import scale_from
     from .figures import write_figures
     from .progress import meter
-    from .values import scale_from
 
-    ends, conditions = scale_from(scale), _conditions(samples, context.args, nfe, backend, device)
+    ends, conditions = scale_from(scale), _conditions(samples, context)
     with meter() as progress:
         progress("loading", 0, 0)
         from ..quality.evaluate import evaluate as measure
 
-        report = measure(
-            samples,
-            reference,
-            features=features,
-            nfe=nfe,
-            count=count,
-            first=first,
-            conditions=conditions,
-            scale=ends,
-            device=device,
-            backend=backend,
-            threads=threads,
-            progress=progress,
-        )
+        settings: dict[str, Any] = {name: context.params[name] for name in PASSED_ON}
+        report = measure(samples, reference, conditions=conditions, scale=ends, progress=progress, **settings)
     print_evaluation(report)
     if json is not None:
         write_figures(json, report.to_dict())
 
 
-def _conditions(samples: str, extra: list[str], nfe: int | None, backend: str, device: str) -> dict[str, Any] | None:
+def _conditions(samples: str, context: typer.Context) -> dict[str, Any] | None:
     """The conditions that the command line gives to an engine; several values are taken in turn."""
     from ..engine.artifact import MANIFEST
-    from .networks import read_engine
-    from .values import given_conditions
+    from .arguments.networks import read_engine
+    from .arguments.prompts import prompted_conditions
 
-    if not (Path(samples) / MANIFEST).is_file() and not extra:
+    params = context.params
+    asked = context.args or params["prompt"] or params["negative_prompt"]
+    if not (Path(samples) / MANIFEST).is_file() and not asked:
         return None
-    artifact = read_engine(Path(samples), nfe=nfe, backend=backend, device=device)
-    return given_conditions(extra, artifact.contract) if extra else None
+    artifact = read_engine(Path(samples), nfe=params["nfe"], backend=params["backend"], device=params["device"])
+    return prompted_conditions(context, artifact.contract, Path(samples)) if asked else None
 
 
 def print_evaluation(report: Evaluation) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..engine.errors import InputError
-from . import options
+from .arguments import options
 
 
 def export(
@@ -18,12 +18,15 @@ def export(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare with the engine before the file appears.")
     ] = True,
+    pixels: Annotated[
+        bool, typer.Option("--pixels", help="A second output: pixels, through the decoder of a latent model.")
+    ] = False,
     triton: Annotated[
         bool, typer.Option("--triton", help="A Triton model repository: a model for each NFE, or for --nfe.")
     ] = False,
 ) -> None:
     """Write the whole sampler, noise in, samples out, as one ONNX model for plain onnxruntime, or for Triton."""
-    from .networks import read_engine
+    from .arguments.networks import read_engine
     from .progress import stages
 
     artifact = read_engine(engine, nfe=nfe)
@@ -34,11 +37,13 @@ def export(
         from ..export.sampler_onnx import export_sampler
         from ..export.triton_repository import export_triton
 
+        if triton and pixels:
+            raise InputError("--pixels with --triton: its models give samples; leave one of them out")
         try:
             if triton:
                 export_triton(engine, out, nfe, check=check, progress=progress)
             else:
-                export_sampler(engine, out, nfe, check=check, progress=progress)
+                export_sampler(engine, out, nfe, pixels=pixels, check=check, progress=progress)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"cannot write {out}: {reason}; nothing was changed, free some space") from error

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
+from .arguments import options
 
 if TYPE_CHECKING:
     from ..engine.bulk.generate import Generated
+
+PASSED_ON = (  # options that `pfdiff.generate` takes by the same name and as they are
+    *("nfe", "first", "format", "pixels", "shard", "ray", "workers", "gpus_per_worker"),
+    *("backend", "device", "threads"),
+)
 
 
 def generate(
@@ -31,6 +36,8 @@ def generate(
     ray: Annotated[
         str | None, typer.Option("--ray", metavar="ADDRESS", help="local, auto (the running cluster) or HOST:PORT.")
     ] = None,
+    prompt: options.Prompts = None,
+    negative_prompt: options.NegativePrompts = None,
     workers: options.Workers = None,
     gpus_per_worker: Annotated[
         float | None,
@@ -42,35 +49,19 @@ def generate(
 ) -> None:
     """Generate many samples: shards and a manifest, the same files here and on Ray; run again, it goes on.
 
-    The network's conditions are options too: --label 3, or several values, of which seed s takes number s mod m.
+    The network's conditions are options too: --label 3. Of m values, as in --label 3,5,7, seed s has number s mod m.
     """
-    from .networks import read_engine
+    from .arguments.networks import read_engine
+    from .arguments.prompts import prompted_conditions
     from .progress import sample_counter
-    from .values import given_conditions
 
     artifact = read_engine(engine, nfe=nfe, backend=backend, device=device)
-    given = given_conditions(context.args, artifact.contract)
+    given = prompted_conditions(context, artifact.contract, engine)
     with sample_counter("generating") as progress:
         from ..engine.bulk.generate import generate as run
 
-        done = run(
-            engine,
-            count,
-            out,
-            nfe=nfe,
-            first=first,
-            conditions=given,
-            format=format,
-            pixels=pixels,
-            shard=shard,
-            ray=ray,
-            workers=workers,
-            gpus_per_worker=gpus_per_worker,
-            backend=backend,
-            device=device,
-            threads=threads,
-            progress=progress,
-        )
+        settings: dict[str, Any] = {name: context.params[name] for name in PASSED_ON}
+        done = run(engine, count, out, conditions=given, progress=progress, **settings)
     _print(done)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..engine.errors import InputError
-from . import options
+from .arguments import options
 from .figures import printable
 
 if TYPE_CHECKING:
@@ -151,8 +151,9 @@ def _facts(artifact: Artifact, running: Mapping[str, str]) -> Table:
         *(
             (key.replace("_", " "), str(value))
             for key, value in artifact.provenance.items()
-            if key not in ("network", "search")
+            if key not in ("network", "search", "precision_record", "precision_choice")
         ),
+        *_precision(artifact.provenance),
         *(("search", _search(searched[nfe])) for nfe in sorted(searched, key=int)),
         ("beside the network", beside_the_network()),
         *running.items(),
@@ -193,6 +194,18 @@ def _condition(condition: Condition, encoded: Collection[str] = ()) -> str:
     words.append(given if condition.default is None else f"default {condition.default}")
     labels = f": {', '.join(condition.labels)}" if condition.labels else ""
     return " ".join(words) + labels
+
+
+def _precision(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the precision costs and how it was chosen; --json has the whole record."""
+    rows: list[tuple[str, str]] = []
+    if isinstance(record := provenance.get("precision_record"), dict) and isinstance(record.get("samples"), dict):
+        added = (f"{name} {one['added']:.2g}" for name, one in record["samples"].items())
+        rows.append(("added to samples", f"RMS {', '.join(added)}"))
+    if isinstance(choice := provenance.get("precision_choice"), dict):
+        times = (f"{name} {ms:.3g} ms" for name, ms in choice.get("milliseconds", {}).items())
+        rows.append(("precision chosen", f"of {', '.join(times)} a sample"))
+    return rows
 
 
 def _search(record: Mapping[str, Any]) -> str:

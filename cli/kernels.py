@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..engine.errors import BackendError, InputError
-from . import options
+from .arguments import options
 
 if TYPE_CHECKING:
     from ..kernels.ahead import Record
@@ -24,8 +24,8 @@ Workers = Annotated[
 
 def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,103,120,121", workers: Workers = None) -> None:
     """Compile every kernel ahead of time: registers, spills, access widths, bytes per element."""
+    from .arguments.values import integers_from
     from .progress import named_bar
-    from .values import integers_from
 
     capabilities = integers_from("--cc", cc)
     if not out.parent.is_dir():

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from . import options
+from .arguments import options
 
 
 def sample(
     context: typer.Context,
     engine: options.EngineArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help=".png (one grid), .npy, .npz, or a folder of PNGs.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help=".png (one grid), .npy, .npz, or a folder of PNGs, or frames.")
+    ],
     nfe: options.Evaluations = None,
     seeds: Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")] = "0-15",
     prompt: Annotated[str | None, typer.Option("--prompt", help="Of engines with text encoders.")] = None,
@@ -23,10 +25,16 @@ def sample(
     image: Annotated[
         str | None, typer.Option("--image", metavar="FILE", help="A picture to start from; also .npy, such as latents.")
     ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option("--mask", metavar="FILE", help="With --image: white where it is drawn anew, black is kept."),
+    ] = None,
     strength: Annotated[
         str | None,
         typer.Option(
-            "--strength", metavar="<float>", help="With --image: 0 to 1, how much is drawn anew; default: 0.8."
+            "--strength",
+            metavar="<float>",
+            help="With --image: 0 to 1, how much is drawn anew; default: 0.8, with --mask 1.",
         ),
     ] = None,
     strength_counts: Annotated[
@@ -38,12 +46,14 @@ def sample(
     threads: options.Threads = None,
 ) -> None:
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
+    from ..engine.condition import INPAINTING
     from ..quality.pictures.pixels import check_shape
     from ..quality.pictures.write import kind_of, write_images, write_samples
-    from .networks import read_engine
+    from .arguments.conditions import conditions_from
+    from .arguments.networks import read_engine
+    from .arguments.prompts import ASKED, asked_from
+    from .arguments.values import seeds_from
     from .progress import bar, opened
-    from .prompts import ASKED, asked_from
-    from .values import conditions_from, seeds_from
 
     # Everything that engine.json decides, before torch and the network are loaded.
     chosen, kind = seeds_from(seeds), kind_of(out)
@@ -51,10 +61,11 @@ def sample(
     evaluations = artifact.program(nfe).nfe
     pictures = kind in ("grid", "folder")
     if pictures:
-        check_shape(artifact.decoder.image if artifact.decoder else artifact.contract.shape)
+        shape = artifact.decoder.image if artifact.decoder else artifact.contract.shape
+        check_shape(shape, frames=kind == "folder" and artifact.decoder is not None)
     typed = {name: context.params[name] for name in ASKED if context.params[name] is not None}
     extra, asked = asked_from(typed, artifact.contract)
-    encoded = artifact.text_encoders.encoded if artifact.text_encoders else ()
+    encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING}
     conditions = conditions_from([*context.args, *extra], artifact.contract, len(chosen), encoded)
 
     with opened(engine, device, backend, threads) as loaded:

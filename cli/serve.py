@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..engine.errors import InputError
-from . import options
+from .arguments import options
 
 SERVED_EXTRA = "pip install 'pfdiff[serve]'"
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
-from .networks import NetworkOrEngine, Reference
+from .arguments import options
+from .arguments.networks import NetworkOrEngine, Reference, describes_network, opened
 
 if TYPE_CHECKING:
     from ..quality.ranking import Ranking
@@ -45,6 +45,7 @@ Seed = Annotated[int, typer.Option("--seed", parser=options.natural, metavar="<i
 Record = Annotated[Path | None, typer.Option("--json", help="Also write the record of the search here.")]
 
 
+@describes_network
 def tune(
     context: typer.Context,
     network: NetworkOrEngine,
@@ -67,19 +68,8 @@ def tune(
     seed: Seed = 0,
     reference: Reference = None,
     json: Record = None,
-    shape: options.Shape = None,
-    schedule: options.Schedule = None,
-    prediction: options.Prediction = None,
-    input_name: options.InputName = None,
-    time_name: options.TimeName = None,
-    output_name: options.OutputName = None,
-    condition: options.ConditionOption = None,
-    time_scale: options.TimeScale = None,
-    time_map: options.TimeMap = None,
-    time_dtype: options.TimeDtype = None,
-    learned_sigma: options.LearnedSigma = False,
-    sigma_data: options.SigmaData = None,
-    data_range: options.DataRange = None,
+    prompt: options.Prompts = None,
+    negative_prompt: options.NegativePrompts = None,
     guidance: options.Guidance = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
@@ -89,9 +79,8 @@ def tune(
     The metric error needs no data. Interrupted, it goes on where it was when run again.
     The network's conditions are options too: --label 3; by default each label in turn.
     """
-    from .networks import opened
+    from .arguments.values import integers_from, scale_from
     from .progress import meter
-    from .values import integers_from, scale_from
 
     evaluations, ends = integers_from("--nfe", nfe), scale_from(scale)
     with meter() as progress:

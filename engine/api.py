@@ -7,6 +7,7 @@ with pfdiff.load("faces.engine") as engine:
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -15,27 +16,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
 import torch
 
-from .artifact import Artifact, check_in_place, read_artifact
+from .artifact import Artifact, check_in_place, is_in_place, read_artifact
 from .backends.abstract import Backend, CudaOptions, NetworkFiles
-from .backends.choose import open_best
+from .backends.choose import Beside, open_best
 from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
+from .condition import INPAINTING
 from .contract import Contract, DecoderContract
 from .device import parse_device
-from .errors import EngineFileError, InputError, shown
+from .errors import BackendError, EngineFileError, InputError, shown
 from .notebook import html_table
 from .philox import Seeds, parse_seeds
 from .runtime.asked import NOTHING, Asked
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.draws import check_draws
 from .runtime.inputs import Conditions, Inputs, check_noise
-from .runtime.latency import Enough, Latency, TimedParts, in_turns
+from .runtime.latency import Enough, Latency, TimedParts, figures_of, in_turns
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import noise
-from .runtime.picture_start import PictureStart
+from .runtime.picture_start import PictureStart, inpaints
 from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
 from .text_encoders import TextEncoders
@@ -43,6 +44,8 @@ from .text_encoders import TextEncoders
 if TYPE_CHECKING:
     from .backends.abstract import Module
     from .progress import BuildProgress
+
+MOST_RELOADS = 10  # of an engine that is replaced while it is loaded
 
 
 @final
@@ -77,19 +80,45 @@ class Engine:
         contract's order; decoder_module: the decoder as module(latents) -> images, without which another backend
         decodes. options: of CUDA backends. progress: called while a TensorRT plan is built, which the first load on a
         GPU does.
+        An engine that another process replaces meanwhile is read again; an Artifact is not.
         Raises InputError, EngineFileError (missing, damaged, of another format), BackendError (not installed, refuses).
         """
         check_backend(backend)
-        artifact = path if isinstance(path, Artifact) else read_artifact(path)
         options = options or CudaOptions()
+        given = (parse_device(device), backend, threads, module, decoder_module, options, progress)
+        if isinstance(path, Artifact):
+            return cls._of(path, *given)
+        for _ in range(MOST_RELOADS):
+            artifact = read_artifact(path)
+            try:
+                return cls._of(artifact, *given)
+            except (EngineFileError, BackendError):  # of a file that is gone, or of another engine than was read
+                if is_in_place(artifact):
+                    raise
+        raise EngineFileError(f"engine '{os.fspath(path)}' is replaced again and again; wait for the builds")
+
+    @classmethod
+    def _of(
+        cls,
+        artifact: Artifact,
+        device: torch.device | None,
+        backend: str,
+        threads: int | None,
+        module: Module | None,
+        decoder_module: Module | None,
+        options: CudaOptions,
+        progress: BuildProgress | None,
+    ) -> Engine:
+        """What was read, opened. Raises EngineFileError when another engine has taken its place, BackendError."""
         files = NetworkFiles(artifact.network_path, artifact.contract, module, artifact, options, progress)
         tables = {nfe: make_tables(artifact.programs[nfe], artifact.contract) for nfe in sorted(artifact.programs)}
-        opened, reason = open_best(files, parse_device(device), backend, threads)
-        decoder = load_decoder(files, opened, backend, threads, decoder_module)
+        opened, reason = open_best(files, device, backend, threads)
+        decoder = None
         try:
+            decoder = load_decoder(files, opened, backend, threads, decoder_module)
             if artifact.files:  # of a module there may be none
                 check_in_place(artifact)
-        except EngineFileError:
+        except (EngineFileError, BackendError):
             for one in (opened, *([decoder.backend] if decoder else [])):
                 one.close()
             raise
@@ -126,8 +155,9 @@ class Engine:
         self._decoder = decoder
         self._conditions = Conditions(artifact.contract, opened.device)
         self._session = Session(opened, artifact.contract, artifact.batch, decoder, graph=files.options.graph)
-        self._prompts = Prompts(artifact, files, opened, backend, threads)
-        self._pictures = PictureStart(artifact, files, opened, backend, threads)
+        beside = Beside.of(files, opened, backend, threads)
+        self._prompts = Prompts(artifact, beside)
+        self._pictures = PictureStart(artifact, beside)
 
     @property
     def decoding(self) -> str:
@@ -161,6 +191,7 @@ class Engine:
         image: Any = None,
         strength: float | Any = None,
         strength_counts: str | Any = "part",
+        mask: Any = None,
         **conditions: Any,
     ) -> torch.Tensor:
         """Samples float32 [n, *shape] on the device, one for each seed or each row of `noise`; latents stay latents.
@@ -173,13 +204,15 @@ class Engine:
         uint8 [n, H, W, C], floats [n, C, H, W] in the data's range, or latents [n, *shape], or one without n for all.
         strength: above 0 and at most 1 (default 0.8), how much of the way from noise to samples is walked. nfe
         evaluations walk this part; with strength_counts "whole" they would walk the whole way, and int(nfe strength)
-        of them are done, as in diffusers. Words that are conditions of the network mean these.
+        of them are done, as in diffusers. mask: [H, W] or [n, H, W] of the picture, 1 (or white, uint8) where it is
+        drawn anew, 0 where it is kept; strength is then 1 if nothing is said. Words that are conditions of the network
+        mean these.
         On a CUDA device the call returns before the device is done, ordered on the current stream. Samples, and noise
         and conditions that are tensors on the device, are looked at (finite, in range) in the first call of each kind;
         on a CPU always.
         Raises InputError; BackendError when the network fails, is not finite, or the engine is closed or in use.
         """
-        asked = Asked(prompt, negative_prompt, image, strength, strength_counts)
+        asked = Asked(prompt, negative_prompt, image, strength, strength_counts, mask)
         return self._sample(self._session, seeds, noise, nfe, conditions, asked, steps_noise)
 
     def images(
@@ -194,6 +227,7 @@ class Engine:
         image: Any = None,
         strength: float | Any = None,
         strength_counts: str | Any = "part",
+        mask: Any = None,
         **conditions: Any,
     ) -> torch.Tensor:
         """Like `sample`, as pixels uint8 [n, H, W, C]: `contract.data_range` becomes 0..255, the rest is clamped.
@@ -203,8 +237,17 @@ class Engine:
         if self.decoder is None and len(self.contract.shape) != 3:
             shape = list(self.contract.shape)
             raise InputError(f"samples of shape {shape} are no images [C, H, W]; use sample(), or write .npy or .npz")
-        asked = Asked(prompt, negative_prompt, image, strength, strength_counts)
+        asked = Asked(prompt, negative_prompt, image, strength, strength_counts, mask)
         return self._sample(self._session, seeds, noise, nfe, conditions, asked, steps_noise, pixels=True)
+
+    def encode(self, prompt: Prompt, negative_prompt: Prompt | None = None) -> dict[str, Any]:
+        """The conditions that prompts stand for, by their own names: float32 [*shape], or [m, *shape] of a list of m.
+
+        For `generate`, `tune`, `compare` and `evaluate`, which take `conditions=`. A negative prompt that is not given
+        is that of the pipeline. Raises InputError, BackendError.
+        """
+        count = 1 if isinstance(prompt, str) else len(prompt)
+        return self._prompts.conditions(prompt, negative_prompt, {}, count)
 
     def bench(
         self, nfe: int | None = None, batch: int | None = None, rounds: int = 50, *, seconds: float | None = None
@@ -231,28 +274,10 @@ class Engine:
             times = in_turns((parts.whole, parts.network, parts.updates), rounds, parts.timer, enough=enough)
         finally:
             session.close()
-        p50, p90, p99 = np.percentile(times[:, 0], (50, 90, 99))
-        floor = float(np.median(times[:, 1]))
-        return Latency(
-            backend=self.backend,
-            device=self.device,
-            precision=self.precision,
-            threads=self.threads,
-            nfe=nfe,
-            batch=batch,
-            rounds=len(times),
-            p50_ms=float(p50),
-            p90_ms=float(p90),
-            p99_ms=float(p99),
-            max_ms=float(times[:, 0].max()),
-            first_ms=1e3 * (first - loaded),
-            load_ms=1e3 * (loaded - start),
-            network_ms=floor / nfe,
-            floor_ms=floor,
-            updates_ms=float(np.median(times[:, 2])),
-            overhead=float(np.median(times[:, 0] / times[:, 1])),
-            per_sample_ms=float(p50) / batch,
-        )
+        starting: dict[str, Any] = {"load_ms": 1e3 * (loaded - start), "first_ms": 1e3 * (first - loaded)}
+        ran: dict[str, Any] = {"backend": self.backend, "device": self.device, "precision": self.precision}
+        ran |= {"threads": self.threads, "nfe": nfe, "batch": batch, "rounds": len(times)}
+        return Latency(**ran, **starting, **figures_of(times, nfe, batch))
 
     def parts(self, nfe: int | None = None, batch: int | None = None) -> TimedParts:
         """What `bench` times, for a benchmark of one's own: a whole call, its bare evaluations, its updates.
@@ -352,13 +377,22 @@ class Engine:
         keys = None if start is not None else keys
         asked, conditions = asked.without(self.contract, conditions)
         conditions = self._prompts.conditions(asked.prompt, asked.negative_prompt, conditions, count)
+        masked = None
+        if inpaints(self.contract) and asked.mask is None and not {*INPAINTING} <= {*conditions}:
+            raise InputError("this network inpaints; give image= and mask=, 1 where the picture is drawn anew")
         if asked.image is not None:
-            tables = self._pictures.tables(tables.program, asked.way, asked.strength_counts)
-            drawn = start if keys is None else noise(keys, (math.prod(self.contract.shape),), self.device)
-            assert drawn is not None
-            keys, start = None, self._pictures.noise(asked.image, drawn, tables)
+            draw = functools.partial(self._start_noise, keys, start)
+            begun = self._pictures.start(asked, tables.program, count, draw)
+            masked, conditions = begun.masked, {**conditions, **begun.conditions}
+            if begun.tables is not None:
+                tables, keys, start = begun.tables, None, begun.noise
         draws = check_draws(tables.program, self.contract, drawn_by, steps_noise, count, device)
-        return session.run(tables, Inputs(keys, start, *self._conditions(conditions, count), draws), pixels=pixels)
+        inputs = Inputs(keys, start, *self._conditions(conditions, count), draws, masked)
+        return session.run(tables, inputs, pixels=pixels)
+
+    def _start_noise(self, keys: Any, start: torch.Tensor | None) -> torch.Tensor:
+        """float32 [n, elements] of the seeds, or as given."""
+        return start if start is not None else noise(keys, (math.prod(self.contract.shape),), self.device)
 
     def _check_bucket(self, batch: Any) -> int:
         if batch is None:

@@ -28,7 +28,7 @@ from typing import Any, SupportsIndex, final
 from .atomic import part_prefix, replacing, writing
 from .compiler.program import Program
 from .compiler.schedule import held_alphas, hold_alphas
-from .contract import LARGEST_BATCH, AnyContract, Contract, DecoderContract
+from .contract import LARGEST_BATCH, QUANTISED, AnyContract, Contract, DecoderContract
 from .errors import EngineFileError, InputError, first_line, shown
 from .files.file_records import MANIFEST, FileRecord, check_file, damaged, read_records
 from .files.open_folder import OpenFolder, read_at_most
@@ -51,6 +51,8 @@ MOST_SWAPS = 100  # of the directory while it is read
 @dataclass(frozen=True, eq=False)
 class Artifact:
     """The content of an engine directory. `batch`: ascending bucket sizes; `programs`: by NFE; `files`: by name.
+
+    `precision`: the contract's, or int8 or fp8 where layers of the network compute in eight bits.
 
     `decoder`: input and output of decoder.onnx; None where samples are not decoded. `text_encoders`: what turns prompts
     into conditions. `image_encoder`: input and output of encoders/image.onnx, which takes images and makes latents.
@@ -119,10 +121,14 @@ def check_in_place(artifact: Artifact) -> None:
 
     For those who hand the paths of its files to a library: check afterwards.
     """
-    with _opened(artifact.path) as held:
-        files = read_records(held.path, _read_manifest(held)["files"])
-    if files != artifact.files:
+    if not is_in_place(artifact):
         raise EngineFileError(f"engine '{artifact.path}' was replaced by another since it was read; load it again")
+
+
+def is_in_place(artifact: Artifact) -> bool:
+    """Whether the directory holds the networks that it held when `artifact` was read. Raises EngineFileError."""
+    with _opened(artifact.path) as held:
+        return read_records(held.path, _read_manifest(held)["files"]) == artifact.files
 
 
 def _opened(folder: Path) -> OpenFolder:
@@ -158,12 +164,10 @@ def _read(held: OpenFolder, verify: bool) -> Artifact:
     except (InputError, TypeError, ValueError, OverflowError) as error:
         raise damaged(folder, str(error)) from None
     precision = content["precision"]
-    if precision != contract.precision:
+    if precision not in (contract.precision, *QUANTISED):
         raise damaged(folder, f"precision {shown(precision)}, the contract says {contract.precision!r}")
     files = read_records(folder, content["files"])
-    artifact = Artifact(
-        folder, contract, batch, contract.precision, programs, provenance, files, decoder, texts, images
-    )
+    artifact = Artifact(folder, contract, batch, precision, programs, provenance, files, decoder, texts, images)
     for name in (*artifact.contracts, *(one.tokenizer for one in (texts.encoders if texts else ()))):
         if name not in files:
             raise damaged(folder, f"'{name}' is not among its files")

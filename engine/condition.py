@@ -25,6 +25,7 @@ DTYPE_RANGES: dict[str, tuple[float, float]] = {
 }
 CONDITION_DTYPES = tuple(DTYPE_RANGES)
 LONGEST_TEXT = 120  # of a condition as it is written on a command line
+INPAINTING = INPAINT_MASK, MASKED_IMAGE = "inpaint_mask", "masked_image_latents"  # of networks that inpaint themselves
 RESERVED_NAMES = ("seeds", "noise", "nfe", "batch")  # words of `engine.sample` and of the ONNX graph
 
 

@@ -22,6 +22,7 @@ from .errors import InputError, shown
 from .json_fields import as_json, check_choice, check_name, check_shape, check_text, is_integer, is_number, read_fields
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+QUANTISED = ("int8", "fp8")  # of an engine: layers inside in eight bits, x and out in one of the above
 TIME_DTYPES = ("float32", "int64")
 LARGEST_BATCH = 1 << 20
 MOST_CONDITIONS = 256
@@ -193,6 +194,7 @@ def _check_fixed_batch(what: str, value: Any) -> None:
 class DecoderContract:
     """Input and output of a latent model's `decoder.onnx`: image [batch, *image] = decoder(latents [batch, *shape]).
 
+    image: [C, H, W], or of a video [C, frames, H, W].
     The images lie in the `data_range` of the network's contract. `scaling` and `shift` are one number each, or one for
     each channel: decode(latents / scaling + shift). The graph contains them; here they only inform.
     """
@@ -212,8 +214,11 @@ class DecoderContract:
             check_name(f"decoder: {field}", getattr(self, field))
         for field in ("shape", "image"):
             check_shape(f"decoder: {field}", getattr(self, field))
-        if len(self.image) != 3:
-            raise InputError(f"decoder: image {shown(list(self.image))}, expected [C, H, W], such as [3, 512, 512]")
+        if len(self.image) not in (3, 4):
+            raise InputError(
+                f"decoder: image {shown(list(self.image))}, expected [C, H, W], such as [3, 512, 512], or "
+                "[C, frames, H, W]"
+            )
         check_text("decoder: name", self.name)
         check_choice("decoder: precision", self.precision, PRECISIONS)
         _check_fixed_batch("decoder", self.fixed_batch)

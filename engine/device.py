@@ -13,6 +13,7 @@ import torch
 from .errors import BackendError, InputError
 
 MIB = 1 << 20
+COMMON_POOL = (0, 0)  # torch's name for the memory that everybody is given
 EXCLUSIVE = threading.RLock()  # held for a capture, for synchronising a whole device, and for settings of torch
 
 
@@ -72,9 +73,14 @@ def capability(device: torch.device) -> str:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated: free on the device, or reserved by torch and unused."""
+    """Bytes that can still be allocated: free on the device, or reserved by torch and unused.
+
+    What the memory pool of a CUDA graph has unused is for that graph alone, and does not count.
+    """
     free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    segments = [one for one in torch.cuda.memory_snapshot() if one["device"] == (device.index or 0)]
+    common = [one for one in segments if tuple(one["segment_pool_id"]) == COMMON_POOL]
+    return free + sum(one["total_size"] - one["allocated_size"] for one in common)
 
 
 def check_fits(what: str, needed: int, device: torch.device) -> None:

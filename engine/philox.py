@@ -2,10 +2,12 @@
 
 Element e of draw c of a seed has the key (seed mod 2^32, seed >> 32) and the counter (e mod 2^32, e >> 32, c, 0):
 
-    u_1 = (r_0 + 1/2) 2^-32,  u_2 = (r_1 + 1/2) 2^-32,  z = sqrt(-2 ln u_1) cos(2 pi u_2)     in float64, rounded once
+    u_1 = (r_0 + 1/2) 2^-32,  u_2 = (r_1 + 1/2) 2^-32,  z = sqrt(-2 ln u_1) cos(2 pi u_2)
 
-Draw 0 is the noise that sampling starts from; draw n + 1 is xi_n, which a stochastic sampler adds after its evaluation
-n, counted from 0. Blocks stay in the cache: 0.07 ms for 784 elements.
+Draw 0 is the noise that sampling starts from, here in float64 and rounded once; a GPU computes it in float32. Draw
+n + 1 is xi_n, which a stochastic sampler adds after its evaluation n, counted from 0. It is computed in float32 on
+every device, operation by operation as in kernels/noise.py, so its bits are the same everywhere. Blocks stay in the
+cache: 0.07 ms for 784 elements.
 """
 
 from __future__ import annotations
@@ -84,7 +86,8 @@ def fill_numpy(z: NDArray[np.float32], seeds: NDArray[np.uint64], draw: int = 0)
         keys = seeds[first : first + rows, None]
         for start in range(0, elements, BLOCK):
             block = z[first : first + rows, start : start + BLOCK]
-            _box_muller(block, *_philox(np.arange(start, start + block.shape[1], dtype=np.uint64), keys, draw))
+            words = _philox(np.arange(start, start + block.shape[1], dtype=np.uint64), keys, draw)
+            (_box_muller_in_float32 if draw else _box_muller)(block, *words)
 
 
 def _philox(
@@ -145,3 +148,43 @@ def _box_muller(z: NDArray[np.float32], r_0: NDArray[np.uint64], r_1: NDArray[np
     angle *= 2.0**-32 * (2.0 * math.pi)  # one rounding, a power of two makes none
     np.cos(angle, out=angle)
     np.multiply(radius, angle, out=z)  # in float64, then the one rounding to float32
+
+
+# ln(1 + f) = f - f^2 / 2 + f^3 P(f), sine and cosine: the polynomials of Cephes' logf, sinf and cosf (S. Moshier).
+LOGARITHM = (
+    *(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1),
+    *(2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
+)
+
+
+def _box_muller_in_float32(z: NDArray[np.float32], r_0: NDArray[np.uint64], r_1: NDArray[np.uint64]) -> None:
+    """`normal` of kernels/noise.py, which explains it: its operations in their order, each rounded to float32."""
+    # ln u_1 = k ln 2 + ln(1 + f); near u_1 = 1 from 1 - u_1.
+    upper = r_0 >= 0x80000000
+    x = np.where(upper, r_0 ^ WORD, r_0).astype(np.float32) + np.float32(0.5)
+    bits = x.view(np.int32)
+    exponent = (bits - np.int32(0x3F3504F3)) >> 23
+    mantissa = (bits - (exponent << 23)).view(np.float32)
+    rest = x * np.float32(2.3283064365386963e-10)
+    halved = rest > np.float32(0.29289321881345254)
+    f = np.where(upper, np.where(halved, 1 - 2 * rest, -rest), mantissa - 1)
+    k = np.where(upper, np.where(halved, -1, 0), exponent - 32).astype(np.float32)
+    y = np.full_like(f, LOGARITHM[0])
+    for coefficient in LOGARITHM[1:]:
+        y *= f
+        y += np.float32(coefficient)
+    square = f * f
+    y = y * f * square - np.float32(2.12194440e-4) * k - np.float32(0.5) * square
+    radius = np.sqrt(-2 * (np.float32(0.693359375) * k + (f + y)))
+
+    # cos(2 pi u_2): the nearest quarter turn, then |angle| <= pi / 4.
+    words = r_1.astype(np.uint32)
+    quarter = (words + np.uint32(0x20000000)) >> 30
+    remainder = (words - (quarter << 30)).view(np.int32)
+    angle = (remainder.astype(np.float32) + np.float32(0.5)) * np.float32(1.4629180792671596e-9)
+    a = angle * angle
+    sine = ((np.float32(-1.9515295891e-4) * a + np.float32(8.3321608736e-3)) * a - np.float32(1.6666654611e-1)) * a
+    cosine = (np.float32(2.443315711809948e-5) * a - np.float32(1.388731625493765e-3)) * a
+    cosine = (cosine + np.float32(4.166664568298827e-2)) * a * a - np.float32(0.5) * a + 1
+    wave = np.where(quarter & 1, sine * angle + angle, cosine)
+    z[...] = radius * wave * np.where((quarter + 1) & 2, np.float32(-1), np.float32(1))  # quarters 1, 2: -sin, -cos

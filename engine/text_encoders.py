@@ -7,6 +7,7 @@ Which hidden state, pooling, concatenation and padding a pipeline asks for is pa
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,13 +25,34 @@ NEGATIVE = "_unconditional"  # ends the name of a condition's twin, for the nega
 class TextEncoder:
     """`file`: the ONNX file; `tokenizer`: a tokenizers JSON that cuts and pads too; both by their names in the engine.
 
-    `plain`: the prompt is stripped and put into lower case before it is tokenized.
+    `plain`: the prompt is stripped and put into lower case before it is tokenized. `tidy`: runs of white space become
+    one space and HTML's entities the characters that they mean. `before`, `after`: texts around the prompt;
+    `negative_before`: before a negative one, None for the same.
     """
 
     file: str
     tokenizer: str
     contract: TextEncoderContract
     plain: bool = False
+    tidy: bool = False
+    before: str = ""
+    after: str = ""
+    negative_before: str | None = None
+
+    def framed(self, prompt: str, *, negative: bool) -> str:
+        """The text that is tokenized."""
+        prompt = " ".join(html.unescape(html.unescape(prompt)).split()) if self.tidy else prompt
+        prompt = prompt.lower().strip() if self.plain else prompt
+        before = self.negative_before if negative and self.negative_before is not None else self.before
+        return before + prompt + self.after
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data; what has its default is left out but for `plain`."""
+        found: dict[str, Any] = {"file": self.file, "tokenizer": self.tokenizer, "contract": self.contract.to_dict()}
+        found["plain"] = self.plain
+        own = {"tidy": self.tidy, "before": self.before, "after": self.after, "negative_before": self.negative_before}
+        defaults = {"tidy": False, "before": "", "after": "", "negative_before": None}
+        return found | {key: one for key, one in own.items() if one != defaults[key]}
 
 
 @final
@@ -52,10 +74,7 @@ class TextEncoders:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` reads it back."""
-        encoders = [
-            {"file": one.file, "tokenizer": one.tokenizer, "contract": one.contract.to_dict(), "plain": one.plain}
-            for one in self.encoders
-        ]
+        encoders = [one.to_dict() for one in self.encoders]
         return {"conditions": list(self.conditions), "encoders": encoders, "zeros": self.zeros}
 
     @classmethod

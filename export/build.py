@@ -10,7 +10,6 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,23 +22,23 @@ from ..engine.artifact import (
     PART,
     PLANS,
     Artifact,
-    read_artifact,
-    records_of,
-    write_manifest,
 )
-from ..engine.atomic import locked_for_build, replacing_folder, writing
 from ..engine.backends.choose import check_runnable
+from ..engine.backends.registry import is_installed
 from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import Program
-from ..engine.contract import PRECISIONS
 from ..engine.device import parse_device
-from ..engine.errors import BackendError, EngineFileError, InputError
+from ..engine.errors import BackendError, InputError
 from ..engine.plans.key import check_target, parse_targets, plan_key
 from ..engine.plans.store import obtain_plan
 from ..engine.progress import Lines
-from ..engine.version import __version__
+from .engine_directory import fixed_batch, former_at, write_programs
 from .measured_choice import is_remembered, measured
+from .measured_precision import by_measurement
 from .network import Network
+from .precision.auto import AUTO as AUTO_PRECISION
+from .precision.records import check_quantise_error, is_for_gpu
+from .precision.write import ALL, Asked, check_for_target
 from .sampler_choice import chosen_program, described_choice, is_open
 from .sources.from_module import ModuleSource
 
@@ -68,6 +67,7 @@ def build(
     backend: str = "auto",
     device: str = "auto",
     target: str | Iterable[str] = (),
+    quantise_error: float | None = None,
     out: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Lines | None = None,
@@ -80,10 +80,12 @@ def build(
     None, are chosen by rule: see export/sampler_choice.py. Of a network with a diffusers scheduler basis, clip and end
     are by default the scheduler's, and grid "diffusers" takes its times exactly. With all of solver, grid, basis and
     t_start open the rule's sampler is measured against a few others: export/measured_choice.py.
-    batch: bucket sizes, by default those of the engine at `out`, else 1. precision: fp32, fp16 or bf16. backend,
-    device, threads: as in `pfdiff.load`. target: compute capabilities, "sm86,sm89" or a list, to build TensorRT-RTX
-    plans for; no GPU is needed. out: by default NAME.engine in the current folder. progress: called with one line at
-    each stage; plan_progress: with a TensorRT plan's phase, steps done and steps in all.
+    batch: bucket sizes, by default those of the engine at `out`, else 1. precision: fp32, fp16, bf16, int8, fp8, or
+    auto for the fastest here within the bound. quantise_error: RMS that int8, fp8 and auto may add to samples, by
+    default half of the sampler's own error; see export/precision. backend, device, threads: as in `pfdiff.load`.
+    target: compute capabilities, "sm86,sm89" or a list, to build TensorRT-RTX plans for; no GPU is needed. out: by
+    default NAME.engine in the current folder. progress: called with one line at each stage; plan_progress: with a
+    TensorRT plan's phase, or what is measured, steps done and steps in all.
 
     An engine of the same network and precision keeps its programs of other NFE and is not exported again; when nothing
     changes, nothing is written. Any other engine at `out` is replaced, at the very end and at once; without `out` it
@@ -94,23 +96,37 @@ def build(
     source = network if isinstance(network, Network) else Network(network)
     for note in source.notes:
         say(note)
-    if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if precision not in (*ALL, AUTO_PRECISION):
+        raise InputError(f"precision {precision!r}, expected one of {', '.join((*ALL, AUTO_PRECISION))}")
+    check_quantise_error(quantise_error)
     sizes = _check_batch(batch, source)
     targets = _check_targets(target)
+    check_for_target(precision, targets)
     module = _module_of(source, required=backend == "torch")
-    check_runnable(backend, precision, module, parse_device(device))
+    check_runnable(backend, "fp32" if precision == AUTO_PRECISION else precision, module, parse_device(device))
     settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}
     counts = _integers("nfe", nfe)
     place = check_place(Path(f"{source.contract.name}.engine" if out is None else out))
     programs, records = _programs(source, solver, counts, settings, place, say, plan_progress)
 
-    given = {"precision": precision, "batch": sizes, "replaces": out is not None}
-    artifact = write_programs(place, source, programs, **given, search=records, say=say)
-    _build_plans(artifact, targets, say, plan_progress)
+    asked = Asked(
+        programs,
+        quantise_error,
+        for_gpu=is_for_gpu(backend, targets, parse_device(device)),
+        clips=source.decoder is None,
+        outputs=backend == "onnxruntime" or not is_installed("openvino"),
+        progress=plan_progress,
+    )
     decoder = source.decoder.module if source.decoder else None
-    given = {"device": device, "backend": backend, "threads": threads, "progress": plan_progress}
-    return Engine.open(artifact, **given, module=module, decoder_module=decoder)
+    loading = {"device": device, "backend": backend, "threads": threads, "progress": plan_progress}
+    loading |= {"module": module, "decoder_module": decoder}
+    given = {"batch": sizes, "replaces": out is not None, "search": records, "asked": asked, "say": say}
+    if precision == AUTO_PRECISION:
+        artifact = by_measurement(place, source, programs, given, loading)
+    else:
+        artifact = write_programs(place, source, programs, precision=precision, **given)
+    _build_plans(artifact, targets, say, plan_progress)
+    return Engine.open(artifact, **loading)
 
 
 def _programs(
@@ -126,7 +142,7 @@ def _programs(
     programs: Mapping[int, Program] = {one: chosen_program(source, solver, one, settings) for one in counts}
     records: dict[int, Any] = {}
     if is_open(source, solver, settings):
-        former = _former(place, lambda line: None)
+        former = former_at(place, lambda line: None)
         programs, records = _best_of(source, programs, former, progress)
     say(described_choice(programs.values(), source, solver, settings, records))
     return programs, {count: record for count, record in records.items() if not record.get("remembered")}
@@ -158,127 +174,6 @@ def _build_plans(artifact: Artifact, targets: tuple[str, ...], say: Lines, progr
         say(f"{artifact.path} is ready, with plans for {', '.join(targets)}")
 
 
-# The engine directory.
-def write_programs(
-    place: Path,
-    source: Network,
-    programs: Mapping[int, Program],
-    *,
-    precision: str | None = None,
-    batch: tuple[int, ...] = (),
-    replaces: bool = False,
-    search: Mapping[int, Any] | None = None,
-    say: Lines,
-) -> Artifact:
-    """The engine of `source` at `place` with `programs`: left as it is, extended, or exported; one writer at a time.
-
-    precision, batch: None and () for those of the engine there, else the network's own. replaces: also an engine of
-    another network or precision; without it that is an InputError. search: by NFE, the record to keep of a program.
-    """
-    say(f"comparing {source.contract.name} with what is built")
-    with locked_for_build(place, say):
-        former = _former(place, say)
-        if former and not replaces:
-            refuse_another(former, source, precision)
-        if former and _difference(former, source, precision) is None:
-            return _with_programs(former, programs, batch or former.batch, search or {}, say)
-        fixed = _fixed_batch(source)
-        sizes = batch or (1 if fixed is None else fixed,)
-        return _exported(place, source, precision or source.contract.precision, programs, sizes, search or {}, say)
-
-
-def refuse_another(former: Artifact, source: Network, precision: str | None = None) -> None:
-    """Raises InputError when the engine is of another network, decoder or precision; None is any precision."""
-    if what := _difference(former, source, precision):
-        raise InputError(f"'{former.path}' holds {what}; give the engine another name (out, -o)")
-
-
-def _difference(former: Artifact, source: Network, precision: str | None) -> str | None:
-    held = former.provenance
-    if held.get("network_digest") != source.digest:
-        return "another network"
-    if held.get("decoder_digest") != (source.decoder.digest if source.decoder else None):
-        return "the network with another decoder"
-    if held.get("encoders_digest") != (source.encoders.digest if source.encoders else None):
-        return "the network with other encoders, or without"
-    return f"precision {former.precision}" if precision not in (None, former.precision) else None
-
-
-def extended(former: Artifact, programs: Mapping[int, Program], search: Mapping[int, Any]) -> Artifact:
-    """With these programs too, and the records of the search that found them under provenance "search".
-
-    The record of a program that another takes the place of goes with it.
-    """
-    gone = {str(nfe) for nfe in _changed(former, programs)}
-    kept = {nfe: record for nfe, record in former.provenance.get("search", {}).items() if nfe not in gone}
-    provenance = {key: value for key, value in former.provenance.items() if key != "search"}
-    return replace(
-        former,
-        programs={**former.programs, **programs},
-        provenance={**provenance, **_searched(search, kept)},
-    )
-
-
-def _searched(search: Mapping[int, Any], held: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of the provenance; none where there is no record."""
-    records = {**held, **{str(nfe): record for nfe, record in search.items()}}
-    return {"search": records} if records else {}
-
-
-def _changed(former: Artifact, programs: Mapping[int, Program]) -> list[int]:
-    """The NFE whose program is not in the engine yet."""
-    held = {nfe: program.digest for nfe, program in former.programs.items()}
-    return [nfe for nfe, program in programs.items() if held.get(nfe) != program.digest]
-
-
-def _with_programs(
-    former: Artifact,
-    programs: Mapping[int, Program],
-    batch: tuple[int, ...],
-    search: Mapping[int, Any],
-    say: Lines,
-) -> Artifact:
-    changed = sorted({*_changed(former, programs), *search})
-    if not changed and batch == former.batch:
-        say(f"{former.path} is up to date: nothing to do")
-        return former
-    artifact = replace(extended(former, programs, search), batch=batch)
-    write_manifest(artifact)
-    what = f"NFE {', '.join(map(str, changed))}" if changed else f"batch {', '.join(map(str, batch))}"
-    say(f"{former.path}: the network is unchanged and not exported again; written: {what}")
-    return artifact
-
-
-def _exported(
-    target: Path,
-    source: Network,
-    precision: str,
-    programs: Mapping[int, Program],
-    batch: tuple[int, ...],
-    search: Mapping[int, Any],
-    say: Lines,
-) -> Artifact:
-    provenance = {"pfdiff": __version__, "network": source.contract.name, "network_digest": source.digest}
-    if source.decoder:
-        provenance["decoder_digest"] = source.decoder.digest
-    if source.encoders:
-        provenance["encoders_digest"] = source.encoders.digest
-    provenance |= source.origin
-    provenance |= _searched(search, {})
-    with writing(target), replacing_folder(target) as folder:
-        contract = source.write(folder, precision, say)
-        decoder = source.decoder.write(folder, precision, say) if source.decoder else None
-        texts, images = source.encoders.write(folder, precision, say) if source.encoders else (None, None)
-        say("hashing and syncing")
-        files = records_of(folder)
-        artifact = Artifact(
-            target, contract, batch, precision, dict(programs), provenance, files, decoder, texts, images
-        )
-        write_manifest(artifact, folder)
-    say(f"{target} is written: NFE {', '.join(map(str, programs))}")
-    return artifact
-
-
 # What is checked before any work.
 def _check_targets(target: str | Iterable[str]) -> tuple[str, ...]:
     targets = tuple(parse_targets(target))
@@ -300,7 +195,7 @@ def _integers(what: str, given: Any) -> tuple[int, ...]:
 
 def _check_batch(batch: Any, source: Network) -> tuple[int, ...]:
     """The bucket sizes, or () for none said."""
-    fixed = _fixed_batch(source)
+    fixed = fixed_batch(source)
     sizes = _integers("batch", batch) if batch is not None else () if fixed is None else (fixed,)
     if fixed is not None and sizes != (fixed,):
         raise InputError(
@@ -309,11 +204,6 @@ def _check_batch(batch: Any, source: Network) -> tuple[int, ...]:
     if sizes and sizes[-1] > LARGEST_BATCH:
         raise InputError(f"batch {sizes[-1]}, expected at most {LARGEST_BATCH}; larger requests are cut into batches")
     return sizes
-
-
-def _fixed_batch(source: Network) -> int | None:
-    fixed = source.contract.fixed_batch
-    return source.decoder.contract.fixed_batch if fixed is None and source.decoder else fixed
 
 
 def check_place(out: Path) -> Path:
@@ -333,16 +223,6 @@ def check_place(out: Path) -> Path:
         if path.name not in ours and not path.name.startswith((PART, f"{NETWORK}.", f"{DECODER}.")):
             raise InputError(f"out '{out}' holds '{path.name}', which is no part of an engine; move it away")
     return target
-
-
-def _former(target: Path, say: Lines) -> Artifact | None:
-    if not (target / MANIFEST).exists():
-        return None
-    try:
-        return read_artifact(target)
-    except EngineFileError as error:
-        say(f"building anew: {error}")
-        return None
 
 
 def _module_of(source: Network, *, required: bool) -> Any:

@@ -27,6 +27,7 @@ the end itself (`set_alpha_to_one` false, steps_offset 0), which is a step of le
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -51,7 +52,8 @@ class Convention:
     spacing: linspace, leading, trailing, flow, or rule, where `grid` itself is exact; is_open: the rule's last point is
     dropped; length: how many times from the clean end on are in use, None for all.
     span, shift, shift_terminal: of flow spacing, in this order; span may end with None for 1 / M; latest: the time in
-    place of any above it.
+    place of any above it. dynamic: how the shift follows from mu, exponential or linear; "" where it is fixed.
+    empirical: the patches of a sample whose mu depends on M too, as FLUX.2's does.
     ramp: karras or exponential; ramp_of: spaced or all, what it goes between; ramp_span: the least and the largest
     sigma instead of those.
     solver: the step of a scheduler that draws noise, which its network may be trained for: the default, on its own
@@ -79,6 +81,8 @@ class Convention:
     ramp_span: tuple[float | None, float | None] = (None, None)
     solver: str | None = None
     origin: int = 50
+    dynamic: str = ""
+    empirical: int | None = None
 
     def points(
         self, count: int, *, times: Sequence[float] | None = None, sigmas: Sequence[float] | None = None
@@ -180,11 +184,24 @@ class Convention:
         sigmas = (
             np.linspace(first, last, count + self.is_open)[:count] if given is None else _resampled(given, 0, count)
         )
-        sigmas = shifted(sigmas, self.shift)
+        shift = self.shift
+        if self.empirical is not None:
+            mu = empirical_mu(self.empirical, count)
+            shift = mu if self.dynamic == "linear" else math.exp(mu)
+        sigmas = shifted(sigmas, shift)
         if self.shift_terminal and count > 1:
             sigmas = 1 - (1 - sigmas) * (1 - self.shift_terminal) / (1 - sigmas[-1])
         sigmas = sigmas if self.ramp is None else ramped(self.ramp, sigmas[0], sigmas[-1], count)
         return np.minimum(sigmas, self.latest)
+
+
+def empirical_mu(patches: int, count: int) -> float:
+    """mu of FLUX.2's pipelines: a line through those of 10 and of 200 steps (diffusers, compute_empirical_mu)."""
+    many = 0.00016927 * patches + 0.45666666
+    if patches > 4300:
+        return many
+    few = 8.73809524e-05 * patches + 1.89833333
+    return many + (many - few) / 190 * (count - 200)
 
 
 def ramped(ramp: str, highest: float, lowest: float, count: int) -> Float64s:

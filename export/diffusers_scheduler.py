@@ -10,7 +10,6 @@ epsilon, v, EDM and flow pipelines all work; what is combined is the output afte
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,14 +28,13 @@ from ..engine.compiler.solvers import parse_solver
 from ..engine.compiler.start import default_start, doubt_of_clean_start
 from ..engine.errors import BackendError, InputError
 from .convention import Convention
-from .pipelines.scheduler_classes import REFUSED
+from .pipelines.running_program import Running, step_count
+from .pipelines.scheduler_config import class_of, completed
 from .pipelines.stochastic_classes import STOCHASTIC
-from .running_program import Running, step_count
 from .sampler_choice import EXACT, few_step_grid
-from .sources.diffusers_config import class_name, convention_of, read_config, scheduler_class
+from .sources.diffusers_config import convention_of
 
 try:
-    import diffusers
     from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
     from diffusers.utils.torch_utils import randn_tensor
@@ -106,6 +104,10 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         clip_sample_range: float | None = None,
         thresholding: bool = False,
         solver_order: int | None = None,
+        predictor_order: int | None = None,
+        corrector_order: int | None = None,
+        lambda_min_clipped: float | None = None,
+        scale_factors: Sequence[float] | None = None,
         predict_x0: bool | None = None,
         use_karras_sigmas: bool | None = False,
         use_exponential_sigmas: bool | None = False,
@@ -148,9 +150,9 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         if isinstance(config, Mapping):
             config = {key: value for key, value in config.items() if key != "_use_default_values"}
             if "solver" not in config:
-                config["_class_name"] = config["scheduler_class"] = _class_of(config)
+                config["_class_name"] = config["scheduler_class"] = class_of(config)
                 if not kwargs.get("schedule"):
-                    config = _completed(config, kwargs)
+                    config = completed(config, kwargs)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
@@ -293,8 +295,8 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
             model_output = model_output[:, : sample.shape[1]]
         if model_output.shape != sample.shape:
             raise InputError(f"model_output {list(model_output.shape)}, expected the sample's {list(sample.shape)}")
-        xi = None
-        if n in running.program.draws:
+        xi, draws = None, running.program.draws
+        if draws and n <= draws[-1]:  # as diffusers' SA-Solver, which draws at steps that add nothing too
             xi = randn_tensor(
                 model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype
             )
@@ -384,29 +386,6 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
             clip=convention.clip,
             sigma_data=convention.sigma_data,
         )
-
-
-def _class_of(config: Mapping[str, Any]) -> str | None:
-    """The class that a config is of: by name, else by its parameters, with which a live scheduler's config begins."""
-    name = class_name(config)
-    if name is not None:
-        return name
-    keys = [key for key in config if not key.startswith("_")]
-    for refused in REFUSED:
-        kind = getattr(diffusers, refused, None)
-        parameters = list(inspect.signature(kind.__init__).parameters)[1:] if kind is not None else []
-        if parameters and set(parameters) == set(keys[: len(parameters)]):
-            return refused
-    return None
-
-
-def _completed(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the defaults of its class for what it leaves out, checked before a scheduler is made of it."""
-    read_config({**config, **options}, mu=1.0)
-    defaults = scheduler_class(config).read if class_name(config) is not None else {}
-    said = {key: value for key, value in config.items() if value is not None}
-    finite = {key: value for key, value in defaults.items() if value is not None and value != -math.inf}
-    return {**finite, **said}
 
 
 def _times_of(timesteps: Sequence[float], convention: Convention) -> list[float]:

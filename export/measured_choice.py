@@ -49,11 +49,12 @@ SEED = 1 << 41  # the first seed; those of `tune` lie lower
 RIVALS: tuple[tuple[str, str, str | None, float | None], ...] = (
     ("pfdiff:k=2,l=1", "uniform", "eps", 0.03),
     ("ipndm:order=3", "karras", "eps", 0.03),
+    ("pfdiff:k=2,l=1", "angle", "eps", None),
     ("ipndm:order=3", "trailing", "x0", None),
-    ("pfdiff:k=2,l=1", "karras", "eps", 0.03),
     ("ddim", "karras:rho=3", None, 0.08),
-    ("ddim", "trailing", None, 0.08),
     ("ddim", "trailing", None, None),
+    ("pfdiff:k=2,l=1", "karras", "eps", 0.03),
+    ("ddim", "trailing", None, 0.08),
     ("ddim", "karras", None, None),
 )
 # Before these on a schedule of at most `SHORT` times, where many evaluations come near to the walk over every time.
@@ -81,11 +82,11 @@ def measured(source: Network, by_rule: Mapping[int, Program], progress: Stages |
 
     Nothing for a network whose conditions have no typical values. Raises InputError when the network fails.
     """
-    if not _has_typical_inputs(source.contract):
+    if not has_typical_inputs(source.contract):
         return {}
     meter = _Meter(source, progress)
     plans = {nfe: [program, *_rivals(program)] for nfe, program in sorted(by_rule.items())}
-    reference = _reference(next(iter(plans.values()))[0])
+    reference = reference_of(next(iter(plans.values()))[0])
     expected = reference.nfe + sum(nfe * len(plan) for nfe, plan in plans.items())
     found = {nfe: Measured(one, _record([one], [math.inf], 0, 0, reference, meter)) for nfe, one in by_rule.items()}
     try:
@@ -120,12 +121,14 @@ def is_remembered(record: Any, by_rule: Program, held: Program | None) -> bool:
 
 
 # Conditions.
-def _has_typical_inputs(contract: Contract) -> bool:
+def has_typical_inputs(contract: Contract) -> bool:
     """Whether there are values to measure with: not for embeddings, say, that have no default."""
-    return all(one.default is not None or one.labels or one.name in _classes(contract) for one in contract.conditions)
+    return all(
+        one.default is not None or one.labels or one.name in class_numbers(contract) for one in contract.conditions
+    )
 
 
-def _classes(contract: Contract) -> dict[str, Any]:
+def class_numbers(contract: Contract) -> dict[str, Any]:
     """Every class in turn, for class numbers without a default and without names."""
     return {
         one.name: np.arange(one.low, min(one.high, one.low + MOST_SEEDS) + 1)
@@ -177,7 +180,7 @@ class _Meter:
         contract = self._source.contract
         drawn = range(SEED, SEED + seeds)
         self._noise = torch.from_numpy(noise(drawn, contract.shape).numpy())
-        self._conditions = rows(condition_tables(contract, _classes(contract)), np.array(drawn, np.uint64))
+        self._conditions = rows(condition_tables(contract, class_numbers(contract)), np.array(drawn, np.uint64))
 
     def _seconds_of_a_call(self, *, first: bool) -> float:
         """Of the second call where the first prepares what later ones reuse, unless the first alone is hopeless."""
@@ -239,7 +242,7 @@ def _rivals(program: Program) -> list[Program]:
     return found
 
 
-def _reference(program: Program) -> Program:
+def reference_of(program: Program) -> Program:
     """A short schedule is walked whole with DDIM, as in `tune`.
 
     Elsewhere an error below 0.01 on every network of the study: Karras sigmas where x0 is sensitive, else even times.

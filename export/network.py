@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from ..engine.condition import Condition
-from ..engine.contract import PRECISIONS, Contract
+from ..engine.contract import Contract
 from ..engine.errors import InputError
 from ..engine.notebook import html_table
 from .check import LARGE_BYTES
@@ -32,6 +32,7 @@ from .describe import describe
 from .described import Given
 from .encoders.open import Encoders, open_encoders
 from .guidance.apply import Source, guide
+from .precision.write import Asked, Written, write_network
 from .sources.from_module import ModuleSource
 from .sources.open import open_source
 from .time_check import doubt_of_time
@@ -184,29 +185,38 @@ class Network:
         described = json.dumps(self.contract.to_dict(), sort_keys=True).encode()
         return hashlib.sha256(b"|".join((FORMAT.encode(), described, self._source.content()))).hexdigest()
 
-    def write(
-        self, folder: Path, precision: str = "fp32", progress: Lines | None = None, *, external: bool | None = None
-    ) -> Contract:
-        """Write network.onnx into the existing `folder` and compare it with the source; the contract of the file.
+    def written(
+        self, folder: Path, precision: str, asked: Asked, say: Lines, *, external: bool | None = None
+    ) -> Written:
+        """`write` in any precision (fp32, fp16, bf16, int8, fp8), with the record of what it cost: precision/write.py.
 
-        `external` puts the weights into network.onnx.data (None: above 1 GiB). Raises InputError when the network
-        cannot be exported, differs from its source, or returns NaN; nothing is left behind then. Warns of a time or a
-        sign that seems to run the other way.
+        Raises InputError; nothing is left behind then.
         """
-        if precision not in PRECISIONS:
-            raise InputError(f"precision '{precision}', expected one of {', '.join(PRECISIONS)}")
         path = Path(folder) / "network.onnx"
-        if progress:
-            progress(f"exporting {self.contract.name} to ONNX ({precision})")
+        say(f"exporting {self.contract.name} to ONNX ({precision})")
         try:
-            contract = self._source.write(path, precision, external=external)
+            made = write_network(self._source, path, precision, asked, say, external=external)
         except BaseException:
             for one in (path, path.with_name("network.onnx.data")):
                 one.unlink(missing_ok=True)
             raise
         if path.stat().st_size < LARGE_BYTES and (doubt := doubt_of_time(self.contract, self._source.evaluate)):
-            warnings.warn(doubt, stacklevel=2)
-        return contract
+            warnings.warn(doubt, stacklevel=3)
+        return made
+
+    def write(
+        self, folder: Path, precision: str = "fp32", progress: Lines | None = None, *, external: bool | None = None
+    ) -> Contract:
+        """Write network.onnx into the existing `folder` and compare it with the source; the contract of the file.
+
+        precision: fp32, fp16, bf16, int8 or fp8; the last two calibrated on the sampler of the rule.
+
+        `external` puts the weights into network.onnx.data (None: above 1 GiB). Raises InputError when the network
+        cannot be exported, differs from its source, or returns NaN; nothing is left behind then. Warns of a time or a
+        sign that seems to run the other way.
+        """
+        say = progress or (lambda line: None)
+        return self.written(folder, precision, Asked(), say, external=external).contract
 
     def evaluate(self, x: Tensor, t: Any, conditions: Mapping[str, Any] | None = None) -> Tensor:
         """The prediction [B, *shape] float32 of the source itself, in float32.

@@ -23,6 +23,7 @@ from ..engine.compiler.program import Program
 from ..engine.compiler.solvers import parse_solver
 from ..engine.compiler.start import doubt_of_clean_start
 from ..engine.errors import InputError
+from .x0_variance import with_variances
 
 if TYPE_CHECKING:
     from ..engine.compiler.grid import Grid
@@ -54,6 +55,7 @@ def chosen_program(source: Network, solver: str, nfe: int, settings: Mapping[str
         left_open = given["grid"], given["basis"], given["t_start"]
         words = {"schedule": contract.schedule, "prediction": contract.prediction, "clip": given["clip"]}
         choice = filled(solver, *left_open, **words, nfe=nfe)
+    choice = with_variances(source, choice, nfe, given)
     program = compile_program(
         choice.solver,
         contract.schedule,

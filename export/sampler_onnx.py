@@ -1,4 +1,5 @@
-"""The whole sampler of an engine as one ONNX model: noise and conditions in, samples (of a latent model: latents) out.
+"""The whole sampler of an engine as one ONNX model: noise and conditions in, samples (of a latent model: latents) out,
+and if asked for pixels, see sampler_pixels.py.
 
     noise [batch, *shape] float32, conditions [batch, ...]  ->  samples [batch, *shape] float32
 
@@ -35,6 +36,7 @@ from ..engine.contract import Contract
 from ..engine.errors import BackendError, EngineFileError, InputError, first_line, shown
 from ..engine.files.external_weights import tensors_of
 from ..engine.files.open_folder import OpenFolder
+from .sampler_pixels import add_pixels, shape_of_pixels
 
 if TYPE_CHECKING:
     import onnx
@@ -47,6 +49,7 @@ SAMPLER_PREFIX = "sampler/"
 TOLERANCE = 1e-5  # of the largest value, for float32 networks; the same arithmetic in another order
 HALF_TOLERANCE = 1e-2  # float16 networks: one rounding of the input may differ and goes through the whole network
 LARGEST_MESSAGE_BYTES = (1 << 31) - 1
+LEVELS = 1  # of 255: pixels whose rounding falls the other way
 DIGITS = 12  # of the SHA-256 of weights, in the name of their file
 
 
@@ -55,10 +58,13 @@ def export_sampler(
     out: str | os.PathLike[str],
     nfe: int | None = None,
     *,
+    pixels: bool = False,
     check: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the sampler of the engine directory `engine` for `nfe` to the file `out` and return its path.
+
+    pixels: give it a second output `pixels`, uint8 [batch, H, W, C], through the decoder of a latent model.
 
     Weights beside network.onnx come to lie beside `out`, as `out`.HEX.data with the beginning of their SHA-256; those
     of a former sampler at `out` are removed. check: before anything is at `out`, run it in ONNX Runtime and compare
@@ -71,12 +77,16 @@ def export_sampler(
     artifact = read_artifact(engine)
     program = artifact.program(nfe)
     _check_fit(artifact.contract)
+    if pixels:
+        shape_of_pixels(artifact)
     target = Path(out)
     if target.suffix != ".onnx" or not target.parent.is_dir():
         raise InputError(f"out '{target}', expected a file ending in .onnx in a folder that exists")
     say(f"reading {artifact.network_path}")
     network = onnx.load(str(artifact.network_path), load_external_data=False)
     model = make_sampler(network, artifact.contract, program)
+    if pixels:
+        add_pixels(model, artifact, rename)
     notes = {"solver": program.solver, "nfe": str(program.nfe), "schedule": program.schedule, "program": program.digest}
     onnx.helper.set_model_props(model, {f"pfdiff.{key}": value for key, value in notes.items()})
 
@@ -93,7 +103,7 @@ def export_sampler(
             del model, network
             if check:
                 say("comparing with the engine")
-                _compare(artifact, program.nfe, part)
+                _compare(artifact, program.nfe, part, pixels=pixels)
             _place(part, data, target)
     except OSError as error:
         raise InputError(
@@ -101,6 +111,7 @@ def export_sampler(
             "another place"
         ) from error
     latents = "; its samples are latents, the engine's decoder.onnx decodes them" if artifact.decoder else ""
+    latents = "; pixels are its second output" if pixels else latents
     say(f"{target}: {program.nfe} evaluations, {program.solver}{latents}")
     return target
 
@@ -242,21 +253,21 @@ def _initializers(constants: Mapping[str, Any]) -> list[onnx.TensorProto]:
     return [numpy_helper.from_array(np.asarray(value), SAMPLER_PREFIX + name) for name, value in constants.items()]
 
 
-def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+def rename(graph: onnx.GraphProto, names: Mapping[str, str], prefix: str = NETWORK_PREFIX) -> None:
     """Give every value of `graph` and of the graphs inside it its name in `names`, or one of its own.
 
     A body may not reuse a name of the graph around it, and a foreign network may use any.
     """
 
     def new(name: str) -> str:
-        return names.get(name, NETWORK_PREFIX + name) if name else name  # "" is an input left out
+        return names.get(name, prefix + name) if name else name  # "" is an input left out
 
     for node in graph.node:
         node.input[:] = map(new, node.input)
         node.output[:] = map(new, node.output)
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                rename(inner, names)
+                rename(inner, names, prefix)
     for value in (*graph.input, *graph.output, *graph.initializer):
         value.name = new(value.name)
     for sparse in graph.sparse_initializer:
@@ -309,7 +320,7 @@ def _place(part: Path, data: Sequence[Path], target: Path) -> None:
 
 
 # Checks.
-def _compare(artifact: Artifact, nfe: int, part: Path) -> None:
+def _compare(artifact: Artifact, nfe: int, part: Path, *, pixels: bool) -> None:
     """Raise BackendError unless the sampler gives what the engine gives, for one batch of noise."""
     import onnxruntime
 
@@ -322,6 +333,7 @@ def _compare(artifact: Artifact, nfe: int, part: Path) -> None:
     given = contract.stand_ins
     with Engine.open(artifact, backend="onnxruntime") as engine:
         wanted = engine.sample(noise=noise, nfe=nfe, **drawn, **given).numpy()
+        shown = engine.images(noise=noise, nfe=nfe, **drawn, **given).numpy() if pixels else None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     try:
@@ -329,19 +341,24 @@ def _compare(artifact: Artifact, nfe: int, part: Path) -> None:
         feeds = {one.name: one.values(given.get(one.name), batch) for one in contract.conditions}
         for one in contract.conditions:
             feeds[one.name] = feeds[one.name].astype(one.dtype)
-        found = np.asarray(session.run(None, {"noise": noise, **drawn, **feeds})[0])
+        outputs = [np.asarray(one) for one in session.run(None, {"noise": noise, **drawn, **feeds})]
+        found = outputs[0]
     except Exception as error:  # its exceptions have no common base of their own
         raise BackendError(f"onnxruntime refuses the sampler: {first_line(error)}") from error
     tolerance = TOLERANCE if contract.precision == "fp32" else HALF_TOLERANCE
     difference = float(np.abs(found - wanted).max() / max(1.0, float(np.abs(wanted).max())))
     if not difference <= tolerance:
         raise BackendError(f"the sampler differs from the engine by {difference:.1e}, expected at most {tolerance:g}")
+    if shown is not None:
+        apart = np.abs(outputs[1].astype(np.int16) - shown).max()
+        if apart > LEVELS:
+            raise BackendError(f"the sampler's pixels differ from the engine's by {apart} levels, expected {LEVELS}")
 
 
 def _check_fit(contract: Contract) -> None:
     if contract.precision == "bf16":
         raise InputError("this engine is bf16, which onnxruntime has not on a CPU; build with precision fp32 or fp16")
     for one in contract.conditions:
-        if one.name in ("samples", "steps_noise"):
-            what = "output" if one.name == "samples" else "input"
+        if one.name in ("samples", "steps_noise", "pixels"):
+            what = "input" if one.name == "steps_noise" else "output"
             raise InputError(f"the network has a condition '{one.name}', which is the sampler's {what}; rename it")

@@ -22,6 +22,7 @@ from ..engine.backends.casting import cast_copy
 from ..engine.contract import AnyContract, Contract
 from ..engine.errors import InputError, first_line
 from ..engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
+from .shortcuts import shortcuts
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -75,7 +76,7 @@ def export_module(normalised: nn.Module, contract: AnyContract, path: Path, *, e
     shapes = (dynamic, others) if others else (dynamic,)
     try:
         # torch prints the whole graph before it says why it cannot export it.
-        with quiet(), _unprinted(), torch.no_grad():
+        with quiet(), _unprinted(), shortcuts(), torch.no_grad():
             program = torch.onnx.export(
                 OneBatch(normalised),
                 arguments,

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+PICTURE_ALONE, WITH_NOISE = 1, 2  # what a masked update puts where the mask is 0: a x_0, or a x_0 + b eps
+
 
 @dataclass(frozen=True)
 class Update:
@@ -26,6 +28,7 @@ class Update:
     clip: bool = False  # z = clamp(p s_0 + q out, -clip, clip) instead of z = out
     separate: bool = False  # also writes y_in = c_in' s_0 into a buffer of its own
     noise: int = 0  # the states to which the kernel adds noise that it makes itself
+    keeps: int = 0  # with a mask PICTURE_ALONE or WITH_NOISE, else 0
 
 
 def row_length(buffers: int) -> int:
@@ -57,19 +60,35 @@ def noise_factors(V: ArrayLike) -> NDArray[np.float32]:
     return np.concatenate([V, np.zeros((1, V.shape[1]))]).astype(np.float32)
 
 
+def kept_factors(a: ArrayLike, b: ArrayLike) -> NDArray[np.float32]:
+    """(a, b) [N] each as the kernels read them: float32 [N + 1, 2], nothing in the row of the start."""
+    both = np.stack([np.asarray(a, np.float64), np.asarray(b, np.float64)], axis=1)
+    return np.concatenate([both, np.zeros((1, 2))]).astype(np.float32)
+
+
 def updates(
-    *, p: ArrayLike, W: ArrayLike, w: ArrayLike, clip: bool, separate: bool, V: ArrayLike | None = None
+    *,
+    p: ArrayLike,
+    W: ArrayLike,
+    w: ArrayLike,
+    clip: bool,
+    separate: bool,
+    V: ArrayLike | None = None,
+    masked: bool = False,
 ) -> tuple[Update, ...]:
     """The N + 1 updates that belong to the rows of `coefficients`, each with the fewest reads and writes.
 
     A state is written when its row is not the identity and somebody reads it later: a later update, the network (s_0,
     unless `separate` gives the network a buffer of its own), or the caller (s_0 at the end). A state is read when a
     written row has a coefficient for it, or, for s_0, when the clip needs it. Going backwards settles both at once.
+    masked: s_0 is another one after each update, since part of it is replaced; the last update needs no noise for that.
     """
     p, W, w = (np.asarray(array, dtype=np.float64) for array in (p, W, w))
     V = np.zeros_like(w) if V is None else np.asarray(V, dtype=np.float64)
     evaluations, buffers = w.shape
     unchanged = [(W[n] == np.eye(buffers)).all(axis=1) & (w[n] == 0) & (V[n] == 0) for n in range(evaluations)]
+    for rows in unchanged:
+        rows[0] &= not masked
     live = {0}
     found: list[Update] = []
     for n in reversed(range(evaluations)):
@@ -80,7 +99,8 @@ def updates(
         if clip and p[n] != 0 and any(w[n, j] != 0 for j in needed):
             reads.add(0)
         noisy = _mask({j for j in needed if V[n, j] != 0})
-        found.append(Update(_mask(reads), _mask(writes), clip, feeds, noisy))
+        keeps = 0 if not masked else PICTURE_ALONE if n == evaluations - 1 else WITH_NOISE
+        found.append(Update(_mask(reads), _mask(writes), clip, feeds, noisy, keeps))
         live = (live - writes) | reads | (set() if separate else {0})
     start = Update(0, _mask(live), clip=False, separate=separate)
     return (*reversed(found), start)

@@ -7,16 +7,31 @@ what covers every program.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from . import images, noise, step
 from .launch import Kernel
-from .table import Update
+from .table import PICTURE_ALONE, WITH_NOISE, Update
 
 DTYPES = ("fp32", "fp16", "bf16")
 WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2, "u8": 1, "i64": 8, "i32": 4}  # bytes; the names are Triton's
 CHANNELS = (1, 3, 4)
+PROMISED = (
+    "states",
+    "y_in",
+    "out",
+    "elements",
+    "xi",
+    "picture",
+    "eps",
+    "mask",
+)  # multiples of 16 where data are aligned
+MASKED_END = Update(0, 1, keeps=PICTURE_ALONE)  # the last update of a masked sample
+# What updates with noise read and write in the shipped samplers of one and two states: DDPM, Euler ancestral, DDIM with
+# eta, LCM, TCD, consistency models; DPM-Solver++ SDE, SA-Solver. State 0 is written unless the network has a buffer of
+# its own, and all that is touched gets noise.
+DRAWN = {1: ((0, 1), (1, 0), (1, 1)), 2: ((1, 2), (1, 3), (2, 1), (3, 0), (3, 1), (3, 2), (3, 3))}
 
 
 @dataclass(frozen=True)
@@ -44,23 +59,38 @@ class Variant:
 
 
 def step_variant(
-    buffers: int, update: Update, out: str = "fp32", y_in: str | None = None, aligned: bool = True
+    buffers: int,
+    update: Update,
+    out: str = "fp32",
+    y_in: str | None = None,
+    aligned: bool = True,
+    *,
+    given: bool = False,
 ) -> Variant:
-    """The step kernel for one kind of update; y_in is the dtype of the network's own buffer, None unless separate."""
+    """The step kernel for one kind of update; y_in is the dtype of the network's own buffer, None unless separate.
+
+    given: the noise that it adds is read, not made.
+    """
     if not 1 <= buffers <= step.MAX_BUFFERS or (update.reads | update.writes) >> buffers:
         raise ValueError(f"no step kernel with {buffers} buffers and masks {update.reads:b}, {update.writes:b}")
     if out not in DTYPES or y_in not in (*DTYPES, None) or update.separate != (y_in is not None):
         raise ValueError(f"no step kernel from {out} to {y_in} with separate={update.separate}")
     words = ["step", f"b{buffers}", f"r{update.reads:0{buffers}b}", f"w{update.writes:0{buffers}b}"]
-    words += [f"n{update.noise:0{buffers}b}"] if update.noise else []
+    words += [f"n{update.noise:0{buffers}b}" + "x" * given] if update.noise else []
+    words += [f"k{update.keeps}"] if update.keeps else []
     words += ["clip"] * update.clip + [out] + ([y_in] if y_in else []) + ["any"] * (not aligned)
     pointers = (("states", "*fp32"), ("y_in", f"*{y_in or 'fp32'}"), ("out", f"*{out}"), ("table", "*fp32"))
-    drawn = (("seeds", "*i64"), ("factors", "*fp32"), ("size", "i64")) if update.noise else ()
+    seeds = (("seeds", "*i64"), ("factors", "*fp32"), ("size", "i64"))
+    drawn = () if not update.noise else (("factors", "*fp32"), ("xi", "*fp32")) if given else seeds
+    eps = (("eps", "*fp32"),) if update.keeps == WITH_NOISE else ()
+    kept = (("picture", "*fp32"), *eps, ("mask", "*u8"), ("kept", "*fp32")) if update.keeps else ()
+    read = 4 * update.reads.bit_count() + 4 * (bool(update.noise) and given) + 4 * len(eps) + 5 * bool(update.keeps)
+    named = (*pointers, ("row", "i32"), ("elements", "i64"), *drawn, *kept)
     return Variant(
-        op="step",
+        op="step" + "-noise" * bool(update.noise) + "-mask" * bool(update.keeps),
         name="-".join(words),
-        kernel=step.KERNEL,
-        types=(*pointers, ("row", "i32"), ("elements", "i64"), *drawn),
+        kernel=step.DRAWING if update.noise and not given else step.KERNEL,
+        types=named,
         constants=(
             ("BUFFERS", buffers),
             ("READS", update.reads),
@@ -69,10 +99,11 @@ def step_variant(
             ("SEPARATE", update.separate),
             ("BLOCK", step.BLOCK),
             *((("NOISE", update.noise),) if update.noise else ()),
+            *((("KEEPS", update.keeps),) if update.keeps else ()),
         ),
-        promised=("states", "y_in", "out", "elements") if aligned else (),
+        promised=tuple(name for name, _ in named if name in PROMISED) if aligned else (),
         grid="ceil(elements / BLOCK)",
-        read_floor=4 * update.reads.bit_count() + WIDTH[out],
+        read_floor=read + WIDTH[out],
         write_floor=4 * update.writes.bit_count() + (WIDTH[y_in] if y_in else 0),
     )
 
@@ -124,7 +155,8 @@ def standard() -> list[Variant]:
 
     Programs of one or two states (DDIM, PFDiff, two-step methods) find the kernel with exactly their masks. Larger ones
     are served by the kernels that read and write everything: a coefficient of zero adds nothing to a finite state.
-    Those, and only those, also exist without the promise of alignment.
+    Those, and only those, also exist without the promise of alignment. Noise goes to every state that the update
+    touches. Masks are served by kernels that read and write everything.
     """
     found: list[Variant] = []
     for buffers in range(1, step.MAX_BUFFERS + 1):
@@ -139,6 +171,10 @@ def standard() -> list[Variant]:
                     Update(0, everything, False, separate),
                 ]
                 found += program_variants(buffers, rows, network, aligned)
+                found += _with_noise(buffers, network, separate, clip, aligned)
+                for row in (Update(everything, everything, clip, separate, keeps=WITH_NOISE), MASKED_END):
+                    last = replace(row, reads=everything, clip=clip)
+                    found.append(step_variant(buffers, last, network, network if row.separate else None, aligned))
     for aligned in (True, False):
         found.append(noise_variant(aligned))
         found += [images_variant(channels, aligned) for channels in CHANNELS]
@@ -149,6 +185,19 @@ def _modes() -> list[tuple[str, bool, bool]]:
     """(network dtype, separate input, clip): a float32 network has its own buffer only where c_in is not 1."""
     inputs = [("fp32", False), ("fp32", True), ("fp16", True), ("bf16", True)]
     return [(dtype, separate, clip) for dtype, separate in inputs for clip in (False, True)]
+
+
+def _with_noise(buffers: int, network: str, separate: bool, clip: bool, aligned: bool) -> list[Variant]:
+    """Of updates between two evaluations; exact for one and two states, where the shipped samplers have these masks."""
+    everything = (1 << buffers) - 1
+    masks = DRAWN.get(buffers, ()) if aligned else ()
+    rows = [Update(reads, writes, clip, separate, writes | separate) for reads, writes in masks]
+    rows.append(Update(everything, everything, clip, separate, everything))
+    return [
+        step_variant(buffers, row, network, network if separate else None, aligned)
+        for row in rows
+        if separate or row.writes & 1
+    ]
 
 
 def _exact(buffers: int, network: str, separate: bool, clip: bool) -> list[Variant]:

@@ -37,7 +37,7 @@ from .sampling.budget import Budget, BudgetSpentError, parse_budget
 from .sampling.reference import FEW, Reference
 from .sampling.seeds import chosen_seeds
 from .sampling.subject import Subject, speed_of
-from .search.candidates import Candidate, Setting, all_candidates, by_default, make_setting
+from .search.candidates import Candidate, Setting, all_candidates, by_default, lacks_variances, make_setting
 from .search.criterion import Criterion
 from .search.guard import guarded
 from .search.halving import Search, Trial
@@ -341,5 +341,7 @@ def _too_little(limit: Budget, reference: Reference, seeds: int, *, refine: bool
 def _nothing_found(setting: Setting, solvers: Any, grids: Any, bases: Any, limit: Budget) -> str:
     if limit.evaluations is not None or limit.seconds is not None:
         return "the budget is spent before one candidate was run; give more"
+    if lacking := next(filter(lacks_variances, solvers or ()), None):
+        return f"{lacking} is no candidate of a search: pfdiff build estimates its variances; give it with x0_var="
     asked = f"solvers {solvers or 'all'}, grids {grids or 'all'}, bases {bases or 'all'}"
     return f"no candidate is defined for NFE {setting.nfe} on schedule {setting.schedule} ({asked}); allow more"

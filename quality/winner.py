@@ -10,7 +10,8 @@ from typing import Any
 from ..engine.artifact import MANIFEST, Artifact, read_artifact, write_manifest
 from ..engine.atomic import locked_for_build
 from ..engine.errors import InputError
-from ..export.build import check_place, extended, refuse_another, write_programs
+from ..export.build import check_place
+from ..export.engine_directory import extended, refuse_another, write_programs
 from .ranking import Ranking
 from .sampling.subject import Subject
 

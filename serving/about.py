@@ -12,6 +12,7 @@ from ..engine.api import Engine
 from ..engine.compiler.program import Program
 from ..engine.contract import Contract, DecoderContract
 from ..engine.runtime.noise import Seeds
+from ..engine.text_encoders import NEGATIVE, TextEncoders
 from .samplers import OWN, Sampler, compared, described
 
 PICTURE_CHANNELS = (1, 3, 4)
@@ -21,7 +22,7 @@ class Drawing(Protocol):
     """What a server asks of an engine: `pfdiff.Engine`, or anything like it.
 
     An engine with text encoders has `takes_prompt` true, and its `images` and `sample` take prompt= and
-    negative_prompt=, one text for all samples or a list with one for each.
+    negative_prompt=, one text for all samples or a list with one for each. What they stand for is `text_encoders`'.
     """
 
     contract: Contract
@@ -44,7 +45,11 @@ class Drawing(Protocol):
 @final
 @dataclass(frozen=True)
 class About:
-    """image: [H, W, C] of a picture, None where samples are none. samplers: by name and NFE. shape: of one sample."""
+    """image: [H, W, C] of a picture, None where samples are none. samplers: by name and NFE.
+
+    encoded: the conditions, by the contract's names, that prompts stand for. usual_negative: the text that the engine
+    takes for a negative prompt when there is none; None where it takes no text, or zeros.
+    """
 
     name: str
     contract: Contract
@@ -55,8 +60,15 @@ class About:
     device: str
     description: str
     takes_prompt: bool
+    takes_negative_prompt: bool
+    usual_negative: str | None
+    encoded: frozenset[str]
     latent: bool
     samplers: Mapping[str, Mapping[int, Sampler]]
+
+    def stands_for(self, word: str) -> frozenset[str]:
+        """The conditions that the text `word` stands for: prompt or negative_prompt."""
+        return frozenset(name for name in self.encoded if name.endswith(NEGATIVE) == (word == "negative_prompt"))
 
     def as_json(self) -> dict[str, Any]:
         """For GET /v1/engines."""
@@ -71,6 +83,8 @@ class About:
             "device": self.device,
             "description": self.description,
             "takes_prompt": self.takes_prompt,
+            "takes_negative_prompt": self.takes_negative_prompt,
+            "encoded": sorted(self.encoded),
             "latent": self.latent,
             "samplers": {
                 name: {str(nfe): asdict(one) for nfe, one in held.items()} for name, held in self.samplers.items()
@@ -88,6 +102,10 @@ def faces(engine: Drawing) -> dict[str, Drawing]:
 def about(name: str, engine: Drawing, held: Mapping[str, Drawing]) -> About:
     """held: what `faces` gave."""
     shape = engine.decoder.image if engine.decoder else engine.contract.shape
+    takes_prompt = bool(getattr(engine, "takes_prompt", False))
+    encoders: TextEncoders | None = getattr(engine, "text_encoders", None)
+    encoded = encoders.encoded & {one.name for one in engine.contract.conditions} if encoders else frozenset[str]()
+    takes_negative = takes_prompt and (not encoders or any(name.endswith(NEGATIVE) for name in encoded))
     image = (shape[1], shape[2], shape[0]) if len(shape) == 3 and shape[0] in PICTURE_CHANNELS else None
     return About(
         name=name,
@@ -98,7 +116,10 @@ def about(name: str, engine: Drawing, held: Mapping[str, Drawing]) -> About:
         backend=engine.backend,
         device=engine.device,
         description=engine.description,
-        takes_prompt=bool(getattr(engine, "takes_prompt", False)),
+        takes_prompt=takes_prompt,
+        takes_negative_prompt=takes_negative,
+        usual_negative="" if takes_negative and not (encoders and encoders.zeros) else None,
+        encoded=encoded,
         latent=engine.decoder is not None,
         samplers={
             sampler: described(face.programs, engine.provenance if sampler == OWN else None)

@@ -6,22 +6,24 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import final
 
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import openai_route, page_route, routes
-from .answers import png_of
 from .guard import Access, Guard, error_response
 from .hosts import Host
+from .layer import Layer, Sending
 from .limits import Limits
 from .metrics import Metrics
 from .orders import NotDrawnError
-from .routes import Served
+from .routes import openai, page, samples
+from .routes.answers import png_of
+from .routes.served import Served
 
 TITLE = "pfdiff"
 COUNTED = ("/v1/samples", "/v1/images/generations", "/v1/engines", "/v1/models", "/", "/metrics", "/healthz")
@@ -48,9 +50,9 @@ def make_app(hosts: Mapping[str, Host], limits: Limits, access: Access) -> ASGIA
         docs_url=None,  # both pages would load scripts from a foreign host; ours is /api
         redoc_url=None,
     )
-    app.include_router(routes.router(served))
-    app.include_router(openai_route.router(served))
-    app.include_router(page_route.router())
+    app.include_router(samples.router(served))
+    app.include_router(openai.router(served))
+    app.include_router(page.router())
     _add_watching(app, hosts, metrics)
 
     @app.exception_handler(NotDrawnError)
@@ -75,31 +77,22 @@ def _add_watching(app: FastAPI, hosts: Mapping[str, Host], metrics: Metrics) -> 
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-class _Counting:
+@final
+class _Counting(Layer):
     """Counts requests by route and status, and how long those of samples took."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
+        super().__init__(app)
         self._metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status = 500
-        start = time.perf_counter()
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending, start = Sending(send), time.perf_counter()
         route = scope["path"] if scope["path"] in COUNTED else "other"
         self._metrics.running.inc()
         try:
             await self._app(scope, receive, sending)
         finally:
+            status = sending.status or 500
             self._metrics.running.dec()
             self._metrics.requests.labels(route, status).inc()
             if scope["method"] == "POST" and status == 200:

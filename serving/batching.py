@@ -1,12 +1,13 @@
 """The queue before an engine: orders of many clients become batches of one kind.
 
-A batch is due when it fills the largest bucket, or when its oldest order has waited `max_wait_s`. Of several that are
-due the one with the oldest order goes first, so no kind can keep another waiting. An order larger than what is free in
-a batch is cut, and its rest begins the next one. The queue is bounded in samples, not in orders: that bounds the wait.
+A batch is due when more samples would not be drawn faster, or when its oldest order has waited `max_wait_s`. Of
+several that are due the one with the oldest order goes first, so no kind can keep another waiting. An order larger than
+what is free in a batch is cut, and its rest begins the next one. The queue is bounded in samples, not in orders: that
+bounds the wait.
 
-Samples that fill no bucket are padded to the next one, or as many as fill the one below go first: whichever draws more
-samples a second. On a CPU, where a bucket takes as long as it is large, that is mostly the one below; on a GPU, where
-small buckets take equally long, the next one. The times are measured: by the warm-up, then by every batch.
+A batch has the bucket that draws most of the waiting samples a second, padded where they do not fill it; of buckets
+that are equally fast (`EQUAL`) the smallest, whose samples are ready first. On a CPU, where a bucket takes about as
+long as it is large, that is a small one; on a GPU the largest. Times are measured: by the warm-up, then by every batch.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from numpy.typing import NDArray
 from .orders import Drawn, Kind, NotDrawnError, Order
 
 RETRY_MOST_S = 60
+FORGET = 0.999  # what is not measured again seems faster with every batch, until it is tried again
+EQUAL = 0.97  # of samples a second; running means of batches differ by more on a busy machine
 
 
 @final
@@ -158,20 +161,20 @@ class Batcher:
         """How long a batch of `count` samples in `bucket` took: for Retry-After and for the size of later batches."""
         with self._changed:
             self._seconds_each = _mean(self._seconds_each, seconds / count)
-            self._evaluation_s[bucket] = _mean(self._evaluation_s.get(bucket, 0.0), seconds / nfe)
+            own = _mean(self._evaluation_s.get(bucket, 0.0), seconds / nfe)
+            forgotten = {size: FORGET * one for size, one in self._evaluation_s.items()}
+            self._evaluation_s = {**forgotten, bucket: own}
 
     def fitting(self, count: int) -> int:
         """How many of `count` samples go into the next batch."""
-        if count >= self.buckets[-1]:
-            return self.buckets[-1]
-        above = next(size for size in self.buckets if size >= count)
-        below = max((size for size in self.buckets if size <= count), default=0)
-        if below in (0, count):
-            return count
-        if 2 * count < above or not {above, below} <= set(self._evaluation_s):
-            return below
-        padded, filled = count / self._evaluation_s[above], below / self._evaluation_s[below]
-        return count if padded >= filled else below
+        return min(count, self._best(count))
+
+    def _best(self, count: int) -> int:
+        """The bucket for `count` samples; of buckets not measured yet, the largest that they fill."""
+        if not set(self.buckets) <= set(self._evaluation_s):
+            return max((size for size in self.buckets if size <= count), default=self.buckets[0])
+        rates = {size: min(size, count) / self._evaluation_s[size] for size in self.buckets}
+        return next(size for size in self.buckets if rates[size] >= EQUAL * max(rates.values()))
 
     def close(self, why: NotDrawnError, *, refuse_waiting: bool = False) -> None:
         """Take nothing new; what waits is still given to `take`, or with `refuse_waiting` refused with `why`."""
@@ -185,14 +188,15 @@ class Batcher:
             self._changed.notify_all()
 
     def _next(self) -> tuple[Kind, float]:
-        """The kind that is due first, and when; a full bucket is due at once."""
+        """The kind that is due first, and when; as many as the fastest bucket takes are due at once."""
         best: tuple[Kind, float] | None = None
+        enough = self._best(self.buckets[-1])
         sizes: dict[Kind, int] = {}
         for job in self._jobs:
             sizes[job.order.kind] = sizes.get(job.order.kind, 0) + job.left
         for kind, size in sizes.items():  # in the order of their oldest jobs
             oldest = next(job.arrived for job in self._jobs if job.order.kind == kind)
-            full = self._closed is not None or size >= self.buckets[-1]
+            full = self._closed is not None or size >= enough
             due_at = oldest if full else oldest + self._max_wait_s
             if best is None or due_at < best[1]:
                 best = kind, due_at

@@ -1,4 +1,4 @@
-"""What stands before every route: whose request it is, how long its body may be, and that no traceback leaves.
+"""What stands before every route: whose request it is, and that no traceback leaves.
 
 Plain ASGI, so that it costs a few microseconds. A server on loopback answers to loopback's names only: a page of
 another origin that had its own name point here (DNS rebinding) would otherwise read the answers.
@@ -6,25 +6,23 @@ another origin that had its own name point here (DNS rebinding) would otherwise 
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import json
 import logging
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .limits import BODY_SECONDS, SKIPPED_BODY_BYTES
-from .orders import NotDrawnError
-from .page_route import FILES
+from .layer import Layer, Sending
+from .routes.page import FILES, PAGES
 
 log = logging.getLogger("pfdiff.serving")
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
-OPEN_PATHS = frozenset({*FILES, "/openapi.json", "/healthz"})
+OPEN_PATHS = frozenset({*PAGES, *FILES, "/openapi.json", "/healthz"})
 HEADERS = [
     (b"content-security-policy", b"default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -53,26 +51,15 @@ def error_response(status: int, message: str, retry_s: int | None = None) -> Res
 
 
 @final
-class Guard:
+class Guard(Layer):
     """The application behind checks."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app = app
+        super().__init__(app)
         self._access = access
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        begun = False
-
-        async def sending(message: Message) -> None:
-            nonlocal begun
-            if message["type"] == "http.response.start":
-                begun = True
-                message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
-            await send(message)
-
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = Sending(send, HEADERS)
         refused = self._refused(scope)
         if refused is not None:
             await refused(scope, receive, sending)
@@ -83,7 +70,7 @@ class Guard:
             pass
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
-            if not begun:
+            if sending.status is None:
                 await error_response(500, "internal error; the server's log says why")(scope, receive, sending)
 
     def _refused(self, scope: Scope) -> Response | None:
@@ -101,31 +88,3 @@ class Guard:
             if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), key.encode()):
                 return error_response(401, "an API key is needed: send 'Authorization: Bearer KEY'")
         return None
-
-
-async def read_body(request: Request, most_bytes: int) -> bytes:
-    """The whole body. Raises NotDrawnError 413 for a larger one, 408 for a slow one."""
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size <= most_bytes:
-                    parts.append(part)
-                else:
-                    parts.clear()  # the rest is read and dropped: a client that is still sending sees no answer
-                if size > SKIPPED_BODY_BYTES:
-                    break
-    except TimeoutError:
-        raise NotDrawnError(408, f"the body took longer than {BODY_SECONDS:g} s") from None
-    if size > most_bytes:
-        raise NotDrawnError(413, f"a body of more than {most_bytes} bytes; send fewer samples, or .npz for JSON")
-    return b"".join(parts)
-
-
-async def until_left(request: Request) -> None:
-    """Return when the client has gone; the body must have been read."""
-    message: dict[str, Any] = {"type": ""}
-    while message["type"] != "http.disconnect":
-        message = dict(await request.receive())

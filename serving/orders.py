@@ -18,21 +18,23 @@ from numpy.typing import NDArray
 class Kind:
     """What all samples of one batch share: the sampler (a name of `samplers`), its NFE, and pixels or samples.
 
-    Guidance is a condition of its own for each sample, so it is no part of this.
+    Guidance is a condition of its own for each sample, so it is no part of this. given: of what a prompt stands for,
+    the names of the conditions that came as numbers, and "negative_prompt" where there is one.
     """
 
     sampler: str
     nfe: int
     pixels: bool
+    given: tuple[str, ...] = ()
 
 
 @final
 @dataclass(frozen=True)
 class Words:
-    """The prompt of every sample of an order, for engines that hold text encoders."""
+    """The texts of every sample of an order, for engines that hold text encoders; None: numbers, or none at all."""
 
-    prompt: str
-    negative: str = ""
+    prompt: str | None
+    negative: str | None = None
 
 
 @final

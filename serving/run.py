@@ -79,6 +79,7 @@ def config(app: object) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # pyright: ignore[reportArgumentType]  # any ASGI application
         lifespan="on",
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,

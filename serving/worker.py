@@ -126,7 +126,8 @@ class Worker:
     def _trial(self, kind: Kind, size: int) -> Order:
         contract = self._engine.contract
         given = contract.stand_ins
-        conditions = {one.name: one.values(given.get(one.name), size) for one in contract.conditions}
+        taken = [one for one in contract.conditions if one.name not in self.about.encoded]
+        conditions = {one.name: one.values(given.get(one.name), size) for one in taken}
         words = Words("") if self.about.takes_prompt else None
         return Order(kind, np.arange(size, dtype=np.uint64), conditions, words)
 
@@ -210,14 +211,14 @@ def _reason(error: Exception) -> tuple[NotDrawnError, bool]:
 
 
 def _words(orders: Sequence[Order]) -> dict[str, Any]:
-    """prompt and negative_prompt: one text where all agree, else one for each sample."""
-    pairs = [(one.words.prompt, one.words.negative) for one in orders if one.words for _ in range(one.count)]
-    if not pairs:
-        return {}
-    prompts, negatives = map(list, zip(*pairs, strict=True))
-    if len(set(pairs)) == 1:
-        return {"prompt": prompts[0], "negative_prompt": negatives[0]}
-    return {"prompt": prompts, "negative_prompt": negatives}
+    """prompt and negative_prompt where the orders have them: one text where all agree, else one for each sample."""
+    words = [one.words for one in orders if one.words for _ in range(one.count)]
+    found: dict[str, Any] = {}
+    prompts, negatives = [one.prompt for one in words], [one.negative for one in words]
+    for name, texts in (("prompt", prompts), ("negative_prompt", negatives)):
+        if texts and texts[0] is not None:  # as all of one kind
+            found[name] = texts[0] if len(set(texts)) == 1 else texts
+    return found
 
 
 def _give(job: Job, rows: NDArray[Any], seconds: float, batches: Sequence[tuple[int, int]], shared: int) -> None:

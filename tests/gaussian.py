@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pfdiff import Program
 
 from .oracle import Mixture
 
+Network = Callable[[float, float], float]
 
-def moments(program: Program, oracle: Mixture, start: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
+
+def moments(
+    program: Program, oracle: Mixture, start: tuple[float, float] = (0.0, 1.0), network: Network | None = None
+) -> tuple[float, float]:
     """(mean, variance) in each coordinate from noise of mean and deviation `start`; one component, the table in eps.
 
-    The network is then affine, d_n = a_n y_n + b_n, and so is every row of the table in (1, noise, xi_1, ..., xi_K).
+    network: affine in x, its output eps; by default the oracle's. So d_n = a_n y_n + b_n, and so is every
+    row of the table in (1, noise, xi_1, ..., xi_K).
     """
     assert program.basis == "eps"
     assert program.clip is None
-    network, noises = oracle.network(), program.noises
+    network, noises = network or oracle.network(), program.noises
     outputs: list[np.ndarray] = []
     for n, row in enumerate(program.table):
         y = np.array([row[0] * start[0], row[0] * start[1], *row[1 : 1 + noises]])
@@ -28,6 +35,12 @@ def moments(program: Program, oracle: Mixture, start: tuple[float, float] = (0.0
         d[0] += b
         outputs.append(d)
     raise AssertionError("a table has a last row")
+
+
+def x0_variance(oracle: Mixture, t: float) -> float:
+    """Var(x_0 | x_t) of one component."""
+    alpha, sigma = float(oracle.schedule.alpha(t)), float(oracle.schedule.sigma(t))
+    return (oracle.stds[0] * sigma) ** 2 / ((alpha * oracle.stds[0]) ** 2 + sigma**2)
 
 
 def marginal(oracle: Mixture, t: float) -> tuple[float, float]:

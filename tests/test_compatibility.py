@@ -21,11 +21,13 @@ THEN = Path(__file__).parent / "data" / "e9258ea"
 # Option by command, beyond those of e9258ea.
 ADDED: dict[str, set[str]] = {
     "bench": {"--seconds"},
-    "build": {"--data-range", "--time-map", "--lora", "--controlnet", "--no-encoders"},
-    "compare": {"--data-range", "--time-map"},
-    "export": {"--triton"},
-    "sample": {"--prompt", "--negative-prompt", "--image", "--strength", "--strength-counts"},
-    "tune": {"--data-range", "--time-map", "--buffers"},
+    "build": {"--data-range", "--time-map", "--lora", "--controlnet", "--no-encoders", "--quantise-error"},
+    "compare": {"--data-range", "--time-map", "--prompt", "--negative-prompt"},
+    "export": {"--triton", "--pixels"},
+    "evaluate": {"--prompt", "--negative-prompt"},
+    "generate": {"--prompt", "--negative-prompt"},
+    "sample": {"--prompt", "--negative-prompt", "--image", "--mask", "--strength", "--strength-counts"},
+    "tune": {"--data-range", "--time-map", "--buffers", "--prompt", "--negative-prompt"},
 }
 # Defaults that are others now, by command and option: the sampler is chosen by rule, two architectures came.
 CHANGED = {

@@ -205,7 +205,7 @@ def check_command(words: list[str], where: str, *, run: bool) -> None:
             assert all(option in text for option in options), f"{where}: {line}"
         case ["curl", address, *options]:
             assert address.endswith("/v1/samples"), f"{where}: {line}"
-            schema = pytest.importorskip("pfdiff.serving.schema", reason="pip install 'pfdiff[serve]'")
+            schema = pytest.importorskip("pfdiff.serving.routes.schema", reason="pip install 'pfdiff[serve]'")
             schema.SamplesBody.model_validate_json(options[options.index("-d") + 1])
         case ["docker", "build" | "run", *_]:
             assert (ROOT / "Dockerfile").is_file(), f"{where}: {line}"

@@ -65,7 +65,11 @@ def test_every_study_is_listed():
     table = prose(ROOT / "docs" / "guides" / "benchmarking.md").partition("## The studies")[2]
     listed = {name for row in table.splitlines() if row.startswith("| `") for name in SPAN.findall(row.split("|")[1])}
     folder = ROOT / "bench" / "studies"
-    programs = {one.stem for one in folder.glob("*.py") if "__main__" in one.read_text(encoding="utf-8")}
+    programs = {
+        ".".join(one.relative_to(folder).with_suffix("").parts)
+        for one in folder.rglob("*.py")
+        if "__main__" in one.read_text(encoding="utf-8")
+    }
     assert listed == programs
 
 

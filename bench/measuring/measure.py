@@ -2,7 +2,7 @@
 
 A shared machine drifts by more than what is looked for, so what is tracked are ratios of times of one round. The others
 are timed before the function in one round and after it in the next. A measurement keeps the ratios of BLOCKS contiguous
-stretches of its rounds: how far they lie apart is what `tracking` calls the spread.
+stretches of its rounds: how far they lie apart is what `regression` calls the spread.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Times = NDArray[np.float64]  # milliseconds [rounds]
 
 BLOCKS = 3  # contiguous stretches of rounds, each with a ratio of its own
-WIDTH = 5.0  # standard errors, see `tracking`
+WIDTH = 5.0  # standard errors, see `regression`
 DIGITS = 5  # significant ones that are stored
 OVERHEAD = "whole / bare evaluations"  # the ratio that is a field too, overhead_ratio
 

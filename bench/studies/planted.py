@@ -1,4 +1,4 @@
-"""A slow-down of 10 % planted in the updates, then in the network: does the comparison of `tracking` catch it?
+"""A slow-down of 10 % planted in the updates, then in the network: does the comparison of `regression` catch it?
 
 `python -m pfdiff.bench.studies.planted` runs the benchmarks of networks and updates four times: as they are, as they
 are again, with each of the two planted. bench/results/<device>/planted.json keeps every ratio of the last three beside
@@ -25,7 +25,7 @@ from typing import Any
 
 from ..measuring.machine import RESULTS, describe, folder_name
 from ..measuring.ratios import rounded
-from ..tracking import PASSES, Change, changes_between, combined, passes
+from ..regression import PASSES, Change, changes_between, combined, passes
 
 VARIABLE = "PFDIFF_PLANTED"
 EVERY = 10  # at least the benchmarks' N

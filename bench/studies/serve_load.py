@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -125,57 +125,77 @@ def in_process(engine: pfdiff.Engine, bucket: int, seconds: float) -> float:
 
 
 # One load.
-def measure(
-    engine: pfdiff.Engine, port: int, pid: int, clients: int, seconds: float, expected: Expected
-) -> dict[str, Any]:
-    """The figures of one number of clients."""
-    bucket = max(size for size in engine.batch if size <= clients)
-    others, fill = os.getloadavg()[0], batch_fill(port)
-    scale = max(float(np.abs(np.frombuffer(one, np.float32)).max()) for held in expected.values() for one in held)
-    memory: list[int] = []
-    statuses: Counter[int] = Counter()
-    times: list[float] = []
-    sampled: list[float] = []
-    equal: Counter[str] = Counter()
+@final
+class Load:
+    """Some clients, each of which asks again as soon as it is answered, and what came back to them."""
 
-    async def client(first: int, end: float) -> None:
-        seed = first
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    def __init__(self, port: int, pid: int, clients: int, expected: Expected) -> None:
+        """pid: of the server. expected: the samples of every seed that are right."""
+        self.port, self.pid, self.clients, self.expected = port, pid, clients, expected
+        rows = [np.frombuffer(one, np.float32) for held in expected.values() for one in held]
+        self.scale = max(float(np.abs(row).max()) for row in rows)
+        self.memory: list[int] = []
+        self.statuses: Counter[int] = Counter()
+        self.answer_ms: list[float] = []
+        self.batch_ms: list[float] = []
+        self.equal: Counter[str] = Counter()
+
+    def rate(self, seconds: float) -> float:
+        """Answers a second."""
+        start, before = time.perf_counter(), len(self.answer_ms)
+        asyncio.run(self._run(start + seconds))
+        return (len(self.answer_ms) - before) / (time.perf_counter() - start)
+
+    async def _run(self, end: float) -> None:
+        await asyncio.gather(self._watch(end), *(self._client(first, end) for first in range(self.clients)))
+
+    async def _client(self, seed: int, end: float) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         while time.perf_counter() < end:
             start = time.perf_counter()
             status, headers, body = await ask(reader, writer, seed)
-            statuses[status] += 1
+            self.statuses[status] += 1
             if status == 429:
                 await asyncio.sleep(float(headers["retry-after"]))
                 continue
-            times.append(1e3 * (time.perf_counter() - start))
-            sampled.append(float(re.findall(r"sample;dur=([\d.]+)", headers["server-timing"])[0]))
-            equal[compare(body, expected[seed], scale)] += 1
-            seed = (seed + clients) % SEEDS
+            self.answer_ms.append(1e3 * (time.perf_counter() - start))
+            self.batch_ms.append(float(re.findall(r"sample;dur=([\d.]+)", headers["server-timing"])[0]))
+            self.equal[compare(body, self.expected[seed], self.scale)] += 1
+            seed = (seed + self.clients) % SEEDS
         writer.close()
 
-    async def watch(end: float) -> None:
+    async def _watch(self, end: float) -> None:
         while time.perf_counter() < end:
-            memory.append(resident_bytes(pid))
+            self.memory.append(resident_bytes(self.pid))
             await asyncio.sleep(0.5)
 
-    async def load() -> None:
-        end = time.perf_counter() + seconds / ROUNDS
-        await asyncio.gather(watch(end), *(client(first, end) for first in range(clients)))
+    def figures(self, bucket: int) -> dict[str, Any]:
+        """Of all that was asked so far. bucket: of which the bound on the wait is made."""
+        p50, p99 = np.percentile(self.answer_ms, (50, 99))
+        longest = float(np.max(self.batch_ms))
+        return {
+            "p50_ms": float(p50),
+            "p99_ms": float(p99),
+            "batch_ms": {"median": float(np.median(self.batch_ms)), "max": longest},
+            "bound_ms": (QUEUE / bucket + 2) * longest + MAX_WAIT_MS,
+            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
+            "answers": dict(self.equal),
+            "memory_bytes_by_quarter": [int(np.mean(part)) for part in np.array_split(self.memory, 4)],
+        }
 
-    def rate() -> float:
-        start, before = time.perf_counter(), len(times)
-        asyncio.run(load())
-        return (len(times) - before) / (time.perf_counter() - start)
 
+def measure(
+    engine: pfdiff.Engine, port: int, pid: int, clients: int, seconds: float, expected: Expected
+) -> dict[str, Any]:
+    """The figures of one number of clients, in rounds in turn with the engine in this process."""
+    bucket = max(size for size in engine.batch if size <= clients)
+    others, fill = os.getloadavg()[0], batch_fill(port)
+    load = Load(port, pid, clients, expected)
     alone: list[float] = []
     served: list[float] = []
     for _ in range(ROUNDS):
         alone.append(in_process(engine, bucket, seconds / ROUNDS / 2))
-        served.append(rate())
-    p50, p99 = np.percentile(times, (50, 99))
-    bound = (QUEUE / bucket + 2) * float(np.max(sampled)) + MAX_WAIT_MS
-    quarters = [int(np.mean(part)) for part in np.array_split(memory, 4)]
+        served.append(load.rate(seconds / ROUNDS))
     found = {
         "buckets": engine.batch,
         "clients": clients,
@@ -183,13 +203,7 @@ def measure(
         "samples_per_second": served,
         "in_process_per_second": alone,
         "share_of_in_process": float(np.median(np.divide(served, alone))),
-        "p50_ms": float(p50),
-        "p99_ms": float(p99),
-        "batch_ms": {"median": float(np.median(sampled)), "max": float(np.max(sampled))},
-        "bound_ms": bound,
-        "statuses": {str(status): count for status, count in sorted(statuses.items())},
-        "answers": dict(equal),
-        "memory_bytes_by_quarter": quarters,
+        **load.figures(bucket),
         "load_average": [others, os.getloadavg()[0]],
         "batch_fill": float(np.divide(*np.subtract(batch_fill(port), fill))),
     }

@@ -28,7 +28,18 @@ MIXTURES: dict[str, tuple[int, int, float, str, str]] = {
     "mixture-edm": (64, 10, 0.25, "edm", "x0"),
     "mixture-latent": (64, 20, 0.4, "scaled_linear:1000", "eps"),
 }
-SEEDS = {"moons": 256, "digits": 16, "latent": 12, "mixture": 256, "fashion": 4, "mnist": 16}
+SHAPES = {"digits": (1, 8, 8), "latent": (4, 7, 7), "line": (1,)}  # of the others [2]
+SEEDS = {
+    "moons": 256,
+    "roll": 256,
+    "checker": 256,
+    "line": 256,
+    "digits": 16,
+    "latent": 12,
+    "mixture": 256,
+    "fashion": 4,
+    "mnist": 16,
+}
 
 
 @final
@@ -48,7 +59,7 @@ def subjects(weights: Path, data: Path | None, say: Callable[[str], None]) -> li
     """All that can be had here; `say` gets one line for each that is missing."""
     found: list[Subject] = []
     for name, recipe in RECIPES.items():
-        shape = {"moons": (2,), "digits": (1, 8, 8), "latent": (4, 7, 7)}[recipe.data]
+        shape = SHAPES.get(recipe.data, (2,))
         try:
             module = load(name, weights)
         except FileNotFoundError:

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
 from ..contract import AnyContract, Contract
+from ..errors import BackendError
 from ..progress import BuildProgress
 from ..tensors import TORCH_DTYPES, from_numpy, lasting
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Runs the network once and returns the tensor [batch, *output_shape], contiguous, that holds the output.
 Evaluate = Callable[[], torch.Tensor]
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class NetworkFiles:
     options: CudaOptions = CudaOptions()
     progress: BuildProgress | None = None
     stream: torch.cuda.Stream | None = None
+
+    @property
+    def precision(self) -> str:
+        """What it computes in: the engine's precision, such as int8, for its network, else the contract's."""
+        whole = self.artifact is not None and isinstance(self.contract, Contract)
+        return self.artifact.precision if self.artifact is not None and whole else self.contract.precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,3 +147,18 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the network. Functions that `bind` returned may not be called any more."""
+
+
+class OneByOne(Backend, Generic[Loaded]):
+    """A backend that binds each set of buffers by itself. `_loaded`: what it evaluates with; None once it is closed."""
+
+    _loaded: Loaded | None
+
+    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
+        if self._loaded is None:
+            raise BackendError("this backend is closed; load the engine again")
+        return [self._bound(self._loaded, buffers) for buffers in sets]
+
+    @abstractmethod
+    def _bound(self, loaded: Loaded, buffers: Buffers, /) -> Evaluate:
+        """The function of one set."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
 
 import torch
 
-from ..device import why_not_cuda
+from ..contract import QUANTISED, AnyContract
+from ..device import capability, why_not_cuda
 from ..errors import BackendError, first_line
-from .abstract import Backend, NetworkFiles
+from .abstract import Backend, Buffers, Evaluate, NetworkFiles
 from .fastest import choose_fastest
 from .registry import ON_CUDA, TENSORRT, check_backend, check_precision, choose_backend, open_backend, why_not
+
+LEAST_FP8 = 89  # compute capability from which tensor cores have float8
 
 
 def check_runnable(name: str, precision: str, module: object, device: torch.device | None) -> None:
@@ -25,7 +31,8 @@ def check_runnable(name: str, precision: str, module: object, device: torch.devi
         gpu = None
     if gpu is not None:
         asked = ON_CUDA if name == "auto" else (name,)
-        reasons = {one: why_not(one, module, gpu) for one in asked}
+        chip = capability(gpu)
+        reasons = {one: why_not(one, module, gpu) or why_no_eight_bits(one, precision, chip) for one in asked}
         if not all(reasons.values()):
             return
         problem = "; ".join(f"{one}: {why}" for one, why in reasons.items())
@@ -58,6 +65,45 @@ def open_best(files: NetworkFiles, device: torch.device | None, name: str, threa
         name, reason = choose_fastest(files, threads)
     opened = open_backend(name, files, threads, torch.device("cpu"))
     return opened, "; ".join(filter(None, (reason, refused)))
+
+
+def why_no_eight_bits(name: str, precision: str, chip: str) -> str:
+    """Why a backend has no int8 or fp8 on a GPU of capability `chip` (sm89), in one clause; empty when it has."""
+    if precision not in QUANTISED:
+        return ""
+    if name == "torch":
+        return f"it has no {precision}"
+    if precision == "fp8" and int(chip.removeprefix("sm")) < LEAST_FP8:
+        return f"fp8 needs compute capability 8.9, {chip} has none; build with int8 or fp16"
+    return ""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """Opens the other networks of an engine where its own is open: same device, same stream, what was asked for."""
+
+    network: NetworkFiles
+    device: torch.device
+    backend: str
+    threads: int | None
+
+    @classmethod
+    def of(cls, network: NetworkFiles, opened: Backend, backend: str, threads: int | None) -> Beside:
+        """backend, threads: as they were asked for `network`; torch, which needs a module for each, becomes auto."""
+        files = replace(network, module=None, stream=opened.stream)
+        return cls(files, opened.device, "auto" if backend == "torch" else backend, threads)
+
+    def open(self, what: str, onnx: Path, contract: AnyContract, batch: int) -> tuple[Backend, Buffers, Evaluate]:
+        """The network in `onnx`, bound to buffers of one bucket. Raises BackendError that begins with `what`."""
+        files = replace(self.network, onnx=onnx, contract=contract)
+        try:
+            backend, _ = open_best(files, self.device, self.backend, self.threads)
+        except BackendError as error:
+            raise BackendError(f"{what}: {error}") from None
+        buffers = Buffers.of(contract, batch, backend.dtype, backend.device)
+        (evaluate,) = backend.bind([buffers])
+        return backend, buffers, evaluate
 
 
 def _first_gpu() -> torch.device:

@@ -42,7 +42,7 @@ def choose_fastest(files: NetworkFiles, threads: int | None) -> tuple[str, str]:
 
     Raises BackendError when no backend is installed for the precision.
     """
-    name, why = choose_backend(files.contract.precision)
+    name, why = choose_backend(computed_in(files))
     rivals = tuple(one for one in TIMED if one != name and is_installed(one))
     artifact = files.artifact
     if rivals and artifact is not None and isinstance(files.contract, Contract):
@@ -52,6 +52,11 @@ def choose_fastest(files: NetworkFiles, threads: int | None) -> tuple[str, str]:
         else:
             name, why = _remembered(files, artifact, (name, *rivals), why, threads)
     return name, why
+
+
+def computed_in(files: NetworkFiles) -> str:
+    """What a CPU backend must have for a network: int8 between float16 layers needs float16 too."""
+    return files.precision if files.contract.precision == "fp32" else files.contract.precision
 
 
 def _remembered(
@@ -98,12 +103,12 @@ def _fastest(
     with ExitStack() as stack:
         for name in names:
             try:
-                check_precision(name, files.contract.precision)
+                check_precision(name, computed_in(files))
                 backend = open_backend(name, files, threads)
                 stack.callback(backend.close)
                 buffers.append(Buffers.of(files.contract, batch, backend.dtype))
                 (evaluate,) = backend.bind(buffers[-1:])
-                awake[name] = _awake_ms(evaluate)
+                awake[name] = awake_ms(evaluate)
                 evaluations[name] = evaluate
             except Exception:  # whatever its library raises: stand-ins may be no inputs that the network takes
                 if name == default:
@@ -115,13 +120,13 @@ def _fastest(
         times = dict.fromkeys(evaluations, np.inf)
         for name in [*evaluations] * TURNS:
             time.sleep(QUIET_S)
-            times[name] = min(times[name], _turn_ms(evaluations[name], awake[name]))
+            times[name] = min(times[name], turn_ms(evaluations[name], awake[name]))
     best = min(times, key=times.__getitem__)
     figures = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
     return best if times[best] < GAIN * times[default] else default, f"timed here at batch {batch}: {figures}"
 
 
-def _awake_ms(evaluate: Evaluate) -> float:
+def awake_ms(evaluate: Evaluate) -> float:
     """Milliseconds of an evaluation right after another; the first of all allocates."""
     evaluate()
     times = [time.perf_counter()]
@@ -131,7 +136,7 @@ def _awake_ms(evaluate: Evaluate) -> float:
     return 1e3 * float(np.diff(times).min())
 
 
-def _turn_ms(evaluate: Evaluate, awake_ms: float) -> float:
+def turn_ms(evaluate: Evaluate, awake_ms: float) -> float:
     """Milliseconds of an evaluation: the mean of some in a row, the least of the rows of a turn."""
     count = max(1, min(EVALUATIONS, int(1e3 * TURN_S / awake_ms)))
     least, end = np.inf, time.perf_counter() + TURN_S

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from ..errors import BackendError, first_line
 from ..tensors import PRECISION_DTYPES
-from .abstract import Backend, Buffers, Evaluate, NetworkFiles
+from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 
 PRECISIONS = ("fp32", "fp16")
 ELEMENT_TYPES: dict[torch.dtype, Any] = {
@@ -26,7 +25,7 @@ ERRORS_ONLY = 3
 
 
 @final
-class OnnxRuntime(Backend):
+class OnnxRuntime(OneByOne[onnxruntime.InferenceSession]):
     """`network.onnx` in an InferenceSession of the CPU provider, all graph optimisations on."""
 
     def __init__(self, files: NetworkFiles, threads: int | None) -> None:
@@ -51,17 +50,12 @@ class OnnxRuntime(Backend):
                 f"'{files.onnx}' takes {', '.join(held[0])} and gives {', '.join(held[1])}; "
                 f"the contract says {', '.join(self._names)} and {self._output}; rebuild the engine"
             )
-        self._session: onnxruntime.InferenceSession | None = session
+        self._loaded = session
         self.name = "onnxruntime"
         self.device = torch.device("cpu")
         self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = threads
-        self.description = f"onnxruntime {onnxruntime.__version__}, CPU, {contract.precision}"
-
-    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
-        if self._session is None:
-            raise BackendError("this backend is closed; load the engine again")
-        return [self._bound(self._session, buffers) for buffers in sets]
+        self.description = f"onnxruntime {onnxruntime.__version__}, CPU, {files.precision}"
 
     def _bound(self, session: onnxruntime.InferenceSession, buffers: Buffers) -> Evaluate:
         binding = session.io_binding()
@@ -79,4 +73,4 @@ class OnnxRuntime(Backend):
         return evaluate
 
     def close(self) -> None:
-        self._session = None
+        self._loaded = None

@@ -8,15 +8,15 @@ that also keeps those arrays, each `WAIT_EVERY`th run waits and frees them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import final
 
 import onnxruntime
 import torch
 
 from ..errors import BackendError, first_line
+from ..streams import own_stream
 from ..tensors import PRECISION_DTYPES
-from .abstract import Backend, Buffers, Evaluate, NetworkFiles
+from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY
 
 PROVIDER = "CUDAExecutionProvider"
@@ -24,12 +24,12 @@ WAIT_EVERY = 16  # runs: at four concatenations of a latent U-Net, 46 KB are kep
 
 
 @final
-class OnnxRuntimeCuda(Backend):
+class OnnxRuntimeCuda(OneByOne[onnxruntime.InferenceSession]):
     """`network.onnx` in an InferenceSession of the CUDA provider, TF32 only if asked for."""
 
     def __init__(self, files: NetworkFiles, device: torch.device) -> None:
         contract = files.contract
-        self.stream = files.stream or torch.cuda.Stream(device)
+        self.stream = files.stream or own_stream(device)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         settings = {
@@ -49,7 +49,7 @@ class OnnxRuntimeCuda(Backend):
             )
         self._names = contract.inputs
         self._output = contract.output
-        self._session: onnxruntime.InferenceSession | None = session
+        self._loaded = session
         self._waiting = onnxruntime.RunOptions()
         self._quick = onnxruntime.RunOptions()
         self._quick.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -61,12 +61,7 @@ class OnnxRuntimeCuda(Backend):
         self.threads = None
         self.bytes_per_sample = 0  # its arena grows as it needs; it does not say
         gpu = torch.cuda.get_device_name(device)
-        self.description = f"onnxruntime {onnxruntime.__version__}, {gpu}, {contract.precision}"
-
-    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
-        if self._session is None:
-            raise BackendError("this backend is closed; load the engine again")
-        return [self._bound(self._session, buffers) for buffers in sets]
+        self.description = f"onnxruntime {onnxruntime.__version__}, {gpu}, {files.precision}"
 
     def _bound(self, session: onnxruntime.InferenceSession, buffers: Buffers) -> Evaluate:
         binding, index, out = session.io_binding(), self.device.index or 0, buffers.out
@@ -85,7 +80,7 @@ class OnnxRuntimeCuda(Backend):
         return evaluate
 
     def close(self) -> None:
-        self._session = None
+        self._loaded = None
 
 
 def why_not() -> str:

@@ -8,7 +8,6 @@ The network is rewritten (`openvino_rewrites`) and compiled once for every batch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, final
 
@@ -17,7 +16,7 @@ import torch
 
 from ..contract import AnyContract
 from ..errors import BackendError, first_line
-from .abstract import Backend, Buffers, Evaluate, NetworkFiles
+from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 from .openvino_rewrites import rewrite
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -37,7 +36,7 @@ def cpu_precisions() -> tuple[str, ...]:
 
 
 @final
-class OpenVino(Backend):
+class OpenVino(OneByOne[Any]):
     """`network.onnx` compiled for the CPU at the engine's precision, one stream, lowest latency, all shapes static."""
 
     def __init__(self, files: NetworkFiles, threads: int | None) -> None:
@@ -61,12 +60,12 @@ class OpenVino(Backend):
             self._options["INFERENCE_NUM_THREADS"] = threads
         self._files = files
         try:
-            self._model: Any = _with_float32_ends(_core().read_model(str(files.onnx)), contract)
+            self._loaded = _with_float32_ends(_core().read_model(str(files.onnx)), contract)
         except RuntimeError as error:
             raise BackendError(f"openvino refuses '{files.onnx}': {first_line(error)}") from error
         self._compiled: dict[int, Any] = {}
         batch = files.artifact.batch[0] if files.artifact else contract.fixed_batch or 1
-        used = self._for_batch(batch).get_property("INFERENCE_PRECISION_HINT").to_string()
+        used = self._for_batch(self._loaded, batch).get_property("INFERENCE_PRECISION_HINT").to_string()
         if used != hint:
             raise BackendError(f"openvino would compute in {used} where {hint} was asked for; use backend onnxruntime")
         self._names = contract.inputs
@@ -75,12 +74,12 @@ class OpenVino(Backend):
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self.threads = threads
-        self.description = f"openvino {openvino.__version__.split('-')[0]}, CPU, {contract.precision}"
+        self.description = f"openvino {openvino.__version__.split('-')[0]}, CPU, {files.precision}"
 
-    def _for_batch(self, batch: int) -> Any:
+    def _for_batch(self, loaded: Any, batch: int) -> Any:
         """The network compiled for one batch size, which OpenVINO computes 1.1 to 2 times faster than any batch."""
         if batch not in self._compiled:
-            model = self._model.clone()
+            model = loaded.clone()
             try:
                 model.reshape({one.any_name: _with_batch(one.partial_shape, batch) for one in model.inputs})
                 rewrite(model, self._files.contract.precision)
@@ -89,13 +88,8 @@ class OpenVino(Backend):
                 raise BackendError(f"openvino refuses '{self._files.onnx}': {first_line(error)}") from error
         return self._compiled[batch]
 
-    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
-        if self._model is None:
-            raise BackendError("this backend is closed; load the engine again")
-        return [self._bound(buffers) for buffers in sets]
-
-    def _bound(self, buffers: Buffers) -> Evaluate:
-        request = self._for_batch(len(buffers.x)).create_infer_request()
+    def _bound(self, loaded: Any, buffers: Buffers) -> Evaluate:
+        request = self._for_batch(loaded, len(buffers.x)).create_infer_request()
         for name, tensor in zip(self._names, buffers.inputs, strict=True):
             request.set_tensor(name, _shared(tensor))
         request.set_tensor(self._output, _shared(buffers.out))
@@ -108,7 +102,7 @@ class OpenVino(Backend):
         return evaluate
 
     def close(self) -> None:
-        self._model = None
+        self._loaded = None
         self._compiled.clear()
 
 

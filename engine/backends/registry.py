@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from ..contract import QUANTISED
 from ..errors import BackendError, InputError
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ def check_precision(name: str, precision: str) -> None:
     if name == "openvino":
         from .openvino_cpu import cpu_precisions
 
-        held = cpu_precisions()
+        held = (*cpu_precisions(), "int8")
     else:
-        held = {"onnxruntime": ("fp32", "fp16"), "torch": ("fp32",)}[name]
+        held = {"onnxruntime": ("fp32", "fp16", "int8", "fp8"), "torch": ("fp32",)}[name]
     if precision not in held:
         raise BackendError(
             f"backend '{name}' has no {precision} on this CPU, only {', '.join(held)}; build with one of these"
@@ -69,10 +70,12 @@ def check_precision(name: str, precision: str) -> None:
 
 
 def choose_backend(precision: str) -> tuple[str, str]:
-    """The default backend for a precision (fp32, fp16, bf16) on a CPU, and why, in one line.
+    """The default backend for a precision (fp32, fp16, bf16, int8, fp8) on a CPU, and why, in one line.
 
     Raises BackendError when none that is installed can run it.
     """
+    if precision in QUANTISED:
+        return _for_eight_bits(precision)
     if precision == "fp32":
         if is_installed("onnxruntime"):
             return "onnxruntime", "the default for fp32 on a CPU"
@@ -89,6 +92,19 @@ def choose_backend(precision: str) -> tuple[str, str]:
     if precision == "fp16" and is_installed("onnxruntime"):
         return "onnxruntime", f"{lacking}; onnxruntime stores fp16 and computes mostly in fp32, slower than fp32 alone"
     raise BackendError(f"no backend runs {precision} here: {lacking}; build the engine with precision fp32")
+
+
+def _for_eight_bits(precision: str) -> tuple[str, str]:
+    if precision == "int8" and is_installed("openvino"):
+        return "openvino", "it computes int8 convolutions whose outputs stay float32"
+    if not is_installed("onnxruntime"):
+        raise BackendError(f"no backend runs {precision} here: onnxruntime is not installed; pip install onnxruntime")
+    if precision == "fp8":
+        return (
+            "onnxruntime",
+            "a CPU has no fp8: values are rounded to it and computed in float32, slower than fp32 alone",
+        )
+    return "onnxruntime", "int8 on a CPU, and openvino is not installed"
 
 
 def why_not(name: str, module: object, device: torch.device) -> str:

@@ -21,6 +21,7 @@ from ..device import capability, free_bytes, mib
 from ..errors import BackendError, first_line
 from ..plans.key import PLAN_DTYPES, load_flavour, plan_key
 from ..plans.store import obtain_plan
+from ..streams import own_stream
 from ..tensors import PRECISION_DTYPES
 from .abstract import Backend, Buffers, Evaluate, NetworkFiles
 
@@ -59,14 +60,14 @@ class TensorRt(Backend):
         self._flavour = flavour
         self.name = flavour
         self.device = device
-        self.stream = files.stream or torch.cuda.Stream(device)
+        self.stream = files.stream or own_stream(device)
         self._check_dtypes(contract)
         self._memory = self._allocate()
         self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = None
         self.bytes_per_sample = 0  # activation memory is allocated above, once for all buckets
         tf32 = ", TF32" if options.tf32 else ""
-        self.description = f"{flavour} {trt.__version__}, {gpu}, {contract.precision}{tf32}"
+        self.description = f"{flavour} {trt.__version__}, {gpu}, {files.precision}{tf32}"
 
     def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
         if self._engine is None:

@@ -6,14 +6,14 @@ from, `pfdiff.load(..., module=...)` takes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import final
 from weakref import WeakKeyDictionary
 
 import torch
 
 from ..errors import BackendError
-from .abstract import Backend, Buffers, Evaluate, NetworkFiles
+from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 from .casting import own_dtypes
 
 # How many open backends put each module into evaluation mode: the last to close puts it back.
@@ -21,22 +21,21 @@ _evaluated: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()
 
 
 @final
-class TorchModule(Backend):
+class TorchModule(OneByOne[Callable[..., torch.Tensor]]):
     """module(*inputs) -> out in inference mode, float32, put into evaluation mode until `close`.
 
     `threads` is PyTorch's own number of threads, one for the whole process.
     """
 
     def __init__(self, files: NetworkFiles, threads: int | None) -> None:
-        contract = files.contract
         if files.module is None:
             raise BackendError(
                 f"backend 'torch' needs the module, and '{files.onnx.parent}' holds ONNX only; "
                 "give module= to pfdiff.load, or use backend onnxruntime"
             )
-        if contract.precision != "fp32":
-            raise BackendError(f"backend 'torch' computes in fp32, the engine is {contract.precision}; build with fp32")
-        self._module = files.module
+        if files.precision != "fp32":
+            raise BackendError(f"backend 'torch' computes in fp32, the engine is {files.precision}; build with fp32")
+        self._loaded = files.module
         modules = files.module.modules() if isinstance(files.module, torch.nn.Module) else ()
         self._trained = [one for one in modules if one.training or one in _evaluated]
         for one in self._trained:
@@ -47,11 +46,6 @@ class TorchModule(Backend):
         self.dtype = torch.float32
         self.threads = threads
         self.description = f"torch {torch.__version__}, CPU, fp32"
-
-    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
-        if self._module is None:
-            raise BackendError("this backend is closed; load the engine again")
-        return [self._bound(self._module, buffers) for buffers in sets]
 
     def _bound(self, module: Callable[..., torch.Tensor], buffers: Buffers) -> Evaluate:
         threads = self.threads
@@ -75,4 +69,4 @@ class TorchModule(Backend):
             if not _evaluated[one]:
                 del _evaluated[one]
                 one.training = True
-        self._module, self._trained = None, []
+        self._loaded, self._trained = None, []

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import final
 
 import torch
 
-from ..contract import AnyContract
+from ..contract import QUANTISED, AnyContract
 from ..device import EXCLUSIVE, check_fits
 from ..errors import BackendError, first_line
+from ..streams import own_stream
 from ..tensors import PRECISION_DTYPES
-from .abstract import Backend, Buffers, Evaluate, NetworkFiles
+from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 from .casting import cast_copy, own_dtypes
 from .compiling import compiled
 
 
 @final
-class TorchCuda(Backend):
+class TorchCuda(OneByOne[Callable[..., torch.Tensor]]):
     """module(*inputs) -> out in inference mode, in the engine's precision."""
 
     def __init__(self, files: NetworkFiles, device: torch.device) -> None:
@@ -34,26 +35,23 @@ class TorchCuda(Backend):
                 f"backend 'torch' needs the module, and '{files.onnx.parent}' holds ONNX only; "
                 "give module= to pfdiff.load, or use another backend"
             )
+        if files.precision in QUANTISED:
+            raise BackendError(f"backend 'torch' has no {files.precision}; use backend tensorrt, or build with bf16")
         self.name = "torch"
         self.device = device
         self.dtype = PRECISION_DTYPES[contract.precision]
         self.threads = None
-        self.stream = (files.stream or torch.cuda.Stream(device)) if device.type == "cuda" else None
+        self.stream = (files.stream or own_stream(device)) if device.type == "cuda" else None
         self._tf32 = files.options.tf32
         nhwc = len(contract.shape) == 3 and (self.dtype != torch.float32 or self._tf32)
         module: Callable[..., torch.Tensor] = files.module
         if isinstance(module, torch.nn.Module):
             module = _on_device(module, self.dtype, device, nhwc)
         self.bytes_per_sample = self._measure(module, contract) if device.type == "cuda" else 0
-        self._module: Callable[..., torch.Tensor] | None = compiled(module, files, device)
+        self._loaded = compiled(module, files, device)
         words = [f"torch {torch.__version__}", _name(device), contract.precision]
-        words += ["channels last"] * nhwc + ["TF32"] * self._tf32 + ["compiled"] * (self._module is not module)
+        words += ["channels last"] * nhwc + ["TF32"] * self._tf32 + ["compiled"] * (self._loaded is not module)
         self.description = ", ".join(words)
-
-    def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:
-        if self._module is None:
-            raise BackendError("this backend is closed; load the engine again")
-        return [self._bound(self._module, buffers) for buffers in sets]
 
     def _bound(self, module: Callable[..., torch.Tensor], buffers: Buffers, *, search: bool = True) -> Evaluate:
         inputs, shape, dtype, tf32 = buffers.inputs, buffers.out.shape, self.dtype, self._tf32
@@ -96,7 +94,7 @@ class TorchCuda(Backend):
         return torch.cuda.max_memory_allocated(device) - before
 
     def close(self) -> None:
-        self._module = None
+        self._loaded = None
 
 
 def _on_device(module: torch.nn.Module, dtype: torch.dtype, device: torch.device, nhwc: bool) -> torch.nn.Module:

@@ -3,6 +3,8 @@
 pfdiff.generate("fashion.engine", 50_000, "samples", nfe=8)                 # in this process
 pfdiff.generate("fashion.engine", 50_000, "samples", nfe=8, ray="local")    # a worker for each core, or each GPU
 
+After a kill the same call goes on: it verifies the shards that the manifest lists, and makes the others.
+
 `recipe` says what the samples are, `shards` how they are stored, `manifest` which are finished. `worker` makes a shard;
 `on_ray` has many workers do so on the cluster that `cluster` connects to.
 """

@@ -15,6 +15,7 @@ from .grid import make_grid
 from .program import Program
 from .schedule import Float64s, parse_schedule
 from .solvers import parse_solver
+from .solvers.analytic import Analytic
 
 ROUNDING = 1e-9  # of the first time: nearer than that to the last one counts as there
 
@@ -23,9 +24,15 @@ def last_part(program: Program, strength: float, *, whole: bool = False) -> Prog
     """The program of the last `strength` (0 to 1) of the way of `program`.
 
     It has as many evaluations as `program`, on as many points. With `whole` it has int(nfe strength) of them, on the
-    last points themselves, which is what diffusers' pipelines do. Raises InputError when discrete times do not suffice.
+    last points themselves, which is what diffusers' pipelines do. Raises InputError when discrete times do not suffice,
+    and for Analytic-DPM, whose variances are those of its own steps.
     """
     schedule, solver = parse_schedule(program.schedule), parse_solver(program.solver)
+    if isinstance(solver, Analytic) and solver.x0_var:
+        name = program.solver.partition("x0_var")[0].rstrip(",:")
+        raise InputError(
+            f"{name} has variances of its own steps and starts from no picture; take a solver such as ddpm"
+        )
     points = make_grid(
         program.grid, schedule, solver.intervals(program.nfe), program.t_start, program.end, solver.evaluations
     )

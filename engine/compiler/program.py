@@ -37,7 +37,7 @@ from .schedule import Float64s, parse_schedule
 ARRAYS = {"times": 1, "network_times": 1, "c_in": 1, "table": 2, "init": 1, "p": 1, "q": 1, "W": 3, "w": 2, "V": 2}
 # What a file may ask for; the C++ reader has the same bounds.
 MOST_NFE = 4096
-MOST_BUFFERS = 8  # solvers need 1 to 5
+MOST_BUFFERS = 8  # solvers need 1 to 6
 LONGEST_TEXT = 4096
 LARGEST = 3e38  # coefficients are executed in float32
 

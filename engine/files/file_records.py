@@ -17,6 +17,7 @@ from typing import Any, final
 from ..errors import EngineFileError, InputError, first_line, shown
 from ..json_fields import is_integer, read_fields
 from .external_weights import external_weights
+from .loops import endless_loop_in
 from .open_folder import OpenFolder
 
 MANIFEST = "engine.json"
@@ -57,7 +58,7 @@ def check_file(
 ) -> None:
     """Raises EngineFileError unless the file is there, plain, and of its size; with `verify`, of its SHA-256.
 
-    network: with `verify`, the weights beside it are among `files` too.
+    network: with `verify`, the weights beside it are among `files` too, and its loops end.
     """
     folder, record = held.path, files[name]
     try:
@@ -68,6 +69,7 @@ def check_file(
             if verify and (found := hashlib.file_digest(file, "sha256").hexdigest()) != record.sha256:
                 raise _changed(folder, name, f"SHA-256 {found[:12]}", f"{record.sha256:.12}")
             locations = external_weights(file) if verify and network else set[str]()
+            endless = endless_loop_in(file) if verify and network else None
     except FileNotFoundError:
         message = f"engine '{folder}': the file {shown(name)} is missing; rebuild the engine or copy it again"
         raise EngineFileError(message) from None
@@ -79,6 +81,8 @@ def check_file(
         raise EngineFileError(f"engine '{folder}': the file {shown(name)} cannot be read: {reason}") from None
     if locations is None:
         raise EngineFileError(f"'{folder / name}' is no ONNX file; rebuild the engine or copy it again")
+    if endless is not None:
+        raise EngineFileError(f"'{folder / name}': {endless}; build the engine of a network that ends")
     for location in sorted(locations - files.keys()):
         raise EngineFileError(
             f"'{folder / name}' keeps weights in {shown(location)}, which is not among the files of {MANIFEST}; "

@@ -93,7 +93,8 @@ pfd_engine_t open_engine(const std::string& path) {
     pfd_engine_t engine;
     engine.contract = read_contract(root["contract"]);
     engine.batches = read_batches(root, engine.contract.fixed_batch);
-    if (const auto precision = root.find("precision"); precision && precision->string() != engine.contract.precision)
+    if (const auto precision = root.find("precision"); precision && precision->string() != engine.contract.precision &&
+        precision->string() != "int8" && precision->string() != "fp8")
         precision->refuse(quoted(precision->string()), quoted(engine.contract.precision) + ", the contract's");
     read_programs(root["programs"], engine);
     verify_files(root["files"], directory, engine);

@@ -6,8 +6,11 @@
  *     for n in 0 .. nfe-1:
  *         out = network(c_in[n] * s_0, network_times[n])
  *         z   = out, or with clip: clamp(p[n] * s_0 + q[n] * out, -clip, +clip)
- *         s_j <- sum_i W[n][j][i] * s_i + w[n][j] * z          all j at once
+ *         s_j <- sum_i W[n][j][i] * s_i + w[n][j] * z + V[n][j] * xi_n          all j at once
+ *         s_0 <- a * picture + b * noise                       with a mask, where it is 0
  *     the sample is s_0
+ *
+ * Only samplers that draw noise on the way have V. xi_n is standard normal noise, draw n + 1 of the sample's seed.
  *
  * Every function that can fail returns a pfd_status_t; `pfd_last_error` then holds one line that says what was got,
  * what was expected and what to do. No exception and no C++ type crosses this header. Views point into the object they
@@ -131,7 +134,11 @@ typedef struct pfd_program_view_t {
     const double* q;             /* [N] */
     const double* W;             /* [N][B][B] */
     const double* w;             /* [N][B] */
-    const double* table;         /* [N+1][N+1] rows y_0 .. y_{N-1}, result; columns noise, d_0 .. d_{N-1} */
+    const double* table;         /* [N+1][1+K+N] rows y_0 .. y_{N-1}, result; columns noise, draws, d_0 .. d_{N-1} */
+    int32_t noises;              /* K, drawn on the way */
+    int32_t reserved_2;
+    const int32_t* draws; /* [K] the evaluations, counted from 0, after which noise is drawn */
+    const double* V;      /* [N][B] */
 } pfd_program_view_t;
 
 pfd_status_t pfd_program_view(const pfd_program_t* program, pfd_program_view_t* view);
@@ -140,6 +147,9 @@ pfd_status_t pfd_program_view(const pfd_program_t* program, pfd_program_view_t* 
 
 /* The noise that `seeds` mean, the same bits as pfdiff.noise: out [batch][elements], standard normal. */
 pfd_status_t pfd_noise(const uint64_t* seeds, int64_t batch, int64_t elements, float* out);
+
+/* The noise that a sampler adds after evaluation `index`, counted from 0: the same bits as in Python and on a GPU. */
+pfd_status_t pfd_step_noise(const uint64_t* seeds, int64_t batch, int64_t elements, int32_t index, float* out);
 
 typedef struct pfd_evaluation_t {
     int32_t index; /* n, of nfe */
@@ -160,12 +170,37 @@ typedef int (*pfd_network_t)(void* context, const pfd_evaluation_t* evaluation, 
 pfd_status_t pfd_sample_cpu(const pfd_program_t* program, pfd_network_t network, void* context, float* state,
                             int64_t batch, int64_t elements, int32_t threads);
 
+/* What sampling takes beside the noise that it starts from; zero is what is not used. */
+typedef struct pfd_sampling_t {
+    size_t struct_size;
+    int32_t threads;
+    int32_t reserved;
+    const uint64_t* seeds;    /* [batch] of the noise drawn on the way; a program that draws none ignores them */
+    const float* steps_noise; /* [noises][batch][elements] in place of seeds, as `draws` of the program has them */
+    /* With a mask the known part of a picture is kept: */
+    const uint8_t* mask;         /* [batch][elements] 0 keeps the picture, anything else is drawn anew */
+    const float* picture;        /* [batch][elements] */
+    const double* known_factors; /* [nfe][2] after evaluation n, s_0 is f[n][0] * picture + f[n][1] * noise where the
+                                    mask is 0: alpha and sigma of the schedule at times[n + 1]; 1 and 0 in the last row,
+                                    of which only the first is looked at */
+} pfd_sampling_t;
+
+/* Like pfd_sample_cpu, with more. A program that draws noise needs `seeds` or `steps_noise`. */
+pfd_status_t pfd_sample_cpu_with(const pfd_program_t* program, pfd_network_t network, void* context, float* state,
+                                 int64_t batch, int64_t elements, const pfd_sampling_t* options);
+
 /* One fused update, evaluation `index` of the program, for callers with a loop of their own: states [B][count] in
  * place, `output` [count] from the network; writes input [count] = c_in[index+1] * s_0 unless `input` is NULL or the
  * evaluation is the last. States that nothing reads later are left as they are; s_0 too when `input` replaces it.
  * `output` is taken as it is, NaN and infinity too. */
 pfd_status_t pfd_update_cpu(const pfd_program_t* program, int32_t index, float* states, const float* output,
                             float* input, int64_t count, int32_t threads);
+
+/* Like pfd_update_cpu, with count = batch * elements and what sampling takes. `noise` [batch][elements] is what it
+ * started from; only masks need it. Of `steps_noise` the draw of this evaluation is taken. */
+pfd_status_t pfd_update_cpu_with(const pfd_program_t* program, int32_t index, float* states, const float* output,
+                                 float* input, const float* noise, int64_t batch, int64_t elements,
+                                 const pfd_sampling_t* options);
 
 #ifdef __cplusplus
 }

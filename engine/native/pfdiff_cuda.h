@@ -34,6 +34,7 @@ typedef struct pfd_cuda_options_t {
     pfd_dtype_t dtype;                 /* of the network's input and output; the states are float32 */
     int32_t eager;                     /* 1: never capture; run the same loop launch by launch */
     const pfd_cuda_kernels_t* kernels; /* NULL: the built-in CUDA kernels */
+    const double* known_factors;       /* [nfe][2] as in pfd_sampling_t: samples with a mask; NULL: without */
 } pfd_cuda_options_t;
 
 typedef struct pfd_cuda_sampler_t pfd_cuda_sampler_t;
@@ -51,11 +52,20 @@ const char* pfd_cuda_sampler_not_captured(const pfd_cuda_sampler_t* sampler);
 float* pfd_cuda_sampler_noise(pfd_cuda_sampler_t* sampler);
 const float* pfd_cuda_sampler_samples(const pfd_cuda_sampler_t* sampler);
 
+/* Of a sampler with a mask, device memory that its runs read: the known picture float32 [batch][elements], and the mask
+ * [batch][elements], 0 where the picture is kept. At first the mask is 0 throughout. NULL without a mask. */
+float* pfd_cuda_sampler_picture(pfd_cuda_sampler_t* sampler);
+uint8_t* pfd_cuda_sampler_mask(pfd_cuda_sampler_t* sampler);
+
 /* Enqueues one batch on `stream` and returns: from seeds [batch] in host memory, or with NULL from what stands in the
  * noise buffer. The seeds are copied before it returns. It waits for nothing but the copy of the seeds of the call
  * before the last, so two batches can be queued ahead of the device. On a stream that is being captured only NULL is
  * allowed. */
 pfd_status_t pfd_cuda_sampler_run(pfd_cuda_sampler_t* sampler, const uint64_t* seeds, pfd_stream_t stream);
+
+/* Enqueues a copy of seeds [batch], of which later runs from the noise buffer draw the noise on the way. A program that
+ * draws noise refuses to run from the noise buffer before seeds were given, here or to pfd_cuda_sampler_run. */
+pfd_status_t pfd_cuda_sampler_seeds(pfd_cuda_sampler_t* sampler, const uint64_t* seeds, pfd_stream_t stream);
 
 /* Waits for `stream` and copies the samples to host memory [batch][elements]. They are not looked at: a network that
  * overflows in its dtype gives NaN or infinity here, where pfd_sample_cpu says so. */

@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "contract.h"
@@ -57,8 +58,14 @@ pfd_program_t read_program(const json::Node& node) {
     program.W = read_finite_numbers(node["W"], {N, B, B});
     program.w = read_finite_numbers(node["w"], {N, B});
     if (const auto V = node.find("V"))
-        V->refuse("that of a sampler that draws noise on the way", "none, a deterministic sampler such as ddim");
-    program.table = read_finite_numbers(node["table"], {N + 1, N + 1});
+        program.V = read_finite_numbers(*V, {N, B});
+    else
+        program.V.assign(N * B, 0.0);
+    for (std::size_t n = 0; n < N; ++n)
+        if (std::any_of(program.V.begin() + static_cast<std::ptrdiff_t>(n * B),
+                        program.V.begin() + static_cast<std::ptrdiff_t>((n + 1) * B), [](double v) { return v != 0; }))
+            program.draws.push_back(static_cast<int>(n));
+    program.table = read_finite_numbers(node["table"], {N + 1, 1 + program.draws.size() + N});
     if (const auto sigma_data = node.find("sigma_data")) program.sigma_data = read_finite(*sigma_data);
     if (const auto clip = node.find("clip")) {
         program.clip = read_finite(*clip);
@@ -85,15 +92,25 @@ std::vector<float> coefficient_row(const pfd_program_t& program, int index) {
     return row;
 }
 
-std::vector<Access> accesses(const pfd_program_t& program, bool separate) {
+std::vector<float> noise_row(const pfd_program_t& program, int index) {
+    const auto n = static_cast<std::size_t>(index), B = static_cast<std::size_t>(program.buffers);
+    std::vector<float> row(B, 0.0f);
+    if (index < program.nfe && !program.V.empty())
+        for (std::size_t j = 0; j < B; ++j) row[j] = static_cast<float>(program.V[n * B + j]);
+    return row;
+}
+
+std::vector<Access> accesses(const pfd_program_t& program, bool separate, bool masked) {
     const auto B = static_cast<std::size_t>(program.buffers), N = static_cast<std::size_t>(program.nfe);
     std::vector<Access> found(N + 1);
     unsigned live = 1;  // the sample is s_0
     for (std::size_t n = N; n-- > 0;) {
         const double *W = program.W.data() + n * B * B, *w = program.w.data() + n * B;
-        Access access{0, 0, program.clip.has_value(), separate && n + 1 < N};
+        const auto added = [&](std::size_t j) { return !program.V.empty() && program.V[n * B + j] != 0; };
+        Access access{0, 0, program.clip.has_value(), separate && n + 1 < N, 0, Keeps::nothing};
+        if (masked) access.keeps = n + 1 < N ? Keeps::picture_and_noise : Keeps::picture;
         for (std::size_t j = 0; j < B; ++j) {
-            bool identity = w[j] == 0;
+            bool identity = w[j] == 0 && !added(j) && !(masked && j == 0);
             for (std::size_t i = 0; i < B; ++i) identity &= W[j * B + i] == (i == j ? 1 : 0);
             if ((live >> j & 1) != 0 && !identity) access.writes |= 1u << j;
         }
@@ -102,11 +119,12 @@ std::vector<Access> accesses(const pfd_program_t& program, bool separate) {
             if ((needed >> j & 1) == 0) continue;
             for (std::size_t i = 0; i < B; ++i) access.reads |= W[j * B + i] != 0 ? 1u << i : 0;
             if (access.clip && program.p[n] != 0 && w[j] != 0) access.reads |= 1;
+            if (added(j)) access.noise |= 1u << j;
         }
         found[n] = access;
         live = (live & ~access.writes) | access.reads | (separate ? 0 : 1);
     }
-    found[N] = {0, live, false, separate};
+    found[N] = {0, live, false, separate, 0, Keeps::nothing};
     return found;
 }
 

@@ -54,14 +54,15 @@ constexpr auto combines = make_combines(std::make_index_sequence<most_buffers + 
 }  // namespace
 
 Update::Update(const pfd_program_t& program, int index, const Access& access)
-    : access_(access), buffers_(program.buffers) {
+    : access_(access), buffers_(program.buffers), index_(index) {
     const auto coefficients = coefficient_row(program, index);
     p_ = coefficients[0], q_ = coefficients[1], clip_ = coefficients[2], c_in_next_ = coefficients[3];
     const float *w = coefficients.data() + 4, *W = w + buffers_;
+    const auto noise = noise_row(program, index);
     for (int j = 0; j < buffers_; ++j) {
         const bool stored = (access.writes >> j & 1) != 0;
         if (!stored && !(access.separate && j == 0)) continue;
-        Row row{j, stored, {}, {}};
+        Row row{j, stored, {}, {}, noise[static_cast<std::size_t>(j)]};
         if (w[j] != 0) row.sources.push_back(buffers_), row.factors.push_back(w[j]);
         for (int i = 0; i < buffers_; ++i)
             if (const float factor = W[j * buffers_ + i]; factor != 0)
@@ -77,8 +78,32 @@ int Update::arrays() const {
            (access_.separate ? 1 : 0);
 }
 
-std::uint32_t Update::block(float* const* states, const float* output, float* input, std::int64_t begin,
-                            int size) const {
+// The noise of elements begin .. begin + size, which may be of several samples.
+void Update::draw(float* xi, std::int64_t begin, int size, const Extras& extras) const {
+    const auto number = static_cast<std::uint32_t>(index_ + 1);
+    for (int done = 0; done < size;) {
+        const auto sample = (begin + done) / extras.elements, first = (begin + done) % extras.elements;
+        const auto some = static_cast<int>(std::min<std::int64_t>(size - done, extras.elements - first));
+        const auto seed = extras.seeds[sample];
+        for (int i = 0; i < some; ++i) xi[done + i] = normal32(seed, static_cast<std::uint64_t>(first + i), number);
+        done += some;
+    }
+}
+
+// Where the mask is 0: a x_0 + b noise.
+void Update::keep(float* target, std::int64_t begin, int size, const Extras& extras) const {
+    const float *picture = extras.picture + begin, *noise = extras.noise + begin, a = extras.a, b = extras.b;
+    const std::uint8_t* mask = extras.mask + begin;
+    const bool noisy = access_.keeps == Keeps::picture_and_noise;
+    for (int i = 0; i < size; ++i) {
+        float known = a * picture[i];
+        if (noisy) known = known + b * noise[i];
+        target[i] = mask[i] != 0 ? target[i] : known;
+    }
+}
+
+std::uint32_t Update::block(float* const* states, const float* output, float* input, std::int64_t begin, int size,
+                            const Extras& extras) const {
     alignas(64) float clipped[block_elements];
     alignas(64) float results[most_buffers][block_elements];
     const float* operands[most_buffers + 1];
@@ -94,6 +119,9 @@ std::uint32_t Update::block(float* const* states, const float* output, float* in
             for (int i = 0; i < size; ++i) clipped[i] = clamped(q_ * out[i], clip_);
         operands[buffers_] = clipped;
     }
+    alignas(64) float drawn[block_elements];
+    const float* xi = extras.xi != nullptr ? extras.xi + begin : drawn;
+    if (access_.noise != 0 && extras.xi == nullptr) draw(drawn, begin, size, extras);
     const float* first = nullptr;  // the new s_0, for the network's input
     for (std::size_t r = 0; r < rows_.size(); ++r) {
         const auto& row = rows_[r];
@@ -105,6 +133,9 @@ std::uint32_t Update::block(float* const* states, const float* output, float* in
             std::fill_n(target, size, 0.0f);
         else
             combines[row.sources.size() - 1](target, sources, row.factors.data(), size);
+        if (row.noise != 0)
+            for (int i = 0; i < size; ++i) target[i] = target[i] + row.noise * xi[i];
+        if (row.state == 0 && access_.keeps != Keeps::nothing) keep(target, begin, size, extras);
         if (row.state == 0) first = target;
     }
     for (std::size_t r = 0; r + 1 < rows_.size(); ++r)
@@ -115,13 +146,14 @@ std::uint32_t Update::block(float* const* states, const float* output, float* in
     return overflow;
 }
 
-bool Update::run(float* const* states, const float* output, float* input, std::int64_t count, Workers& workers) const {
+bool Update::run(float* const* states, const float* output, float* input, std::int64_t count, Workers& workers,
+                 const Extras& extras) const {
     std::atomic<bool> finite{true};
     workers.run(count, [&](std::int64_t begin, std::int64_t end) {
         std::uint32_t overflow = 0;
         for (auto at = begin; at < end; at += block_elements) {
             const auto size = static_cast<int>(std::min<std::int64_t>(block_elements, end - at));
-            overflow |= block(states, output, input, at, size);
+            overflow |= block(states, output, input, at, size, extras);
         }
         if (overflow >> 31 != 0) finite.store(false, std::memory_order_relaxed);  // the team's end orders it
     });

@@ -1,6 +1,6 @@
-// What a call on a CPU computes beside the network, compiled: the noise of noise.py, the update of update.py and
-// the loop of cpu_loop.py, beside this file. Optional: without a C++ compiler the package installs all the
-// same, and Python and NumPy do it. Bound to Python's stable ABI.
+// Noise, update and loop on a CPU, compiled: noise.py, update.py and cpu_loop.py in this folder are the same in NumPy.
+// Optional: without a C++ compiler the package is installed all the same, and the slower NumPy code runs. Bound to
+// Python's stable ABI.
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -55,9 +55,12 @@ PyObject* refuse(const char* expected) {
     return nullptr;
 }
 
-// Elements first .. first + count of a draw.
+// Elements first .. first + count of a draw, from draw 1 on with the bits that a GPU makes too.
 PFD_CLONES void normals(std::uint64_t seed, std::uint32_t draw, std::uint64_t first, std::uint64_t count, float* out) {
-    for (std::uint64_t i = 0; i < count; ++i) out[i] = pfdiff::normal(seed, first + i, draw);
+    if (draw == 0)
+        for (std::uint64_t i = 0; i < count; ++i) out[i] = pfdiff::normal(seed, first + i);
+    else
+        for (std::uint64_t i = 0; i < count; ++i) out[i] = pfdiff::normal32(seed, first + i, draw);
 }
 
 // fill(z, seeds, draw=0)
@@ -126,6 +129,16 @@ void add_noise(const float* factors, const std::uint64_t* seeds, std::uint32_t d
         }
 }
 
+// Where the mask is 0, s_0 becomes a picture + b noise, with `noisy` false a picture.
+PFD_CLONES void keep(float* __restrict s_0, const float* __restrict picture, const float* __restrict noise,
+                     const std::uint8_t* __restrict mask, float a, float b, bool noisy, Py_ssize_t size) {
+    for (Py_ssize_t i = 0; i < size; ++i) {
+        float known = a * picture[i];
+        if (noisy) known = known + b * noise[i];
+        s_0[i] = mask[i] != 0 ? s_0[i] : known;
+    }
+}
+
 // combine(update, source, target) -> bool
 PyObject* combine(PyObject*, PyObject* arguments) {
     PyObject *update_object, *source_object, *target_object;
@@ -145,27 +158,34 @@ PyObject* combine(PyObject*, PyObject* arguments) {
     return PyBool_FromLong(finite);
 }
 
-// walk((evaluate, evaluate), (matrix, matrix), time, times, update, result, reached[, V, seeds, size]) -> bool: are all
-// outputs finite
+// walk((evaluate, evaluate), (matrix, matrix), time, times, update, result, reached[, V, seeds, size[, known, picture,
+//      noise, mask]]) -> bool: are all outputs finite
 // Evaluation n of N: `time` is filled with times[n], evaluate[n % 2]() writes the last row of matrix[n % 2] [B + 1, E],
 // and update[n] [B, B + 1] times that matrix goes to the first B rows of the other; of the last, state 0 to `result`.
 // reached[0] is the evaluation that it came to. V [N, B]: factors of draw n + 1 of the samples' seeds [m], m <= size;
-// size is that of the matrices' batch.
+// size is that of the matrices' batch. V and seeds may be None. known [N, 2]: factors of picture and noise [E], which
+// state 0 becomes where mask [E] is 0.
 PyObject* walk(PyObject*, PyObject* arguments) {
     PyObject *evaluate[2], *matrix[2], *time_object, *times_object, *update_object, *result_object, *reached_object;
-    PyObject *V_object = nullptr, *seeds_object = nullptr;
+    PyObject *V_object = Py_None, *seeds_object = Py_None;
+    PyObject *known_object = nullptr, *picture_object = nullptr, *noise_object = nullptr, *mask_object = nullptr;
     Py_ssize_t batch = 0;
-    if (!PyArg_ParseTuple(arguments, "(OO)(OO)OOOOO|OOn:walk", &evaluate[0], &evaluate[1], &matrix[0], &matrix[1],
+    if (!PyArg_ParseTuple(arguments, "(OO)(OO)OOOOO|OOnOOOO:walk", &evaluate[0], &evaluate[1], &matrix[0], &matrix[1],
                           &time_object, &times_object, &update_object, &result_object, &reached_object,
-                          &V_object, &seeds_object, &batch))
+                          &V_object, &seeds_object, &batch, &known_object, &picture_object, &noise_object,
+                          &mask_object))
         return nullptr;
-    const bool draws = V_object != nullptr && seeds_object != nullptr;
+    const bool draws = V_object != Py_None && seeds_object != Py_None, masked = mask_object != nullptr;
     const Memory here(matrix[0], rows_flags | writable), there(matrix[1], rows_flags | writable);
     const Memory time(time_object, whole_flags | writable), times(times_object, whole_flags);
     const Memory update(update_object, whole_flags), result(result_object, whole_flags | writable);
     const Memory reached(reached_object, whole_flags | writable);
     const Memory V(draws ? V_object : update_object, whole_flags);
     const Memory seeds(draws ? seeds_object : update_object, whole_flags);
+    const Memory known(masked ? known_object : update_object, whole_flags);
+    const Memory picture(masked ? picture_object : update_object, whole_flags);
+    const Memory noise(masked ? noise_object : update_object, whole_flags);
+    const Memory mask(masked ? mask_object : update_object, whole_flags);
     if (PyErr_Occurred()) return nullptr;
     if (update.view.ndim != 3 || update.view.itemsize != 4 || !here.is_rows() || !there.is_rows())
         return refuse("walk: expected update [evaluations, states, inputs] and matrices [inputs, elements], float32");
@@ -181,6 +201,10 @@ PyObject* walk(PyObject*, PyObject* arguments) {
     if (draws && (V.view.itemsize != 4 || V.view.len != evaluations * states * 4 || seeds.view.itemsize != 8 ||
                   batch < 1 || samples > batch || elements % batch != 0))
         return refuse("walk: expected V float32 [evaluations, states] and at most `size` seeds uint64");
+    if (masked && (known.view.itemsize != 4 || known.view.len != evaluations * 8 || mask.view.itemsize != 1 ||
+                   mask.view.len != elements || picture.view.itemsize != 4 || picture.view.len != 4 * elements ||
+                   noise.view.itemsize != 4 || noise.view.len != 4 * elements))
+        return refuse("walk: expected known float32 [evaluations, 2], picture, noise and a mask of bytes [elements]");
     const Rows matrices[2] = {here.rows(), there.rows()};
     const Rows updates = {static_cast<char*>(update.view.buf), states * inputs * 4};
     bool finite = true;
@@ -204,6 +228,11 @@ PyObject* walk(PyObject*, PyObject* arguments) {
         if (drawn)
             add_noise(added, static_cast<const std::uint64_t*>(seeds.view.buf), static_cast<std::uint32_t>(n + 1),
                       target, last ? 1 : states, filled, sample_elements);
+        const float* factors_kept = static_cast<const float*>(known.view.buf) + 2 * n;
+        if (masked)
+            keep(target[0], static_cast<const float*>(picture.view.buf), static_cast<const float*>(noise.view.buf),
+                 static_cast<const std::uint8_t*>(mask.view.buf), factors_kept[0], factors_kept[1], !last,
+                 last ? wanted : elements);
         Py_END_ALLOW_THREADS
     }
     return PyBool_FromLong(finite);

@@ -17,4 +17,5 @@ def walk(
     V: NDArray[np.float32] | None = None,
     seeds: NDArray[np.uint64] | None = None,
     size: int = 0,
+    *kept: NDArray[np.float32] | NDArray[np.uint8],  # known, picture, noise, mask
 ) -> bool: ...

@@ -1,4 +1,4 @@
-"""What a call of `Engine.sample` asks for beside seeds and conditions: prompts, and a picture to start from."""
+"""What a call of `Engine.sample` asks for beside seeds and conditions: prompts, a picture to start from, a mask."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ class Asked:
     image: Any = None
     strength: float | None = None
     strength_counts: str = "part"
+    mask: Any = None
 
     def without(self, contract: Contract, conditions: Mapping[str, Any]) -> tuple[Asked, Mapping[str, Any]]:
         """Itself without what the network has conditions of the same name for, and the conditions with these.
 
-        Raises InputError for a strength without an image.
+        Raises InputError for a strength or a mask without an image.
         """
         if self is NOTHING or all(getattr(self, name) is default for name, default in DEFAULTS):
             return self, conditions
@@ -40,12 +41,14 @@ class Asked:
                 rest = replace(rest, **{field.name: field.default})
         if rest.image is None and (rest.strength is not None or rest.strength_counts != "part"):
             raise InputError("strength without a picture to start from; give image= too")
+        if rest.image is None and rest.mask is not None:
+            raise InputError("mask without a picture, of which it says what is kept; give image= too")
         return rest, conditions
 
     @property
     def way(self) -> float:
-        """The strength, or its default."""
-        return STRENGTH if self.strength is None else self.strength
+        """The strength, or its default; with a mask all of what it leaves open is drawn anew."""
+        return self.strength if self.strength is not None else STRENGTH if self.mask is None else 1.0
 
 
 NOTHING = Asked()

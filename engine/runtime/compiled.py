@@ -1,4 +1,4 @@
-"""Whether what stands beside the network on a CPU, noise and updates, runs compiled (`_cpu.cpp`) or in NumPy."""
+"""Whether noise and updates on a CPU run compiled (`_cpu.cpp`) or in NumPy."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ from ..tensors import TORCH_DTYPES, array_of, fill_rows, lasting
 from .decoder import Decode, LoadedDecoder, not_finite
 from .draws import Draws
 from .inputs import Inputs
-from .loop import Chunk, Loop, Tables, result_shape, slices
+from .kept import Kept
+from .loop import Chunk, Loop, Tables, as_pictures, result_shape, slices
 from .noise import fill_noise
 from .update import all_finite, combine
 
@@ -58,6 +59,7 @@ class Bucket:
         self._scratch = np.empty(elements, np.float32)  # of the clip
         self._xi: NDArray[np.float32] | None = None  # of stochastic programs
         self._draws: Draws | None = None
+        self._kept: Kept | None = None  # of a mask
         self._reached = np.zeros(1, np.int64)  # the evaluation that a walk is at
         time_dtype = TORCH_DTYPES[contract.time_dtype]
         time = torch.zeros((size,) if contract.time_rank else (), dtype=time_dtype)
@@ -80,6 +82,7 @@ class Bucket:
     def load(self, tables: Tables, inputs: Inputs) -> None:
         """Set the states to init * noise and the conditions; at most `size` samples, the last is repeated."""
         count, self._draws = inputs.count, inputs.draws
+        self._kept = None
         states, out = self._rows[0][:-1], self._rows[0][-1]
         wanted = count * len(out) // self.size
         noise = out[:wanted]  # the network's output is not there yet
@@ -88,6 +91,8 @@ class Bucket:
         else:
             assert inputs.noise is not None
             noise = inputs.noise.numpy()
+        if inputs.masked is not None:
+            self._kept = Kept.of(tables, inputs.masked, noise, len(out))
         combine(tables.init[:, None], noise.reshape(1, -1), states[:, :wanted])
         if count < self.size:
             for state in states:
@@ -105,10 +110,11 @@ class Bucket:
         seeds = None if draws is None else draws.seeds
         try:
             walk = self.evaluations, self._rows, self._time, tables.times, tables.update, into, self._reached
+            kept = () if self._kept is None else self._kept.arrays
             if walk_compiled is not None and plain and draws is None:
-                finite = walk_compiled(*walk)
+                finite = walk_compiled(*walk) if not kept else walk_compiled(*walk, None, None, self.size, *kept)
             elif walk_compiled is not None and plain and seeds is not None:
-                finite = walk_compiled(*walk, tables.V, seeds, self.size)
+                finite = walk_compiled(*walk, tables.V, seeds, self.size, *kept)
             else:
                 finite = self._walk(tables, into.reshape(1, -1))
         except PfdiffError:
@@ -145,6 +151,8 @@ class Bucket:
         target = self._rows[1 - here][:-1]
         finite = self._clip(tables, n, here) and combine(tables.update[n], self._rows[here], target)
         self._add_noise(tables, n, target)
+        if self._kept is not None:
+            self._kept.keep(target[0], n)
         return finite
 
     def _finish(self, tables: Tables, here: int, samples: NDArray[np.float32]) -> bool:
@@ -152,6 +160,8 @@ class Bucket:
         source, n = self._rows[here][:, : samples.size], tables.nfe - 1
         finite = self._clip(tables, n, here) and combine(tables.update[-1, :1], source, samples)
         self._add_noise(tables, n, samples)
+        if self._kept is not None:
+            self._kept.keep(samples[0], n)
         return finite
 
     def _add_noise(self, tables: Tables, n: int, target: NDArray[np.float32]) -> None:
@@ -225,7 +235,7 @@ class CpuLoop(Loop):
         images = torch.from_numpy(samples)
         if self._decoder is not None:
             images = self._decoded(images, self._decoder)
-        eager.images(torch.from_numpy(into), images[: inputs.count], *self._contract.data_range)
+        eager.images(*as_pictures(torch.from_numpy(into), images[: inputs.count]), *self._contract.data_range)
 
     def floor(self, tables: Tables, size: int) -> Callable[[], None]:
         evaluate, evaluations = self._bucket(tables, size).evaluations[0], tables.nfe

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from ..compiler.program import Program
 from ..contract import Contract
 from ..errors import InputError
-from .inputs import check_finite
-from .noise import fill_noise
+from .noise import check_finite, fill_noise
 
 
 @final

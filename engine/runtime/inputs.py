@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from ..condition import Condition
 from ..contract import Contract
 from ..errors import InputError
+from .draws import Draws
+from .noise import check_finite
 
 if TYPE_CHECKING:
-    from .draws import Draws
+    from .masked import Masked
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -33,7 +35,8 @@ class Inputs:
     """What one batch of m samples starts from: seeds uint64 [m] or noise float32 [m, elements], one of them None.
 
     conditions: [m, ..] in the order of the contract. defaults: the places of those that were left to their default.
-    Noise may be on the host or on the loop's device. draws: of a stochastic program, else None.
+    Noise may be on the host or on the loop's device. draws: of a stochastic program, else None. masked: what is kept of
+    a picture, on the loop's device; None without a mask.
     """
 
     seeds: NDArray[np.uint64] | None
@@ -41,6 +44,7 @@ class Inputs:
     conditions: Sequence[Values]
     defaults: frozenset[int] = frozenset()
     draws: Draws | None = None
+    masked: Masked | None = None
 
     @property
     def count(self) -> int:
@@ -55,6 +59,7 @@ class Inputs:
             [values[which] for values in self.conditions],
             self.defaults,
             None if self.draws is None else self.draws.part(which),
+            None if self.masked is None else self.masked.part(which),
         )
 
 
@@ -72,12 +77,6 @@ def check_noise(noise: Any, contract: Contract, device: torch.device) -> torch.T
     if not given.is_cuda:
         check_finite(given)
     return given.to(torch.float32).reshape(len(given), math.prod(contract.shape)).contiguous()
-
-
-def check_finite(noise: torch.Tensor) -> None:
-    """Raises InputError for noise with NaN or infinity. On a CUDA device this waits."""
-    if not bool(torch.isfinite(noise).all()):
-        raise InputError("noise has NaN or infinite values, expected finite ones")
 
 
 @final

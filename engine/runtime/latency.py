@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -48,6 +48,23 @@ class Latency:
     updates_ms: float
     overhead: float
     per_sample_ms: float
+
+
+def figures_of(times: np.ndarray, nfe: int, batch: int) -> dict[str, Any]:
+    """What a `Latency` says of rounds [n, 3] in ms: the whole call, its bare evaluations, its updates."""
+    p50, p90, p99 = np.percentile(times[:, 0], (50, 90, 99))
+    floor = float(np.median(times[:, 1]))
+    return {
+        "p50_ms": float(p50),
+        "p90_ms": float(p90),
+        "p99_ms": float(p99),
+        "max_ms": float(times[:, 0].max()),
+        "network_ms": floor / nfe,
+        "floor_ms": floor,
+        "updates_ms": float(np.median(times[:, 2])),
+        "overhead": float(np.median(times[:, 0] / times[:, 1])),
+        "per_sample_ms": float(p50) / batch,
+    }
 
 
 @final

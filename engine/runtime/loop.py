@@ -1,6 +1,6 @@
 """What executes a program on batches: the tables it reads and the interface of both loops.
 
-`cpu_loop` runs on the CPU, `cuda_loop` on a CUDA device; `session` cuts requests into batches for either.
+`cpu_loop` runs on the CPU, `cuda.loop` on a CUDA device; `session` cuts requests into batches for either.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..compiler.program import Program
 from ..contract import Contract
 from .decoder import LoadedDecoder
 from .inputs import Inputs
+from .masked import known_factors
 
 Chunk = tuple[int, int]  # samples, and the bucket whose buffers take them
 
@@ -29,7 +30,7 @@ class Tables:
     """A program as a loop reads it; coefficients float32, the one cast.
 
     update [N, B, B + 1] = (W | w); init [B]; p, q, c_in [N]; times [N] in the network's dtype, scaled; clip or None;
-    V [N, B] of the noises, which are drawn after the evaluations `draws`.
+    V [N, B] of the noises, which are drawn after the evaluations `draws`. mixed: sampling starts from a picture.
     `program` is what they were made of.
     """
 
@@ -43,6 +44,7 @@ class Tables:
     clip: float | None
     V: NDArray[np.float32]
     draws: tuple[int, ...]
+    mixed: bool = False
 
     @property
     def nfe(self) -> int:
@@ -57,8 +59,13 @@ class Tables:
         """Whether some c_in differs from 1, so that the network needs an input of its own."""
         return bool((self.c_in != 1).any())
 
+    @cached_property
+    def known(self) -> NDArray[np.float32]:
+        """[N, 2], for masks: see `known_factors`."""
+        return known_factors(self.program, mixed=self.mixed).astype(np.float32)
 
-def make_tables(program: Program, contract: Contract) -> Tables:
+
+def make_tables(program: Program, contract: Contract, *, mixed: bool = False) -> Tables:
     """The tables of `program` for the network of `contract`. Raises InputError when its times cannot be fed."""
     return Tables(
         program=program,
@@ -71,6 +78,7 @@ def make_tables(program: Program, contract: Contract) -> Tables:
         clip=program.clip,
         V=program.V.astype(np.float32),
         draws=program.draws,
+        mixed=mixed,
     )
 
 
@@ -123,8 +131,13 @@ def slices(chunks: Sequence[Chunk]) -> Iterator[tuple[slice, int]]:
 
 
 def result_shape(contract: Contract, decoder: LoadedDecoder | None, *, pixels: bool) -> tuple[int, ...]:
-    """Of one sample, or with `pixels` of one picture [H, W, C]."""
+    """Of one sample, or with `pixels` of one picture [H, W, C] or video [frames, H, W, C]."""
     if not pixels:
         return contract.shape
-    channels, height, width = decoder.contract.image if decoder else contract.shape
-    return height, width, channels
+    channels, *sides = decoder.contract.image if decoder else contract.shape
+    return *sides, channels
+
+
+def as_pictures(pixels: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of pixels and x as [b, H, W, C] and [b, C, H, W]: a video's frames stand one above the other."""
+    return (pixels, x) if x.dim() == 4 else (pixels.flatten(1, -3), x.flatten(2, -2))

@@ -64,3 +64,9 @@ def fill_noise(z: NDArray[np.float32], seeds: NDArray[np.uint64], draw: int = 0)
     Draw 0 is what sampling starts from, draw n + 1 what a stochastic sampler adds after evaluation n.
     """
     (fill_compiled or fill_numpy)(z, seeds, draw)
+
+
+def check_finite(given: torch.Tensor) -> None:
+    """Raises InputError for noise with NaN or infinity. On a CUDA device this waits."""
+    if not bool(given.isfinite().all()):
+        raise InputError("noise has NaN or infinite values, expected finite ones")

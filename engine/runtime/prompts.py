@@ -12,21 +12,22 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..artifact import Artifact
-from ..backends.abstract import Backend, Buffers, Evaluate, NetworkFiles
-from ..backends.choose import open_best
+from ..artifact import Artifact, check_in_place
+from ..backends.abstract import Backend, Buffers, Evaluate
+from ..backends.choose import Beside
 from ..errors import BackendError, EngineFileError, InputError, first_line
 from ..text_encoders import NEGATIVE, TextEncoder
 
 KEPT_BYTES = 256 << 20  # of encoded prompts
 Prompt = str | Sequence[str]
+Text = tuple[str, bool]  # a prompt, and whether it is a negative one that is framed in another way
 
 
 @final
@@ -43,23 +44,15 @@ class LoadedEncoder:
 
 @final
 class Prompts:
-    """The text encoders of an engine, beside its network that is `opened`.
+    """The text encoders of an engine, beside its network."""
 
-    backend, threads: as they were asked for the network; backend torch, which needs modules, is not theirs.
-    """
-
-    def __init__(
-        self, artifact: Artifact, network: NetworkFiles, opened: Backend, backend: str, threads: int | None
-    ) -> None:
+    def __init__(self, artifact: Artifact, beside: Beside) -> None:
         self._artifact = artifact
-        self._files = replace(network, module=None, stream=opened.stream)
-        self._device = opened.device
-        self._backend = "auto" if backend == "torch" else backend
-        self._threads = threads
+        self._beside = beside
         self._loaded: list[LoadedEncoder] = []
         self._lock = threading.Lock()  # encoders share their buffers between calls
         self._closed = False
-        self._kept: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._kept: OrderedDict[Text, NDArray[np.float32]] = OrderedDict()
         contract = artifact.contract
         self._shapes = {one.name: one.shape for one in contract.conditions}
         self._labels = {one.name: one.alias or one.name for one in contract.conditions}
@@ -126,23 +119,25 @@ class Prompts:
             raise InputError(
                 f"{word}: got {len(texts)} texts for {count} samples, expected one for all or one for each"
             )
-        rows = self._rows(texts)
-        stacked = np.stack([rows[one] for one in texts])
+        assert self._artifact.text_encoders is not None
+        other = any(one.negative_before is not None for one in self._artifact.text_encoders.encoders)
+        wanted = [(one, other and word == "negative_prompt") for one in texts]
+        rows = self._rows(wanted)
+        stacked = np.stack([rows[one] for one in wanted])
         whole = stacked if len(texts) > 1 else stacked[0]
         found, start = {}, 0
-        assert self._artifact.text_encoders is not None
         for name in self._artifact.text_encoders.conditions:
             size = math.prod(self._shapes[name])
             found[name] = whole[..., start : start + size].reshape(*whole.shape[:-1], *self._shapes[name])
             start += size
         return found
 
-    def _rows(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    def _rows(self, texts: Sequence[Text]) -> dict[Text, NDArray[np.float32]]:
         """What each text is encoded as, float32 [size]; each is encoded once."""
         with self._lock:
             return self._locked_rows(texts)
 
-    def _locked_rows(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    def _locked_rows(self, texts: Sequence[Text]) -> dict[Text, NDArray[np.float32]]:
         if self._closed:
             raise BackendError("this engine is closed; load it again with pfdiff.load")
         found = {text: self._kept[text] for text in texts if text in self._kept}
@@ -166,6 +161,7 @@ class Prompts:
         try:
             for one in encoders.encoders:
                 loaded.append(self._opened(one))
+            check_in_place(self._artifact)
         except BaseException:
             for one in loaded:
                 one.backend.close()
@@ -175,16 +171,11 @@ class Prompts:
     def _opened(self, encoder: TextEncoder) -> LoadedEncoder:
         artifact = self._artifact
         tokenizer = _tokenizer(artifact, encoder)
-        files = replace(self._files, onnx=artifact.path / encoder.file, contract=encoder.contract)
-        try:
-            backend, _ = open_best(files, self._device, self._backend, self._threads)
-        except BackendError as error:
-            raise BackendError(f"the text encoder {encoder.contract.name}: {error}") from None
-        buffers = Buffers.of(encoder.contract, artifact.batch[0], backend.dtype, backend.device)
-        (evaluate,) = backend.bind([buffers])
-        return LoadedEncoder(encoder, tokenizer, backend, buffers, evaluate)
+        what, file = f"the text encoder {encoder.contract.name}", artifact.path / encoder.file
+        bound = self._beside.open(what, file, encoder.contract, artifact.batch[0])
+        return LoadedEncoder(encoder, tokenizer, *bound)
 
-    def _run(self, loaded: LoadedEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
+    def _run(self, loaded: LoadedEncoder, texts: Sequence[Text]) -> NDArray[np.float32]:
         """Encoded [n, size] of n texts, in parts of the bucket that the network is bound to."""
         tokens = torch.from_numpy(_tokens(loaded, texts))
         size = len(loaded.buffers.x)
@@ -226,21 +217,38 @@ def _tokenizer(artifact: Artifact, encoder: TextEncoder) -> Any:
         raise BackendError(f"prompts need the tokenizers library ({error}); pip install 'pfdiff[text]'") from None
     path = artifact.path / encoder.tokenizer
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exceptions
-        raise EngineFileError(f"'{path}' cannot be read ({first_line(error)}); rebuild the engine") from None
+        tokenizer = Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exceptions, and what is none when it panics
+        raise EngineFileError(f"'{path}' cannot be read ({first_line(error)[:120]}); rebuild the engine") from None
+    length, padding, cut = encoder.contract.length, tokenizer.padding or {}, tokenizer.truncation or {}
+    found = (padding.get("length"), padding.get("pad_to_multiple_of"), cut.get("max_length"))
+    if found != (length, None, length):  # before it makes room for as many tokens as it says
+        raise EngineFileError(f"'{path}' pads and cuts to {found[0]} and {found[2]} tokens, expected {length}; rebuild")
+    return tokenizer
 
 
-def _tokens(loaded: LoadedEncoder, texts: Sequence[str]) -> NDArray[np.int64]:
-    """Ids and masks [n, 2, length]; what is cut off is said in one line."""
-    plain, length = loaded.encoder.plain, loaded.encoder.contract.length
-    encoded = loaded.tokenizer.encode_batch([one.lower().strip() if plain else one for one in texts])
-    for text, one in zip(texts, encoded, strict=True):
-        if one.overflowing:
-            kept = max(end for _, end in one.offsets)
+def _tokens(loaded: LoadedEncoder, texts: Sequence[Text]) -> NDArray[np.int64]:
+    """Ids and masks [n, 2, length]; what is cut off is said in one line. Raises EngineFileError."""
+    encoder = loaded.encoder
+    length, damaged = encoder.contract.length, f"the tokenizer of {encoder.contract.name}"
+    framed = [encoder.framed(text, negative=negative) for text, negative in texts]
+    try:
+        encoded = loaded.tokenizer.encode_batch(framed)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # as in _tokenizer
+        raise EngineFileError(f"{damaged} fails ({first_line(error)[:120]}); rebuild the engine") from None
+    for text, one in zip(framed, encoded, strict=True):
+        if len(one.ids) != length:
+            raise EngineFileError(f"{damaged} makes {len(one.ids)} tokens, expected {length}; rebuild the engine")
+        kept = max(end for _, end in one.offsets)
+        left = text[kept : len(text) - len(encoder.after)]
+        if one.overflowing and left.strip():
             warnings.warn(
-                f"the prompt is cut at {length} tokens of {loaded.encoder.contract.name}; left out is "
-                f"'{' '.join(text[kept:].split())}'",
+                f"the prompt is cut at {encoder.contract.length} tokens of {encoder.contract.name}; left out is "
+                f"'{' '.join(left.split())}'",
                 RuntimeWarning,
                 stacklevel=7,
             )

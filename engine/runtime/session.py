@@ -113,6 +113,6 @@ class Session:
 def _make_loop(backend: Backend, contract: Contract, decoder: LoadedDecoder | None, graph: bool) -> Loop:
     if backend.device.type == "cpu":
         return CpuLoop(backend, contract, decoder)
-    from .cuda_loop import CudaLoop
+    from .cuda.loop import CudaLoop
 
     return CudaLoop(backend, contract, decoder, graph=graph)

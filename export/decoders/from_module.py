@@ -63,13 +63,13 @@ class ModuleDecoder:
 
     def __init__(self, network: nn.Module, code: bytes, options: Decoder, samples: Contract) -> None:
         self._code = code
+        name = type(network).__name__
         network = one_output(network)
         config = _config(network) if _method(network) else None
         _check_channels(network, config, samples)
         scaling, shift = constants(options, config)
         self._precision = options.precision
         self._upcast = bool(getattr(config, "force_upcast", False))
-        name = type(network).__name__
         fitted = DecoderContract(name, samples.shape, (1, 1, 1), scaling=scaling, shift=shift)
         self.module = Decode(network, scaling, shift)
         self.contract = replace(fitted, image=self._image_shape(fitted, samples))

@@ -86,8 +86,11 @@ def said(config: Any, name: str, otherwise: Any) -> Any:
 
 
 def image_shape(name: str, shape: Sequence[int], batch: int) -> tuple[int, ...]:
-    """[C, H, W] of what a decoder made of a batch. Raises InputError when that is no image for each sample."""
-    if len(shape) != 4 or shape[0] != batch:
+    """[C, H, W], or [C, frames, H, W], of what a decoder made of a batch.
+
+    Raises InputError when that is no image or video for each sample.
+    """
+    if len(shape) not in (4, 5) or shape[0] != batch:
         raise InputError(
             f"decoder '{name}': it returns {list(shape)} for a batch of {batch}, expected images [{batch}, C, H, W]"
         )

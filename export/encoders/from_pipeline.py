@@ -16,7 +16,7 @@ import torch
 
 from ...engine.artifact import ENCODERS
 from ...engine.contract import Contract, TextEncoderContract
-from ...engine.errors import InputError, first_line
+from ...engine.errors import InputError
 from ...engine.progress import Lines
 from ...engine.tensors import PRECISION_DTYPES
 from ...engine.text_encoders import TextEncoder, TextEncoders
@@ -24,16 +24,18 @@ from ..check import TrialInputs, check_export
 from ..families.family import Prompting
 from ..sources.module_digest import content_digest
 from ..to_onnx import export_module, prepared, quiet
-from ..weights import variant_of
-from .text import Encode, Place, places, size_of
-from .tokenizer import OUT, longest, tokenizer_json, tokenizer_of, transformers_for
+from ..weights import load_pretrained, variant_of
+from .text import Encode, Place, Rows, places, size_of
+from .tokenizer import OUT, Around, around, longest, tokenizer_json, tokenizer_of, transformers_for
 
 if TYPE_CHECKING:
     from torch import nn
 
 FORMAT = "pfdiff text encoders 1"  # part of the digest: another exporter, another engine
-CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
-WIDE = ("T5EncoderModel",)  # its activations leave fp16's range
+CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
+LANGUAGE = ("Qwen3Model", "Qwen3ForCausalLM", "Qwen2_5_VLForConditionalGeneration", "Gemma2Model", "Gemma2ForCausalLM")
+WIDE = ("T5EncoderModel", "UMT5EncoderModel", *LANGUAGE)  # their activations leave fp16's range
+CLASSES = (*CLIP, "BertModel", *WIDE)
 TRIALS = ("", "a lighthouse in fog, oil on canvas")
 
 
@@ -70,11 +72,27 @@ class PipelineEncoders:
                     f"the tokenizer of {name} has {len(one)} words, the encoder {words}; give the tokenizer of this "
                     "model"
                 )
-        self._lengths = {name: self._length(name) for name in given.sources}
-        self._places = places(self._parts, self._shapes, self._lengths, self._configs)
+        self._around = around(given.prompting, self._tokenizers)
+        sizes = {name: self._size(name) for name in given.sources}
+        self._lengths = {name: size + self._dropped(name) for name, size in sizes.items()}
+        self._places = places(self._parts, self._shapes, sizes, self._configs)
 
-    def _length(self, name: str) -> int:
-        """Tokens of a prompt for the encoder `name`: what other blocks leave of its condition's rows."""
+    def _dropped(self, name: str) -> int:
+        """Tokens of a prompt that are no rows of a condition: of what stands before it."""
+        if self._given.prompting.instruction:
+            return len(self._tokenizers[name].encode(self._around.before)) - 2
+        return self._given.prompting.dropped
+
+    def _rows(self, name: str) -> Rows:
+        """Which of its tokens are rows."""
+        dropped, length = self._dropped(name), self._lengths[name]
+        if self._given.prompting.instruction:  # the first token, then the prompt's own and one before
+            words = self._tokenizers[name].encode(self._around.before)[:-2]  # the last may join the prompt's first
+            return Rows((0, *range(dropped + 1, length)), tuple(words))
+        return Rows(tuple(range(dropped, length))) if dropped else Rows()
+
+    def _size(self, name: str) -> int:
+        """Rows of a prompt by the encoder `name`: what other blocks leave of its condition's."""
         part = next((one for one in self._parts if one.encoder == name and len(self._shapes[one.condition]) == 2), None)
         said = longest(self._tokenizers[name])
         if part is None:
@@ -99,7 +117,8 @@ class PipelineEncoders:
     def digest(self) -> str:
         """sha256 hex of the encoders' weights, their tokenizers and how they are used; nothing is exported."""
         found = hashlib.sha256(FORMAT.encode())
-        words = [repr(self._given.prompting), self._given.zeros, list(self._shapes.items()), self._lengths]
+        words: list[Any] = [repr(self._given.prompting), self._given.zeros, list(self._shapes.items()), self._lengths]
+        words.append([self._around.before, self._around.after])
         found.update(json.dumps(words, sort_keys=True).encode())
         for name, (source, _) in self._given.sources.items():
             found.update(name.encode())
@@ -139,25 +158,36 @@ class PipelineEncoders:
             contract,
             lambda case: run(case, torch.float32),
             None if used == "fp32" else lambda case: run(case, PRECISION_DTYPES[used]),
-            _trials(text, length),
+            _trials(text, self._around),
         )
-        return TextEncoder(file, tokenizer, contract, self._given.prompting.plain)
+        prompting, frame = self._given.prompting, self._around
+        return TextEncoder(
+            file,
+            tokenizer,
+            contract,
+            prompting.plain,
+            tidy=prompting.tidy,
+            before=frame.before,
+            after=frame.after,
+            negative_before=frame.negative_before,
+        )
 
     def _module(self, name: str, encoder: nn.Module, placed: list[Place]) -> Encode:
         masked = self._given.prompting.masked
         if masked is None:
             masked = bool(getattr(self._configs[name], "use_attention_mask", False))
-        return Encode(encoder, placed, self._shapes, masked=masked)
+        return Encode(encoder, placed, self._shapes, self._rows(name), masked=masked)
 
     def _tokenizer_json(self, name: str) -> str:
-        return tokenizer_json(self._tokenizers[name], name, self._lengths[name])
+        right = self._given.prompting.right
+        return tokenizer_json(self._tokenizers[name], name, self._lengths[name], right=right)
 
 
-def _trials(tokenizer: str, length: int) -> list[TrialInputs]:
+def _trials(tokenizer: str, frame: Around) -> list[TrialInputs]:
     """Prompts to compare an export on: one alone, and two."""
     from tokenizers import Tokenizer
 
-    encoded = Tokenizer.from_str(tokenizer).encode_batch(list(TRIALS))
+    encoded = Tokenizer.from_str(tokenizer).encode_batch([frame.before + one + frame.after for one in TRIALS])
     tokens = np.array([[one.ids, one.attention_mask] for one in encoded], np.int64)
     return [TrialInputs(tokens[1:], np.empty(0), ()), TrialInputs(tokens, np.empty(0), ())]
 
@@ -195,24 +225,10 @@ def load_encoder(folder: Path) -> nn.Module:
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()  # our own progress says what is read
     try:
-        with quiet():
-            model, report = kind.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                variant=variant,
-                output_loading_info=True,
-            )
-    except Exception as error:  # of transformers, safetensors and torch, without a common base
-        raise InputError(f"'{folder}' cannot be loaded ({first_line(error)}); save it again") from error
+        return load_pretrained(kind, folder, variant, dtype=torch.float32)
     finally:
         if shown:
             bars.enable_progress_bar()
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise InputError(f"'{folder}' has {len(missing)} missing weights, such as {missing[0]}; save it again")
-    return model.eval()
 
 
 def _files_digest(folder: Path) -> bytes:

@@ -23,6 +23,7 @@ from ...engine.errors import InputError
 from ...engine.progress import Lines
 from ...engine.tensors import PRECISION_DTYPES
 from ..check import TrialInputs, check_export
+from ..decoders import autoencoders
 from ..decoders.autoencoders import autoencoder_of
 from ..decoders.from_module import ModuleDecoder
 from ..decoders.options import Constant
@@ -34,7 +35,9 @@ LATENTS: dict[str, Callable[[Any], Tensor]] = {
     "AutoencoderKL": lambda out: out.latent_dist.mode(),
     "AutoencoderTiny": lambda out: out.latents,
     "VQModel": lambda out: out.latents,
-    "AutoencoderDC": lambda out: out.latent,
+    "Compressed": lambda out: out,
+    "Patched": lambda out: out,
+    "OneFrame": lambda out: out,
 }
 
 
@@ -73,7 +76,8 @@ class ImageEncoder:
         if not isinstance(decoder, ModuleDecoder) or len(samples.shape) != 3:
             return None
         kinds = type(autoencoder_of(decoder.module.network)).__mro__
-        names = (one.__name__ for one in kinds if one.__module__.startswith("diffusers."))
+        known = ("diffusers.", autoencoders.__name__)
+        names = (one.__name__ for one in kinds if one.__module__.startswith(known))
         kind = next((one for one in names if one in LATENTS), None)
         return None if kind is None else cls(decoder, kind, samples)
 

@@ -6,14 +6,18 @@ The file cuts a prompt at the encoder's length and pads it to that length, as th
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from ...engine.errors import BackendError, InputError, first_line
+from ..families.family import Prompting
 
 OUT = "(encoders=False, --no-encoders)"
 # Either of these is enough; without any, transformers makes a tokenizer of no words.
-FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",), ("vocab.txt",))
+MARK = "PROMPT"
 
 
 def transformers_for(source: Any) -> Any:
@@ -36,7 +40,7 @@ def tokenizer_of(source: Any, name: str) -> Any:
     if not any(all((source / file).is_file() for file in files) for files in FILES):
         raise InputError(
             f"the tokenizer '{source}' cannot be read: it needs tokenizer.json, or vocab.json and merges.txt, or "
-            f"spiece.model; copy them there, or leave the encoders out {OUT}"
+            f"spiece.model, tokenizer.model or vocab.txt; copy them there, or leave the encoders out {OUT}"
         )
     from ..to_onnx import quiet
 
@@ -57,8 +61,42 @@ def longest(tokenizer: Any) -> int | None:
     return found if 0 < found < 1 << 20 else None
 
 
-def tokenizer_json(tokenizer: Any, name: str, length: int) -> str:
-    """The text of a tokenizer.json that cuts and pads to `length` tokens. Raises InputError for a slow tokenizer."""
+@final
+@dataclass(frozen=True)
+class Around:
+    """The texts before and after a prompt; before a negative one, None for the same."""
+
+    before: str = ""
+    after: str = ""
+    negative_before: str | None = None
+
+
+def around(prompting: Prompting, tokenizers: Mapping[str, Any]) -> Around:
+    """What the pipeline puts around prompts; a chat template is its tokenizer's own. Raises InputError without one."""
+    if prompting.thinking is None:
+        return Around(prompting.before, prompting.after, prompting.negative_before)
+    (name, tokenizer), *_ = tokenizers.items()
+    messages = [{"role": "user", "content": MARK}]
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=prompting.thinking
+        )
+    except Exception as error:  # of transformers and Jinja, without a common base
+        raise InputError(
+            f"the tokenizer of {name} has no chat template that can be used ({first_line(error)}); copy its "
+            f"chat_template.jinja, or leave the encoders out {OUT}"
+        ) from error
+    before, found, after = str(text).partition(MARK)
+    if not found or MARK in after:
+        raise InputError(f"the chat template of {name} does not hold the prompt once; leave the encoders out {OUT}")
+    return Around(before, after)
+
+
+def tokenizer_json(tokenizer: Any, name: str, length: int, *, right: bool = False) -> str:
+    """The text of a tokenizer.json that cuts and pads to `length` tokens. Raises InputError for a slow tokenizer.
+
+    right: pads on the right; else on its own side.
+    """
     from tokenizers import Tokenizer
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -72,5 +110,6 @@ def tokenizer_json(tokenizer: Any, name: str, length: int) -> str:
     pad = tokenizer.pad_token_id
     if pad is None:
         raise InputError(f"the tokenizer '{name}' has no padding token; save it with one")
-    copied.enable_padding(length=length, pad_id=int(pad), pad_token=str(tokenizer.pad_token))
+    side = "right" if right else str(getattr(tokenizer, "padding_side", "right"))
+    copied.enable_padding(direction=side, length=length, pad_id=int(pad), pad_token=str(tokenizer.pad_token))
     return json.dumps(json.loads(copied.to_str()), ensure_ascii=False)

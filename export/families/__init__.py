@@ -5,7 +5,23 @@ One family, one file; each defines the names of `family.Family`. Conditions bear
 
 from __future__ import annotations
 
-from . import dit, flux, pixart, sd3, unet
+from . import (
+    aura_flow,
+    chroma,
+    dit,
+    flux,
+    flux2,
+    hunyuan_dit,
+    lumina2,
+    pixart,
+    qwen_image,
+    sana,
+    sd3,
+    unet,
+    unet1d,
+    wan,
+    z_image,
+)
 from .family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -15,6 +31,16 @@ FAMILIES: dict[str, Family] = {
     "PixArtTransformer2DModel": pixart,
     "SD3Transformer2DModel": sd3,
     "FluxTransformer2DModel": flux,
+    "Flux2Transformer2DModel": flux2,
+    "ZImageTransformer2DModel": z_image,
+    "QwenImageTransformer2DModel": qwen_image,
+    "SanaTransformer2DModel": sana,
+    "ChromaTransformer2DModel": chroma,
+    "AuraFlowTransformer2DModel": aura_flow,
+    "HunyuanDiT2DModel": hunyuan_dit,
+    "Lumina2Transformer2DModel": lumina2,
+    "WanTransformer3DModel": wan,
+    "UNet1DModel": unet1d,
 }
 # Transformer2DModel, the class of older files, by its norm_type.
 LEGACY = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}

@@ -9,7 +9,7 @@ stands below; a file takes it over by importing it under its own name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ..convention import Convention
 
 Config = Mapping[str, Any]
 TIME_UNIT: float = 1.0
+AXES: tuple[str, ...] = ("height", "width")
 
 
 @final
@@ -28,13 +29,14 @@ class Beside:
     """What the other parts of a pipeline say.
 
     tokens: of a prompt, as the caller gives it. pooled: size of a pooled prompt. pixels: of a latent's side.
-    pipeline: the class's name, "" for a model alone.
+    pipeline: the class's name, "" for a model alone. options: its own, such as is_distilled.
     """
 
     tokens: int | None = None
     pooled: int | None = None
     pixels: int = 8
     pipeline: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @final
@@ -57,14 +59,29 @@ class Part:
 class Prompting:
     """How a pipeline turns a prompt into conditions.
 
-    scale: of its classifier-free guidance by default, None where it has none. plain: prompts are put into lower case.
+    scale: of its classifier-free guidance by default, None where it has none. offset, keep: of ClassifierFree.
+    plain: prompts are put into lower case. tidy: runs of white space become one space, HTML's entities characters.
     masked: encoders attend to the prompt's own tokens alone; None for what an encoder's config says.
+    before, after: texts around a prompt. negative_before: before a negative one, None for the same.
+    thinking: the tokenizer's chat template stands around prompts, with this enable_thinking; None for no template.
+    dropped: the rows of so many first tokens are left out. instruction: of prompts that start with `before`, those of
+    its tokens but the first. right: prompts are padded on the right, whatever the tokenizer says.
     """
 
     parts: tuple[Part, ...]
     scale: float | None = None
+    offset: float = 0.0
+    keep: str = ""
     plain: bool = False
+    tidy: bool = False
     masked: bool | None = False
+    before: str = ""
+    after: str = ""
+    negative_before: str | None = None
+    thinking: bool | None = None
+    dropped: int = 0
+    instruction: bool = False
+    right: bool = False
 
 
 class Family(Protocol):
@@ -72,10 +89,12 @@ class Family(Protocol):
 
     ALIASES     forward's name of a condition -> what pipelines call it; negative prompts put "negative_" before it
     TIME_UNIT   the model is fed the schedule's time, in steps of T, times this
+    AXES        of one sample after its channels
     """
 
     ALIASES: Mapping[str, str]
     TIME_UNIT: float
+    AXES: tuple[str, ...]
 
     @staticmethod
     def shape(config: Config) -> tuple[int, ...] | None:
@@ -98,7 +117,12 @@ class Family(Protocol):
         ...
 
     @staticmethod
-    def prompting(config: Config) -> Prompting | None:
+    def learned_sigma(config: Config) -> bool:
+        """Whether it predicts a variance beside the prediction. Raises InputError for other numbers of channels."""
+        ...
+
+    @staticmethod
+    def prompting(config: Config, beside: Beside) -> Prompting | None:
         """How the family's pipelines encode prompts; None where they take none."""
         ...
 
@@ -108,8 +132,8 @@ class Family(Protocol):
         ...
 
     @staticmethod
-    def scheduled(convention: Convention) -> Convention:
-        """The scheduler's times as this family's pipeline asks for them."""
+    def scheduled(convention: Convention, patches: int) -> Convention:
+        """The scheduler's times as this family's pipeline asks for them, for samples of so many patches."""
         ...
 
 
@@ -132,9 +156,21 @@ def patches(config: Config, shape: tuple[int, ...]) -> int:
     return (shape[1] // side) * (shape[2] // side)
 
 
-def scheduled(convention: Convention) -> Convention:
+def scheduled(convention: Convention, patches: int) -> Convention:
     """As the scheduler has them."""
     return convention
+
+
+def learned_sigma(config: Config) -> bool:
+    """By in_channels and out_channels."""
+    taken = int(config["in_channels"])
+    made = int(config.get("out_channels") or taken)
+    if made not in (taken, 2 * taken):
+        raise InputError(
+            f"it takes {taken} channels and predicts {made}, an editing model; "
+            "give it as an nn.Module, forward(x, t, ...), with the further channels as a condition"
+        )
+    return made == 2 * taken
 
 
 def text(width: int, tokens: int) -> Condition:

@@ -7,15 +7,17 @@ Conditions: encoder_hidden_states, pooled_projections, and guidance of the disti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from ...engine.condition import Condition
-from ..convention import Convention
+from .family import AXES as AXES
 from .family import Beside, Config, Part, Prompting, in_dtype_of, text_and_pooled
+from .family import learned_sigma as learned_sigma
+from .own_sigmas import scheduled as scheduled
+from .patched import from_patches, places, to_patches
 
 TOKENS = 512
 ALIASES: Mapping[str, str] = {
@@ -45,7 +47,7 @@ def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[
     )
 
 
-def prompting(config: Config) -> Prompting | None:
+def prompting(config: Config, beside: Beside) -> Prompting | None:
     return Prompting(
         (
             Part("text_encoder_2", "encoder_hidden_states", "last"),
@@ -59,11 +61,6 @@ def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Conditio
     return AdaptedFlux(model, shape, tokens)
 
 
-def scheduled(convention: Convention) -> Convention:
-    # FluxPipeline gives its scheduler sigmas of its own, 1 ... 1 / N.
-    return replace(convention, span=(1.0, None), is_open=False) if convention.spacing == "flow" else convention
-
-
 @final
 class AdaptedFlux(nn.Module):
     """forward(x [B, C, H, W], t [B], **conditions) -> out [B, C, H, W]."""
@@ -75,18 +72,12 @@ class AdaptedFlux(nn.Module):
         super().__init__()
         self.model = model
         # Rows and columns of the patches; a prompt's tokens all stand at 0.
-        rows, columns = (torch.arange(size // 2, dtype=torch.float32) for size in shape[1:])
-        places = torch.cartesian_prod(rows, columns)
-        self.register_buffer("img_ids", nn.functional.pad(places, (1, 0)), persistent=False)
+        found = places(shape[1] // 2, shape[2] // 2).float()
+        self.register_buffer("img_ids", nn.functional.pad(found, (1, 0)), persistent=False)
         self.register_buffer("txt_ids", torch.zeros(tokens, 3), persistent=False)
 
     def forward(self, x: Tensor, t: Tensor, /, **conditions: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        # Patches of 2 x 2 into channels, and back.
-        packed = x.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-        packed = packed.flatten(3).flatten(1, 2)
-        places = {"img_ids": self.img_ids, "txt_ids": self.txt_ids}
+        at = {"img_ids": self.img_ids, "txt_ids": self.txt_ids}
         given = in_dtype_of(x, conditions)
-        out = self.model(hidden_states=packed, timestep=t, **given, **places, return_dict=False)[0]
-        out = out.reshape(batch, height // 2, width // 2, channels, 2, 2)
-        return out.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
+        out = self.model(hidden_states=to_patches(x), timestep=t, **given, **at, return_dict=False)[0]
+        return from_patches(out, x.shape[2], x.shape[3])

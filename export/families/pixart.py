@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from torch import nn
 
 from ...engine.condition import Condition
+from .family import AXES as AXES
 from .family import TIME_UNIT as TIME_UNIT
 from .family import Adapted, Beside, Config, Part, Prompting, text
 from .family import channels as channels
+from .family import learned_sigma as learned_sigma
 from .family import patches as patches
 from .family import scheduled as scheduled
 from .family import shape as shape
@@ -40,7 +42,7 @@ def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[
     return tuple(found)
 
 
-def prompting(config: Config) -> Prompting | None:
+def prompting(config: Config, beside: Beside) -> Prompting | None:
     return Prompting(
         (
             Part("text_encoder", "encoder_hidden_states", "last"),

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...engine.condition import Condition
+from .family import AXES as AXES
 from .family import TIME_UNIT as TIME_UNIT
 from .family import Beside, Config, Part, Prompting, text_and_pooled
 from .family import adapted as adapted
 from .family import channels as channels
+from .family import learned_sigma as learned_sigma
 from .family import patches as patches
 from .family import scheduled as scheduled
 from .family import shape as shape
@@ -27,7 +29,7 @@ def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[
     return text_and_pooled(config, beside, TOKENS)
 
 
-def prompting(config: Config) -> Prompting | None:
+def prompting(config: Config, beside: Beside) -> Prompting | None:
     return Prompting(
         (
             Part("text_encoder", "encoder_hidden_states", "penultimate"),

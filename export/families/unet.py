@@ -1,7 +1,7 @@
 """U-Nets: UNet2DModel, and UNet2DConditionModel of Stable Diffusion 1, 2 and XL.
 
 x is `sample`, times are 0..T-1. Conditions: class_labels; with text also encoder_hidden_states, SDXL's text_embeds and
-time_ids, timestep_cond.
+time_ids, timestep_cond; of networks that inpaint, mask and masked picture.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ...engine.condition import Condition
+from ...engine.condition import INPAINT_MASK, Condition
 from ...engine.errors import InputError
+from . import family
+from .family import AXES as AXES
 from .family import TIME_UNIT as TIME_UNIT
 from .family import Adapted, Beside, Config, Part, Prompting, known, text
-from .family import channels as channels
 from .family import scheduled as scheduled
-from .family import shape as shape
+from .inpainting import Inpainting, inpaints
+from .inpainting import conditions as inpainting_conditions
 
 TOKENS = 77  # of CLIP's prompts
 ALIASES: Mapping[str, str] = {
@@ -25,6 +27,19 @@ ALIASES: Mapping[str, str] = {
     "time_ids": "add_time_ids",
 }
 NESTED = ("text_embeds", "time_ids")  # inside added_cond_kwargs
+
+
+def channels(config: Config) -> int:
+    return int(config["out_channels"] if inpaints(config) else config["in_channels"])
+
+
+def shape(config: Config) -> tuple[int, ...] | None:
+    found = family.shape(config)
+    return None if found is None else (channels(config), *found[1:])
+
+
+def learned_sigma(config: Config) -> bool:
+    return not inpaints(config) and family.learned_sigma(config)
 
 
 def patches(config: Config, shape: tuple[int, ...]) -> int:
@@ -49,7 +64,7 @@ def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[
         found.append(Condition("time_ids", "float32", (ids,), whole))
     if config.get("time_cond_proj_dim"):
         found.append(Condition("timestep_cond", "float32", (config["time_cond_proj_dim"],)))
-    return (*found, *_class_labels(config))
+    return (*found, *_class_labels(config), *inpainting_conditions(config, shape))
 
 
 def _class_labels(config: Config) -> tuple[Condition, ...]:
@@ -65,7 +80,7 @@ def _class_labels(config: Config) -> tuple[Condition, ...]:
             raise InputError(f"class_embed_type '{kind}' is not known here; known: timestep, projection, classes")
 
 
-def prompting(config: Config) -> Prompting | None:
+def prompting(config: Config, beside: Beside) -> Prompting | None:
     if "cross_attention_dim" not in config:
         return None
     guided = not config.get("time_cond_proj_dim")  # distilled ones have their scale in the time's embedding
@@ -83,4 +98,5 @@ def prompting(config: Config) -> Prompting | None:
 
 
 def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:
-    return Adapted(model, "sample", NESTED)
+    made = Adapted(model, "sample", NESTED)
+    return Inpainting(made) if any(one.name == INPAINT_MASK for one in conditions) else made

@@ -26,6 +26,7 @@ class ClassifierFreeModule(nn.Module):
         self.at_run_time = tuple((name, value) for name, value in halves.values.items() if isinstance(value, str))
         self.interval = halves.interval
         self.rescale = float(halves.guidance.rescale)
+        self.offset, self.keep = float(halves.guidance.offset), halves.guidance.keep
         for name, value in halves.values.items():
             if isinstance(value, np.ndarray):
                 self.register_buffer(f"unconditional_{name}", torch.from_numpy(value.copy()), persistent=False)
@@ -36,7 +37,7 @@ class ClassifierFreeModule(nn.Module):
         out = self.network(torch.cat((x, x)), torch.cat((t, t)) if t.ndim else t, *conditions)
         conditional, unconditional = out.float().reshape(2, *x.shape).unbind(0)
         # The scale, 1 outside the interval.
-        scale = given[NAME]
+        scale = given[NAME] + self.offset if self.offset else given[NAME]
         if self.interval is not None:
             low, high = self.interval
             scale = torch.where((t >= low) & (t <= high), scale, torch.ones_like(scale))
@@ -45,6 +46,8 @@ class ClassifierFreeModule(nn.Module):
         if self.rescale:
             ratio = _deviation(conditional) / _deviation(guided).clamp(min=1e-12)
             guided = guided * (1 - self.rescale + self.rescale * ratio)
+        if self.keep:
+            guided = guided * (_length(conditional, self.keep) / _length(guided, self.keep))
         return guided
 
     def _unconditional(self, name: str, given: dict[str, Tensor]) -> Tensor:
@@ -53,6 +56,15 @@ class ClassifierFreeModule(nn.Module):
             return given[other]
         value = getattr(self, f"unconditional_{name}", None)
         return given[name] if value is None else value.to(given[name].dtype).expand_as(given[name])
+
+
+def _length(x: Tensor, keep: str) -> Tensor:
+    """Of each row [B, C, H, 1], or of each patch of 2 x 2 over all channels [B, 1, H, W]."""
+    if keep == "rows":
+        return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    squares = x.square().sum(1, keepdim=True)
+    patches = nn.functional.avg_pool2d(squares, 2) * 4
+    return patches.sqrt().repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
 def _deviation(x: Tensor) -> Tensor:

@@ -33,6 +33,11 @@ class GuidedOnnx:
 
     def __init__(self, source: OnnxSource | MappedOnnx, halves: Halves) -> None:
         contract, fixed = source.contract, source.contract.fixed_batch
+        if halves.guidance.keep or halves.guidance.offset:
+            raise InputError(
+                f"guidance: network '{contract.name}' is an ONNX file, which has neither keep nor offset; give the "
+                "nn.Module, or leave them out"
+            )
         if fixed is not None and fixed % 2:
             raise InputError(
                 f"network '{contract.name}' takes batches of {fixed} only, and guidance evaluates two halves in one "

@@ -4,6 +4,7 @@ Classifier-free (Ho & Salimans, arXiv 2207.12598), with c, u the predictions wit
 
     g = u + s (c - u)             one evaluation of 2 x batch samples, which counts as one; s = 1 outside `interval`
     g <- r g std(c)/std(g) + (1 - r) g            `rescale` r (Lin et al., arXiv 2305.08891, section 3.4)
+    g <- g |c| / |g|                              `keep`, in parts of a sample, as pipelines of flow networks do
 
 s = 1 is the network itself, s = 0 the unconditional one (with `rescale`, as wide as c). Classifier guidance (Dhariwal &
 Nichol, arXiv 2105.05233) is the other kind; its mathematics stands in classifier_guidance.py.
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "guidance"
 AT_RUN_TIME = "input"
+KEPT = ("", "rows", "patches")
 USAGE = (
     "label=10[,scale=2][,interval=100..800][,rescale=0.7], or "
     "classifier=file.py:factory[,scale=1][,clip=1][,target=label]"
@@ -49,18 +51,26 @@ class ClassifierFree:
     scale           default of the input `guidance`
     interval        two times of the schedule, both included, outside which the scale is 1 (arXiv 2404.07724)
     rescale         0 to 1, see the module
+    offset          added to the scale inside the interval: 1 for pipelines whose scale counts from 0
+    keep            "rows" (along the last axis) or "patches" (2 x 2 over all channels): the length that the guided
+                    prediction keeps of the conditional one; "" for none
     """
 
     unconditional: Mapping[str, Any]
     scale: float = 1.0
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
+    offset: float = 0.0
+    keep: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.unconditional, Mapping) or not self.unconditional:
             raise InputError(f"guidance: unconditional {self.unconditional!r}, expected for instance {{'label': 10}}")
         _check_number("scale", self.scale)
         _check_number("rescale", self.rescale, low=0.0, high=1.0)
+        _check_number("offset", self.offset)
+        if self.keep not in KEPT:
+            raise InputError(f"guidance: keep {self.keep!r}, expected rows, patches or nothing")
         span: Any = self.interval
         if span is not None:
             if not (isinstance(span, (tuple, list)) and len(span) == 2):

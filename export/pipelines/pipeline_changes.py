@@ -10,7 +10,7 @@ from typing import Any
 from ...engine.contract import Condition
 from ...engine.errors import InputError
 from ..encoders.from_pipeline import load_encoder
-from ..sources.controlnet import CLASS, check_fits, control_conditions
+from ..sources.controlnet import CLASS, LATENT, check_class, check_fits, control_conditions
 from ..sources.lora import Lora, fuse
 from ..strength import with_strength
 from .hub import fetch, is_hub_id
@@ -45,6 +45,8 @@ def controlnet_of(
         raise InputError("its pipeline has several ControlNets, which are not supported; leave all but one out")
     if isinstance(found, Path):
         config = read_json(found / "config.json") if (found / "config.json").is_file() else {}
+        if config.get("_class_name") in LATENT:
+            check_class(str(config["_class_name"]))
         if config.get("_class_name") != CLASS:
             raise InputError(
                 f"controlnet '{found}' holds {config.get('_class_name', 'no config.json')}, expected a {CLASS} "

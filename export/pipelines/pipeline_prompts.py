@@ -12,7 +12,7 @@ from typing import Any
 from ...engine.errors import InputError
 from ..encoders.from_pipeline import PromptSources
 from ..encoders.tokenizer import OUT
-from ..families.family import Config, Family
+from ..families.family import Prompting
 from ..guidance.options import AT_RUN_TIME, ClassifierFree
 
 NUMBERS = ("", "_2", "_3")
@@ -43,9 +43,8 @@ def texts_of_object(pipeline: Any) -> Texts:
     return found
 
 
-def prompts_of(family: Family, config: Config, texts: Texts, *, zeros: bool) -> PromptSources | None:
-    """The encoders that the family's prompts need; None where there are none. Raises InputError when one is missing."""
-    prompting = family.prompting(config)
+def prompts_of(prompting: Prompting | None, texts: Texts, *, zeros: bool) -> PromptSources | None:
+    """The encoders that the prompts need; None where there are none. Raises InputError when one is missing."""
     if prompting is None or not texts:
         return None
     needed = dict.fromkeys(part.encoder for part in prompting.parts)
@@ -63,5 +62,6 @@ def guidance_of(prompts: PromptSources | None) -> ClassifierFree | None:
     """The pipeline's own guidance: by a negative prompt, at its default scale; None where it does none."""
     if prompts is None or prompts.prompting.scale is None:
         return None
-    names = dict.fromkeys(part.condition for part in prompts.prompting.parts)
-    return ClassifierFree(dict.fromkeys(names, AT_RUN_TIME), scale=prompts.prompting.scale)
+    found = prompts.prompting
+    names = dict.fromkeys(part.condition for part in found.parts)
+    return ClassifierFree(dict.fromkeys(names, AT_RUN_TIME), scale=found.scale, offset=found.offset, keep=found.keep)

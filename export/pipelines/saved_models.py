@@ -9,14 +9,22 @@ from ...engine.errors import BackendError, InputError, first_line
 from ...engine.files.array_files import open_regular
 from ...engine.files.open_folder import read_at_most
 from ...engine.json_fields import parse_json
-from ..weights import variant_of
+from ..weights import load_pretrained, variant_of
 
 if TYPE_CHECKING:
     from torch import nn
 
 WEIGHTS = "diffusion_pytorch_model"
 LARGEST_CONFIG_BYTES = 16 << 20
-DECODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel", "AutoencoderDC")
+DECODERS = (
+    "AutoencoderKL",
+    "AutoencoderTiny",
+    "VQModel",
+    "AutoencoderDC",
+    "AutoencoderKLFlux2",
+    "AutoencoderKLQwenImage",
+    "AutoencoderKLWan",
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -44,26 +52,7 @@ def load_model(folder: Path, class_name: str) -> nn.Module:
         raise BackendError(
             f"'{folder}' needs diffusers ({error}); install it with: pip install pfdiff[diffusers]"
         ) from None
-    from ..to_onnx import quiet
-
-    try:
-        with quiet():
-            model, report = getattr(diffusers, class_name).from_pretrained(
-                folder,
-                torch_dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                variant=variant,
-                output_loading_info=True,
-            )
-    except Exception as error:  # of diffusers, safetensors and torch, without a common base
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:240]
-        raise InputError(f"'{folder}' cannot be loaded ({said}); save it again") from error
-    for key in ("missing_keys", "mismatched_keys"):
-        if report[key]:
-            what = f"{len(report[key])} {key.replace('_keys', '')} weights, such as {next(iter(report[key]))}"
-            raise InputError(f"'{folder}' has {what}; config.json and the weights do not fit: save them again")
-    return model.eval()
+    return load_pretrained(getattr(diffusers, class_name), folder, variant, torch_dtype=torch.float32)
 
 
 def load_autoencoder(folder: Path) -> nn.Module:

@@ -262,8 +262,6 @@ OWN = "its network is trained for its own step; {}"
 SAY = "give schedule= and prediction= to sample its network by another solver"
 REFUSED: dict[str, str] = {
     "KDPM2AncestralDiscreteScheduler": NOISY.format(EULER),
-    "DPMSolverSDEScheduler": NOISY.format("give schedule=, prediction= and solver='dpm++:sde'"),
-    "SASolverScheduler": NOISY.format("give schedule=, prediction= and solver='sa:predictor=2,corrector=2,tau=1'"),
     "CosineDPMSolverMultistepScheduler": NOISY.format(SAY),
     "CogVideoXDPMScheduler": NOISY.format("use CogVideoXDDIMScheduler.from_config(...), which draws none"),
     "LTXEulerAncestralRFScheduler": NOISY.format("use FlowMatchEulerDiscreteScheduler, which draws none"),
@@ -273,7 +271,6 @@ REFUSED: dict[str, str] = {
     "ScoreSdeVeScheduler": NOISY.format(SAY),
     "ScoreSdeVpScheduler": NOISY.format("give schedule='vp' and prediction='eps'"),
     "KarrasVeScheduler": NOISY.format(SAY),
-    "FlowMatchLCMScheduler": OWN.format("give schedule='flow', prediction='flow' and solver='lcm'"),
     "ConsistencyDecoderScheduler": OWN.format("its two times are its own"),
     "SCMScheduler": OWN.format("trigflow is no schedule here"),
     "FlowMapEulerDiscreteScheduler": OWN.format("it is asked for two times at once"),

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from .scheduler_classes import (
     BETAS,
+    CLASSES,
     EPSILON,
     LEADING,
     NARROW,
+    NO,
+    NO_BETA,
     PLAIN,
+    RAMPS,
     SMALLEST_ALPHA,
     SPACED,
     THRESHOLD,
@@ -35,6 +39,7 @@ DISTILLED = SchedulerClass(
     solver="lcm",
     draws=True,
 )
+FLOW_EULER = CLASSES["FlowMatchEulerDiscreteScheduler"]
 STOCHASTIC: dict[str, SchedulerClass] = {
     "EulerAncestralDiscreteScheduler": SchedulerClass(
         "betas",
@@ -46,6 +51,43 @@ STOCHASTIC: dict[str, SchedulerClass] = {
     "LCMScheduler": DISTILLED,
     "TCDScheduler": SchedulerClass(
         "betas", DISTILLED.read, only=PLAIN, step=DISTILLED.step, end="first", solver="tcd:gamma=0.3", draws=True
+    ),
+    "FlowMatchLCMScheduler": SchedulerClass(
+        "flow",
+        FLOW_EULER.read,
+        only={**NO_BETA, "invert_sigmas": NO, "scale_factors": (None,)},
+        step=("upscale_mode",),
+        solver="lcm",
+        draws=True,
+    ),
+    "SASolverScheduler": SchedulerClass(
+        "betas",
+        {
+            **BETAS,
+            **EPSILON,
+            **SPACED,
+            **RAMPS,
+            "use_flow_sigmas": False,
+            "flow_shift": 1.0,
+            "lambda_min_clipped": -float("inf"),
+            "predictor_order": 2,
+            "corrector_order": 2,
+        },
+        only={**PLAIN, **NO_BETA, "algorithm_type": ("data_prediction",), "tau_func": (None,)},
+        step=(*THRESHOLD, "lower_order_final", "variance_type"),
+        is_open=True,
+        end="first",
+        ramp_of="all",
+        solver="sa",
+        draws=True,
+    ),
+    "DPMSolverSDEScheduler": SchedulerClass(
+        "betas",
+        {**NARROW, **EPSILON, **SPACED, **RAMPS},
+        only=NO_BETA,
+        step=("noise_sampler_seed",),
+        solver="dpm++:sde",
+        draws=True,
     ),
     "CMStochasticIterativeScheduler": SchedulerClass(
         "edm",

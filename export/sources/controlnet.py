@@ -21,6 +21,7 @@ CLASS = "ControlNetModel"
 IMAGE, STRENGTH = "control_image", "control_strength"
 ALIAS = "controlnet_conditioning_scale"
 DENOISER = "UNet2DConditionModel"
+LATENT = ("SD3ControlNetModel", "FluxControlNetModel", "QwenImageControlNetModel")
 
 
 def control_conditions(controlnet: Any, shape: tuple[int, ...], pixels: int, strength: float) -> tuple[Condition, ...]:
@@ -41,14 +42,24 @@ def control_conditions(controlnet: Any, shape: tuple[int, ...], pixels: int, str
 
 def check_fits(controlnet: Any, denoiser: Any, class_name: str) -> None:
     """Raises InputError for another class, or another size of text."""
+    check_class(type(controlnet).__name__)
     if class_name != DENOISER:
         raise InputError(f"a ControlNet stands before a {DENOISER}, this is a {class_name}; leave it out")
-    if (found := type(controlnet).__name__) != CLASS:
-        raise InputError(f"the ControlNet is a {found}, expected one {CLASS}; give its folder alone")
     for key in ("cross_attention_dim", "in_channels", "addition_embed_type"):
         wanted, got = denoiser.config.get(key), controlnet.config.get(key)
         if wanted != got:
             raise InputError(f"the ControlNet has {key} {got}, the model {wanted}; give the ControlNet of this model")
+
+
+def check_class(name: str) -> None:
+    """Raises InputError for a ControlNet of another class than `ControlNetModel`."""
+    if name in LATENT:
+        raise InputError(
+            f"the ControlNet is a {name}, which takes the latents of its picture and is not supported; known is "
+            f"{CLASS} of Stable Diffusion 1, 2 and XL"
+        )
+    if name != CLASS:
+        raise InputError(f"the ControlNet is a {name}, expected one {CLASS}; give its folder alone")
 
 
 @final

@@ -32,7 +32,10 @@ REASONS = {
     "interpolation_type": "has interpolation_type {value}, for which there is no grid here; set it to linear",
     "stochastic_sampling": "has stochastic_sampling, which draws noise: set it to False, or give solver='lcm'",
     "algorithm_type": "has algorithm_type {value}, whose step is not here; set it to dpmsolver++ or sde-dpmsolver++",
+    "scale_factors": "has scale_factors, which change the resolution between steps; set it to None",
+    "tau_func": "has a tau_func, which no config can hold; give solver='sa:tau=...,low=...,high=...'",
     "s_noise": "has s_noise {value}, expected 1",
+    "algorithm_type of sa": "has algorithm_type {value}, whose step is not here; set it to data_prediction",
     "prediction_type": "is of EDM with prediction_type {value}, expected epsilon, the raw F",
 }
 
@@ -60,21 +63,25 @@ def _read(config: Values, mu: float | None) -> Convention:
     for key, accepted in kind.only.items():
         value = config.get(key, accepted[0])
         if value not in accepted:
-            raise InputError(f"this scheduler {REASONS[key].format(value=shown(value))}")
+            reason = "algorithm_type of sa" if kind.solver == "sa" and key == "algorithm_type" else key
+            raise InputError(f"this scheduler {REASONS[reason].format(value=shown(value))}")
     if kind.process == "edm":
         return _consistency(values, kind) if "clip_denoised" in values else _edm(values)
     if kind.process == "flow":
-        return _flow(values, kind, "flow", mu)
+        return replace(_flow(values, kind, "flow", mu), solver=_own_solver(config, values, kind))
     if values.get("use_flow_sigmas"):
         prediction = _choice(values, "prediction_type", PREDICTIONS)
         if prediction == "v":
             raise InputError("this scheduler has prediction_type v_prediction with use_flow_sigmas; set one of them")
-        return _flow({**values, "shift": values["flow_shift"]}, kind, prediction, mu)
+        flow = _flow({**values, "shift": values["flow_shift"]}, kind, prediction, mu)
+        return replace(flow, solver=_own_solver(config, values, kind) if kind.draws else None)
     return replace(_discrete(values, kind), solver=_own_solver(config, values, kind))
 
 
 def _own_solver(config: Values, values: Values, kind: SchedulerClass) -> str | None:
     """The solver of a class or a config whose step draws noise; None for all others. Raises InputError."""
+    if kind.solver == "sa":
+        return _sa_solver(values)
     if kind.draws:
         scaling = float(values.get("timestep_scaling", 10.0))
         return f"lcm:scaling={scaling!r}" if kind.solver == "lcm" and scaling != 10 else kind.solver
@@ -84,6 +91,13 @@ def _own_solver(config: Values, values: Values, kind: SchedulerClass) -> str | N
     if form != "midpoint" and order == 2:
         raise InputError(f"this scheduler has solver_type {form!r} of an SDE, which is not here; set it to midpoint")
     return {1: "ddim:eta=1", 2: "dpm++:2m-sde", 3: "dpm++:3m-sde-diffusers"}[order]
+
+
+def _sa_solver(values: Values) -> str:
+    """diffusers' tau: 1 at its times 200 to 800, else 0."""
+    unit = float(values["num_train_timesteps"]) if values["use_flow_sigmas"] else 1.0
+    orders = f"predictor={values['predictor_order']},corrector={values['corrector_order']}"
+    return f"sa:{orders},tau=1,low={200 / unit:g},high={800 / unit:g}"
 
 
 def scheduler_class(config: Values) -> SchedulerClass:
@@ -255,6 +269,7 @@ def _flow(values: Values, kind: SchedulerClass, prediction: str, mu: float | Non
         if mu is None:
             raise InputError("this scheduler shifts its times by the image's size; give mu (see dynamic_mu)")
         shift = mu if values["time_shift_type"] == "linear" else math.exp(mu)
+    shifts = ("linear" if values["time_shift_type"] == "linear" else "exponential") if dynamic else ""
     span: tuple[float, float] = (1.0, 1 / length)
     ramp, ramp_span, latest = _ramp(values), (None, None), 1.0
     if kind.process == "betas":
@@ -278,6 +293,7 @@ def _flow(values: Values, kind: SchedulerClass, prediction: str, mu: float | Non
         is_open=kind.process == "betas",
         span=span,
         shift=shift,
+        dynamic=shifts,
         shift_terminal=values.get("shift_terminal"),
         latest=latest,
         ramp=ramp,

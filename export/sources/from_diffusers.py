@@ -28,6 +28,7 @@ from ..pipelines.pipeline_changes import controlnet_of, with_loras
 from ..pipelines.pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
 from ..pipelines.saved_models import DECODERS, load_model, read_json
 from ..pipelines.scheduler_classes import CLASSES, REFUSED
+from ..pipelines.stochastic_classes import STOCHASTIC
 from ..time_map import parse_prediction
 from .controlnet import ControlledUnet
 from .diffusers_config import convention_of, dynamic_mu, read_config
@@ -41,7 +42,7 @@ AUTOENCODERS = ("vae", "vqvae")
 # Parts of a pipeline whose work an engine would leave out.
 STEERING = ("adapter", "motion_adapter", "transformer_2")
 # Words in the names of pipelines that start from a picture, not from noise.
-FROM_PICTURES = ("Inpaint", "Upscale", "InstructPix2Pix", "Depth2Img", "ImageVariation")
+FROM_PICTURES = ("Upscale", "InstructPix2Pix", "Depth2Img", "ImageVariation")
 PARTS = ("unet", "transformer")  # a pipeline's denoiser is one of these
 
 
@@ -108,6 +109,7 @@ def _folder(path: Path) -> PipelineParts:
             pipeline=str(index.get("_class_name")),
             pooled=read_json(encoder).get("projection_dim") if encoder.is_file() else None,
             pixels=_pixels(autoencoder),
+            options=index,
         ),
         vae,
         str(autoencoder.get("_class_name", "")),
@@ -140,6 +142,7 @@ def _object(source: Any) -> PipelineParts | None:
             pipeline=name,
             pooled=None if encoder is None else getattr(encoder.config, "projection_dim", None),
             pixels=_pixels({} if vae is None else vae.config),
+            options=source.config,
         ),
         vae,
         "" if vae is None else _class_of(vae, DECODERS) or type(vae).__name__,
@@ -152,7 +155,7 @@ def _object(source: Any) -> PipelineParts | None:
 
 def _config_of(scheduler: Any) -> dict[str, Any]:
     """A scheduler's config with its class, which a live one leaves out; of a subclass, that of diffusers'."""
-    known = _class_of(scheduler, (*CLASSES, *REFUSED))
+    known = _class_of(scheduler, (*CLASSES, *STOCHASTIC, *REFUSED))
     return {**scheduler.config, "_class_name": known or type(scheduler).__name__}
 
 
@@ -199,13 +202,13 @@ def _described(parts: PipelineParts, given: Given) -> Described:
     model: Any = load_model(parts.model, parts.class_name) if isinstance(parts.model, Path) else parts.model
     model = getattr(model, "_orig_mod", model)
     config: Mapping[str, Any] = model.config
-    learned_sigma = _predicts_variance(config)
+    learned_sigma = family.learned_sigma(config)
     shape = given.shape or family.shape(config)
     if shape is None:
         raise InputError("its config has no sample_size; give shape= (--shape 4x64x64)")
     channels = family.channels(config)
-    if len(shape) != 3 or shape[0] != channels:
-        raise InputError(f"shape {list(shape)}, expected [{channels}, height, width] as its in_channels say")
+    if len(shape) != 1 + len(family.AXES) or shape[0] != channels:
+        raise InputError(f"shape {list(shape)}, expected [{channels}, {', '.join(family.AXES)}] as its in_channels say")
     pixels = parts.beside.pixels
     controlnet, controls = controlnet_of(parts.controlnet, given.controlnet, model, parts.class_name, shape, pixels)
     conditions = _conditions(family, config, shape, parts.beside, given, controls)
@@ -213,7 +216,8 @@ def _described(parts: PipelineParts, given: Given) -> Described:
     decoder = None
     if given.decoder is None:
         decoder = load_model(parts.vae, parts.vae_class) if isinstance(parts.vae, Path) else parts.vae
-    prompts = prompts_of(family, config, parts.texts, zeros=parts.zeros) if given.encoders else None
+    prompting = family.prompting(config, parts.beside) if given.encoders else None
+    prompts = prompts_of(prompting, parts.texts, zeros=parts.zeros)
     schedule = given.schedule or (convention.schedule if convention else "")
     flow = parse_schedule(schedule).velocity == "flow"
     adapted = family.adapted(model, shape, conditions) if controlnet is None else ControlledUnet(model, controlnet)
@@ -257,17 +261,6 @@ def _check_parts(parts: PipelineParts, given: Given) -> None:
         )
 
 
-def _predicts_variance(config: Mapping[str, Any]) -> bool:
-    taken = int(config["in_channels"])
-    made = int(config.get("out_channels") or taken)
-    if made not in (taken, 2 * taken):
-        raise InputError(
-            f"it takes {taken} channels and predicts {made}, an inpainting or editing model; "
-            "give it as an nn.Module, forward(x, t, ...), with the further channels as a condition"
-        )
-    return made == 2 * taken
-
-
 def _check_schedule(parts: PipelineParts, given: Given) -> None:
     missing = [option for option in ("schedule", "prediction") if getattr(given, option) is None]
     if parts.scheduler is None and missing:
@@ -285,10 +278,11 @@ def _convention(
     """The scheduler's, with the prediction asked for; None where another schedule is asked for."""
     if parts.scheduler is None or given.schedule is not None:
         return None
-    mu = dynamic_mu(parts.scheduler, family.patches(config, shape))
+    patches = family.patches(config, shape)
+    mu = dynamic_mu(parts.scheduler, patches)
     # A PFDiffScheduler's own options go before those of the scheduler that it was made from.
     read = convention_of if "solver" in parts.scheduler else read_config
-    convention = family.scheduled(read(parts.scheduler, mu))
+    convention = family.scheduled(read(parts.scheduler, mu), patches)
     if given.prediction is None:
         return convention
     return replace(convention, prediction=parse_prediction(given.prediction)[0])

@@ -18,6 +18,7 @@ from ...engine.contract import Contract
 from ...engine.errors import InputError, first_line
 from ..check import LARGE_BYTES, Array, OnnxRun, TrialInputs, check_export
 from ..described import Described
+from ..precision.inside import check_scales
 from ..to_onnx import save_model
 from .onnx_roles import Roles, external_files, files_digest, find_roles, read_model
 
@@ -32,6 +33,7 @@ class OnnxSource:
     def __init__(self, path: Path, described: Described) -> None:
         self.path = path
         model = read_model(path)
+        check_scales(model, path)
         self._external = sorted(external_files(model))
         self.roles: Roles = find_roles(_with_output_shapes(model), path, described)
         roles = self.roles

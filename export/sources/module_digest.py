@@ -189,7 +189,9 @@ def _content_of(cell: types.CellType) -> Any:
         return None
 
 
+@functools.cache
 def _source(kind: type) -> str:
+    """Kept, as Python parses the whole file for each class of it."""
     try:
         return inspect.getsource(kind)
     except (OSError, TypeError):

@@ -17,6 +17,7 @@ from ...engine.condition import Condition
 from ...engine.errors import InputError, shown
 from ...engine.files.array_files import open_regular
 from ...engine.files.external_weights import LARGEST_BYTES, tensors_of
+from ...engine.files.loops import endless_loop
 from ...engine.files.open_folder import read_at_most
 from ...engine.json_fields import LONGEST_NAME
 from ..described import Described
@@ -113,7 +114,9 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise InputError(f"network '{path}': not an ONNX file, or truncated; export or copy it again") from error
     if not model.graph.node or not model.graph.input:
         raise InputError(f"network '{path}': not an ONNX network (a graph without nodes or inputs); export it again")
-    for node in _nodes(model.graph):
+    if (endless := endless_loop(model)) is not None:
+        raise InputError(f"network '{path}': {endless}; export it with a fixed number of turns")
+    for node in _nodes(model):
         if node.op_type in RANDOM:
             raise InputError(
                 f"network '{path}': its operator {node.op_type} '{node.name}' draws random numbers, so that two runs "
@@ -169,9 +172,15 @@ def files_digest(paths: Iterable[Path]) -> bytes:
     return digest.digest()
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Of the graph and of those inside its nodes."""
-    for node in graph.node:
+def _nodes(holder: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    """Of a graph or a function and of the graphs inside its nodes; of a model's graph and functions."""
+    import onnx
+
+    if isinstance(holder, onnx.ModelProto):
+        for one in (holder.graph, *holder.functions):
+            yield from _nodes(one)
+        return
+    for node in holder.node:
         yield node
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):

@@ -14,7 +14,6 @@ checkpoint; random draws depend on (seed, step) alone.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import platform
 import subprocess
@@ -28,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from ...engine.atomic import replacing
+from .checkpoint import Checkpoint
 from .fashion import CLASSES, NO_LABEL, FashionUNet
 from .fashion_data import load_fashion
 
@@ -60,7 +59,10 @@ def commit() -> str:
 
 
 class Training:
-    """Network, moving average and optimiser after `state["step"]` steps; `state` also has seconds, curve, commit."""
+    """Network, moving average and optimiser after `checkpoint.state["step"]` steps.
+
+    The state also has seconds, curve, commit.
+    """
 
     def __init__(self, given: argparse.Namespace) -> None:
         torch.manual_seed(given.seed)
@@ -70,19 +72,9 @@ class Training:
         moving = torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_RATE)
         self.average = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=moving)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "curve": [], "commit": commit()}
-        self._file = given.out / "checkpoint.pt"
-        self._kept = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
-        if self._file.exists():
-            saved = torch.load(self._file, weights_only=True)
-            for name, one in self._kept.items():
-                one.load_state_dict(saved[name])
-            self.state = saved["state"]
-
-    def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
-        with replacing(self._file) as part:
-            torch.save({**{name: one.state_dict() for name, one in self._kept.items()}, "state": self.state}, part)
+        parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
+        start = {"step": 0, "seconds": 0.0, "curve": [], "commit": commit()}
+        self.checkpoint = Checkpoint(given.out / "checkpoint.pt", parts, start)
 
     def step(self, step: int, x_t: Tensor, t: Tensor, label: Tensor, v: Tensor) -> float:
         """One step of AdamW and of the moving average; the loss."""
@@ -110,7 +102,7 @@ def train(given: argparse.Namespace) -> None:
     training = Training(given)
 
     running, since = [], time.perf_counter()
-    for step in range(training.state["step"], given.steps):
+    for step in range(training.checkpoint.state["step"], given.steps):
         # One draw of data, labels, times and noise.
         generator = torch.Generator().manual_seed(given.seed * 1_000_003 + step)
         index = torch.randint(len(x_0_all), (given.batch,), generator=generator)
@@ -125,7 +117,7 @@ def train(given: argparse.Namespace) -> None:
 
         if (step + 1) % 250 == 0 or step + 1 == given.steps:
             now, loss = time.perf_counter(), round(float(np.mean(running)), 5)
-            state = training.state
+            state = training.checkpoint.state
             state |= {
                 "step": step + 1,
                 "seconds": state["seconds"] + now - since,
@@ -133,7 +125,7 @@ def train(given: argparse.Namespace) -> None:
             }
             running, since = [], now
             print(json.dumps({"step": step + 1, "loss": loss, "seconds": round(state["seconds"])}), flush=True)
-            training.save()
+            training.checkpoint.save()
 
     weights = training.average.module.state_dict()
     save_file(
@@ -145,7 +137,7 @@ def train(given: argparse.Namespace) -> None:
 
 def record(training: Training) -> dict[str, Any]:
     """What is kept beside the weights: data, settings, time, hardware, losses."""
-    state = training.state
+    state = training.checkpoint.state
     return {
         "network": "FashionUNet",
         "parameters": sum(p.numel() for p in training.model.parameters()),
@@ -153,11 +145,7 @@ def record(training: Training) -> dict[str, Any]:
         "classes": CLASSES,
         "schedule": "linear:1000",
         "prediction": "v",
-        "commit": state["commit"],
-        "date": datetime.date.today().isoformat(),
-        "steps": state["step"],
-        "batch": training.given.batch,
-        "seed": training.given.seed,
+        **training.checkpoint.facts(training.given),
         "learning_rate": LEARNING_RATE,
         "ema_rate": EMA_RATE,
         "label_dropout": LABEL_DROPOUT,

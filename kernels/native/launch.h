@@ -29,8 +29,24 @@ struct Step {
     Dtype out_dtype, y_dtype;
 };
 
+// Noise that the update adds and what a mask keeps, in device memory; see kernels/step.py. Both may be absent.
+struct StepExtras {
+    const std::uint64_t* seeds;  // [samples]
+    const float* factors;        // [rows][B]
+    std::int64_t size;           // elements of one sample
+    unsigned noise;              // the states that get noise; 0 for none
+    const float* picture;        // [elements]
+    const float* eps;            // [elements], not read when keeps is 1
+    const std::uint8_t* mask;    // [elements]
+    const float* kept;           // [rows][2]
+    int keeps;                   // 0: no mask; 1: a picture; 2: a picture + b eps
+};
+
 // cudaErrorInvalidValue when buffers is not 1..5; 16-byte accesses when addresses and `elements` allow.
 cudaError_t launch_step(const Step& step, cudaStream_t stream);
+
+// The same with noise or a mask, in kernels of their own.
+cudaError_t launch_step(const Step& step, const StepExtras& extras, cudaStream_t stream);
 
 // z [samples][elements] float32 from seeds [samples] in device memory; the bits of kernels/noise.py.
 cudaError_t launch_noise(float* z, const std::uint64_t* seeds, std::int64_t samples, std::int64_t elements,

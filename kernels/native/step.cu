@@ -3,68 +3,15 @@
 // A thread owns 8 neighbouring elements of every state (two 16-byte accesses of float32, one of a 2-byte `out`) and
 // holds all reads before its first write. B, the dtype of `out` and the width are compiled in; masks and the network's
 // dtype are branches that the whole grid takes alike.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "element.h"
 #include "launch.h"
+#include "step.cuh"
+#include "vectors.cuh"
 
 namespace pfdiff {
 namespace {
 
 constexpr int threads = 128;
-
-template <class Element>
-struct Convert;
-template <>
-struct Convert<float> {
-    static __device__ float up(float value) { return value; }
-    static __device__ float down(float value) { return value; }
-};
-template <>
-struct Convert<__half> {
-    static __device__ float up(__half value) { return __half2float(value); }
-    static __device__ __half down(float value) { return __float2half_rn(value); }
-};
-template <>
-struct Convert<__nv_bfloat16> {
-    static __device__ float up(__nv_bfloat16 value) { return __bfloat162float(value); }
-    static __device__ __nv_bfloat16 down(float value) { return __float2bfloat16_rn(value); }
-};
-
-// `Width` elements from or to 16-byte words; one element when the addresses promise nothing.
-template <int Width, class Element>
-__device__ __forceinline__ void load(float (&into)[Width], const Element* from) {
-    if constexpr (Width == 1) {
-        into[0] = Convert<Element>::up(*from);
-    } else {
-        constexpr int in_word = 16 / sizeof(Element);
-#pragma unroll
-        for (int word = 0; word < Width / in_word; ++word) {
-            const uint4 bits = reinterpret_cast<const uint4*>(from)[word];
-            const auto* elements = reinterpret_cast<const Element*>(&bits);
-#pragma unroll
-            for (int i = 0; i < in_word; ++i) into[word * in_word + i] = Convert<Element>::up(elements[i]);
-        }
-    }
-}
-
-template <int Width, class Element>
-__device__ __forceinline__ void store(Element* to, const float (&from)[Width]) {
-    if constexpr (Width == 1) {
-        *to = Convert<Element>::down(from[0]);
-    } else {
-        constexpr int in_word = 16 / sizeof(Element);
-#pragma unroll
-        for (int word = 0; word < Width / in_word; ++word) {
-            uint4 bits;
-            auto* elements = reinterpret_cast<Element*>(&bits);
-#pragma unroll
-            for (int i = 0; i < in_word; ++i) elements[i] = Convert<Element>::down(from[word * in_word + i]);
-            reinterpret_cast<uint4*>(to)[word] = bits;
-        }
-    }
-}
 
 template <int Buffers, int Width, class Out>
 __global__ void __launch_bounds__(threads) step_kernel(const Step step) {
@@ -73,23 +20,9 @@ __global__ void __launch_bounds__(threads) step_kernel(const Step step) {
     const float* row = step.table + std::int64_t{step.row} * (4 + Buffers + Buffers * Buffers);
     const float *w = row + 4, *W = w + Buffers;
 
-    // Read.
     float z[Width], before[Buffers][Width];
-    load<Width>(z, static_cast<const Out*>(step.out) + first);
-#pragma unroll
-    for (int i = 0; i < Buffers; ++i)
-        if ((step.reads >> i & 1) != 0) load<Width>(before[i], step.states + i * step.elements + first);
-
-    // Clip x_0.
-    if (step.clip) {
-        const float p = __ldg(row), q = __ldg(row + 1), bound = __ldg(row + 2);
-#pragma unroll
-        for (int e = 0; e < Width; ++e) {
-            float x_0 = q * z[e];
-            if ((step.reads & 1) != 0) x_0 = p * before[0][e] + x_0;
-            z[e] = clamped(x_0, bound);
-        }
-    }
+    read<Buffers, Width, Out>(z, before, step, first);
+    if (step.clip) clip_x0<Buffers, Width>(z, before, step, row);
 
     // Combine and write. Each state is this thread's own, and all were read before.
 #pragma unroll
@@ -97,25 +30,9 @@ __global__ void __launch_bounds__(threads) step_kernel(const Step step) {
         const bool stored = (step.writes >> j & 1) != 0, fed = j == 0 && step.y_in != nullptr;
         if (!stored && !fed) continue;
         float after[Width];
-        const float w_j = __ldg(w + j);
-#pragma unroll
-        for (int e = 0; e < Width; ++e) after[e] = w_j * z[e];
-#pragma unroll
-        for (int i = 0; i < Buffers; ++i) {
-            if ((step.reads >> i & 1) == 0) continue;
-            const float W_ji = __ldg(W + j * Buffers + i);
-#pragma unroll
-            for (int e = 0; e < Width; ++e) after[e] = after[e] + W_ji * before[i][e];
-        }
+        combine<Buffers, Width>(after, z, before, step, w + j, W + j * Buffers);
         if (stored) store<Width>(step.states + j * step.elements + first, after);
-        if (fed) {
-            const float c_in = __ldg(row + 3);
-#pragma unroll
-            for (int e = 0; e < Width; ++e) after[e] = c_in * after[e];
-            if (step.y_dtype == Dtype::fp32) store<Width>(static_cast<float*>(step.y_in) + first, after);
-            if (step.y_dtype == Dtype::fp16) store<Width>(static_cast<__half*>(step.y_in) + first, after);
-            if (step.y_dtype == Dtype::bf16) store<Width>(static_cast<__nv_bfloat16*>(step.y_in) + first, after);
-        }
+        if (fed) feed<Width>(after, step, row, first);
     }
 }
 

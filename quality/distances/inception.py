@@ -1,8 +1,9 @@
 """Inception-v3 of 2015-12-05, the network of FID, from the TorchScript file that StyleGAN2-ADA, EDM and others publish.
 
-The file is not shipped; it takes uint8 [n, 3, H, W] and resizes by itself. Of its layers the pooled output [n, 2048] is
-FID's, and mixed_6/conv [n, 192, 17, 17] gives sFID's maps (Nash et al., arXiv 2103.03841). To have both from one pass
-the layers are walked here; the walk is compared with the file's own answer before it is used.
+The distance itself is in metrics.py. The file is not shipped; it takes uint8 [n, 3, H, W] and resizes by itself. Of its
+layers the pooled output [n, 2048] is FID's, and mixed_6/conv [n, 192, 17, 17] gives sFID's maps (Nash et al., arXiv
+2103.03841). To have both from one pass the layers are walked here; the walk is compared with the file's own answer
+before it is used.
 """
 
 from __future__ import annotations

@@ -35,7 +35,14 @@ def checked(images: Pixels) -> Pixels:
     return images
 
 
-def check_shape(shape: tuple[int, ...]) -> None:
-    """Whether one sample [C, H, W], or one image of a decoder, is a picture. Raises InputError."""
+def check_shape(shape: tuple[int, ...], *, frames: bool = False) -> None:
+    """Whether one sample [C, H, W], or one image of a decoder, is a picture. Raises InputError.
+
+    frames: videos [C, frames, H, W] are taken too.
+    """
+    if len(shape) == 4 and shape[0] in MODES:
+        if frames:
+            return
+        raise InputError(f"videos of {shape[1]} frames are no grid; name a folder for frames, or write .npy or .npz")
     if len(shape) != 3 or shape[0] not in MODES:
         raise InputError(f"no pictures: got samples {list(shape)}, expected [1|3|4, H, W]; write .npy or .npz instead")

@@ -63,10 +63,15 @@ def check_writable(folder: Path, target: Path) -> None:
 def write_images(path: str | Path, images: Pixels, seeds: Sequence[int]) -> None:
     """Write images uint8 [n, height, width, channels] as one grid (.png) or as <seed>.png each (a folder).
 
+    Videos [n, frames, height, width, channels] become <seed>_<frame>.png each.
     Raises InputError when `path` is neither, when the images are no pictures, or when the disk refuses.
     """
     target, kind = Path(path), kind_of(path)
-    if kind == "grid":
+    if images.ndim == 5 and kind == "folder":
+        each = zip(seeds, images, strict=True)
+        named = {f"{seed:06d}_{frame:03d}.png": one for seed, video in each for frame, one in enumerate(video)}
+        _write_folder(target, named)
+    elif kind == "grid":
         with replaced(target) as partial:
             grid(images).save(partial, format="PNG")
     elif kind == "folder":

@@ -23,6 +23,7 @@ from ...engine.compiler.grid import Grid, listed, make_grid
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Schedule, parse_schedule
 from ...engine.compiler.solvers import parse_solver
+from ...engine.compiler.solvers.analytic import Analytic
 from ...engine.compiler.start import default_start
 from ...engine.errors import InputError
 from ..sampling.pool import stochastic_refused
@@ -56,7 +57,13 @@ SOLVERS = (
     "pfdiff:k=1,l=1,base=dpm-solver-2",
     "pfdiff:k=2,l=1,base=dpm-solver-2",
 )
-STOCHASTIC = ("euler-a", "dpm++:2m-sde", "sa:predictor=2,corrector=2,tau=1", "sa:predictor=2,corrector=2,tau=0.5")  # fd
+STOCHASTIC = (  # of distances alone
+    "euler-a",
+    "dpm++:2m-sde",
+    "sa:predictor=2,corrector=2,tau=1",
+    "sa:predictor=2,corrector=2,tau=0.5",
+    "tada:order=2",
+)
 FRACTIONAL = ("pfdiff:k=1,l=0.5", "pfdiff:k=2,l=0.5", "pfdiff:k=2,l=1.5", "pfdiff:k=3,l=1.5")  # continuous schedules
 GRIDS = (
     "uniform",
@@ -290,6 +297,15 @@ def behaviour(program: Program) -> str:
     sample = program.evaluate(made_up, np.array([0.31, -1.27, 0.84]), steps_noise=drawn)
     rounded = [f"{value:.9g}" for value in (*asked, *sample)]
     return hashlib.sha256(" ".join(rounded).encode()).hexdigest()
+
+
+def lacks_variances(solver: str) -> bool:
+    """Whether it is of Analytic-DPM, without the variances that belong to a network and its times."""
+    try:
+        method = parse_solver(solver)
+    except InputError:
+        return False
+    return isinstance(method, Analytic) and method.lacks_variances
 
 
 def _parameterisation(solver: str) -> str | None:

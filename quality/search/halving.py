@@ -34,9 +34,9 @@ from .pace import FEWEST, JUDGED, NEIGHBOURS, Pace, halving_runs, kept, rungs_of
 
 GENERATIONS = 3  # rounds of neighbours
 PARENTS = 4  # the best, whose neighbours are raced in each round
-SLACK = 1.15  # a neighbour is dropped when its error is this times the best one's on the same seeds
-TIGHT = 1.04  # likewise when only one time was moved
-SWEEPS = (0.3, 0.15, 0.3)  # how far times are moved, in parts of the way to the next one
+SLACK = 1.15  # drop a neighbour whose error exceeds this multiple of the best error on the same seeds
+TIGHT = 1.04  # the same for a neighbour with only one time moved
+SWEEPS = (0.3, 0.15, 0.3)  # how far a time is moved, as a part of the distance to the next time
 FAMILIES = 3  # of solvers whose best grids have their times moved: what rules allow is not what a solver could do
 BEHIND = 1.2  # a family whose error is this times the best one's after a sweep is swept no more
 

@@ -45,11 +45,17 @@ function seeds() {
   return Array.from({ length: Number($("count").value) }, (_, i) => BigInt.asUintN(64, first + BigInt(i)));
 }
 
+// Prompts stand for the others.
+function shownConditions() {
+  return engine.contract.conditions.filter((one) => !engine.encoded.includes(one.name));
+}
+
 function request(sampler) {
   const chosen = seeds();
   const body = { engine: engine.name, sampler, nfe: stops[$("nfe").value], format: "json" };
-  body.conditions = controls.values($("conditions"), engine.contract.conditions, chosen[0], chosen.length);
-  if (engine.takes_prompt) [body.prompt, body.negative_prompt] = [$("prompt").value, $("negative").value];
+  body.conditions = controls.values($("conditions"), shownConditions(), chosen[0], chosen.length);
+  if (engine.takes_prompt) body.prompt = $("prompt").value;
+  if (engine.takes_negative_prompt && $("negative").value) body.negative_prompt = $("negative").value;
   return `${JSON.stringify(body).slice(0, -1)},"seeds":[${chosen.join()}]}`;
 }
 
@@ -57,9 +63,9 @@ function link() {
   const words = new URLSearchParams({ engine: engine.name, nfe: stops[$("nfe").value], seed: $("seed").value, n: $("count").value });
   if (engine.takes_prompt) {
     words.set("prompt", $("prompt").value);
-    if ($("negative").value) words.set("negative", $("negative").value);
+    if (engine.takes_negative_prompt && $("negative").value) words.set("negative", $("negative").value);
   }
-  for (const [name, text] of Object.entries(controls.texts($("conditions"), engine.contract.conditions))) words.set(`c.${name}`, text);
+  for (const [name, text] of Object.entries(controls.texts($("conditions"), shownConditions()))) words.set(`c.${name}`, text);
   return `${location.origin}/?${words}`;
 }
 
@@ -70,6 +76,7 @@ function setUp(words) {
   $("about").textContent = `${shape}, ${engine.description}`;
   document.title = `${engine.name} · pfdiff`;
   $("words").hidden = !engine.takes_prompt;
+  $("negative").parentElement.hidden = !engine.takes_negative_prompt;
   $("prompt").value = words.get("prompt") ?? "";
   $("negative").value = words.get("negative") ?? "";
 
@@ -91,7 +98,7 @@ function setUp(words) {
   $("count").replaceChildren(...COUNTS.map((n) => new Option(n)));
   $("count").value = COUNTS.includes(Number(words.get("n"))) ? words.get("n") : small ? 8 : 1;
   const given = Object.fromEntries([...words].filter(([name]) => name.startsWith("c.")).map(([name, text]) => [name.slice(2), text]));
-  controls.build($("conditions"), engine.contract.conditions, given, changed);
+  controls.build($("conditions"), shownConditions(), given, changed);
   $("rows").replaceChildren(...ORDER.filter((name) => engine.samplers[name]).map(newRow));
   draw();
 }

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import pfdiff
-from pfdiff.bench.studies import paper_cells as plan
-from pfdiff.bench.studies import paper_tables
-from pfdiff.bench.studies.paper_cells import Cell
-from pfdiff.bench.studies.paper_report import plots, rows_of
+from pfdiff.bench.studies.paper import cells as plan
+from pfdiff.bench.studies.paper import tables as paper_tables
+from pfdiff.bench.studies.paper.cells import Cell
+from pfdiff.bench.studies.paper.report import plots, rows_of
 from pfdiff.quality.distances.features import Features, extractor
 from pfdiff.quality.distances.metrics import FrechetDistance, precision_recall, thinned
 
@@ -101,9 +101,8 @@ def test_the_plan_draws_every_cell_once_and_none_that_is_not_defined() -> None:
                 assert ((kind, sampler, nfe, 0) in first) == plan.defined(sampler, nfe)
 
 
-def test_a_cell_is_drawn_with_its_seeds_labels_and_solver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "BLOCK", 4)
-    made = plan.draw(Cell("conditional", "ddim@uniform", 2), 3, tmp_path / "fashion.engine", 1)
+def test_a_cell_is_drawn_with_its_seeds_labels_and_solver(tmp_path: Path) -> None:
+    made = plan.draw(Cell("conditional", "ddim@uniform", 2), np.arange(12, 16), tmp_path / "fashion.engine", 1)
     with pfdiff.load(tmp_path / "fashion.engine") as engine:
         assert engine.programs[2].digest == pfdiff.compile("ddim", "linear:1000", 2, "uniform", prediction="v").digest
         pixels = engine.images(seeds=[12, 13, 14, 15], label=[2, 3, 4, 5]).numpy()

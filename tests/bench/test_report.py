@@ -11,8 +11,8 @@ from PIL import Image
 
 from pfdiff.bench import report
 from pfdiff.bench.measuring.machine import RESULTS
+from pfdiff.bench.regression import store
 from pfdiff.bench.report import write_report
-from pfdiff.bench.tracking import store
 from pfdiff.cli import main
 from pfdiff.engine.errors import InputError
 

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 import pfdiff
 from pfdiff.cli import main
-from pfdiff.cli.values import given_conditions, seeds_from
+from pfdiff.cli.arguments.conditions import given_conditions
+from pfdiff.cli.arguments.values import seeds_from
 from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.condition import Condition
 from pfdiff.engine.contract import Contract

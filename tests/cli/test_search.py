@@ -9,7 +9,7 @@ import pytest
 
 import pfdiff
 from pfdiff.cli import main
-from pfdiff.cli.networks import network_arguments
+from pfdiff.cli.arguments.networks import network_arguments
 from pfdiff.cli.tune import print_ranking
 from pfdiff.quality.sampling.reference import Reference
 from pfdiff.quality.tune import Ranked, Ranking

@@ -36,6 +36,7 @@ class Machine:
     free: int = 1000 * MIB
     reserved: int = 0
     allocated: int = 0
+    graphs: int = 900 * MIB  # of a captured graph, and of another device
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.version, "cuda", self.toolkit)
@@ -46,8 +47,11 @@ class Machine:
             "get_device_name": self.name,
             "get_arch_list": self.kernels,
             "mem_get_info": (self.free, 2 * self.free),
-            "memory_reserved": self.reserved,
-            "memory_allocated": self.allocated,
+            "memory_snapshot": [
+                {"device": 0, "segment_pool_id": (0, 0), "total_size": self.reserved, "allocated_size": self.allocated},
+                {"device": 0, "segment_pool_id": (0, 7), "total_size": self.graphs, "allocated_size": 0},
+                {"device": 1, "segment_pool_id": (0, 0), "total_size": self.graphs, "allocated_size": 0},
+            ],
         }
         for name, answer in answers.items():
             monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,9 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
+from pfdiff.engine import api
 from pfdiff.engine.api import Engine
 from pfdiff.engine.artifact import check_in_place, read_artifact, records_of, write_manifest
 from pfdiff.engine.atomic import replacing_folder
@@ -241,6 +245,58 @@ def test_programs_never_run_on_the_weights_of_another_engine(engine: Path) -> No
         check_in_place(artifact)
     with pytest.raises(EngineFileError, match="was replaced by another since it was read"):
         Engine.open(artifact, backend="onnxruntime")
+
+
+@pytest.mark.parametrize("swaps", [3, 1000])
+def test_an_engine_that_is_replaced_while_it_is_loaded_is_loaded_again(
+    swaps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process swaps two engines whenever the network's file is about to be opened."""
+    kinds = [write_engine(tmp_path / name, nfe=(nfe,)) for name, nfe in (("one", 4), ("two", 6))]
+    paths = [one.path for one in kinds]
+    write_onnx(paths[1] / "network.onnx", weight=0.3)
+    write_manifest(replace(kinds[1], files=records_of(paths[1])))
+    swapper = subprocess.Popen(
+        [sys.executable, "-c", SWAPPER, *map(str, paths)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert swapper.stdin
+    assert swapper.stdout
+    opened, count = api.open_best, 0
+
+    def swapped(*given: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count <= swaps:
+            print(file=swapper.stdin, flush=True)
+            assert swapper.stdout.readline() == "swapped\n"
+        return opened(*given)
+
+    monkeypatch.setattr(api, "open_best", swapped)
+    try:
+        if swaps > 3:
+            with pytest.raises(EngineFileError, match="is replaced again and again; wait for the builds"):
+                Engine.open(paths[0], backend="onnxruntime")
+            assert count == api.MOST_RELOADS
+            return
+        with Engine.open(paths[0], backend="onnxruntime") as engine:
+            assert count == swaps + 1
+            assert tuple(engine.programs) == (6,)  # after an odd number of swaps
+            found = engine.sample(seeds=range(2))
+    finally:
+        swapper.communicate()
+    with Engine.open(paths[0], backend="onnxruntime") as engine:
+        np.testing.assert_array_equal(found, engine.sample(seeds=range(2)))
+
+
+SWAPPER = """
+import os, sys
+one, two = sys.argv[1:]
+for line in sys.stdin:
+    os.rename(one, one + ".away")
+    os.rename(two, one)
+    os.rename(one + ".away", two)
+    print("swapped", flush=True)
+"""
 
 
 def test_more_programs_are_no_other_engine(engine: Path) -> None:

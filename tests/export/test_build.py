@@ -18,7 +18,7 @@ import pytest
 
 from pfdiff.engine.artifact import FileRecord, read_artifact
 from pfdiff.engine.errors import BackendError, EngineFileError, InputError, PfdiffError
-from pfdiff.export import build as build_module
+from pfdiff.export import engine_directory
 from pfdiff.export.build import build
 from pfdiff.export.network import Network
 
@@ -42,7 +42,7 @@ def no_export(monkeypatch: pytest.MonkeyPatch, cause: BaseException | None = Non
         (folder / "network.onnx").write_bytes(b"half")
         raise cause or AssertionError("exported")
 
-    monkeypatch.setattr(Network, "write", write)
+    monkeypatch.setattr(Network, "written", write)
 
 
 def state(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -197,7 +197,11 @@ BAD: dict[str, tuple[dict[str, Any], type[PfdiffError], str]] = {
     "batch 0": ({"batch": [0]}, InputError, "batch"),
     "batch text": ({"batch": "1,8"}, InputError, "batch"),
     "a batch too large": ({"batch": 10**6}, InputError, "expected at most"),
-    "an unknown precision": ({"precision": "fp8"}, InputError, "precision 'fp8', expected one of fp32, fp16, bf16"),
+    "an unknown precision": (
+        {"precision": "fp4"},
+        InputError,
+        "precision 'fp4', expected one of fp32, fp16, bf16, int8",
+    ),
     "an unknown backend": ({"backend": "onnx"}, InputError, "backend 'onnx'"),
     "torch with an ONNX file": ({"backend": "torch"}, BackendError, "this network is an ONNX file"),
     "a folder that does not exist": ({"out": "no/where/e"}, InputError, "does not exist; create it first"),
@@ -261,7 +265,7 @@ def test_of_two_builds_one_waits_and_both_are_kept(
     out, waiting = tmp_path / "e", Event()
     if existing:
         build(onnx_network(tmp_path), 6, out=out).close()
-    export, write = Network.write, build_module.write_manifest
+    export, write = Network.written, engine_directory.write_manifest
 
     def slow(self: Network, *rest: Any, **options: Any) -> Any:
         assert waiting.wait(10)
@@ -275,8 +279,8 @@ def test_of_two_builds_one_waits_and_both_are_kept(
         if line == "waiting for another build of e":
             waiting.set()
 
-    monkeypatch.setattr(Network, "write", slow)
-    monkeypatch.setattr(build_module, "write_manifest", slow_write)
+    monkeypatch.setattr(Network, "written", slow)
+    monkeypatch.setattr(engine_directory, "write_manifest", slow_write)
     networks = [onnx_network(tmp_path) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         running = [

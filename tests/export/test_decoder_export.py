@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -180,6 +181,15 @@ def test_the_command_line_builds_says_and_decodes(
     assert main(["export", "a.engine", "-o", "one.onnx"]) == 0
     assert "its samples are latents" in " ".join(capsys.readouterr().out.split())
     latents = torch.from_numpy(np.load("latents.npy"))
+    assert main(["export", "a.engine", "--pixels", "-o", "pixels.onnx"]) == 0
+    session = onnxruntime.InferenceSession("pixels.onnx", providers=["CPUExecutionProvider"])
+    noise = {"noise": pfdiff.noise(range(4), SHAPE).numpy()}
+    samples, pixels = (np.asarray(one) for one in session.run(["samples", "pixels"], noise))
+    np.testing.assert_allclose(samples, latents, atol=1e-5, rtol=1e-5)
+    assert_same_pixels(
+        torch.from_numpy(pixels), pixels_of(nn.functional.interpolate(latents[:, :3] / 0.5, scale_factor=2.0))
+    )
+    assert main(["export", "a.engine", "--pixels", "--triton", "-o", "models"]) == 2
     images = nn.functional.interpolate(latents[:, :3] / 0.5, scale_factor=2.0)
     for seed, wanted in enumerate(pixels_of(images)):
         with Image.open(f"pictures/{seed:06d}.png") as picture:
@@ -187,3 +197,31 @@ def test_the_command_line_builds_says_and_decodes(
     assert main(["build", "nets.py:Denoiser", *words, "--decoder", "nets.py:Denoiser", "-o", "b.engine"]) == 2
     assert "decoder 'Denoiser': it fails with latents [1, 4, 6, 5]" in capsys.readouterr().err
     assert not Path("b.engine").exists()
+
+
+class Video(nn.Module):
+    """Two frames of three channels for each of the four latents' places."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return torch.stack((latents[:, :3], latents[:, 1:]), 2)
+
+
+def test_a_video_becomes_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = pfdiff.Network(Denoiser(), **WORDS, decoder=Video())
+    with pfdiff.build(network, 3, "ddim", backend="onnxruntime", device="cpu", batch=2, out="v.engine") as engine:
+        latents, pixels = engine.sample(seeds=[3, 4, 5]), engine.images(seeds=[3, 4, 5])
+    assert pixels.shape == (3, 2, 6, 5, 3)
+    for frame in range(2):
+        assert_same_pixels(pixels[:, frame], pixels_of(latents[:, frame : frame + 3]))
+    assert main(["sample", "v.engine", "--seeds", "3,4", "--device", "cpu", "-o", "frames"]) == 0
+    names = ["000003_000.png", "000003_001.png", "000004_000.png", "000004_001.png"]
+    assert sorted(one.name for one in Path("frames").iterdir()) == names
+    with Image.open("frames/000004_001.png") as picture:
+        assert_same_pixels(torch.from_numpy(np.array(picture)), pixels[1, 1])
+    assert main(["sample", "v.engine", "--seeds", "3", "--device", "cpu", "-o", "grid.png"]) == 2
+    assert "videos of 2 frames are no grid; name a folder" in capsys.readouterr().err
+    assert main(["export", "v.engine", "--pixels", "-o", "v.onnx"]) == 0
+    session = onnxruntime.InferenceSession("v.onnx", providers=["CPUExecutionProvider"])
+    (shown,) = session.run(["pixels"], {"noise": pfdiff.noise([3, 4, 5], SHAPE).numpy()})
+    assert_same_pixels(torch.from_numpy(shown), pixels)

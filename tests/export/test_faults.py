@@ -176,6 +176,27 @@ def test_a_network_that_is_described_rightly_is_not(tmp_path: Path) -> None:
         Network("fashion").write(tmp_path)
 
 
+class Denoiser(nn.Module):
+    """The exact D(x, sigma) of data N(0, 0.5^2); raw: the F of the same data, which is 0, and some error."""
+
+    def __init__(self, *, raw: bool) -> None:
+        super().__init__()
+        self.raw = raw
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma.reshape(-1, 1, 1, 1)
+        return 0.03 * x.roll(1, 3) if self.raw else x * 0.25 / (s**2 + 0.25)
+
+
+def test_a_denoiser_that_is_taken_for_a_raw_f_is_warned_of(tmp_path: Path) -> None:
+    words: dict[str, Any] = {"shape": SHAPE, "schedule": "edm", "prediction": "edm"}
+    with pytest.warns(UserWarning, match=r"a denoiser D\(x, sigma\) is schedule edm with prediction x0"):
+        Network(Denoiser(raw=False), **words).write(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Network(Denoiser(raw=True), **words).write(tmp_path)
+
+
 # Pipelines.
 def small_pipeline() -> Any:
     small = pytest.importorskip("pfdiff.tests.small.diffusers")
@@ -195,7 +216,11 @@ def test_pipelines_whose_parts_an_engine_would_leave_out(tmp_path: Path) -> None
     steered.save_pretrained(tmp_path / "steered")
     with pytest.raises(InputError, match="has the part 'adapter'"):
         Network(tmp_path / "steered")
-    picture = diffusers.StableDiffusionInpaintPipeline(**pipeline.components, requires_safety_checker=False)
+    picture = diffusers.StableDiffusionDepth2ImgPipeline(
+        **{name: getattr(pipeline, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")},
+        depth_estimator=None,
+        feature_extractor=None,
+    )
     with pytest.warns(UserWarning, match="no mask, no edit"):
         Network(picture)
     pipeline.vae = diffusers.AsymmetricAutoencoderKL(

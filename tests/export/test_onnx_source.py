@@ -263,8 +263,7 @@ def test_a_foreign_trained_network(tmp_path: Path) -> None:
     t = np.array([0, 30, 59])
     got = OnnxRun(tmp_path / "network.onnx", ("x", "t"), "out")((x.numpy(), contract.feed_times(t)))
     np.testing.assert_allclose(got, network.evaluate(x, t), atol=1e-5)
-    with pytest.raises(InputError, match="not converted to fp16"):
-        network.write(tmp_path, "fp16")
+    assert network.write(tmp_path, "fp16").precision == "fp16"  # its error: tests/export/precision/test_half.py
     classifier = DATA / "mnist28_classifier.onnx"
     with pytest.raises(InputError, match="no input for the time"):
         Network(classifier, schedule="cosine:60", prediction="eps")

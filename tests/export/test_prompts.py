@@ -271,6 +271,32 @@ def test_the_command_line_makes_pictures(engines: Any, tmp_path: Path, capfd: py
     assert np.abs(np.asarray(Image.open(picture)).astype(int) - pixels[0].numpy()).max() <= 1
 
 
+def test_prompts_of_bulk_runs_and_comparisons(engines: Any, tmp_path: Path, capsys: Any) -> None:
+    """Two prompts, in turn by the seeds; the commands equal Python's functions with the encoded conditions."""
+    _, folder, path = engines("sd1")
+    asked = ["--prompt", PROMPTS[0], "--prompt", PROMPTS[1], "--negative-prompt", NEGATIVE, "--guidance", "2"]
+    run = ["--backend", "onnxruntime", "--device", "cpu"]
+    words = ["--format", "npz", "--count", "3", "--first", "5", "-o", str(tmp_path / "many")]
+    negative = [*asked, "--negative-prompt", NEGATIVE]
+    assert main(["generate", str(path), *words, *negative, *run]) == 0
+    (shard,) = (tmp_path / "many").glob("*.npz")
+    with pfdiff.load(path, device="cpu", backend="onnxruntime") as engine:
+        texts = {"prompt": [PROMPTS[seed % 2] for seed in (5, 6, 7)], "negative_prompt": NEGATIVE}
+        wanted = engine.sample(seeds=[5, 6, 7], **texts, guidance=2.0)
+        conditions = {**engine.encode(PROMPTS[0]), "guidance": 2.0}
+    torch.testing.assert_close(torch.from_numpy(np.load(shard)["samples"]), wanted, atol=1e-5, rtol=1e-5)
+    few: dict[str, Any] = {"seeds": 2, "calibration": 2, "reference": 4, "backend": "onnxruntime"}
+    table = pfdiff.compare(path, [2], ["ddim"], conditions=conditions, **few).table()
+    numbers = [word for name, value in few.items() for word in (f"--{name}", str(value))]
+    compared = ["--nfe", "2", "--solver", "ddim", *numbers, "--csv", str(tmp_path / "c.csv")]
+    assert main(["compare", str(path), *compared, "--prompt", PROMPTS[0], "--guidance", "2"]) == 0
+    assert table[0][-1] in capsys.readouterr().out
+    assert main(["tune", str(folder), "--nfe", "2", "--prompt", "a"]) == 2
+    assert "--prompt needs an engine, which holds the text encoders" in capsys.readouterr().err
+    assert main(["compare", str(path), *compared, "--guidance", "2"]) == 2
+    assert "is missing" in capsys.readouterr().err
+
+
 def test_it_samples_where_neither_diffusers_nor_transformers_is(engines: Any, tmp_path: Path) -> None:
     _, _, path = engines("sd1")
     code = f"""
@@ -311,7 +337,7 @@ def only_pickled(folder: Path) -> None:
 
 def another_class(folder: Path) -> None:
     config = folder / "text_encoder" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["BertModel"]}))
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["LlamaModel"]}))
 
 
 def no_tokenizer_files(folder: Path) -> None:
@@ -325,7 +351,7 @@ def no_tokenizer_files(folder: Path) -> None:
     [
         (lambda folder: shutil.rmtree(folder / "text_encoder"), r"text_encoder/ is missing.*leave the encoders out"),
         (lambda folder: shutil.rmtree(folder / "tokenizer"), r"tokenizer' is missing; copy .*--no-encoders"),
-        (another_class, "text_encoder is a BertModel, expected CLIPTextModel or .*--no-encoders"),
+        (another_class, "text_encoder is a LlamaModel, expected CLIPTextModel or .*--no-encoders"),
         (no_tokenizer_files, "tokenizer.* cannot be read: it needs tokenizer.json, or vocab.json and merges.txt"),
     ],
 )

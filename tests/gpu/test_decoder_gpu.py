@@ -13,7 +13,7 @@ from pfdiff.engine.api import Engine
 from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends.abstract import CudaOptions
 from pfdiff.engine.contract import DecoderContract
-from pfdiff.engine.runtime.cuda_loop import CudaLoop
+from pfdiff.engine.runtime.cuda.loop import CudaLoop
 from pfdiff.kernels import eager
 
 from ..small.cuda import calls_of_one_launch

@@ -28,8 +28,8 @@ from pfdiff.bench.measuring.profiling import (
 from pfdiff.engine.api import Engine
 from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends.abstract import CudaOptions
-from pfdiff.engine.runtime.cuda_batch import CudaBatch
-from pfdiff.engine.runtime.cuda_loop import CudaLoop
+from pfdiff.engine.runtime.cuda.batch import CudaBatch
+from pfdiff.engine.runtime.cuda.loop import CudaLoop
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.noise import noise
 

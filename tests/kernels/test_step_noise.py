@@ -14,17 +14,11 @@ from pfdiff.kernels import ahead, eager
 from pfdiff.kernels.noise import seed_tensor
 from pfdiff.kernels.step import BLOCK, step
 from pfdiff.kernels.table import Update, noise_factors, row_length, updates
-from pfdiff.kernels.variants import program_variants, step_variant
+from pfdiff.kernels.variants import program_variants, standard, step_variant
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
 SEEDS = (3, 2**64 - 1, 0)
-
-
-@pytest.fixture(params=["interpreter", "plain twin"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("TRITON_INTERPRET", "1" if request.param == "interpreter" else "0")
-    return request.param
 
 
 def draws(size: int, draw: int) -> torch.Tensor:
@@ -43,8 +37,22 @@ def test_xi_is_the_draw_of_the_row(way: str, size: int, row: int) -> None:
     factors[row] = torch.tensor([1.0, 2.0])
     step(states, None, torch.ones(3 * size), table, row, Update(0, 3, noise=3), seed_tensor(SEEDS), factors)
     xi = draws(size, row + 1)
-    torch.testing.assert_close(states[0], xi, rtol=2e-6, atol=2e-6)
+    assert torch.equal(states[0], xi)  # bit for bit what NumPy makes
     assert torch.equal(states[1], 2 * states[0])
+
+
+def test_given_noise_takes_the_place_of_the_seeds(way: str) -> None:
+    size, xi = 37, torch.randn(3 * 37)
+    states, out = torch.randn(2, 3 * size), torch.randn(3 * size)
+    table, factors, update = torch.randn(3, row_length(2)), torch.randn(3, 2), Update(3, 3, noise=3)
+    given, drawn = states.clone(), states.clone()
+    step(given, None, out, table, 1, update, None, factors, xi=draws(size, 2))
+    step(drawn, None, out, table, 1, update, seed_tensor(SEEDS), factors)
+    assert torch.equal(given, drawn)
+    step(states, None, out, table, 1, update, seed_tensor(SEEDS), factors, xi=xi)
+    assert not torch.equal(states, drawn)
+    with pytest.raises(ValueError, match=r"xi .* must be contiguous torch.float32 with 111 elements"):
+        step(states, None, out, table, 1, update, None, factors, xi=xi[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -81,7 +89,7 @@ def test_updates_of_a_program_are_its_reference(way: str, solver: str) -> None:
     program = pfdiff.compile(solver, "linear:1000", 5, grid="trailing")
     size = 40
     arrays = {"p": program.p, "W": program.W, "w": program.w}
-    rows = updates(**arrays, clip=False, separate=False, V=program.V)
+    rows = updates(p=program.p, W=program.W, w=program.w, clip=False, separate=False, V=program.V)
     numbers = coefficients(**arrays, init=program.init, q=program.q, c_in=program.c_in, clip=None)
     table, factors = torch.from_numpy(numbers), torch.from_numpy(noise_factors(program.V))
     assert [n for n, row in enumerate(rows) if row.noise] == list(program.draws)
@@ -111,10 +119,25 @@ def test_compiled_kernels_spill_nothing_and_move_no_more_bytes(tmp_path: Path) -
     program = pfdiff.compile("sa", "linear:1000", 6)
     rows = updates(p=program.p, W=program.W, w=program.w, clip=False, separate=True, V=program.V)
     noisy = [one for one in program_variants(program.buffers, rows, "fp16") if "-n" in one.name]
-    noisy.append(step_variant(1, Update(1, 1, noise=1), "fp32"))
-    assert len(noisy) >= 3
+    noisy += [step_variant(1, Update(1, 1, noise=1)), step_variant(2, Update(3, 3, noise=3), given=True)]
+    noisy.append(step_variant(5, Update(31, 31, True, True, 31), "bf16", "bf16", aligned=False))
+    assert len(noisy) >= 5
     for record in ahead.compile_ahead([75, 90], tmp_path / "out", variants=noisy):
         assert record.spill_bytes == 0, record.name
         assert record.at_floor, record.name
         names = [name for name, _ in record.arguments]
-        assert names[6:9] == ["seeds", "factors", "size"]
+        assert names[6:9] == ["seeds", "factors", "size"] or names[6:8] == ["factors", "xi"]
+        assert record.op == "step-noise"
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "euler-a", "ddim:eta=0.5", "dpm++:sde", "dpm++:2m-sde", "lcm", "tcd", "sa"])
+def test_programs_of_two_states_find_kernels_of_their_own(solver: str) -> None:
+    """Those that `pfdiff kernels` compiles: they move no byte too many."""
+    names = {variant.name for variant in standard()}
+    for separate, dtype in ((False, "fp32"), (True, "fp32"), (True, "fp16"), (True, "bf16")):
+        for nfe in (3, 5, 7):
+            program = pfdiff.compile(solver, "linear:1000", nfe, grid="trailing")
+            rows = updates(p=program.p, W=program.W, w=program.w, clip=False, separate=separate, V=program.V)
+            wanted = {one.name for one in program_variants(program.buffers, rows, dtype)}
+            if program.buffers <= 2:
+                assert wanted <= names, (nfe, wanted - names)

@@ -88,20 +88,38 @@ pfd_program_t random_program(std::mt19937& random, int buffers, bool clip) {
     return program;
 }
 
-using LaunchStep = std::function<void(const pfdiff::Step&)>;
+// The program with noise after the first and the second evaluation.
+void add_draws(std::mt19937& random, pfd_program_t& program) {
+    const auto values = numbers(random, 3 * program.buffers);
+    program.V.assign(values.begin(), values.end());
+    std::fill(program.V.begin() + 2 * program.buffers, program.V.end(), 0.0);
+    program.draws = {0, 1};
+}
 
-// Every row of a program, in place on the device and on the CPU.
-void compare_steps(std::mt19937& random, int buffers, bool clip, Dtype dtype, std::int64_t count,
-                   const LaunchStep& launch) {
-    const auto program = random_program(random, buffers, clip);
-    const auto access = pfdiff::accesses(program, true);
-    std::vector<float> table;
+using LaunchStep = std::function<void(const pfdiff::Step&, const pfdiff::StepExtras&)>;
+
+// Every row of a program, in place on the device and on the CPU; with `noise` drawn on the way, with a mask.
+void compare_steps(std::mt19937& random, int buffers, bool clip, Dtype dtype, std::int64_t count, bool noise,
+                   bool masked, const LaunchStep& launch) {
+    auto program = random_program(random, buffers, clip);
+    if (noise) add_draws(random, program);
+    const auto access = pfdiff::accesses(program, true, masked);
+    std::vector<float> table, factors, kept = numbers(random, 2 * (program.nfe + 1));
     for (int row = 0; row <= program.nfe; ++row) {
-        const auto one = pfdiff::coefficient_row(program, row);
+        const auto one = pfdiff::coefficient_row(program, row), V = pfdiff::noise_row(program, row);
         table.insert(table.end(), one.begin(), one.end());
+        factors.insert(factors.end(), V.begin(), V.end());
     }
-    const auto device_table = allocate<float>(static_cast<std::int64_t>(table.size()));
-    send(device_table, table);
+    const auto device_table = pfdiff::cuda::copied(table), device_factors = pfdiff::cuda::copied(factors);
+    const auto device_kept = pfdiff::cuda::copied(kept);
+    const std::int64_t samples = count % 5 == 0 ? 5 : 1, size = count / samples;
+    const std::vector<std::uint64_t> seeds{0, 1, ~std::uint64_t{0}, std::uint64_t{1} << 63, 77};
+    const auto picture = numbers(random, count), eps = numbers(random, count);
+    std::vector<std::uint8_t> mask;
+    for (std::int64_t i = 0; i < count; ++i) mask.push_back(random() % 2 != 0 ? 255 : 0);
+    const auto device_seeds = pfdiff::cuda::copied(seeds);
+    const auto device_picture = pfdiff::cuda::copied(picture), device_eps = pfdiff::cuda::copied(eps);
+    const auto device_mask = pfdiff::cuda::copied(mask);
     pfdiff::Workers workers(1);
     for (int row = 0; row <= program.nfe; ++row) {
         const auto& one = access[static_cast<std::size_t>(row)];
@@ -113,20 +131,25 @@ void compare_steps(std::mt19937& random, int buffers, bool clip, Dtype dtype, st
         const auto device_in = allocate<unsigned char>(4 * count);
         send(device_states, states), send(device_out, out);
         launch({device_states.get(), one.separate ? device_in.get() : nullptr, device_out.get(), device_table.get(),
-                count, buffers, row, one.reads, one.writes, one.clip, out_dtype, dtype});
+                count, buffers, row, one.reads, one.writes, one.clip, out_dtype, dtype},
+               {device_seeds.get(), device_factors.get(), size, one.noise, device_picture.get(), device_eps.get(),
+                device_mask.get(), device_kept.get(), static_cast<int>(one.keeps)});
         check(cudaDeviceSynchronize(), "step");
 
         std::vector<float> input(static_cast<std::size_t>(count));
         float* pointers[pfdiff::most_buffers];
         for (int j = 0; j < buffers; ++j) pointers[j] = states.data() + j * count;
+        const auto at = static_cast<std::size_t>(2 * row);
+        const pfdiff::Extras extras{seeds.data(), nullptr,     size,     picture.data(),
+                                    eps.data(),   mask.data(), kept[at], kept[at + 1]};
         pfdiff::Update(program, row, one)
-            .run(pointers, from_dtype(out, out_dtype).data(), input.data(), count, workers);
+            .run(pointers, from_dtype(out, out_dtype).data(), input.data(), count, workers, extras);
         const auto found = fetch(device_states.get(), buffers * count);
         for (int j = 0; j < buffers; ++j)
             if ((one.writes >> j & 1) != 0)
                 for (std::int64_t i = 0; i < count; ++i) {
-                    const auto at = static_cast<std::size_t>(j * count + i);
-                    CHECK(found[at] == states[at]);
+                    const auto place = static_cast<std::size_t>(j * count + i);
+                    CHECK(found[place] == states[place]);
                 }
         if (one.separate) {
             const auto expected = in_dtype(input, dtype);
@@ -142,7 +165,9 @@ void test_steps(const LaunchStep& launch) {
         for (const bool clip : {false, true})
             for (const auto dtype : {Dtype::fp32, Dtype::fp16, Dtype::bf16})
                 for (const std::int64_t count : {1, 7, 1024, 1025, 40960})
-                    compare_steps(random, buffers, clip, dtype, count, launch);
+                    for (const auto& [noise, masked] :
+                         {std::pair{false, false}, std::pair{true, false}, std::pair{false, true}})
+                        compare_steps(random, buffers, clip, dtype, count, noise, masked, launch);
 }
 
 void test_noise_and_images(const pfd_cuda_kernels_t* kernels) {
@@ -197,7 +222,7 @@ std::vector<float> sample(const pfd_program_t& program, Dtype dtype, bool eager,
                           const std::vector<std::uint64_t>* seeds, const std::vector<float>& noise,
                           std::int64_t elements) {
     std::size_t width = dtype == Dtype::fp32 ? 4 : 2;
-    pfd_cuda_options_t options{sizeof options, 2, elements, static_cast<pfd_dtype_t>(dtype), eager, kernels};
+    pfd_cuda_options_t options{sizeof options, 2, elements, static_cast<pfd_dtype_t>(dtype), eager, kernels, nullptr};
     pfd_cuda_sampler_t* sampler = nullptr;
     const auto status = pfd_cuda_sampler_create(&program, copy_network, &width, &options, &sampler);
     if (status != PFD_OK) std::fprintf(stderr, "%s\n", pfd_last_error());
@@ -230,12 +255,14 @@ void test_sampler(const pfd_cuda_kernels_t* kernels) {
         for (const auto dtype : {Dtype::fp32, Dtype::fp16, Dtype::bf16})
             for (const std::int64_t elements : {784, 1001}) {
                 auto program = random_program(random, buffers, false);
+                if (elements % 2 == 0) add_draws(random, program);
                 if (dtype == Dtype::fp32)
                     std::fill(program.c_in.begin(), program.c_in.end(), 1.0);  // input is s_0 itself
                 const std::vector<std::uint64_t> seeds{5, 6};
                 const auto noise = numbers(random, 2 * elements);
                 CHECK(sample(program, dtype, false, kernels, &seeds, noise, elements) ==
                       sample(program, dtype, true, kernels, &seeds, noise, elements));
+                if (!program.draws.empty()) continue;  // seeds are needed too
                 const auto found = sample(program, dtype, false, kernels, nullptr, noise, elements);
                 CHECK(found == sample(program, dtype, true, kernels, nullptr, noise, elements));
                 if (dtype != Dtype::fp32) continue;
@@ -245,6 +272,46 @@ void test_sampler(const pfd_cuda_kernels_t* kernels) {
             }
 }
 
+// Noise on the way and a mask, in the loop: against the CPU, with the seeds given before and with the run.
+void test_noise_and_mask() {
+    constexpr std::int64_t elements = 784, count = 2 * elements;
+    std::mt19937 random(7);
+    for (const bool masked : {false, true}) {
+        auto program = random_program(random, 2, false);
+        add_draws(random, program);
+        std::fill(program.c_in.begin(), program.c_in.end(), 1.0);
+        const std::vector<double> factors{0.5, 0.25, 0.75, 0.125, 1.0, 0.0};
+        const auto noise = numbers(random, count), picture = numbers(random, count);
+        std::vector<std::uint8_t> mask;
+        for (std::int64_t i = 0; i < count; ++i) mask.push_back(random() % 2 != 0);
+        const std::vector<std::uint64_t> seeds{5, 6};
+        std::size_t width = 4;
+        pfd_cuda_options_t options{
+            sizeof options, 2, elements, PFD_FLOAT32, 0, nullptr, masked ? factors.data() : nullptr};
+        pfd_cuda_sampler_t* sampler = nullptr;
+        CHECK(pfd_cuda_sampler_create(&program, copy_network, &width, &options, &sampler) == PFD_OK);
+        CHECK((pfd_cuda_sampler_mask(sampler) != nullptr) == masked);
+        CHECK(pfd_cuda_sampler_run(sampler, nullptr, nullptr) == PFD_INPUT_ERROR);  // no seeds yet
+        CHECK(pfd_cuda_sampler_seeds(sampler, seeds.data(), nullptr) == PFD_OK);
+        check(cudaMemcpy(pfd_cuda_sampler_noise(sampler), noise.data(), count * 4, cudaMemcpyHostToDevice), "send");
+        if (masked) {
+            check(cudaMemcpy(pfd_cuda_sampler_picture(sampler), picture.data(), count * 4, cudaMemcpyHostToDevice),
+                  "send");
+            check(cudaMemcpy(pfd_cuda_sampler_mask(sampler), mask.data(), count, cudaMemcpyHostToDevice), "send");
+        }
+        CHECK(pfd_cuda_sampler_run(sampler, nullptr, nullptr) == PFD_OK);
+        std::vector<float> found(static_cast<std::size_t>(count));
+        CHECK(pfd_cuda_sampler_copy(sampler, found.data(), nullptr) == PFD_OK);
+        pfd_cuda_sampler_free(sampler);
+        auto expected = noise;
+        pfd_sampling_t given{};
+        given.struct_size = sizeof given, given.threads = 1, given.seeds = seeds.data();
+        if (masked) given.mask = mask.data(), given.picture = picture.data(), given.known_factors = factors.data();
+        CHECK(pfd_sample_cpu_with(&program, cpu_copy_network, nullptr, expected.data(), 2, elements, &given) == PFD_OK);
+        CHECK(found == expected);
+    }
+}
+
 // Batches enqueued one upon another without a wait, from seeds that are gone when the call returns.
 void test_queued_batches() {
     constexpr std::int64_t elements = 784, bytes = 2 * elements * sizeof(float);
@@ -252,7 +319,7 @@ void test_queued_batches() {
     std::mt19937 random(6);
     const auto program = random_program(random, 2, false);
     std::size_t width = 4;
-    pfd_cuda_options_t options{sizeof options, 2, elements, PFD_FLOAT32, 0, nullptr};
+    pfd_cuda_options_t options{sizeof options, 2, elements, PFD_FLOAT32, 0, nullptr, nullptr};
     pfd_cuda_sampler_t* sampler = nullptr;
     CHECK(pfd_cuda_sampler_create(&program, copy_network, &width, &options, &sampler) == PFD_OK);
     cudaStream_t stream = nullptr;
@@ -325,7 +392,7 @@ int main(int count, char** words) {
         std::mt19937 random(5);
         const auto program = random_program(random, 2, false);
         std::size_t width = 4;
-        pfd_cuda_options_t options{sizeof options, 1, 16, PFD_FLOAT32, 0, nullptr};
+        pfd_cuda_options_t options{sizeof options, 1, 16, PFD_FLOAT32, 0, nullptr, nullptr};
         pfd_cuda_sampler_t* sampler = nullptr;
         CHECK(pfd_cuda_sampler_create(&program, copy_network, &width, &options, &sampler) == PFD_BACKEND_ERROR &&
               sampler == nullptr);
@@ -338,13 +405,18 @@ int main(int count, char** words) {
         return 77;
     }
     const auto status = pfdiff::guarded([&] {
-        test_steps([](const pfdiff::Step& step) { check(pfdiff::launch_step(step, nullptr), "launch"); });
+        test_steps([](const pfdiff::Step& step, const pfdiff::StepExtras& extras) {
+            check(pfdiff::launch_step(step, extras, nullptr), "launch");
+        });
+        test_noise_and_mask();
         test_noise_and_images(nullptr);
         test_sampler(nullptr);
         test_queued_batches();
         if (count > 1) {
             const pfd_cuda_kernels_t kernels(words[1]);
-            test_steps([&](const pfdiff::Step& step) { kernels.step(step, nullptr); });
+            test_steps([&](const pfdiff::Step& step, const pfdiff::StepExtras& extras) {
+                kernels.step(step, extras, nullptr);
+            });
             test_noise_and_images(&kernels);
             test_sampler(&kernels);
         }

@@ -60,7 +60,9 @@ void test_origin_of_programs() {
         {"\"basis\": \"eps\"", "\"basis\": []", "basis is a list, expected a string"},
         {"\"solver\": \"pfdiff:k=2,l=1\", ", "", "solver is missing"},
         {"\"init\": [1.0, 1.0]", "\"V\": [[0.0, 0.0], [0.5, 0.0], [0.0, 0.0]], \"init\": [1.0, 1.0]",
-         "V is that of a sampler that draws noise on the way, expected none"},
+         "table[0] is a list of 4, expected a list of 5"},  // a column for the draw
+        {"\"init\": [1.0, 1.0]", "\"V\": [[0.0, 0.0], [0.5, 0.0]], \"init\": [1.0, 1.0]",
+         "V is a list of 2, expected a list of 3"},
     };
     for (const auto& one : cases) {
         write_manifest(folder.path, with(fixture::manifest(), one.what, one.instead));

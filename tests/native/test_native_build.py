@@ -163,7 +163,7 @@ def test_cuda_kernels_compile_for_every_architecture_without_warnings_or_spills(
         pytest.skip("needs nvcc")
     folder, said = plain
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    kernels = 30 + 2 + 2  # step, noise, images
+    kernels = 30 + 9 + 2 + 2  # step, step with noise or a mask, noise, images
     assert len(spills) >= kernels * len(CAPABILITIES)
     assert set(spills) == {("0", "0")}
     assert set(re.findall(r"for '(sm_\d+)'", said)) == {f"sm_{one}" for one in CAPABILITIES}
@@ -194,7 +194,10 @@ def test_sources_keep_their_format():
         pytest.skip("needs clang-format")
     folders = ("engine/native", "kernels/native", "tests/native")
     files = [
-        path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".c", ".cpp", ".cu", ".h")
+        path
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".c", ".cpp", ".cu", ".cuh", ".h")
     ]
     assert files
     run("clang-format", "--dry-run", "--Werror", *files)
@@ -206,14 +209,20 @@ if importlib.util.find_spec("triton") is not None:
         """cubins.cpp spells the variants' names itself: the same rule, written here from its source."""
         from pfdiff.kernels.variants import standard
 
-        pattern = r"step-b([1-5])-r([01]+)-w([01]+)(-clip)?-(fp32|fp16|bf16)(-(fp32|fp16|bf16))?(-any)?"
+        pattern = (
+            r"step-b([1-5])-r([01]+)-w([01]+)(-n[01]+)?(-k[12])?(-clip)?-(fp32|fp16|bf16)(-(fp32|fp16|bf16))?(-any)?"
+        )
+        step = ["states", "y_in", "out", "table", "row", "elements"]
         for variant in standard():
-            if variant.op == "step":
+            if variant.op.startswith("step"):
                 match = re.fullmatch(pattern, variant.name)
                 assert match is not None, variant.name
                 assert len(match[2]) == len(match[3]) == int(match[1])
+            eps = ["eps"] * ("-k2" in variant.name)
             assert [name for name, _ in variant.types] == {
-                "step": ["states", "y_in", "out", "table", "row", "elements"],
+                "step": step,
+                "step-noise": [*step, "seeds", "factors", "size"],
+                "step-mask": [*step, "picture", *eps, "mask", "kept"],
                 "noise": ["z", "seeds", "elements"],
                 "images": ["pixels", "x", "low", "factor", "area"],
             }[variant.op]

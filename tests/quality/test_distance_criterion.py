@@ -106,7 +106,8 @@ def test_errors_are_distances_of_the_engines_pictures_and_the_ranking_is_theirs(
 def test_solvers_that_draw_noise_are_candidates_of_distances_alone() -> None:
     for draws in (True, False):
         setting = Setting("linear:1000", 4, "eps", 999, draws=draws)
-        assert ("euler-a" in {one.solver for one in all_candidates(setting)}) == draws
+        found = {one.solver for one in all_candidates(setting)}
+        assert ("euler-a" in found) == ("tada:order=2" in found) == draws
     with pytest.raises(InputError, match="ddpm draws noise on the way, so its error to a reference has no meaning"):
         pfdiff.tune(network(), 4, solvers=["ddpm"], calibration=2, held_out=0, reference=8)
     with pytest.raises(InputError, match="has no meaning"):

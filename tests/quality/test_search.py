@@ -274,6 +274,7 @@ def test_a_budget_in_time_ends_the_reference_between_two_evaluations(tmp_path, m
         ({"nfe": 4, "held_out": -1}, "held_out=-1"),
         ({"nfe": 4, "t_start": 99}, "outside this schedule"),
         ({"nfe": 4, "solvers": ["nonsense"]}, "no candidate is defined"),
+        ({"nfe": 4, "solvers": ["nonsense", "analytic-ddim"]}, "analytic-ddim is no candidate of a search"),
         ({"nfe": 4, "conditions": {"label": 3}}, "unknown condition 'label'"),
         ({"nfe": 4, "backend": "nonsense"}, "backend 'nonsense'"),
     ],

@@ -15,8 +15,8 @@ import torch
 import pfdiff
 from pfdiff.cli.info import print_info
 from pfdiff.engine.artifact import read_artifact, write_manifest
-from pfdiff.export.build import extended
 from pfdiff.export.convention import Convention
+from pfdiff.export.engine_directory import extended
 from pfdiff.quality.sampling.reference import Reference
 
 from ..small.engine import CONDITIONS, CONTRACT, SHAPE, Small, program, write_engine

@@ -78,8 +78,9 @@ def test_a_kind_that_is_always_full_does_not_starve_another() -> None:
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        ({1: 1.0, 8: 8.0, 32: 32.0}, {1: 1, 3: 1, 7: 1, 8: 8, 15: 8, 22: 8, 31: 8, 32: 32, 70: 32}),  # as a CPU
-        ({1: 1.0, 8: 1.1, 32: 1.5}, {1: 1, 3: 1, 4: 4, 7: 7, 8: 8, 15: 8, 16: 16, 22: 22, 33: 32}),  # as a GPU
+        ({1: 1.0, 8: 6.0, 32: 24.0}, {1: 1, 3: 1, 6: 1, 7: 7, 8: 8, 15: 8, 31: 8, 32: 8, 70: 8}),  # as a CPU
+        ({1: 1.0, 8: 8.0, 32: 32.0}, {1: 1, 8: 1, 70: 1}),  # where batches gain nothing
+        ({1: 1.0, 8: 1.1, 32: 1.5}, {1: 1, 3: 3, 4: 4, 8: 8, 10: 8, 15: 15, 22: 22, 33: 32}),  # as a GPU
         ({}, {1: 1, 7: 1, 22: 8, 40: 32}),  # not known yet
     ],
 )
@@ -88,6 +89,15 @@ def test_the_size_is_that_of_most_samples_a_second(seconds: dict[int, float], ex
     for bucket, one in seconds.items():
         queue.sampled(bucket, bucket, 5, 5 * one)
     assert {count: queue.fitting(count) for count in expected} == expected
+
+
+def test_nobody_waits_for_a_larger_bucket_that_is_no_faster() -> None:
+    clock = Clock()
+    queue = batcher(clock, 1, 8, 32, room=40)
+    for bucket, one in {1: 1.0, 8: 5.0, 32: 20.0}.items():
+        queue.sampled(bucket, bucket, 5, 5 * one)
+    queue.put(order(*range(8)))
+    assert taken(queue) == list(range(8))  # at once, by a clock that stands
 
 
 def test_less_than_the_smallest_bucket_is_padded() -> None:

@@ -1,16 +1,18 @@
-"""OpenAI's own client draws from a text engine."""
+"""OpenAI's own client draws from text engines: from a real one, whose encoders read, and from arithmetic."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import pfdiff
 from pfdiff.serving.guard import Access
 
 from ..small.serving import TextEngine, serving
@@ -29,6 +31,34 @@ def client() -> Iterator[Any]:
 
 def pixels(image: Any) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(image.b64_json))))
+
+
+def test_a_real_engine_reads_prompt_and_negative_prompt(text_engine: Path) -> None:
+    """The same pixels as in this process, in batches with other words, and with numbers in the place of words."""
+    with (
+        serving(sd1=text_engine) as served,
+        openai.OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key="none", max_retries=0) as opened,
+        pfdiff.load(text_engine, "cpu", "onnxruntime", threads=1) as engine,
+    ):
+        said = {"prompt": "The lighthouse, in fog!", "negative_prompt": "text, signs", "guidance": 3.0}
+        expected = engine.images(seeds=[7, 8, 9], nfe=5, **said).numpy()
+        extra = {"seed": 7, "nfe": 5, "guidance": 3.0, "negative_prompt": said["negative_prompt"]}
+        answer = opened.images.generate(prompt=said["prompt"], n=3, size="8x8", extra_body=extra)
+        assert np.array_equal(np.stack([pixels(one) for one in answer.data]), expected)
+        assert expected.std() > 1
+        (plain,) = opened.images.generate(prompt="a fog", extra_body={"seed": 1, "nfe": 4}).data
+        assert np.array_equal(pixels(plain), engine.images(seeds=[1], nfe=4, prompt="a fog").numpy()[0])
+        assert not np.array_equal(pixels(plain), engine.images(seeds=[1], nfe=4, prompt="boats").numpy()[0])
+
+        # Numbers in place of words, which no prompt may stand beside.
+        numbers = {"prompt_embeds": np.full((1, 77, 8), 0.1, np.float32), "negative_prompt": "text"}
+        body = {"seeds": [3], "nfe": 5, "conditions": {"prompt_embeds": numbers["prompt_embeds"][0].tolist()}}
+        answer = served.samples(**body, negative_prompt="text")
+        png = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.json["samples"][0]["png"]))))
+        assert np.array_equal(png, engine.images(seeds=[3], nfe=5, **numbers).numpy()[0])
+        answer = served.samples(**body, prompt="boats")
+        assert (answer.status, "got both prompt and encoder_hidden_states" in answer.error) == (400, True)
+        assert served.samples(seeds=[3], nfe=5).error == "engine 'sd1' draws from a prompt, and there is none"
 
 
 def test_a_picture_from_a_prompt(client: Any) -> None:

@@ -37,6 +37,27 @@ def test_slider_class_and_link(tmp_path: Path, engine: Path) -> None:
         check(page, client, engine)
 
 
+def test_a_prompt_is_typed_and_its_picture_shown(tmp_path: Path, text_engine: Path) -> None:
+    """Of a real text engine; what the prompts stand for has no field."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    with serving(sd1=text_engine) as client, browser(tmp_path / "profile") as page:
+        page.get(f"http://127.0.0.1:{client.port}/?nfe=5&seed=3&n=1")
+        for field, text in (("prompt", "The lighthouse, in fog!"), ("negative", "text, signs")):
+            page.find_element(By.ID, field).send_keys(text)
+        WebDriverWait(page, 30, 0.05).until(lambda _: page.execute_script(SHOWN))
+        fields = page.execute_script(
+            "return [...document.querySelectorAll('#conditions [name]')].map((one) => one.name)"
+        )
+        assert fields == ["guidance"]
+        with pfdiff.load(text_engine, "cpu", "onnxruntime", threads=1) as engine:
+            said = {"prompt": "The lighthouse, in fog!", "negative_prompt": "text, signs"}
+            expected = engine.images(seeds=[3], nfe=5, **said).numpy()
+        assert np.array_equal(shown(page, "engine") or shown(page, "ddim"), expected)
+        assert page.get_log("browser") == []
+
+
 def check(page: Any, client: Client, engine: Path) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys

@@ -193,8 +193,8 @@ class TextEngine:
         self.calls.append(tuple(int(seed) for seed in seeds))
         self._fail({"seeds": seeds, "nfe": nfe, **given})
         prompts, negatives = (
-            [given[name]] * count if isinstance(given[name], str) else given[name]
-            for name in ("prompt", "negative_prompt")
+            [text] * count if isinstance(text, str) else text
+            for text in (given["prompt"], given.get("negative_prompt", ""))
         )
         rows = zip(prompts, negatives, seeds, np.broadcast_to(given["guidance"], count), strict=True)
         return torch.from_numpy(np.stack([self.drawn(*row, nfe=nfe) for row in rows]))

@@ -30,6 +30,7 @@ from pfdiff.engine.plans.key import PlanKey
 from pfdiff.engine.runtime.noise import parse_seeds
 
 from .mutated_engines import CONTRACT, SHAPE, Engines, Kind, OnnxFiles, write_engine
+from .mutated_parts import Autoencoders, Decoders, NoisePrograms, Words
 from .mutators import VALUES, of_bytes, of_json, of_text
 
 
@@ -349,4 +350,8 @@ KINDS: dict[str, type[Kind]] = {
     "schedulers": Schedulers,
     "pictures": Pictures,
     "runs": Runs,
+    "words": Words,
+    "noise": NoisePrograms,
+    "decoders": Decoders,
+    "autoencoders": Autoencoders,
 }

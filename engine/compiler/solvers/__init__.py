@@ -20,6 +20,9 @@ These draw noise on the way; their order is that of the marginals' mean and vari
 | `ddim:eta=E`, `euler-a[:eta=E]`                   | n           | 1; eta from 0 to 1, of euler-a by default 1  |
 | `dpm++:sde`, `dpm++:2m-sde|3m-sde`                | 2n - 1, n   | 2; `dpm++:3m-sde-diffusers`: 1               |
 | `sa[:predictor=P,corrector=C,tau=T,low=,high=]`   | n           | 2; predictor 1 alone: 1                      |
+| `analytic-ddpm`, `analytic-ddim`, with `x0_var=`   | n           | exact for normal data                        |
+| `pfdiff:k=K,l=L,eta=E`, `base=analytic-ddim`      | n           | 1                                            |
+| `tada[:variables=N,order=P,scale=S]`              | n           | P, by steps of an ODE from N noises          |
 | `lcm[:scaling=S]`, `tcd[:gamma=G]`, `consistency` | n           | none: for networks distilled to them         |
 
 A method with several names compiles under one of them: `euler` is ddim, `euler-a` is ddim with an eta, `ab` and
@@ -35,6 +38,7 @@ from dataclasses import fields
 
 from ...errors import InputError
 from .abstract import Solver
+from .analytic import AnalyticStep
 from .consistency import Consistency
 from .ddim import Ddim
 from .ddpm import Ddpm
@@ -46,6 +50,7 @@ from .ipndm import IPndm
 from .lcm import Lcm
 from .pfdiff import PFDiff
 from .sa import SASolver
+from .tada import Tada
 from .tcd import Tcd
 from .unipc import UniPC
 
@@ -123,7 +128,17 @@ def _pfdiff(options: Options) -> Solver:
         l = float(options.get("l", "1"))
     except ValueError:
         raise InputError(f"pfdiff takes a number for l, got {options['l']!r}") from None
-    return PFDiff(k, l, options.get("base", "ddim"), options.get("use", "both"))
+    eta = _number(options.get("eta", "0"), "eta")
+    return PFDiff(k, l, options.get("base", "ddim"), options.get("use", "both"), eta, _variances(options))
+
+
+def _tada(options: Options) -> Solver:
+    variables, order = (_integer(options.get(*one), one[0]) for one in (("variables", "2"), ("order", "3")))
+    return Tada(variables, order, _number(options.get("scale", "1"), "scale"))
+
+
+def _variances(options: Options) -> tuple[float, ...]:
+    return tuple(_number(one, "each of x0_var") for one in options["x0_var"].split("/")) if "x0_var" in options else ()
 
 
 # Name -> (maker, keys it takes; "" is a bare word).
@@ -140,7 +155,10 @@ SOLVERS: dict[str, tuple[Callable[[Options], Solver], tuple[str, ...]]] = {
     "edm": (lambda options: Edm(), ()),
     "euler-a": (_euler_a, ("eta",)),
     "ddpm": (lambda options: Ddpm(options.get("variance", "small")), ("variance",)),
+    "analytic-ddpm": (lambda options: AnalyticStep("ddpm", _variances(options)), ("x0_var",)),
+    "analytic-ddim": (lambda options: AnalyticStep("ddim", _variances(options)), ("x0_var",)),
     "sa": (_sa, ("predictor", "corrector", "tau", "low", "high")),
+    "tada": (_tada, ("variables", "order", "scale")),
     "lcm": (lambda options: Lcm(_number(options.get("scaling", "10"), "scaling")), ("scaling",)),
     "tcd": (lambda options: Tcd(_number(options.get("gamma", "0.3"), "gamma")), ("gamma",)),
     "consistency": (lambda options: Consistency(), ()),

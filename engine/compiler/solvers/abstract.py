@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
+from ...errors import InputError
 from ..schedule import Float64s, Schedule
 
 # A state or an output of the network. It is symbolic while tracing, so it supports arithmetic only.
@@ -72,9 +73,23 @@ def shown(value: float) -> str:
     return short if float(short := f"{value:g}") == value else repr(value)
 
 
+def check_fraction(solver: str, option: str, value: float) -> None:
+    """Raises InputError unless the solver's option is between 0 and 1."""
+    if not 0 <= value <= 1:
+        raise InputError(f"{solver} takes {option} between 0 and 1, got {value:g}")
+
+
 class InUsersBasis(Solver):
     """A solver whose formula holds in the user's basis; stands before what says how it walks the grid."""
 
     @property
     def parameterisation(self) -> None:
         return None
+
+
+class InX0(Solver):
+    """A solver whose formula combines x0 outputs; stands before what says how it walks the grid."""
+
+    @property
+    def parameterisation(self) -> str:
+        return "x0"

@@ -15,17 +15,13 @@ from typing import final
 
 from ..basis import x_row
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, StepSolver, Vector
+from .abstract import Evaluate, InX0, StepSolver, Vector
 
 
 @final
 @dataclass(frozen=True)
-class Consistency(StepSolver):
+class Consistency(InX0, StepSolver):
     """`consistency`, for networks that give the data at once."""
-
-    @property
-    def parameterisation(self) -> str:
-        return "x0"
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x, least = noise, float(schedule.sigma(schedule.first))

@@ -16,7 +16,7 @@ from typing import final
 from ...errors import InputError
 from ..basis import transfer
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, InUsersBasis, StepSolver, Vector, shown
+from .abstract import Evaluate, InUsersBasis, StepSolver, Vector, check_fraction, shown
 from .noisy import posterior_deviation, renoise
 
 
@@ -44,8 +44,7 @@ class Ddim(InUsersBasis, StepSolver):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise InputError(f"ddim takes an eta between 0 and 1, got {self.eta:g}")
+        check_fraction("ddim", "an eta", self.eta)
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x = noise

@@ -17,7 +17,7 @@ from typing import final
 from ...errors import InputError
 from ..basis import x_row
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, StepSolver, Vector
+from .abstract import Evaluate, InUsersBasis, StepSolver, Vector
 from .noisy import posterior_deviation, renoise
 
 VARIANCES = ("small", "large")
@@ -25,7 +25,7 @@ VARIANCES = ("small", "large")
 
 @final
 @dataclass(frozen=True)
-class Ddpm(StepSolver):
+class Ddpm(InUsersBasis, StepSolver):
     """`ddpm[:variance=small|large]`, in any basis."""
 
     variance: str = "small"
@@ -33,10 +33,6 @@ class Ddpm(StepSolver):
     def __post_init__(self) -> None:
         if self.variance not in VARIANCES:
             raise InputError(f"ddpm has no variance {self.variance!r}; known: {', '.join(VARIANCES)}")
-
-    @property
-    def parameterisation(self) -> None:
-        return None
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x = noise

@@ -12,7 +12,8 @@ alpha_t (1 - (1 - e^-2h) / 2h) and c_2 half of alpha_t (1 - 1/h + (1 - e^-2h) / 
 `3m-sde-diffusers`: diffusers' sde-dpmsolver++ of order 3, which takes alpha_t away from that c_2, and is of order 1.
 
 `sde` (k-diffusion's dpmpp_sde, r = 1/2): the step with the x0 at the middle of the interval, which a step of the same
-kind has reached; the noises of both come from one Brownian motion in sigma/alpha.
+kind has reached; the noises of both come from one Brownian motion in sigma/alpha. Between neighbouring integer times
+there is no middle: there the step takes the mean of the x0 at both ends, which is k-diffusion's r = 1.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import final
 
 from ...errors import InputError
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, Solver, StepSolver, Vector
+from .abstract import Evaluate, InX0, StepSolver, Vector
 from .dpm_solver import inner_times
 from .exponential import orders_left
 from .noisy import length, posterior_deviation, renoise
@@ -48,7 +49,7 @@ def correction(outputs: list[Vector], times: list[float], t: float, shift: float
 
 @final
 @dataclass(frozen=True)
-class MultiStepSde(StepSolver):
+class MultiStepSde(InX0, StepSolver):
     """`dpm++:2m-sde|3m-sde|3m-sde-diffusers`: one evaluation and one draw a step.
 
     Orders rise at the start and fall at a clean end. shift: what diffusers takes from c_2, in units of alpha_t.
@@ -56,10 +57,6 @@ class MultiStepSde(StepSolver):
 
     order: int
     shift: float = 0.0
-
-    @property
-    def parameterisation(self) -> str:
-        return "x0"
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x, outputs, times = noise, [], []
@@ -78,16 +75,12 @@ class MultiStepSde(StepSolver):
 
 @final
 @dataclass(frozen=True)
-class SingleStepSde(Solver):
+class SingleStepSde(InX0):
     """`dpm++:sde`: two evaluations and two draws a step, the last step one evaluation: 2n - 1 in n steps."""
 
     @property
-    def parameterisation(self) -> str:
-        return "x0"
-
-    @property
     def evaluations(self) -> int:
-        return 1  # in the last interval; discrete times that leave no middle are refused below
+        return 1  # in the last interval
 
     def intervals(self, nfe: int) -> int:
         if nfe % 2 == 0:
@@ -99,12 +92,12 @@ class SingleStepSde(Solver):
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x = noise
         for s, t in pairwise(grid[:-1]):
-            if schedule.discrete and s - t < 2:
-                raise InputError(f"dpm++:sde needs a time between {s:g} and {t:g}; use fewer evaluations")
-            _, m = inner_times(s, t, 2, schedule)
+            has_middle = not schedule.discrete or s - t >= 2
+            _, m = inner_times(s, t, 2, schedule) if has_middle else (s, t)
             d_s, xi_m = evaluate(x, s), evaluate.draw()
             x_m = renoise(d_s, x, s, m, posterior_deviation(s, m, schedule), xi_m, basis, schedule)
             d_m, xi_t = evaluate(x_m, m), evaluate.draw()
+            d_m = d_m if has_middle else 0.5 * (d_s + d_m)
             # One Brownian motion over both intervals: its way to m is a part of its way to t.
             rho = [float(schedule.sigma(u) / schedule.alpha(u)) for u in (s, m, t)]
             part = (rho[0] - rho[1]) / (rho[0] - rho[2])

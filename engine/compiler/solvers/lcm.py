@@ -17,14 +17,14 @@ from typing import final
 from ...errors import InputError
 from ..basis import x_row
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, StepSolver, Vector, shown
+from .abstract import Evaluate, InX0, StepSolver, Vector, shown
 
 SIGMA_DATA = 0.5
 
 
 @final
 @dataclass(frozen=True)
-class Lcm(StepSolver):
+class Lcm(InX0, StepSolver):
     """`lcm[:scaling=10]`, for networks distilled to it."""
 
     scaling: float = 10.0
@@ -32,10 +32,6 @@ class Lcm(StepSolver):
     def __post_init__(self) -> None:
         if not (self.scaling > 0 and math.isfinite(self.scaling)):
             raise InputError(f"lcm takes a scaling above 0, got {self.scaling:g}")
-
-    @property
-    def parameterisation(self) -> str:
-        return "x0"
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x = noise

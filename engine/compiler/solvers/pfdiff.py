@@ -14,22 +14,32 @@ anchor. Only single-step solvers have blocks; multistep solvers (2m, 3m, deis, i
 The ablations of the paper's section 4.4: `use=past` goes on from the springboard, which for eps and x0 is DDIM on
 the times {t_0, evaluations, t_M}. `use=future` keeps no score: a second evaluation, at the anchor, gives the score for
 the springboard. The paper does not spell `use=future` out; read so, it is a midpoint step of 2 evaluations.
+
+With eta the step from the anchor replaces noise as `ddim:eta=` does (ddim.py), by the deviation of its whole length
+t_i -> t_{i+k+1}; over `analytic-ddim` it has the variance that is optimal for that length (analytic.py), V at t_i. The
+springboard, which is thrown away, stays the deterministic step: so its noise level is right and it draws nothing. (The
+authors' code, with eta alone, draws a noise of its own for the springboard.) Neither changes the evaluations.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
+
+import numpy as np
 
 from ...errors import InputError
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, Solver, Vector
+from . import analytic
+from .abstract import Evaluate, Vector, check_fraction, shown
 from .block import BlockSolver, blocks, finish
 from .ddim import Ddim, phi
 from .dpm_solver import SingleStep
 from .heun import Heun
+from .noisy import posterior_deviation, renoise
 
+ANALYTIC = "analytic-ddim"
 BASES: dict[str, Ddim | BlockSolver] = {
     "ddim": Ddim(),
     "dpm-solver-2": SingleStep("dpm-solver", 2),
@@ -37,19 +47,25 @@ BASES: dict[str, Ddim | BlockSolver] = {
     "dpm++2s": SingleStep("dpm++", 2),
     "dpm++3s": SingleStep("dpm++", 3),
     "heun": Heun(),
+    ANALYTIC: Ddim(),
 }
 USES = ("both", "past", "future")
 
 
 @final
 @dataclass(frozen=True)
-class PFDiff(Solver):
-    """`pfdiff:k=K,l=L[,base=...][,use=...]`, k in 1..3, 0 < l <= k; fractional l over ddim on continuous schedules."""
+class PFDiff(analytic.Analytic):
+    """`pfdiff:k=K,l=L[,base=...][,use=...][,eta=...]`, k in 1..3, 0 < l <= k.
+
+    Fractional l over first-order bases on continuous schedules. x0_var: over analytic-ddim, of each step.
+    """
 
     k: int = 2
     l: float = 1
     base: str = "ddim"
     use: str = "both"
+    eta: float = 0.0
+    x0_var: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.base not in BASES:
@@ -62,6 +78,14 @@ class PFDiff(Solver):
             raise InputError(f"pfdiff takes l above 0 and at most k = {self.k}, got {self.l:g}")
         if self.order > 1 and (self.l != int(self.l) or self.use != "both"):
             raise InputError(f"over {self.base} pfdiff takes whole l and use=both only")
+        check_fraction("pfdiff", "an eta", self.eta)
+        if self.eta and (self.order > 1 or self.use != "both"):
+            raise InputError("pfdiff takes an eta over ddim and analytic-ddim with use=both only")
+        if self.base == ANALYTIC and self.use != "both":
+            raise InputError(f"over {self.base} pfdiff takes use=both only")
+        if self.x0_var and self.base != ANALYTIC:
+            raise InputError(f"pfdiff takes x0_var over {ANALYTIC} only")
+        analytic.check_variances(self.x0_var)
 
     @property
     def order(self) -> int:
@@ -89,10 +113,33 @@ class PFDiff(Solver):
             return self._future_only(evaluate, noise, grid, schedule, basis)
         return self._first_order(evaluate, noise, grid, schedule, basis)
 
+    @property
+    def lacks_variances(self) -> bool:
+        return self.base == ANALYTIC and not self.x0_var
+
+    def step_starts(self, grid: Float64s) -> Float64s:
+        return np.array([grid[0], *grid[1 : len(grid) - 1 : self.k + 1]])
+
+    def with_variances(self, x0_var: tuple[float, ...]) -> PFDiff:
+        return replace(self, x0_var=x0_var)
+
     def _first_order(self, evaluate: Evaluate, x: Vector, t: Float64s, schedule: Schedule, basis: str) -> Vector:
+        starts = self.step_starts(t)
+        if self.base == ANALYTIC:
+            analytic.check_count(str(self), self.x0_var, len(starts))
+        x0_var = dict(zip(starts.tolist(), self.x0_var, strict=True)) if self.x0_var else {}
+
+        def advance(score: Vector, s: float, end: float) -> Vector:
+            if not self.eta and not x0_var:
+                return phi(score, x, s, end, basis, schedule)
+            v = self.eta * posterior_deviation(s, end, schedule)
+            if not x0_var:
+                return renoise(score, x, s, end, v, evaluate.draw(), basis, schedule)
+            return analytic.step(score, x, s, end, v, x0_var[float(s)], evaluate.draw(), basis, schedule)
+
         # A plain step over one interval.
         score = evaluate(x, t[0])
-        x = phi(score, x, t[0], t[1], basis, schedule)
+        x = advance(score, t[0], t[1])
 
         # Blocks of k+1 intervals.
         for i in range(1, len(t) - 1, self.k + 1):
@@ -102,7 +149,7 @@ class PFDiff(Solver):
             if self.use == "past":
                 x = phi(score, springboard, spring_time, end_time, basis, schedule)
             else:
-                x = phi(score, x, t[i], end_time, basis, schedule)
+                x = advance(score, t[i], end_time)
         return x
 
     def _future_only(self, evaluate: Evaluate, x: Vector, t: Float64s, schedule: Schedule, basis: str) -> Vector:
@@ -129,7 +176,9 @@ class PFDiff(Solver):
     def __str__(self) -> str:
         base = "" if self.base == "ddim" else f",base={self.base}"
         use = "" if self.use == "both" else f",use={self.use}"
-        return f"pfdiff:k={self.k},l={self.l:g}{base}{use}"
+        eta = f",eta={shown(self.eta)}" if self.eta else ""
+        x0_var = f",x0_var={analytic.listed(self.x0_var)}" if self.x0_var else ""
+        return f"pfdiff:k={self.k},l={self.l:g}{base}{use}{eta}{x0_var}"
 
 
 def time_at(t: Float64s, i: float, schedule: Schedule) -> float:

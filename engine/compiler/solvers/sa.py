@@ -27,7 +27,7 @@ import numpy as np
 from ...errors import InputError
 from ..basis import x_row
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, StepSolver, Vector, shown
+from .abstract import Evaluate, InX0, StepSolver, Vector, shown
 from .exponential import gauss, orders_left
 from .noisy import length, renoise
 
@@ -73,7 +73,7 @@ def _weights(h: float, nodes: Float64s, tau: float) -> Float64s:
 
 @final
 @dataclass(frozen=True)
-class SASolver(StepSolver):
+class SASolver(InX0, StepSolver):
     """`sa[:predictor=1..4,corrector=0..4,tau=...,low=...,high=...]`; corrector 0 is none.
 
     tau holds at times from `low` to `high`, in the schedule's units, and is 0 outside.
@@ -90,10 +90,6 @@ class SASolver(StepSolver):
             raise InputError(f"sa has predictors 1 to 4 and correctors 0 to 4, got {self.predictor}, {self.corrector}")
         if not (self.tau >= 0 and math.isfinite(self.tau) and self.low <= self.high):
             raise InputError(f"sa takes a tau of at least 0 and low <= high, got {self.tau}, {self.low}, {self.high}")
-
-    @property
-    def parameterisation(self) -> str:
-        return "x0"
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x = before = xi = noise

@@ -14,27 +14,21 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import final
 
-from ...errors import InputError
 from ..schedule import Float64s, Schedule
-from .abstract import Evaluate, StepSolver, Vector, shown
+from .abstract import Evaluate, InUsersBasis, StepSolver, Vector, check_fraction, shown
 from .ddim import phi
 from .ddpm import forward_deviation
 
 
 @final
 @dataclass(frozen=True)
-class Tcd(StepSolver):
+class Tcd(InUsersBasis, StepSolver):
     """`tcd[:gamma=0..1]`, in any basis, for networks distilled to it; diffusers calls gamma eta."""
 
     gamma: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise InputError(f"tcd takes a gamma between 0 and 1, got {self.gamma:g}")
-
-    @property
-    def parameterisation(self) -> None:
-        return None
+        check_fraction("tcd", "a gamma", self.gamma)
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x = noise

@@ -117,7 +117,7 @@ const pfd_cuda_kernels_t::Kernel& pfd_cuda_kernels_t::choose(const std::vector<s
         if (kept) return found->second;
     }
     throw pfdiff::file_error("the compiled kernels have no " + names.front() +
-                             " and no substitute; compile them again");
+                             " and no substitute; compile them again, or use the built-in kernels");
 }
 
 void pfd_cuda_kernels_t::launch(const Kernel& kernel, std::int64_t blocks, const std::map<std::string, Value>& values,
@@ -138,29 +138,48 @@ void pfd_cuda_kernels_t::launch(const Kernel& kernel, std::int64_t blocks, const
                  "launch a kernel");
 }
 
-void pfd_cuda_kernels_t::step(const pfdiff::Step& step, cudaStream_t stream) const {
+std::vector<std::string> pfd_cuda_kernels_t::names_of(const pfdiff::Step& step, const pfdiff::StepExtras& extras) {
+    const unsigned everything = (1u << step.buffers) - 1, noisy = extras.noise != 0 ? everything : 0;
     const bool separate = step.y_in != nullptr;
-    const unsigned everything = (1u << step.buffers) - 1;
+    const unsigned touched = step.writes | (separate ? 1 : 0);
+    struct Masks {
+        unsigned reads, writes, noise;
+    };
     std::vector<std::string> names;
-    // First the kernel of these very masks; then those that touch everything, where a coefficient of zero adds nothing.
-    // A clip that the row does not want is no substitute, so `clip` stays as it is.
-    for (const auto& [reads, writes] :
-         {std::pair{step.reads, step.writes}, std::pair{step.clip ? everything : step.reads, everything},
-          std::pair{everything, everything}}) {
+    // First the kernel of these very masks, with noise for all that it touches; then those that touch everything, where
+    // a coefficient of zero adds nothing. A clip that the row does not want is no substitute, so `clip` stays as it is.
+    for (const auto& [reads, writes, noise] :
+         {Masks{step.reads, step.writes, extras.noise}, Masks{step.reads, step.writes, noisy & touched},
+          Masks{step.clip || noisy != 0 ? everything : step.reads, everything, noisy},
+          Masks{everything, step.writes, noisy & touched}, Masks{everything, everything, noisy}}) {
         auto name = "step-b" + std::to_string(step.buffers) + "-r" + binary(reads, step.buffers) + "-w" +
                     binary(writes, step.buffers);
+        if (noise != 0) name += "-n" + binary(noise, step.buffers);
+        if (extras.keeps != 0) name += "-k" + std::to_string(extras.keeps);
         name += (step.clip ? "-clip" : "") + std::string("-") + name_of(step.out_dtype) +
                 (separate ? "-" + std::string(name_of(step.y_dtype)) : "");
         names.push_back(name);
         names.push_back(name + "-any");
     }
-    const std::map<std::string, Value> values{{"states", {bits_of(step.states)}},
-                                              {"y_in", {separate ? bits_of(step.y_in) : bits_of(step.states)}},
-                                              {"out", {bits_of(step.out)}},
-                                              {"table", {bits_of(step.table)}},
-                                              {"row", {static_cast<std::uint64_t>(step.row)}},
-                                              {"elements", {static_cast<std::uint64_t>(step.elements)}}};
-    const auto& kernel = choose(names, values);
+    return names;
+}
+
+void pfd_cuda_kernels_t::step(const pfdiff::Step& step, const pfdiff::StepExtras& extras, cudaStream_t stream) const {
+    const std::map<std::string, Value> values{
+        {"states", {bits_of(step.states)}},
+        {"y_in", {step.y_in != nullptr ? bits_of(step.y_in) : bits_of(step.states)}},
+        {"out", {bits_of(step.out)}},
+        {"table", {bits_of(step.table)}},
+        {"row", {static_cast<std::uint64_t>(step.row)}},
+        {"elements", {static_cast<std::uint64_t>(step.elements)}},
+        {"seeds", {bits_of(extras.seeds)}},
+        {"factors", {bits_of(extras.factors)}},
+        {"size", {static_cast<std::uint64_t>(extras.size)}},
+        {"picture", {bits_of(extras.picture)}},
+        {"eps", {bits_of(extras.eps)}},
+        {"mask", {bits_of(extras.mask)}},
+        {"kept", {bits_of(extras.kept)}}};
+    const auto& kernel = choose(names_of(step, extras), values);
     launch(kernel, (step.elements + kernel.block - 1) / kernel.block, values, stream);
 }
 

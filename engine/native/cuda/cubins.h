@@ -18,7 +18,7 @@ struct pfd_cuda_kernels_t final {
     ~pfd_cuda_kernels_t();
 
     // The same meaning as the launchers of kernels/native/launch.h. Throws Error when no variant fits.
-    void step(const pfdiff::Step& step, cudaStream_t stream) const;
+    void step(const pfdiff::Step& step, const pfdiff::StepExtras& extras, cudaStream_t stream) const;
     void noise(float* z, const std::uint64_t* seeds, std::int64_t samples, std::int64_t elements,
                cudaStream_t stream) const;
 
@@ -37,6 +37,8 @@ struct pfd_cuda_kernels_t final {
         std::uint64_t bits;  // a pointer, an int64 or, in the low half, an int32
     };
 
+    // The names of the kernels that serve a step, the best first.
+    static std::vector<std::string> names_of(const pfdiff::Step& step, const pfdiff::StepExtras& extras);
     // The first of `names` that was loaded and whose promises the values keep.
     const Kernel& choose(const std::vector<std::string>& names, const std::map<std::string, Value>& values) const;
     void launch(const Kernel& kernel, std::int64_t blocks, const std::map<std::string, Value>& values,

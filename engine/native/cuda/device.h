@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "../error.h"
 
@@ -32,6 +33,14 @@ Memory<Element> allocate(std::int64_t count) {
     Memory<Element> owned(static_cast<Element*>(memory));
     check(cudaMemset(memory, 0, bytes), "clear memory");
     return owned;
+}
+
+template <class Element>
+Memory<Element> copied(const std::vector<Element>& values) {
+    auto memory = allocate<Element>(static_cast<std::int64_t>(values.size()));
+    check(cudaMemcpy(memory.get(), values.data(), values.size() * sizeof(Element), cudaMemcpyHostToDevice),
+          "copy the coefficients");
+    return memory;
 }
 
 struct FreePinned {

@@ -1,6 +1,8 @@
 // The device loop {network; fused update} x N, captured once and replayed with one launch.
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstring>
 #include <vector>
 
 #include "../pfdiff_cuda.h"
@@ -19,10 +21,13 @@ struct pfd_cuda_sampler_t final {
     ~pfd_cuda_sampler_t();
 
     void run(const std::uint64_t* host_seeds, cudaStream_t stream);
+    void stage(const std::uint64_t* host_seeds, cudaStream_t stream);
     void copy(float* samples, cudaStream_t stream) const;
 
     float* noise() { return noise_.get(); }
     const float* samples() const { return states_.get(); }
+    float* picture() { return picture_.get(); }
+    std::uint8_t* mask() { return mask_.get(); }
     const std::string& not_captured() const { return not_captured_; }
 
    private:
@@ -32,7 +37,6 @@ struct pfd_cuda_sampler_t final {
         cudaEvent_t copied = nullptr;
     };
 
-    void stage(const std::uint64_t* host_seeds, cudaStream_t stream);
     void enqueue(bool from_seeds, cudaStream_t stream);
     void step(int row, const void* out, pfdiff::Dtype out_dtype, cudaStream_t stream) const;
     cudaGraphExec_t capture(bool from_seeds);
@@ -44,9 +48,10 @@ struct pfd_cuda_sampler_t final {
     std::int64_t batch_, elements_;
     pfdiff::Dtype dtype_;
     const pfd_cuda_kernels_t* kernels_;
-    bool separate_;
+    bool separate_, masked_, seeded_ = false;  // seeds_ holds some
     std::vector<pfdiff::Access> access_;
-    pfdiff::cuda::Memory<float> states_, table_, noise_;
+    pfdiff::cuda::Memory<float> states_, table_, noise_, factors_, picture_, kept_;
+    pfdiff::cuda::Memory<std::uint8_t> mask_;
     pfdiff::cuda::Memory<std::uint64_t> seeds_;
     Staged staged_[2];  // in turn, so that a call waits for the copy of the call before the last at most
     int turn_ = 0;
@@ -67,7 +72,8 @@ pfd_cuda_sampler_t::pfd_cuda_sampler_t(const pfd_program_t& program, pfd_cuda_ne
       kernels_(options.kernels),
       separate_(dtype_ != pfdiff::Dtype::fp32 ||
                 std::any_of(program.c_in.begin(), program.c_in.end(), [](double c) { return c != 1; })),
-      access_(pfdiff::accesses(program, separate_)) {
+      masked_(options.known_factors != nullptr),
+      access_(pfdiff::accesses(program, separate_, masked_)) {
     const auto count = batch_ * elements_;
     const std::int64_t width = dtype_ == pfdiff::Dtype::fp32 ? 4 : 2;
     states_ = pfdiff::cuda::allocate<float>(count * program.buffers);
@@ -75,14 +81,21 @@ pfd_cuda_sampler_t::pfd_cuda_sampler_t(const pfd_program_t& program, pfd_cuda_ne
     seeds_ = pfdiff::cuda::allocate<std::uint64_t>(batch_);
     output_ = pfdiff::cuda::allocate<unsigned char>(count * width);
     if (separate_) input_ = pfdiff::cuda::allocate<unsigned char>(count * width);
-    std::vector<float> table;
+    std::vector<float> table, factors, kept;
     for (int row = 0; row <= program.nfe; ++row) {
-        const auto numbers = pfdiff::coefficient_row(program, row);
+        const auto numbers = pfdiff::coefficient_row(program, row), noise = pfdiff::noise_row(program, row);
         table.insert(table.end(), numbers.begin(), numbers.end());
+        factors.insert(factors.end(), noise.begin(), noise.end());
+        for (int i = 0; masked_ && i < 2; ++i)
+            kept.push_back(row < program.nfe ? static_cast<float>(options.known_factors[2 * row + i]) : 0.0f);
     }
-    table_ = pfdiff::cuda::allocate<float>(static_cast<std::int64_t>(table.size()));
-    check(cudaMemcpy(table_.get(), table.data(), table.size() * sizeof(float), cudaMemcpyHostToDevice),
-          "copy the table");
+    table_ = pfdiff::cuda::copied(table);
+    if (!program.draws.empty()) factors_ = pfdiff::cuda::copied(factors);
+    if (masked_) {
+        kept_ = pfdiff::cuda::copied(kept);
+        picture_ = pfdiff::cuda::allocate<float>(count);
+        mask_ = pfdiff::cuda::allocate<std::uint8_t>(count);
+    }
     try {
         for (auto& one : staged_) {
             one.seeds = pfdiff::cuda::allocate_pinned<std::uint64_t>(batch_);
@@ -131,10 +144,13 @@ void pfd_cuda_sampler_t::step(int row, const void* out, pfdiff::Dtype out_dtype,
                            access.clip,
                            out_dtype,
                            dtype_};
+    const pfdiff::StepExtras extras{seeds_.get(), factors_.get(), elements_,
+                                    access.noise, picture_.get(), noise_.get(),
+                                    mask_.get(),  kept_.get(),    static_cast<int>(access.keeps)};
     if (kernels_ != nullptr)
-        kernels_->step(one, stream);
+        kernels_->step(one, extras, stream);
     else
-        check(pfdiff::launch_step(one, stream), "launch the update");
+        check(pfdiff::launch_step(one, extras, stream), "launch the update");
 }
 
 void pfd_cuda_sampler_t::enqueue(bool from_seeds, cudaStream_t stream) {
@@ -198,10 +214,14 @@ void pfd_cuda_sampler_t::stage(const std::uint64_t* host_seeds, cudaStream_t str
                           cudaMemcpyHostToDevice, stream),
           "copy the seeds");
     check(cudaEventRecord(one.copied, stream), "mark the copy");
+    seeded_ = true;
 }
 
 void pfd_cuda_sampler_t::run(const std::uint64_t* host_seeds, cudaStream_t stream) {
     if (host_seeds != nullptr) stage(host_seeds, stream);
+    if (!seeded_ && !program_.draws.empty())
+        throw pfdiff::input_error(program_.solver + " draws " + std::to_string(program_.draws.size()) +
+                                  " noises on the way; give seeds too, by pfd_cuda_sampler_seeds");
     if (const auto graph = graphs_[host_seeds != nullptr ? 1 : 0]; graph != nullptr)
         check(cudaGraphLaunch(graph, stream), "replay the loop");
     else
@@ -220,9 +240,13 @@ extern "C" pfd_status_t pfd_cuda_sampler_create(const pfd_program_t* program, pf
         if (program == nullptr || network == nullptr || options == nullptr || sampler == nullptr)
             throw pfdiff::input_error("a CUDA sampler without a program, network, options or place; give all four");
         *sampler = nullptr;
-        if (options->struct_size < sizeof(pfd_cuda_options_t))
+        // Programs compiled before masks have a shorter structure, whose last field is `kernels`.
+        if (options->struct_size < offsetof(pfd_cuda_options_t, known_factors))
             throw pfdiff::input_error("options whose struct_size is " + std::to_string(options->struct_size) +
                                       "; set it to sizeof");
+        pfd_cuda_options_t known{};
+        std::memcpy(&known, options, std::min(options->struct_size, sizeof known));
+        options = &known;
         if (options->batch < 1 || options->elements < 1 || options->elements > (std::int64_t{1} << 36) / options->batch)
             throw pfdiff::input_error("batch " + std::to_string(options->batch) + " of " +
                                       std::to_string(options->elements) +
@@ -248,6 +272,23 @@ extern "C" float* pfd_cuda_sampler_noise(pfd_cuda_sampler_t* sampler) {
 
 extern "C" const float* pfd_cuda_sampler_samples(const pfd_cuda_sampler_t* sampler) {
     return sampler != nullptr ? sampler->samples() : nullptr;
+}
+
+extern "C" float* pfd_cuda_sampler_picture(pfd_cuda_sampler_t* sampler) {
+    return sampler != nullptr ? sampler->picture() : nullptr;
+}
+
+extern "C" uint8_t* pfd_cuda_sampler_mask(pfd_cuda_sampler_t* sampler) {
+    return sampler != nullptr ? sampler->mask() : nullptr;
+}
+
+extern "C" pfd_status_t pfd_cuda_sampler_seeds(pfd_cuda_sampler_t* sampler, const uint64_t* seeds,
+                                               pfd_stream_t stream) {
+    return pfdiff::guarded([&] {
+        if (sampler == nullptr || seeds == nullptr)
+            throw pfdiff::input_error("NULL instead of a CUDA sampler or of seeds");
+        sampler->stage(seeds, stream);
+    });
 }
 
 extern "C" pfd_status_t pfd_cuda_sampler_run(pfd_cuda_sampler_t* sampler, const uint64_t* seeds, pfd_stream_t stream) {

@@ -30,7 +30,9 @@ Sampler cpu_sampler(const pfd_program_t* program, pfd_network_t network, std::sh
     return [=](const std::vector<std::uint64_t>& seeds, float* into) {
         const auto batch = static_cast<std::int64_t>(seeds.size());
         check(pfd_noise(seeds.data(), batch, elements, into));
-        check(pfd_sample_cpu(program, network, context.get(), into, batch, elements, threads));
+        pfd_sampling_t settings{};
+        settings.struct_size = sizeof settings, settings.threads = threads, settings.seeds = seeds.data();
+        check(pfd_sample_cpu_with(program, network, context.get(), into, batch, elements, &settings));
     };
 }
 

@@ -204,7 +204,7 @@ def test_an_engine_samples_with_what_was_found(
         expected = plain.sample(seeds=[3], nfe=4)
     for name, times in ((OTHER, (2.0, 1.0)), (DEFAULT, (1.0, 2.0))):
         turns = itertools.cycle(times)
-        monkeypatch.setattr(fastest, "_turn_ms", lambda evaluate, awake_ms, turns=turns: next(turns))
+        monkeypatch.setattr(fastest, "turn_ms", lambda evaluate, awake_ms, turns=turns: next(turns))
         monkeypatch.setattr(fastest, "processor", lambda name=name: f"where {name} is fast")
         reason = f"timed here at batch 1: {DEFAULT} {times[0]:.3g} ms, {OTHER} {times[1]:.3g} ms"
         for _ in range(2):

@@ -58,7 +58,7 @@ class Session:
 def sessions(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
     kind = type("Fresh", (Session,), {"made": [], "starts": True})
     Machine(count=2).install(monkeypatch)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: types.SimpleNamespace(cuda_stream=4711))
+    monkeypatch.setattr(ort_cuda, "own_stream", lambda _: types.SimpleNamespace(cuda_stream=4711))
     monkeypatch.setattr(ort_cuda.onnxruntime, "InferenceSession", kind)
     return kind
 

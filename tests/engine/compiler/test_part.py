@@ -74,3 +74,13 @@ def test_too_little_is_said() -> None:
     program = pfdiff.compile("ddim", "linear:1000", nfe=2, grid="uniform")
     with pytest.raises(pfdiff.InputError, match=r"strength 0.4 of 2 evaluations is none; give more of either"):
         last_part(program, 0.4, whole=True)
+
+
+@pytest.mark.parametrize("solver", ["analytic-ddpm", "pfdiff:k=2,l=1,base=analytic-ddim"])
+def test_variances_of_other_steps_are_refused(solver: str) -> None:
+    joint = "," if ":" in solver else ":"
+    program = pfdiff.compile(f"{solver}{joint}x0_var=0.4/0.3/0.2/0.1", "linear:1000", 4, grid="trailing")
+    for whole in (True, False):
+        with pytest.raises(pfdiff.InputError, match="has variances of its own steps") as caught:
+            last_part(program, 0.5, whole=whole)
+        assert str(caught.value).startswith(f"{solver} has")

@@ -19,7 +19,7 @@ from pfdiff.engine.backends.tensorrt_cuda import TensorRt
 from pfdiff.engine.contract import DecoderContract
 from pfdiff.engine.errors import BackendError
 from pfdiff.engine.plans.key import PlanKey
-from pfdiff.engine.runtime.cuda_batch import BatchKind, CudaBatch
+from pfdiff.engine.runtime.cuda.batch import BatchKind, CudaBatch
 from pfdiff.engine.runtime.decoder import LoadedDecoder
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.loop import make_tables
@@ -118,7 +118,7 @@ def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     Machine().install(monkeypatch)
     stream = types.SimpleNamespace(cuda_stream=STREAM, synchronize=lambda: made.calls.append(("synchronize",)))
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
+    monkeypatch.setattr(tensorrt_plan, "own_stream", lambda _: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
     monkeypatch.setattr(tensorrt_plan, "obtain_plan", lambda *_, **__: b"plan")
     return made
@@ -274,7 +274,7 @@ def test_a_decoder_has_a_plan_and_a_context_of_its_own_on_the_networks_stream(
     described = DecoderContract("up", SHAPE, (3, 6, 10))
     artifact = Artifact(Path("none"), PLAIN, (1, 8), "fp32", {}, decoder=described)
     network = TensorRt(NetworkFiles(artifact.network_path, PLAIN, artifact=artifact), recorder.flavour, CPU)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: pytest.fail("a second stream"))
+    monkeypatch.setattr(tensorrt_plan, "own_stream", lambda _: pytest.fail("a second stream"))
     source = NetworkFiles(artifact.path / "decoder.onnx", described, artifact=artifact, stream=network.stream)
     loaded = LoadedDecoder(TensorRt(source, recorder.flavour, CPU), described)
     assert [key.file for key in asked] == ["network.onnx", "decoder.onnx"]

@@ -17,8 +17,8 @@ from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.contract import Contract
-from pfdiff.engine.runtime.cuda_batch import BatchKind, CudaBatch
-from pfdiff.engine.runtime.cuda_loop import CudaLoop
+from pfdiff.engine.runtime.cuda.batch import BatchKind, CudaBatch
+from pfdiff.engine.runtime.cuda.loop import CudaLoop
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.loop import make_tables
 from pfdiff.engine.runtime.noise import noise
@@ -127,9 +127,9 @@ def test_samplers_are_made_to_last(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append((torch.is_inference_mode_enabled(), torch.empty(0).device))
         raise Enough
 
-    monkeypatch.setattr("pfdiff.engine.runtime.cuda_loop.CudaBatch", made)
+    monkeypatch.setattr("pfdiff.engine.runtime.cuda.loop.CudaBatch", made)
     monkeypatch.setattr(torch.cuda, "Event", object)
-    monkeypatch.setattr("pfdiff.engine.runtime.cuda_loop.check_batch_fits", lambda *_: None)
+    monkeypatch.setattr("pfdiff.engine.runtime.cuda.loop.check_batch_fits", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
     backend = TorchCuda(NetworkFiles(Path("none"), PLAIN, small), CPU)

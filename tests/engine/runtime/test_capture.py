@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from pfdiff.engine.runtime import capture
-from pfdiff.engine.runtime.capture import NotCapturedError, record
+from pfdiff.engine.runtime.cuda import capture
+from pfdiff.engine.runtime.cuda.capture import NotCapturedError, record
 
 from .test_cuda_loop import Notes
 

@@ -14,8 +14,9 @@ import torch
 from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.contract import Contract
-from pfdiff.engine.runtime import capture, cuda_inputs
-from pfdiff.engine.runtime.cuda_batch import BatchKind, CudaBatch, bytes_needed, is_separate
+from pfdiff.engine.runtime.cuda import capture
+from pfdiff.engine.runtime.cuda import inputs as cuda_inputs
+from pfdiff.engine.runtime.cuda.batch import BatchKind, CudaBatch, bytes_needed, is_separate
 from pfdiff.engine.runtime.draws import Draws
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.loop import make_tables
@@ -33,14 +34,6 @@ from .test_session import Direct
 PLAIN = replace(CONTRACT, conditions=())
 SEEDS = (3, 2**64 - 1, 7)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(params=["eager", "kernels"])
-def ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "kernels":
-        pytest.importorskip("triton", reason="the kernels need Triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1" if request.param == "kernels" else "0")
-    return request.param
 
 
 def backend(module: Any = small, contract: Contract = PLAIN) -> TorchCuda:

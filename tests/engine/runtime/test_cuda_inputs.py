@@ -12,7 +12,7 @@ import torch
 from pfdiff.engine.condition import Condition
 from pfdiff.engine.errors import InputError
 from pfdiff.engine.runtime import inputs as given
-from pfdiff.engine.runtime.cuda_inputs import ALIGNMENT_BYTES, MOST_SLOTS, InputBlock, InputRing
+from pfdiff.engine.runtime.cuda.inputs import ALIGNMENT_BYTES, MOST_SLOTS, InputBlock, InputRing
 from pfdiff.engine.runtime.inputs import Conditions, Inputs
 
 from ...small.engine import CONTRACT

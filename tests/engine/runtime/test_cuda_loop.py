@@ -18,10 +18,11 @@ from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.contract import DecoderContract
 from pfdiff.engine.errors import BackendError, InputError
-from pfdiff.engine.runtime import cuda_batch, cuda_loop
-from pfdiff.engine.runtime.capture import NotCapturedError
-from pfdiff.engine.runtime.cuda_batch import BatchKind, bytes_needed
-from pfdiff.engine.runtime.cuda_loop import CudaLoop
+from pfdiff.engine.runtime.cuda import batch as cuda_batch
+from pfdiff.engine.runtime.cuda import loop as cuda_loop
+from pfdiff.engine.runtime.cuda.batch import BatchKind, bytes_needed
+from pfdiff.engine.runtime.cuda.capture import NotCapturedError
+from pfdiff.engine.runtime.cuda.loop import CudaLoop
 from pfdiff.engine.runtime.decoder import LoadedDecoder
 from pfdiff.engine.runtime.inputs import Conditions, Inputs, look_at_device_values
 from pfdiff.engine.runtime.loop import Tables, make_tables

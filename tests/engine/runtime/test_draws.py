@@ -25,7 +25,16 @@ from ...small.engine import SHAPE, program, small, write_engine
 from .test_session import PLAIN, Direct
 
 SEEDS = np.array([3, 2**64 - 1, 0, 5, 6], np.uint64)
-SOLVERS = ("ddpm", "dpm++:sde", "dpm++:3m-sde", "sa:tau=0.5", "lcm", "tcd:gamma=0.5")
+SOLVERS = (
+    "ddpm",
+    "dpm++:sde",
+    "dpm++:3m-sde",
+    "sa:tau=0.5",
+    "lcm",
+    "tcd:gamma=0.5",
+    "tada:variables=4",
+    "pfdiff:eta=0.5",
+)
 ELEMENTS = int(np.prod(SHAPE))
 
 

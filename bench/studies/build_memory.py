@@ -1,0 +1,105 @@
+"""Peak memory of a whole pipeline in a build: `python -m pfdiff.bench.studies.build_memory [--out FILE.json]`.
+
+A pipeline like Stable Diffusion XL of middle size, random weights in fp16 files, is built by the command line's own
+code, in fp32 and in fp16, each in a process of its own. Every stage, from one line of progress to the next, reports
+its largest resident set (VmHWM, reset between them; Linux). `export/memory.py` takes its factors from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..measuring.machine import RESULTS, describe, folder_name
+
+PRECISIONS = ("fp32", "fp16")
+MIB = 1 << 20
+
+
+def save(folder: Path) -> dict[str, int]:
+    """The pipeline's folder, and how many parameters each part has."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.set_num_threads(1)
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+    blocks |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+    unet = UNet2DConditionModel(
+        sample_size=16, block_out_channels=(640, 1280), cross_attention_dim=1024, layers_per_block=1, **blocks
+    )
+    ends = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(block_out_channels=(64, 128, 256, 256), latent_channels=4, layers_per_block=1, **ends)
+    words = [*"abcdefghijklmnopqrstuvwxyz", *(f"{one}</w>" for one in "abcdefghijklmnopqrstuvwxyz")]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16}
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, **sizes, bos_token_id=52, eos_token_id=53))
+    pipeline = StableDiffusionPipeline(
+        vae, text, tokenizer, unet, DDIMScheduler(), None, None, requires_safety_checker=False
+    )
+    pipeline.to(torch.float16).save_pretrained(folder / "pipeline")
+    parts = {"unet": unet, "vae": vae, "text_encoder": text}
+    return {name: sum(one.numel() for one in part.parameters()) for name, part in parts.items()}
+
+
+def build(folder: Path, precision: str) -> list[dict[str, Any]]:
+    """The stages of a build with the peak of each."""
+    import pfdiff
+
+    stages: list[dict[str, Any]] = []
+
+    def stage(line: str) -> None:
+        if stages:
+            stages[-1]["peak_bytes"] = _peak()
+        stages.append({"stage": line.replace(str(folder), "")})
+        Path("/proc/self/clear_refs").write_text("5")
+
+    stage("reading the pipeline")
+    network = pfdiff.Network(folder / "pipeline")
+    words: dict[str, Any] = {"solver": "ddim", "precision": precision, "backend": "onnxruntime", "device": "cpu"}
+    pfdiff.build(network, 1, **words, progress=stage, out=folder / f"{precision}.engine").close()
+    stages[-1]["peak_bytes"] = _peak()
+    return stages
+
+
+def _peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / folder_name() / "build_memory.json")
+    parser.add_argument("--folder", type=Path, help="where the pipeline and the engines go; kept; a temporary one")
+    parser.add_argument("--precision", choices=PRECISIONS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.precision:
+        print(json.dumps(build(given.folder, given.precision)))
+        return
+    with tempfile.TemporaryDirectory() as made:
+        folder = given.folder or Path(made)
+        figures: dict[str, Any] = {"parameters": save(folder)}
+        for precision in PRECISIONS:
+            own = ["--folder", str(folder), "--precision", precision]
+            command = [sys.executable, "-m", "pfdiff.bench.studies.build_memory", *own]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            figures[precision] = json.loads(done.stdout.splitlines()[-1])
+            for one in figures[precision]:
+                print(f"{precision} {one['stage']}: {one['peak_bytes'] / MIB:.0f} MiB", flush=True)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps({"machine": describe(), **figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The tables of the PFDiff paper, drawn again on `fashion`: cells are sampled, tables made of them."""

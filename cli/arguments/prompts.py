@@ -1,0 +1,86 @@
+"""Prompts, a picture to start from and its mask, as `pfdiff sample` is given them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...engine.errors import InputError
+
+if TYPE_CHECKING:
+    import typer
+
+    from ...engine.contract import Contract
+
+ASKED = ("prompt", "negative_prompt", "image", "mask", "strength", "strength_counts")
+
+
+def asked_from(typed: Mapping[str, str], contract: Contract) -> tuple[list[str], dict[str, Any]]:
+    """(arguments that are conditions of the network, the rest as keywords of `Engine.sample`). Raises InputError."""
+    names = {name for one in contract.conditions for name in (one.name, one.alias)}
+    extra = [word for name, text in typed.items() if name in names for word in (f"--{name}", text)]
+    asked: dict[str, Any] = {name: text for name, text in typed.items() if name not in names}
+    if "strength" in asked:
+        try:
+            asked["strength"] = float(asked["strength"])
+        except ValueError:
+            raise InputError(f"--strength '{asked['strength']}': expected a number, such as 0.6") from None
+    if "image" in asked:
+        asked["image"] = picture_from("--image", asked["image"])
+    if "mask" in asked:
+        asked["mask"] = mask_from("--mask", asked["mask"])
+    return extra, asked
+
+
+def prompted_conditions(
+    context: typer.Context, contract: Contract, engine: Path | None, extra: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The conditions that were typed, and those that --prompt and --negative-prompt stand for, by name.
+
+    Several texts are taken in turn by the seeds. A network's own condition of that name goes first. engine: None for a
+    network. extra: in place of the context's own arguments. Raises InputError, EngineFileError, BackendError.
+    """
+    from .conditions import given_conditions
+
+    params = context.params
+    words = {name: params[name] for name in ("prompt", "negative_prompt") if params[name]}
+    names = {name for one in contract.conditions for name in (one.name, one.alias)}
+    own = [word for name, texts in words.items() if name in names for word in (f"--{name}", texts[-1])]
+    given = given_conditions([*(context.args if extra is None else extra), *own], contract)
+    texts = {name: one[0] if len(one) == 1 else one for name, one in words.items() if name not in names}
+    if not texts:
+        return given
+    if engine is None:
+        raise InputError("--prompt needs an engine, which holds the text encoders; build it, and name it here")
+    from ...engine.prompt_conditions import prompt_conditions
+
+    where = {name: params[name] for name in ("device", "backend", "threads") if params.get(name) is not None}
+    return prompt_conditions(engine, texts.get("prompt"), texts.get("negative_prompt"), given, **where)
+
+
+def mask_from(option: str, text: str) -> Any:
+    """uint8 [H, W] of a picture in grey, or the array of an .npy. Raises InputError."""
+    read = picture_from(option, text, grey=True)
+    return read[:, :, 0] if Path(text).suffix != ".npy" else read
+
+
+def picture_from(option: str, text: str, *, grey: bool = False) -> Any:
+    """uint8 [H, W, 3] or, in grey, [H, W, 1] of a picture, or the array of an .npy. Raises InputError."""
+    import numpy as np
+
+    path = Path(text)
+    if not path.is_file():
+        raise InputError(f"{option} '{text}' does not exist; give a picture, or an array .npy")
+    if path.suffix == ".npy":
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{option} '{text}' is no array of numbers; write it with numpy.save") from error
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return np.atleast_3d(np.asarray(picture.convert("L" if grey or picture.mode in ("1", "L") else "RGB")))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{option} '{text}' is no picture ({' '.join(str(error).split())[:120]})") from error

@@ -1,0 +1,58 @@
+"""What only some batches on a CUDA device have: noise that the caller gives for the way, and what a mask keeps.
+
+Static buffers like all others. A batch without them has none and launches the kernels that it always did.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from ....kernels.kept import Kept
+from ....kernels.table import kept_factors
+from ...contract import Contract
+from ...tensors import fill
+from ..inputs import Inputs
+from ..loop import Tables
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StaticExtras:
+    """xi float32 [K, bucket, elements], the draws of a program; kept: picture and mask of a bucket; None without."""
+
+    xi: torch.Tensor | None = None
+    kept: Kept | None = None
+
+    @classmethod
+    def of(cls, tables: Tables, noise: torch.Tensor, *, given: bool, masked: bool) -> StaticExtras:
+        """Zeros. noise float32 [bucket, elements]: the buffer of what sampling starts from."""
+        shape, device = tuple(noise.shape), noise.device
+        xi = torch.zeros((len(tables.draws), *shape), dtype=torch.float32, device=device) if given else None
+        if not masked:
+            return cls(xi)
+        picture = torch.zeros(shape, dtype=torch.float32, device=device)
+        mask = torch.zeros(shape, dtype=torch.uint8, device=device)
+        factors = torch.from_numpy(kept_factors(*tables.known.T)).to(device)
+        return cls(xi, Kept(picture, noise, mask, factors))
+
+    @staticmethod
+    def bytes_needed(contract: Contract, tables: Tables, *, given: bool, masked: bool) -> int:
+        """Device bytes a sample."""
+        return math.prod(contract.shape) * (4 * len(tables.draws) * given + 5 * masked)
+
+    def load(self, inputs: Inputs) -> None:
+        """Fill the buffers on the current stream; rows beyond the samples repeat the last."""
+        if self.kept is not None and inputs.masked is not None:
+            fill(self.kept.picture, inputs.masked.picture)
+            fill(self.kept.mask, inputs.masked.mask)
+        if self.xi is not None and inputs.draws is not None and inputs.draws.given is not None:
+            for buffer, draw in zip(self.xi, inputs.draws.given, strict=True):
+                fill(buffer, draw)
+
+    def drawn(self, tables: Tables, row: int) -> torch.Tensor | None:
+        """The given noise after evaluation `row`; None where there is none."""
+        return None if self.xi is None or row not in tables.draws else self.xi[tables.draws.index(row)]

@@ -1,0 +1,184 @@
+"""`precision="auto"`: the fastest precision on this machine whose added error stays within the bound.
+
+Each candidate that the machine has arithmetic for becomes an engine, which is opened as `load` would, and samples. The
+libraries take turns, as in engine/backends/fastest.py. On a CPU the candidates are fp32, bf16, fp16 and int8; on a GPU
+fp8 too, where it has that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from ...engine.backends.registry import is_installed
+from ...engine.errors import BackendError, InputError, first_line
+from ..measured_choice import has_typical_inputs, reference_of
+from .tasks import HALF
+from .trajectory import CHECK_SEED, Array, Trajectories
+
+if TYPE_CHECKING:
+    from ...engine.api import Engine
+    from ...engine.artifact import Artifact
+    from ...engine.progress import Lines
+
+AUTO = "auto"
+CANDIDATES = ("fp32", "bf16", "fp16", "int8", "fp8")  # each expected to be no slower than those before
+GAIN = 0.95  # a precision replaces a wider one when its time is at most this part of it
+SEEDS = 8  # whose samples are compared
+TURNS, TURN_S, QUIET_S = 5, 0.2, 0.05
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Fastest:
+    """The precision, its finished engine, and the record of all."""
+
+    precision: str
+    artifact: Artifact
+    record: dict[str, Any]
+
+
+def fastest(
+    make: Callable[[str, Path], Artifact],
+    open_engine: Callable[[Artifact], Engine],
+    runs: Callable[[str], str],
+    folder: Path,
+    bound: float | None,
+    say: Lines,
+) -> Fastest:
+    """The fastest candidate. make(precision, place) writes an engine, runs(precision) is why it cannot run here, or "".
+
+    Engines are written into `folder`. Raises InputError, BackendError when fp32 itself fails.
+    """
+    made: dict[str, Artifact] = {}
+    said: list[str] = []
+    with ExitStack() as stack:
+        engines: dict[str, Engine] = {}
+        for precision in CANDIDATES:
+            if why := runs(precision):
+                said.append(f"{precision}: {why}")
+                continue
+            try:
+                artifact = make(precision, folder / f"{precision}.engine")
+                engines[precision] = stack.enter_context(open_engine(artifact))
+                made[precision] = artifact
+            except (InputError, BackendError) as error:
+                if precision == "fp32":
+                    raise
+                said.append(f"{precision}: {first_line(error)}")
+        first = made["fp32"]
+        if not has_typical_inputs(first.contract):
+            raise InputError(
+                "precision auto compares samples, and a condition has no default or labels to sample with; "
+                "give it a default (conditions=), or name a precision"
+            )
+        samples, trial = _samples(engines, first)
+        bounds, own = _bounds(open_engine, first, trial, samples["fp32"], bound)
+        times = _times(engines, first)
+    errors = {
+        name: {nfe: trial.distance(found[nfe], samples["fp32"][nfe]) for nfe in found}
+        for name, found in samples.items()
+    }
+    chosen = "fp32"
+    for name in made:
+        fits = all(error <= bounds[nfe] for nfe, error in errors[name].items())
+        if fits and times[name] < GAIN * times[chosen]:
+            chosen = name
+    for line in [*said, *_lines(times, errors, bounds, chosen)]:
+        say(line)
+    record = {
+        "chosen": chosen,
+        "milliseconds": times,
+        "added": {name: {str(nfe): value for nfe, value in one.items()} for name, one in errors.items()},
+        "bound": {str(nfe): value for nfe, value in bounds.items()},
+        "own": {str(nfe): value for nfe, value in own.items()},
+        "left_out": said,
+        "batch": first.batch[0],
+    }
+    return Fastest(chosen, made[chosen], record)
+
+
+def why_slow(precision: str, *, on_gpu: bool) -> str:
+    """Why a CPU gains nothing from a precision that it can run, in one clause; empty when it may."""
+    if on_gpu:
+        return ""
+    if precision == "fp8":
+        return "a CPU has no float8 arithmetic"
+    if precision in ("fp16", "bf16"):
+        if not is_installed("openvino"):
+            return f"openvino, which has {precision} on a CPU, is not installed"
+        from ...engine.backends.openvino_cpu import cpu_precisions
+
+        return "" if precision in cpu_precisions() else f"this CPU has no {precision} arithmetic"
+    return ""
+
+
+def _samples(engines: Mapping[str, Engine], first: Artifact) -> tuple[dict[str, dict[int, Array]], Trajectories]:
+    contract = first.contract
+    trial = Trajectories.of(contract, CHECK_SEED, SEEDS, clips=first.decoder is None)
+    return {
+        name: {nfe: _sample(engine, trial, nfe) for nfe in first.programs} for name, engine in engines.items()
+    }, trial
+
+
+def _sample(engine: Engine, trial: Trajectories, nfe: int) -> Array:
+    names = [one.name for one in trial.contract.conditions]
+    given: dict[str, Any] = dict(zip(names, trial.conditions, strict=True))
+    return engine.sample(seeds=list(trial.seeds), nfe=nfe, **given).float().cpu().numpy().copy()
+
+
+def _bounds(
+    open_engine: Callable[[Artifact], Engine],
+    first: Artifact,
+    trial: Trajectories,
+    exact: Mapping[int, Array],
+    bound: float | None,
+) -> tuple[dict[int, float], dict[int, float]]:
+    """By NFE what may be added, and the sampler's own error to many evaluations."""
+    own: dict[int, float] = {}
+    for nfe, program in first.programs.items():
+        reference = reference_of(program)
+        with open_engine(replace(first, programs={reference.nfe: reference})) as engine:
+            own[nfe] = trial.distance(exact[nfe], _sample(engine, trial, reference.nfe))
+    return {nfe: HALF * error if bound is None else bound for nfe, error in own.items()}, own
+
+
+def _times(engines: Mapping[str, Engine], first: Artifact) -> dict[str, float]:
+    """Milliseconds of a sample of the smallest batch and fewest evaluations, the least of several turns."""
+    nfe, size = min(first.programs), first.batch[0]
+    trial = Trajectories.of(first.contract, CHECK_SEED, size)
+    times = dict.fromkeys(engines, np.inf)
+    for name in [*engines] * TURNS:
+        time.sleep(QUIET_S)
+        end = time.perf_counter() + TURN_S
+        while True:
+            start = time.perf_counter()
+            _sample(engines[name], trial, nfe)
+            now = time.perf_counter()
+            times[name] = min(times[name], 1e3 * (now - start))
+            if now > end:
+                break
+    return {name: float(value) for name, value in times.items()}
+
+
+def _lines(
+    times: Mapping[str, float], errors: Mapping[str, Mapping[int, float]], bounds: Mapping[int, float], chosen: str
+) -> list[str]:
+    lines: list[str] = []
+    before = ""
+    for name, ms in times.items():
+        added = ", ".join(f"NFE {nfe} {value:.2g} of {bounds[nfe]:.2g}" for nfe, value in errors[name].items())
+        said = f"{name}: {ms:.3g} ms a sample" + (f", RMS added {added}" if name != "fp32" else "")
+        if before and ms > times[before]:
+            said += f"; slower here than {before}"
+        if any(value > bounds[nfe] for nfe, value in errors[name].items()):
+            said += "; beyond the bound"
+        lines.append(said)
+        before = name
+    return [*lines, f"precision {chosen}: the fastest here whose added error stays within the bound"]

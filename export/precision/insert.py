@@ -1,0 +1,158 @@
+"""Q/DQ nodes around layers of a graph: their input and their weights go through eight bits, their output does not.
+
+    x -> QuantizeLinear -> DequantizeLinear -> layer <- DequantizeLinear <- weights, int8 or fp8, a scale a channel
+
+Outputs stay as they are: normalisation and SiLU follow, which every runtime computes in floating point. ONNX Runtime's
+CPU kernels multiply integers only where the output is quantised too, so without OpenVINO `outputs` is set.
+
+With a switch, a graph input `quantised` bool [layers] turns each layer on and off: one session measures every choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .layers import Layer
+from .ranges import Kind, Range, quantised_weights, weight_scales
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+Array = NDArray[Any]
+SWITCH = "pfdiff_quantised"
+
+
+def insert(
+    graph: onnx_ir.Graph,
+    layers: Sequence[Layer],
+    ranges: Mapping[str, Range],
+    kind: Kind,
+    *,
+    outputs: bool = False,
+    switched: bool = False,
+) -> None:
+    """Quantise `layers` of a float32 graph in place. ranges: by tensor."""
+    writer = _Writer(graph, kind, ranges)
+    nodes = {node.name: node for node in graph}
+    switch = _switch(graph, len(layers)) if switched else None
+    for number, layer in enumerate(layers):
+        node = nodes[layer.name]
+        flag = None if switch is None else writer.taken(node, switch, number)
+        for index, value in enumerate((writer.activation(node, layer.input), writer.weights(node, layer))):
+            before = node.inputs[index]
+            chosen = value if flag is None or before is None else writer.chosen(node, flag, value, before)
+            node.replace_input_with(index, chosen)
+        if outputs and layer.output in ranges:
+            writer.output(node, ranges[layer.output], flag)
+
+
+def _switch(graph: onnx_ir.Graph, count: int) -> onnx_ir.Value:
+    import onnx_ir
+
+    kind = onnx_ir.TensorType(onnx_ir.DataType.BOOL)
+    value = onnx_ir.Value(name=SWITCH, shape=onnx_ir.Shape([count]), type=kind)
+    graph.inputs.append(value)
+    return value
+
+
+@final
+class _Writer:
+    """Adds nodes to a graph: one pair of Q and DQ for each activation, whoever reads it."""
+
+    def __init__(self, graph: onnx_ir.Graph, kind: Kind, ranges: Mapping[str, Range]) -> None:
+        self._graph, self._kind, self._ranges = graph, kind, ranges
+        self._activations: dict[str, onnx_ir.Value] = {}
+        self._values = {one.name: one for one in (*graph.inputs, *graph.initializers.values())}
+        self._values |= {one.name: one for node in graph for one in node.outputs}
+
+    def activation(self, node: onnx_ir.Node, name: str) -> onnx_ir.Value:
+        if name not in self._activations:
+            found = self._ranges[name]
+            self._activations[name] = self._pair(node, self._values[name], found, f"{name}_8")
+        return self._activations[name]
+
+    def weights(self, node: onnx_ir.Node, layer: Layer) -> onnx_ir.Value:
+        import onnx_ir
+
+        stem = f"{layer.weights}_{layer.name}"
+        held = self._values[layer.weights].const_value
+        assert held is not None
+        exact = held.numpy().astype(np.float32)
+        scales = weight_scales(exact, layer.axis, self._kind)
+        numbers = quantised_weights(exact, scales, layer.axis, self._kind)
+        stored = self._constant(f"{stem}_8", numbers, _stored_dtype(self._kind, weights=True))
+        scale = self._constant(f"{stem}_scale", scales)
+        zeros = np.zeros(len(scales), numbers.dtype)
+        zero = self._constant(f"{stem}_zero", zeros, _stored_dtype(self._kind, weights=True))
+        made = onnx_ir.node("DequantizeLinear", [stored, scale, zero], {"axis": layer.axis}, name=f"{stem}_dq")
+        return self._placed(node, made, f"{stem}_dequantised")
+
+    def output(self, node: onnx_ir.Node, found: Range, flag: onnx_ir.Value | None) -> None:
+        """The output through eight bits, for every reader; an output of the graph stays as it is."""
+        value = node.outputs[0]
+        position = self._graph.index(node) + 1
+        if value.is_graph_output() or position == len(self._graph):
+            return
+        readers, following = list(value.uses()), self._graph[position]
+        short = self._pair(following, value, found, f"{value.name}_8_out")
+        if flag is not None:
+            short = self.chosen(following, flag, short, value)
+        for reader, index in readers:
+            reader.replace_input_with(index, short)
+
+    def chosen(
+        self, node: onnx_ir.Node, flag: onnx_ir.Value, value: onnx_ir.Value, exact: onnx_ir.Value
+    ) -> onnx_ir.Value:
+        """`value` where the flag is set, else `exact`."""
+        import onnx_ir
+
+        stem = f"{node.name}_{value.name}_switched"
+        return self._placed(node, onnx_ir.node("Where", [flag, value, exact], name=stem), f"{stem}_out")
+
+    def taken(self, node: onnx_ir.Node, switch: onnx_ir.Value, number: int) -> onnx_ir.Value:
+        """The flag of a layer."""
+        import onnx_ir
+
+        index = self._constant(f"{SWITCH}_{number}", np.array(number, np.int64))
+        made = onnx_ir.node("Gather", [switch, index], {"axis": 0}, name=f"{SWITCH}_{number}_taken")
+        return self._placed(node, made, f"{SWITCH}_{number}_flag")
+
+    def _pair(self, node: onnx_ir.Node, value: onnx_ir.Value, found: Range, stem: str) -> onnx_ir.Value:
+        import ml_dtypes
+        import onnx_ir
+
+        dtype = _stored_dtype(self._kind, weights=False)
+        kinds: dict[Any, Any] = {onnx_ir.DataType.UINT8: np.uint8, onnx_ir.DataType.INT8: np.int8}
+        number = np.array(found.zero, kinds.get(dtype, ml_dtypes.float8_e4m3fn))
+        scale = self._constant(f"{stem}_scale", np.array(found.scale, np.float32))
+        zero = self._constant(f"{stem}_zero", number, dtype)
+        quantise = onnx_ir.node("QuantizeLinear", [value, scale, zero], name=f"{stem}_q")
+        stored = self._placed(node, quantise, f"{stem}_quantised")
+        back = onnx_ir.node("DequantizeLinear", [stored, scale, zero], name=f"{stem}_dq")
+        return self._placed(node, back, f"{stem}_dequantised")
+
+    def _placed(self, before: onnx_ir.Node, made: onnx_ir.Node, name: str) -> onnx_ir.Value:
+        made.outputs[0].name = name
+        self._graph.insert_before(before, made)
+        return made.outputs[0]
+
+    def _constant(self, name: str, numbers: Array, dtype: Any = None) -> onnx_ir.Value:
+        import onnx_ir
+
+        tensor = onnx_ir.tensor(numbers, dtype=dtype, name=name)
+        kind = onnx_ir.TensorType(tensor.dtype)
+        value = onnx_ir.Value(name=name, shape=onnx_ir.Shape(numbers.shape), type=kind, const_value=tensor)
+        self._graph.register_initializer(value)
+        return value
+
+
+def _stored_dtype(kind: Kind, *, weights: bool) -> Any:
+    import onnx_ir
+
+    if kind.name == "fp8":
+        return onnx_ir.DataType.FLOAT8E4M3FN
+    return onnx_ir.DataType.INT8 if weights or kind.symmetric else onnx_ir.DataType.UINT8

@@ -1,0 +1,258 @@
+"""A float32 graph becomes an int8 or fp8 one, calibrated on what the engine itself feeds it.
+
+    1. the engine's programs run in float32 from seeds of calibration; every layer's input is observed
+    2. each input gets the range whose rounding costs least, each output channel of the weights its own scale
+    3. whole samples of other seeds are compared with float32; layers are given back until their distance is at most
+       half of the sampler's own error to many evaluations, or what the caller allows
+
+The sampler's own error is the yardstick since both are distances between samples of the same seeds: with half of it
+the two together, which are independent, are 1.12 times the sampler's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+import numpy as np
+
+from ...engine.errors import InputError
+from ..check import TrialInputs
+from .give_back import Chosen, choose
+from .half import convert, prepared
+from .insert import SWITCH, insert
+from .layers import Layer, counted, quantisable
+from .observe import GraphRun, Seen, observed
+from .ranges import Kind, Range, activation_range, rules_for
+from .trajectory import Array, Evaluate, relative_error
+
+if TYPE_CHECKING:
+    import onnx
+
+    from ...engine.contract import Contract
+    from ...engine.progress import Lines, Stages
+
+LEAST_SHARE = 5e-4  # of all multiplications: a smaller layer gains nothing
+SATURATED = 0.01  # of a layer's inputs on other seeds: more beyond its range gets a line
+HALF_OPSET = 19  # from which Q/DQ have float16 scales, and float8
+
+
+class Task(Protocol):
+    """What a graph is for: its names, inputs to calibrate on, and errors of what comes out in the end.
+
+    cases: of calibration's seeds; others: of the seeds of the check.
+    errors(evaluate, check) -> by name (error, bound): of calibration's seeds or, with `check`, of others.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    time: str
+
+    def cases(self, evaluate: Evaluate) -> list[TrialInputs]: ...
+
+    def others(self, evaluate: Evaluate) -> list[TrialInputs]: ...
+
+    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]: ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Quantised:
+    """The graph, and what was found, as plain JSON data."""
+
+    model: onnx.ModelProto
+    record: dict[str, Any]
+
+
+def quantise(
+    model: onnx.ModelProto,
+    task: Task,
+    kind: Kind,
+    *,
+    contract: Contract | None = None,
+    outputs: bool = False,
+    say: Lines,
+    progress: Stages | None = None,
+) -> Quantised:
+    """The float32 `model` in eight bits. contract: of a network whose other layers become fp16 (`kind.halves`).
+
+    outputs: also quantise what convolutions write, for ONNX Runtime's CPU kernels. Raises InputError, one line: nothing
+    to quantise, values that are not finite, no layer within the bound.
+    """
+    start = time.monotonic()
+    model = prepared(_of_opset(model, HALF_OPSET if kind.halves else 13))
+    run = GraphRun(model, task.inputs)
+    exact = _evaluate(run, task.output)
+    cases = task.cases(exact)
+    layers, costs, seen = _calibrated(model, task, cases, outputs=outputs)
+    ranges, session = _best_ranges(model, task, kind, layers, seen, outputs=outputs)
+
+    def measure(check: bool) -> Callable[[Array], float]:
+        return lambda flags: _ratio(task, session, flags, check=check)
+
+    def told(done: int, count: int) -> None:
+        if progress:
+            progress("measuring layers", done, count)
+
+    chosen = choose(costs, measure(False), measure(True), told)
+    kept = {layer.name for layer, flag in zip(layers, chosen.flags, strict=True) if not flag}
+    taken = [layer for layer in layers if layer.name not in kept]
+    if not taken:
+        raise InputError(
+            f"{kind.name}: no layer's error is within the bound, so nothing would be quantised; build with bf16 or "
+            "fp16, or allow more (quantise_error, --quantise-error)"
+        )
+    final = _inserted(model, taken, ranges, kind, outputs=outputs)
+    if kind.halves:
+        assert contract is not None
+        final = convert(final, contract, "fp16", cases).model
+    _say_saturated(model, task, taken, ranges, task.others(exact), kind, say)
+    record = _record(model, task, kind, layers, kept, chosen, final, exact, cases)
+    record["seconds"] = round(time.monotonic() - start, 1)
+    worst = max(error / bound for error, bound in ((one["added"], one["bound"]) for one in record["samples"].values()))
+    if worst > 1:
+        say(
+            f"{kind.name}: the finished graph's samples differ by {worst:.2f} of the bound, more than its layers "
+            "suggest; build with bf16 to be safe"
+        )
+    return Quantised(final, record)
+
+
+# Calibration.
+def _calibrated(
+    model: onnx.ModelProto, task: Task, cases: Sequence[TrialInputs], *, outputs: bool
+) -> tuple[list[Layer], list[float], dict[str, Seen]]:
+    """The layers worth it, multiplications of each, and what their tensors hold. Raises InputError."""
+    import onnx_ir
+
+    graph = onnx_ir.from_proto(model).graph
+    every = quantisable(graph, task.time)
+    if not every:
+        raise InputError(
+            "the network has no convolution and no linear layer with constant weights in float32, so there is nothing "
+            "to quantise; build with fp16 or bf16"
+        )
+    names = [name for one in every for name in (one.input, one.output)]
+    held = observed(model, task.inputs, names, cases)
+    shapes = {name: one.shape for name, one in held.items()}
+    weights = {name: one.const_value.shape.numpy() for name, one in graph.initializers.items() if one.const_value}
+    costs = [one.products(shapes, weights[one.weights]) for one in every]
+    least = LEAST_SHARE * sum(costs)
+    pairs = [(layer, cost) for layer, cost in zip(every, costs, strict=True) if cost >= least]
+    wanted = {one.input for one, _ in pairs}
+    wanted |= {one.output for one, _ in pairs if one.kind == "convolution"} if outputs else set()
+    return [one for one, _ in pairs], [cost for _, cost in pairs], {name: held[name] for name in wanted}
+
+
+def _say_saturated(
+    model: onnx.ModelProto,
+    task: Task,
+    layers: Sequence[Layer],
+    ranges: Mapping[str, Range],
+    cases: Sequence[TrialInputs],
+    kind: Kind,
+    say: Lines,
+) -> None:
+    """A line for the layer whose inputs on other seeds leave its range most."""
+    seen = observed(model, task.inputs, {one.input for one in layers}, cases)
+    beyond = {
+        name: float(np.mean((one.values < ranges[name].low) | (one.values > ranges[name].high)))
+        for name, one in seen.items()
+    }
+    worst = max(beyond, key=beyond.__getitem__)
+    if beyond[worst] > SATURATED:
+        say(
+            f"{kind.name}: {100 * beyond[worst]:.1f} % of '{worst}' on other seeds lie beyond the range that was "
+            "calibrated and are clipped; its error is within the bound all the same"
+        )
+
+
+def _best_ranges(
+    model: onnx.ModelProto, task: Task, kind: Kind, layers: Sequence[Layer], seen: Mapping[str, Seen], *, outputs: bool
+) -> tuple[dict[str, Range], GraphRun]:
+    """The ranges by the rule that costs samples least with every layer quantised, and the graph with switches."""
+    best: tuple[float, dict[str, Range], GraphRun] | None = None
+    for rule in rules_for(kind):
+        ranges = {name: activation_range(one.values, one.low, one.high, kind, name, rule) for name, one in seen.items()}
+        session = GraphRun(_inserted(model, layers, ranges, kind, outputs=outputs, switched=True), task.inputs)
+        ratio = _ratio(task, session, np.ones(len(layers), bool), check=False)
+        if best is None or ratio < best[0]:
+            best = ratio, ranges, session
+    assert best is not None
+    return best[1], best[2]
+
+
+def _ratio(task: Task, session: GraphRun, flags: Array, *, check: bool) -> float:
+    """The error with the layers of `flags` quantised, as a part of the bound; of all samples the largest part."""
+    found = task.errors(_evaluate(session, task.output, **{SWITCH: flags}), check=check)
+    return max(error / bound for error, bound in found.values())
+
+
+def _inserted(
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    ranges: Mapping[str, Range],
+    kind: Kind,
+    *,
+    outputs: bool,
+    switched: bool = False,
+) -> onnx.ModelProto:
+    import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    read = onnx_ir.from_proto(model)
+    insert(read.graph, layers, ranges, kind, outputs=outputs, switched=switched)
+    RemoveUnusedNodesPass()(read)
+    return prepared(onnx_ir.to_proto(read)) if kind.halves and not switched else onnx_ir.to_proto(read)
+
+
+def _evaluate(run: GraphRun, output: str, **others: Array) -> Evaluate:
+    return lambda case: run(case, **others)[output]
+
+
+def _of_opset(model: onnx.ModelProto, least: int) -> onnx.ModelProto:
+    """The model at opset `least` or later. Raises InputError where onnx cannot convert it."""
+    import onnx
+
+    held = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=1)
+    if held >= least:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, least)
+    except Exception as error:  # of C++, without a class of its own
+        raise InputError(
+            f"the file has opset {held}, float16 scales need {least}, and onnx cannot convert it; export it again"
+        ) from error
+
+
+# The record.
+def _record(
+    model: onnx.ModelProto,
+    task: Task,
+    kind: Kind,
+    layers: Sequence[Layer],
+    kept: set[str],
+    chosen: Chosen,
+    final: onnx.ModelProto,
+    exact: Evaluate,
+    cases: Sequence[TrialInputs],
+) -> dict[str, Any]:
+    import onnx_ir
+
+    every = quantisable(onnx_ir.from_proto(model).graph, task.time)
+    small = {one.name for one in every} - {one.name for one in layers}
+    finished = _evaluate(GraphRun(final, task.inputs, exact=True), task.output)
+    wanted = [exact(case) for case in cases]
+    error = relative_error([finished(case) for case in cases], wanted)
+    samples = task.errors(finished, check=True)
+    return {
+        "precision": kind.name,
+        "layers": {name: list(pair) for name, pair in counted(every, kept | small).items()},
+        "given_back": sorted(kept),
+        "too_small": sorted(small),
+        "evaluation_error": float(np.float32(error)),
+        "all_quantised": chosen.all_quantised if np.isfinite(chosen.all_quantised) else None,
+        "samples": {name: {"added": added, "bound": bound} for name, (added, bound) in samples.items()},
+    }

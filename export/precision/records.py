@@ -1,0 +1,63 @@
+"""What an engine remembers of its precision, in its provenance: how it was chosen, what was quantised, what it costs.
+
+"int8 inside"       "25 of 25 convolutions, 0 of 9 linear layers", counted in network.onnx
+"precision_record"  what a conversion kept and cost: errors of an evaluation and of samples; layers given back
+"precision_choice"  of `auto`: times and errors of every candidate
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...engine.backends.registry import TENSORRT
+from ...engine.device import why_not_cuda
+from ...engine.errors import InputError
+from .inside import inside
+from .write import Asked, Written, quantise_decoder
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...engine.contract import DecoderContract
+    from ...engine.progress import Lines
+
+RECORD, CHOICE = "precision_record", "precision_choice"
+
+
+def records_of_precision(
+    folder: Path, made: Written, decoder: DecoderContract | None, precision: str, asked: Asked, say: Lines
+) -> dict[str, Any]:
+    """Entries for the provenance, after decoder.onnx, if there is one, was quantised too."""
+    import onnx
+
+    found: dict[str, Any] = dict(inside(onnx.load(folder / "network.onnx", load_external_data=False)))
+    if made.record is None:
+        return found
+    record = made.record
+    if decoder is not None:
+        record["decoder"] = quantise_decoder(folder / "decoder.onnx", decoder, made, precision, asked, say)
+    return {**found, RECORD: record}
+
+
+def is_measured(record: Any, asked: Asked) -> bool:
+    """Whether the layers of an int8 or fp8 engine were chosen for these programs, this bound and this kind of chip."""
+    if not isinstance(record, dict) or not isinstance(held := record.get("programs"), dict):
+        return False
+    same = all(held.get(str(nfe)) == program.digest for nfe, program in asked.programs.items())
+    return same and record.get("quantise_error") == asked.bound and record.get("for_gpu") == asked.for_gpu
+
+
+def is_for_gpu(backend: str, targets: tuple[str, ...], device: torch.device | None) -> bool:
+    """Whether eight bits are stored as TensorRT takes them."""
+    if backend in TENSORRT or targets:
+        return True
+    return device.type == "cuda" if device is not None else backend == "auto" and not why_not_cuda()
+
+
+def check_quantise_error(bound: Any) -> None:
+    """Raises InputError unless None or a number above 0."""
+    number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
+    if bound is not None and not (number and math.isfinite(bound) and bound > 0):
+        raise InputError(f"quantise_error {bound!r}, expected an RMS above 0, such as 0.02, or None")

@@ -1,0 +1,125 @@
+"""What int8 and fp8 are measured by: whole samples of a network, whole pictures of a decoder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+
+from ...engine.contract import Contract, DecoderContract
+from ...engine.errors import InputError
+from ..check import TrialInputs
+from .trajectory import CALIBRATION_SEED, CHECK_SEED, Array, Evaluate, Trajectories
+
+if TYPE_CHECKING:
+    from ...engine.compiler.program import Program
+
+HALF = 0.5  # of the sampler's own error: what may be added to it
+MOST_SEEDS, FEWEST_SEEDS = 24, 2
+SECONDS = 60.0  # that the sampler's own error may take: decides how many seeds
+REFERENCE_NFE = 48
+
+
+@final
+class NetworkTask:
+    """Samples of the engine's programs. bound: None for half of each program's own error."""
+
+    def __init__(
+        self, contract: Contract, programs: Mapping[int, Program], evaluate: Evaluate, bound: float | None, clips: bool
+    ) -> None:
+        self.inputs, self.output, self.time = contract.inputs, contract.output, contract.time
+        self._programs = programs
+        count = seeds_for(contract, programs, evaluate)
+        self.calibration = Trajectories.of(contract, CALIBRATION_SEED, count, clips=clips)
+        self.check = Trajectories.of(contract, CHECK_SEED, count, clips=clips)
+        self._exact = {
+            check: {nfe: of.sample(program, evaluate) for nfe, program in programs.items()}
+            for check, of in ((False, self.calibration), (True, self.check))
+        }
+        self.own = {
+            nfe: self.check.own_error(program, evaluate, self._exact[True][nfe]) for nfe, program in programs.items()
+        }
+        self.bounds = {nfe: HALF * own if bound is None else bound for nfe, own in self.own.items()}
+        for nfe, own in self.own.items():
+            if not np.isfinite(own) or self.bounds[nfe] <= 0:
+                raise InputError(
+                    f"network '{contract.name}': the samples of NFE {nfe} differ from those of many evaluations by "
+                    f"{own}, which bounds nothing; give quantise_error (--quantise-error), or check the sampler"
+                )
+
+    def cases(self, evaluate: Evaluate) -> list[TrialInputs]:
+        return self.calibration.inputs(self._programs, evaluate)
+
+    def others(self, evaluate: Evaluate) -> list[TrialInputs]:
+        return self.check.inputs(self._programs, evaluate)
+
+    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]:
+        of, exact = (self.check, self._exact[True]) if check else (self.calibration, self._exact[False])
+        return {
+            f"NFE {nfe}": (of.distance(of.sample(program, evaluate), exact[nfe]), self.bounds[nfe])
+            for nfe, program in self._programs.items()
+        }
+
+    def latents(self, evaluate: Evaluate) -> tuple[Array, Array, Array]:
+        """Samples for a decoder: of calibration, of the check, and the check's by many evaluations."""
+        from ..measured_choice import reference_of
+
+        nfe = max(self._programs)
+        reference = self.check.sample(reference_of(self._programs[nfe]), evaluate)
+        return self._exact[False][nfe], self._exact[True][nfe], reference
+
+
+@final
+class DecoderTask:
+    """Pictures of latents that the sampler made. bound: None for half of what the sampler's own error makes of them."""
+
+    def __init__(
+        self,
+        contract: DecoderContract,
+        latents: tuple[Array, Array, Array],
+        evaluate: Evaluate,
+        bound: float | None,
+        data_range: tuple[float, float],
+    ) -> None:
+        self.inputs, self.output, self.time = contract.inputs, contract.output, ""
+        self._range = data_range
+        self._calibration, self._check, reference = (_cases(one, contract) for one in latents)
+        self._exact = {check: self._pictures(evaluate, check) for check in (False, True)}
+        truth = np.concatenate([evaluate(case) for case in reference])
+        self.own = self._distance(self._exact[True], truth)
+        self.bound = HALF * self.own if bound is None else bound
+
+    def cases(self, evaluate: Evaluate) -> list[TrialInputs]:
+        return self._calibration
+
+    def others(self, evaluate: Evaluate) -> list[TrialInputs]:
+        return self._check
+
+    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]:
+        return {"pictures": (self._distance(self._pictures(evaluate, check), self._exact[check]), self.bound)}
+
+    def _pictures(self, evaluate: Evaluate, check: bool) -> Array:
+        return np.concatenate([evaluate(case) for case in (self._check if check else self._calibration)])
+
+    def _distance(self, found: Array, wanted: Array) -> float:
+        difference = np.clip(found, *self._range).astype(np.float64) - np.clip(wanted, *self._range)
+        return float(np.sqrt(np.mean(np.square(difference)))) if np.isfinite(found).all() else float("inf")
+
+
+def _cases(latents: Array, contract: DecoderContract) -> list[TrialInputs]:
+    size = contract.fixed_batch or 1
+    whole = len(latents) // size * size
+    return [TrialInputs(latents[i : i + size], np.empty(0), ()) for i in range(0, whole, size)]
+
+
+def seeds_for(contract: Contract, programs: Mapping[int, Program], evaluate: Evaluate) -> int:
+    """How many seeds the reference takes in the time, by a timed evaluation; a fixed batch is one call."""
+    trial = Trajectories.of(contract, CALIBRATION_SEED, FEWEST_SEEDS)
+    program = programs[min(programs)]
+    start = time.monotonic()
+    trial.sample(program, evaluate)
+    seconds = (time.monotonic() - start) / program.nfe / len(trial.seeds)
+    affordable = SECONDS / max(seconds, 1e-9) / (REFERENCE_NFE * len(programs))
+    return int(min(MOST_SEEDS, max(FEWEST_SEEDS, affordable)))

@@ -1,0 +1,125 @@
+"""What the programs of an engine feed its network, at their own times and with its conditions; errors of whole samples.
+
+    added error = RMS over seeds and elements of clip(sample in fewer bits) - clip(sample in float32)
+    own error   = RMS of clip(sample in float32) - clip(sample of many evaluations)
+
+clip: to the range of the data; latents are not clipped. Seeds of calibration and of the check differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engine.compiler.defaults import AUTO, filled
+from ...engine.contract import Contract
+from ...engine.errors import InputError
+from ...engine.runtime.noise import noise
+from ...engine.seed_conditions import condition_tables, rows
+from ..check import TrialInputs, random_condition
+from ..measured_choice import class_numbers, has_typical_inputs, reference_of
+
+if TYPE_CHECKING:
+    from ...engine.compiler.program import Program
+
+Array = NDArray[Any]
+Evaluate = Callable[[TrialInputs], Array]
+
+CALIBRATION_SEED, CHECK_SEED = 1 << 42, 1 << 43  # those of `tune` and of the measured choice lie lower
+USUAL_NFE = 8  # of the program by rule, where no engine's programs are given
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """Samples of some seeds. clips: whether errors are those of values clipped to the data's range."""
+
+    contract: Contract
+    seeds: tuple[int, ...]
+    conditions: tuple[Array, ...]
+    clips: bool = True
+
+    @staticmethod
+    def of(contract: Contract, first: int, count: int, *, clips: bool = True) -> Trajectories:
+        """`count` seeds from `first` on; a network of a fixed batch takes as many as that."""
+        seeds = tuple(range(first, first + (contract.fixed_batch or count)))
+        return Trajectories(contract, seeds, _conditions(contract, seeds), clips)
+
+    def sample(self, program: Program, evaluate: Evaluate, seen: list[TrialInputs] | None = None) -> Array:
+        """Samples float32 [seeds, *shape]; the inputs of every evaluation are added to `seen`."""
+        contract = self.contract
+
+        def network(x: Array, t: float) -> Array:
+            fed = contract.feed_times(np.array([t]))
+            times = np.repeat(fed, len(x)) if contract.time_rank else fed[0]
+            case = TrialInputs(np.ascontiguousarray(x, np.float32), np.asarray(times), self.conditions)
+            if seen is not None:
+                seen.append(case)
+            return evaluate(case)
+
+        start = noise(self.seeds, contract.shape).numpy()
+        return np.asarray(program.evaluate(network, start, self.seeds if program.noises else None))
+
+    def inputs(self, programs: Mapping[int, Program], evaluate: Evaluate) -> list[TrialInputs]:
+        """Everything that the programs feed the network, in order."""
+        seen: list[TrialInputs] = []
+        for program in programs.values():
+            self.sample(program, evaluate, seen)
+        return seen
+
+    def distance(self, found: Array, wanted: Array) -> float:
+        """RMS; infinite where a sample is not finite."""
+        low, high = self.contract.data_range if self.clips else (-math.inf, math.inf)
+        if not np.isfinite(found).all():
+            return math.inf
+        difference = np.clip(found, low, high).astype(np.float64) - np.clip(wanted, low, high)
+        return float(np.sqrt(np.mean(np.square(difference))))
+
+    def own_error(self, program: Program, evaluate: Evaluate, sample: Array | None = None) -> float:
+        """RMS distance of the program's samples to those of many evaluations, in float32."""
+        sample = self.sample(program, evaluate) if sample is None else sample
+        return self.distance(sample, self.sample(reference_of(program), evaluate))
+
+
+def usual_programs(contract: Contract) -> dict[int, Program]:
+    """The program by rule of a network without an engine. Raises InputError."""
+    from ...engine.compiler.compile import compile as compile_program
+
+    words = {"schedule": contract.schedule, "prediction": contract.prediction, "clip": None}
+    choice = filled(AUTO, None, None, None, **words, nfe=USUAL_NFE)
+    given = (choice.solver, contract.schedule, USUAL_NFE, choice.grid, choice.basis, contract.prediction)
+    program = compile_program(*given, None, choice.t_start, "clean", contract.sigma_data)
+    contract.feed_times(program.network_times)
+    return {USUAL_NFE: program}
+
+
+def check_typical(contract: Contract, precision: str) -> None:
+    """Raises InputError when conditions have no values to calibrate with."""
+    if not has_typical_inputs(contract):
+        missing = next(one.name for one in contract.conditions if one.default is None and not one.labels)
+        raise InputError(
+            f"precision {precision} is calibrated on samples, and condition '{missing}' has no default or labels to "
+            "sample with; give it a default (conditions=), or build with precision fp16 or bf16"
+        )
+
+
+def relative_error(found: Sequence[Array], wanted: Sequence[Array]) -> float:
+    """rms(found - wanted) / rms(wanted) over several evaluations; infinite where one is not finite."""
+    if not all(np.isfinite(one).all() for one in found):
+        return math.inf
+    error = sum(float(np.mean(np.square(a.astype(np.float64) - b))) for a, b in zip(found, wanted, strict=True))
+    scale = sum(float(np.mean(np.square(b, dtype=np.float64))) for b in wanted)
+    return math.sqrt(error / scale) if scale else math.sqrt(error)
+
+
+def _conditions(contract: Contract, seeds: tuple[int, ...]) -> tuple[Array, ...]:
+    if not has_typical_inputs(contract):
+        generator = np.random.default_rng(seeds[0])
+        return tuple(random_condition(one, len(seeds), generator) for one in contract.conditions)
+    found = rows(condition_tables(contract, class_numbers(contract)), np.array(seeds, np.uint64))
+    return tuple(found[one.name] for one in contract.conditions)

@@ -1,0 +1,221 @@
+"""`network.onnx` of any source in any precision, and the record of what was done.
+
+A module is cast by PyTorch for fp16 and bf16, and a file is written in its own precision. Whatever else is asked for is
+made of the float32 graph.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from ...engine.contract import PRECISIONS, QUANTISED, Contract, DecoderContract
+from ...engine.errors import InputError
+from ..check import OnnxRun
+from ..sources.from_module import ModuleSource
+from .half import convert, rounded
+from .inside import layers_line
+from .observe import GraphRun
+from .quantise import Quantised, quantise
+from .ranges import FP8, INT8_CPU, INT8_GPU, Kind
+from .speed import milliseconds
+from .tasks import DecoderTask, NetworkTask
+from .trajectory import CALIBRATION_SEED, Trajectories, check_typical, usual_programs
+
+if TYPE_CHECKING:
+    import onnx
+
+    from ...engine.compiler.program import Program
+    from ...engine.progress import Lines, Stages
+    from ..guidance.apply import Source
+    from .trajectory import Array
+
+ALL = (*PRECISIONS, *QUANTISED)
+TRIAL_SEEDS = 4  # of the inputs that a half-precision graph is compared on
+
+
+@final
+@dataclass(frozen=True)
+class Asked:
+    """What a precision is measured with: the engine's programs, {} for the rule's.
+
+    bound: the added error allowed, None for half of the sampler's own. for_gpu: for TensorRT, which takes symmetric
+    int8 between float16 layers. clips: errors are those of values within the data's range. outputs: see insert.py.
+    """
+
+    programs: Mapping[int, Program] = field(default_factory=dict)
+    bound: float | None = None
+    for_gpu: bool = False
+    clips: bool = True
+    outputs: bool = False
+    progress: Stages | None = None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Written:
+    """The contract of network.onnx, the record of its precision (None where the source has it), latents to decode."""
+
+    contract: Contract
+    record: dict[str, Any] | None = None
+    latents: tuple[Array, Array, Array] | None = None
+
+
+def write_network(
+    source: Source, path: Path, precision: str, asked: Asked, say: Lines, *, external: bool | None
+) -> Written:
+    """Write `path`. Raises InputError, one line."""
+    if precision not in ALL:
+        raise InputError(f"precision '{precision}', expected one of {', '.join(ALL)}")
+    held = source.contract.precision
+    if precision not in QUANTISED and (isinstance(source, ModuleSource) or precision == held):
+        return Written(source.write(path, precision, external=external))
+    if held != "fp32":
+        raise InputError(
+            f"network '{source.contract.name}' holds {held} weights and is not converted to {precision}; "
+            f"build with precision {held}, or give the float32 file"
+        )
+    with tempfile.TemporaryDirectory(prefix=".float32-", dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        contract = source.write(whole, "fp32", external=None)
+        programs = asked.programs or usual_programs(contract)
+        given = replace(asked, programs=programs)
+        if precision in QUANTISED:
+            return _eight_bits(whole, path, contract, precision, given, say)
+        return _half(whole, path, contract, precision, given, say)
+
+
+def check_for_target(precision: str, targets: tuple[str, ...]) -> None:
+    """Raises InputError for fp8 and a compute capability without it."""
+    old = [one for one in targets if int(one.removeprefix("sm")) < 89]
+    if precision == "fp8" and old:
+        raise InputError(
+            f"precision fp8 needs compute capability sm89 or newer, {old[0]} has none; build with int8 or fp16"
+        )
+
+
+# Half precision.
+def _half(whole: Path, path: Path, contract: Contract, precision: str, asked: Asked, say: Lines) -> Written:
+    import onnx
+
+    run = OnnxRun(whole, contract.inputs, contract.output)
+    trial = Trajectories.of(contract, CALIBRATION_SEED, TRIAL_SEEDS, clips=asked.clips)
+    cases = trial.inputs(asked.programs, lambda case: run(case.inputs))
+    half = convert(onnx.load(whole), contract, precision, cases)
+    short = GraphRun(rounded(half.model) if precision == "bf16" else half.model, contract.inputs)
+    samples: dict[str, Any] = {}
+    for nfe, program in asked.programs.items():
+        exact = trial.sample(program, lambda case: run(case.inputs))
+        found = trial.sample(program, lambda case: short(case)[contract.output])
+        samples[f"NFE {nfe}"] = {"added": trial.distance(found, exact)}
+    _save(half.model, path)
+    record = {
+        "precision": precision,
+        "float32_nodes": sorted(half.kept),
+        "nodes": half.nodes,
+        "evaluation_error": half.error,
+        "samples": samples,
+    }
+    say(described(record))
+    return Written(replace(contract, precision=precision), record)
+
+
+# Eight bits.
+def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, asked: Asked, say: Lines) -> Written:
+    import onnx
+
+    check_typical(contract, precision)
+    kind = kind_of(precision, for_gpu=asked.for_gpu)
+    run = OnnxRun(whole, contract.inputs, contract.output)
+    say(f"measuring samples in float32, to quantise {contract.name} by")
+    task = NetworkTask(contract, asked.programs, lambda case: run(case.inputs), asked.bound, asked.clips)
+    made = quantise(
+        onnx.load(whole),
+        task,
+        kind,
+        contract=contract,
+        outputs=asked.outputs and not kind.halves,
+        say=say,
+        progress=asked.progress,
+    )
+    _save(made.model, path)
+    record = made.record
+    record["calibration_seeds"] = len(task.calibration.seeds)
+    record["quantise_error"], record["for_gpu"] = asked.bound, asked.for_gpu
+    record["programs"] = {str(nfe): program.digest for nfe, program in asked.programs.items()}
+    for nfe, own in task.own.items():
+        record["samples"][f"NFE {nfe}"]["own"] = own
+    written = replace(contract, precision="fp16" if kind.halves else "fp32")
+    say(described(record))
+    if not kind.halves:  # those are for another machine
+        times = record["milliseconds"] = milliseconds({"fp32": (whole, contract), precision: (path, written)})
+        say(speed_line(times, precision))
+    latents = None if asked.clips else task.latents(lambda case: run(case.inputs))
+    return Written(written, record, latents)
+
+
+def quantise_decoder(
+    path: Path, contract: DecoderContract, written: Written, precision: str, asked: Asked, say: Lines
+) -> dict[str, Any] | None:
+    """decoder.onnx at `path`, float32, in int8, calibrated on latents that the sampler made; its record."""
+    import onnx
+
+    if written.latents is None or precision != "int8" or asked.for_gpu or contract.precision != "fp32":
+        return None
+    run = OnnxRun(path, contract.inputs, contract.output)
+    try:
+        task = DecoderTask(
+            contract, written.latents, lambda case: run(case.inputs), asked.bound, written.contract.data_range
+        )
+        made: Quantised = quantise(
+            onnx.load(path), task, INT8_CPU, outputs=asked.outputs, say=say, progress=asked.progress
+        )
+    except InputError as error:
+        say(f"the decoder stays float32: {error}")
+        return None
+    _save(made.model, path)
+    say(f"decoder: {described(made.record)}")
+    return made.record
+
+
+def kind_of(precision: str, *, for_gpu: bool) -> Kind:
+    """How eight bits are stored."""
+    return FP8 if precision == "fp8" else INT8_GPU if for_gpu else INT8_CPU
+
+
+def described(record: Mapping[str, Any]) -> str:
+    """One line: what was converted and the errors that it costs."""
+    samples = [
+        f"{name} {one['added']:.2g}" + (f" (the sampler's own error {one['own']:.2g})" if "own" in one else "")
+        for name, one in record["samples"].items()
+    ]
+    if "layers" in record:
+        what = layers_line(record["layers"])
+        back = len(record["given_back"])
+        what += f", {back} of them given back to float" if back else ""
+    else:
+        kept = len(record["float32_nodes"])
+        what = f"{record['nodes'] - kept} of {record['nodes']} nodes, {kept} stay float32"
+    return (
+        f"{record['precision']}: {what}; relative error of an evaluation {record['evaluation_error']:.2g}, "
+        f"RMS added to samples: {', '.join(samples)}"
+    )
+
+
+def speed_line(times: Mapping[str, float], precision: str) -> str:
+    """`int8: 1.02 ms an evaluation here, fp32 1.9 ms`, and whether that is worth it."""
+    if len(times) < 2:
+        return f"{precision}: no library here runs it and fp32, so its speed is not known"
+    line = f"{precision}: {times[precision]:.3g} ms an evaluation here, fp32 {times['fp32']:.3g} ms"
+    return f"{line}; it is slower here than fp32" if times[precision] > times["fp32"] else line
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    import onnx_ir
+
+    from ..to_onnx import save_model
+
+    save_model(onnx_ir.from_proto(model), path)

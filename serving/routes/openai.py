@@ -1,0 +1,80 @@
+"""POST /v1/images/generations and GET /v1/models, as OpenAI's clients call them, for engines with text encoders.
+
+https://platform.openai.com/docs/api-reference/images/create: prompt, model, n, size, response_format b64_json. What is
+not theirs (seed, nfe, guidance, negative_prompt) goes into extra_body of their Python client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import secrets
+import time
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from ..about import About
+from ..orders import Kind, NotDrawnError, Order
+from ..samplers import OWN
+from .answers import png_of
+from .parsing import guidance_of, host_of, nfe_of, order_for, seeds_from, words_of
+from .schema import ImagesBody, read
+from .served import JSON_TYPES, Served, server_timing
+
+SCHEMA: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": ImagesBody.model_json_schema()}}}
+}
+DRAWN_SEED_BITS = 32  # so that JavaScript can hold the seed
+
+
+def router(served: Served) -> APIRouter:
+    """The routes of this file."""
+    routes = APIRouter(prefix="/v1", tags=["openai"])
+
+    @routes.get("/models", summary="The engines, as OpenAI's clients list models")
+    async def models() -> dict[str, Any]:
+        listed = [{"id": name, "object": "model", "created": 0, "owned_by": "pfdiff"} for name in served.hosts]
+        return {"object": "list", "data": listed}
+
+    @routes.post("/images/generations", summary="Pictures from a prompt", openapi_extra=SCHEMA, response_class=Response)
+    async def images(request: Request) -> Response:
+        _, raw = await served.body(request, JSON_TYPES)
+        body = read(ImagesBody, raw)
+        host = host_of(served.hosts, body.model)
+        order = _order(body, host.about)
+        drawn = await served.draw(request, host, order)
+        start = time.perf_counter()
+        pngs = await asyncio.to_thread(lambda: [base64.b64encode(png_of(one)).decode() for one in drawn.rows])
+        assert host.about.image is not None
+        height, width, _ = host.about.image
+        content = {
+            "created": int(time.time()),
+            "size": f"{width}x{height}",
+            "output_format": "png",
+            "data": [{"b64_json": png, "seed": int(seed)} for seed, png in zip(order.seeds, pngs, strict=True)],
+            "nfe": order.kind.nfe,
+        }
+        header = server_timing(drawn.timing, 1e3 * (time.perf_counter() - start))
+        return Response(json.dumps(content), media_type="application/json", headers={"Server-Timing": header})
+
+    return routes
+
+
+def _order(body: ImagesBody, about: About) -> Order:
+    """Raises NotDrawnError."""
+    words_of(about, body.prompt, body.negative_prompt)  # what is wrong with most engines is said first
+    if about.image is None:
+        raise NotDrawnError(400, f"samples of shape {list(about.contract.shape)} are no pictures; use POST /v1/samples")
+    height, width, _ = about.image
+    if body.size not in (None, "auto", f"{width}x{height}"):
+        raise NotDrawnError(400, f"size {body.size!r}, this engine draws {width}x{height}")
+    nfe = nfe_of(about, OWN, max(about.samplers[OWN]) if body.nfe is None else body.nfe)
+    first = secrets.randbits(DRAWN_SEED_BITS) if body.seed is None else body.seed
+    count = body.n or 1
+    seeds = np.array(seeds_from(first, count), np.uint64)
+    kind = Kind(OWN, nfe, pixels=True)
+    return order_for(about, kind, seeds, guidance_of(about, body.guidance), body.prompt, body.negative_prompt)

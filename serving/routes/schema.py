@@ -1,0 +1,72 @@
+"""The bodies of requests, as pydantic models: what OpenAPI shows, and what is checked before anything else.
+
+Conditions are checked afterwards, by the contract of the engine. No field is a path or an address.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..limits import MOST_PICTURES, MOST_PROMPT_LETTERS
+from ..orders import NotDrawnError
+
+SEEDS = 1 << 64
+Format = Literal["json", "png", "npz"]
+Body = TypeVar("Body", bound=BaseModel)
+SamplerName = Literal["engine", "ddim", "pfdiff"]
+
+
+class SamplesBody(BaseModel):
+    """POST /v1/samples."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    engine: str | None = Field(None, max_length=200, description="A name of /v1/engines; needed if there are several.")
+    seeds: list[int] = Field(description="One sample each, integers in 0 .. 2^64 - 1.", examples=[[0, 1, 2]])
+    nfe: int | None = Field(None, description="Network evaluations; needed if the sampler has several.", examples=[8])
+    sampler: SamplerName = Field("engine", description="The engine's own program, or DDIM or PFDiff beside it.")
+    conditions: dict[str, Any] = Field(
+        {},
+        description="By the contract's names: one value for all samples, or a list with one for each.",
+        examples=[{"label": "bag"}],
+    )
+    prompt: str | None = Field(None, max_length=MOST_PROMPT_LETTERS, description="Of engines with text encoders.")
+    negative_prompt: str | None = Field(None, max_length=MOST_PROMPT_LETTERS)
+    format: Format = Field("json", description="json: PNGs in base64, or numbers; png: one sheet; npz: float32.")
+
+
+class ImagesBody(BaseModel):
+    """POST /v1/images/generations, as OpenAI's clients send it. nfe, seed, guidance and negative_prompt are ours."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    prompt: str = Field(max_length=MOST_PROMPT_LETTERS)
+    model: str | None = Field(None, max_length=200, description="The engine, a name of /v1/models.")
+    n: int | None = Field(None, ge=1, le=MOST_PICTURES)
+    size: str | None = Field(None, max_length=20, description="Only the size that the engine draws, or auto.")
+    response_format: Literal["b64_json"] | None = Field(None, description="URLs are not given out.")
+    output_format: Literal["png"] | None = None
+    quality: Literal["auto"] | None = Field(None, description="Say nfe instead.")
+    user: str | None = Field(None, max_length=1000, description="Read and not used.")
+    seed: int | None = Field(None, ge=0, lt=SEEDS, description="Picture i has seed + i; default: drawn, and told.")
+    nfe: int | None = Field(None, description="Default: the most that the engine has.")
+    guidance: float | None = Field(None, allow_inf_nan=False)
+    negative_prompt: str | None = Field(None, max_length=MOST_PROMPT_LETTERS)
+
+
+def read(model: type[Body], raw: bytes) -> Body:
+    """Raises NotDrawnError 400 with the first thing that does not fit."""
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        raise NotDrawnError(400, first_of(error)) from None
+
+
+def first_of(error: ValidationError) -> str:
+    """One line: where, and what was expected."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part)[:40] for part in first["loc"])
+    message = " ".join(first["msg"].split())[:300]
+    return f"{where}: {message}" if where else f"body: {message}"

@@ -1,0 +1,92 @@
+"""What all routes share: the engines, reading a body, waiting for samples, the header of timings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, final
+
+from starlette.requests import Request
+
+from ..hosts import Host
+from ..limits import BODY_SECONDS, SKIPPED_BODY_BYTES, Limits, body_bytes
+from ..metrics import Metrics
+from ..orders import Drawn, NotDrawnError, Order, Timing
+
+JSON_TYPES = ("application/json",)
+LARGE_BYTES = 32 << 10  # more than this is parsed or encoded away from the event loop
+Value = TypeVar("Value")
+
+
+@final
+class Served:
+    """The engines by name, their bounds, and what is counted."""
+
+    def __init__(self, hosts: Mapping[str, Host], limits: Limits, metrics: Metrics) -> None:
+        self.hosts = hosts
+        self.limits = limits
+        self.metrics = metrics
+
+    @property
+    def most_bytes(self) -> int:
+        return body_bytes((host.about.contract for host in self.hosts.values()), self.limits.queue)
+
+    async def body(self, request: Request, types: tuple[str, ...]) -> tuple[str, bytes]:
+        """(content type, body). Raises NotDrawnError."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in types:  # also what keeps forms of foreign pages out
+            raise NotDrawnError(415, f"content type {kind!r:.60}, expected {' or '.join(types[:2])}")
+        return kind, await read_body(request, self.most_bytes)
+
+    async def draw(self, request: Request, host: Host, order: Order) -> Drawn:
+        """What the engine draws; given up when the client leaves. Raises NotDrawnError, 499 then."""
+        drawing = asyncio.ensure_future(host.draw(order))
+        leaving = asyncio.ensure_future(until_left(request))
+        try:
+            await asyncio.wait({drawing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not drawing.done():
+                raise NotDrawnError(499, "the client has left")
+            drawn = drawing.result()
+        finally:
+            drawing.cancel()
+            leaving.cancel()
+        self.metrics.drawn(host.about.name, order.kind.sampler, order.kind.nfe, drawn)
+        return drawn
+
+
+async def away(size: int, work: Callable[[], Value]) -> Value:
+    """`work()`, in a thread where `size` bytes are many."""
+    return await asyncio.to_thread(work) if size > LARGE_BYTES else work()
+
+
+def server_timing(timing: Timing, encode_ms: float) -> str:
+    """For the header Server-Timing, which browsers' tools draw."""
+    return f"wait;dur={timing.wait_ms:.2f}, sample;dur={timing.sample_ms:.2f}, encode;dur={encode_ms:.2f}"
+
+
+async def read_body(request: Request, most_bytes: int) -> bytes:
+    """The whole body. Raises NotDrawnError 413 for a larger one, 408 for a slow one."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size <= most_bytes:
+                    parts.append(part)
+                else:
+                    parts.clear()  # the rest is read and dropped: a client that is still sending sees no answer
+                if size > SKIPPED_BODY_BYTES:
+                    break
+    except TimeoutError:
+        raise NotDrawnError(408, f"the body took longer than {BODY_SECONDS:g} s") from None
+    if size > most_bytes:
+        raise NotDrawnError(413, f"a body of more than {most_bytes} bytes; send fewer samples, or .npz for JSON")
+    return b"".join(parts)
+
+
+async def until_left(request: Request) -> None:
+    """Return when the client has gone; the body must have been read."""
+    message: dict[str, Any] = {"type": ""}
+    while message["type"] != "http.disconnect":
+        message = dict(await request.receive())

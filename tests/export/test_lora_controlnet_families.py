@@ -1,0 +1,185 @@
+"""LoRA files of SDXL, SD 3, FLUX and Z-Image, and ControlNets beside SDXL and SD 3: without an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import pfdiff
+from pfdiff.engine.errors import InputError
+
+from ..small.diffusers import FAMILIES, WARNINGS, diffusers
+from ..small.pipelines import WHOLE, whole
+from ..small.sampled import sampled
+from ..small.texts import whole_pipeline
+
+pytestmark = WARNINGS
+
+STRENGTH, ALPHA, RANK = 0.7, 2.0, 4
+LAYERS = ("to_q", "to_out.0", "q_proj", "out_proj")
+PARTS = {
+    "sdxl": ("unet", "text_encoder", "text_encoder_2"),
+    "sd3": ("transformer", "text_encoder", "text_encoder_2"),
+    "flux": ("transformer", "text_encoder"),
+    "z-image": ("transformer",),
+}
+# kohya's names of the parts; of SD 3 diffusers reads its own files alone.
+KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
+
+
+def made(name: str) -> tuple[Any, dict[str, Any]]:
+    """The family's pipeline and the words of its Network."""
+    if name in WHOLE:
+        return whole(name), WHOLE[name].words
+    return whole_pipeline(name, FAMILIES[name]), {k: v for k, v in FAMILIES[name].words.items() if k != "guidance"}
+
+
+def updates_of(pipeline: Any, parts: tuple[str, ...]) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+    """(A [RANK, in], B [out, RANK]) by (part, layer)."""
+    drawn = torch.Generator().manual_seed(4)
+    found = {}
+    for part in parts:
+        for name, layer in getattr(pipeline, part).named_modules():
+            if name.endswith(LAYERS) and isinstance(layer, nn.Linear):
+                sizes = (RANK, layer.in_features), (layer.out_features, RANK)
+                found[part, name] = tuple(torch.randn(*one, generator=drawn) for one in sizes)
+    assert {part for part, _ in found} == set(parts)
+    return found
+
+
+def stored(part: str, name: str) -> str:
+    clip = part.startswith("text_encoder") and not name.startswith("text_model.")
+    return f"text_model.{name}" if clip else name
+
+
+def as_peft(updates: Any) -> dict[str, Tensor]:
+    files = {}
+    for (part, name), (a, b) in updates.items():
+        prefix = f"{part}.{stored(part, name)}"
+        files |= {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
+    return files
+
+
+def as_kohya(updates: Any) -> dict[str, Tensor]:
+    files = {}
+    for (part, name), (a, b) in updates.items():
+        label = KOHYA[part] + stored(part, name).replace(".", "_")
+        files |= {f"{label}.lora_down.weight": a, f"{label}.lora_up.weight": b, f"{label}.alpha": torch.tensor(ALPHA)}
+    return files
+
+
+def fused(network: pfdiff.Network, pipeline: Any, part: str) -> nn.Module:
+    """The part as the network holds it."""
+    if part.startswith("text_encoder"):
+        held: Any = network.encoders
+        return held.text._given.sources[part][0]
+    kind = type(getattr(pipeline, part))
+    source: Any = network._source
+    return next(one for one in source.module.modules() if isinstance(one, kind))
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "factor"),
+    [(name, as_peft, 1.0) for name in PARTS] + [("sdxl", as_kohya, ALPHA / RANK)],
+)
+@torch.no_grad()
+def test_a_lora_is_in_the_weights(tmp_path: Path, name: str, written: Any, factor: float) -> None:
+    pytest.importorskip("peft")
+    pipeline, words = made(name)
+    updates = updates_of(pipeline, PARTS[name])
+    save_file(written(updates), tmp_path / "style.safetensors")
+    network = pfdiff.Network(pipeline, **words, lora=f"{tmp_path / 'style.safetensors'}:{STRENGTH}")
+    for part in PARTS[name]:
+        own, found = getattr(pipeline, part), fused(network, pipeline, part)
+        changed = {layer for its, layer in updates if its == part}
+        for layer, module in own.named_modules():
+            if isinstance(module, nn.Linear):
+                got, wanted = found.get_submodule(layer).weight, module.weight
+                if layer in changed:
+                    a, b = updates[part, layer]
+                    wanted = module.weight.double() + STRENGTH * factor * (b.double() @ a.double())
+                torch.testing.assert_close(got, wanted.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_kohyas_files_of_flux_have_other_names(tmp_path: Path) -> None:
+    """Queries, keys and values in one update, by the names of the first implementation."""
+    pytest.importorskip("peft")
+    pipeline, words = made("flux")
+    width = pipeline.transformer.transformer_blocks[0].attn.to_q.weight.shape[1]
+    drawn = torch.Generator().manual_seed(4)
+    a, b = torch.randn(RANK, width, generator=drawn), torch.randn(3 * width, RANK, generator=drawn)
+    label = "lora_unet_double_blocks_0_img_attn_qkv"
+    files = {f"{label}.lora_down.weight": a, f"{label}.lora_up.weight": b, f"{label}.alpha": torch.tensor(ALPHA)}
+    save_file(files, tmp_path / "style.safetensors")
+    network = pfdiff.Network(pipeline, **words, lora=tmp_path / "style.safetensors")
+    attention: Any = fused(network, pipeline, "transformer").get_submodule("transformer_blocks.0.attn")
+    own = pipeline.transformer.transformer_blocks[0].attn
+    for part, layer in zip((b @ a).chunk(3), ("to_q", "to_k", "to_v"), strict=True):
+        wanted = getattr(own, layer).weight + ALPHA / RANK * part
+        torch.testing.assert_close(getattr(attention, layer).weight, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_what_diffusers_reads_not_is_one_line(tmp_path: Path) -> None:
+    """kohya's file of SD 3: diffusers has no reader for it."""
+    pytest.importorskip("peft")
+    pipeline, words = made("sd3")
+    label = "lora_unet_joint_blocks_0_x_block_attn_qkv"
+    files = {f"{label}.lora_down.weight": torch.ones(4, 16), f"{label}.lora_up.weight": torch.ones(48, 4)}
+    save_file(files, tmp_path / "style.safetensors")
+    with pytest.raises(InputError, match=r"safetensors. does not fit|safetensors.: 0 of its 1 layers") as error:
+        pfdiff.Network(pipeline, **words, lora=tmp_path / "style.safetensors")
+    assert "\n" not in str(error.value)
+
+
+# ControlNet.
+def test_a_controlnet_beside_sdxl() -> None:
+    pipeline, words = made("sdxl")
+    torch.manual_seed(7)
+    controlnet = diffusers.ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(4,)).eval()
+    with torch.no_grad():
+        for name, weight in controlnet.named_parameters():
+            if "controlnet" in name:
+                weight.normal_(std=0.3)  # they start at zero
+    kind = diffusers.StableDiffusionXLControlNetPipeline
+    other = kind(**{**pipeline.components, "controlnet": controlnet})
+    other.set_progress_bar_config(disable=True)
+    noise, prompt, negative = pfdiff.noise([5], (4, 8, 8)), "a fog", "text"
+    picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    network = pfdiff.Network(other, **words)
+    assert {"control_image", "time_ids", "text_embeds"} < {one.name for one in network.contract.conditions}
+    for strength in (1.0, 0.5):
+        given = {"height": 8, "width": 8, "num_inference_steps": 5, "guidance_scale": 3.0, "latents": noise}
+        with torch.no_grad():
+            wanted = other(
+                prompt,
+                image=picture,
+                negative_prompt=negative,
+                controlnet_conditioning_scale=strength,
+                output_type="latent",
+                **given,
+            ).images
+        control = {"control_image": picture, "control_strength": torch.tensor(strength)}
+        got = sampled(network, noise, 5, [prompt], negative, 3.0, **control)
+        torch.testing.assert_close(got, wanted, atol=1e-4 * float(wanted.abs().max()), rtol=1e-4)
+
+
+def test_a_controlnet_of_sd3_is_refused_by_name(tmp_path: Path) -> None:
+    pipeline, words = made("sd3")
+    sizes = {"joint_attention_dim": 12, "caption_projection_dim": 16, "pooled_projection_dim": 10}
+    controlnet = diffusers.SD3ControlNetModel(
+        sample_size=8, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2, **sizes
+    )
+    controlnet.save_pretrained(tmp_path / "canny")
+    for given in (tmp_path / "canny", None):
+        source = pipeline
+        if given is None:
+            kind = diffusers.StableDiffusion3ControlNetPipeline
+            source = kind(**{**pipeline.components, "controlnet": controlnet})
+        with pytest.raises(InputError, match=r"SD3ControlNetModel.*takes the latents of its picture") as error:
+            pfdiff.Network(source, **words, controlnet=given)
+        assert "\n" not in str(error.value)
