@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .engine.compiler.program import Program as Program
     from .engine.condition import Condition as Condition
     from .engine.contract import Contract as Contract
+    from .engine.control import Controller as Controller
     from .engine.errors import BackendError as BackendError
     from .engine.errors import EngineFileError as EngineFileError
     from .engine.errors import InputError as InputError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .export.decoders.options import Decoder as Decoder
     from .export.diffusers_scheduler import PFDiffScheduler as PFDiffScheduler
     from .export.network import Network as Network
+    from .export.policies.options import Policy as Policy
     from .quality.compare import compare as compare
     from .quality.evaluate import evaluate as evaluate
     from .quality.tune import tune as tune
@@ -39,6 +41,7 @@ _HOME = {
     "BackendError": "engine.errors",
     "Condition": "engine.condition",
     "Contract": "engine.contract",
+    "Controller": "engine.control",
     "CudaOptions": "engine.backends.abstract",
     "Decoder": "export.decoders.options",
     "Engine": "engine.api",
@@ -47,6 +50,7 @@ _HOME = {
     "Network": "export.network",
     "PFDiffScheduler": "export.diffusers_scheduler",
     "PfdiffError": "engine.errors",
+    "Policy": "export.policies.options",
     "Program": "engine.compiler.program",
     "build": "export.build",
     "compare": "quality.compare",

@@ -1,6 +1,6 @@
-"""`make bench`, which fails when this project has become slower: the suite PASSES times in fresh processes, stored as
-one small file and compared with the last one.
+"""`make bench`: runs the suite, compares it with the last run, and fails when this project has become slower.
 
+The suite runs PASSES times in fresh processes and is stored as one small file.
 bench/results/<device>/NNNN_<commit>.json holds quantiles and, of each benchmark, its ratios. Only ratios of times of
 one round are compared, never times: a machine is faster today than yesterday, a ratio is not. All are written so that
 larger is worse for this project. Of the PASSES x BLOCKS values r of one ratio (`ratios.blocks`)

@@ -37,6 +37,13 @@ def bench(
             "--seconds", parser=options.number, metavar="<float>", help="Of one row; it ends early once it is exact."
         ),
     ] = 10.0,
+    loop: Annotated[
+        str | None, typer.Option("--loop", metavar="<rate>", help="Drive it at this rate for --seconds: 50Hz.")
+    ] = None,
+    load: Annotated[
+        int,
+        typer.Option("--load", parser=options.natural, metavar="<int>", help="Of --loop: busy processes beside it."),
+    ] = 0,
     json: options.JsonFile = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
@@ -49,7 +56,10 @@ def bench(
         typer.Option("--out", "-o", help="Of --report: the page; plots in a folder beside it."),
     ] = Path("bench.md"),
 ) -> None:
-    """Time whole samples and the bare network: p50, p90, p99, max, first call, floor, overhead."""
+    """Time whole samples and the bare network: p50, p90, p99, max, first call, floor, overhead.
+
+    With --loop the engine is driven at a rate: how late calls are, and how many ticks are missed.
+    """
     if report:
         if engine is not None:
             raise InputError(f"got ENGINE '{engine}' and --report, expected one of them; --report reads stored runs")
@@ -62,8 +72,14 @@ def bench(
     from .arguments.networks import read_engine
     from .arguments.values import integers_from
     from .figures import write_figures
+    from .loop import driven, rate_of
     from .progress import opened
 
+    hz = rate_of(loop) if loop else None
+    if hz is None and load:
+        raise InputError("--load is of --loop; give --loop 50Hz too")
+    if hz is not None and batch:
+        raise InputError("--loop samples one at a time; leave --batch out")
     evaluations = integers_from("--nfe", nfe) if nfe else None
     batches = integers_from("--batch", batch) if batch else None
     artifact = read_engine(engine, backend=backend, device=device)
@@ -73,9 +89,14 @@ def bench(
     pairs = [(count, size) for size in batches or sorted(artifact.batch) for count in counts]
     with opened(engine, device, backend, threads) as loaded:
         print(f"{loaded.description}\n")
+        digest = loaded.provenance.get("network_digest")
+        if hz is not None:
+            records = driven(loaded, counts, hz, seconds, load)
+            if json:
+                write_figures(json, {"engine": engine.name, "network_digest": digest, "loop": records})
+            return
         print("  ".join(name.rjust(width) for name, width in COLUMNS.items()), flush=True)
         figures = [_timed(loaded, pair, rounds, seconds) for pair in pairs]
-        digest = loaded.provenance.get("network_digest")
     print("\nms a batch; network: bare evaluations alone; overhead: median whole / network")
     if json:
         rows = [asdict(one) for one in figures]

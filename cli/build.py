@@ -11,6 +11,9 @@ import typer
 from .arguments import options
 from .arguments.networks import clip_for, describes_network, network_arguments
 
+# Lines of a build that stay on the screen: the samplers chosen, what a precision gains and costs.
+KEPT = ("sampler ", "precision ", "decoder: ", "fp32: ", "bf16: ", "fp16: ", "int8: ", "fp8: ")
+
 
 @describes_network
 def build(
@@ -66,7 +69,7 @@ def build(
         chosen: list[str] = []
 
         def say(line: str) -> None:
-            if line.startswith("sampler "):
+            if line.startswith(KEPT):
                 chosen.append(line)
             progress(line)
 

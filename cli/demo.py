@@ -27,6 +27,7 @@ SOLVER, GRID, BASIS = "pfdiff:k=2,l=1", "uniform", "eps"
 REFERENCE, REFERENCE_NFE = "dpm++:2m", 200
 TITLES = {"ddim": "DDIM", SOLVER: "PFDiff 2_1"}
 ROUNDS = 10
+PICTURE = Path("demo.png")
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,16 @@ class Report:
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("demo.png"),
+    what: Annotated[str, typer.Argument(metavar="[fashion|policy]", help="Pictures, or a robot's policy.")] = "fashion",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write; policy.gif of policy.")] = PICTURE,
     json: options.JsonFile = None,
 ) -> None:
-    """Sample the shipped network with DDIM and PFDiff, print time and error, write one picture."""
+    """Sample a shipped network with DDIM, PFDiff and more, print time and quality, write a picture."""
+    if what not in ("fashion", "policy"):
+        raise InputError(f"demo '{what}', expected fashion or policy")
+    if what == "policy":
+        _policy(Path("policy.gif") if out == PICTURE else out, json)
+        return
     from .progress import stages
 
     with stages() as progress:
@@ -66,6 +73,20 @@ def demo(
 
         lines = [asdict(line) for line in report.lines]
         write_figures(json, {"description": report.description, "samples": report.samples, "figures": lines})
+
+
+def _policy(out: Path, json: Path | None) -> None:
+    from . import demo_policy
+    from .progress import stages
+
+    with stages() as progress:
+        report = demo_policy.run(out, progress)
+    demo_policy.print_demo(report)
+    if json:
+        from .figures import write_figures
+
+        figures = {"description": report.description, "episodes": report.episodes, "expert": report.expert}
+        write_figures(json, {**figures, "figures": [asdict(line) for line in report.lines]})
 
 
 def run(picture: Path, progress: Callable[[str], None]) -> Report:

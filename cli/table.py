@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import options
+from .arguments import options
 
 table = typer.Typer(help="Write an engine's table to a JSON file, or put one from a file into an engine.")
 

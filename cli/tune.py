@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..quality.ranking import Ranking
 
 PASSED_ON = (  # options that `pfdiff.tune` takes by the same name and as they are
-    *("metric", "pictures", "features", "ray", "workers", "calibration", "held_out", "seed", "t_start"),
+    *("metric", "criterion", "pictures", "features", "ray", "workers", "calibration", "held_out", "seed", "t_start"),
     *("reference", "refine", "buffers", "budget", "backend", "threads", "out"),
 )
 
@@ -28,6 +28,10 @@ Buffers = Annotated[
 Metric = Annotated[str, typer.Option("--metric", help="error, to a reference, or fd, to real pictures.")]
 Pictures = Annotated[str | None, typer.Option("--pictures", help="Real pictures, for fd and --refine.")]
 Features = Annotated[str | None, typer.Option("--features", help="What measures them: see evaluate; filters.")]
+OwnCriterion = Annotated[
+    str | None,
+    typer.Option("--criterion", metavar="FILE:NAME", help="In place of a metric, a function: module.py:cost."),
+]
 Ray = Annotated[
     str | None, typer.Option("--ray", metavar="ADDRESS", help="Draw on Ray, for fd: local, auto or HOST:PORT.")
 ]
@@ -57,6 +61,7 @@ def tune(
     pictures: Pictures = None,
     features: Features = None,
     scale: options.Scale = "-1,1",
+    criterion: OwnCriterion = None,
     ray: Ray = None,
     workers: options.Workers = None,
     budget: Budget = None,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,17 +25,20 @@ from .compiler.program import Program
 from .condition import INPAINTING
 from .contract import Contract, DecoderContract
 from .device import parse_device
-from .errors import BackendError, EngineFileError, InputError, shown
-from .notebook import html_table
+from .errors import BackendError, EngineFileError, InputError
 from .philox import Seeds, parse_seeds
+from .policy import PolicyContract
 from .runtime.asked import NOTHING, Asked
+from .runtime.deadline import Deadlines
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.draws import check_draws
+from .runtime.engine_table import engine_table
 from .runtime.inputs import Conditions, Inputs, check_noise
-from .runtime.latency import Enough, Latency, TimedParts, figures_of, in_turns
+from .runtime.latency import Latency, Ran, TimedParts, measured
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import noise
 from .runtime.picture_start import PictureStart, inpaints
+from .runtime.policy import PolicyRuntime
 from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
 from .text_encoders import TextEncoders
@@ -55,6 +57,7 @@ class Engine:
     contract, programs, batch, precision, provenance, path   what the directory holds
     decoder                                                  contract of a latent model's decoder, else None
     text_encoders                                            what turns prompts into conditions, else None
+    policy                                                   what turns observations into actions, else None
     backend, backend_reason, device, threads, description    who runs it, and why
     """
 
@@ -144,6 +147,7 @@ class Engine:
         self.provenance: Mapping[str, Any] = artifact.provenance
         self.decoder: DecoderContract | None = artifact.decoder
         self.text_encoders: TextEncoders | None = artifact.text_encoders
+        self.policy: PolicyContract | None = artifact.policy
         self.threads: int | None = threads
         self.backend: str = opened.name
         self.backend_reason: str = reason
@@ -158,6 +162,8 @@ class Engine:
         beside = Beside.of(files, opened, backend, threads)
         self._prompts = Prompts(artifact, beside)
         self._pictures = PictureStart(artifact, beside)
+        self._policy = PolicyRuntime(artifact, beside)
+        self._deadlines = Deadlines(self.tick_call)
 
     @property
     def decoding(self) -> str:
@@ -186,6 +192,7 @@ class Engine:
         noise: Any = None,
         steps_noise: Any = None,
         nfe: int | None = None,
+        deadline_ms: float | Any = None,
         prompt: Prompt | Any = None,
         negative_prompt: Prompt | Any = None,
         image: Any = None,
@@ -197,8 +204,10 @@ class Engine:
         """Samples float32 [n, *shape] on the device, one for each seed or each row of `noise`; latents stay latents.
 
         seeds: integers in [0, 2^64); a seed's sample is the same alone and in any batch. noise: [n, *shape] floating,
-        in their place. nfe: may be left out when the engine has one program. conditions: by the contract's names or
-        their aliases, one value for all samples or [n, ..]. Any n: larger ones are cut into batches, 0 gives none.
+        in their place. nfe: may be left out when the engine has one program, and with deadline_ms, see `nfe_within`.
+        conditions: by the contract's names or their aliases, one value for all samples or [n, ..]. Any n: larger ones
+        are cut into batches, 0 gives none. Of a policy: observation=, an array or a dictionary of arrays, gives actions
+        in their own units, and `image` is a chunk of actions.
         prompt, negative_prompt: a text for all samples or a list of n, of engines with text encoders; they take the
         place of the conditions that they are encoded as. image: a picture to start from, in place of noise alone:
         uint8 [n, H, W, C], floats [n, C, H, W] in the data's range, or latents [n, *shape], or one without n for all.
@@ -212,8 +221,15 @@ class Engine:
         on a CPU always.
         Raises InputError; BackendError when the network fails, is not finite, or the engine is closed or in use.
         """
+        if deadline_ms is not None:
+            rows = parse_seeds(seeds) if noise is None else noise
+            nfe = self._deadlines.nfe(deadline_ms, len(rows), self.programs, instead=nfe)
         asked = Asked(prompt, negative_prompt, image, strength, strength_counts, mask)
         return self._sample(self._session, seeds, noise, nfe, conditions, asked, steps_noise)
+
+    def nfe_within(self, deadline_ms: float, batch: int = 1) -> int:
+        """The largest NFE whose calls take at most `deadline_ms` (p99, timed by the first call). InputError: none."""
+        return self._deadlines.nfe(deadline_ms, batch, self.programs)
 
     def images(
         self,
@@ -259,32 +275,16 @@ class Engine:
         second copy of the network is loaded for the time, so that the first call is a first one. Raises InputError,
         BackendError.
         """
-        nfe, batch = self._artifact.program(nfe).nfe, self._check_bucket(batch)
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise InputError(f"rounds={shown(rounds)}, expected an integer of at least 1")
-        start = time.perf_counter()
-        session = self._open()
-        loaded = time.perf_counter()
-        try:
-            self._whole(session, nfe, batch)()
-            session.wait()
-            first = time.perf_counter()
-            parts = self._parts(session, nfe, batch)
-            enough = None if seconds is None else Enough(seconds)
-            times = in_turns((parts.whole, parts.network, parts.updates), rounds, parts.timer, enough=enough)
-        finally:
-            session.close()
-        starting: dict[str, Any] = {"load_ms": 1e3 * (loaded - start), "first_ms": 1e3 * (first - loaded)}
-        ran: dict[str, Any] = {"backend": self.backend, "device": self.device, "precision": self.precision}
-        ran |= {"threads": self.threads, "nfe": nfe, "batch": batch, "rounds": len(times)}
-        return Latency(**ran, **starting, **figures_of(times, nfe, batch))
+        nfe, batch = self._artifact.program(nfe).nfe, self._artifact.bucket(batch)
+        ran = Ran(self.backend, self.device, self.precision, self.threads, nfe, batch)
+        return measured(ran, self._open, self._whole, self._parts, rounds, seconds)
 
     def parts(self, nfe: int | None = None, batch: int | None = None) -> TimedParts:
         """What `bench` times, for a benchmark of one's own: a whole call, its bare evaluations, its updates.
 
         nfe, batch: as in `bench`. Not for use while another thread samples. Raises InputError, BackendError.
         """
-        return self._parts(self._session, self._artifact.program(nfe).nfe, self._check_bucket(batch))
+        return self._parts(self._session, self._artifact.program(nfe).nfe, self._artifact.bucket(batch))
 
     def with_programs(self, programs: Mapping[int, Program]) -> Engine:
         """Another face of this engine, with other programs by NFE on the same loaded network, buffers and lock.
@@ -299,6 +299,7 @@ class Engine:
         other._artifact = replace(self._artifact, programs=programs)
         other.programs = {nfe: programs[nfe] for nfe in sorted(programs)}
         other._tables = {nfe: make_tables(program, self.contract) for nfe, program in other.programs.items()}
+        other._deadlines = Deadlines(other.tick_call)
         return other
 
     def close(self) -> None:
@@ -306,6 +307,7 @@ class Engine:
         self._session.close()
         self._prompts.close()
         self._pictures.close()
+        self._policy.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -322,7 +324,8 @@ class Engine:
             raise InputError(
                 f"engine '{self.path}' runs a module of this process and cannot be copied; load it again with module="
             )
-        return _loaded_again, (self._artifact, self.device, self.backend, self.threads, self._files.options)
+        again = {"backend": self.backend, "threads": self.threads, "options": self._files.options}
+        return functools.partial(Engine.open, device=self.device, **again), (self._artifact,)
 
     def __repr__(self) -> str:
         held = ", ".join(map(str, self.programs))
@@ -330,16 +333,7 @@ class Engine:
 
     def _repr_html_(self) -> str:
         """Network, programs and backend, for notebooks."""
-        contract = self.contract
-        rows = [
-            ("network", f"{contract.name}: {contract.input} {list(contract.shape)} -> {contract.prediction}"),
-            ("schedule", contract.schedule),
-            *(("condition", f"{one.alias or one.name}: {one.dtype} {list(one.shape)}") for one in contract.conditions),
-            *((f"NFE {nfe}", f"{program.solver}, {program.grid}") for nfe, program in self.programs.items()),
-            ("batch", ", ".join(map(str, self.batch))),
-            ("runs on", self.description),
-        ]
-        return html_table(rows, caption=str(self.path))
+        return engine_table(self.contract, self.programs, self.batch, self.description, str(self.path))
 
     def _open(self) -> Session:
         """A second session like the engine's own, with a network of its own."""
@@ -347,8 +341,14 @@ class Engine:
         return Session(opened, self.contract, self.batch, graph=self._files.options.graph)
 
     def _whole(self, session: Session, nfe: int, batch: int) -> Callable[[], object]:
-        given = self.contract.stand_ins
+        given = self._policy.stand_ins(self.contract.stand_ins)
         return lambda: self._sample(session, range(batch), None, nfe, given)
+
+    def tick_call(self, nfe: int | None = None, batch: int = 1) -> Callable[[int], object]:
+        """A function of a tick's number: a whole call with seeds from it on, done when it returns. For `run_at`."""
+        nfe, given = self._artifact.program(nfe).nfe, self._policy.stand_ins(self.contract.stand_ins)
+        session = self._session
+        return lambda tick: (self._sample(session, range(tick, tick + batch), None, nfe, given), session.wait())
 
     def _parts(self, session: Session, nfe: int, batch: int) -> TimedParts:
         return session.timed_parts(self._tables[nfe], batch, self._whole(session, nfe, batch))
@@ -377,6 +377,8 @@ class Engine:
         keys = None if start is not None else keys
         asked, conditions = asked.without(self.contract, conditions)
         conditions = self._prompts.conditions(asked.prompt, asked.negative_prompt, conditions, count)
+        conditions = self._policy.conditions(conditions, count)
+        asked = self._policy.asked(asked)
         masked = None
         if inpaints(self.contract) and asked.mask is None and not {*INPAINTING} <= {*conditions}:
             raise InputError("this network inpaints; give image= and mask=, 1 where the picture is drawn anew")
@@ -388,24 +390,13 @@ class Engine:
                 tables, keys, start = begun.tables, None, begun.noise
         draws = check_draws(tables.program, self.contract, drawn_by, steps_noise, count, device)
         inputs = Inputs(keys, start, *self._conditions(conditions, count), draws, masked)
-        return session.run(tables, inputs, pixels=pixels)
+        made = session.run(tables, inputs, pixels=pixels)
+        return made if pixels else self._policy.actions(made)
 
     def _start_noise(self, keys: Any, start: torch.Tensor | None) -> torch.Tensor:
         """float32 [n, elements] of the seeds, or as given."""
         return start if start is not None else noise(keys, (math.prod(self.contract.shape),), self.device)
 
-    def _check_bucket(self, batch: Any) -> int:
-        if batch is None:
-            return self.batch[0]
-        if batch not in self.batch:
-            raise InputError(f"batch {shown(batch)}, expected one of this engine's: {', '.join(map(str, self.batch))}")
-        return batch
-
-
-def _loaded_again(artifact: Artifact, device: str, backend: str, threads: int | None, options: CudaOptions) -> Engine:
-    return Engine.open(artifact, device=device, backend=backend, threads=threads, options=options)
-
 
 load = Engine.open
-
 __all__ = ["Engine", "Latency", "load", "noise"]

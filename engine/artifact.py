@@ -2,11 +2,12 @@
 
     faces.engine/
         engine.json       {format, provenance, contract, batch, precision, programs, files, digest}; if there
-                          are any: decoder, text_encoders, image_encoder;
+                          are any: decoder, text_encoders, image_encoder, policy;
                           alphas: the numbers of a schedule `alphas:FILE`, which the contract names by their SHA-256
         network.onnx      and its external data files, if any
         decoder.onnx      of a latent model, likewise
-        encoders/         text encoders with their tokenizers, and image.onnx, a latent model's way from pictures
+        encoders/         text encoders with their tokenizers; image.onnx, a latent model's way from pictures;
+                          observation.onnx of a policy
         plans/            a local cache, never listed in `files`
 
 `files` maps each name to its SHA-256 and size. `digest` is the SHA-256 of the manifest without that entry. Both find
@@ -33,6 +34,7 @@ from .errors import EngineFileError, InputError, first_line, shown
 from .files.file_records import MANIFEST, FileRecord, check_file, damaged, read_records
 from .files.open_folder import OpenFolder, read_at_most
 from .json_fields import is_integer, parse_json
+from .policy import PolicyContract
 from .text_encoders import TextEncoders
 
 FORMAT = 1
@@ -41,6 +43,7 @@ NETWORK = "network.onnx"
 DECODER = "decoder.onnx"
 ENCODERS = "encoders"
 IMAGE_ENCODER = f"{ENCODERS}/image.onnx"
+OBSERVATION_ENCODER = f"{ENCODERS}/observation.onnx"
 PLANS = "plans"
 KEYS = ("format", "provenance", "contract", "batch", "precision", "programs", "files", "digest")
 LARGEST_MANIFEST_BYTES = 16 << 20  # 4096 evaluations would need more; the C++ reader has the same bound
@@ -56,6 +59,7 @@ class Artifact:
 
     `decoder`: input and output of decoder.onnx; None where samples are not decoded. `text_encoders`: what turns prompts
     into conditions. `image_encoder`: input and output of encoders/image.onnx, which takes images and makes latents.
+    `policy`: what makes actions of observations.
     """
 
     path: Path
@@ -68,6 +72,7 @@ class Artifact:
     decoder: DecoderContract | None = None
     text_encoders: TextEncoders | None = None
     image_encoder: DecoderContract | None = None
+    policy: PolicyContract | None = None
 
     @property
     def network_path(self) -> Path:
@@ -87,6 +92,14 @@ class Artifact:
             )
         return self.programs[operator.index(nfe)]
 
+    def bucket(self, batch: int | None = None) -> int:
+        """One of the batch sizes; None for the smallest. Raises InputError that names them."""
+        if batch is None:
+            return self.batch[0]
+        if batch not in self.batch:
+            raise InputError(f"batch {shown(batch)}, expected one of this engine's: {', '.join(map(str, self.batch))}")
+        return batch
+
     @property
     def contracts(self) -> Mapping[str, AnyContract]:
         """The contract of each network by its file."""
@@ -95,6 +108,7 @@ class Artifact:
             **({DECODER: self.decoder} if self.decoder else {}),
             **({one.file: one.contract for one in self.text_encoders.encoders} if self.text_encoders else {}),
             **({IMAGE_ENCODER: self.image_encoder} if self.image_encoder else {}),
+            **({OBSERVATION_ENCODER: self.policy.encoder} if self.policy and self.policy.encoder else {}),
         }
 
 
@@ -158,6 +172,9 @@ def _read(held: OpenFolder, verify: bool) -> Artifact:
         if images is not None and images.image != contract.shape:
             raise InputError(f"its image encoder makes {list(images.image)}, samples are {list(contract.shape)}")
         texts = TextEncoders.from_dict(content["text_encoders"], contract) if "text_encoders" in content else None
+        policy = PolicyContract.from_dict(content["policy"]) if "policy" in content else None
+        if policy is not None:
+            policy.check(contract.shape, {one.name: one.shape for one in contract.conditions})
         programs = _programs(content["programs"], contract)
         batch = _batch(content["batch"], contract, decoder)
         provenance = _provenance(content["provenance"])
@@ -167,7 +184,7 @@ def _read(held: OpenFolder, verify: bool) -> Artifact:
     if precision not in (contract.precision, *QUANTISED):
         raise damaged(folder, f"precision {shown(precision)}, the contract says {contract.precision!r}")
     files = read_records(folder, content["files"])
-    artifact = Artifact(folder, contract, batch, precision, programs, provenance, files, decoder, texts, images)
+    artifact = Artifact(folder, contract, batch, precision, programs, provenance, files, decoder, texts, images, policy)
     for name in (*artifact.contracts, *(one.tokenizer for one in (texts.encoders if texts else ()))):
         if name not in files:
             raise damaged(folder, f"'{name}' is not among its files")
@@ -279,6 +296,8 @@ def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
         content["text_encoders"] = artifact.text_encoders.to_dict()
     if artifact.image_encoder is not None:
         content["image_encoder"] = artifact.image_encoder.to_dict()
+    if artifact.policy is not None:
+        content["policy"] = artifact.policy.to_dict()
     if (alphas := held_alphas(artifact.contract.schedule)) is not None:
         content["alphas"] = alphas
     content["digest"] = _digest(content)

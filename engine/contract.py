@@ -20,6 +20,7 @@ from .compiler.basis import PREDICTIONS
 from .condition import Condition
 from .errors import InputError, shown
 from .json_fields import as_json, check_choice, check_name, check_shape, check_text, is_integer, is_number, read_fields
+from .policy import ObservationContract
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 QUANTISED = ("int8", "fp8")  # of an engine: layers inside in eight bits, x and out in one of the above
@@ -257,6 +258,9 @@ class DecoderContract:
         return cls(**read_fields("decoder", cls, plain))
 
 
+MOST_TOKENS = 1 << 16  # of a prompt
+
+
 @dataclass(frozen=True)
 class TextEncoderContract:
     """Input and output of a text encoder: encoded [batch, size] = encoder(tokens int64 [batch, 2, length]).
@@ -277,10 +281,10 @@ class TextEncoderContract:
     def __post_init__(self) -> None:
         for field in ("input", "output"):
             check_name(f"text encoder: {field}", getattr(self, field))
-        for field in ("length", "size"):
+        for field, most in (("length", MOST_TOKENS), ("size", 1 << 40)):
             value = getattr(self, field)
-            if not (is_integer(value) and value >= 1):
-                raise InputError(f"text encoder: {field} {value!r}, expected an integer of at least 1")
+            if not (is_integer(value) and 1 <= value <= most):
+                raise InputError(f"text encoder: {field} {shown(value)}, expected an integer in 1..{most}")
         check_choice("text encoder: precision", self.precision, PRECISIONS)
 
     @property
@@ -313,4 +317,4 @@ class TextEncoderContract:
         return cls(**read_fields("text encoder", cls, plain))
 
 
-AnyContract = Contract | DecoderContract | TextEncoderContract  # of one ONNX file of an engine
+AnyContract = Contract | DecoderContract | TextEncoderContract | ObservationContract  # of one ONNX file of an engine

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from .contract import Contract, TextEncoderContract
-from .errors import InputError
-from .json_fields import is_strings, read_fields
+from .errors import InputError, shown
+from .json_fields import check_text, is_strings, read_fields
 
 NEGATIVE = "_unconditional"  # ends the name of a condition's twin, for the negative prompt
 
@@ -34,6 +34,13 @@ class TextEncoder:
     tokenizer: str
     contract: TextEncoderContract
     plain: bool = False
+
+    def __post_init__(self) -> None:
+        check_text("text encoder: file", self.file)
+        check_text("text encoder: tokenizer", self.tokenizer)
+        if not isinstance(self.plain, bool):
+            raise InputError(f"text encoder: plain {shown(self.plain)}, expected true or false")
+
     tidy: bool = False
     before: str = ""
     after: str = ""

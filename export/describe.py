@@ -15,6 +15,7 @@ from ..engine.errors import InputError
 from . import zoo
 from .described import Described, Given
 from .pipelines.hub import fetch, is_hub_id
+from .policies import open_policy
 from .sources.from_diffusers import open_diffusers
 from .sources.onnx_roles import read_model
 from .time_map import TimeMap, parse_prediction, parse_time_map
@@ -48,6 +49,8 @@ def describe(source: nn.Module | str | Path | DiffusionPipeline, given: Given) -
     roles = (given.input, given.time, given.output)
     if text is not None and text in zoo.NAMES:
         found = zoo.load(text)
+    elif roles == (None, None, None) and (found := open_policy(source)) is not None:
+        pass
     elif roles == (None, None, None) and (found := open_diffusers(source, given)) is not None:
         given = replace(given, conditions={})  # they are in it
     else:
@@ -101,6 +104,7 @@ def _laid_over(found: Described, given: Given) -> Described:
         example=dict(given.example),
         decoder=found.decoder if given.decoder is None else given.decoder,
         guidance=found.guidance if given.encoders else None,
+        policy=given.policy or found.policy,
         prompts=found.prompts if given.encoders else None,
     )
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .decoders.options import Decoder
     from .encoders.from_pipeline import PromptSources
     from .guidance.options import ClassifierFree
+    from .memory import Need
+    from .policies.options import Policy
 
 
 @final
@@ -44,6 +46,7 @@ class Given:
     encoders: bool = True
     lora: tuple[str, ...] = ()
     controlnet: str | None = None
+    policy: Policy | None = None
 
 
 @final
@@ -54,7 +57,9 @@ class Described:
     source: the module, or a text, "file.py:factory" or the path of an ONNX file. shape: None where only the source
     knows it. time_map: in place of `time_scale`. negated: what the network predicts has the other sign. convention: of
     the scheduler that came with the network, with its times, clip and end. prompts: the text encoders beside it;
-    guidance: its pipeline's own, where they are. origin: what an engine's provenance says of where it comes from.
+    guidance: its pipeline's own, where they are. policy: what makes actions of observations. origin: what an engine's
+    provenance says of where it comes from.
+    need: parameters of its parts, where a pipeline says them.
     """
 
     source: nn.Module | str
@@ -78,7 +83,9 @@ class Described:
     convention: Convention | None = None
     prompts: PromptSources | None = None
     guidance: ClassifierFree | None = None
+    policy: Policy | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    need: Need | None = None
 
     def contract(
         self,

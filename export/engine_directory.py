@@ -68,6 +68,8 @@ def difference(former: Artifact, source: Network, precision: str | None) -> str 
         return "the network with another decoder"
     if held.get("encoders_digest") != (source.encoders.digest if source.encoders else None):
         return "the network with other encoders, or without"
+    if held.get("policy_digest") != (source.policy.digest if source.policy else None):
+        return "the network with other observations or actions"
     return f"precision {former.precision}" if precision not in (None, former.precision) else None
 
 
@@ -125,18 +127,24 @@ def _exported(target: Path, source: Network, precision: str, held: Held, asked: 
         provenance["decoder_digest"] = source.decoder.digest
     if source.encoders:
         provenance["encoders_digest"] = source.encoders.digest
+    if source.policy:
+        provenance["policy_digest"] = source.policy.digest
     provenance |= source.origin
     provenance |= _searched(held.search, {})
     with writing(target), replacing_folder(target) as folder:
+        if source.need is not None and (line := source.need.line(precision)):
+            say(line)
         made = source.written(folder, precision, asked, say)
         contract = made.contract
         decoder = source.decoder.write(folder, contract.precision, say) if source.decoder else None
         texts, images = source.encoders.write(folder, contract.precision, say) if source.encoders else (None, None)
+        policy = source.policy.write(folder, say) if source.policy else None
         provenance |= records_of_precision(folder, made, decoder, precision, asked, say)
         say("hashing and syncing")
         files = records_of(folder)
         artifact = Artifact(
-            target, contract, held.batch, precision, dict(held.programs), provenance, files, decoder, texts, images
+            *(target, contract, held.batch, precision, dict(held.programs), provenance),
+            *(files, decoder, texts, images, policy),
         )
         write_manifest(artifact, folder)
     say(f"{target} is written: NFE {', '.join(map(str, held.programs))}")

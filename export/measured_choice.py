@@ -40,9 +40,9 @@ PLANNED = 0.7  # of the seconds: a loaded machine takes longer than the first ca
 HOPELESS = 5.0  # seconds of a first call after which no second one is tried
 REFERENCE, REFERENCE_NFE = "ipndm:order=3", 48
 ELEMENTS, MOST_SEEDS, FEWEST_SEEDS = 16384, 256, 2  # seeds until they have so many elements, and their bounds
-MARGIN = 0.95  # a rival takes the place of the rule when its error is below this part of the rule's
+SURE_SEEDS = 64  # from here on the least error decides
+MARGIN = 0.95  # on fewer a rival takes the place of the rule when its error is below this part of the rule's
 MARGIN_OF_FEW = 0.85  # the same on fewer than 8 seeds
-SURE_SEEDS = 64  # from here on the margin alone decides
 SEED = 1 << 41  # the first seed; those of `tune` lie lower
 # Solver, grid, basis, alpha at the start (None: `default_start`): what wins where the rule does not, and DDIM on the
 # grids that are its best. Where calls are short the last are left out: DDIM is behind when evaluations are many.
@@ -266,12 +266,14 @@ def _squares(found: Tensor, truth: Tensor) -> NDArray[np.float64]:
 
 
 def _is_better(rival: NDArray[np.float64], rule: NDArray[np.float64]) -> bool:
-    """Whether a rival is ahead by the margin, and on few seeds by a standard error too: one of them may hold it all."""
-    margin = MARGIN if len(rule) >= 8 else MARGIN_OF_FEW
+    """Whether a rival is ahead; on few seeds by the margin and a standard error, as one of them may hold it all."""
     if not np.isfinite(rule).all():
         return bool(np.isfinite(rival).all())
     gain = rule - rival
-    certain = len(gain) >= SURE_SEEDS or len(gain) < 2 or gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain))
+    if len(gain) >= SURE_SEEDS:
+        return bool(gain.mean() > 0)
+    margin = MARGIN if len(rule) >= 8 else MARGIN_OF_FEW
+    certain = len(gain) < 2 or gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain))
     return bool(math.sqrt(rival.mean()) < margin * math.sqrt(rule.mean()) and certain)
 
 

@@ -5,6 +5,7 @@
     Network("unet.onnx")            an ONNX file from anybody
     Network("stable-diffusion")     a diffusers folder, and Network(pipeline), an object: see diffusers_source.py
     Network("owner/name@revision")  a pipeline of the Hugging Face hub, see pipelines/hub.py
+    Network("pusht-policy")         a folder of a LeRobot DiffusionPolicy, and an object: see policies/lerobot.py
     Network("fashion")              a shipped network
 
 `network.write(folder)` makes network.onnx of it, compared with the source before it is accepted.
@@ -32,6 +33,7 @@ from .describe import describe
 from .described import Given
 from .encoders.open import Encoders, open_encoders
 from .guidance.apply import Source, guide
+from .policies.open import OpenedPolicy
 from .precision.write import Asked, Written, write_network
 from .sources.from_module import ModuleSource
 from .sources.open import open_source
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from .convention import Convention
     from .decoders.options import Decoder
     from .guidance.options import Guidance
+    from .memory import Need
+    from .policies.options import Policy
 
 FORMAT = "pfdiff network 1"  # part of every digest: changes when the same source would be exported otherwise
 
@@ -75,6 +79,7 @@ class Network:
     encoders     keep a pipeline's text encoders, and the encoder of its autoencoder
     lora         of a pipeline: safetensors files, "style.safetensors:0.8" with a strength, fused into the weights
     controlnet   of a pipeline: a ControlNet's folder, "canny:0.5" with the default of its condition
+    policy       a Policy (policies/options.py) of a network that samples actions; a LeRobot folder has its own
 
     Raises InputError, one line, for everything that does not fit. `contract` is what network.onnx will take,
     `convention` the times, clip and end of the diffusers scheduler that came with it, or None.
@@ -104,6 +109,7 @@ class Network:
         encoders: bool = True,
         lora: str | Path | Sequence[str | Path] = (),
         controlnet: str | Path | None = None,
+        policy: Policy | None = None,
     ) -> None:
         given = Given(
             shape=(shape,) if isinstance(shape, int) else None if shape is None else tuple(shape),
@@ -125,6 +131,7 @@ class Network:
             encoders=encoders,
             lora=tuple(map(str, (lora,) if isinstance(lora, (str, Path)) else lora)),
             controlnet=None if controlnet is None else str(controlnet),
+            policy=policy,
         )
         described = describe(source, given)
         opened = open_source(described)
@@ -133,8 +140,12 @@ class Network:
         self.decoder: OpenedDecoder | None = None
         if described.decoder is not None:
             self.decoder = open_decoder(described.decoder, self.contract)
+        self.policy: OpenedPolicy | None = None
+        if described.policy is not None:
+            self.policy = OpenedPolicy(described.policy, self.contract)
         self.convention: Convention | None = described.convention
         self.origin: Mapping[str, Any] = described.origin
+        self.need: Need | None = described.need
         self.encoders: Encoders | None = open_encoders(described, self.contract, self.decoder) if encoders else None
 
     def __repr__(self) -> str:

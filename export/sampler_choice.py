@@ -119,7 +119,9 @@ def described_choice(
     if solver != AUTO and settings["grid"] is not None:
         return f"sampler {names}"
     exact = ""
-    if source.convention is not None and settings["grid"] is None and few_step_grid(source.convention):
+    convention = source.convention
+    has_own = convention is not None and convention.spacing != "rule" and few_step_grid(convention)
+    if has_own and settings["grid"] is None:
         exact = f" (the scheduler's own times: grid {EXACT})"
     return (
         f"sampler {names}{exact}; pfdiff tune may find a better one in about "

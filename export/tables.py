@@ -26,7 +26,7 @@ from ..engine.compiler.program import Program
 from ..engine.errors import InputError, shown
 from ..engine.files.open_folder import read_at_most
 from ..engine.json_fields import is_number, parse_json
-from .build import extended
+from .engine_directory import extended
 
 FORMAT = "pfdiff-table 1"
 MOST_BYTES = 16 << 20

@@ -3,8 +3,9 @@
     ranking = pfdiff.tune("unet.onnx", nfe=8)          # ranking[0].solver, .grid, .basis, .t_start, .error, .program
 
 What is made small is the distance to the network's own many-step samples of the same seeds, which takes no data, or
-with metric="fd" the Frechet distance to real pictures. The search is in search/halving.py, the polishing of the
-winner's coefficients in refining/refine.py; here both meet a network, a cache and an engine directory.
+with metric="fd" the Frechet distance to real pictures, or what a function of one's own says. The search is in
+search/halving.py, the polishing of the winner's coefficients in refining/refine.py; here both meet a network, a cache
+and an engine directory.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..engine.errors import InputError
 from ..engine.progress import Stages
 from ..engine.seed_conditions import conditions_of
 from ..export.network import Network
+from .criteria.cost import Cost, Function, cost_criterion
 from .criteria.distance import FeatureSampler, check_pictures, make_distance_criterion
 from .criteria.error import ErrorCriterion, make_error_criterion
 from .criteria.on_ray import crew
@@ -49,9 +51,11 @@ from .winner import check_destination, write_winner
 if TYPE_CHECKING:
     from torch import nn
 
+METRICS = ("error", "fd")
 FOR_SEARCH = 0.45  # of a budget, where refining has the rest
-SEEDS = {"error": (16, 32), "fd": (512, 512)}  # calibration and held-out ones by metric
+SEEDS = {"error": (16, 32), "fd": (512, 512), "cost": (64, 128)}  # calibration and held-out ones by metric
 FEWEST = 4  # seeds of either kind that a small budget leaves
+Aim = RealPictures | Reference | Cost  # what samples are judged by
 FEWEST_OF_FD = 16  # calibration seeds: the search begins with an eighth, and one sample has no distance
 
 
@@ -63,6 +67,7 @@ def tune(
     pictures: str | os.PathLike[str] | NDArray[Any] | None = None,
     features: str | nn.Module | None = None,
     scale: tuple[float, float] = (-1.0, 1.0),
+    criterion: Function | str | None = None,
     calibration: int | None = None,
     held_out: int | None = None,
     seed: int = 0,
@@ -91,8 +96,10 @@ def tune(
     buffers: of a refined program, at most; by default as many as the whole table takes, up to 8.
     metric: error, the RMS distance to a many-step reference, or fd, the Frechet distance to real `pictures` on
     `features` with `scale`, as `pfdiff.evaluate` takes all three. A distance of few samples is biased, alike for all.
-    Solvers that draw noise are candidates of fd alone: with noise on the way an error has no meaning.
-    calibration, held_out: seeds that choose (16; 512 for fd), and that judge the best (32; 512). seed: which ones.
+    criterion: in place of a metric, a function or "module.py:function", see criteria/cost.py: what it returns for an
+    engine, an NFE and seeds is made small. Solvers that draw noise are no candidates of error: it has no meaning then.
+    calibration, held_out: seeds that choose (16; 512 for fd, 64 for a criterion), and that judge the best (32; 512,
+    128). seed: which ones.
     solvers, grids, bases: only these. local: also race the neighbours of the best, not the tables alone.
     t_start: the latest start, where the reference starts too; by default the schedule's last time, or for an
     eps-network the last at which its x0 is sound. clip, end: by default the scheduler's, or the engine's if all agree.
@@ -108,13 +115,18 @@ def tune(
     The same arguments give the same ranking, but for a budget in time, and an interrupted search goes on where it
     was: what was computed is in the cache folder. Raises InputError, BackendError, EngineFileError.
     """
+    if metric not in METRICS:
+        raise InputError(f"metric {metric!r}, expected one of {', '.join(METRICS)}")
+    if criterion is not None and metric != "error":
+        raise InputError("got a metric and a criterion, expected one of them")
+    metric = metric if criterion is None else "cost"
     limit, tell = parse_budget(budget), progress or (lambda stage, done, expected: None)
     subject = Subject.of(network)
     if limit.seconds is not None and metric == "error":
         limit.assumed = speed_of(subject, conditions, backend, threads)
     calibration, held_out = _checked_seeds(metric, calibration, held_out, limit)
-    setting = replace(make_setting(subject, nfe, clip, t_start, end), draws=metric == "fd")
-    aim = _aim(metric, pictures, features, scale, setting, refine=refine, reference=reference)
+    setting = replace(make_setting(subject, nfe, clip, t_start, end), draws=metric != "error")
+    aim = _aim(metric, pictures, features, scale, criterion, setting, refine=refine, reference=reference)
     check_destination(subject, out)
     refining = None
     if refine and isinstance(aim, Reference):
@@ -125,8 +137,8 @@ def tune(
         refining = replace(refining, conditions=tuple(conditions_of(subject.contract, conditions, seeds)))
     members = _crew(ray, subject, features, scale, seeds, conditions, backend, threads, workers)
     try:
-        with _criterion(subject, setting, aim, seeds, conditions, limit, tell, members, backend, threads) as criterion:
-            search = Search(criterion, setting, calibration, np.arange(len(seeds) - held_out, len(seeds)), tell)
+        with _criterion(subject, setting, aim, seeds, conditions, limit, tell, members, backend, threads) as judged:
+            search = Search(judged, setting, calibration, np.arange(len(seeds) - held_out, len(seeds)), tell)
             only = (solvers, grids, bases)
             result = _searched(search, aim, seed, only, local=local, refining=refining, tell=tell)
     except BudgetSpentError:  # before the search, which ends with what it has
@@ -142,8 +154,6 @@ def _checked_seeds(metric: str, calibration: int | None, held_out: int | None, l
 
     A small budget of evaluations has fewer, so that the reference takes no more than a third of it.
     """
-    if metric not in SEEDS:
-        raise InputError(f"metric {metric!r}, expected one of {', '.join(SEEDS)}")
     usual = SEEDS[metric]
     if metric == "error" and limit.affords():
         most = limit.affords() // (10 * FEW)
@@ -162,12 +172,17 @@ def _aim(
     pictures: Any,
     features: str | nn.Module | None,
     scale: tuple[float, float],
+    criterion: Function | str | None,
     setting: Setting,
     *,
     refine: bool,
     reference: int | None,
-) -> RealPictures | Reference:
+) -> Aim:
     """What samples are measured against. Raises InputError."""
+    if criterion is not None:
+        if pictures is not None or features is not None or refine or reference is not None:
+            raise InputError("a criterion takes no pictures, features, reference or refine; leave them out")
+        return Cost.of(criterion)
     if metric == "error":
         if (pictures is not None or features is not None) and not refine:
             raise InputError("pictures and features are of metric fd, and of refine; say metric='fd' or refine=True")
@@ -227,7 +242,7 @@ def _crew(
 def _criterion(
     subject: Subject,
     setting: Setting,
-    aim: RealPictures | Reference,
+    aim: Aim,
     seeds: Sequence[int],
     conditions: Mapping[str, Any] | None,
     limit: Budget,
@@ -240,6 +255,10 @@ def _criterion(
 
     Raises BudgetSpentError where the reference takes more than the budget.
     """
+    if isinstance(aim, Cost):
+        with cost_criterion(aim, subject, seeds, limit, backend, threads) as judged:
+            yield judged
+        return
     if isinstance(aim, RealPictures):
         check_pictures(subject)
         opened = FeatureSampler.opened(subject, seeds, conditions, aim.extractor, backend, threads)
@@ -257,7 +276,7 @@ def _criterion(
 # What is found.
 def _searched(
     search: Search,
-    aim: RealPictures | Reference,
+    aim: Aim,
     seed: int,
     only: tuple[Sequence[str] | None, Sequence[str] | None, Sequence[str] | None],
     *,

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("cli", "serving", "bench", "quality", "export", "engine", "kernels")
 # Inside `engine`, likewise; rooms of one group do not import each other.
 ROOMS = (
-    ("bulk", "prompt_conditions"),
+    ("bulk", "prompt_conditions", "control"),
     ("api",),
     ("runtime",),
     ("backends",),
@@ -22,7 +22,7 @@ ROOMS = (
     ("artifact",),
     ("seed_conditions", "text_encoders"),
     ("contract",),
-    ("condition", "cache", "device"),
+    ("condition", "cache", "device", "policy"),
     ("compiler", "atomic"),
     ("files",),
     ("json_fields", "philox"),

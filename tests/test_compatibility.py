@@ -20,14 +20,15 @@ from pfdiff.cli import app
 THEN = Path(__file__).parent / "data" / "e9258ea"
 # Option by command, beyond those of e9258ea.
 ADDED: dict[str, set[str]] = {
-    "bench": {"--seconds"},
+    "bench": {"--seconds", "--loop", "--load"},
     "build": {"--data-range", "--time-map", "--lora", "--controlnet", "--no-encoders", "--quantise-error"},
     "compare": {"--data-range", "--time-map", "--prompt", "--negative-prompt"},
+    "demo": {"what"},
     "export": {"--triton", "--pixels"},
     "evaluate": {"--prompt", "--negative-prompt"},
     "generate": {"--prompt", "--negative-prompt"},
     "sample": {"--prompt", "--negative-prompt", "--image", "--mask", "--strength", "--strength-counts"},
-    "tune": {"--data-range", "--time-map", "--buffers", "--prompt", "--negative-prompt"},
+    "tune": {"--data-range", "--time-map", "--criterion", "--buffers", "--prompt", "--negative-prompt"},
 }
 # Defaults that are others now, by command and option: the sampler is chosen by rule, two architectures came.
 CHANGED = {

@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +25,36 @@ MIB = 1 << 20
 def save(folder: Path) -> dict[str, int]:
     """The pipeline's folder, and how many parameters each part has."""
     import torch
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+    diffusers: Any = import_module("diffusers")
+    transformers: Any = import_module("transformers")
     torch.set_num_threads(1)
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+    blocks: dict[str, Any] = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
     blocks |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
-    unet = UNet2DConditionModel(
+    unet = diffusers.UNet2DConditionModel(
         sample_size=16, block_out_channels=(640, 1280), cross_attention_dim=1024, layers_per_block=1, **blocks
     )
-    ends = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = AutoencoderKL(block_out_channels=(64, 128, 256, 256), latent_channels=4, layers_per_block=1, **ends)
+    ends: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
+    vae = diffusers.AutoencoderKL(block_out_channels=(64, 128, 256, 256), latent_channels=4, layers_per_block=1, **ends)
     words = [*"abcdefghijklmnopqrstuvwxyz", *(f"{one}</w>" for one in "abcdefghijklmnopqrstuvwxyz")]
     words += ["<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16}
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, **sizes, bos_token_id=52, eos_token_id=53))
-    pipeline = StableDiffusionPipeline(
-        vae, text, tokenizer, unet, DDIMScheduler(), None, None, requires_safety_checker=False
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+    sizes: dict[str, Any] = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+    }
+    text = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(vocab_size=49408, **sizes, bos_token_id=52, eos_token_id=53)
+    )
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae, text, tokenizer, unet, diffusers.DDIMScheduler(), None, None, requires_safety_checker=False
     )
     pipeline.to(torch.float16).save_pretrained(folder / "pipeline")
     parts = {"unet": unet, "vae": vae, "text_encoder": text}

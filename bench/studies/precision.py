@@ -7,7 +7,7 @@ weights (measuring/networks.py), dit: a transformer (small_dit.py). Engines of N
 are built in DIR with `pfdiff.build`, one after the other; what is there is not built again.
 
 evaluation   relative error of one evaluation by the engine's backend, on inputs of trajectories of seeds that nothing
-             was calibrated on; cast: the same of the module cast by PyTorch
+             was calibrated on; cast: the same of the module cast by PyTorch (not of the U-Net: hours)
 added        RMS of samples in the precision to those in fp32, 16 seeds; own: of fp32 to many evaluations
 FD           on a classifier's features to the test set, `count` samples
 ms           CPU time of an evaluation of batch 1 and of batch 8 by every backend, one thread, the least of turns in
@@ -44,7 +44,7 @@ from ...export.sources.from_module import ModuleSource
 NFE = (5, 8)
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 BACKENDS = ("onnxruntime", "openvino")
-SEEDS, TRIALS = {"unet": 4}, 2  # samples of a network, 16 where nothing is said; those of single evaluations
+SEEDS, TRIALS = {"unet": 2}, 2  # samples of a network, 16 where nothing is said; those of single evaluations
 USUAL_SEEDS = 16
 TURNS = 9
 MNIST = "mnist28_ddpm_cosine60_eps.onnx"
@@ -166,7 +166,7 @@ def measured(name: str, network: Network, work: Path, say: Callable[[str], None]
             "added": {n: check.distance(check.sample(p, short), samples[n]) for n, p in first.programs.items()},
             "record": {k: v for k, v in artifact.provenance.get("precision_record", {}).items() if k != "programs"},
         }
-        if isinstance(network._source, ModuleSource) and precision in ("bf16", "fp16"):
+        if isinstance(network._source, ModuleSource) and precision in ("bf16", "fp16") and name != "unet":
             source = network._source
             record["cast"] = relative_error([source.evaluate(case, precision) for case in cases], wanted)
         found[precision] = record
@@ -223,6 +223,28 @@ def refined(name: str, work: Path, say: Callable[[str], None]) -> dict[str, Any]
         found[what] = check.distance(check.sample(program, evaluate_short), truth)
         say(f"{name}: {what}")
     return found
+
+
+def rows(held: dict[str, Any]) -> list[str]:
+    """The table of docs/guides/precision.md, a line for each network and precision."""
+    lines: list[str] = []
+    for name in ("fashion", "mnist", "dit", "unet"):
+        for precision in ("bf16", "fp16", "int8"):
+            if name not in held or precision not in held[name]:
+                continue
+            one = held[name][precision]
+            added = (f"{one['added'][str(nfe)]:.2g}" for nfe in NFE)
+            own = (f"{held[name]['own'][str(nfe)]:.2g}" for nfe in NFE)
+            times = (f"{_gain(held[name]['ms'][size], precision):.2f}" for size in ("1", "8"))
+            cast = f"{one['cast']:.1e}" if "cast" in one else "-"
+            cells = (name, precision, f"{one['evaluation']:.1e}", cast, *added, *own, *times)
+            lines.append(f"| {' | '.join(cells)} | - |")
+    return lines
+
+
+def _gain(times: dict[str, dict[str, float]], precision: str) -> float:
+    """Times faster than fp32, each by its best library."""
+    return min(times["fp32"].values()) / min(times[precision].values())
 
 
 def main(words: list[str] | None = None) -> None:

@@ -1,9 +1,7 @@
 """Figures of what stochastic_cells sampled: `python -m pfdiff.bench.studies.stochastic_tables --cells DIR --data DIR`.
 
-Frechet distances on the shipped classifier's features to the training set (no FID). Every NFE has one sample count for
-all samplers that draw noise, the largest that all their cells have. Rows of samplers that draw none are those of
-fashion_paper.json, with its count, but at NFE that it leaves out. Distances fall with the count: `real` has those of as
-many real test pictures.
+Frechet distances on the shipped classifier's features to the training set (no FID). Every NFE has one sample count, the
+largest that all its cells have. Distances fall with the count: `real` has those of as many real test pictures.
 
 --grids measures the grids that stochastic_cells has of stochastic samplers, one solver of a family, on 250 seeds from
 2,000,000 on.
@@ -26,7 +24,7 @@ from ...quality.distances.metrics import FrechetDistance, thinned
 from ...quality.distances.real_pictures import reference_features
 from ..measuring.machine import RESULTS, describe
 from .paper.cells import Cell, check_same, draw
-from .stochastic_cells import BLOCK, DETERMINISTIC, NFE, PAPER_NFE, cells
+from .stochastic_cells import BLOCK, NFE, cells
 
 GRIDS, GRID_NFE, GRID_SOLVERS = ("trailing", "logsnr"), 8, ("ddpm", "dpm++:2m-sde", "tada:order=2")
 GRID_SEEDS = range(2_000_000, 2_000_250)
@@ -49,7 +47,7 @@ def features(folder: Path, cell: Cell, blocks: int) -> Features:
     return joined(parts)
 
 
-def table(folder: Path, distance: FrechetDistance, paper: dict[str, Any]) -> dict[str, Any]:
+def table(folder: Path, distance: FrechetDistance) -> dict[str, Any]:
     """{"samples": {nfe: count}, "rows": {sampler: {nfe: {"fd", "samples"}}}}"""
     counts = {nfe: min(blocks_of(folder, cell) for cell in cells() if cell.nfe == nfe) for nfe in NFE}
     rows: dict[str, dict[str, Any]] = {}
@@ -57,15 +55,7 @@ def table(folder: Path, distance: FrechetDistance, paper: dict[str, Any]) -> dic
         if blocks := counts[cell.nfe]:
             found = {"fd": round(distance(features(folder, cell, blocks).pooled), 4), "samples": blocks * BLOCK}
             rows.setdefault(cell.sampler, {})[str(cell.nfe)] = found
-    known = paper["conditional"]
-    for sampler in DETERMINISTIC:
-        for nfe in map(str, PAPER_NFE):
-            rows.setdefault(sampler, {})[nfe] = {"fd": known["rows"][sampler][nfe]["fd"], "samples": known["samples"]}
     return {"samples": {str(nfe): count * BLOCK for nfe, count in counts.items()}, "rows": rows}
-
-
-def known_count(paper: dict[str, Any]) -> int:
-    return paper["conditional"]["samples"]
 
 
 def grids(distance: FrechetDistance, threads: int) -> dict[str, Any]:
@@ -102,13 +92,12 @@ def main() -> None:
         found["grids"] = {"machine": describe(), **grids(distance, given.threads)}
     else:
         check_same(given.cells)
-        paper = json.loads((RESULTS / "fashion_paper.json").read_text())
         test, _ = load_fashion(given.data, "test")
-        drawn = table(given.cells, distance, paper)
+        drawn = table(given.cells, distance)
         found |= {"machine": describe(), "features": network.digest, **drawn}
         found["real"] = {
             str(count): round(distance(network(thinned(test[..., None], count)).pooled), 4)
-            for count in sorted({*drawn["samples"].values(), known_count(paper)} - {0})
+            for count in sorted({*drawn["samples"].values()} - {0})
         }
     with replacing(path) as part:
         part.write_text(json.dumps(found, indent=1) + "\n")

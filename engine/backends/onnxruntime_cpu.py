@@ -46,9 +46,10 @@ class OnnxRuntime(OneByOne[onnxruntime.InferenceSession]):
         self._output = contract.output
         held = [one.name for one in session.get_inputs()], [one.name for one in session.get_outputs()]
         if sorted(held[0]) != sorted(self._names) or self._output not in held[1]:
+            takes, gives, named = (", ".join(names)[:60] for names in (*held, self._names))
             raise BackendError(
-                f"'{files.onnx}' takes {', '.join(held[0])} and gives {', '.join(held[1])}; "
-                f"the contract says {', '.join(self._names)} and {self._output}; rebuild the engine"
+                f"'{files.onnx}' takes {takes} and gives {gives}; "
+                f"the contract says {named} and {self._output[:60]}; rebuild the engine"
             )
         self._loaded = session
         self.name = "onnxruntime"

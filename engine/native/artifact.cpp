@@ -96,6 +96,7 @@ pfd_engine_t open_engine(const std::string& path) {
     if (const auto precision = root.find("precision"); precision && precision->string() != engine.contract.precision &&
         precision->string() != "int8" && precision->string() != "fp8")
         precision->refuse(quoted(precision->string()), quoted(engine.contract.precision) + ", the contract's");
+    if (const auto policy = root.find("policy")) engine.policy = read_policy(*policy, engine.contract);
     read_programs(root["programs"], engine);
     verify_files(root["files"], directory, engine);
     verify_external_weights(directory, engine);

@@ -3,10 +3,12 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "contract.h"
+#include "policy.h"
 #include "program.h"
 
 // Opaque in pfdiff.h.
@@ -15,6 +17,7 @@ struct pfd_engine_t final {
     std::vector<std::int64_t> batches;         // ascending
     std::map<int, pfd_program_t> programs;     // by NFE
     std::map<std::string, std::string> paths;  // verified files: name -> path
+    std::optional<pfdiff::Policy> policy;
 };
 
 namespace pfdiff {

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <bit>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "../../kernels/native/element.h"
@@ -149,14 +150,15 @@ std::uint32_t Update::block(float* const* states, const float* output, float* in
 bool Update::run(float* const* states, const float* output, float* input, std::int64_t count, Workers& workers,
                  const Extras& extras) const {
     std::atomic<bool> finite{true};
-    workers.run(count, [&](std::int64_t begin, std::int64_t end) {
+    const auto task = [&](std::int64_t begin, std::int64_t end) {
         std::uint32_t overflow = 0;
         for (auto at = begin; at < end; at += block_elements) {
             const auto size = static_cast<int>(std::min<std::int64_t>(block_elements, end - at));
             overflow |= block(states, output, input, at, size, extras);
         }
         if (overflow >> 31 != 0) finite.store(false, std::memory_order_relaxed);  // the team's end orders it
-    });
+    };
+    workers.run(count, std::ref(task));  // a copy would be allocated
     return finite;
 }
 

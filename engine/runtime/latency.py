@@ -8,15 +8,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from ..errors import InputError, shown
 
 FEWEST_ROUNDS, SETTLED_ROUNDS = 3, 20  # at least; before the spread may end a measurement
 SPREAD = 0.01  # of the median, that is enough
 Timer = Callable[[], float]  # seconds; the difference of two calls is the time of what was started between them
+
+
+@final
+@dataclass(frozen=True)
+class Ran:
+    """Who ran what: the backend's name, its device, precision and threads, a program and a batch size."""
+
+    backend: str
+    device: str
+    precision: str
+    threads: int | None
+    nfe: int
+    batch: int
 
 
 @final
@@ -49,22 +65,26 @@ class Latency:
     overhead: float
     per_sample_ms: float
 
-
-def figures_of(times: np.ndarray, nfe: int, batch: int) -> dict[str, Any]:
-    """What a `Latency` says of rounds [n, 3] in ms: the whole call, its bare evaluations, its updates."""
-    p50, p90, p99 = np.percentile(times[:, 0], (50, 90, 99))
-    floor = float(np.median(times[:, 1]))
-    return {
-        "p50_ms": float(p50),
-        "p90_ms": float(p90),
-        "p99_ms": float(p99),
-        "max_ms": float(times[:, 0].max()),
-        "network_ms": floor / nfe,
-        "floor_ms": floor,
-        "updates_ms": float(np.median(times[:, 2])),
-        "overhead": float(np.median(times[:, 0] / times[:, 1])),
-        "per_sample_ms": float(p50) / batch,
-    }
+    @classmethod
+    def of(cls, ran: Ran, times: NDArray[np.float64], *, load_s: float, first_s: float) -> Latency:
+        """From rounds [n, 3] in ms: the whole call, its bare evaluations, its updates."""
+        whole, floor, updates = times.T
+        p50, p90, p99 = np.percentile(whole, (50, 90, 99))
+        return cls(
+            **asdict(ran),
+            rounds=len(times),
+            p50_ms=float(p50),
+            p90_ms=float(p90),
+            p99_ms=float(p99),
+            max_ms=float(whole.max()),
+            first_ms=1e3 * first_s,
+            load_ms=1e3 * load_s,
+            network_ms=float(np.median(floor)) / ran.nfe,
+            floor_ms=float(np.median(floor)),
+            updates_ms=float(np.median(updates)),
+            overhead=float(np.median(whole / floor)),
+            per_sample_ms=float(p50) / ran.batch,
+        )
 
 
 @final
@@ -156,3 +176,32 @@ class Enough:
         low, middle, high = np.percentile(times[:, 0], (25, 50, 75))
         # Half the notch of a box plot, McGill et al. 1978: 1.57 IQR / sqrt(n) about the median, 95 %.
         return len(times) >= SETTLED_ROUNDS and 1.57 * (high - low) < SPREAD * middle * len(times) ** 0.5
+
+
+def measured(
+    ran: Ran,
+    open_session: Callable[[], Any],
+    whole: Callable[[Any, int, int], Callable[[], object]],
+    parts: Callable[[Any, int, int], TimedParts],
+    rounds: int,
+    seconds: float | None,
+) -> Latency:
+    """`rounds` of a session that is opened for it, fewer where `seconds` are over or enough; see `Engine.bench`.
+
+    whole, parts: a call of a session, and what it is made of. Raises InputError.
+    """
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise InputError(f"rounds={shown(rounds)}, expected an integer of at least 1")
+    start = time.perf_counter()
+    session = open_session()
+    loaded = time.perf_counter()
+    try:
+        whole(session, ran.nfe, ran.batch)()
+        session.wait()
+        first = time.perf_counter()
+        timed = parts(session, ran.nfe, ran.batch)
+        enough = None if seconds is None else Enough(seconds)
+        times = in_turns((timed.whole, timed.network, timed.updates), rounds, timed.timer, enough=enough)
+    finally:
+        session.close()
+    return Latency.of(ran, times, load_s=loaded - start, first_s=first - loaded)

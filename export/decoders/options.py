@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from ...engine.contract import PRECISIONS
-from ...engine.errors import InputError
+from ...engine.errors import InputError, shown
+from ...engine.json_fields import is_number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,6 +71,10 @@ def constants(options: Decoder, config: Any) -> tuple[Constant, Constant]:
     """(scaling, shift): what was said, else what the autoencoder's config says, else 1 and 0."""
     scaling, shift = said(config, "scaling_factor", 1.0), said(config, "shift_factor", 0.0)
     mean, deviation = said(config, "latents_mean", None), said(config, "latents_std", None)
+    for name, found in {"scaling_factor": scaling, "shift_factor": shift, "latents_std": deviation}.items():
+        each = found if isinstance(found, (list, tuple)) else [0.0 if found is None else found]
+        if not all(is_number(one) for one in each) or (name == "latents_std" and deviation is not None and 0 in each):
+            raise InputError(f"the decoder's config says {name} {shown(found)}, expected numbers; save it again")
     if mean is not None and deviation is not None:
         scaling, shift = [scaling / one for one in deviation], mean
     return _constant(options.scaling, scaling), _constant(options.shift, shift)

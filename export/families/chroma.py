@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...engine.condition import Condition
 from ..mirrored import mirrored
 from .family import AXES as AXES
-from .family import Beside, Config, Part, Prompting, in_dtype_of, text
+from .family import Beside, Config, Prompting, in_dtype_of, masked_parts, masked_text
 from .family import learned_sigma as learned_sigma
 from .flux import channels as channels
 from .flux import patches as patches
@@ -31,16 +31,11 @@ TIME_UNIT: float = 1e-3
 
 
 def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
-    tokens = beside.tokens or TOKENS
-    return (text(config["joint_attention_dim"], tokens), Condition("attention_mask", "float32", (tokens,), 1.0))
+    return masked_text(config["joint_attention_dim"], beside.tokens or TOKENS, "attention_mask")
 
 
 def prompting(config: Config, beside: Beside) -> Prompting | None:
-    parts = (
-        Part("text_encoder", "encoder_hidden_states", "last"),
-        Part("text_encoder", "attention_mask", "mask and one"),
-    )
-    return Prompting(parts, scale=5.0, masked=True)
+    return Prompting(masked_parts("last", "attention_mask", "mask and one"), scale=5.0, masked=True)
 
 
 def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:

@@ -84,6 +84,13 @@ class Prompting:
     right: bool = False
 
 
+# Pipelines' names of a prompt's features and of their mask.
+MASKED_ALIASES: Mapping[str, str] = {
+    "encoder_hidden_states": "prompt_embeds",
+    "encoder_attention_mask": "prompt_attention_mask",
+}
+
+
 class Family(Protocol):
     """A file of this folder.
 
@@ -176,6 +183,16 @@ def learned_sigma(config: Config) -> bool:
 def text(width: int, tokens: int) -> Condition:
     """A prompt's features, [tokens, width]."""
     return Condition("encoder_hidden_states", "float32", (tokens, int(width)))
+
+
+def masked_text(width: int, tokens: int, mask: str = "encoder_attention_mask") -> tuple[Condition, Condition]:
+    """A prompt's features and, named `mask`, 1 for each of its own tokens, [tokens]."""
+    return text(width, tokens), Condition(mask, "float32", (tokens,), 1.0)
+
+
+def masked_parts(output: str, mask: str = "encoder_attention_mask", own: str = "mask") -> tuple[Part, Part]:
+    """The same two as one encoder gives them; own: which tokens count, an output too."""
+    return Part("text_encoder", "encoder_hidden_states", output), Part("text_encoder", mask, own)
 
 
 def text_and_pooled(config: Config, beside: Beside, tokens: int) -> tuple[Condition, Condition]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.condition import Condition
+from ...engine.errors import InputError
 from ..convention import Convention
 from .family import AXES as AXES
 from .family import Beside, Config, Part, Prompting, in_dtype_of, text
@@ -45,7 +46,10 @@ def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[
 
 def prompting(config: Config, beside: Beside) -> Prompting | None:
     if beside.pipeline not in ("", "Flux2KleinPipeline"):
-        return None  # FLUX.2 [dev] has Mistral 3, which is not among the encoders here
+        raise InputError(
+            f"the text encoder of {beside.pipeline} is not known here, only that of Flux2KleinPipeline; leave it out "
+            "(encoders=False, --no-encoders) and give prompt_embeds"
+        )
     scale = None if beside.options.get("is_distilled") else 4.0
     part = Part("text_encoder", "encoder_hidden_states", "hidden:9,18,27")
     return Prompting((part,), scale=scale, masked=True, thinking=False)

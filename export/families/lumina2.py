@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...engine.condition import Condition
 from .family import AXES as AXES
-from .family import Beside, Config, Part, Prompting, in_dtype_of, known, text
+from .family import MASKED_ALIASES, Beside, Config, Prompting, in_dtype_of, known, masked_parts, masked_text
 from .family import channels as channels
 from .family import learned_sigma as learned_sigma
 from .family import patches as patches
@@ -29,25 +29,19 @@ BEFORE = (
     "You are an assistant designed to generate superior images with the superior degree of image-text alignment based "
     "on textual prompts or user prompts. <Prompt Start> "
 )
-ALIASES: Mapping[str, str] = {
-    "encoder_hidden_states": "prompt_embeds",
-    "encoder_attention_mask": "prompt_attention_mask",
-}
+ALIASES: Mapping[str, str] = MASKED_ALIASES
 TIME_UNIT: float = 1e-3
 
 
 def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
     known(config, "patch_size", (2,))
-    tokens = beside.tokens or TOKENS
-    return (text(config["cap_feat_dim"], tokens), Condition("encoder_attention_mask", "float32", (tokens,), 1.0))
+    return masked_text(config["cap_feat_dim"], beside.tokens or TOKENS)
 
 
 def prompting(config: Config, beside: Beside) -> Prompting | None:
-    parts = (
-        Part("text_encoder", "encoder_hidden_states", "penultimate"),
-        Part("text_encoder", "encoder_attention_mask", "mask"),
+    return Prompting(
+        masked_parts("penultimate"), scale=4.0, keep="rows", masked=True, before=BEFORE, negative_before="", right=True
     )
-    return Prompting(parts, scale=4.0, keep="rows", masked=True, before=BEFORE, negative_before="", right=True)
 
 
 def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from ...engine.condition import Condition
 from ...engine.errors import InputError
 from .family import AXES as AXES
-from .family import Beside, Config, Part, Prompting, in_dtype_of, text
+from .family import Beside, Config, Prompting, in_dtype_of, masked_parts, masked_text
+from .flux import channels as channels
+from .flux import patches as patches
+from .flux import shape as shape
 from .own_sigmas import scheduled as scheduled
 from .patched import from_patches, to_patches
 from .rotations import JointAttention, pairs, with_processor
@@ -27,23 +30,12 @@ BEFORE = (
 )
 AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 DROPPED = 34  # tokens of BEFORE, as the pipeline counts them
+MASK = "encoder_hidden_states_mask"
 ALIASES: Mapping[str, str] = {
     "encoder_hidden_states": "prompt_embeds",
-    "encoder_hidden_states_mask": "prompt_embeds_mask",
+    MASK: "prompt_embeds_mask",
 }
 TIME_UNIT: float = 1e-3
-
-
-def shape(config: Config) -> tuple[int, ...] | None:
-    return channels(config), 128, 128  # the pipeline's 1024 pixels
-
-
-def channels(config: Config) -> int:
-    return int(config["in_channels"]) // 4
-
-
-def patches(config: Config, shape: tuple[int, ...]) -> int:
-    return (shape[1] // 2) * (shape[2] // 2)
 
 
 def learned_sigma(config: Config) -> bool:
@@ -54,16 +46,11 @@ def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[
     for key in ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):
         if config.get(key):
             raise InputError(f"{key} is set, an editing or layered model, which is not known here; give another")
-    tokens = beside.tokens or TOKENS
-    mask = Condition("encoder_hidden_states_mask", "float32", (tokens,), 1.0)
-    return (text(config["joint_attention_dim"], tokens), mask)
+    return masked_text(config["joint_attention_dim"], beside.tokens or TOKENS, MASK)
 
 
 def prompting(config: Config, beside: Beside) -> Prompting | None:
-    parts = (
-        Part("text_encoder", "encoder_hidden_states", "last"),
-        Part("text_encoder", "encoder_hidden_states_mask", "mask"),
-    )
+    parts = masked_parts("last", MASK)
     return Prompting(
         parts, scale=4.0, keep="patches", masked=True, before=BEFORE, after=AFTER, dropped=DROPPED, right=True
     )

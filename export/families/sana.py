@@ -15,8 +15,8 @@ from ...engine.condition import Condition
 from ...engine.errors import InputError
 from ..mirrored import mirrored
 from .family import AXES as AXES
+from .family import MASKED_ALIASES, Adapted, Beside, Config, Prompting, masked_parts, masked_text
 from .family import TIME_UNIT as TIME_UNIT
-from .family import Adapted, Beside, Config, Part, Prompting, text
 from .family import channels as channels
 from .family import learned_sigma as learned_sigma
 from .family import patches as patches
@@ -24,10 +24,7 @@ from .family import scheduled as scheduled
 from .family import shape as shape
 
 TOKENS = 300
-ALIASES: Mapping[str, str] = {
-    "encoder_hidden_states": "prompt_embeds",
-    "encoder_attention_mask": "prompt_attention_mask",
-}
+ALIASES: Mapping[str, str] = MASKED_ALIASES
 
 
 def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
@@ -35,17 +32,12 @@ def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[
         raise InputError("guidance_embeds is set, a Sana-Sprint, whose scheduler SCM is not known here; give a Sana")
     if float(config.get("timestep_scale") or 1) != 1:
         raise InputError(f"timestep_scale {config['timestep_scale']} is not known here, expected 1")
-    tokens = beside.tokens or TOKENS
-    return (text(config["caption_channels"], tokens), Condition("encoder_attention_mask", "float32", (tokens,), 1.0))
+    return masked_text(config["caption_channels"], beside.tokens or TOKENS)
 
 
 def prompting(config: Config, beside: Beside) -> Prompting | None:
-    parts = (
-        Part("text_encoder", "encoder_hidden_states", "last"),
-        Part("text_encoder", "encoder_attention_mask", "mask"),
-    )
     return Prompting(
-        parts,
+        masked_parts("last"),
         scale=4.5,
         plain=True,
         masked=True,

@@ -16,19 +16,17 @@ from torch import Tensor, nn
 from ...engine.condition import Condition
 from ...engine.errors import InputError
 from .family import AXES as AXES
-from .family import Beside, Config, Part, Prompting, in_dtype_of, text
+from .family import MASKED_ALIASES, Beside, Config, Prompting, in_dtype_of, masked_parts, masked_text
 from .family import channels as channels
 from .family import learned_sigma as learned_sigma
+from .flux import patches as patches
 from .own_sigmas import scheduled as scheduled
 from .patched import from_last_patches, places, to_last_patches
 from .rotations import SelfAttention, Tables, with_processor
 
 TOKENS = 512
 MULTIPLE = 32  # of the lengths of a prompt and of a picture
-ALIASES: Mapping[str, str] = {
-    "encoder_hidden_states": "prompt_embeds",
-    "encoder_attention_mask": "prompt_attention_mask",
-}
+ALIASES: Mapping[str, str] = MASKED_ALIASES
 TIME_UNIT: float = 1e-3
 
 
@@ -36,23 +34,14 @@ def shape(config: Config) -> tuple[int, ...] | None:
     return channels(config), 128, 128  # the pipeline's 1024 pixels
 
 
-def patches(config: Config, shape: tuple[int, ...]) -> int:
-    return (shape[1] // 2) * (shape[2] // 2)
-
-
 def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
     if (2, 1) not in zip(config["all_patch_size"], config["all_f_patch_size"], strict=True):
         raise InputError(f"all_patch_size {config['all_patch_size']} has no 2, which is the pipeline's")
-    tokens = beside.tokens or TOKENS
-    return (text(config["cap_feat_dim"], tokens), Condition("encoder_attention_mask", "float32", (tokens,), 1.0))
+    return masked_text(config["cap_feat_dim"], beside.tokens or TOKENS)
 
 
 def prompting(config: Config, beside: Beside) -> Prompting | None:
-    parts = (
-        Part("text_encoder", "encoder_hidden_states", "penultimate"),
-        Part("text_encoder", "encoder_attention_mask", "mask"),
-    )
-    return Prompting(parts, scale=5.0, offset=1.0, masked=True, thinking=True)
+    return Prompting(masked_parts("penultimate"), scale=5.0, offset=1.0, masked=True, thinking=True)
 
 
 def adapted(model: nn.Module, shape: tuple[int, ...], conditions: tuple[Condition, ...]) -> nn.Module:

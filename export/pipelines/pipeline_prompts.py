@@ -60,8 +60,9 @@ def prompts_of(prompting: Prompting | None, texts: Texts, *, zeros: bool) -> Pro
 
 def guidance_of(prompts: PromptSources | None) -> ClassifierFree | None:
     """The pipeline's own guidance: by a negative prompt, at its default scale; None where it does none."""
-    if prompts is None or prompts.prompting.scale is None:
+    scale = None if prompts is None else prompts.prompting.scale
+    if prompts is None or scale is None:
         return None
     found = prompts.prompting
     names = dict.fromkeys(part.condition for part in found.parts)
-    return ClassifierFree(dict.fromkeys(names, AT_RUN_TIME), scale=found.scale, offset=found.offset, keep=found.keep)
+    return ClassifierFree(dict.fromkeys(names, AT_RUN_TIME), scale=scale, offset=found.offset, keep=found.keep)

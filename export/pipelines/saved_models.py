@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...engine.errors import BackendError, InputError, first_line
+from ...engine.errors import BackendError, InputError, first_line, shown
 from ...engine.files.array_files import open_regular
 from ...engine.files.open_folder import read_at_most
-from ...engine.json_fields import parse_json
+from ...engine.json_fields import is_integer, parse_json
 from ..weights import load_pretrained, variant_of
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "diffusion_pytorch_model"
 LARGEST_CONFIG_BYTES = 16 << 20
+MOST_LAYERS = 1000  # of a block
 DECODERS = (
     "AutoencoderKL",
     "AutoencoderTiny",
@@ -58,9 +59,13 @@ def load_model(folder: Path, class_name: str) -> nn.Module:
 def load_autoencoder(folder: Path) -> nn.Module:
     """One of diffusers' autoencoders, in float32. Raises InputError, BackendError."""
     path = folder / "config.json"
-    found = read_json(path).get("_class_name") if path.is_file() else "folder without config.json"
+    config: dict[str, Any] = read_json(path) if path.is_file() else {"_class_name": "folder without config.json"}
+    found = config.get("_class_name")
     if found not in DECODERS:
-        raise InputError(no_decoder(str(found)))
+        raise InputError(no_decoder(found if isinstance(found, str) and len(found) < 60 else shown(found)))
+    for key, value in config.items():  # a model is made before its weights are compared with it
+        if "layers" in key and is_integer(value) and value > MOST_LAYERS:
+            raise InputError(f"{path} says {key} {shown(value)}, expected at most {MOST_LAYERS}; copy it again")
     return load_model(folder, str(found))
 
 

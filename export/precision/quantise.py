@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ...engine.progress import Lines, Stages
 
 LEAST_SHARE = 5e-4  # of all multiplications: a smaller layer gains nothing
-SATURATED = 0.01  # of a layer's inputs on other seeds: more beyond its range gets a line
+SATURATED = 0.01  # of a layer's inputs on other seeds: more beyond what calibration saw gets a line
 HALF_OPSET = 19  # from which Q/DQ have float16 scales, and float8
 
 
@@ -108,7 +108,7 @@ def quantise(
     if kind.halves:
         assert contract is not None
         final = convert(final, contract, "fp16", cases).model
-    _say_saturated(model, task, taken, ranges, task.others(exact), kind, say)
+    _say_saturated(model, task, taken, seen, task.others(exact), kind, say)
     record = _record(model, task, kind, layers, kept, chosen, final, exact, cases)
     record["seconds"] = round(time.monotonic() - start, 1)
     worst = max(error / bound for error, bound in ((one["added"], one["bound"]) for one in record["samples"].values()))
@@ -150,22 +150,22 @@ def _say_saturated(
     model: onnx.ModelProto,
     task: Task,
     layers: Sequence[Layer],
-    ranges: Mapping[str, Range],
+    calibrated: Mapping[str, Seen],
     cases: Sequence[TrialInputs],
     kind: Kind,
     say: Lines,
 ) -> None:
-    """A line for the layer whose inputs on other seeds leave its range most."""
-    seen = observed(model, task.inputs, {one.input for one in layers}, cases)
+    """A line for the layer whose inputs on other seeds leave what calibration saw of them most."""
+    others = observed(model, task.inputs, {one.input for one in layers}, cases)
     beyond = {
-        name: float(np.mean((one.values < ranges[name].low) | (one.values > ranges[name].high)))
-        for name, one in seen.items()
+        name: float(np.mean((one.values < calibrated[name].low) | (one.values > calibrated[name].high)))
+        for name, one in others.items()
     }
     worst = max(beyond, key=beyond.__getitem__)
     if beyond[worst] > SATURATED:
         say(
-            f"{kind.name}: {100 * beyond[worst]:.1f} % of '{worst}' on other seeds lie beyond the range that was "
-            "calibrated and are clipped; its error is within the bound all the same"
+            f"{kind.name}: {100 * beyond[worst]:.1f} % of '{worst}' on other seeds lie beyond all that calibration "
+            "saw and are clipped; check the conditions, or build with bf16"
         )
 
 

@@ -24,6 +24,7 @@ from ..convention import Convention
 from ..described import Described, Given
 from ..families import FAMILIES, LEGACY
 from ..families.family import Beside, Family
+from ..memory import Need
 from ..pipelines.pipeline_changes import controlnet_of, with_loras
 from ..pipelines.pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
 from ..pipelines.saved_models import DECODERS, load_model, read_json
@@ -194,9 +195,12 @@ def _described(parts: PipelineParts, given: Given) -> Described:
     # Before gigabytes are read.
     _check_schedule(parts, given)
     _check_parts(parts, given)
+    texts = parts.texts if given.encoders else {}
+    need = Need.of(parts.model, parts.vae if given.decoder is None else None, texts)
+    if isinstance(parts.model, Path) and need.warning:
+        warnings.warn(f"network '{parts.name}': {need.warning}", RuntimeWarning, stacklevel=2)
     loras = [parse_lora(one) for one in given.lora]
     if loras:
-        texts = parts.texts if given.encoders else {}
         model, texts = with_loras(parts.beside.pipeline, parts.class_name, parts.model, texts, loras)
         parts = replace(parts, model=model, texts=texts)
     model: Any = load_model(parts.model, parts.class_name) if isinstance(parts.model, Path) else parts.model
@@ -236,6 +240,7 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         convention=convention,
         prompts=prompts,
         guidance=guidance_of(prompts),
+        need=need,
         origin={"lora": [one.record for one in loras]} if loras else {},
     )
 

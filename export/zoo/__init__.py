@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -11,57 +13,70 @@ from ..convention import Convention
 from ..described import Described
 
 if TYPE_CHECKING:
-    from .fashion import FashionUNet
+    from torch import Tensor
+
+    Weights = Mapping[str, Tensor]  # float32
 
 SCHEDULE, PREDICTION = "linear:1000", "v"
-# Name -> (weights, how to train them, what it is sampled by where nothing is said).
-SHIPPED: dict[str, tuple[str, str, Convention | None]] = {
-    "fashion": ("fashion.safetensors", "train_fashion", None),
-    "fashion-distilled": (
-        "fashion_distilled.safetensors",
-        "distil_fashion",
-        Convention(SCHEDULE, PREDICTION, "trailing", spacing="trailing", solver="consistency"),
-    ),
-}
-NAMES = tuple(SHIPPED)
+DISTILLED = Convention(SCHEDULE, PREDICTION, "trailing", solver="consistency")
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """Its weights, float16 on disk, the script that trains them, and what the network is with them."""
+
+    file: str
+    script: str
+    described: Callable[[Weights], Described]
 
 
 def load(name: str) -> Described:
     """The shipped network `name` with its weights. Raises InputError (no such name), EngineFileError (bad weights)."""
     if name not in NAMES:
         raise InputError(f"unknown shipped network '{name}'; shipped: {', '.join(NAMES)}")
-    from .fashion import CLASSES, NO_LABEL
-
-    file, script, convention = SHIPPED[name]
-    label = Condition("label", "int64", default=NO_LABEL, low=0, high=NO_LABEL, labels=CLASSES)
-    return Described(
-        _module(file, script),
-        name,
-        (1, 28, 28),
-        SCHEDULE,
-        PREDICTION,
-        {label.name: label},
-        convention=convention,
-    )
-
-
-def _module(file: str, script: str) -> FashionUNet:
-    """The network with the weights in `file`, float16 on disk, in evaluation mode."""
     import safetensors
     from safetensors.torch import load as read
 
-    from .fashion import FashionUNet
-
-    module = FashionUNet()
+    shipped = SHIPPED[name]
     try:
-        weights = read((resources.files(__name__) / file).read_bytes())
-        module.load_state_dict({key: value.float() for key, value in weights.items()})
+        weights = read((resources.files(__name__) / shipped.file).read_bytes())
+        return shipped.described({key: value.float() for key, value in weights.items()})
     except FileNotFoundError:
         raise EngineFileError(
-            f"the weights {file} are missing from this installation; install pfdiff again, "
-            f"or train them with python -m pfdiff.export.zoo.{script}"
+            f"the weights {shipped.file} are missing from this installation; install pfdiff again, "
+            f"or train them with python -m pfdiff.export.zoo.{shipped.script}"
         ) from None
     except (safetensors.SafetensorError, RuntimeError) as error:
         line = str(error).splitlines()[0]
-        raise EngineFileError(f"the weights {file} are damaged ({line}); install pfdiff again") from error
-    return module.eval()
+        raise EngineFileError(f"the weights {shipped.file} are damaged ({line}); install pfdiff again") from error
+
+
+def _fashion(name: str, convention: Convention | None) -> Callable[[Weights], Described]:
+    """convention: what it is sampled by where nothing is said."""
+
+    def described(weights: Weights) -> Described:
+        from .fashion import CLASSES, NO_LABEL, FashionUNet
+
+        module = FashionUNet()
+        module.load_state_dict(dict(weights))
+        label = Condition("label", "int64", default=NO_LABEL, low=0, high=NO_LABEL, labels=CLASSES)
+        conditions = {label.name: label}
+        return Described(module.eval(), name, (1, 28, 28), SCHEDULE, PREDICTION, conditions, convention=convention)
+
+    return described
+
+
+def _gates(weights: Weights) -> Described:
+    from .gates_policy import described
+
+    return described(weights)
+
+
+SHIPPED: dict[str, Shipped] = {
+    "fashion": Shipped("fashion.safetensors", "train_fashion", _fashion("fashion", None)),
+    "fashion-distilled": Shipped(
+        "fashion_distilled.safetensors", "distil_fashion", _fashion("fashion-distilled", DISTILLED)
+    ),
+    "gates": Shipped("gates.safetensors", "train_gates", _gates),
+}
+NAMES = tuple(SHIPPED)

@@ -31,7 +31,7 @@ def test_every_cell_compiles() -> None:
         assert (program.noises > 0) == (cell.sampler in STOCHASTIC)
     order = [(block, cell.nfe) for cell, block in plan(2)]
     assert order == sorted(order)
-    assert {cell.nfe for cell in cells() if cell.sampler in DETERMINISTIC} == {5}
+    assert {cell.nfe for cell in cells() if cell.sampler in DETERMINISTIC} == set(NFE)
     parse_seeds(stochastic_tables.GRID_SEEDS)
 
 
@@ -45,14 +45,12 @@ def test_a_column_has_one_count(tmp_path: Path) -> None:
             path = cell.file(tmp_path, block)
             path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(path, pooled=rng.standard_normal((BLOCK, 3)), spatial=np.zeros((BLOCK, 1)))
-    paper = json.loads((RESULTS / "fashion_paper.json").read_text())
-    found = stochastic_tables.table(tmp_path, FrechetDistance(rng.standard_normal((4000, 3)).astype(np.float32)), paper)
+    found = stochastic_tables.table(tmp_path, FrechetDistance(rng.standard_normal((4000, 3)).astype(np.float32)))
     assert found["samples"] == {str(nfe): {4: BLOCK, 20: 0}.get(nfe, 2 * BLOCK) for nfe in NFE}
     assert found["rows"][STOCHASTIC[0]]["4"]["samples"] == BLOCK
     assert found["rows"][STOCHASTIC[0]]["6"]["samples"] == 2 * BLOCK
     assert "20" not in found["rows"][STOCHASTIC[0]]
     assert found["rows"][STOCHASTIC[0]]["6"]["fd"] < 0.1  # the same distribution
-    assert found["rows"]["ddim@uniform"]["8"] == {"fd": 1.3201, "samples": 10000}
     assert found["rows"]["ddim@uniform"]["5"]["samples"] == 2 * BLOCK
 
 

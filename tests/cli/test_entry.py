@@ -342,7 +342,7 @@ def test_a_build_that_stops_half_way_leaves_the_former_engine(
         (folder / "network.onnx").write_bytes(b"half")
         raise stop
 
-    monkeypatch.setattr(pfdiff.Network, "write", half)
+    monkeypatch.setattr(pfdiff.Network, "written", half)
     assert main(["build", "nets.py:bare", "--nfe", "6", *BUILD, "-o", "tiny.engine"]) == status
     shown = capfd.readouterr()
     assert (shown.out, shown.err.count("\n")) == ("", 1)

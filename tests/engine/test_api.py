@@ -240,13 +240,13 @@ def test_a_missing_library_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
 def test_precision_is_never_changed_silently(folder: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     openvino_cpu = pytest.importorskip("pfdiff.engine.backends.openvino_cpu")
     monkeypatch.setattr(openvino_cpu, "cpu_precisions", lambda: ("fp32",))
-    artifact = read_artifact(folder)
+    half = replace(read_artifact(folder), precision=precision, contract=replace(CONTRACT, precision=precision))
     with pytest.raises(BackendError, match=f"openvino: this CPU has no {precision}"):
-        Engine.open(replace(artifact, contract=replace(CONTRACT, precision=precision)), backend="openvino")
+        Engine.open(half, backend="openvino")
     with pytest.raises(BackendError, match=f"'openvino' has no {precision} on this CPU, only fp32"):
         check_precision("openvino", precision)
     with pytest.raises(BackendError, match=precision):
-        Engine.open(replace(artifact, contract=replace(CONTRACT, precision=precision)), backend="torch", module=Small())
+        Engine.open(half, backend="torch", module=Small())
     monkeypatch.setattr(openvino_cpu, "cpu_precisions", lambda: ("fp32", precision))
     assert choose_backend(precision) == ("openvino", f"this CPU computes in {precision} and openvino uses it")
 

@@ -261,14 +261,15 @@ def test_an_engine_that_is_replaced_while_it_is_loaded_is_loaded_again(
     )
     assert swapper.stdin
     assert swapper.stdout
+    commands, replies = swapper.stdin, swapper.stdout
     opened, count = api.open_best, 0
 
     def swapped(*given: Any) -> Any:
         nonlocal count
         count += 1
         if count <= swaps:
-            print(file=swapper.stdin, flush=True)
-            assert swapper.stdout.readline() == "swapped\n"
+            print(file=commands, flush=True)
+            assert replies.readline() == "swapped\n"
         return opened(*given)
 
     monkeypatch.setattr(api, "open_best", swapped)

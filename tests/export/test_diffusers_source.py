@@ -172,9 +172,9 @@ def test_a_bare_model_needs_schedule_and_prediction(saved: Path, capsys: pytest.
     assert captured.err.count("\n") == 1
 
 
-def test_an_inpainting_model_is_one_line() -> None:
-    with pytest.raises(InputError, match="takes 9 channels and predicts 4, an inpainting or editing model; give it as"):
-        pfdiff.Network(text_unet(in_channels=9), schedule="scaled_linear:1000", prediction="eps")
+def test_an_editing_model_is_one_line() -> None:
+    with pytest.raises(InputError, match="takes 8 channels and predicts 4, an editing model; give it as"):
+        pfdiff.Network(text_unet(in_channels=8), schedule="scaled_linear:1000", prediction="eps")
 
 
 def test_a_pipeline_of_other_parts_is_one_line() -> None:

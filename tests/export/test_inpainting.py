@@ -76,7 +76,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[A
                 source = inpaint(**{**made.components, "vae": None}, **safe)
             with warnings.catch_warnings():
                 warnings.simplefilter("error", UserWarning)
-                words = {"guidance": "prompt_embeds=input"} if name == "sd1-9" else family.words
+                words: dict[str, Any] = {"guidance": "prompt_embeds=input"} if name == "sd1-9" else family.words
                 network = pfdiff.Network(source, **words)
             given: dict[str, Any] = {"solver": "ddim", "grid": "diffusers", "batch": 2, "out": path}
             pfdiff.build(network, STEPS, backend="onnxruntime", device="cpu", **given).close()
@@ -160,7 +160,7 @@ def test_a_network_that_inpaints_shows_what_it_takes(engines: Any, capsys: pytes
     assert contract.shape == (4, 8, 8)
     assert (shapes["inpaint_mask"], shapes["masked_image_latents"]) == ((1, 8, 8), (4, 8, 8))
     with pfdiff.load(path, device="cpu", backend="onnxruntime") as engine:
-        given = {"seeds": [1], **words_of("sd1-9")[1]}
+        given: dict[str, Any] = {"seeds": [1], **words_of("sd1-9")[1]}
         with pytest.raises(pfdiff.InputError, match="this network inpaints; give image= and mask="):
             engine.sample(**given)
         picture, mask = picture_and_mask()
@@ -169,7 +169,7 @@ def test_a_network_that_inpaints_shows_what_it_takes(engines: Any, capsys: pytes
         pixels = (picture[0] * 255).to(torch.uint8).movedim(0, -1)
         image = pixels.float().movedim(-1, 0)[None] / 255 * 2 - 1
         latents = engine._pictures._encoded(image * (mask < 0.5))
-        by_hand = {"inpaint_mask": (mask >= 0.5).float()[None], "masked_image_latents": latents}
+        by_hand: dict[str, Any] = {"inpaint_mask": (mask >= 0.5).float()[None], "masked_image_latents": latents}
         assert torch.equal(engine.sample(**given, **by_hand), engine.sample(**given, image=pixels, mask=mask))
 
 

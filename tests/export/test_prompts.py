@@ -284,7 +284,7 @@ def test_prompts_of_bulk_runs_and_comparisons(engines: Any, tmp_path: Path, caps
         texts = {"prompt": [PROMPTS[seed % 2] for seed in (5, 6, 7)], "negative_prompt": NEGATIVE}
         wanted = engine.sample(seeds=[5, 6, 7], **texts, guidance=2.0)
         conditions = {**engine.encode(PROMPTS[0]), "guidance": 2.0}
-    torch.testing.assert_close(torch.from_numpy(np.load(shard)["samples"]), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(np.load(shard)["sample"]), wanted, atol=1e-5, rtol=1e-5)
     few: dict[str, Any] = {"seeds": 2, "calibration": 2, "reference": 4, "backend": "onnxruntime"}
     table = pfdiff.compare(path, [2], ["ddim"], conditions=conditions, **few).table()
     numbers = [word for name, value in few.items() for word in (f"--{name}", str(value))]

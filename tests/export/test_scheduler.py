@@ -310,7 +310,6 @@ def test_the_last_order_is_lowered_before_the_first_trained_time() -> None:
     ("name", "options"),
     [
         ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}),
-        ("SASolver", {}),
     ],
 )
 def test_what_draws_noise_in_a_way_that_is_not_read_is_refused(name: str, options: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -63,7 +64,7 @@ def test_the_graph_is_the_exporters_own(
     np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def run(path: Path, x: Tensor, t: Tensor) -> np.ndarray:
+def run(path: Path, x: Tensor, t: Tensor) -> Any:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -71,7 +72,7 @@ def run(path: Path, x: Tensor, t: Tensor) -> np.ndarray:
 
 
 def test_a_usual_network_is_traced_once_and_another_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    traced: list[type] = []
+    traced: list[bool] = []
     found = shortcuts.simplified
     monkeypatch.setattr(shortcuts, "simplified", lambda *given: traced.append(found(*given)) or traced[-1])
     for network in (Usual, Unusual):
@@ -82,10 +83,14 @@ def test_a_usual_network_is_traced_once_and_another_twice(tmp_path: Path, monkey
 def test_torch_and_onnxscript_are_as_before() -> None:
     from onnxscript.rewriter._rewrite_rule import RewriteRule
     from torch.onnx._internal.exporter import _fx_passes
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    before = _fx_passes.decompose_with_registry, RewriteRule.try_rewrite
+    def internals() -> tuple[Any, ...]:
+        table = vars(ONNXRegistry)["from_torchlib"]
+        return _fx_passes.decompose_with_registry, RewriteRule.try_rewrite, table
+
+    before = internals()
     with contextlib.suppress(KeyboardInterrupt), shortcuts.shortcuts():
-        assert _fx_passes.decompose_with_registry is not before[0]
-        assert RewriteRule.try_rewrite is not before[1]
+        assert all(one is not other for one, other in zip(internals(), before, strict=True))
         raise KeyboardInterrupt
-    assert (_fx_passes.decompose_with_registry, RewriteRule.try_rewrite) == before
+    assert internals() == before

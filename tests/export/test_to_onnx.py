@@ -240,7 +240,7 @@ def test_learned_sigma_keeps_the_mean(tmp_path: Path) -> None:
         ("frozen time", "fp32", "cannot be exported"),
         ("nan", "fp32", "returns NaN or infinity at time 0, batch 1"),
         ("overflow", "fp16", "NaN or infinity.*build with bf16 or fp32"),
-        ("fine", "int8", "expected one of fp32, fp16, bf16"),
+        ("fine", "int4", "expected one of fp32, fp16, bf16"),
     ],
 )
 def test_a_broken_network_is_refused_in_one_line(tmp_path: Path, how: str, precision: str, message: str) -> None:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from pfdiff.engine.compiler.basis import edm_preconditioning
 from pfdiff.engine.compiler.compile import compile
 from pfdiff.engine.compiler.program import Program
 from pfdiff.engine.compiler.schedule import parse_schedule
+from pfdiff.engine.condition import Condition
 from pfdiff.engine.contract import DecoderContract
+from pfdiff.engine.policy import Observed, PolicyContract
 
 from .tree import MARKS, NATIVE, SHAPE, built, cmake, run, write_engine, write_network
 
@@ -47,12 +50,54 @@ def test_ctest_passes_with_shared_libraries(built: Path):
 
 def test_installed_package_builds_the_example(built: Path, tmp_path: Path):
     run("cmake", "--install", built, "--prefix", tmp_path / "prefix")
-    example = cmake(tmp_path / "example", f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}", source=NATIVE / "example")
+    options = [f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}", "-DCONTROL_LOOP_ONNXRUNTIME=OFF"]
+    example = cmake(tmp_path / "example", *options, source=NATIVE / "example")
     engine = write_engine(tmp_path / "some.engine", "pfdiff:k=2,l=1", "cosine:300")
     output = run(example / "example", engine)
     assert output.startswith(f"pfdiff {pfdiff.__version__}: 4 samples of gaussian, the first begins ")
     run(example / "example", tmp_path / "none", status=1)
     assert len((NATIVE / "example" / "main.cpp").read_text().splitlines()) <= 40
+    said = run(example / "control_loop", write_policy(tmp_path / "policy.engine"), 8, 200, 0.2)
+    assert said.startswith("40 ticks at 200 Hz, ")
+    assert "allocations: 0.00 a tick" in said
+    assert "is no policy" in run(example / "control_loop", engine, 8, 200, 0.2, status=1)
+
+
+def write_policy(folder: Path) -> Path:
+    """An engine of actions [6, 2], of which number 1 to 3 are carried out."""
+    write_engine(folder, "pfdiff:k=2,l=1", "cosine:300")
+    artifact = read_artifact(folder)
+    observation = Condition("observation", "float32", (2, 3))
+    contract = replace(artifact.contract, shape=(6, 2), conditions=(observation,))
+    observed = (Observed("observation", (2, 3)),)
+    policy = PolicyContract(("observation",), observed, (2.0, 0.5), (1.0, -3.0), 1, 3)
+    write_manifest(replace(artifact, contract=contract, policy=policy))
+    return folder
+
+
+def test_a_control_loops_actions_are_pythons(library: ctypes.CDLL, tmp_path: Path):
+    folder = write_policy(tmp_path / "policy.engine")
+    engine, control = ctypes.c_void_p(), ctypes.c_void_p()
+    assert library.pfd_open(str(folder).encode(), ctypes.byref(engine)) == 0
+    assert library.pfd_control_create(engine, 8, ctypes.byref(control)) == 0
+
+    floats = ctypes.POINTER(ctypes.c_float)
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, floats, floats)
+    def half(context, evaluation, x, out):
+        for i in range(12):
+            out[i] = x[i] / 2
+        return 0
+
+    program = read_artifact(folder).programs[8]
+    for seed in (0, 7, 2**64 - 1):
+        found = np.empty((3, 2), np.float32)
+        assert library.pfd_control_sample(control, ctypes.c_uint64(seed), half, None, pointer(found)) == 0
+        (sample,) = program.evaluate(lambda x, t: x / 2, pfdiff.noise([seed], (6, 2)).double().numpy())
+        expected = (sample * [2.0, 0.5] + [1.0, -3.0])[1:4]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert library.pfd_control_create(engine, 5, ctypes.byref(control)) == 1
+    assert b"no program of NFE 5" in library.pfd_last_error()
 
 
 # The same numbers as Python.
@@ -164,7 +209,7 @@ def in_float32(program: Program, network: Callable[[np.ndarray, float], np.ndarr
     from pfdiff.kernels.table import coefficients, updates
 
     separate = bool((program.c_in != 1).any())
-    arrays = {"p": program.p, "W": program.W, "w": program.w}
+    arrays: dict[str, Any] = {"p": program.p, "W": program.W, "w": program.w}
     table = torch.from_numpy(
         coefficients(init=program.init, q=program.q, c_in=program.c_in, clip=program.clip, **arrays)
     )

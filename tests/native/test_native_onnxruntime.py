@@ -121,6 +121,50 @@ def test_onnxruntime_itself_runs_what_python_runs(built: Path, tmp_path: Path, m
     expected = program.evaluate(lambda x, t: small(x, t, 3.0), noise)
     found = torch.from_numpy(np.load(tmp_path / "x.npy")).double()
     assert torch.linalg.norm(found - expected) <= 2e-6 * torch.linalg.norm(expected)
+    # Arrays: a row for each seed, cut into batches of four; and what does not fit.
+    labels = np.array([3, 1, 4, 1, 5, 9, 2])
+    np.save(tmp_path / "labels.npy", labels)
+    words = ("--seeds", "0-6", "--condition", f"label={tmp_path / 'labels.npy'}", "--threads", 1)
+    run(built / "pfdiff-run", engine, *words, "-o", tmp_path / "rows.npy")
+    rows = torch.from_numpy(labels).double()
+    expected = program.evaluate(lambda x, t: small(x, t, rows), noise)
+    found = torch.from_numpy(np.load(tmp_path / "rows.npy")).double()
+    assert torch.linalg.norm(found - expected) <= 2e-6 * torch.linalg.norm(expected)
     said = run(built / "pfdiff-run", engine, "--condition", "label=11", "-o", tmp_path / "y.npy", status=2)
     assert said == "pfdiff-run: condition 'label': 11, expected 0..9\n"
     assert not (tmp_path / "cache").exists()  # of telemetry's device id
+
+
+def test_conditions_are_arrays(built: Path, tmp_path: Path, mock: Callable[[int], Path]):
+    """One value, a row for each seed, cut into the batches of the engine; what does not fit is one line."""
+    from ..small.engine import CONTRACT, write_onnx
+
+    engine = tmp_path / "small.engine"
+    engine.mkdir()
+    write_onnx(engine / "network.onnx")
+    program = compile("ddim", CONTRACT.schedule, 5)
+    write_manifest(Artifact(engine, CONTRACT, (1, 4), "fp32", {5: program}, {}, records_of(engine)))
+    labels = np.array([3, 1, 4, 1, 5, 9, 2])
+    arrays = {"labels": labels, "one": np.float32(3), "three": labels[:3], "late": np.array([0, 0, 0, 0, 0, 11, 0])}
+    arrays |= {"fortran": np.asfortranarray(np.ones((2, 2))), "complex": np.ones(2, np.complex64)}
+    for name, values in arrays.items():
+        np.save(tmp_path / name, values)
+    (tmp_path / "short.npy").write_bytes((tmp_path / "labels.npy").read_bytes()[:-8])
+    expected = {
+        "labels": "",
+        "one": "",
+        "late": "condition 'label': 11, expected 0..9",  # in the second batch
+        "three": "3 numbers, expected 1, or as many for each of 7 seeds",
+        "short": "ends early",
+        "fortran": "is no array in C order",
+        "complex": "has dtype '<c8', expected float32",
+        "none": "cannot be read as .npy",
+    }
+    place = {LIBRARY_PATH: str(mock(18))}
+    for name, words in expected.items():
+        given = ("--seeds", "0-6", "--condition", f"label={tmp_path / name}.npy", "-o", tmp_path / "y.npy")
+        sample = (built / "pfdiff-run", engine, "--network", "onnxruntime", *given)
+        said = run(*sample, env=place, status=2 if words else 0)
+        lines = [one for one in said.splitlines() if not one.startswith("mock: ")]
+        assert len(lines) == bool(words)
+        assert words in "".join(lines)

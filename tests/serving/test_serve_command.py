@@ -89,7 +89,7 @@ def test_an_open_door_is_announced_and_a_key_shuts_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["missing.engine"], "engine 'missing.engine' does not exist"),
+        (["missing.engine", "--port", "0"], "engine 'missing.engine' does not exist"),
         (["a.engine", "b/a.engine"], "two engines are called 'a'"),
         (["a.engine", "--queue", "0"], "got '0', expected a positive integer"),
         (["a.engine", "--max-wait-ms", "-1"], "a wait of -1 ms, expected 0 to 10000"),

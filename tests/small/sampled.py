@@ -28,7 +28,12 @@ def encoded(network: pfdiff.Network, texts: list[str], *, negative: bool) -> dic
     for name, (source, _) in held._given.sources.items():
         words = {"tidy": prompting.tidy, "before": frame.before, "after": frame.after}
         described = TextEncoder(
-            "", "", TextEncoderContract(name, 1, 1), prompting.plain, **words, negative_before=frame.negative_before
+            "a.onnx",
+            "a.json",
+            TextEncoderContract(name, 1, 1),
+            prompting.plain,
+            **words,
+            negative_before=frame.negative_before,
         )
         tokenizer = Tokenizer.from_str(held._tokenizer_json(name))
         found = tokenizer.encode_batch([described.framed(one, negative=negative) for one in texts])

@@ -194,10 +194,10 @@ class Autoencoders(Kind):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        import diffusers
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-        blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
-        model = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=2, **blocks)
+        blocks: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+        model = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=2, **blocks)
         model.save_pretrained(folder / "vae")
         self.path = folder / "vae" / "config.json"
         self.valid = json.loads(self.path.read_bytes())

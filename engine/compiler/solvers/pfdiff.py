@@ -18,7 +18,9 @@ the springboard. The paper does not spell `use=future` out; read so, it is a mid
 With eta the step from the anchor replaces noise as `ddim:eta=` does (ddim.py), by the deviation of its whole length
 t_i -> t_{i+k+1}; over `analytic-ddim` it has the variance that is optimal for that length (analytic.py), V at t_i. The
 springboard, which is thrown away, stays the deterministic step: so its noise level is right and it draws nothing. (The
-authors' code, with eta alone, draws a noise of its own for the springboard.) Neither changes the evaluations.
+authors' code, with eta alone, draws a noise of its own for the springboard.) Neither changes the evaluations. In x0 the
+springboard keeps the noise that the anchor holds, old and new; in eps it moves by a past eps that knows nothing of the
+new noise, which long steps then amplify (test_stochastic_moments.py): take basis x0 with few evaluations.
 """
 
 from __future__ import annotations

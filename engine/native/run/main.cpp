@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <functional>
+#include <map>
 #include <memory>
 
 #include "../analytic.h"
@@ -36,6 +37,28 @@ Sampler cpu_sampler(const pfd_program_t* program, pfd_network_t network, std::sh
     };
 }
 
+// Of the conditions that have a row for each seed: their elements a sample. Throws for another number of numbers.
+std::map<std::string, std::int64_t> conditions_by_seed(const pfd_engine_t* engine, const pfd_contract_view_t& contract,
+                                                       const Options& options) {
+    std::map<std::string, std::int64_t> found;
+    const auto seeds = static_cast<std::int64_t>(options.seeds.size());
+    for (std::size_t i = 0; i < contract.condition_count; ++i) {
+        pfd_condition_view_t view{};
+        view.struct_size = sizeof view;
+        check(pfd_condition(engine, i, &view));
+        const auto given = options.conditions.find(view.name);
+        if (given == options.conditions.end()) continue;
+        const auto count = static_cast<std::int64_t>(given->second.size());
+        if (count == 1 || count == view.elements) continue;
+        if (count != seeds * view.elements)
+            throw input_error("condition " + quoted(view.name) + ": " + std::to_string(count) + " numbers, expected " +
+                              std::to_string(view.elements) + ", or as many for each of " + std::to_string(seeds) +
+                              " seeds");
+        found[view.name] = view.elements;
+    }
+    return found;
+}
+
 Sampler gaussian_sampler(const pfd_program_t* program, const Options& options, const pfd_contract_view_t& contract) {
     if (!options.conditions.empty()) throw input_error("--condition with the gaussian network, which takes none");
     pfd_program_view_t view{};
@@ -51,9 +74,27 @@ Sampler onnxruntime_sampler(const pfd_engine_t* engine, const pfd_program_t* pro
     pfd_onnxruntime_t* network = nullptr;
     check(pfd_onnxruntime_create(engine, options.threads, &network));
     const std::shared_ptr<pfd_onnxruntime_t> owned(network, pfd_onnxruntime_free);
-    for (const auto& [name, value] : options.conditions)
-        check(pfd_onnxruntime_set_condition(network, name.c_str(), &value, 1));
-    return cpu_sampler(program, pfd_onnxruntime_network, owned, contract.elements, options.threads);
+    const auto rows = conditions_by_seed(engine, contract, options);
+    for (const auto& [name, values] : options.conditions)
+        if (!rows.contains(name))
+            check(pfd_onnxruntime_set_condition(network, name.c_str(), values.data(), values.size()));
+    const auto sample = cpu_sampler(program, pfd_onnxruntime_network, owned, contract.elements, options.threads);
+    if (rows.empty()) return sample;
+    return [=, at = std::int64_t{0}, conditions = options.conditions](const std::vector<std::uint64_t>& seeds,
+                                                                      float* into) mutable {
+        for (const auto& [name, elements] : rows) {
+            const auto& all = conditions.at(name);
+            const auto last = static_cast<std::int64_t>(all.size()) / elements - 1;
+            std::vector<double> chunk;
+            for (std::int64_t i = 0; i < static_cast<std::int64_t>(seeds.size()); ++i) {
+                const auto row = all.begin() + std::min(at + i, last) * elements;
+                chunk.insert(chunk.end(), row, row + elements);
+            }
+            check(pfd_onnxruntime_set_condition(owned.get(), name.c_str(), chunk.data(), chunk.size()));
+        }
+        at += static_cast<std::int64_t>(seeds.size());
+        sample(seeds, into);
+    };
 }
 #endif
 

@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "error.h"
+#include "npy.h"
 
 namespace pfdiff::run {
 namespace {
@@ -29,7 +30,8 @@ const char* const usage =
     "  --network NAME        auto, onnxruntime, tensorrt or gaussian; gaussian is the exact network of Gaussian data,\n"
     "                        for tests: it ignores network.onnx. auto is the best adapter that was built\n"
     "  --plan FILE           the TensorRT plan to run; a plan is code, name only one that you built\n"
-    "  --condition NAME=V    a number for a condition of the network, for all samples, such as label=3\n"
+    "  --condition NAME=V    a number for a condition of the network, for all samples, such as label=3, or an array\n"
+    "                        FILE.npy: the condition's shape, or a row for each seed\n"
     "  --batch N             samples at once (default: the largest batch the engine was built for)\n"
     "  --threads N           CPU threads (default: all)\n";
 
@@ -90,7 +92,12 @@ Options parse_options(int count, const char* const* words) {
             const auto text = value();
             const auto equals = text.find('=');
             if (equals == std::string::npos) throw input_error("--condition " + quoted(text) + ", expected NAME=VALUE");
-            options.conditions[text.substr(0, equals)] = parse_number<double>(text.substr(equals + 1), word);
+            const auto given = text.substr(equals + 1);
+            auto& values = options.conditions[text.substr(0, equals)];
+            if (given.ends_with(".npy"))
+                values = read_npy(given).values;
+            else
+                values = {parse_number<double>(given, word)};
         } else if (word.starts_with("-")) {
             throw input_error("unknown option " + quoted(word) + "; see pfdiff-run --help");
         } else if (options.engine.empty()) {

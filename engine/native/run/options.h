@@ -14,7 +14,7 @@ struct Options {
     std::vector<std::uint64_t> seeds{0};
     std::int64_t batch = 0;  // 0: the largest that the engine was built for
     int threads = 0;
-    std::map<std::string, double> conditions;
+    std::map<std::string, std::vector<double>> conditions;  // one number, or those of an array
     bool help = false;
 };
 

@@ -26,8 +26,8 @@ std::function<void(const std::vector<std::uint64_t>& seeds, float* into)> tensor
     pfd_tensorrt_t* made = nullptr;
     check(pfd_tensorrt_create(engine, program, options.plan.c_str(), batch, &made));
     const std::shared_ptr<pfd_tensorrt_t> network(made, pfd_tensorrt_free);
-    for (const auto& [name, value] : options.conditions)
-        check(pfd_tensorrt_set_condition(made, name.c_str(), &value, 1));
+    for (const auto& [name, values] : options.conditions)
+        check(pfd_tensorrt_set_condition(made, name.c_str(), values.data(), values.size()));
     pfd_cuda_options_t settings{};
     settings.struct_size = sizeof settings;
     settings.batch = batch, settings.elements = contract.elements, settings.dtype = pfd_tensorrt_dtype(made);

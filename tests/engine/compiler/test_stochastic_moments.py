@@ -195,3 +195,19 @@ def test_covariance_of_normal_data(solver):
     x = program.evaluate(network, units[:, 0], steps_noise=units[:, 1:].transpose(1, 0, 2))
     along = [moments(program, Mixture(process, (0.0,), (std,)))[1] for std in deviations]
     np.testing.assert_allclose(x.T @ x, axes @ np.diag(along) @ axes.T, atol=1e-12)
+
+
+def test_pfdiff_with_noise_wants_basis_x0():
+    """Six evaluations of a mixture, 20,000 samples against as many of the data: ahead of ddpm in x0, useless in eps."""
+    oracle, count = Mixture.of("linear:1000", 3), 20_000
+    rng = np.random.default_rng(0)
+    component = rng.choice(3, count, p=oracle.weights)
+    data = np.array(oracle.means)[component] + np.array(oracle.stds)[component] * rng.standard_normal(count)
+    noise, errors = rng.standard_normal(count), {}
+    for solver, basis in (("ddpm", "eps"), ("pfdiff:k=2,l=1,eta=1", "x0"), ("pfdiff:k=2,l=1,eta=1", "eps")):
+        program = pfdiff.compile(solver, "linear:1000", 6, grid="trailing", basis=basis)
+        samples = program.evaluate(oracle.network(), noise, seeds=range(count))
+        errors[solver, basis] = np.abs(np.sort(samples) - np.sort(data)).mean()
+    ddpm, in_x0, in_eps = errors.values()
+    assert in_x0 < 0.95 * ddpm
+    assert in_eps > 1

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pfdiff.bench.studies.mutants.mutated_engines import signed
 from pfdiff.bench.studies.mutants.mutated_parts import resigned, write_words
 from pfdiff.engine.api import Engine
 from pfdiff.engine.errors import EngineFileError
@@ -68,3 +69,24 @@ def test_a_damaged_tokenizer_is_refused_by_name(
     with Engine.open(engine, backend="onnxruntime") as loaded, pytest.raises(EngineFileError, match=line) as caught:
         loaded.sample(seeds=[0], nfe=3, prompt="zebra")
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("file", {"a": 1}, "text encoder: file"),
+        ("tokenizer", [1], "text encoder: tokenizer"),
+        ("plain", 7, "text encoder: plain 7, expected true or false"),
+        ("contract", 10**400, "text encoder: length"),
+        ("contract", 1 << 17, "text encoder: length 131072, expected an integer in 1..65536"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(field: str, value: Any, line: str, tmp_path: Path) -> None:
+    engine = write_words(tmp_path / "e").path
+    content = json.loads((engine / "engine.json").read_text())
+    encoder = content["text_encoders"]["encoders"][0]
+    encoder[field] = {**encoder["contract"], "length": value} if field == "contract" else value
+    (engine / "engine.json").write_bytes(signed(content))
+    with pytest.raises(EngineFileError, match=line) as caught:
+        Engine.open(engine)
+    assert len(str(caught.value)) < 300 + len(str(engine))

@@ -80,6 +80,18 @@ def test_the_engine_says_what_it_is(engine: Path) -> None:
         assert opened.description.endswith("int8")
 
 
+def test_the_whole_sampler_becomes_one_file(engine: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    from pfdiff.export.sampler_onnx import export_sampler
+
+    export_sampler(engine, tmp_path / "sampler.onnx", nfe=4)
+    session = onnxruntime.InferenceSession(tmp_path / "sampler.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(None, {"noise": noise(SEEDS, SHAPE).numpy()})[0]
+    exact = exact_samples(read_artifact(engine).program(), Small())
+    assert 1e-4 < rms(found - exact) / rms(exact) < 0.05
+
+
 def test_the_same_build_does_nothing_and_another_bound_quantises_anew(file: Path, engine: Path) -> None:
     given: dict[str, Any] = {**SAMPLER, "precision": "int8", "backend": "onnxruntime", "out": engine}
     before = (engine / "engine.json").read_bytes()

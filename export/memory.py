@@ -1,0 +1,103 @@
+"""How much memory a pipeline's build takes, said before it starts: from the numbers of parameters in its files.
+
+    need = base + 4 bytes x max(a denoiser, denoiser + decoder + b encoder)        b of the largest text encoder
+
+The denoiser is loaded in float32 and stays until the engine is written; text encoders come and go one by one. The
+factors are rounded up from bench/results/amd-epyc-2-cores/build_memory.json and memory.json, both of fp32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+BASE_BYTES = 700 << 20  # torch, diffusers, transformers and the exporter
+# (denoiser, text encoder): peaks as multiples of their float32 weights.
+# Of half precisions estimates: the float32 model stays beside its cast copy while both are compared.
+FACTORS = {"fp32": (3.1, 4.0), "fp16": (3.6, 4.0), "bf16": (3.6, 4.0)}
+WORTH_SAYING_BYTES = 2 << 30
+GIB = 1 << 30
+
+
+@final
+@dataclass(frozen=True)
+class Need:
+    """Numbers of parameters. encoders: by name."""
+
+    denoiser: int
+    decoder: int = 0
+    encoders: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, denoiser: Any, decoder: Any, texts: Mapping[str, tuple[Any, Any]]) -> Need:
+        """Of modules, or of folders, whose weights are not read. texts: (encoder, tokenizer) by name."""
+        encoders = {name: parameters_of(encoder) for name, (encoder, _) in texts.items()}
+        return cls(parameters_of(denoiser), parameters_of(decoder), encoders)
+
+    def bytes(self, precision: str) -> int:
+        """Peak of the resident set, about."""
+        own, encoder = FACTORS.get(precision, FACTORS["fp32"])
+        largest = max(self.encoders.values(), default=0)
+        return BASE_BYTES + int(4 * max(own * self.denoiser, self.denoiser + self.decoder + encoder * largest))
+
+    def line(self, precision: str) -> str:
+        """One line, "" for what every machine has."""
+        need = self.bytes(precision)
+        if need < WORTH_SAYING_BYTES:
+            return ""
+        free = free_bytes()
+        left = "" if free is None else f"; {free / GIB:.1f} GiB are free"
+        return f"this build needs about {need / GIB:.1f} GiB of memory{left}"
+
+    @property
+    def warning(self) -> str:
+        """What to say before anything is loaded, "" where the memory is enough."""
+        free, least = free_bytes(), min(map(self.bytes, FACTORS))
+        if free is None or least <= free:
+            return ""
+        return (
+            f"a build of it needs about {least / GIB:.1f} GiB of memory, {free / GIB:.1f} GiB are free, and it may be "
+            "killed; build where there is more, or leave the text encoders out (encoders=False, --no-encoders)"
+        )
+
+
+def parameters_of(source: Any) -> int:
+    """Of a module, or of the safetensors in a folder; 0 where there is neither."""
+    if not isinstance(source, Path):
+        return sum(one.numel() for one in source.parameters()) if hasattr(source, "parameters") else 0
+    from safetensors import SafetensorError, safe_open
+
+    from .weights import variant_of
+
+    total, variants = 0, {}
+    for path in sorted(source.glob("*.safetensors")):
+        stem = path.name.split(".")[0].split("-")[0]
+        try:
+            if stem not in variants:
+                variants[stem] = variant_of(source, stem)
+            variant = variants[stem]
+            if variant is not None and f".{variant}" not in path.name:
+                continue
+            if variant is None and not path.name.removeprefix(stem).startswith((".safetensors", "-0")):
+                continue
+            with safe_open(path, "pt") as file:
+                total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return 0  # whoever loads it says what is wrong
+    return total
+
+
+def free_bytes() -> int | None:
+    """What this machine still has for a process, at most its container's limit; None where that is not known."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
+        most = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        found += [int(most)] if most != "max" else []
+    except (OSError, ValueError, IndexError):
+        pass
+    return min(found, default=None)

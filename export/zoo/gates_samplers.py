@@ -1,0 +1,37 @@
+"""Samplers of the shipped policy by name: plain ones, and what `pfdiff tune` found for each NFE.
+
+TUNED holds arguments of `pfdiff.compile`; its criterion was `failures` of gates_rollout.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...engine.compiler.compile import compile
+from ...engine.compiler.program import Program
+from ...engine.contract import Contract
+
+NFE = (1, 2, 4, 8, 16)
+CLIP, GRID = 1.0, "trailing"
+PLAIN: dict[str, dict[str, Any]] = {
+    "DDIM": {"solver": "ddim", "grid": GRID},
+    "DDPM": {"solver": "ddpm", "grid": GRID},
+    "PFDiff": {"solver": "pfdiff:k=2,l=1", "grid": GRID},
+}
+# Found at 2 and 4 evaluations; what 4 found serves 8 and 16. A single evaluation leaves nothing to search.
+MANY: dict[str, Any] = {"solver": "dpm++:2m", "grid": "karras", "basis": "x0"}
+TUNED: dict[int, dict[str, Any]] = {
+    1: PLAIN["DDIM"],
+    2: {"solver": "pfdiff:k=1,l=1", "grid": "uniform", "basis": "x0", "t_start": 91},
+    **dict.fromkeys((4, 8, 16), MANY),
+}
+NAMES = (*PLAIN, "tuned")
+
+
+def programs_of(contract: Contract, name: str) -> dict[int, Program]:
+    """A sampler's programs by NFE."""
+    given = {nfe: {"clip": CLIP, **(TUNED[nfe] if name == "tuned" else PLAIN[name])} for nfe in NFE}
+    return {
+        nfe: compile(schedule=contract.schedule, nfe=nfe, prediction=contract.prediction, **options)
+        for nfe, options in given.items()
+    }
