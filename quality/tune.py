@@ -130,7 +130,7 @@ def tune(
     check_destination(subject, out)
     refining = None
     if refine and isinstance(aim, Reference):
-        refining = _refining(subject, calibration, limit, aim, features, pictures, scale, buffers, backend)
+        refining = _refining(subject, nfe, calibration, limit, aim, features, pictures, scale, buffers, backend)
     own = 0 if refining is None else refining.training - calibration + refining.validation
     seeds = chosen_seeds(seed, calibration + own, held_out)
     if refining is not None and refining.by_gradient:
@@ -196,6 +196,7 @@ def _aim(
 
 def _refining(
     subject: Subject,
+    nfe: int,
     calibration: int,
     limit: Budget,
     aim: Reference,
@@ -212,7 +213,10 @@ def _refining(
     real = None
     if pictures is not None and layers is not None:
         real = features_of_pictures(pictures, layers, subject.contract)
-    training, validation = sized(calibration, limit.affords() or None, aim.nfe, perceptual=layers is not None)
+    elements = math.prod(subject.contract.shape)
+    training, validation = sized(
+        calibration, limit.affords() or None, aim.nfe, elements, nfe, perceptual=layers is not None
+    )
     module = subject.module() if backend in ("auto", "torch") else None
     return Refining(training, validation, buffers, layers, real, module, subject.contract)
 
@@ -292,7 +296,8 @@ def _searched(
         way = criterion.trajectory
         measured = ReferenceGrids(way).candidates(setting) if way is not None and grids is None else ()
         candidates = in_order(candidates, setting, only, measured)
-        pace = pace_of(limit, setting.nfe, search.calibration, len(search.held_out), FOR_SEARCH if refining else 1.0)
+        share = FOR_SEARCH if refining else 1.0
+        pace = pace_of(limit, setting.nfe, search.calibration, len(search.held_out), share)
         plan = plan_line(pace, limit, setting.nfe, refine=refining is not None)
         tell(plan, limit.spent, 0)
     trials = search.run(candidates, seed, local=local, pace=pace)
@@ -306,12 +311,12 @@ def _searched(
     trials, guard = guarded(trials)
     ranked, refinement = [_ranked(trial, setting) for trial in trials], None
     if refining and search.complete and isinstance(criterion, ErrorCriterion):
-        ranked, refinement = refined(criterion, ranked, search.calibration, search.held_out, refining, tell)
+        ranked, refinement = refined(criterion, ranked, search.chosen_on, search.held_out, refining, tell)
     reference = criterion.reference if isinstance(criterion, ErrorCriterion) else None
     return Ranking(
         ranked,
         nfe=setting.nfe,
-        calibration=search.calibration,
+        calibration=search.chosen_on,
         held_out=len(search.held_out),
         criterion=f"RMS distance to {reference.solver} in {reference.nfe} evaluations" if reference else str(aim),
         reference=reference,

@@ -34,6 +34,7 @@ LADDER = 8.0  # between the dampings that are tried
 PATIENCE = 3  # steps without gain on the validation seeds
 GAIN = 3e-3  # less than this part of the loss gained twice in a row is the end
 CHUNK_BYTES = 1 << 28  # of Jacobian held at once
+PART = 64  # samples whose features are computed at once
 
 
 @final
@@ -95,11 +96,11 @@ class GaussNewton:
         best = here = first
         slow = 0
         try:
-            few = self.training[: max(16, self.metric_rows)]
-            self.aim.weigh(torch.from_numpy(self._sample(table, times, few)), torch.from_numpy(few))
-            here = Step(
-                table, times, DAMPING[0], (self._loss(table, times, self.training),), (self._watch(table, times),)
-            )
+            samples = self._sample(table, times, self.training)
+            few = min(PART, len(samples))
+            self.aim.weigh(torch.from_numpy(samples[:few]), torch.from_numpy(self.training[:few]))
+            loss = self._loss(table, times, self.training, samples)
+            here = Step(table, times, DAMPING[0], (loss,), (self._watch(table, times),))
             best = here
             for count in range(steps):
                 spent = self.budget.spent
@@ -142,8 +143,11 @@ class GaussNewton:
         samples = self._sample(table, times, rows) if samples is None else samples
         if not np.isfinite(samples).all():
             return float("inf")
+        total, pairs = 0.0, zip(*(torch.from_numpy(one).split(PART) for one in (samples, rows)), strict=True)
         with torch.no_grad():
-            return float(self.aim.residual(torch.from_numpy(samples), torch.from_numpy(rows)).square().sum(1).mean())
+            for part, places in pairs:
+                total += float(self.aim.residual(part, places).square().sum())
+        return total / len(rows)
 
     def _watch(self, table: Float64s, times: Float64s) -> float:
         return self._loss(table, times, self.validation)

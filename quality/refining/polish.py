@@ -39,8 +39,10 @@ PULL = 2.0  # weight of the distribution, beside 1.3 of pixels and layers
 ENOUGH = 3  # samples for each feature, to tell a distribution
 BATCH = 100
 PERCEPTUAL = 512  # training seeds where features count
-METRIC_ROWS = 4, 24  # seeds of a Jacobian, least and most
-ITERATIONS = 8  # that a budget should pay for
+METRIC_ROWS = 2, 24  # seeds of a Jacobian, least and most
+BARELY = 0.4  # of the seeds that fit a table well, which a small budget has to pay for
+FIT = 8  # elements of the samples for each parameter of a table
+ITERATIONS = 5  # that a budget should pay for
 TRIED = 4  # runs of the Jacobian's seeds in which dampings are tried
 
 
@@ -70,14 +72,28 @@ class Refining:
         return self.module is not None and self.layers is not None and self.layers.differentiable
 
 
-def sized(calibration: int, affordable: int | None, reference: int, *, perceptual: bool = False) -> tuple[int, int]:
-    """(training, validation) seeds for so many affordable evaluations, the reference being a fifth of them at most."""
+def sized(
+    calibration: int, affordable: int | None, reference: int, elements: int, nfe: int, *, perceptual: bool = False
+) -> tuple[int, int]:
+    """(training, validation) seeds for so many affordable evaluations, the reference being a fifth of them at most.
+
+    Samples of few elements take more seeds, so that the table has fewer parameters than there is to fit.
+    """
     training, validation = (PERCEPTUAL, PERCEPTUAL // 4) if perceptual else (TRAINING, VALIDATION)
     if affordable is not None:
         both = affordable // (5 * reference)
         training = max(FEWEST[0], min(training, both * 3 // 4))
         validation = max(FEWEST[1], min(validation, training // 3))
-    return max(training, calibration), validation
+    needed = seeds_to_fit(nfe, elements)
+    if affordable is not None:
+        needed = min(needed, max(math.ceil(BARELY * needed), affordable // (3 * reference)))
+    return max(training, calibration, needed), validation
+
+
+def seeds_to_fit(nfe: int, elements: int) -> int:
+    """The fewest seeds whose elements are FIT times the parameters of a whole table."""
+    parameters = (nfe + 1) * (nfe + 2) // 2 + nfe
+    return math.ceil(FIT * parameters / elements)
 
 
 def refined(
@@ -90,7 +106,7 @@ def refined(
 ) -> tuple[list[Ranked], dict[str, Any]]:
     """The ranking with the refined winner in front, unless it is worse on the held-out seeds; and the record."""
     start = ranked[0]
-    first = max(options.training, calibration)
+    first = options.training
     training, validation = np.arange(first), np.arange(first, first + options.validation)
     dense = fits(start.program.nfe, options.buffers) and not start.program.noises
     if not dense and options.layers is not None:
@@ -100,7 +116,9 @@ def refined(
         )
     spent = criterion.budget.spent
     method = _by_gradient if options.by_gradient else _whole_table if dense else _own_buffers
-    program, record = method(criterion, start, training, validation, options, tell)
+    judging = (calibration + 2 * len(held_out) + 2 * len(validation)) * start.program.nfe
+    with criterion.budget.reserving(judging):
+        program, record = method(criterion, start, training, validation, options, tell)
     record = {
         "from": start.solver,
         "grid": start.grid,
@@ -120,47 +138,55 @@ def refined(
     }
     try:
         error = _error(criterion, program, np.arange(calibration))
-        held = _error(criterion, program, held_out) if len(held_out) else None
+        better = bool(record["steps"]) and _better(criterion, start, program, held_out, options, record)
     except BudgetSpentError:
         return ranked, record
-    record["held_out_after"] = held
-    if not record["steps"] or not _better(criterion, start, program, held, held_out, options, record):
+    if not better:
         return ranked, record
     record["kept"] = True
-    better = replace(start, solver=program.solver, error=error, held_out_error=held, program=program)
-    return [better, *ranked], record
+    held = record["held_out_after"]
+    found = replace(start, solver=program.solver, error=error, held_out_error=held, program=program)
+    return [found, *ranked], record
 
 
 def _better(
     criterion: ErrorCriterion,
     start: Ranked,
     program: Program,
-    held: float | None,
     held_out: np.ndarray,
     options: Refining,
     record: dict[str, Any],
 ) -> bool:
-    """Whether the refined program is better on the held-out seeds, in what it was refined for."""
-    if held is None:
-        return True
-    if options.layers is None:
-        return held < (start.held_out_error or math.inf)
-    rows = np.append(
-        np.arange(record["training_seeds"], record["training_seeds"] + record["validation_seeds"]), held_out
-    )
-    before, after = _aimed(criterion, start.program, program, rows, options)
-    record |= {"held_out_loss_before": before, "held_out_loss_after": after}
-    return after < before
+    """Whether the refined program is better on the held-out seeds, in what it was refined for, and not by chance.
+
+    The record gets the held-out error, and what was compared. Validation seeds count too where chance is judged.
+    """
+    first = record["training_seeds"]
+    rows = np.append(np.arange(first, first + record["validation_seeds"]), held_out)
+    criterion.budget.charge(2 * len(rows) * program.nfe)
+    samples = [criterion.pool.sample(one, rows) for one in (start.program, program)]
+    squares = [criterion.squares(one, rows) for one in samples]
+    judged = squares[1][len(rows) - len(held_out) :]
+    record["held_out_after"] = float(np.sqrt(np.mean(judged))) if len(held_out) else None
+    if options.layers is not None:
+        before, after = _aimed(criterion, samples, rows, options)
+        record |= {"held_out_loss_before": before, "held_out_loss_after": after}
+        return after < before
+    gains = squares[0] - squares[1]
+    gain, doubt = float(np.mean(gains)), float(np.std(gains, ddof=1) / math.sqrt(len(rows)))
+    record |= {"gain": gain, "gain_standard_error": doubt}
+    after = record["held_out_after"]
+    return gain > doubt and (after is None or after < (start.held_out_error or math.inf))
 
 
 def _aimed(
-    criterion: ErrorCriterion, before: Program, after: Program, rows: np.ndarray, options: Refining
+    criterion: ErrorCriterion, samples: list[Floats], rows: np.ndarray, options: Refining
 ) -> tuple[float, float]:
-    """The loss of both programs on the seeds `rows`, each part 1 for `before`."""
-    aim = _aim(criterion, options)
-    samples = [as_tensor(criterion.pool.sample(one, rows), criterion.pool.shape) for one in (before, after)]
-    aim.weigh(samples[0], as_tensor(rows))
-    return aim.value(samples[0], as_tensor(rows)), aim.value(samples[1], as_tensor(rows))
+    """The loss of two programs' samples on the seeds `rows`, each part 1 for the first."""
+    aim, shape = _aim(criterion, options), criterion.pool.shape
+    before, after = (as_tensor(one, shape) for one in samples)
+    aim.weigh(before, as_tensor(rows))
+    return aim.value(before, as_tensor(rows)), aim.value(after, as_tensor(rows))
 
 
 def _aim(criterion: ErrorCriterion, options: Refining) -> Aim:
@@ -187,7 +213,8 @@ def _whole_table(
 ) -> Found:
     """Gauss-Newton over the whole table; its steps are kept in the journal."""
     program, journal = start.program, criterion.journal
-    rows = metric_rows(program.nfe, criterion.budget.left(), len(training) + len(validation))
+    watched = len(training) + len(validation)
+    rows = metric_rows(program.nfe, criterion.budget.left(), watched, criterion.pool.noise.shape[1])
     layers = None if options.layers is None else options.layers.digest
     key = "table 1 " + content_key(program.digest, criterion.key(training), criterion.key(validation), rows, layers)
 
@@ -281,9 +308,9 @@ def _roots(losses: tuple[float, ...], scale: float) -> list[float]:
     return [math.sqrt(loss * scale) for loss in losses]
 
 
-def metric_rows(nfe: int, left: int | None, watched: int) -> int:
-    """Seeds of a Jacobian, so that what is left pays for some iterations."""
-    least, most = METRIC_ROWS
+def metric_rows(nfe: int, left: int | None, watched: int, elements: int) -> int:
+    """Seeds of a Jacobian, so that what is left pays for some iterations, and no fewer than determine it."""
+    least, most = (max(one, seeds_to_fit(nfe, elements)) for one in METRIC_ROWS)
     if left is None:
         return most
     one = jacobian_cost(nfe) + TRIED * nfe

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import final
 
 from ...engine.errors import InputError
@@ -29,14 +31,15 @@ class Budget:
         self.spent = 0
         self.cached = 0
         self.start = time.monotonic()
+        self.reserved, self._reserved_seconds = 0, 0.0  # put by for what comes later
         self.assumed: float | None = None  # evaluations a second, from a trial
         self._run, self._began = 0, self.start  # evaluations in which `passes` was asked, and since when
 
     def charge(self, evaluations: int, *, cached: bool = False) -> None:
         """Count work about to be done, or read from the cache. Raises BudgetSpentError, counting nothing."""
-        if self.evaluations is not None and self.spent + evaluations > self.evaluations:
+        if self.evaluations is not None and self.spent + evaluations > self.evaluations - self.reserved:
             raise BudgetSpentError
-        if self.seconds is not None and not cached and self.elapsed > self.seconds:
+        if self.seconds is not None and not cached and self.elapsed > self.seconds - self._reserved_seconds:
             raise BudgetSpentError
         self.spent += evaluations
         self.cached += evaluations if cached else 0
@@ -45,7 +48,7 @@ class Budget:
         """Between two evaluations of so many samples: a limit in time ends a run there. Raises BudgetSpentError."""
         if not self._run:
             self._began = time.monotonic()
-        if self.seconds is not None and self.elapsed > self.seconds:
+        if self.seconds is not None and self.elapsed > self.seconds - self._reserved_seconds:
             raise BudgetSpentError
         self._run += samples
 
@@ -55,13 +58,23 @@ class Budget:
             return self.evaluations
         return int((self.seconds or 0) * (self.speed or 0))
 
+    @contextmanager
+    def reserving(self, evaluations: int) -> Iterator[None]:
+        """Within it the budget ends so many evaluations earlier: what comes after has them."""
+        self.reserved = evaluations
+        self._reserved_seconds = evaluations / self.speed if self.speed else 0.0
+        try:
+            yield
+        finally:
+            self.reserved, self._reserved_seconds = 0, 0.0
+
     def left(self) -> int | None:
         """Evaluations that what is left pays for, None without a limit; with one in time at the speed so far."""
         if self.evaluations is not None:
-            return max(0, self.evaluations - self.spent)
+            return max(0, self.evaluations - self.reserved - self.spent)
         if self.seconds is None:
             return None
-        return max(0, int(SURE * (self.seconds - self.elapsed) * (self.speed or 0)))
+        return max(0, int(SURE * (self.seconds - self._reserved_seconds - self.elapsed) * (self.speed or 0)))
 
     @property
     def part(self) -> float:

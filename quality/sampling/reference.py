@@ -69,11 +69,14 @@ class Reference:
         self, schedule: str, *, prediction: str, clip: float | None, t_start: float, sigma_data: float
     ) -> Program:
         """Its program. Raises InputError."""
+        process = parse_schedule(schedule)
+        from_nothing = process.velocity != "flow" and float(process.alpha(t_start)) == 0  # where eps says nothing of x0
         return compile(
             self.solver,
             schedule,
             self.nfe,
             self.grid,
+            "v" if from_nothing else None,
             prediction=prediction,
             clip=clip,
             t_start=t_start,

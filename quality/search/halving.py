@@ -98,6 +98,7 @@ class Search:
             random.Random(seed).shuffle(order)  # when the budget ends the first round, it has seen a fair part
             fresh = [Trial(*pair) for pair in compiled(order, self.setting, self._seen)]
         else:
+            self.rungs = rungs_of(pace.seeds)
             few = islice(compiled(candidates, self.setting, self._seen), pace.candidates)
             fresh = [Trial(*pair) for pair in few]
             for trial in fresh[:1]:
@@ -108,10 +109,16 @@ class Search:
             if local:
                 self._race()
                 self._sweep()
+            self._finish()
             self._measure_held_out()
         except BudgetSpentError:
             self.complete = False
         return self.ranked()
+
+    @property
+    def chosen_on(self) -> int:
+        """Calibration seeds of the ranking's errors."""
+        return max((trial.seeds for trial in self.trials), default=0)
 
     def ranked(self) -> list[Trial]:
         """The trials with the most seeds, by error."""
@@ -213,7 +220,7 @@ class Search:
                     trial = Trial(*pair)
                     self.trials.append(trial)
                     self._race_one(trial, best, f"{best.program.solver}: its times, one by one", TIGHT)
-                    if trial.seeds == self.calibration and trial.error() < best.error():
+                    if trial.seeds == self.rungs[-1] and trial.error() < best.error():
                         best, points = trial, grid_points(trial.candidate, self.setting)
         return best
 
@@ -223,6 +230,16 @@ class Search:
             self._extend(trial, rung, stage)
             if trial.error(rung) > slack * best.error(rung):
                 return
+
+    def _finish(self) -> None:
+        """The best run on the calibration seeds that did not choose, where the pace let few choose."""
+        if self.pace is None or not self.pace.finishes or self.rungs[-1] == self.calibration:
+            return
+        ranked = self.ranked()
+        best = ranked[: self._judged]
+        best += [one for one in self._always(ranked) if one not in best]
+        for trial in best:
+            self._extend(trial, self.calibration, "all calibration seeds")
 
     def _measure_held_out(self) -> None:
         if not len(self.held_out):

@@ -16,6 +16,9 @@ from ..sampling.budget import Budget
 
 USUAL_RUNS = 60  # for each calibration seed, where no budget is given
 CANDIDATES, NEIGHBOURS = 0.45, 0.65  # parts of the allowance that are spent when these stages end
+RUNS_OF_A_SEED = 40  # that a search should pay for: with fewer, fewer of the calibration seeds choose
+FEWEST_SEEDS = 4
+FOR_FINISHING = 0.25  # of a budget, at most, to run the best on all calibration seeds
 KEEP = 0.4  # of the candidates, at each doubling of the seeds
 FEWEST, FEWEST_OF_FEW = 12, 4  # candidates that are kept at least, from 96 and from few
 JUDGED, JUDGED_OF_FEW = 10, 2  # run on the held-out seeds
@@ -29,6 +32,7 @@ class Pace:
 
     candidates: how many are admitted. fewest: kept at each rung. judged: on the held-out seeds. allowance: evaluations
     of all stages but the judging. ends: the part of a budget in time after which nothing but the judging is begun.
+    seeds: the calibration seeds that choose. finishes: whether the best are then run on all of them.
     """
 
     candidates: int
@@ -36,9 +40,8 @@ class Pace:
     judged: int
     allowance: int
     ends: float
-
-    def to_dict(self) -> dict[str, int]:
-        return {"search_evaluations": self.allowance, "first_samplers": self.candidates, "judged": self.judged}
+    seeds: int
+    finishes: bool
 
 
 def rungs_of(calibration: int) -> tuple[int, ...]:
@@ -62,21 +65,25 @@ def halving_runs(count: int, rungs: tuple[int, ...], fewest: int) -> int:
 
 def pace_of(budget: Budget, nfe: int, calibration: int, held_out: int, share: float = 1.0) -> Pace:
     """The pace for `share` of what a budget has left, or for the usual number of runs without one."""
-    rungs, left = rungs_of(calibration), budget.left()
+    left = budget.left()
     left = None if left is None else int(share * left)
     usual = USUAL_RUNS * calibration * nfe
     judged = JUDGED if left is None else JUDGED_OF_FEW
-    while judged < JUDGED and left is not None and (judged + 3) * held_out * nfe < 0.15 * left:
+    # DDIM and the default are judged too.
+    finishes = left is None or (judged + 2) * (calibration + held_out) * nfe < FOR_FINISHING * left
+    one = (calibration + held_out if finishes else held_out) * nfe
+    while judged < JUDGED and left is not None and (judged + 3) * one < 0.15 * left:
         judged += 1
-    reserve = (judged + 2) * held_out * nfe  # DDIM and the default are judged too
+    reserve = (judged + 2) * one
     allowance = usual if left is None else max(left - reserve, left // 2)
-    runs = CANDIDATES * allowance / (SHARED * nfe)
-    count = 1
+    runs = allowance / (SHARED * nfe)
+    seeds = calibration if left is None else int(min(calibration, max(FEWEST_SEEDS, runs / RUNS_OF_A_SEED)))
+    rungs, runs, count = rungs_of(seeds), CANDIDATES * runs, 1
     while halving_runs(count + 1, rungs, _fewest(count + 1)) <= runs:
         count += 1
     part = budget.part
     ends = part + share * (1 - part) * (1 - reserve / max(left or 1, reserve + 1))
-    return Pace(max(count, 3), _fewest(count), judged, allowance, ends)
+    return Pace(max(count, 3), _fewest(count), judged, allowance, ends, seeds, finishes)
 
 
 def _fewest(count: int) -> int:

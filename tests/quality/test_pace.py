@@ -18,7 +18,7 @@ from pfdiff.quality.sampling.reference import Reference, Trajectory
 from pfdiff.quality.search.candidates import Candidate, Setting, all_candidates, compiled
 from pfdiff.quality.search.guard import guarded
 from pfdiff.quality.search.halving import Search, Trial
-from pfdiff.quality.search.pace import halving_runs, pace_of, plan_line
+from pfdiff.quality.search.pace import halving_runs, pace_of, plan_line, rungs_of
 from pfdiff.quality.search.prior import in_order
 from pfdiff.quality.search.reference_grids import ReferenceGrids
 
@@ -33,10 +33,11 @@ NOTHING: tuple[None, None, None] = (None, None, None)
 @pytest.mark.parametrize("left", [400, 3000, 20000])
 def test_the_first_stage_fits_its_share(left: int) -> None:
     pace = pace_of(Budget(evaluations=left), 5, 8, 8)
-    rungs = (1, 2, 4, 8)
-    reserve = (pace.judged + 2) * 8 * 5
-    assert pace.allowance + reserve <= left or pace.allowance == left // 2
-    assert pace.candidates == 3 or halving_runs(pace.candidates, rungs, pace.fewest) * 5 * 0.75 <= pace.allowance / 2
+    judging = (pace.judged + 2) * (16 if pace.finishes else 8) * 5
+    assert pace.allowance + judging <= left or pace.allowance == left // 2
+    runs = halving_runs(pace.candidates, rungs_of(pace.seeds), pace.fewest)
+    assert pace.candidates == 3 or runs * 5 * 0.75 <= pace.allowance / 2
+    assert 4 <= pace.seeds <= 8
 
 
 def test_more_budget_begins_with_more_samplers() -> None:
