@@ -116,6 +116,8 @@ def refined(
         )
     spent = criterion.budget.spent
     method = _by_gradient if options.by_gradient else _whole_table if dense else _own_buffers
+    if method is _whole_table and options.layers is None and criterion.budget.left() is None:
+        method = _both
     judging = (calibration + 2 * len(held_out) + 2 * len(validation)) * start.program.nfe
     with criterion.budget.reserving(judging):
         program, record = method(criterion, start, training, validation, options, tell)
@@ -247,6 +249,20 @@ def _whole_table(
         "validation": _roots(found.validation, scale),
     }
     return finished(search.program_at(found), start.solver), record
+
+
+def _both(
+    criterion: ErrorCriterion,
+    start: Ranked,
+    training: np.ndarray,
+    validation: np.ndarray,
+    options: Refining,
+    tell: Stages,
+) -> Found:
+    """The program's own buffers first, on all training seeds; the whole table from there."""
+    own, first = _own_buffers(criterion, start, training, validation, options, tell)
+    program, record = _whole_table(criterion, replace(start, program=own), training, validation, options, tell)
+    return program, {**record, "steps": first["steps"] + record["steps"], "own_buffers": first}
 
 
 def _by_gradient(
