@@ -225,7 +225,9 @@ def check_extras(what: str, where: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_and_options_in_the_text_exist(page):
     group: Any = typer.main.get_command(app)
-    options = {name for command in group.commands.values() for one in command.params for name in one.opts}
+    commands = list(group.commands.values())
+    commands += [one for command in commands for one in getattr(command, "commands", {}).values()]  # pfdiff table export
+    options = {name for command in commands for one in command.params for name in one.opts}
     options |= {"--help", "--version", "--label", "--embedding", "--plan"}  # of each command, of a network, of C++
     for span in SPAN.findall(prose(page)):
         words = span.replace("\\|", "|").split()
