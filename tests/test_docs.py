@@ -31,6 +31,7 @@ from pfdiff.cli import app, main
 from .pages import PAGES, ROOT, SPAN, Block, blocks, name_of, prose
 
 NEEDS = {"diffusers": "diffusers", "pfdiff evaluate": "torchmetrics", "pfdiff.evaluate": "torchmetrics"}
+MODULES = ("pfdiff", "np", "numpy", "torch", "diffusers", "Image")  # of which a block has to import what it uses
 
 MODELS = '''
 """Small networks under the names that the pages use."""
@@ -149,6 +150,7 @@ def test_the_blocks_run(page, models, tmp_path, monkeypatch):
                 pytest.importorskip(library, reason=f"{where} needs {library}")
         if block.kind == "python":
             code = compile(block.text, where, "exec")
+            check_imports(block, where)
             check_calls(block, where)
             if block.reason is None:
                 exec(code, names)
@@ -157,6 +159,15 @@ def test_the_blocks_run(page, models, tmp_path, monkeypatch):
                 check_command(words, where, run=block.reason is None)
         else:
             assert block.kind == "text", f"{where}: a block of {block.kind or 'nothing'}; expected python, sh or text"
+
+
+def check_imports(block: Block, where: str) -> None:
+    """A block that is copied alone imports the modules that it uses."""
+    tree = ast.parse(block.text)
+    imports = [one for one in ast.walk(tree) if isinstance(one, ast.Import | ast.ImportFrom)]
+    imported = {(name.asname or name.name).partition(".")[0] for one in imports for name in one.names}
+    used = {one.id for one in ast.walk(tree) if isinstance(one, ast.Name)} & {*MODULES}
+    assert used <= imported, f"{where}: no import of {', '.join(sorted(used - imported))}"
 
 
 def check_calls(block: Block, where: str) -> None:
@@ -226,7 +237,9 @@ def check_extras(what: str, where: str) -> None:
 def test_commands_and_options_in_the_text_exist(page):
     group: Any = typer.main.get_command(app)
     commands = list(group.commands.values())
-    commands += [one for command in commands for one in getattr(command, "commands", {}).values()]  # pfdiff table export
+    commands += [
+        one for command in commands for one in getattr(command, "commands", {}).values()
+    ]  # pfdiff table export
     options = {name for command in commands for one in command.params for name in one.opts}
     options |= {"--help", "--version", "--label", "--embedding", "--plan"}  # of each command, of a network, of C++
     for span in SPAN.findall(prose(page)):
@@ -248,6 +261,8 @@ def test_this_test_refuses_what_is_wrong(tmp_path):
         check_calls(Block(ROOT, "python", "pfdiff.sampler()", None, 1), "here")
     with pytest.raises(AssertionError, match="has no colour"):
         check_calls(Block(ROOT, "python", "pfdiff.build(network, nfe=8, colour=1)", "needs a GPU", 1), "here")
+    with pytest.raises(AssertionError, match="no import of np"):
+        check_imports(Block(ROOT, "python", "import pfdiff\nx = pfdiff.noise(np.arange(3), (2,))", None, 1), "here")
     with pytest.raises(AssertionError, match="no extra"):
         check_extras(".[everything]", "here")
     with pytest.raises(pytest.fail.Exception, match="no command"):

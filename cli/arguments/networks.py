@@ -199,6 +199,8 @@ def _check_source(network: str) -> None:
         )
     if path.exists() or ".py:" in network or network.endswith(".onnx"):
         return
+    if path.suffix == ".engine":
+        raise InputError(f"engine '{shortened(network)}' does not exist; give a directory that 'pfdiff build' wrote")
     if near := get_close_matches(network, NAMES, 1):
         raise InputError(f"network '{network}': not known; did you mean '{near[0]}'?")
 

@@ -309,6 +309,7 @@ def test_a_time_map_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["w.safetensors"], "weights alone hold no network; give FILE.py:FACTORY"),
         (["w.pt"], "weights alone hold no network; give FILE.py:FACTORY"),
         (["fashoin"], "did you mean 'fashion'?"),
+        (["fashion.engine"], "engine 'fashion.engine' does not exist; give a directory that 'pfdiff build' wrote"),
         (["fashion", "--prediction", "epsiln"], "did you mean epsilon?"),
         (["fashion", "--time-map", "2*u"], "time_map '2*u'"),
     ],
