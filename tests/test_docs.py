@@ -226,7 +226,7 @@ def check_extras(what: str, where: str) -> None:
 def test_commands_and_options_in_the_text_exist(page):
     group: Any = typer.main.get_command(app)
     commands = list(group.commands.values())
-    commands += [one for command in commands for one in getattr(command, "commands", {}).values()]  # pfdiff table export
+    commands += [inner for command in commands for inner in getattr(command, "commands", {}).values()]  # table export
     options = {name for command in commands for one in command.params for name in one.opts}
     options |= {"--help", "--version", "--label", "--embedding", "--plan"}  # of each command, of a network, of C++
     for span in SPAN.findall(prose(page)):
