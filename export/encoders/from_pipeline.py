@@ -24,7 +24,7 @@ from ..check import TrialInputs, check_export
 from ..families.family import Prompting
 from ..sources.module_digest import content_digest
 from ..to_onnx import export_module, prepared, quiet
-from ..weights import load_pretrained, variant_of
+from ..weights import free_weights, load_pretrained, variant_of
 from .text import Encode, Place, Rows, places, size_of
 from .tokenizer import OUT, Around, around, longest, tokenizer_json, tokenizer_of, transformers_for
 
@@ -160,6 +160,8 @@ class PipelineEncoders:
             None if used == "fp32" else lambda case: run(case, PRECISION_DTYPES[used]),
             _trials(text, self._around),
         )
+        if isinstance(source, Path):
+            free_weights(encoder)
         prompting, frame = self._given.prompting, self._around
         return TextEncoder(
             file,
