@@ -115,8 +115,8 @@ void compare_steps(std::mt19937& random, int buffers, bool clip, Dtype dtype, st
     }
     const auto device_table = pfdiff::cuda::copied(table), device_factors = pfdiff::cuda::copied(factors);
     const auto device_kept = pfdiff::cuda::copied(kept);
-    const std::int64_t samples = count % 5 == 0 ? 5 : 1, size = count / samples;
-    const std::vector<std::uint64_t> seeds{0, 1, ~std::uint64_t{0}, std::uint64_t{1} << 63, 77};
+    const std::int64_t samples = count % 4 == 0 ? 4 : 1, size = count / samples;  // of 4104 two begin inside a vector
+    const std::vector<std::uint64_t> seeds{0, 1, ~std::uint64_t{0}, std::uint64_t{1} << 63};
     const auto picture = numbers(random, count), eps = numbers(random, count);
     std::vector<std::uint8_t> mask;
     for (std::int64_t i = 0; i < count; ++i) mask.push_back(random() % 2 != 0 ? 255 : 0);
@@ -167,7 +167,7 @@ void test_steps(const LaunchStep& launch) {
     for (int buffers = 1; buffers <= pfdiff::step_buffers; ++buffers)
         for (const bool clip : {false, true})
             for (const auto dtype : {Dtype::fp32, Dtype::fp16, Dtype::bf16})
-                for (const std::int64_t count : {1, 7, 1024, 1025, 5120})
+                for (const std::int64_t count : {1, 7, 1024, 1025, 4104})
                     for (const auto& [noise, masked] : {std::pair{false, false}, std::pair{true, false},
                                                         std::pair{false, true}, std::pair{true, true}})
                         compare_steps(random, buffers, clip, dtype, count, noise, masked, launch);

@@ -25,7 +25,7 @@ from .tree import MARKS, built, run
 pytestmark = MARKS
 __all__ = ["built"]  # a fixture, used by its name
 
-SEEDS = (3, 2**64 - 1, 0)
+SEEDS = (3, 2**64 - 1, 0, 2**63)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -98,8 +98,8 @@ def test_every_way_to_run_an_update_has_the_same_bits(
     """Interpreter, plain twin, NumPy, CUDA C++; samples that begin inside a vector, and data that are not aligned."""
     random = torch.Generator().manual_seed(buffers)
     everything = (1 << buffers) - 1
-    for size, clip in ((8 * 43, True), (8 * 43, False), (131, True)):
-        elements = 3 * size
+    for size, clip in ((82, True), (82, False), (131, True)):
+        elements = len(SEEDS) * size
         states, table = (torch.randn(*one, generator=random) for one in ((buffers, elements), (4, row_length(buffers))))
         table[:, 2] = 0.75
         out = torch.randn(elements, generator=random).to(dtype)

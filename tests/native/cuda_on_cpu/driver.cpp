@@ -1,7 +1,6 @@
 // The functions of cuda.h.
 #include <cstring>
 #include <map>
-#include <regex>
 #include <sstream>
 #include <string>
 
@@ -17,9 +16,7 @@ namespace {
 
 using Bits = std::map<std::string, std::uint64_t>;
 
-unsigned binary(const std::string& digits) {
-    return digits.empty() ? 0 : static_cast<unsigned>(std::stoul(digits, nullptr, 2));
-}
+unsigned binary(const std::string& digits) { return static_cast<unsigned>(std::stoul(digits, nullptr, 2)); }
 
 pfdiff::Dtype dtype(const std::string& name) {
     return name == "fp16" ? pfdiff::Dtype::fp16 : name == "bf16" ? pfdiff::Dtype::bf16 : pfdiff::Dtype::fp32;
@@ -31,35 +28,41 @@ Element* pointer(const Bits& bits, const char* name) {
     return found == bits.end() ? nullptr : reinterpret_cast<Element*>(found->second);
 }
 
+// `name`: step-b2-r10-w11-n11-k2-clip-fp16-fp16-any, of which n, k, clip, the second dtype and `any` may be missing.
 cudaError_t run_step(const std::string& name, const Bits& bits, cudaStream_t stream) {
-    // b2 r10 w11 n11 k2 clip fp16 fp16 any
-    static const std::regex words(
-        "step-b(\\d)-r([01]+)-w([01]+)(?:-n([01]+))?(?:-k([12]))?(-clip)?-(\\w+?)(?:-([bf]\\w+))?(-any)?");
-    std::smatch word;
-    if (!std::regex_match(name, word, words)) return cudaErrorInvalidValue;
-    const auto at = [&](const char* one) { return bits.at(one); };
-    const pfdiff::Step step{pointer<float>(bits, "states"),
-                            word[8].matched ? pointer<void>(bits, "y_in") : nullptr,
-                            pointer<void>(bits, "out"),
-                            pointer<float>(bits, "table"),
-                            static_cast<std::int64_t>(at("elements")),
-                            std::stoi(word[1]),
-                            static_cast<int>(at("row")),
-                            binary(word[2]),
-                            binary(word[3]),
-                            word[6].matched,
-                            dtype(word[7]),
-                            dtype(word[8])};
-    const unsigned noise = binary(word[4]);
-    const pfdiff::StepExtras extras{pointer<std::uint64_t>(bits, "seeds"),
-                                    pointer<float>(bits, "factors"),
-                                    noise != 0 ? static_cast<std::int64_t>(at("size")) : 0,
-                                    noise,
-                                    pointer<float>(bits, "picture"),
-                                    pointer<float>(bits, "eps"),
-                                    pointer<std::uint8_t>(bits, "mask"),
-                                    pointer<float>(bits, "kept"),
-                                    word[5].matched ? std::stoi(word[5]) : 0};
+    pfdiff::Step step{};
+    pfdiff::StepExtras extras{};
+    std::istringstream text(name);
+    int dtypes = 0;
+    for (std::string word; std::getline(text, word, '-');) {
+        const auto rest = word.substr(1);
+        if (word == "clip") step.clip = true;
+        if (word.starts_with("fp") || word == "bf16")
+            (dtypes++ == 0 ? step.out_dtype : step.y_dtype) = dtype(word);
+        else if (word[0] == 'b')
+            step.buffers = std::stoi(rest);
+        else if (word[0] == 'r')
+            step.reads = binary(rest);
+        else if (word[0] == 'w')
+            step.writes = binary(rest);
+        else if (word[0] == 'n')
+            extras.noise = binary(rest);
+        else if (word[0] == 'k')
+            extras.keeps = std::stoi(rest);
+    }
+    step.states = pointer<float>(bits, "states");
+    step.y_in = dtypes == 2 ? pointer<void>(bits, "y_in") : nullptr;
+    step.out = pointer<void>(bits, "out");
+    step.table = pointer<float>(bits, "table");
+    step.elements = static_cast<std::int64_t>(bits.at("elements"));
+    step.row = static_cast<int>(bits.at("row"));
+    extras.seeds = pointer<std::uint64_t>(bits, "seeds");
+    extras.factors = pointer<float>(bits, "factors");
+    if (extras.noise != 0) extras.size = static_cast<std::int64_t>(bits.at("size"));
+    extras.picture = pointer<float>(bits, "picture");
+    extras.eps = pointer<float>(bits, "eps");
+    extras.mask = pointer<std::uint8_t>(bits, "mask");
+    extras.kept = pointer<float>(bits, "kept");
     return pfdiff::launch_step(step, extras, stream);
 }
 
