@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LOWEST_OPSET = 18  # BitwiseXor
 PREFIX = "noise/"
 WORD = 0xFFFFFFFF
+TERMS = 9  # of Taylor's series, after the first
 LARGEST_EXPONENT = 33  # of a word as a float; a table of powers of two goes that far
 
 
@@ -82,11 +83,15 @@ class SeededNoise:
 
     def start(self, graph: Nodes) -> str:
         """Draw 0."""
-        r_0, r_1 = (graph.cast(one, np.float64) for one in self._words(graph, graph.constant(np.int64(0))))
-        u_1 = graph.add("Mul", graph.add("Add", r_0, 0.5), 2.0**-32)
+        r_0, r_1 = self._words(graph, graph.constant(np.int64(0)))
+        u_1 = graph.add("Mul", graph.add("Add", graph.cast(r_0, np.float64), 0.5), 2.0**-32)
         radius = graph.add("Sqrt", graph.add("Mul", graph.add("Log", u_1), -2.0))
-        angle = graph.add("Mul", graph.add("Add", r_1, 0.5), 2.0**-32 * (2.0 * math.pi))
-        z = graph.add("Mul", radius, graph.add("Cos", angle))
+        # ONNX Runtime 1.20 has no float64 cosine: Taylor's series, 2e-16 from it at most on an eighth of a turn.
+        quarter, remainder = _quarter_turn(graph, r_1)
+        angle = graph.add("Mul", graph.add("Add", graph.cast(remainder, np.float64), 0.5), 2.0**-32 * (2.0 * math.pi))
+        square = graph.add("Mul", angle, angle)
+        sine, cosine = (_series(graph, square, first) for first in (1, 0))
+        z = graph.add("Mul", radius, _turned(graph, quarter, graph.add("Mul", sine, angle), cosine))
         return graph.add("Reshape", graph.cast(z, np.float32), self._shape)
 
     def draw(self, graph: Nodes, number: str) -> str:
@@ -128,23 +133,43 @@ def _normal(graph: Nodes, r_0: str, r_1: str) -> str:
     y = add("Mul", add("Mul", y, f), square)
     y = add("Sub", add("Sub", y, add("Mul", k, 2.12194440e-4)), add("Mul", square, 0.5))
     logarithm = add("Add", add("Mul", k, 0.693359375), add("Add", f, y))
-    radius = add("Sqrt", add("Mul", logarithm, -2.0))
+    # ONNX Runtime 1.20's float32 root is a unit off for a third of all values; rounded from float64 it is the nearest.
+    radius = graph.cast(add("Sqrt", graph.cast(add("Mul", logarithm, -2.0), np.float64)), np.float32)
 
     # cos(2 pi u_2): the nearest quarter turn, then |angle| <= pi / 4.
-    turned = graph.cast(add("Add", r_1, np.int64(1 << 29)), np.uint64)
-    quarter = graph.cast(graph.add("BitShift", turned, np.uint64(30), direction="RIGHT"), np.int64)  # 0 .. 4
-    remainder = graph.cast(add("Sub", r_1, add("Mul", quarter, np.int64(1 << 30))), np.float32)
-    angle = add("Mul", add("Add", remainder, 0.5), 1.4629180792671596e-9)
+    quarter, remainder = _quarter_turn(graph, r_1)
+    angle = add("Mul", add("Add", graph.cast(remainder, np.float32), 0.5), 1.4629180792671596e-9)
     a = add("Mul", angle, angle)
     sine = add("Sub", add("Mul", add("Add", add("Mul", a, -1.9515295891e-4), 8.3321608736e-3), a), 1.6666654611e-1)
     sine = add("Add", add("Mul", add("Mul", sine, a), angle), angle)
     cosine = add("Mul", add("Sub", add("Mul", a, 2.443315711809948e-5), 1.388731625493765e-3), a)
     cosine = add("Mul", add("Mul", add("Add", cosine, 4.166664568298827e-2), a), a)
     cosine = add("Add", add("Sub", cosine, add("Mul", a, 0.5)), 1.0)
-    wave = add("Where", add("Equal", add("BitwiseAnd", quarter, np.int64(1)), np.int64(1)), sine, cosine)
-    turned_over = add("BitwiseAnd", add("Add", quarter, np.int64(1)), np.int64(2))  # quarters 1, 2: -sin, -cos
-    sign = add("Where", add("Equal", turned_over, np.int64(2)), -1.0, 1.0)
-    return add("Mul", add("Mul", radius, wave), sign)
+    return add("Mul", radius, _turned(graph, quarter, sine, cosine))
+
+
+def _quarter_turn(graph: Nodes, r_1: str) -> tuple[str, str]:
+    """The quarter turn nearest to r_1, 0 to 4, and r_1 less than it, int64 from -2^29 on."""
+    moved = graph.cast(graph.add("Add", r_1, np.int64(1 << 29)), np.uint64)
+    quarter = graph.cast(graph.add("BitShift", moved, np.uint64(30), direction="RIGHT"), np.int64)
+    return quarter, graph.add("Sub", r_1, graph.add("Mul", quarter, np.int64(1 << 30)))
+
+
+def _turned(graph: Nodes, quarter: str, sine: str, cosine: str) -> str:
+    """The cosine after whole quarter turns: cos, -sin, -cos, sin, cos."""
+    odd = graph.add("Equal", graph.add("BitwiseAnd", quarter, np.int64(1)), np.int64(1))
+    wave = graph.add("Where", odd, sine, cosine)
+    left = graph.add("BitwiseAnd", graph.add("Add", quarter, np.int64(1)), np.int64(2))
+    return graph.add("Where", graph.add("Equal", left, np.int64(2)), graph.add("Neg", wave), wave)
+
+
+def _series(graph: Nodes, square: str, first: int) -> str:
+    """sum over k of (-1)^k square^k / (2k + first)!, float64: the cosine, and with first 1 the sine by its angle."""
+    y: str | float = (-1.0) ** TERMS / math.factorial(2 * TERMS + first)
+    for k in range(TERMS - 1, -1, -1):
+        y = graph.add("Add", graph.add("Mul", square, y), (-1.0) ** k / math.factorial(2 * k + first))
+    assert isinstance(y, str)
+    return y
 
 
 def _split(graph: Nodes, x: str) -> tuple[str, str]:

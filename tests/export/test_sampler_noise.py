@@ -76,7 +76,7 @@ def test_box_muller_at_the_edges_of_its_branches() -> None:
 
 
 def test_the_start_is_rounded_from_float64_once() -> None:
-    """Logarithm and cosine are ONNX Runtime's: within one float32 of NumPy's, and nearly always equal."""
+    """The logarithm is ONNX Runtime's: within one float32 of NumPy's, and nearly always equal."""
     graph = Nodes("noise/")
     out = SeededNoise(graph, "seeds", (40_000,)).start(graph)
     found = session(graph, {"seeds": TensorProto.UINT64}, {out: TensorProto.FLOAT})({"seeds": SEEDS})
