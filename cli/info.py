@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from ..engine.api import Engine
     from ..engine.artifact import Artifact
     from ..engine.compiler.program import Program
-    from ..engine.condition import Condition
-    from ..engine.contract import DecoderContract
-    from ..engine.text_encoders import TextEncoder
+    from ..engine.contract.condition import Condition
+    from ..engine.contract.contract import DecoderContract
+    from ..engine.contract.text_encoders import TextEncoder
 
 WIDEST_TABLE = 10  # columns of coefficients that fit a line of 80 characters
 

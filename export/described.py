@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from ..engine.condition import Condition
-from ..engine.contract import Contract
+from ..engine.contract.condition import Condition
+from ..engine.contract.contract import Contract
 from .time_map import TimeMap
 
 if TYPE_CHECKING:

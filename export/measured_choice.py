@@ -26,13 +26,13 @@ from ..engine.compiler.compile import compile as compile_program
 from ..engine.compiler.program import Program
 from ..engine.compiler.schedule import parse_schedule
 from ..engine.compiler.start import SHORT, default_start, time_of_alpha
+from ..engine.contract.seed_conditions import condition_tables, rows
 from ..engine.errors import InputError
 from ..engine.progress import Stages
 from ..engine.runtime.noise import noise
-from ..engine.seed_conditions import condition_tables, rows
 
 if TYPE_CHECKING:
-    from ..engine.contract import Contract
+    from ..engine.contract.contract import Contract
     from .network import Network
 
 CALLS, SECONDS = 600, 30.0

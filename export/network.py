@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ..engine.condition import Condition
-from ..engine.contract import Contract
+from ..engine.contract.condition import Condition
+from ..engine.contract.contract import Contract
 from ..engine.errors import InputError
 from ..engine.notebook import html_table
 from .check import LARGE_BYTES

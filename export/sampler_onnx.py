@@ -32,7 +32,7 @@ from ..engine.api import Engine
 from ..engine.artifact import Artifact, check_in_place, read_artifact
 from ..engine.atomic import folder_beside, sync
 from ..engine.compiler.program import Program
-from ..engine.contract import Contract
+from ..engine.contract.contract import Contract
 from ..engine.errors import BackendError, EngineFileError, InputError, first_line, shown
 from ..engine.files.external_weights import tensors_of
 from ..engine.files.open_folder import OpenFolder

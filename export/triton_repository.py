@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..engine.artifact import Artifact, read_artifact
 from ..engine.atomic import replacing_folder
-from ..engine.contract import Contract
+from ..engine.contract.contract import Contract
 from ..engine.errors import InputError
 from ..engine.version import __version__
 from .sampler_onnx import export_sampler

@@ -29,9 +29,9 @@ from ..engine.compiler.program import Program
 from ..engine.compiler.schedule import parse_schedule
 from ..engine.compiler.solvers import parse_solver
 from ..engine.compiler.solvers.analytic import Analytic
+from ..engine.contract.seed_conditions import condition_tables, rows
 from ..engine.errors import InputError
 from ..engine.philox import fill_numpy
-from ..engine.seed_conditions import condition_tables, rows
 from .measured_choice import class_numbers, has_typical_inputs
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from ...engine.compiler.defaults import AUTO
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import parse_schedule
 from ...engine.compiler.start import default_start, time_of_alpha
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 from ...engine.errors import InputError
 from ...engine.runtime.noise import noise
 from ...export.measured_choice import measured as measured_choice

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ...kernels import eager
 from ..backends.abstract import Backend, Buffers
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import BackendError, PfdiffError, first_line
 from ..tensors import TORCH_DTYPES, array_of, fill_rows, lasting
 from .decoder import Decode, LoadedDecoder, not_finite

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..condition import Condition
-from ..contract import Contract
+from ..contract.condition import Condition
+from ..contract.contract import Contract
 from ..errors import InputError
 from .draws import Draws
 from .noise import check_finite

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..compiler.program import Program
-from ..contract import Contract
+from ..contract.contract import Contract
 from .decoder import LoadedDecoder
 from .inputs import Inputs
 from .masked import known_factors

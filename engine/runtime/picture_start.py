@@ -25,8 +25,8 @@ from ..backends.choose import Beside
 from ..compiler.part import last_part
 from ..compiler.program import Program
 from ..compiler.schedule import parse_schedule
-from ..condition import INPAINT_MASK, INPAINTING, MASKED_IMAGE
-from ..contract import Contract
+from ..contract.condition import INPAINT_MASK, INPAINTING, MASKED_IMAGE
+from ..contract.contract import Contract
 from ..errors import BackendError, EngineFileError, InputError
 from .asked import Asked
 from .loop import Tables, make_tables

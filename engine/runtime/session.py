@@ -13,7 +13,7 @@ from typing import final
 import torch
 
 from ..backends.abstract import Backend
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import BackendError
 from .cpu_loop import CpuLoop
 from .decoder import LoadedDecoder

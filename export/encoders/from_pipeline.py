@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from ...engine.artifact import ENCODERS
-from ...engine.contract import Contract, TextEncoderContract
+from ...engine.contract.contract import Contract, TextEncoderContract
+from ...engine.contract.text_encoders import TextEncoder, TextEncoders
 from ...engine.errors import InputError
 from ...engine.progress import Lines
 from ...engine.tensors import PRECISION_DTYPES
-from ...engine.text_encoders import TextEncoder, TextEncoders
 from ..check import TrialInputs, check_export
 from ..families.family import Prompting
 from ..sources.module_digest import content_digest

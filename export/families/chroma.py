@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from ..mirrored import mirrored
 from .family import AXES as AXES
 from .family import Beside, Config, Prompting, in_dtype_of, masked_parts, masked_text

@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...engine.condition import INPAINT_MASK, MASKED_IMAGE, Condition
+from ...engine.contract.condition import INPAINT_MASK, MASKED_IMAGE, Condition
 from .family import Config
 
 

@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from .family import AXES as AXES
 from .family import MASKED_ALIASES, Beside, Config, Prompting, in_dtype_of, known, masked_parts, masked_text
 from .family import channels as channels

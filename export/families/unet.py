@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ...engine.condition import INPAINT_MASK, Condition
+from ...engine.contract.condition import INPAINT_MASK, Condition
 from ...engine.errors import InputError
 from . import family
 from .family import AXES as AXES

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...engine.contract import Condition
+from ...engine.contract.contract import Condition
 from ...engine.errors import InputError
 from ..encoders.from_pipeline import load_encoder
 from ..sources.controlnet import CLASS, LATENT, check_class, check_fits, control_conditions

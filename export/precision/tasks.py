@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from ...engine.contract import Contract, DecoderContract
+from ...engine.contract.contract import Contract, DecoderContract
 from ...engine.errors import InputError
 from ..check import TrialInputs
 from .trajectory import CALIBRATION_SEED, CHECK_SEED, Array, Evaluate, Trajectories

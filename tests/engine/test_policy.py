@@ -16,7 +16,7 @@ import pfdiff
 from pfdiff.engine.artifact import read_artifact, write_manifest
 from pfdiff.engine.compiler.part import last_part
 from pfdiff.engine.compiler.schedule import parse_schedule
-from pfdiff.engine.policy import ObservationContract, Observed, PolicyContract
+from pfdiff.engine.contract.policy import ObservationContract, Observed, PolicyContract
 from pfdiff.engine.runtime.deadline import Deadlines
 
 from ..small import policy as small

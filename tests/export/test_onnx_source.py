@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 import torch
 
-from pfdiff.engine.condition import Condition
+from pfdiff.engine.contract.condition import Condition
 from pfdiff.engine.errors import InputError
 from pfdiff.export.check import OnnxRun
 from pfdiff.export.network import Network

@@ -20,8 +20,8 @@ import pfdiff
 from pfdiff.cli import main
 from pfdiff.engine.artifact import Artifact, records_of, write_manifest
 from pfdiff.engine.compiler.compile import compile
-from pfdiff.engine.condition import Condition
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract.condition import Condition
+from pfdiff.engine.contract.contract import Contract
 from pfdiff.engine.errors import BackendError, EngineFileError, InputError
 from pfdiff.export import sampler_onnx
 from pfdiff.export.sampler_onnx import export_sampler

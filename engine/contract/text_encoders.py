@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+from ..errors import InputError, shown
+from ..json_fields import check_text, is_strings, read_fields
 from .contract import Contract, TextEncoderContract
-from .errors import InputError, shown
-from .json_fields import check_text, is_strings, read_fields
 
 NEGATIVE = "_unconditional"  # ends the name of a condition's twin, for the negative prompt
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import InputError, shown
-from .json_fields import check_choice, check_name, check_shape, is_integer, is_number, is_strings
+from ..errors import InputError, shown
+from ..json_fields import check_choice, check_name, check_shape, is_integer, is_number, is_strings
 
 # The dtypes of a condition, with the least and the largest number of each.
 DTYPE_RANGES: dict[str, tuple[float, float]] = {

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, final
 
-from .errors import InputError, shown
-from .json_fields import as_json, check_name, check_shape, check_text, is_integer, is_number, is_strings, read_fields
+from ..errors import InputError, shown
+from ..json_fields import as_json, check_name, check_shape, check_text, is_integer, is_number, is_strings, read_fields
 
 OBSERVATION = "observation"  # the word of `Engine.sample`, and the one condition of a policy without an encoder
 

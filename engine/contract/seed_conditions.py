@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from .condition import Condition, as_array
 from .contract import Contract
-from .errors import InputError
 
 
 def condition_tables(contract: Contract, given: Mapping[str, Any] | None) -> dict[str, NDArray[Any]]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfdiff.engine.condition import Condition, parse_condition
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract.condition import Condition, parse_condition
+from pfdiff.engine.contract.contract import Contract
 from pfdiff.engine.errors import InputError
 
 GOOD: dict[str, Any] = {"name": "unet", "shape": (3, 8, 8), "schedule": "linear:1000", "prediction": "eps"}

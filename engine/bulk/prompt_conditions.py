@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from .artifact import Artifact, read_artifact
-from .backends.abstract import CudaOptions, NetworkFiles
-from .backends.choose import Beside
-from .backends.registry import check_backend
-from .device import parse_device, why_not_cuda
-from .runtime.prompts import Prompt, Prompts
+from ..artifact import Artifact, read_artifact
+from ..backends.abstract import CudaOptions, NetworkFiles
+from ..backends.choose import Beside
+from ..backends.registry import check_backend
+from ..device import parse_device, why_not_cuda
+from ..runtime.prompts import Prompt, Prompts
 
 
 def prompt_conditions(

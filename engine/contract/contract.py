@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .compiler.basis import PREDICTIONS
+from ..compiler.basis import PREDICTIONS
+from ..errors import InputError, shown
+from ..json_fields import as_json, check_choice, check_name, check_shape, check_text, is_integer, is_number, read_fields
 from .condition import Condition
-from .errors import InputError, shown
-from .json_fields import as_json, check_choice, check_name, check_shape, check_text, is_integer, is_number, read_fields
 from .policy import ObservationContract
 
 PRECISIONS = ("fp32", "fp16", "bf16")
