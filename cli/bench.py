@@ -13,7 +13,7 @@ from .arguments import options
 
 if TYPE_CHECKING:
     from ..engine.api import Engine
-    from ..engine.runtime.latency import Latency
+    from ..engine.runtime.timing.latency import Latency
 
 COLUMNS = {  # of the table, and their widths: 80 characters in all
     **{"NFE": 4, "batch": 5, "rounds": 6, "p50": 6, "p90": 6, "p99": 6, "max": 6, "first": 6, "network": 7},

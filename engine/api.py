@@ -30,18 +30,18 @@ from .device import parse_device
 from .errors import BackendError, EngineFileError, InputError
 from .philox import Seeds, parse_seeds
 from .runtime.asked import NOTHING, Asked
-from .runtime.deadline import Deadlines
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.draws import check_draws
 from .runtime.engine_table import engine_table
 from .runtime.inputs import Conditions, Inputs, check_noise
-from .runtime.latency import Latency, Ran, TimedParts, measured
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import noise
 from .runtime.picture_start import PictureStart, inpaints
 from .runtime.policy import PolicyRuntime
 from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
+from .runtime.timing.deadline import Deadlines
+from .runtime.timing.latency import Latency, Ran, TimedParts, measured
 
 if TYPE_CHECKING:
     from .backends.abstract import Module

@@ -31,7 +31,7 @@ import numpy as np
 from ...engine.api import load
 from ...engine.artifact import MANIFEST, read_artifact
 from ...engine.errors import InputError
-from ...engine.runtime.latency import in_turns
+from ...engine.runtime.timing.latency import in_turns
 from ...export.network import Network
 from ...quality.pictures.plot import Curve, log_plot, write_plot
 from ...quality.tune import tune

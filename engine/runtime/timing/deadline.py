@@ -13,8 +13,8 @@ from typing import Any, final
 
 import numpy as np
 
-from ..errors import InputError
-from ..json_fields import is_number
+from ...errors import InputError
+from ...json_fields import is_number
 
 CALLS, FEWEST_CALLS = 300, 50  # that are timed; at least, where they take long
 SECONDS = 1.0  # for one program

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import InputError, shown
+from ...errors import InputError, shown
 
 FEWEST_ROUNDS, SETTLED_ROUNDS = 3, 20  # at least; before the spread may end a measurement
 SPREAD = 0.01  # of the median, that is enough

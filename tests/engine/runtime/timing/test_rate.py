@@ -1,4 +1,4 @@
-"""engine/runtime/rate.py: the report of a loop, from times that are known."""
+"""engine/runtime/timing/rate.py: the report of a loop, from times that are known."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 
 import numpy as np
 
-from pfdiff.engine.runtime import rate
+from pfdiff.engine.runtime.timing import rate
 
 
 def test_missed_ticks_lateness_and_jitter_are_those_of_the_times() -> None:
