@@ -71,9 +71,9 @@ def bench(
         raise InputError("ENGINE is missing; give the directory that 'pfdiff build' wrote, or --report")
     from .arguments.networks import read_engine
     from .arguments.values import integers_from
-    from .figures import write_figures
     from .loop import driven, rate_of
-    from .progress import opened
+    from .output.figures import write_figures
+    from .output.progress import opened
 
     hz = rate_of(loop) if loop else None
     if hz is None and load:
@@ -105,7 +105,7 @@ def bench(
 
 def _timed(engine: Engine, pair: tuple[int, int], rounds: int, seconds: float) -> Latency:
     """One row, printed as soon as it is known."""
-    from .progress import stages
+    from .output.progress import stages
 
     with stages() as progress:
         progress(f"timing NFE {pair[0]}, batch {pair[1]}")

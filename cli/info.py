@@ -12,7 +12,7 @@ import typer
 
 from ..engine.errors import InputError
 from .arguments import options
-from .figures import printable
+from .output.figures import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +39,7 @@ def info(
     ] = None,
 ) -> None:
     """Say what an engine holds: network, programs, times, files, plans; with --device also how it runs there."""
-    from .progress import opened
+    from .output.progress import opened
 
     running = None
     if device is not None:

@@ -53,7 +53,7 @@ def sample(
     from .arguments.networks import read_engine
     from .arguments.prompts import ASKED, asked_from
     from .arguments.values import seeds_from
-    from .progress import bar, opened
+    from .output.progress import bar, opened
 
     # Everything that engine.json decides, before torch and the network are loaded.
     chosen, kind = seeds_from(seeds), kind_of(out)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .decoders.options import Decoder
     from .encoders.from_pipeline import PromptSources
     from .guidance.options import ClassifierFree
-    from .memory import Need
+    from .pipelines.memory import Need
     from .policies.options import Policy
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .convention import Convention
     from .decoders.options import Decoder
     from .guidance.options import Guidance
-    from .memory import Need
+    from .pipelines.memory import Need
     from .policies.options import Policy
 
 FORMAT = "pfdiff network 1"  # part of every digest: changes when the same source would be exported otherwise

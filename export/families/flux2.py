@@ -20,8 +20,8 @@ from .family import AXES as AXES
 from .family import Beside, Config, Part, Prompting, in_dtype_of, text
 from .family import channels as channels
 from .family import learned_sigma as learned_sigma
-from .own_sigmas import scheduled as own_sigmas
-from .patched import places
+from .parts.own_sigmas import scheduled as own_sigmas
+from .parts.patched import places
 
 TOKENS = 512
 ALIASES: Mapping[str, str] = {"encoder_hidden_states": "prompt_embeds", "guidance": "guidance_scale"}

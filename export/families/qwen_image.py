@@ -19,9 +19,9 @@ from .family import Beside, Config, Prompting, in_dtype_of, masked_parts, masked
 from .flux import channels as channels
 from .flux import patches as patches
 from .flux import shape as shape
-from .own_sigmas import scheduled as scheduled
-from .patched import from_patches, to_patches
-from .rotations import JointAttention, pairs, with_processor
+from .parts.own_sigmas import scheduled as scheduled
+from .parts.patched import from_patches, to_patches
+from .parts.rotations import JointAttention, pairs, with_processor
 
 TOKENS = 512
 BEFORE = (

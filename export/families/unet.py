@@ -17,8 +17,8 @@ from .family import AXES as AXES
 from .family import TIME_UNIT as TIME_UNIT
 from .family import Adapted, Beside, Config, Part, Prompting, known, text
 from .family import scheduled as scheduled
-from .inpainting import Inpainting, inpaints
-from .inpainting import conditions as inpainting_conditions
+from .parts.inpainting import Inpainting, inpaints
+from .parts.inpainting import conditions as inpainting_conditions
 
 TOKENS = 77  # of CLIP's prompts
 ALIASES: Mapping[str, str] = {

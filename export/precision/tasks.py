@@ -64,7 +64,7 @@ class NetworkTask:
 
     def latents(self, evaluate: Evaluate) -> tuple[Array, Array, Array]:
         """Samples for a decoder: of calibration, of the check, and the check's by many evaluations."""
-        from ..measured_choice import reference_of
+        from ..choice.measured_choice import reference_of
 
         nfe = max(self._programs)
         reference = self.check.sample(reference_of(self._programs[nfe]), evaluate)
