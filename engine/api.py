@@ -36,7 +36,7 @@ from .runtime.engine_table import engine_table
 from .runtime.inputs import Conditions, Inputs, check_noise
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import noise
-from .runtime.picture_start import PictureStart, inpaints
+from .runtime.pictures.picture_start import PictureStart, inpaints
 from .runtime.policy import PolicyRuntime
 from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session

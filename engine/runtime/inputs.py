@@ -22,7 +22,7 @@ from .draws import Draws
 from .noise import check_finite
 
 if TYPE_CHECKING:
-    from .masked import Masked
+    from .pictures.masked import Masked
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

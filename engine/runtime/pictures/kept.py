@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .masked import Masked
 
 if TYPE_CHECKING:
-    from .loop import Tables
+    from ..loop import Tables
 
 
 @final

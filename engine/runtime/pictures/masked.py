@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..compiler.program import Program
-from ..compiler.schedule import parse_schedule
-from ..contract.contract import Contract
-from ..errors import InputError
+from ...compiler.program import Program
+from ...compiler.schedule import parse_schedule
+from ...contract.contract import Contract
+from ...errors import InputError
 
 HALF = 128  # of 255: where a pixel of a mask counts as white
 

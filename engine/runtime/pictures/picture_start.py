@@ -19,17 +19,17 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from ..artifact import IMAGE_ENCODER, Artifact, check_in_place
-from ..backends.abstract import Backend, Buffers, Evaluate
-from ..backends.choose import Beside
-from ..compiler.part import last_part
-from ..compiler.program import Program
-from ..compiler.schedule import parse_schedule
-from ..contract.condition import INPAINT_MASK, INPAINTING, MASKED_IMAGE
-from ..contract.contract import Contract
-from ..errors import BackendError, EngineFileError, InputError
-from .asked import Asked
-from .loop import Tables, make_tables
+from ...artifact import IMAGE_ENCODER, Artifact, check_in_place
+from ...backends.abstract import Backend, Buffers, Evaluate
+from ...backends.choose import Beside
+from ...compiler.part import last_part
+from ...compiler.program import Program
+from ...compiler.schedule import parse_schedule
+from ...contract.condition import INPAINT_MASK, INPAINTING, MASKED_IMAGE
+from ...contract.contract import Contract
+from ...errors import BackendError, EngineFileError, InputError
+from ..asked import Asked
+from ..loop import Tables, make_tables
 from .masked import Masked, check_mask
 
 LARGEST_CACHE = 16

@@ -22,12 +22,12 @@ from pfdiff.engine.runtime.cuda.batch import BatchKind, CudaBatch, bytes_needed
 from pfdiff.engine.runtime.draws import Draws
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.loop import make_tables
-from pfdiff.engine.runtime.masked import Masked, check_mask
 from pfdiff.engine.runtime.noise import noise
+from pfdiff.engine.runtime.pictures.masked import Masked, check_mask
 from pfdiff.engine.runtime.session import Session
 
-from ...small.engine import CONTRACT, SHAPE, program, small, write_engine
-from .test_session import Direct
+from ....small.engine import CONTRACT, SHAPE, program, small, write_engine
+from ..test_session import Direct
 
 PLAIN = replace(CONTRACT, conditions=())
 SEEDS = [3, 2**64 - 1, 0]
