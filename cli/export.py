@@ -30,15 +30,15 @@ def export(
 ) -> None:
     """Write the whole sampler, noise or seeds in, samples out, as one ONNX model for onnxruntime, or for Triton."""
     from .arguments.networks import read_engine
-    from .progress import stages
+    from .output.progress import stages
 
     artifact = read_engine(engine, nfe=nfe)
     if not triton:
         artifact.program(nfe)
     with stages() as progress:
         progress("reading the engine")
-        from ..export.sampler_onnx import export_sampler
-        from ..export.triton_repository import export_triton
+        from ..export.one_file.sampler_onnx import export_sampler
+        from ..export.one_file.triton_repository import export_triton
 
         if triton and pixels:
             raise InputError("--pixels with --triton: its models give samples; leave one of them out")

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import MOST_BUFFERS
+from ..engine.contract.seed_conditions import conditions_of
 from ..engine.errors import InputError
 from ..engine.progress import Stages
-from ..engine.seed_conditions import conditions_of
 from ..export.network import Network
 from .criteria.cost import Cost, Function, cost_criterion
 from .criteria.distance import FeatureSampler, check_pictures, make_distance_criterion

@@ -15,7 +15,7 @@ from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.compiler.from_table import program_from_table
 from pfdiff.engine.compiler.program import MOST_BUFFERS
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract.contract import Contract
 from pfdiff.engine.runtime.cuda import capture
 from pfdiff.engine.runtime.cuda import inputs as cuda_inputs
 from pfdiff.engine.runtime.cuda.batch import BatchKind, CudaBatch, bytes_needed, is_separate
