@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..engine.contract import AnyContract, Contract
+from ..engine.contract.contract import AnyContract, Contract
 from ..engine.errors import InputError
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ..engine.condition import Condition
-from ..engine.contract import Contract
+from ..engine.contract.condition import Condition
+from ..engine.contract.contract import Contract
 from ..engine.errors import InputError
 from ..engine.notebook import html_table
 from .check import LARGE_BYTES
@@ -34,12 +34,12 @@ from .describe import describe
 from .described import Given
 from .encoders.open import Encoders, open_encoders
 from .guidance.apply import Source, guide
+from .pipelines.weights import free_weights
 from .policies.open import OpenedPolicy
 from .precision.write import Asked, Written, write_network
 from .sources.from_module import ModuleSource
 from .sources.open import open_source
 from .time_check import doubt_of_time
-from .weights import free_weights
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .convention import Convention
     from .decoders.options import Decoder
     from .guidance.options import Guidance
-    from .memory import Need
+    from .pipelines.memory import Need
     from .policies.options import Policy
 
 FORMAT = "pfdiff network 1"  # part of every digest: changes when the same source would be exported otherwise

@@ -18,8 +18,8 @@ from ..engine.atomic import replacing
 from ..engine.compiler.program import Program
 from ..engine.compiler.schedule import parse_schedule
 from ..engine.errors import InputError
-from ..engine.runtime.masked import known_factors
-from ..engine.runtime.picture_start import program_of
+from ..engine.runtime.pictures.masked import known_factors
+from ..engine.runtime.pictures.picture_start import program_of
 
 FORMAT = "pfdiff-start 1"
 

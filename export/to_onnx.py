@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.backends.casting import cast_copy
-from ..engine.contract import AnyContract, Contract
+from ..engine.contract.contract import AnyContract, Contract
 from ..engine.errors import InputError, first_line
 from ..engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
 from .graph_dtypes import assert_dtypes as assert_dtypes
+from .pipelines.weights import free_weights
 from .shortcuts import shortcuts
-from .weights import free_weights
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -3,7 +3,7 @@
 A pipeline like Stable Diffusion XL of middle size, random weights in fp16 files, is built by the command line's own
 code, in fp32 and in fp16, each in a process of its own. With several --channels it is made in several sizes. Every
 stage, from one line of progress to the next, reports its largest resident set (VmHWM, reset between them; Linux).
-`export/memory.py` takes its factors from here.
+`export/pipelines/memory.py` takes its factors from here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ...export.memory import Need
+from ...export.pipelines.memory import Need
 from ..measuring.machine import RESULTS, describe, folder_name
 
 PRECISIONS = ("fp32", "fp16")

@@ -9,7 +9,7 @@ from typing import final
 
 import torch
 
-from ..contract import QUANTISED, AnyContract
+from ..contract.contract import QUANTISED, AnyContract
 from ..device import capability, why_not_cuda
 from ..errors import BackendError, first_line
 from .abstract import Backend, Buffers, Evaluate, NetworkFiles

@@ -9,13 +9,13 @@ from typing import final
 import torch
 from torch import nn
 
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 from ...engine.errors import InputError
 from ...engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
 from ..check import Array, TrialInputs, check_export
 from ..described import Described
+from ..pipelines.weights import free_weights
 from ..to_onnx import export_module, named_line, prepared
-from ..weights import free_weights
 from .module_call import Call, Normalised, left_out, probe, read_conditions, read_signature
 from .module_digest import content_digest
 

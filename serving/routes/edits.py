@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from ...engine.condition import INPAINTING
+from ...engine.contract.condition import INPAINTING
 from ..about import About
 from ..orders import NotDrawnError, Picture, Start
 from .forms import check_origin, read_form

@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ...engine.condition import INPAINTING
+from ...engine.contract.condition import INPAINTING
 from ...engine.errors import InputError
 from ...engine.runtime.noise import parse_seeds
 from ..about import About

@@ -13,8 +13,8 @@ import torch
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.engine.errors import InputError
-from pfdiff.export import memory
-from pfdiff.export.memory import GIB, Need
+from pfdiff.export.pipelines import memory
+from pfdiff.export.pipelines.memory import GIB, Need
 
 from ..small.diffusers import FAMILIES, WARNINGS
 from ..small.texts import whole_pipeline

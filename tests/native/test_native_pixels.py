@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pfdiff.engine.artifact import read_artifact, records_of, write_manifest
-from pfdiff.engine.contract import DecoderContract
+from pfdiff.engine.contract.contract import DecoderContract
 from pfdiff.kernels import eager
 
 from .test_native import library, pointer

@@ -15,14 +15,14 @@ import torch
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.engine.artifact import read_artifact, records_of, write_manifest
-from pfdiff.engine.contract import DecoderContract
+from pfdiff.engine.contract.contract import DecoderContract
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.loop import make_tables
-from pfdiff.engine.runtime.masked import Masked, check_mask
-from pfdiff.engine.runtime.picture_start import PictureStart, program_of
+from pfdiff.engine.runtime.pictures.masked import Masked, check_mask
+from pfdiff.engine.runtime.pictures.picture_start import PictureStart, program_of
 from pfdiff.engine.runtime.session import Session
 
-from ..engine.runtime.test_masked import reference
+from ..engine.runtime.pictures.test_masked import reference
 from ..engine.runtime.test_session import Direct
 from .test_native import gaussian
 from .test_native_onnxruntime import LIBRARY_PATH, mock

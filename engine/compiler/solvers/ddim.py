@@ -3,8 +3,9 @@
 In eps it is x_t = alpha_t (x_s - sigma_s eps) / alpha_s + sigma_t eps; in other bases the same transfer with
 another quantity held constant over the step (basis.py).
 
-With eta, equation 16, each step replaces noise by new noise of eta times the posterior's deviation (noisy.py). Eta 1 is
-DDPM's ancestral sampling, and Euler's ancestral method in sigma (k-diffusion), whose sigma_up is that deviation.
+With eta, equation 16, each step replaces noise by new noise of eta times the posterior's deviation
+(stochastic/noisy.py). Eta 1 is DDPM's ancestral sampling, and Euler's ancestral method in sigma (k-diffusion), whose
+sigma_up is that deviation.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ...errors import InputError
 from ..basis import transfer
 from ..schedule import Float64s, Schedule
 from .abstract import Evaluate, InUsersBasis, StepSolver, Vector, check_fraction, shown
-from .noisy import posterior_deviation, renoise
+from .stochastic.noisy import posterior_deviation, renoise
 
 
 def phi(d: Vector, x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:

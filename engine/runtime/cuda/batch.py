@@ -17,7 +17,7 @@ from ....kernels.images import images
 from ....kernels.noise import noise
 from ....kernels.step import step
 from ...backends.abstract import Backend, Buffers
-from ...contract import Contract
+from ...contract.contract import Contract
 from ...tensors import fill
 from ..decoder import LoadedDecoder
 from ..inputs import Inputs

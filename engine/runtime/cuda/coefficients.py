@@ -12,7 +12,7 @@ from typing import final
 import torch
 
 from ....kernels.table import Update, coefficients, kept_factors, noise_factors, updates
-from ...contract import Contract
+from ...contract.contract import Contract
 from ...tensors import TORCH_DTYPES
 from ..loop import Tables
 from .blocks import ALIGNMENT_BYTES, Parts, block_of, views

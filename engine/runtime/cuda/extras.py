@@ -12,7 +12,7 @@ from typing import final
 import torch
 
 from ....kernels.kept import Kept
-from ...contract import Contract
+from ...contract.contract import Contract
 from ...tensors import fill
 from ..inputs import Inputs
 from ..loop import Tables

@@ -16,7 +16,7 @@ from pfdiff.engine.runtime.cuda.coefficients import updates_of
 from pfdiff.engine.runtime.cuda.loop import CudaLoop
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.loop import Tables, make_tables
-from pfdiff.engine.runtime.masked import Masked
+from pfdiff.engine.runtime.pictures.masked import Masked
 
 from ...small.engine import program
 from .test_cuda_loop import PLAIN, Notes, Operations, cuda, loop_of
