@@ -103,6 +103,10 @@ def export_module(normalised: nn.Module, contract: AnyContract, path: Path, *, e
     _assert_batch(model, contract)
     assert_dtypes(model, contract)
     save_model(model, path, external=external)
+    for (
+        value
+    ) in model.graph.initializers.values():  # rules of onnxscript's hold the graph, with turned copies of weights
+        value.const_value = None
 
 
 @final
