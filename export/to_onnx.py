@@ -103,9 +103,8 @@ def export_module(normalised: nn.Module, contract: AnyContract, path: Path, *, e
     _assert_batch(model, contract)
     assert_dtypes(model, contract)
     save_model(model, path, external=external)
-    for (
-        value
-    ) in model.graph.initializers.values():  # rules of onnxscript's hold the graph, with turned copies of weights
+    # Rules of onnxscript's (0.7) hold the last graph that they looked at, and that has turned copies of weights.
+    for value in model.graph.initializers.values():
         value.const_value = None
 
 
