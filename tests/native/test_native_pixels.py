@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import pfdiff
 from pfdiff.engine.artifact import read_artifact, records_of, write_manifest
 from pfdiff.engine.contract.contract import DecoderContract
 from pfdiff.kernels import eager
@@ -17,7 +18,7 @@ from pfdiff.kernels import eager
 from .test_native import library, pointer
 from .test_native_onnxruntime import mock
 from .test_native_start import place
-from .tree import MARKS, SHAPE, built, run, write_engine, write_network
+from .tree import MARKS, SHAPE, built, onnxruntime_root, run, write_engine, write_network
 
 pytestmark = MARKS
 __all__ = ["built", "library", "mock", "place"]  # fixtures, used by their names
@@ -119,3 +120,27 @@ def test_what_is_wrong_with_a_decoder_is_one_line(
     engine = ctypes.c_void_p()
     assert library.pfd_open(str(folder).encode(), ctypes.byref(engine)) == 2
     assert "decoder.onnx" in library.pfd_last_error().decode()
+
+
+def test_onnxruntime_itself_decodes_what_python_decodes(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if onnxruntime_root() is None:
+        pytest.skip("ONNX Runtime's C header is not installed; set ONNXRUNTIME_ROOT")
+    import onnxruntime
+
+    from ..small.latent import WORDS, Denoiser, Upsampler
+
+    (wheel,) = Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.*" + onnxruntime.__version__)
+    monkeypatch.setenv("PFDIFF_ONNXRUNTIME", str(wheel))
+    network = pfdiff.Network(Denoiser(), **WORDS, decoder=Upsampler())
+    given = {"solver": "pfdiff:k=2,l=1", "backend": "onnxruntime", "device": "cpu", "batch": [1, 4]}
+    with pfdiff.build(network, 4, **given, out=tmp_path / "latent.engine") as engine:
+        expected = engine.images(seeds=range(6)).numpy()
+    words = ("--network", "onnxruntime", "--seeds", "0-5", "--threads", 1, "--pixels", "-o", tmp_path / "pixels.npy")
+    run(built / "pfdiff-run", tmp_path / "latent.engine", *words)
+    found = np.load(tmp_path / "pixels.npy")
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert np.mean(found == expected) > 0.99
+    assert found.std() > 10
