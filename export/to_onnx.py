@@ -8,6 +8,7 @@ The same module gives the same bytes: what the exporter notes about the source c
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 OPSET = 21
 # How torch says that a traced size is none but the example's.
 FIXED_BATCH = ("Constraints violated", "ConstraintViolation", "conflicts between user-specified ranges")
+COLLECTED_ABOVE_BYTES = 32 << 20  # of weights; looking for garbage takes a tenth of a second
 EXTERNAL_ABOVE_BYTES = 1 << 30  # one protobuf file holds at most 2 GiB
 
 
@@ -103,9 +105,21 @@ def export_module(normalised: nn.Module, contract: AnyContract, path: Path, *, e
     _assert_batch(model, contract)
     assert_dtypes(model, contract)
     save_model(model, path, external=external)
-    # Rules of onnxscript's (0.7) hold the last graph that they looked at, and that has turned copies of weights.
+    _let_go(model)
+
+
+def _let_go(model: onnx_ir.Model) -> None:
+    """Free the weights of a written model before it is compared, which loads them again.
+
+    Rules of onnxscript's (0.7) hold the last graph that they looked at, and that has turned copies of weights; what
+    the exporter made refers to itself.
+    """
+    size = 0
     for value in model.graph.initializers.values():
+        size += 0 if value.const_value is None else value.const_value.nbytes
         value.const_value = None
+    if size > COLLECTED_ABOVE_BYTES:
+        gc.collect()
 
 
 @final
