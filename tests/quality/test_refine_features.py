@@ -12,7 +12,7 @@ from torch import nn
 
 import pfdiff
 from pfdiff.engine.errors import InputError
-from pfdiff.quality.refining.polish import sized
+from pfdiff.quality.refining.options import sized
 
 from ..small.engine import write_onnx
 
