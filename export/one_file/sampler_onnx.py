@@ -66,11 +66,10 @@ def export_sampler(
     """Write the sampler of the engine directory `engine` for `nfe` to the file `out` and return its path.
 
     pixels: give it a second output `pixels`, uint8 [batch, H, W, C], through the decoder of a latent model.
-
     Weights beside network.onnx come to lie beside `out`, as `out`.HEX.data with the beginning of their SHA-256; those
     of a former sampler at `out` are removed. check: before anything is at `out`, run it in ONNX Runtime and compare
-    one batch with the engine's. The former file stands
-    until then. Raises InputError, EngineFileError (no engine, an opset too old), BackendError (the two differ).
+    one batch with the engine's. The former file stands until then.
+    Raises InputError, EngineFileError (no engine, an opset too old), BackendError (the two differ).
     """
     import onnx
 
