@@ -62,7 +62,10 @@ def writing_to(folder: Path) -> Iterator[None]:
 @final
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """The finished shards of a run, by index. `open_manifest` makes it."""
+    """The finished shards of the run in `folder`, by index, and what they are made by.
+
+    `open_manifest` makes it.
+    """
 
     folder: Path
     recipe: Recipe

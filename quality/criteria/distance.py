@@ -31,7 +31,10 @@ Asked = Sequence[tuple[Program, Rows]]
 @final
 @dataclass(frozen=True, eq=False)
 class FeatureSampler:
-    """Features float32 [m, width] of the samples that a program makes of some rows of the seeds."""
+    """Features float32 [m, width] of the samples that a program makes of some rows of the seeds.
+
+    data_range: of samples; its ends become 0 and 255.
+    """
 
     pool: Pool
     network: Extractor

@@ -50,13 +50,7 @@ class Step:
     validation: tuple[float, ...]
 
     def to_data(self) -> dict[str, Any]:
-        return {
-            "table": self.table.tolist(),
-            "times": self.times.tolist(),
-            "damping": self.damping,
-            "training": self.training,
-            "validation": self.validation,
-        }
+        return {**vars(self), "table": self.table.tolist(), "times": self.times.tolist()}
 
     @staticmethod
     def from_data(data: Any) -> Step:

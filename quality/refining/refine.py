@@ -47,12 +47,7 @@ class Iteration:
     validation: tuple[float, ...]
 
     def to_data(self) -> dict[str, Any]:
-        return {
-            "program": self.program.to_dict(),
-            "damping": self.damping,
-            "training": self.training,
-            "validation": self.validation,
-        }
+        return {**vars(self), "program": self.program.to_dict()}
 
     @staticmethod
     def from_data(data: Any) -> Iteration:

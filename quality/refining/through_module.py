@@ -7,7 +7,8 @@ evaluations are computed again on the way back (checkpoints), which costs a thir
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, final
 
 import numpy as np
@@ -27,6 +28,7 @@ SLOPE_STEP = 0.05  # of the distance to the nearest time, for the slopes of what
 
 
 @final
+@dataclass(eq=False)
 class ThroughModule:
     """forward(x, t, *conditions) on a pool of seeds, and tables run through it; everything float32 but the table.
 
@@ -34,27 +36,22 @@ class ThroughModule:
     before each evaluation, a way back counting as two more, and may end the run by an exception.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        contract: Contract,
-        program: Program,
-        noise: Tensor,
-        conditions: Sequence[Tensor],
-        charge: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        self.module = module
-        self.contract = contract
-        self.program = program
-        self.noise = noise
-        self.conditions = conditions
-        discrete = parse_schedule(program.schedule).discrete
-        dependent = program.clip is not None or program.prediction in PRECONDITIONED
-        self.whole_times = contract.time_dtype != "float32" or (discrete and dependent)
-        self._charge = charge
-        self.checkpointed = False
-        self._saved: int | None = None
-        self.evaluations = 0  # samples through the network once; a way back counts as two more
+    module: nn.Module
+    contract: Contract
+    program: Program
+    noise: Tensor
+    conditions: Sequence[Tensor]
+    charge: Callable[[int], None] = lambda _: None
+    checkpointed: bool = field(default=False, init=False)
+    evaluations: int = field(default=0, init=False)  # samples through the network once; a way back counts as two more
+    _saved: int | None = field(default=None, init=False)
+
+    @cached_property
+    def whole_times(self) -> bool:
+        """Whether what an evaluation is fed is defined at whole times alone."""
+        discrete = parse_schedule(self.program.schedule).discrete
+        dependent = self.program.clip is not None or self.program.prediction in PRECONDITIONED
+        return self.contract.time_dtype != "float32" or (discrete and dependent)
 
     # Times.
     def fed(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -110,7 +107,7 @@ class ThroughModule:
         x = c_in * y
         again = torch.is_grad_enabled() and self.checkpointed
         count = len(y) * ((3 if torch.is_grad_enabled() else 1) + again)
-        self._charge(count)
+        self.charge(count)
         self.evaluations += count
         module = partial(checkpoint, self.module, use_reentrant=False) if again else self.module
         out = module(x, time, *given)
