@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.compiler.defaults import AUTO
+from ..engine.compiler.program import MOST_BUFFERS
 from ..engine.contract.seed_conditions import conditions_of
 from ..engine.errors import InputError
 from ..engine.progress import Stages
@@ -33,9 +34,9 @@ from .criteria.on_ray import crew
 from .distances.real_pictures import RealPictures
 from .perceptual.named import beside_filters, features_of_pictures
 from .ranking import Ranked, Ranking
-from .refining.options import FEWEST as FEWEST_REFINING
-from .refining.options import Refining, sized
-from .refining.polish import refined
+from .refining.options import Refining
+from .refining.polish import FEWEST as FEWEST_REFINING
+from .refining.polish import refined, sized
 from .sampling.budget import Budget, BudgetSpentError, parse_budget
 from .sampling.reference import FEW, Reference
 from .sampling.seeds import chosen_seeds
@@ -208,8 +209,10 @@ def _refining(
     backend: str,
 ) -> Refining:
     """What the refinement may do and compares. Raises InputError."""
-    if buffers is not None and (isinstance(buffers, bool) or not isinstance(buffers, int) or buffers < 1):
-        raise InputError(f"buffers={buffers!r}, expected a number of states of at least 1")
+    if buffers is not None and (
+        isinstance(buffers, bool) or not isinstance(buffers, int) or not 1 <= buffers <= MOST_BUFFERS
+    ):
+        raise InputError(f"buffers={buffers!r}, expected a number of states from 1 to {MOST_BUFFERS}")
     layers = None if features is None else beside_filters(features, subject.contract, scale)
     real = None
     if pictures is not None and layers is not None:

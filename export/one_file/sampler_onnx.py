@@ -10,7 +10,8 @@ body reads at the iteration's number (states S float32 [B, batch, *shape], all i
     z    = cast(out)                     or  clip(p_n S[0] + q_n cast(out), -clip, clip)
     S    = [W_n | w_n] @ [S ; z]         + V_n xi_n of a stochastic program, xi from the input steps_noise
 
-steps_noise is float32 [K, batch, *shape], the K draws of the program in their order.
+steps_noise is float32 [K, batch, *shape], the K draws of the program in their order. A sampler from seeds has the input
+seeds, uint64 [batch], in the place of noise and steps_noise, see sampler_noise.py.
 
 So the weights stand once in the file and once in memory, whatever the NFE. They are the body's own initializers, not
 the outer graph's: ONNX Runtime 1.32 re-lays convolution weights only where they belong to the graph it optimises
@@ -36,6 +37,9 @@ from ...engine.contract.contract import Contract
 from ...engine.errors import BackendError, EngineFileError, InputError, first_line, shown
 from ...engine.files.external_weights import tensors_of
 from ...engine.files.open_folder import OpenFolder
+from .sampler_noise import LOWEST_OPSET as OPSET_OF_NOISE
+from .sampler_noise import PREFIX as NOISE_PREFIX
+from .sampler_noise import Nodes, SeededNoise
 from .sampler_pixels import add_pixels, shape_of_pixels
 
 if TYPE_CHECKING:
@@ -60,12 +64,14 @@ def export_sampler(
     nfe: int | None = None,
     *,
     pixels: bool = False,
+    from_seeds: bool = False,
     check: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the sampler of the engine directory `engine` for `nfe` to the file `out` and return its path.
 
     pixels: give it a second output `pixels`, uint8 [batch, H, W, C], through the decoder of a latent model.
+    from_seeds: seeds uint64 [batch] are its input, and it makes the noise itself; for networks of opset 18 up.
     Weights beside network.onnx come to lie beside `out`, as `out`.HEX.data with the beginning of their SHA-256; those
     of a former sampler at `out` are removed. check: before anything is at `out`, run it in ONNX Runtime and compare
     one batch with the engine's. The former file stands until then.
@@ -84,7 +90,7 @@ def export_sampler(
         raise InputError(f"out '{target}', expected a file ending in .onnx in a folder that exists")
     say(f"reading {artifact.network_path}")
     network = onnx.load(str(artifact.network_path), load_external_data=False)
-    model = make_sampler(network, artifact.contract, program)
+    model = make_sampler(network, artifact.contract, program, from_seeds=from_seeds)
     if pixels:
         add_pixels(model, artifact, rename)
     notes = {"solver": program.solver, "nfe": str(program.nfe), "schedule": program.schedule, "program": program.digest}
@@ -103,7 +109,7 @@ def export_sampler(
             del model, network
             if check:
                 say("comparing with the engine")
-                _compare(artifact, program.nfe, part, pixels=pixels)
+                _compare(artifact, program.nfe, part, pixels=pixels, from_seeds=from_seeds)
             _place(part, data, target)
     except OSError as error:
         raise InputError(
@@ -116,33 +122,46 @@ def export_sampler(
     return target
 
 
-def make_sampler(network: onnx.ModelProto, contract: Contract, program: Program) -> onnx.ModelProto:
+def make_sampler(
+    network: onnx.ModelProto, contract: Contract, program: Program, *, from_seeds: bool = False
+) -> onnx.ModelProto:
     """The sampler's model from network.onnx and a program, cast to float32 once; external weights keep their place.
 
-    `network` is taken apart, do not use it afterwards. Raises EngineFileError for an opset below 13.
+    `network` is taken apart, do not use it afterwards. Raises EngineFileError for an opset below 13, or 18 from seeds.
     """
     from onnx import TensorProto, helper
 
     version = max((one.version for one in network.opset_import if one.domain in ("", "ai.onnx")), default=0)
     if version < LOWEST_OPSET:
         raise EngineFileError(f"network.onnx has opset {version}, a sampler needs {LOWEST_OPSET} or newer")
+    if from_seeds and version < OPSET_OF_NOISE:
+        raise EngineFileError(
+            f"network.onnx has opset {version}, noise from seeds needs {OPSET_OF_NOISE} or newer; leave from_seeds= "
+            "(--from-seeds) out"
+        )
     elements = {one.name: one.type.tensor_type.elem_type for one in network.graph.input}
     shape: list[Any] = [contract.fixed_batch or "batch", *contract.shape]
     inputs = [helper.make_tensor_value_info("noise", TensorProto.FLOAT, shape)]
+    if from_seeds:
+        inputs = [helper.make_tensor_value_info("seeds", TensorProto.UINT64, shape[:1])]
     inputs += [
         helper.make_tensor_value_info(one.name, elements[one.name], [shape[0], *one.shape])
         for one in contract.conditions
     ]
-    if program.noises:
+    if program.noises and not from_seeds:
         inputs.append(helper.make_tensor_value_info("steps_noise", TensorProto.FLOAT, [program.noises, *shape]))
-    body = _body(network.graph, contract, program, elements[contract.input])
+    around = Nodes(NOISE_PREFIX)
+    noise = SeededNoise(around, "seeds", contract.shape) if from_seeds else None
+    start = noise.start(around) if noise else "noise"
+    body = _body(network.graph, contract, program, elements[contract.input], noise)
 
     # S = init * noise, the loop, S[0].
     p = SAMPLER_PREFIX
     column = np.float32(program.init).reshape(-1, *(1 for _ in shape))
     constants = {"init": column, "evaluations": np.int64(program.nfe), "go": np.bool_(True), "first": np.int64(0)}
     nodes = [
-        helper.make_node("Mul", ["noise", f"{p}init"], [f"{p}start"]),
+        *around.nodes,
+        helper.make_node("Mul", [start, f"{p}init"], [f"{p}start"]),
         helper.make_node("Shape", [f"{p}start"], [f"{p}shape"]),
         helper.make_node("Loop", [f"{p}evaluations", f"{p}go", f"{p}start"], [f"{p}end"], body=body),
         helper.make_node("Gather", [f"{p}end", f"{p}first"], ["samples"], axis=0),
@@ -152,7 +171,7 @@ def make_sampler(network: onnx.ModelProto, contract: Contract, program: Program)
         f"sampler of {contract.name}",
         inputs,
         [helper.make_tensor_value_info("samples", TensorProto.FLOAT, shape)],
-        _initializers(constants),
+        [*_initializers(constants), *_initializers(around.constants, "")],
     )
     return helper.make_model(
         graph,
@@ -163,7 +182,9 @@ def make_sampler(network: onnx.ModelProto, contract: Contract, program: Program)
     )
 
 
-def _body(network: onnx.GraphProto, contract: Contract, program: Program, element: int) -> onnx.GraphProto:
+def _body(
+    network: onnx.GraphProto, contract: Contract, program: Program, element: int, noise: SeededNoise | None
+) -> onnx.GraphProto:
     """One evaluation: (n, go, S) -> (go, S)."""
     from onnx import TensorProto, helper
 
@@ -173,6 +194,7 @@ def _body(network: onnx.GraphProto, contract: Contract, program: Program, elemen
     rename(network, {**{name: SAMPLER_PREFIX + new for name, new in ends.items()}, **conditions})
     nodes: list[onnx.NodeProto] = []
     rank = 1 + len(contract.shape)
+    drawing = Nodes(f"{NOISE_PREFIX}draw/")
 
     def add(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         names = [SAMPLER_PREFIX + one for one in inputs]
@@ -211,15 +233,21 @@ def _body(network: onnx.GraphProto, contract: Contract, program: Program, elemen
     product = add("MatMul", [add("Gather", ["update", "n"], "update_n"), matrix], "product")
     add("Reshape", [product, "shape"], "S_product" if program.noises else "S_next")
     if program.noises:
-        place = np.zeros(program.nfe, np.int64)  # in steps_noise; where nothing is drawn, V is 0
-        place[list(program.draws)] = np.arange(program.noises)
-        constants |= {"place": place, "V": np.float32(program.V).reshape(*program.V.shape, *(1 for _ in range(rank)))}
-        given = ["steps_noise", SAMPLER_PREFIX + add("Gather", ["place", "n"], "place_n")]
-        nodes.append(helper.make_node("Gather", given, [f"{SAMPLER_PREFIX}xi"], axis=0))
-        add("Add", ["S_product", add("Mul", [add("Gather", ["V", "n"], "V_n"), "xi"], "added")], "S_next")
+        factors = np.float32(program.V).reshape(*program.V.shape, *(1 for _ in range(rank)))
+        V_n = drawing.add("Gather", factors, f"{SAMPLER_PREFIX}n", axis=0)
+        if noise:
+            xi = noise.draw(drawing, drawing.add("Add", f"{SAMPLER_PREFIX}n", np.int64(1)))
+        else:
+            place = np.zeros(program.nfe, np.int64)  # in steps_noise; where nothing is drawn, V is 0
+            place[list(program.draws)] = np.arange(program.noises)
+            xi = drawing.add("Gather", "steps_noise", drawing.add("Gather", place, f"{SAMPLER_PREFIX}n"), axis=0)
+        added = drawing.add("Mul", V_n, xi)
+        nodes += drawing.nodes
+        nodes.append(helper.make_node("Add", [f"{SAMPLER_PREFIX}S_product", added], [f"{SAMPLER_PREFIX}S_next"]))
     add("Identity", ["go"], "go_next")
 
-    body = _graph(nodes, [program.buffers, contract.fixed_batch or "batch", *contract.shape], _initializers(constants))
+    states = [program.buffers, contract.fixed_batch or "batch", *contract.shape]
+    body = _graph(nodes, states, [*_initializers(constants), *_initializers(drawing.constants, "")])
     body.initializer.extend(network.initializer)
     body.sparse_initializer.extend(network.sparse_initializer)
     return body
@@ -247,10 +275,10 @@ def _graph(
     )
 
 
-def _initializers(constants: Mapping[str, Any]) -> list[onnx.TensorProto]:
+def _initializers(constants: Mapping[str, Any], prefix: str = SAMPLER_PREFIX) -> list[onnx.TensorProto]:
     from onnx import numpy_helper
 
-    return [numpy_helper.from_array(np.asarray(value), SAMPLER_PREFIX + name) for name, value in constants.items()]
+    return [numpy_helper.from_array(np.asarray(value), prefix + name) for name, value in constants.items()]
 
 
 def rename(graph: onnx.GraphProto, names: Mapping[str, str], prefix: str = NETWORK_PREFIX) -> None:
@@ -320,20 +348,22 @@ def _place(part: Path, data: Sequence[Path], target: Path) -> None:
 
 
 # Checks.
-def _compare(artifact: Artifact, nfe: int, part: Path, *, pixels: bool) -> None:
-    """Raise BackendError unless the sampler gives what the engine gives, for one batch of noise."""
+def _compare(artifact: Artifact, nfe: int, part: Path, *, pixels: bool, from_seeds: bool) -> None:
+    """Raise BackendError unless the sampler gives what the engine gives, for one batch of noise or of seeds."""
     import onnxruntime
 
     contract = artifact.contract
     batch = contract.fixed_batch or artifact.batch[0]
-    noise = np.random.default_rng(0).standard_normal((batch, *contract.shape), np.float32)
-    program = artifact.programs[nfe]
-    xi = np.random.default_rng(1).standard_normal((program.noises, *noise.shape), np.float32)
-    drawn = {"steps_noise": xi} if program.noises else {}
+    drawn: dict[str, Any] = {"seeds": np.arange(batch, dtype=np.uint64)}
+    if not from_seeds:
+        noise = np.random.default_rng(0).standard_normal((batch, *contract.shape), np.float32)
+        noises = artifact.programs[nfe].noises
+        xi = np.random.default_rng(1).standard_normal((noises, *noise.shape), np.float32)
+        drawn = {"noise": noise, **({"steps_noise": xi} if noises else {})}
     given = contract.stand_ins
     with Engine.open(artifact, backend="onnxruntime") as engine:
-        wanted = engine.sample(noise=noise, nfe=nfe, **drawn, **given).numpy()
-        shown = engine.images(noise=noise, nfe=nfe, **drawn, **given).numpy() if pixels else None
+        wanted = engine.sample(nfe=nfe, **drawn, **given).numpy()
+        shown = engine.images(nfe=nfe, **drawn, **given).numpy() if pixels else None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     try:
@@ -341,7 +371,7 @@ def _compare(artifact: Artifact, nfe: int, part: Path, *, pixels: bool) -> None:
         feeds = {one.name: one.values(given.get(one.name), batch) for one in contract.conditions}
         for one in contract.conditions:
             feeds[one.name] = feeds[one.name].astype(one.dtype)
-        outputs = [np.asarray(one) for one in session.run(None, {"noise": noise, **drawn, **feeds})]
+        outputs = [np.asarray(one) for one in session.run(None, {**drawn, **feeds})]
         found = outputs[0]
     except Exception as error:  # its exceptions have no common base of their own
         raise BackendError(f"onnxruntime refuses the sampler: {first_line(error)}") from error

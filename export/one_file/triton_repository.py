@@ -3,7 +3,7 @@
     OUT/
         fashion_nfe8/
             config.pbtxt
-            1/model.onnx      noise and conditions in, samples out; large weights beside it
+            1/model.onnx      noise or seeds, and conditions in, samples out; large weights beside it
 
 The configuration is Triton's model_config.proto in text. A condition without a shape is [batch] in the graph; Triton's
 batched inputs have at least one further dimension, so it is [batch, 1] for clients, reshaped by Triton.
@@ -27,6 +27,7 @@ CONFIG = "config.pbtxt"
 WRITTEN = "# Written by pfdiff"
 DATA_TYPES = {
     "float32": "TYPE_FP32",
+    "uint64": "TYPE_UINT64",
     "float16": "TYPE_FP16",
     "bfloat16": "TYPE_BF16",
     "int64": "TYPE_INT64",
@@ -41,13 +42,14 @@ def export_triton(
     out: str | os.PathLike[str],
     nfe: int | None = None,
     *,
+    from_seeds: bool = False,
     check: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write a model for each program of `engine`, or that of `nfe`, into the repository `out`; returns their folders.
 
     A model that this function wrote before is replaced whole; other folders of the repository are left alone.
-    check: as in `export_sampler`. Raises InputError, EngineFileError, BackendError.
+    from_seeds, check: as in `export_sampler`. Raises InputError, EngineFileError, BackendError.
     """
     say: Callable[[str], None] = progress or (lambda line: None)
     artifact = read_artifact(engine)
@@ -58,6 +60,12 @@ def export_triton(
         held = ", ".join(map(str, sorted(artifact.programs)))
         raise InputError(f"nfe={nfe}, this engine has {held}; choose one of them, or build more")
     chosen = sorted(artifact.programs) if nfe is None else [nfe]
+    for program in (artifact.programs[count] for count in chosen):
+        if program.noises and not from_seeds:  # [noises, batch, ...], which Triton's batches cannot hold
+            raise InputError(
+                f"{program.solver} draws noise on the way, which is no input of Triton's batches; say from_seeds= "
+                "(--from-seeds)"
+            )
     targets = {count: repository / model_name(artifact, count) for count in chosen}
     for target in targets.values():
         _check_ours(target)
@@ -65,8 +73,8 @@ def export_triton(
     for count, target in targets.items():
         with replacing_folder(target) as folder:
             (folder / "1").mkdir()
-            export_sampler(engine, folder / "1" / "model.onnx", count, check=check, progress=say)
-            (folder / CONFIG).write_text(config(artifact, count), encoding="utf-8")
+            export_sampler(engine, folder / "1" / "model.onnx", count, from_seeds=from_seeds, check=check, progress=say)
+            (folder / CONFIG).write_text(config(artifact, count, from_seeds=from_seeds), encoding="utf-8")
     models = "1 model" if len(targets) == 1 else f"{len(targets)} models"
     say(f"{repository}: {models} for Triton, {', '.join(path.name for path in targets.values())}")
     return list(targets.values())
@@ -78,20 +86,22 @@ def model_name(artifact: Artifact, nfe: int) -> str:
     return f"{re.sub('[^A-Za-z0-9_.-]+', '_', stem)}_nfe{nfe}"
 
 
-def config(artifact: Artifact, nfe: int) -> str:
+def config(artifact: Artifact, nfe: int, *, from_seeds: bool = False) -> str:
     """config.pbtxt: names, types, dims; batches up to the engine's largest, gathered for QUEUE_DELAY_US."""
     contract, program = artifact.contract, artifact.programs[nfe]
     fixed = contract.fixed_batch
     shape = _dims(contract, contract.shape)
+    reshape = " reshape: { shape: [ ] }" if fixed is None else ""
     inputs = [_tensor("noise", "float32", shape)]
+    if from_seeds:
+        inputs = [_tensor("seeds", "uint64", _dims(contract, ()) or [1], reshape)]
     for one in contract.conditions:
-        reshape = " reshape: { shape: [ ] }" if not one.shape and fixed is None else ""
         dims = _dims(contract, one.shape) or [1]
-        inputs.append(_tensor(one.name, one.dtype, dims, reshape))
+        inputs.append(_tensor(one.name, one.dtype, dims, "" if one.shape else reshape))
+    meaning = "seeds: one a sample" if from_seeds else "noise: pfdiff.noise(seeds, shape), one normal number an element"
     lines = [
         f"{WRITTEN} {__version__}: {program.solver}, {nfe} evaluations, program {program.digest[:16]}.",
-        "# noise: pfdiff.noise(seeds, shape), one standard normal number an element."
-        + (" samples: latents, the engine's decoder.onnx decodes them." if artifact.decoder else ""),
+        f"# {meaning}." + (" samples: latents, the engine's decoder.onnx decodes them." if artifact.decoder else ""),
         f'name: "{model_name(artifact, nfe)}"',
         'backend: "onnxruntime"',
         'default_model_filename: "model.onnx"',

@@ -1,25 +1,32 @@
-"""What a refinement may do, and how many seeds it takes."""
+"""What a refinement may do, and what it makes small."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
+import torch
 from torch import nn
 
+from ...engine.cache import content_key
+from ...engine.compiler.program import Program
 from ...engine.contract.contract import Contract
+from ...engine.progress import Stages
+from ..criteria.error import ErrorCriterion
+from ..perceptual.frechet import FrechetPull
 from ..perceptual.layers import Layers
+from ..ranking import Ranked
 from ..sampling.pool import Floats
+from .aim import Aim, as_tensor
 
 # Seeds that refining fits and watches. A few seeds carry most of the error, so it needs more than ranking does: with 32
 # the MNIST network at 8 NFE came to 0.023 on the training seeds and 0.047 on others.
-TRAINING, VALIDATION = 96, 32
-FEWEST = 16, 8  # of these, that a small budget leaves
-PERCEPTUAL = 512  # training seeds where features count
-BARELY = 0.4  # of the seeds that fit a table well, which a small budget has to pay for
-FIT = 8  # elements of the samples for each parameter of a table
+TRAINING, VALIDATION = 256, 96
+PULL = 2.0  # weight of the distribution, beside 1.3 of pixels and layers
+ENOUGH = 3  # samples for each feature, to tell a distribution
+BATCH = 100
+Found = tuple[Program, dict[str, Any]]  # a refined program and what refining did
 
 
 @final
@@ -44,29 +51,36 @@ class Refining:
 
     @property
     def by_gradient(self) -> bool:
-        """Whether gradients come through the network and the features, which is worth it for features alone."""
-        return self.module is not None and self.layers is not None and self.layers.differentiable
+        """Whether gradients can come through the network, and through the features where there are any."""
+        return self.module is not None and (self.layers is None or self.layers.differentiable)
 
 
-def sized(
-    calibration: int, affordable: int | None, reference: int, elements: int, nfe: int, *, perceptual: bool = False
-) -> tuple[int, int]:
-    """(training, validation) seeds for so many affordable evaluations, the reference being a fifth of them at most.
+@final
+@dataclass(frozen=True)
+class Task:
+    """A sampler to refine: the rows of the criterion's pool that are fitted and watched, and what may be done."""
 
-    Samples of few elements take more seeds, so that the table has fewer parameters than there is to fit.
-    """
-    training, validation = (PERCEPTUAL, PERCEPTUAL // 4) if perceptual else (TRAINING, VALIDATION)
-    if affordable is not None:
-        both = affordable // (5 * reference)
-        training = max(FEWEST[0], min(training, both * 3 // 4))
-        validation = max(FEWEST[1], min(validation, training // 3))
-    needed = seeds_to_fit(nfe, elements)
-    if affordable is not None:
-        needed = min(needed, max(math.ceil(BARELY * needed), affordable // (3 * reference)))
-    return max(training, calibration, needed), validation
+    criterion: ErrorCriterion
+    start: Ranked
+    training: np.ndarray
+    validation: np.ndarray
+    options: Refining
+    tell: Stages
+
+    def key(self, *further: Any) -> str:
+        """Of the journal: what a method's steps depend on."""
+        layers, real = self.options.layers, self.options.real
+        words = [self.start.program.digest, self.criterion.key(self.training), self.criterion.key(self.validation)]
+        pictures = [] if real is None else [np.ascontiguousarray(real, np.float32)]
+        return content_key(*words, *further, None if layers is None else layers.digest, *pictures)
 
 
-def seeds_to_fit(nfe: int, elements: int) -> int:
-    """The fewest seeds whose elements are FIT times the parameters of a whole table."""
-    parameters = (nfe + 1) * (nfe + 2) // 2 + nfe
-    return math.ceil(FIT * parameters / elements)
+def aim_of(criterion: ErrorCriterion, options: Refining) -> Aim:
+    """Pixels, layers, and the pull of a distribution where its features are enough to tell it."""
+    targets, layers, real = as_tensor(criterion.targets, criterion.pool.shape), options.layers, options.real
+    if layers is not None and real is None:
+        with torch.no_grad():
+            real = torch.cat([layers(part)[-1] for part in targets.split(BATCH)]).numpy()
+    told = real is not None and len(real) > ENOUGH * real.shape[1] and options.by_gradient
+    pull = FrechetPull(real.astype(np.float64)) if real is not None and told else None
+    return Aim(targets, criterion.data_range, layers, pull, PULL)

@@ -16,9 +16,44 @@ from ..ranking import Ranked
 from ..sampling.budget import BudgetSpentError
 from ..sampling.pool import Floats
 from .aim import as_tensor
-from .dense import fits
-from .methods import Task, both, by_gradient, own_buffers, whole_table
-from .options import Refining
+from .by_descent import FEWEST_STEPS, by_differences, by_module, difference_steps, module_steps
+from .dense import fits, jacobian_cost
+from .gauss_newton import GaussNewton, Step
+from .options import TRAINING, VALIDATION, Found, Refining, Task, aim_of
+from .refine import Refinement, finished
+
+FEWEST = 16, 8  # training and validation seeds that a small budget leaves
+STEPS = 24  # at most; refining stops by itself
+PERCEPTUAL = 512  # training seeds where features count
+METRIC_ROWS = 2, 24  # seeds of a Jacobian, least and most
+BARELY = 0.4  # of the seeds that fit a table well, which a small budget has to pay for
+FIT = 8  # elements of the samples for each parameter of a table
+ITERATIONS = 5  # that a budget should pay for
+TRIED = 4  # runs of the Jacobian's seeds in which dampings are tried
+
+
+def sized(
+    calibration: int, affordable: int | None, reference: int, elements: int, nfe: int, *, perceptual: bool = False
+) -> tuple[int, int]:
+    """(training, validation) seeds for so many affordable evaluations, the reference being a fifth of them at most.
+
+    Samples of few elements take more seeds, so that the table has fewer parameters than there is to fit.
+    """
+    training, validation = (PERCEPTUAL, PERCEPTUAL // 4) if perceptual else (TRAINING, VALIDATION)
+    if affordable is not None:
+        both = affordable // (5 * reference)
+        training = max(FEWEST[0], min(training, both * 3 // 4))
+        validation = max(FEWEST[1], min(validation, training // 3))
+    needed = seeds_to_fit(nfe, elements)
+    if affordable is not None:
+        needed = min(needed, max(math.ceil(BARELY * needed), affordable // (3 * reference)))
+    return max(training, calibration, needed), validation
+
+
+def seeds_to_fit(nfe: int, elements: int) -> int:
+    """The fewest seeds whose elements are FIT times the parameters of a whole table."""
+    parameters = (nfe + 1) * (nfe + 2) // 2 + nfe
+    return math.ceil(FIT * parameters / elements)
 
 
 def refined(
@@ -30,27 +65,26 @@ def refined(
     tell: Stages,
 ) -> tuple[list[Ranked], dict[str, Any]]:
     """The ranking with the refined winner in front, unless it is worse on the held-out seeds; and the record."""
-    start, budget = ranked[0], criterion.budget
+    start = ranked[0]
     first = options.training
     training, validation = np.arange(first), np.arange(first, first + options.validation)
-    task = Task(criterion, start, training, validation, options, tell)
     dense = fits(start.program.nfe, options.buffers) and not start.program.noises
     if not dense and options.layers is not None:
         raise InputError(
             f"features need the whole table, which {start.program.nfe} evaluations do not fit into "
             f"{options.buffers or 'the most'} buffers; leave features out, or allow more"
         )
-    spent = budget.spent
-    method = by_gradient if options.by_gradient else whole_table if dense else own_buffers
-    if method is whole_table and options.layers is None and budget.left() is None:
-        method = both
-    with budget.reserving((calibration + 2 * len(held_out) + 2 * len(validation)) * start.program.nfe):
-        program, record = method(task)
+    spent = criterion.budget.spent
+    task = Task(criterion, start, training, validation, options, tell)
+    method = _method(task) if dense else "own buffers"
+    judging = (calibration + 2 * len(held_out) + 2 * len(validation)) * start.program.nfe
+    with criterion.budget.reserving(judging):
+        program, record = METHODS[method](task)
     record = {
         "from": start.solver,
         "grid": start.grid,
         "basis": start.basis,
-        "method": "adam" if options.by_gradient else "levenberg-marquardt",
+        "method": method,
         "family": "whole table" if dense else "own buffers",
         "features": None if options.layers is None else options.layers.name,
         "training_seeds": len(training),
@@ -58,14 +92,14 @@ def refined(
         **record,
         "buffers_before": start.program.buffers,
         "buffers": program.buffers,
-        "evaluations": budget.spent - spent,
+        "evaluations": criterion.budget.spent - spent,
         "held_out_before": start.held_out_error,
         "held_out_after": None,
         "kept": False,
     }
     try:
-        error = math.sqrt(criterion.square(program, np.arange(calibration)) / calibration)
-        better = bool(record["steps"]) and _better(task, program, held_out, record)
+        error = _error(criterion, program, np.arange(calibration))
+        better = bool(record["steps"]) and _better(criterion, start, program, held_out, options, record)
     except BudgetSpentError:
         return ranked, record
     if not better:
@@ -76,20 +110,27 @@ def refined(
     return [found, *ranked], record
 
 
-def _better(task: Task, program: Program, held_out: np.ndarray, record: dict[str, Any]) -> bool:
+def _better(
+    criterion: ErrorCriterion,
+    start: Ranked,
+    program: Program,
+    held_out: np.ndarray,
+    options: Refining,
+    record: dict[str, Any],
+) -> bool:
     """Whether the refined program is better on the held-out seeds, in what it was refined for, and not by chance.
 
     The record gets the held-out error, and what was compared. Validation seeds count too where chance is judged.
     """
-    criterion, start = task.criterion, task.start
-    rows = np.append(task.validation, held_out)
+    first = record["training_seeds"]
+    rows = np.append(np.arange(first, first + record["validation_seeds"]), held_out)
     criterion.budget.charge(2 * len(rows) * program.nfe)
     samples = [criterion.pool.sample(one, rows) for one in (start.program, program)]
     squares = [criterion.squares(one, rows) for one in samples]
     judged = squares[1][len(rows) - len(held_out) :]
     record["held_out_after"] = float(np.sqrt(np.mean(judged))) if len(held_out) else None
-    if task.options.layers is not None:
-        before, after = _aimed(task, samples, rows)
+    if options.layers is not None:
+        before, after = _aimed(criterion, samples, rows, options)
         record |= {"held_out_loss_before": before, "held_out_loss_after": after}
         return after < before
     gains = squares[0] - squares[1]
@@ -99,9 +140,100 @@ def _better(task: Task, program: Program, held_out: np.ndarray, record: dict[str
     return gain > doubt and (after is None or after < (start.held_out_error or math.inf))
 
 
-def _aimed(task: Task, samples: list[Floats], rows: np.ndarray) -> tuple[float, float]:
+def _aimed(
+    criterion: ErrorCriterion, samples: list[Floats], rows: np.ndarray, options: Refining
+) -> tuple[float, float]:
     """The loss of two programs' samples on the seeds `rows`, each part 1 for the first."""
-    aim, shape = task.aim(), task.criterion.pool.shape
+    aim, shape = aim_of(criterion, options), criterion.pool.shape
     before, after = (as_tensor(one, shape) for one in samples)
     aim.weigh(before, as_tensor(rows))
     return aim.value(before, as_tensor(rows)), aim.value(after, as_tensor(rows))
+
+
+def _method(task: Task) -> str:
+    """Of METHODS, for the whole table. Few evaluations gain most by Gauss-Newton, many by Adam."""
+    perceptual = task.options.layers is not None
+    if task.options.by_gradient and (perceptual or module_steps(task) >= FEWEST_STEPS):
+        return "adam"
+    return "adam by differences" if difference_steps(task) >= FEWEST_STEPS else "levenberg-marquardt"
+
+
+def _whole_table(task: Task) -> Found:
+    """Gauss-Newton over the whole table; its steps are kept in the journal."""
+    criterion, training, validation = task.criterion, task.training, task.validation
+    program, journal = task.start.program, criterion.journal
+    watched = len(training) + len(validation)
+    rows = metric_rows(program.nfe, criterion.budget.left(), watched, criterion.pool.noise.shape[1])
+    key = f"table 2 {task.key(rows)}"
+
+    def known(count: int) -> Step | None:
+        held = journal.get(f"{key} {count}") if journal else None
+        try:
+            step, spent = (Step.from_data(held), int(held["evaluations"])) if held else (None, 0)
+        except (KeyError, TypeError, ValueError, OverflowError):  # damaged
+            return None
+        criterion.budget.charge(spent, cached=True)
+        return step
+
+    def keep(count: int, step: Step, evaluations: int) -> None:
+        if journal:
+            journal.put(f"{key} {count}", {**step.to_data(), "evaluations": evaluations})
+
+    def after(step: Step) -> None:
+        spent = criterion.budget.spent
+        line = f"refining: step {len(step.validation) - 1}, loss on validation seeds {step.validation[-1]:.4f}"
+        task.tell(line, spent, criterion.budget.evaluations or spent)
+
+    aim = aim_of(criterion, task.options)
+    search = GaussNewton(criterion.pool, aim, criterion.budget, program, training, validation, rows)
+    found = search.run(STEPS, known, keep, after)
+    scale = 1.0 if not found.training or task.options.layers is not None else 1 / aim.pixel_weight
+    record = {
+        "steps": max(0, len(found.training) - 1),
+        "jacobian_seeds": rows,
+        "training": _roots(found.training, scale),
+        "validation": _roots(found.validation, scale),
+    }
+    return finished(search.program_at(found), task.start.solver), record
+
+
+def _roots(losses: tuple[float, ...], scale: float) -> list[float]:
+    return [math.sqrt(loss * scale) for loss in losses]
+
+
+def metric_rows(nfe: int, left: int | None, watched: int, elements: int) -> int:
+    """Seeds of a Jacobian, so that what is left pays for some iterations, and no fewer than determine it."""
+    least, most = (max(one, seeds_to_fit(nfe, elements)) for one in METRIC_ROWS)
+    if left is None:
+        return most
+    one = jacobian_cost(nfe) + TRIED * nfe
+    return int(np.clip((left / ITERATIONS - watched * nfe) / one, least, most))
+
+
+def _own_buffers(task: Task) -> Found:
+    """Levenberg-Marquardt over the updates of the buffers that the program has."""
+    criterion = task.criterion
+
+    def after(iteration: Any) -> None:
+        made, spent = len(iteration.training) - 1, criterion.budget.spent
+        task.tell(f"refining: step {made}, validation error {iteration.validation[-1]:.4f}", spent, spent)
+
+    found = Refinement(criterion, task.training, task.validation).run(task.start.program, STEPS, after)
+    record = {
+        "steps": max(0, len(found.training) - 1),
+        "training": list(found.training),
+        "validation": list(found.validation),
+    }
+    return finished(found.program, task.start.solver), record
+
+
+METHODS = {
+    "adam": by_module,
+    "adam by differences": by_differences,
+    "levenberg-marquardt": _whole_table,
+    "own buffers": _own_buffers,
+}
+
+
+def _error(criterion: ErrorCriterion, program: Program, rows: np.ndarray) -> float:
+    return math.sqrt(criterion.square(program, rows) / len(rows))

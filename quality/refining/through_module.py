@@ -47,11 +47,11 @@ class ThroughModule:
     _saved: int | None = field(default=None, init=False)
 
     @cached_property
-    def whole_times(self) -> bool:
-        """Whether what an evaluation is fed is defined at whole times alone."""
+    def moves_times(self) -> bool:
+        """Whether times are fitted too; not where what an evaluation is fed is defined at whole times alone."""
         discrete = parse_schedule(self.program.schedule).discrete
         dependent = self.program.clip is not None or self.program.prediction in PRECONDITIONED
-        return self.contract.time_dtype != "float32" or (discrete and dependent)
+        return self.contract.time_dtype == "float32" and not (discrete and dependent)
 
     # Times.
     def fed(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -102,7 +102,7 @@ class ThroughModule:
         t, c_in, p, q = (one[n].float() for one in fed)
         shape = (len(y),) if self.contract.time_rank else ()
         time = (t * self.contract.time_scale).expand(shape)
-        if self.whole_times:
+        if not self.moves_times:
             time = time.detach().round().to(getattr(torch, self.contract.time_dtype))
         x = c_in * y
         again = torch.is_grad_enabled() and self.checkpointed
@@ -114,6 +114,10 @@ class ThroughModule:
         assert isinstance(out, Tensor)
         clip = self.program.clip
         return out if clip is None else (p * y + q * out).clamp(-clip, clip)
+
+    def time_step(self, time: float, unit: float, least: float) -> float:
+        """Of a forward difference in a time, counted in `unit`: towards the clean end where the schedule has room."""
+        return -least if time - least * unit >= parse_schedule(self.program.schedule).first else least
 
     def micro_batch(self, nfe: int) -> int:
         """Samples whose whole run may keep its activations, at most MICRO; where LEAST do not fit, with checkpoints."""
@@ -134,7 +138,7 @@ class ThroughModule:
 
         time, c_in = (float(one[0]) for one in self.fed(torch.from_numpy(self.program.times.copy()))[:2])
         t = torch.full((1,) if self.contract.time_rank else (), time * self.contract.time_scale)
-        t = t.round().to(getattr(torch, self.contract.time_dtype)) if self.whole_times else t
+        t = t if self.moves_times else t.round().to(getattr(torch, self.contract.time_dtype))
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda kept: kept):
             x = (c_in * float(self.program.init[0]) * self.noise[:1]).requires_grad_()
             self.module(x, t.to(getattr(torch, self.contract.time_dtype)), *(one[:1] for one in self.conditions))

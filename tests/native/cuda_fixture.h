@@ -74,12 +74,14 @@ inline pfd_program_t random_program(std::mt19937& random, int buffers, bool clip
     return program;
 }
 
-// The program with noise after the first and the second evaluation.
+// The program with noise after every evaluation, of even numbers of states but the last.
 inline void add_draws(std::mt19937& random, pfd_program_t& program) {
     const auto values = numbers(random, 3 * program.buffers);
     program.V.assign(values.begin(), values.end());
+    program.draws = {0, 1, 2};
+    if (program.buffers % 2 != 0) return;
     std::fill(program.V.begin() + 2 * program.buffers, program.V.end(), 0.0);
-    program.draws = {0, 1};
+    program.draws.pop_back();
 }
 
 }  // namespace pfdiff

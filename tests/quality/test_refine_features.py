@@ -12,7 +12,7 @@ from torch import nn
 
 import pfdiff
 from pfdiff.engine.errors import InputError
-from pfdiff.quality.refining.options import sized
+from pfdiff.quality.refining.polish import sized
 
 from ..small.engine import write_onnx
 
@@ -86,6 +86,7 @@ def test_fewer_buffers_are_kept_to() -> None:
         ({"features": "nothing"}, "give no layers to refine on"),
         ({"features": "filters", "buffers": 1, "budget": 12000}, "features need the whole table"),
         ({"buffers": 0}, "buffers=0"),
+        ({"buffers": 9}, "buffers=9, expected a number of states from 1 to 8"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, Any], match: str) -> None:
@@ -94,7 +95,7 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], match: str) -> Non
 
 
 def test_samples_of_few_elements_take_more_seeds() -> None:
-    assert sized(16, None, 36, 784, 5) == (96, 32)
+    assert sized(16, None, 36, 784, 5) == (256, 96)
     assert sized(16, None, 36, 2, 8)[0] == 8 * (45 + 8) // 2
     training, validation = sized(4, 7000, 36, 12288, 8)
     assert 16 <= training <= 48

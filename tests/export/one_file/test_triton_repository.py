@@ -38,7 +38,7 @@ def parsed(model: Path) -> Any:
 def fed(session: onnxruntime.InferenceSession, config: Any, batch: int, values: dict[str, np.ndarray]) -> np.ndarray:
     """Values of Triton's own shapes, [batch, *dims], reshaped and typed as its configuration says."""
     feeds: dict[str, np.ndarray] = {}
-    types = {"TYPE_FP32": np.float32, "TYPE_INT64": np.int64}
+    types = {"TYPE_FP32": np.float32, "TYPE_INT64": np.int64, "TYPE_UINT64": np.uint64}
     for one in config.input:
         given = values[one.name]
         dims = list(one.dims)
@@ -67,6 +67,18 @@ def test_each_program_is_a_model_that_draws_as_the_engine_does(tmp_path: Path) -
             expected = loaded.sample(seeds=range(8), nfe=nfe, label=label[:, 0], shift=shift).numpy()
         assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
         assert list(config.output[0].dims) == list(CONTRACT.shape)
+
+
+def test_seeds_in_the_place_of_noise(tmp_path: Path) -> None:
+    engine = write_engine(tmp_path / "small.engine").path
+    (model,) = export_triton(engine, tmp_path / "models", 4, from_seeds=True)
+    session = onnxruntime.InferenceSession(str(model / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
+    label, shift = np.zeros((8, 1), np.int64), np.zeros((8, 3, 1), np.float32)
+    seeds = np.arange(8, dtype=np.uint64)
+    found = fed(session, parsed(model), 8, {"seeds": seeds[:, None], "label": label, "shift": shift})
+    with pfdiff.load(engine, "cpu", "onnxruntime") as loaded:
+        expected = loaded.sample(seeds=seeds, nfe=4, label=label[:, 0], shift=shift).numpy()
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_a_network_of_one_batch_size(tmp_path: Path) -> None:
