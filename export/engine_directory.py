@@ -132,12 +132,15 @@ def _exported(target: Path, source: Network, precision: str, held: Held, asked: 
     provenance |= source.origin
     provenance |= _searched(held.search, {})
     with writing(target), replacing_folder(target) as folder:
-        if source.need is not None and (line := source.need.line(precision)):
+        if source.need is not None and (line := source.need.line(precision, frees=source.frees)):
             say(line)
         made = source.written(folder, precision, asked, say)
+        source.free("network")  # before the next is read
         contract = made.contract
         decoder = source.decoder.write(folder, contract.precision, say) if source.decoder else None
-        texts, images = source.encoders.write(folder, contract.precision, say) if source.encoders else (None, None)
+        images = source.encoders.write_image(folder, contract.precision, say) if source.encoders else None
+        source.free("decoder")
+        texts = source.encoders.write_text(folder, contract.precision, say) if source.encoders else None
         policy = source.policy.write(folder, say) if source.policy else None
         provenance |= records_of_precision(folder, made, decoder, precision, asked, say)
         say("hashing and syncing")

@@ -12,7 +12,6 @@ from typing import final
 import torch
 
 from ....kernels.kept import Kept
-from ....kernels.table import kept_factors
 from ...contract.contract import Contract
 from ...tensors import fill
 from ..inputs import Inputs
@@ -28,15 +27,14 @@ class StaticExtras:
     kept: Kept | None = None
 
     @classmethod
-    def of(cls, tables: Tables, noise: torch.Tensor, *, given: bool, masked: bool) -> StaticExtras:
-        """Zeros. noise float32 [bucket, elements]: the buffer of what sampling starts from."""
+    def of(cls, tables: Tables, noise: torch.Tensor, factors: torch.Tensor | None, *, given: bool) -> StaticExtras:
+        """Zeros. noise float32 [bucket, elements]: the buffer of what sampling starts from. factors: of a mask."""
         shape, device = tuple(noise.shape), noise.device
         xi = torch.zeros((len(tables.draws), *shape), dtype=torch.float32, device=device) if given else None
-        if not masked:
+        if factors is None:
             return cls(xi)
         picture = torch.zeros(shape, dtype=torch.float32, device=device)
         mask = torch.zeros(shape, dtype=torch.uint8, device=device)
-        factors = torch.from_numpy(kept_factors(*tables.known.T)).to(device)
         return cls(xi, Kept(picture, noise, mask, factors))
 
     @staticmethod
