@@ -17,10 +17,22 @@ def export_(
     engine: options.EngineArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The JSON file.")],
     nfe: options.Evaluations = None,
+    strength: Annotated[
+        float | None, typer.Option("--strength", help="Write a start from a picture, for pfdiff-run: 0 to 1.")
+    ] = None,
+    strength_counts: Annotated[
+        str, typer.Option("--strength-counts", help="part: all of --nfe for this part; whole: as diffusers counts.")
+    ] = "part",
 ) -> None:
     """Write the program for one NFE, with the network it was made for and its errors."""
     from ..export.tables import export_table
 
+    if strength is not None:
+        from ..export.starts import export_start
+
+        program = export_start(engine, nfe, strength, out, strength_counts)
+        print(f"{out}: strength {strength:g}, {program.solver}, NFE {program.nfe}, {program.buffers} buffers")
+        return
     found = export_table(engine, nfe, out)
     print(f"{out}: {found.program.solver}, NFE {found.program.nfe}, {found.program.buffers} buffers")
 

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import warnings
@@ -259,6 +260,7 @@ class Network:
             self._source.free()
         elif part == "decoder" and isinstance(self.decoder, ModuleDecoder):
             free_weights(self.decoder.module)
+        gc.collect()
 
     def evaluate(self, x: Tensor, t: Any, conditions: Mapping[str, Any] | None = None) -> Tensor:
         """The prediction [B, *shape] float32 of the source itself, in float32.

@@ -8,6 +8,7 @@ The same module gives the same bytes: what the exporter notes about the source c
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -22,6 +23,7 @@ from ..engine.backends.casting import cast_copy
 from ..engine.contract.contract import AnyContract, Contract
 from ..engine.errors import InputError, first_line
 from ..engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
+from .graph_dtypes import assert_dtypes as assert_dtypes
 from .pipelines.weights import free_weights
 from .shortcuts import shortcuts
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 OPSET = 21
 # How torch says that a traced size is none but the example's.
 FIXED_BATCH = ("Constraints violated", "ConstraintViolation", "conflicts between user-specified ranges")
+COLLECTED_ABOVE_BYTES = 32 << 20  # of weights; looking for garbage takes a tenth of a second
 EXTERNAL_ABOVE_BYTES = 1 << 30  # one protobuf file holds at most 2 GiB
 
 
@@ -102,6 +105,21 @@ def export_module(normalised: nn.Module, contract: AnyContract, path: Path, *, e
     _assert_batch(model, contract)
     assert_dtypes(model, contract)
     save_model(model, path, external=external)
+    _let_go(model)
+
+
+def _let_go(model: onnx_ir.Model) -> None:
+    """Free the weights of a written model before it is compared, which loads them again.
+
+    Rules of onnxscript's (0.7) hold the last graph that they looked at, and that has turned copies of weights; what
+    the exporter made refers to itself.
+    """
+    size = 0
+    for value in model.graph.initializers.values():
+        size += 0 if value.const_value is None else value.const_value.nbytes
+        value.const_value = None
+    if size > COLLECTED_ABOVE_BYTES:
+        gc.collect()
 
 
 @final
@@ -239,35 +257,6 @@ def _assert_batch(model: onnx_ir.Model, contract: AnyContract) -> None:
         scalar = isinstance(contract, Contract) and value.name == contract.time and not contract.time_rank
         if not scalar and (value.shape is None or isinstance(value.shape[0], int)):
             raise InputError(_fixed_batch(contract, f"'{value.name}' is {value.shape} in the graph"))
-
-
-def assert_dtypes(model: onnx_ir.Model, contract: AnyContract) -> None:
-    """Check that x, out and the weights have the contract's precision, and t its dtype. Raises InputError."""
-    import onnx_ir
-
-    names = {"fp32": onnx_ir.DataType.FLOAT, "fp16": onnx_ir.DataType.FLOAT16, "bf16": onnx_ir.DataType.BFLOAT16}
-    names["int64"] = onnx_ir.DataType.INT64
-    wanted = names[contract.precision]
-    expected = {contract.input: names[contract.input_dtype], contract.output: wanted}
-    if isinstance(contract, Contract):
-        whole = contract.time_dtype == "int64"
-        expected[contract.time] = onnx_ir.DataType.INT64 if whole else onnx_ir.DataType.FLOAT
-    ends = {value.name: value.dtype for value in [*model.graph.inputs, *model.graph.outputs]}
-    for name, dtype in expected.items():
-        if ends.get(name) != dtype:
-            raise InputError(f"network '{contract.name}': '{name}' is {ends.get(name)} in the graph, expected {dtype}")
-    sizes: dict[onnx_ir.DataType, int] = {}
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype.is_floating_point():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
-    strays = sum(size for dtype, size in sizes.items() if dtype != wanted)
-    if strays > max(4096, sum(sizes.values()) // 100):  # time frequencies may stay float32
-        found = ", ".join(f"{size} {dtype}" for dtype, size in sizes.items())
-        raise InputError(
-            f"network '{contract.name}': weights are {found}, expected {wanted}; "
-            "register them as parameters of the module, or build with precision fp32"
-        )
 
 
 def save_model(model: onnx_ir.Model, path: Path, *, external: bool | None = None) -> None:

@@ -26,6 +26,16 @@ const Object& given(const Object* object, const char* what) {
     return *object;
 }
 
+pfd_decoder_view_t view_of(const std::optional<pfdiff::Decoder>& decoder) {
+    pfd_decoder_view_t view{};
+    if (!decoder) return view;
+    view.name = decoder->name.c_str(), view.precision = decoder->precision.c_str();
+    view.input = decoder->input.c_str(), view.output = decoder->output.c_str();
+    view.rank = static_cast<std::int32_t>(decoder->image.size()), view.image = decoder->image.data();
+    view.elements = decoder->elements, view.fixed_batch = decoder->fixed_batch;
+    return view;
+}
+
 }  // namespace
 
 extern "C" const char* pfd_version(void) { return PFD_VERSION; }
@@ -98,6 +108,14 @@ extern "C" pfd_status_t pfd_condition(const pfd_engine_t* engine, size_t index, 
         full.has_high = c.high.has_value(), full.high = c.high.value_or(0);
         give(full, view);
     });
+}
+
+extern "C" pfd_status_t pfd_decoder(const pfd_engine_t* engine, pfd_decoder_view_t* view) {
+    return pfdiff::guarded([&] { give(view_of(given(engine, "an engine").decoder), view); });
+}
+
+extern "C" pfd_status_t pfd_image_encoder(const pfd_engine_t* engine, pfd_decoder_view_t* view) {
+    return pfdiff::guarded([&] { give(view_of(given(engine, "an engine").image_encoder), view); });
 }
 
 extern "C" pfd_status_t pfd_file_path(const pfd_engine_t* engine, const char* name, const char** path) {

@@ -46,14 +46,18 @@ void verify_files(const json::Node& node, const Directory& directory, pfd_engine
         engine.paths[name] = directory.path() + "/" + name;
     }
     if (!engine.paths.contains("network.onnx")) node.refuse("without 'network.onnx'", "the network among the files");
+    if (engine.decoder && !engine.paths.contains("decoder.onnx"))
+        node.refuse("without 'decoder.onnx'", "the decoder among the files");
+    if (engine.image_encoder && !engine.paths.contains("encoders/image.onnx"))
+        node.refuse("without 'encoders/image.onnx'", "the image encoder among the files");
 }
 
 // A file of weights that is not listed has no hash: it would be loaded unverified and belong to no digest.
 void verify_external_weights(const Directory& directory, const pfd_engine_t& engine) {
-    for (const char* network : {"network.onnx", "decoder.onnx"})
+    for (const std::string network : {"network.onnx", "decoder.onnx", "encoders/image.onnx"})
         if (engine.paths.contains(network))
             for (const auto& location : external_weights(directory, network))
-                if (!engine.paths.contains(location))
+                if (!engine.paths.contains(network.substr(0, network.find('/') + 1) + location))
                     throw file_error(quoted(network) + " keeps weights in " + quoted(location) +
                                      ", which is not among the files of engine.json; rebuild the engine with "
                                      "`pfdiff build`");
@@ -96,6 +100,16 @@ pfd_engine_t open_engine(const std::string& path) {
     if (const auto precision = root.find("precision"); precision && precision->string() != engine.contract.precision &&
                                                        precision->string() != "int8" && precision->string() != "fp8")
         precision->refuse(quoted(precision->string()), quoted(engine.contract.precision) + ", the contract's");
+    if (const auto decoder = root.find("decoder")) {
+        engine.decoder = read_decoder(*decoder);
+        if (engine.decoder->shape != engine.contract.shape)
+            (*decoder)["shape"].refuse("another one", "the shape of the network's samples");
+    }
+    if (const auto encoder = root.find("image_encoder")) {
+        engine.image_encoder = read_decoder(*encoder);
+        if (engine.image_encoder->image != engine.contract.shape)
+            (*encoder)["image"].refuse("another one", "the shape of the network's samples");
+    }
     if (const auto policy = root.find("policy")) engine.policy = read_policy(*policy, engine.contract);
     read_programs(root["programs"], engine);
     verify_files(root["files"], directory, engine);

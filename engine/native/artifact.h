@@ -18,6 +18,8 @@ struct pfd_engine_t final {
     std::map<int, pfd_program_t> programs;     // by NFE
     std::map<std::string, std::string> paths;  // verified files: name -> path
     std::optional<pfdiff::Policy> policy;
+    std::optional<pfdiff::Decoder> decoder;
+    std::optional<pfdiff::Decoder> image_encoder;  // the way back: its `shape` is a picture, its `image` a sample
 };
 
 namespace pfdiff {

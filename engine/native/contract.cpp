@@ -106,4 +106,22 @@ Contract read_contract(const json::Node& node) {
     return contract;
 }
 
+Decoder read_decoder(const json::Node& node) {
+    const auto name = [](const json::Node& found) { return read_name(found); };
+    Decoder decoder;
+    decoder.name = read_name(node["name"]);
+    read_shape(node["shape"], decoder.shape);
+    decoder.elements = read_shape(node["image"], decoder.image);
+    if (decoder.image.size() != 3 && decoder.image.size() != 4)
+        node["image"].refuse("of " + std::to_string(decoder.image.size()) + " sizes", "[C, H, W] or [C, frames, H, W]");
+    decoder.input = read_or(node, "input", std::string("latents"), name);
+    decoder.output = read_or(node, "output", std::string("image"), name);
+    decoder.precision = read_or(node, "precision", std::string("fp32"), [](const json::Node& found) {
+        return read_choice(found, {"fp32", "fp16", "bf16"});
+    });
+    decoder.fixed_batch = read_or(node, "fixed_batch", std::int64_t{0},
+                                  [](const json::Node& found) { return found.integer(1, 1 << 20); });
+    return decoder;
+}
+
 }  // namespace pfdiff

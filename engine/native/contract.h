@@ -29,8 +29,19 @@ struct Contract {
     std::vector<Condition> conditions;
 };
 
+// decoder.onnx of a latent model: image [batch, image...] = decoder(latents [batch, shape...]).
+struct Decoder {
+    std::string name, input, output, precision;
+    std::vector<std::int64_t> shape, image;  // image: C, H, W, or of a video C, frames, H, W
+    std::int64_t elements = 1;               // of an image
+    std::int64_t fixed_batch = 0;
+};
+
 // Throws Error (PFD_ENGINE_FILE_ERROR) that names the field.
 Contract read_contract(const json::Node& node);
+
+// The decoder of a network's samples, or the encoder of a decoder's pictures. Throws likewise.
+Decoder read_decoder(const json::Node& node);
 
 // The product of sizes. Throws when a sample would have more than 2^40 elements: products of it stay in int64.
 std::int64_t read_shape(const json::Node& node, std::vector<std::int64_t>& shape);

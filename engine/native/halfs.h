@@ -1,9 +1,12 @@
 // float16 and bfloat16 as bits, rounded to nearest even, for networks of these precisions on the CPU.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace pfdiff {
 
@@ -35,6 +38,18 @@ inline float float_from_float16(std::uint16_t bits) {
     const float magnitude =
         rest < 0x400 ? static_cast<float>(rest) * 0x1p-24f : std::bit_cast<float>((rest << 13) + 0x38000000);
     return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
+}
+
+// `count` floats as the bits of precision fp16 or bf16, and back.
+inline std::vector<std::uint16_t> halves_from(const float* values, std::size_t count, const std::string& precision) {
+    std::vector<std::uint16_t> bits(count);
+    std::transform(values, values + count, bits.begin(),
+                   precision == "bf16" ? bfloat16_from_float : float16_from_float);
+    return bits;
+}
+
+inline void floats_from(const std::vector<std::uint16_t>& bits, float* values, const std::string& precision) {
+    std::transform(bits.begin(), bits.end(), values, precision == "bf16" ? float_from_bfloat16 : float_from_float16);
 }
 
 }  // namespace pfdiff

@@ -105,6 +105,26 @@ typedef struct pfd_condition_view_t {
 pfd_status_t pfd_contract(const pfd_engine_t* engine, pfd_contract_view_t* view);
 pfd_status_t pfd_condition(const pfd_engine_t* engine, size_t index, pfd_condition_view_t* view);
 
+/* The decoder of a latent model: image [batch][elements] = decoder(samples [batch][contract elements]). Its images lie
+ * in the contract's data_range. An adapter runs it, such as pfd_onnxruntime_decode. */
+typedef struct pfd_decoder_view_t {
+    size_t struct_size;
+    const char* name;      /* NULL: the engine has no decoder, and all else is 0 */
+    const char* precision; /* fp32, fp16 or bf16: dtype of input and output */
+    const char* input;     /* names in decoder.onnx */
+    const char* output;
+    int32_t rank; /* of an image: 3, or 4 for a video */
+    int32_t reserved;
+    const int64_t* image; /* [rank] channels, height, width, or channels, frames, height, width */
+    int64_t elements;     /* product of image */
+    int64_t fixed_batch;  /* 0: any batch */
+} pfd_decoder_view_t;
+
+pfd_status_t pfd_decoder(const pfd_engine_t* engine, pfd_decoder_view_t* view);
+
+/* The way back, likewise: image [batch][elements] are samples, of pictures as the decoder makes them. */
+pfd_status_t pfd_image_encoder(const pfd_engine_t* engine, pfd_decoder_view_t* view);
+
 /* The path of a file that engine.json lists and pfd_open has verified, such as "network.onnx". */
 pfd_status_t pfd_file_path(const pfd_engine_t* engine, const char* name, const char** path);
 
@@ -142,6 +162,12 @@ typedef struct pfd_program_view_t {
 } pfd_program_view_t;
 
 pfd_status_t pfd_program_view(const pfd_program_t* program, pfd_program_view_t* view);
+
+/* Pixels of images or of samples that are pictures, the same bits as engine.images in Python: values
+ * [batch][channels][area] of which low..high becomes 0..255, halves to even, the rest clamped and NaN 0; pixels
+ * [batch][area][channels]. area: height x width, or frames x height x width. */
+pfd_status_t pfd_pixels(const float* values, int64_t batch, int64_t channels, int64_t area, double low, double high,
+                        uint8_t* pixels);
 
 /* ---- Sampling on the CPU ---- */
 

@@ -155,6 +155,19 @@ def test_pinned_conditions_may_change_after_the_call() -> None:
         assert torch.equal(x, expected)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_starts_from_a_picture_share_a_graph(precision: str) -> None:
+    picture = torch.linspace(-1, 1, 30).reshape(SHAPE)
+    with (
+        small_engine(solver="pfdiff:k=2,l=1", precision=precision) as captured,
+        small_engine(solver="pfdiff:k=2,l=1", precision=precision, graph=False) as plain,
+    ):
+        for strength in (0.3, 0.7, 0.3, 1.0, 0.7):
+            given = {"image": picture, "strength": strength, "seeds": range(8), "nfe": 6, "label": 3}
+            assert torch.equal(captured.sample(**given), plain.sample(**given))
+        assert len(set(samplers(captured))) == 1
+
+
 # Seeds.
 def test_a_seed_is_one_sample_whatever_the_bucket() -> None:
     with small_engine(batch=(1, 3, 8)) as engine:

@@ -36,7 +36,12 @@ void test_batches() {
     CHECK_REFUSED(opened(folder.path), "engine.json: batch is empty, expected at least one size");
     write_manifest(folder.path, with(fixture::manifest(), "[1, 8]", "[8, 1, 8]"));
     CHECK((opened(folder.path).batches == std::vector<std::int64_t>{1, 8}));
-    const auto decoder = with(fixture::manifest(), "\"batch\"", "\"decoder\": {\"fixed_batch\": 2}, \"batch\"");
+    const auto decoder_file = "{" + fixture::record("decoder.onnx", fixture::network) + ", ";
+    const auto listed = with(fixture::manifest(), fixture::files(), decoder_file + fixture::files().substr(1));
+    const auto decoder = with(listed, "\"batch\"",
+                              R"("decoder": {"name": "d", "shape": [1, 4, 4], "image": [3, 8, 8], "fixed_batch": 2}, )"
+                              "\"batch\"");
+    fixture::write(folder.path / "decoder.onnx", fixture::network);
     write_manifest(folder.path, decoder);
     CHECK_REFUSED(opened(folder.path), "engine.json: batch is not [2]");
     write_manifest(folder.path, with(decoder, "[1, 8]", "[2]"));

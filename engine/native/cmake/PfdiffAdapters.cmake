@@ -25,7 +25,8 @@ endfunction()
 
 pfdiff_find(OnnxRuntime ${PFDIFF_ONNXRUNTIME} "set -DONNXRUNTIME_ROOT to an unpacked ONNX Runtime 1.18 or newer")
 if(OnnxRuntime_FOUND)
-  pfdiff_add_adapter(onnxruntime engine/native/onnxruntime/network.cpp engine/native/onnxruntime/load.cpp)
+  pfdiff_add_adapter(onnxruntime engine/native/onnxruntime/network.cpp engine/native/onnxruntime/decoder.cpp
+                     engine/native/onnxruntime/session.cpp engine/native/onnxruntime/load.cpp)
   target_link_libraries(pfdiff_onnxruntime PRIVATE $<BUILD_INTERFACE:OnnxRuntime::Headers> ${CMAKE_DL_LIBS})
   if(OnnxRuntime_LIBRARY)
     set_property(SOURCE engine/native/onnxruntime/load.cpp APPEND PROPERTY
@@ -73,6 +74,7 @@ if(TensorRT_FOUND AND TARGET pfdiff_cuda)
 endif()
 
 add_executable(pfdiff-run engine/native/run/main.cpp engine/native/run/options.cpp engine/native/run/npy.cpp
+                          engine/native/run/pixels.cpp engine/native/run/start.cpp
                           engine/native/analytic.cpp)
 target_include_directories(pfdiff-run PRIVATE engine/native)
 target_link_libraries(pfdiff-run PRIVATE pfdiff pfdiff_flags)

@@ -9,6 +9,8 @@
 #include "../error.h"
 #include "npy.h"
 #include "options.h"
+#include "pixels.h"
+#include "start.h"
 #ifdef PFD_WITH_ONNXRUNTIME
 #include "../pfdiff_onnxruntime.h"
 #endif
@@ -27,13 +29,20 @@ void check(pfd_status_t status) {
 using Sampler = std::function<void(const std::vector<std::uint64_t>& seeds, float* into)>;
 
 Sampler cpu_sampler(const pfd_program_t* program, pfd_network_t network, std::shared_ptr<void> context,
-                    std::int64_t elements, int threads) {
-    return [=](const std::vector<std::uint64_t>& seeds, float* into) {
+                    std::int64_t elements, int threads, const Start* start) {
+    return [=, first = std::int64_t{0}](const std::vector<std::uint64_t>& seeds, float* into) mutable {
         const auto batch = static_cast<std::int64_t>(seeds.size());
         check(pfd_noise(seeds.data(), batch, elements, into));
         pfd_sampling_t settings{};
         settings.struct_size = sizeof settings, settings.threads = threads, settings.seeds = seeds.data();
+        Start::Batch begun;
+        if (start != nullptr) begun = start->begin(first, batch, into);
+        if (!begun.mask.empty()) {
+            settings.mask = begun.mask.data(), settings.picture = begun.picture.data();
+            settings.known_factors = start->known.data();
+        }
         check(pfd_sample_cpu_with(program, network, context.get(), into, batch, elements, &settings));
+        first += batch;
     };
 }
 
@@ -61,18 +70,19 @@ std::map<std::string, std::int64_t> conditions_by_seed(const pfd_engine_t* engin
 }
 #endif
 
-Sampler gaussian_sampler(const pfd_program_t* program, const Options& options, const pfd_contract_view_t& contract) {
+Sampler gaussian_sampler(const pfd_program_t* program, const Options& options, const pfd_contract_view_t& contract,
+                         const Start* start) {
     if (!options.conditions.empty()) throw input_error("--condition with the gaussian network, which takes none");
     pfd_program_view_t view{};
     view.struct_size = sizeof view;
     check(pfd_program_view(program, &view));
     auto network = std::make_shared<GaussianNetwork>(view.schedule, view.prediction, view.sigma_data);
-    return cpu_sampler(program, GaussianNetwork::call, network, contract.elements, options.threads);
+    return cpu_sampler(program, GaussianNetwork::call, network, contract.elements, options.threads, start);
 }
 
 #ifdef PFD_WITH_ONNXRUNTIME
 Sampler onnxruntime_sampler(const pfd_engine_t* engine, const pfd_program_t* program, const Options& options,
-                            const pfd_contract_view_t& contract) {
+                            const pfd_contract_view_t& contract, const Start* start) {
     pfd_onnxruntime_t* network = nullptr;
     check(pfd_onnxruntime_create(engine, options.threads, &network));
     const std::shared_ptr<pfd_onnxruntime_t> owned(network, pfd_onnxruntime_free);
@@ -80,7 +90,7 @@ Sampler onnxruntime_sampler(const pfd_engine_t* engine, const pfd_program_t* pro
     for (const auto& [name, values] : options.conditions)
         if (!rows.contains(name))
             check(pfd_onnxruntime_set_condition(network, name.c_str(), values.data(), values.size()));
-    const auto sample = cpu_sampler(program, pfd_onnxruntime_network, owned, contract.elements, options.threads);
+    const auto sample = cpu_sampler(program, pfd_onnxruntime_network, owned, contract.elements, options.threads, start);
     if (rows.empty()) return sample;
     return [=, at = std::int64_t{0}, conditions = options.conditions](const std::vector<std::uint64_t>& seeds,
                                                                       float* into) mutable {
@@ -101,7 +111,7 @@ Sampler onnxruntime_sampler(const pfd_engine_t* engine, const pfd_program_t* pro
 #endif
 
 Sampler make_sampler(const pfd_engine_t* engine, const pfd_program_t* program, const Options& options,
-                     const pfd_contract_view_t& contract, std::int64_t batch) {
+                     const pfd_contract_view_t& contract, std::int64_t batch, const Start* start) {
     std::string built;
     const auto wanted = [&](const char* name) {
         built += std::string(name) + ", ";
@@ -110,14 +120,17 @@ Sampler make_sampler(const pfd_engine_t* engine, const pfd_program_t* program, c
         return automatic || options.network == name;
     };
 #ifdef PFD_WITH_TENSORRT
-    if (wanted("tensorrt")) return tensorrt_sampler(engine, program, options, contract, batch);
+    if (wanted("tensorrt")) {
+        if (start != nullptr) throw input_error("--start runs on the CPU; give --network onnxruntime");
+        return tensorrt_sampler(engine, program, options, contract, batch);
+    }
 #endif
 #ifdef PFD_WITH_ONNXRUNTIME
-    if (wanted("onnxruntime")) return onnxruntime_sampler(engine, program, options, contract);
+    if (wanted("onnxruntime")) return onnxruntime_sampler(engine, program, options, contract, start);
 #endif
     // Each is unused in a build without adapters.
     static_cast<void>(engine), static_cast<void>(batch), static_cast<void>(wanted);
-    if (options.network == "gaussian") return gaussian_sampler(program, options, contract);
+    if (options.network == "gaussian") return gaussian_sampler(program, options, contract, start);
     if (options.network == "auto")
         throw input_error(
             "this pfdiff-run was built without a network adapter; run cmake with -DONNXRUNTIME_ROOT=FOLDER or "
@@ -143,17 +156,24 @@ void run(const Options& options) {
     pfd_contract_view_t contract{};
     contract.struct_size = sizeof contract;
     check(pfd_contract(engine.get(), &contract));
-    const auto* program = choose_program(engine.get(), options.nfe);
+    std::unique_ptr<const Start> start;
+    if (!options.start.empty()) start = std::make_unique<Start>(read_start(engine.get(), contract, options));
+    if (start != nullptr && options.nfe != 0 && options.nfe != start->program.nfe)
+        throw input_error("--nfe " + std::to_string(options.nfe) + ", but --start was written for " +
+                          std::to_string(start->program.nfe) + " evaluations; leave --nfe out");
+    const auto* program = start != nullptr ? &start->program : choose_program(engine.get(), options.nfe);
     const auto largest = contract.batch_count > 0 ? contract.batches[contract.batch_count - 1] : 1;
     const auto batch = contract.fixed_batch != 0 ? contract.fixed_batch : options.batch != 0 ? options.batch : largest;
     if (contract.fixed_batch != 0 && options.batch != 0 && options.batch != contract.fixed_batch)
         throw input_error("--batch " + std::to_string(options.batch) + ", but this network takes only batch " +
                           std::to_string(contract.fixed_batch));
-    const auto sampler = make_sampler(engine.get(), program, options, contract, batch);
+    const auto sampler = make_sampler(engine.get(), program, options, contract, batch, start.get());
+
+    const auto maker = options.pixels ? pixel_maker(engine.get(), contract, options) : PixelMaker{};
 
     const auto total = static_cast<std::int64_t>(options.seeds.size());
-    std::vector<float> samples(static_cast<std::size_t>(total * contract.elements));
-    std::vector<float> chunk;
+    std::vector<float> samples, chunk;
+    std::vector<std::uint8_t> pixels;
     for (std::int64_t done = 0; done < total; done += batch) {
         const auto now = std::min(batch, total - done);
         std::vector<std::uint64_t> seeds(options.seeds.begin() + done, options.seeds.begin() + done + now);
@@ -161,9 +181,17 @@ void run(const Options& options) {
         if (contract.fixed_batch != 0) seeds.resize(static_cast<std::size_t>(batch), seeds.back());
         chunk.resize(seeds.size() * static_cast<std::size_t>(contract.elements));
         sampler(seeds, chunk.data());
-        std::copy_n(chunk.begin(), now * contract.elements, samples.begin() + done * contract.elements);
+        if (options.pixels)
+            maker.add(chunk.data(), now, pixels);
+        else
+            samples.insert(samples.end(), chunk.begin(), chunk.begin() + now * contract.elements);
     }
     std::vector<std::int64_t> shape{total};
+    if (options.pixels) {
+        shape.insert(shape.end(), maker.shape.begin(), maker.shape.end());
+        write_npy(options.output, pixels, shape);
+        return;
+    }
     shape.insert(shape.end(), contract.shape, contract.shape + contract.rank);
     write_npy(options.output, samples, shape);
 }

@@ -87,12 +87,16 @@ Array read_npy(const std::string& path) {
         throw input_error(quoted(path) + " has dtype " + printable(kind, 8) +
                           ", expected float32, float64, int32, int64, uint8 or bool");
     if (!file) throw input_error(quoted(path) + " ends early; copy it again");
+    array.kind = kind.substr(1, 3);
     return array;
 }
 
-void write_npy(const std::string& path, const std::vector<float>& values, const std::vector<std::int64_t>& shape) {
+namespace {
+
+void write(const std::string& path, const char* kind, const void* values, std::size_t bytes,
+           const std::vector<std::int64_t>& shape) {
     static_assert(std::endian::native == std::endian::little, "the values are written as they lie in memory");
-    std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (";
+    std::string header = "{'descr': '" + std::string(kind) + "', 'fortran_order': False, 'shape': (";
     for (const auto size : shape) header += std::to_string(size) + ",";
     header += "), }";
     header.append(63 - (10 + header.size()) % 64, ' ');  // data begin at a multiple of 64
@@ -103,14 +107,24 @@ void write_npy(const std::string& path, const std::vector<float>& values, const 
     file.write("\x93NUMPY\x01\x00", 8);
     file.write(reinterpret_cast<const char*>(&length), 2);
     file.write(header.data(), length);
-    file.write(reinterpret_cast<const char*>(values.data()),
-               static_cast<std::streamsize>(values.size() * sizeof(float)));
+    file.write(static_cast<const char*>(values), static_cast<std::streamsize>(bytes));
     file.close();
     if (!file || std::rename(partial.c_str(), path.c_str()) != 0) {
         const std::string why = std::strerror(errno);
         std::remove(partial.c_str());
         throw input_error("cannot write " + quoted(path) + ": " + why);
     }
+}
+
+}  // namespace
+
+void write_npy(const std::string& path, const std::vector<float>& values, const std::vector<std::int64_t>& shape) {
+    write(path, "<f4", values.data(), values.size() * sizeof(float), shape);
+}
+
+void write_npy(const std::string& path, const std::vector<std::uint8_t>& values,
+               const std::vector<std::int64_t>& shape) {
+    write(path, "|u1", values.data(), values.size(), shape);
 }
 
 }  // namespace pfdiff::run

@@ -9,9 +9,12 @@ namespace pfdiff::run {
 
 // C order, little-endian. Writes beside `path` and renames, so that `path` is whole or untouched. Throws Error.
 void write_npy(const std::string& path, const std::vector<float>& values, const std::vector<std::int64_t>& shape);
+void write_npy(const std::string& path, const std::vector<std::uint8_t>& values,
+               const std::vector<std::int64_t>& shape);
 
 struct Array {
     std::vector<double> values;  // in C order
+    std::string kind;            // as NumPy writes it, such as <f4 or |u1
     std::vector<std::int64_t> shape;
 };
 

@@ -20,13 +20,19 @@ Number parse_number(const std::string& text, const std::string& what) {
 }  // namespace
 
 const char* const usage =
-    "usage: pfdiff-run ENGINE -o FILE.npy [--nfe N] [--seeds 0-15] [--network NAME] [--plan FILE]\n"
+    "usage: pfdiff-run ENGINE -o FILE.npy [--nfe N] [--seeds 0-15] [--pixels]\n"
+    "                  [--start FILE.json --image FILE.npy [--mask FILE.npy]] [--network NAME] [--plan FILE]\n"
     "                  [--condition NAME=VALUE] [--batch N] [--threads N]\n"
     "\n"
     "Samples from an engine directory and writes float32 [seeds, *shape] as .npy.\n"
     "\n"
     "  --nfe N               network evaluations per sample; needed when the engine has several programs\n"
     "  --seeds LIST          such as 0-15 or 3,8,20-29; a seed names one sample (default 0)\n"
+    "  --pixels              write uint8 [seeds, height, width, channels]; a latent model is decoded by ONNX Runtime\n"
+    "  --start FILE.json     with a picture: what `pfdiff table export --strength` wrote of this engine\n"
+    "  --image FILE.npy      uint8 [height, width, channels], floats in the data's range or samples; or one for each "
+    "seed\n"
+    "  --mask FILE.npy       [height, width], 1 or white where it is drawn anew, 0 where the picture is kept\n"
     "  --network NAME        auto, onnxruntime, tensorrt or gaussian; gaussian is the exact network of Gaussian data,\n"
     "                        for tests: it ignores network.onnx. auto is the best adapter that was built\n"
     "  --plan FILE           the TensorRT plan to run; a plan is code, name only one that you built\n"
@@ -80,10 +86,18 @@ Options parse_options(int count, const char* const* words) {
             options.nfe = static_cast<int>(in_range(1, 4096));
         } else if (word == "--seeds") {
             options.seeds = parse_seeds(value());
+        } else if (word == "--pixels") {
+            options.pixels = true;
         } else if (word == "--network") {
             options.network = value();
         } else if (word == "--plan") {
             options.plan = value();
+        } else if (word == "--start") {
+            options.start = value();
+        } else if (word == "--image") {
+            options.image = value();
+        } else if (word == "--mask") {
+            options.mask = value();
         } else if (word == "--batch") {
             options.batch = in_range(1, 1 << 20);
         } else if (word == "--threads") {
@@ -106,6 +120,10 @@ Options parse_options(int count, const char* const* words) {
             throw input_error("two engines, " + quoted(options.engine) + " and " + quoted(word) + "; give one");
         }
     }
+    if (options.start.empty() != options.image.empty())
+        throw input_error("--start and --image belong together; write --start by `pfdiff table export --strength 0.6`");
+    if (!options.mask.empty() && options.image.empty())
+        throw input_error("--mask without --image, of which it says what is kept; give both");
     if (!options.help && options.engine.empty()) throw input_error("no engine; see pfdiff-run --help");
     if (!options.help && !options.output.ends_with(".npy"))
         throw input_error("output " + quoted(options.output) + ", expected a name that ends in .npy; give -o FILE.npy");

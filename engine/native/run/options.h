@@ -9,12 +9,13 @@
 namespace pfdiff::run {
 
 struct Options {
-    std::string engine, output, plan, network = "auto";
+    std::string engine, output, plan, start, image, mask, network = "auto";
     int nfe = 0;  // 0: the engine's only program
     std::vector<std::uint64_t> seeds{0};
     std::int64_t batch = 0;  // 0: the largest that the engine was built for
     int threads = 0;
     std::map<std::string, std::vector<double>> conditions;  // one number, or those of an array
+    bool pixels = false;
     bool help = false;
 };
 

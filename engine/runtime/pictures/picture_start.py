@@ -40,6 +40,20 @@ def inpaints(contract: Contract) -> bool:
     return all(any(one.name == name for one in contract.conditions) for name in INPAINTING)
 
 
+def check_strength(strength: float, count: str) -> None:
+    """Raises InputError for what is no strength, or another word for how it counts."""
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 < strength <= 1:
+        raise InputError(f"strength={strength!r}, expected a number above 0 and at most 1, such as 0.6")
+    if count not in COUNTS:
+        raise InputError(f"strength_counts={count!r}, expected one of {', '.join(COUNTS)}")
+
+
+def program_of(program: Program, strength: float, count: str) -> Program:
+    """The program of the last `strength` of the way of `program`. Raises InputError."""
+    check_strength(strength, count)
+    return last_part(program, float(strength), whole=count == "whole")
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Start:
@@ -68,16 +82,12 @@ class PictureStart:
 
     def tables(self, program: Program, strength: float, count: str) -> Tables:
         """The tables of the last `strength` of `program`'s way. Raises InputError."""
-        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 < strength <= 1:
-            raise InputError(f"strength={strength!r}, expected a number above 0 and at most 1, such as 0.6")
-        if count not in COUNTS:
-            raise InputError(f"strength_counts={count!r}, expected one of {', '.join(COUNTS)}")
+        check_strength(strength, count)
         key = (program.nfe, float(strength), count)
         if key not in self._tables:
             if len(self._tables) >= LARGEST_CACHE:
                 self._tables.pop(next(iter(self._tables)))
-            part = last_part(program, float(strength), whole=count == "whole")
-            self._tables[key] = make_tables(part, self._artifact.contract, mixed=True)
+            self._tables[key] = make_tables(program_of(program, strength, count), self._artifact.contract, mixed=True)
         return self._tables[key]
 
     def start(self, asked: Asked, program: Program, count: int, draw: Callable[[], torch.Tensor]) -> Start:

@@ -1,5 +1,6 @@
-// A library in ONNX Runtime's place, for tests of how the adapter loads and calls it. Its network is x / 2; it fails,
-// as told by the environment, to load or to run. MOCK_API is the newest interface that it has.
+// A library in ONNX Runtime's place, for tests of how the adapter loads and calls it. Its network is x / 2, its
+// decoder a quarter of the latents, repeated; it fails, as told by the environment, to load or to run. MOCK_API is the
+// newest interface that it has.
 #include <onnxruntime_c_api.h>
 
 #include <cstdio>
@@ -12,7 +13,7 @@ struct OrtStatus {
 };
 struct OrtValue {
     float* data;
-    std::size_t count;
+    std::size_t count, batch;
 };
 
 namespace {
@@ -57,15 +58,24 @@ const OrtApi* api_of(std::uint32_t wanted) noexcept {
         auto* const failure = fail("MOCK_LOAD_FAILS");
         return failure != nullptr ? failure : make(made);
     };
-    api.CreateTensorWithDataAsOrtValue = [](const OrtMemoryInfo*, void* data, std::size_t bytes, const std::int64_t*,
-                                            std::size_t, ONNXTensorElementDataType,
+    api.CreateTensorWithDataAsOrtValue = [](const OrtMemoryInfo*, void* data, std::size_t bytes,
+                                            const std::int64_t* shape, std::size_t rank, ONNXTensorElementDataType,
                                             OrtValue** made) noexcept -> OrtStatus* {
-        *made = new OrtValue{static_cast<float*>(data), bytes / sizeof(float)};
+        *made = new OrtValue{static_cast<float*>(data), bytes / sizeof(float),
+                             rank > 0 ? static_cast<std::size_t>(shape[0]) : 1};
         ++alive;
         return nullptr;
     };
     api.Run = [](OrtSession*, const OrtRunOptions*, const char* const* names, const OrtValue* const* inputs,
                  std::size_t, const char* const*, std::size_t, OrtValue** outputs) noexcept -> OrtStatus* {
+        if (std::strcmp(names[0], "latents") == 0) {
+            const auto& latents = *inputs[0];
+            auto& image = *outputs[0];
+            const auto taken = latents.count / latents.batch, made = image.count / image.batch;
+            for (std::size_t i = 0; i < image.count; ++i)
+                image.data[i] = latents.data[i / made * taken + i % made % taken] / 4;
+            return fail("MOCK_RUN_FAILS");
+        }
         if (std::strcmp(names[0], "x") != 0) return new OrtStatus{"x is not the first input"};
         for (std::size_t i = 0; i < inputs[0]->count; ++i) outputs[0]->data[i] = inputs[0]->data[i] / 2;
         return fail("MOCK_RUN_FAILS");
