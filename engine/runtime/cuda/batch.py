@@ -138,7 +138,7 @@ class CudaBatch:
     ) -> None:
         self.kind = kind
         self.static = static = StaticBuffers.of(backend, contract, tables, kind, decoder)
-        self.extras = StaticExtras.of(tables, static.noise, given=kind.given, masked=kind.masked)
+        self.extras = StaticExtras.of(tables, static.noise, backend.dtype, given=kind.given, masked=kind.masked)
         self._tables = tables
         self.graph: Graph | None = None
         self._range = contract.data_range
@@ -146,16 +146,18 @@ class CudaBatch:
         self.samples = static.states[0].view(shape)
         self.decode = decoder.bind(self.samples) if decoder and kind.pixels else None
         program, separate = tables.program, static.y_in is not None
+        # What is added beside states and z: noise, or the network's output as it is, which the kernel takes like noise.
+        self._added = program.U if program.keeps_eps else program.V
         self.updates: tuple[Update, ...] = updates(
             p=program.p,
             W=program.W,
             w=program.w,
             clip=program.clip is not None,
             separate=separate,
-            V=program.V,
+            V=self._added,
             masked=kind.masked,
         )
-        self.factors = torch.from_numpy(noise_factors(program.V)).to(backend.device)  # of what the program draws
+        self.factors = torch.from_numpy(noise_factors(self._added)).to(backend.device)
         x = (static.states[0] if static.y_in is None else static.y_in).view(shape)
         times = [row[: kind.bucket] if contract.time_rank else row[0] for row in static.times]
         conditions = static.inputs.block.conditions
@@ -183,7 +185,7 @@ class CudaBatch:
         """The update after evaluation `row`; row N sets the states from the noise."""
         static, update = self.static, self.updates[row]
         y_in = static.y_in if update.separate else None
-        seeds, xi = static.inputs.block.seeds, self.extras.drawn(self._tables, row)
+        seeds, xi = static.inputs.block.seeds, self.extras.added(self._tables, row, out)
         given = static.states, y_in, out.view(-1), static.table, row, update, seeds, self.factors
         step(*given, xi=xi, kept=self.extras.kept)
 
