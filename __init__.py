@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from .engine.bulk.generate import generate as generate
     from .engine.compiler.compile import compile as compile
     from .engine.compiler.program import Program as Program
-    from .engine.condition import Condition as Condition
-    from .engine.contract import Contract as Contract
+    from .engine.contract.condition import Condition as Condition
+    from .engine.contract.contract import Contract as Contract
     from .engine.control import Controller as Controller
     from .engine.errors import BackendError as BackendError
     from .engine.errors import EngineFileError as EngineFileError
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 # Public name -> the module that holds it.
 _HOME = {
     "BackendError": "engine.errors",
-    "Condition": "engine.condition",
-    "Contract": "engine.contract",
+    "Condition": "engine.contract.condition",
+    "Contract": "engine.contract.contract",
     "Controller": "engine.control",
     "CudaOptions": "engine.backends.abstract",
     "Decoder": "export.decoders.options",

@@ -96,7 +96,7 @@ def _timed(request: pytest.FixtureRequest, device: str) -> tuple[Any, Any]:
     """The fixture `benchmark` with the timer of a device, and that timer."""
     import torch
 
-    from pfdiff.engine.runtime.latency import timer_of
+    from pfdiff.engine.runtime.timing.latency import timer_of
 
     timer = timer_of(torch.device(device))
     request.node.add_marker(pytest.mark.benchmark(timer=timer))  # read when the fixture benchmark is made

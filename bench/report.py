@@ -17,7 +17,7 @@ from ..engine.errors import InputError
 from ..quality.pictures.plot import Bar, Curve, log_plot, share_bars, write_plot
 from .measuring.machine import RESULTS
 from .regression import P99_ROUNDS, runs
-from .studies.pareto import at_equal_latency, plot
+from .studies.samplers.pareto import at_equal_latency, plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

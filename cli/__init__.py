@@ -1,4 +1,4 @@
-"""The command line: a file for each command, and what they share: options, values, networks, progress, figures."""
+"""The command line: a file for each command; what they share is in `arguments` and `output`."""
 
 from .entry import app as app
 from .entry import main as main

@@ -13,7 +13,7 @@ from .arguments import options
 
 if TYPE_CHECKING:
     from ..engine.api import Engine
-    from ..engine.runtime.latency import Latency
+    from ..engine.runtime.timing.latency import Latency
 
 COLUMNS = {  # of the table, and their widths: 80 characters in all
     **{"NFE": 4, "batch": 5, "rounds": 6, "p50": 6, "p90": 6, "p99": 6, "max": 6, "first": 6, "network": 7},
@@ -71,9 +71,9 @@ def bench(
         raise InputError("ENGINE is missing; give the directory that 'pfdiff build' wrote, or --report")
     from .arguments.networks import read_engine
     from .arguments.values import integers_from
-    from .figures import write_figures
     from .loop import driven, rate_of
-    from .progress import opened
+    from .output.figures import write_figures
+    from .output.progress import opened
 
     hz = rate_of(loop) if loop else None
     if hz is None and load:
@@ -105,7 +105,7 @@ def bench(
 
 def _timed(engine: Engine, pair: tuple[int, int], rounds: int, seconds: float) -> Latency:
     """One row, printed as soon as it is known."""
-    from .progress import stages
+    from .output.progress import stages
 
     with stages() as progress:
         progress(f"timing NFE {pair[0]}, batch {pair[1]}")

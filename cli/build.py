@@ -46,7 +46,7 @@ def build(
     from ..engine.compiler.defaults import AUTO
     from ..engine.compiler.solvers import parse_solver
     from .arguments.values import clip_from, device_from, end_from, grid_from, integers_from
-    from .progress import stages
+    from .output.progress import stages
 
     # Everything that the network does not decide, before torch is loaded.
     described = network_arguments(network, context.params)

@@ -62,7 +62,7 @@ def compare(
     """
     from ..quality.output_files import OutputFiles
     from .arguments.values import integers_from
-    from .progress import meter
+    from .output.progress import meter
 
     evaluations = integers_from("--nfe", nfe)
     OutputFiles.of(out, csv, sheet)  # before anything is loaded

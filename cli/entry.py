@@ -17,7 +17,7 @@ from ..engine.errors import PfdiffError
 from .bench import bench
 from .build import build
 from .compare import compare
-from .demo import demo
+from .demo.demo import demo
 from .evaluate import evaluate
 from .export import export
 from .generate import generate
@@ -81,7 +81,7 @@ def _fail(message: str, status: int = 2) -> int:
 
 def _one_line(message: str) -> str:
     """A message without line breaks and control characters; of a very long one the beginning and the remedy."""
-    from .figures import printable
+    from .output.figures import printable
 
     line = printable(" ".join(message.split()))
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 105]} ... {line[-100:]}"

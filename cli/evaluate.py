@@ -42,8 +42,8 @@ def evaluate(
 ) -> None:
     """Frechet, spatial and kernel distance, precision and recall of samples against real pictures."""
     from .arguments.values import scale_from
-    from .figures import write_figures
-    from .progress import meter
+    from .output.figures import write_figures
+    from .output.progress import meter
 
     ends, conditions = scale_from(scale), _conditions(samples, context)
     with meter() as progress:

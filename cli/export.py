@@ -21,29 +21,32 @@ def export(
     pixels: Annotated[
         bool, typer.Option("--pixels", help="A second output: pixels, through the decoder of a latent model.")
     ] = False,
+    from_seeds: Annotated[
+        bool, typer.Option("--from-seeds", help="Seeds in, in place of noise: the file makes all noise itself.")
+    ] = False,
     triton: Annotated[
         bool, typer.Option("--triton", help="A Triton model repository: a model for each NFE, or for --nfe.")
     ] = False,
 ) -> None:
-    """Write the whole sampler, noise in, samples out, as one ONNX model for plain onnxruntime, or for Triton."""
+    """Write the whole sampler, noise or seeds in, samples out, as one ONNX model for onnxruntime, or for Triton."""
     from .arguments.networks import read_engine
-    from .progress import stages
+    from .output.progress import stages
 
     artifact = read_engine(engine, nfe=nfe)
     if not triton:
         artifact.program(nfe)
     with stages() as progress:
         progress("reading the engine")
-        from ..export.sampler_onnx import export_sampler
-        from ..export.triton_repository import export_triton
+        from ..export.one_file.sampler_onnx import export_sampler
+        from ..export.one_file.triton_repository import export_triton
 
         if triton and pixels:
             raise InputError("--pixels with --triton: its models give samples; leave one of them out")
         try:
             if triton:
-                export_triton(engine, out, nfe, check=check, progress=progress)
+                export_triton(engine, out, nfe, from_seeds=from_seeds, check=check, progress=progress)
             else:
-                export_sampler(engine, out, nfe, pixels=pixels, check=check, progress=progress)
+                export_sampler(engine, out, nfe, pixels=pixels, from_seeds=from_seeds, check=check, progress=progress)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"cannot write {out}: {reason}; nothing was changed, free some space") from error

@@ -53,7 +53,7 @@ def generate(
     """
     from .arguments.networks import read_engine
     from .arguments.prompts import prompted_conditions
-    from .progress import sample_counter
+    from .output.progress import sample_counter
 
     artifact = read_engine(engine, nfe=nfe, backend=backend, device=device)
     given = prompted_conditions(context, artifact.contract, engine)

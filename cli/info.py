@@ -12,7 +12,7 @@ import typer
 
 from ..engine.errors import InputError
 from .arguments import options
-from .figures import printable
+from .output.figures import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from ..engine.api import Engine
     from ..engine.artifact import Artifact
     from ..engine.compiler.program import Program
-    from ..engine.condition import Condition
-    from ..engine.contract import DecoderContract
-    from ..engine.text_encoders import TextEncoder
+    from ..engine.contract.condition import Condition
+    from ..engine.contract.contract import DecoderContract
+    from ..engine.contract.text_encoders import TextEncoder
 
 WIDEST_TABLE = 10  # columns of coefficients that fit a line of 80 characters
 
@@ -39,7 +39,7 @@ def info(
     ] = None,
 ) -> None:
     """Say what an engine holds: network, programs, times, files, plans; with --device also how it runs there."""
-    from .progress import opened
+    from .output.progress import opened
 
     running = None
     if device is not None:

@@ -25,7 +25,7 @@ Workers = Annotated[
 def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,103,120,121", workers: Workers = None) -> None:
     """Compile every kernel ahead of time: registers, spills, access widths, bytes per element."""
     from .arguments.values import integers_from
-    from .progress import named_bar
+    from .output.progress import named_bar
 
     capabilities = integers_from("--cc", cc)
     if not out.parent.is_dir():

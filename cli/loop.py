@@ -10,7 +10,7 @@ from ..engine.errors import InputError
 
 if TYPE_CHECKING:
     from ..engine.api import Engine
-    from ..engine.runtime.rate import RateReport
+    from ..engine.runtime.timing.rate import RateReport
 
 COLUMNS = {"NFE": 4, "ticks": 6, "missed": 6, "": 8, "p50": 8, "p99": 8, "p99.9": 8, "max": 8, "jitter": 8}
 
@@ -26,7 +26,7 @@ def rate_of(text: str) -> float:
 
 def driven(engine: Engine, counts: list[int], hz: float, seconds: float, load: int) -> list[dict[str, Any]]:
     """A line and a record for each NFE."""
-    from ..engine.runtime.rate import run_at
+    from ..engine.runtime.timing.rate import run_at
 
     beside = f", {load} busy process{'es' * (load > 1)} beside it" if load else ""
     print(f"{hz:g} Hz, {seconds:g} s each, batch 1{beside}\n")

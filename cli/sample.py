@@ -46,14 +46,14 @@ def sample(
     threads: options.Threads = None,
 ) -> None:
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
-    from ..engine.condition import INPAINTING
+    from ..engine.contract.condition import INPAINTING
     from ..quality.pictures.pixels import check_shape
     from ..quality.pictures.write import kind_of, write_images, write_samples
     from .arguments.conditions import conditions_from
     from .arguments.networks import read_engine
     from .arguments.prompts import ASKED, asked_from
     from .arguments.values import seeds_from
-    from .progress import bar, opened
+    from .output.progress import bar, opened
 
     # Everything that engine.json decides, before torch and the network are loaded.
     chosen, kind = seeds_from(seeds), kind_of(out)

@@ -46,7 +46,7 @@ def serve(
     ] = None,
 ) -> None:
     """Answer HTTP requests for samples, with a page to play with; SIGTERM lets running requests finish."""
-    from .progress import stages
+    from .output.progress import stages
 
     try:
         from ..serving import run

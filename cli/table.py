@@ -35,7 +35,7 @@ def import_(
 ) -> None:
     """Put a program into an engine, in place of the one for its NFE."""
     from ..export.tables import import_table
-    from .figures import printable
+    from .output.figures import printable
 
     program = import_table(file, engine, another_network=another_network, say=lambda line: print(printable(line)))
     print(f"{engine}: NFE {program.nfe} is {printable(program.solver)} of {printable(str(file))}")

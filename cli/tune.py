@@ -85,7 +85,7 @@ def tune(
     The network's conditions are options too: --label 3; by default each label in turn.
     """
     from .arguments.values import integers_from, scale_from
-    from .progress import meter
+    from .output.progress import meter
 
     evaluations, ends = integers_from("--nfe", nfe), scale_from(scale)
     with meter() as progress:
@@ -102,7 +102,7 @@ def tune(
 
 def _report(rankings: Sequence[Ranking], json: Path | None, out: Path | None) -> None:
     """The tables, the file of --json, and the line on the engine."""
-    from .figures import write_json
+    from .output.figures import write_json
 
     for ranking in rankings:
         print_ranking(ranking)

@@ -22,26 +22,26 @@ from .backends.abstract import Backend, CudaOptions, NetworkFiles
 from .backends.choose import Beside, open_best
 from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
-from .condition import INPAINTING
-from .contract import Contract, DecoderContract
+from .contract.condition import INPAINTING
+from .contract.contract import Contract, DecoderContract
+from .contract.policy import PolicyContract
+from .contract.text_encoders import TextEncoders
 from .device import parse_device
 from .errors import BackendError, EngineFileError, InputError
 from .philox import Seeds, parse_seeds
-from .policy import PolicyContract
 from .runtime.asked import NOTHING, Asked
-from .runtime.deadline import Deadlines
 from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.draws import check_draws
 from .runtime.engine_table import engine_table
 from .runtime.inputs import Conditions, Inputs, check_noise
-from .runtime.latency import Latency, Ran, TimedParts, measured
 from .runtime.loop import Tables, make_tables
 from .runtime.noise import noise
-from .runtime.picture_start import PictureStart, inpaints
+from .runtime.pictures.picture_start import PictureStart, inpaints
 from .runtime.policy import PolicyRuntime
 from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
-from .text_encoders import TextEncoders
+from .runtime.timing.deadline import Deadlines
+from .runtime.timing.latency import Latency, Ran, TimedParts, measured
 
 if TYPE_CHECKING:
     from .backends.abstract import Module

@@ -29,13 +29,13 @@ from typing import Any, SupportsIndex, final
 from .atomic import part_prefix, replacing, writing
 from .compiler.program import Program
 from .compiler.schedule import held_alphas, hold_alphas
-from .contract import LARGEST_BATCH, QUANTISED, AnyContract, Contract, DecoderContract
+from .contract.contract import LARGEST_BATCH, QUANTISED, AnyContract, Contract, DecoderContract
+from .contract.policy import PolicyContract
+from .contract.text_encoders import TextEncoders
 from .errors import EngineFileError, InputError, first_line, shown
 from .files.file_records import MANIFEST, FileRecord, check_file, damaged, read_records
 from .files.open_folder import OpenFolder, read_at_most
 from .json_fields import is_integer, parse_json
-from .policy import PolicyContract
-from .text_encoders import TextEncoders
 
 FORMAT = 1
 PART = part_prefix(MANIFEST)  # begins the name of a manifest that is being written

@@ -27,21 +27,21 @@ from ..engine.backends.choose import check_runnable
 from ..engine.backends.registry import is_installed
 from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import Program
-from ..engine.contract import QUANTISED
+from ..engine.contract.contract import QUANTISED
 from ..engine.device import parse_device
 from ..engine.errors import BackendError, InputError
 from ..engine.plans.key import check_target, parse_targets, plan_key
 from ..engine.plans.store import obtain_plan
 from ..engine.progress import Lines
+from .choice.measured_choice import is_remembered, measured
+from .choice.measured_precision import by_measurement
+from .choice.sampler_choice import chosen_program, described_choice, is_open
 from .engine_directory import fixed_batch, former_at, write_programs
-from .measured_choice import is_remembered, measured
-from .measured_precision import by_measurement
 from .network import Network
 from .precision.auto import AUTO as AUTO_PRECISION
 from .precision.prompts import prompts_from
 from .precision.records import check_quantise_error, is_for_gpu
 from .precision.write import ALL, Asked, check_for_target
-from .sampler_choice import chosen_program, described_choice, is_open
 from .sources.from_module import ModuleSource
 
 if TYPE_CHECKING:
@@ -80,9 +80,9 @@ def build(
 
     network: a Network, or what Network takes alone. nfe: evaluations a sample, one or several; one program each.
     solver, grid, basis, clip, t_start, end: as in `pfdiff.compile`; solver "auto", and grid and t_start where they are
-    None, are chosen by rule: see export/sampler_choice.py. Of a network with a diffusers scheduler basis, clip and end
-    are by default the scheduler's, and grid "diffusers" takes its times exactly. With all of solver, grid, basis and
-    t_start open the rule's sampler is measured against a few others: export/measured_choice.py.
+    None, are chosen by rule: see export/choice/sampler_choice.py. Of a network with a diffusers scheduler basis, clip
+    and end are by default the scheduler's, and grid "diffusers" takes its times exactly. With all of solver, grid,
+    basis and t_start open the rule's sampler is measured against a few others: export/choice/measured_choice.py.
     batch: bucket sizes, by default those of the engine at `out`, else 1. precision: fp32, fp16, bf16, int8, fp8, or
     auto for the fastest here within the bound. quantise_error: RMS that int8, fp8 and auto may add to samples, by
     default half of the sampler's own error; see export/precision. calibrate_prompts: texts, or a file with one on each

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from ..engine.compiler.basis import PRECONDITIONED
 from ..engine.compiler.schedule import parse_schedule
-from ..engine.condition import Condition
-from ..engine.contract import AnyContract, Contract, DecoderContract
+from ..engine.contract.condition import Condition
+from ..engine.contract.contract import AnyContract, Contract, DecoderContract
 from ..engine.errors import InputError
 
 Array = NDArray[Any]

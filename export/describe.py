@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine.compiler.schedule import named_by_content, parse_schedule
-from ..engine.condition import Condition
-from ..engine.contract import PREDICTIONS
+from ..engine.contract.condition import Condition
+from ..engine.contract.contract import PREDICTIONS
 from ..engine.errors import InputError
 from . import zoo
 from .described import Described, Given

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from ..engine.condition import Condition
-from ..engine.contract import Contract
+from ..engine.contract.condition import Condition
+from ..engine.contract.contract import Contract
 from .time_map import TimeMap
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .decoders.options import Decoder
     from .encoders.from_pipeline import PromptSources
     from .guidance.options import ClassifierFree
-    from .memory import Need
+    from .pipelines.memory import Need
     from .policies.options import Policy
 
 

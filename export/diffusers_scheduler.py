@@ -27,11 +27,11 @@ from ..engine.compiler.schedule import parse_schedule
 from ..engine.compiler.solvers import parse_solver
 from ..engine.compiler.start import default_start, doubt_of_clean_start
 from ..engine.errors import BackendError, InputError
+from .choice.sampler_choice import EXACT, few_step_grid
 from .convention import Convention
 from .pipelines.running_program import Running, step_count
 from .pipelines.scheduler_config import class_of, completed
 from .pipelines.stochastic_classes import STOCHASTIC
-from .sampler_choice import EXACT, few_step_grid
 from .sources.diffusers_config import convention_of
 
 try:

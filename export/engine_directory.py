@@ -10,7 +10,7 @@ from typing import Any
 from ..engine.artifact import MANIFEST, Artifact, read_artifact, records_of, write_manifest
 from ..engine.atomic import locked_for_build, replacing_folder, writing
 from ..engine.compiler.program import Program
-from ..engine.contract import QUANTISED
+from ..engine.contract.contract import QUANTISED
 from ..engine.errors import EngineFileError, InputError
 from ..engine.progress import Lines
 from ..engine.version import __version__

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ..engine.condition import Condition
-from ..engine.contract import Contract
+from ..engine.contract.condition import Condition
+from ..engine.contract.contract import Contract
 from ..engine.errors import InputError
 from ..engine.notebook import html_table
 from .check import LARGE_BYTES
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .convention import Convention
     from .decoders.options import Decoder
     from .guidance.options import Guidance
-    from .memory import Need
+    from .pipelines.memory import Need
     from .policies.options import Policy
 
 FORMAT = "pfdiff network 1"  # part of every digest: changes when the same source would be exported otherwise

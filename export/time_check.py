@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..engine.compiler.schedule import parse_schedule
-from ..engine.contract import Contract
+from ..engine.contract.contract import Contract
 from ..engine.errors import InputError
 from .check import Array, TrialInputs, random_condition
 

@@ -27,7 +27,7 @@ from typing import Any, final
 import numpy as np
 
 from ..engine.compiler.schedule import Edm, Float64s, Flow, Schedule, Vp
-from ..engine.contract import PREDICTIONS
+from ..engine.contract.contract import PREDICTIONS
 from ..engine.errors import InputError
 
 QUANTITIES = ("t", "sigma", "logsnr", "c_noise")

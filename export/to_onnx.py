@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.backends.casting import cast_copy
-from ..engine.contract import AnyContract, Contract
+from ..engine.contract.contract import AnyContract, Contract
 from ..engine.errors import InputError, first_line
 from ..engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
 from .shortcuts import shortcuts

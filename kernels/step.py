@@ -40,12 +40,14 @@ from .table import WITH_NOISE, Update, row_length
 #
 # With noise from seeds 168, which are three programs on an SM. 128 are enough for up to 4 states, but 5 states, or 3
 # and a mask, spill up to 80 bytes with them (sm_90). Philox and Box-Muller are about 150 operations an element, which
-# should take longer there than the bytes, so less has to be in flight.
+# should take longer there than the bytes, so less has to be in flight. Six states and more: 255, two programs.
 BLOCK = 1024
 WARPS = 4
 REGISTERS = 128
 REGISTERS_WITH_NOISE = 168
-MAX_BUFFERS = 5
+REGISTERS_OF_MANY = 255
+MANY = 6
+MAX_BUFFERS = 8  # all that a program may have, engine/compiler/program.py
 
 
 def step_kernel(
@@ -165,8 +167,16 @@ def step_kernel(
             tl.store(y_in + offsets, y.to(y_in.dtype.element_ty), mask=inside)
 
 
-KERNEL = Kernel(step_kernel, warps=WARPS, registers=REGISTERS, unspecialised=("row",), helpers=(normal,))
-DRAWING = Kernel(step_kernel, warps=WARPS, registers=REGISTERS_WITH_NOISE, unspecialised=("row",), helpers=(normal,))
+def _limited(registers: int) -> Kernel:
+    return Kernel(step_kernel, warps=WARPS, registers=registers, unspecialised=("row",), helpers=(normal,))
+
+
+KERNEL, DRAWING, LARGE = map(_limited, (REGISTERS, REGISTERS_WITH_NOISE, REGISTERS_OF_MANY))
+
+
+def kernel_of(buffers: int, *, draws: bool) -> Kernel:
+    """The step kernel for a number of states, with the registers that it needs; draws: it makes noise itself."""
+    return LARGE if buffers >= MANY else DRAWING if draws else KERNEL
 
 
 def step(
@@ -184,7 +194,7 @@ def step(
 ) -> None:
     """Apply row `row` of the table to the states in place, after the network returned `out`.
 
-    states  float32 [B, n], contiguous, B in 1..5; overwritten
+    states  float32 [B, n], contiguous, B in 1..8; overwritten
     y_in    n elements, float16, bfloat16 or float32; overwritten; None unless update.separate
     out     n elements, float16, bfloat16 or float32
     table   float32 [rows, 4 + B + B^2] (`table.coefficients`) on the same device
@@ -207,7 +217,7 @@ def step(
     if not runs_triton(states):
         eager.step(states, y_in, out, table, row, update, seeds, factors, xi=xi, kept=kept)
         return
-    (DRAWING if update.noise and xi is None else KERNEL).launch(
+    kernel_of(buffers, draws=bool(update.noise) and xi is None).launch(
         -(-elements // BLOCK),
         (states, states if y_in is None else y_in, out, table, row, elements),
         {

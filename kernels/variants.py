@@ -7,7 +7,7 @@ what covers every program.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 from . import images, noise, step
@@ -27,7 +27,6 @@ PROMISED = (
     "eps",
     "mask",
 )  # multiples of 16 where data are aligned
-MASKED_END = Update(0, 1, keeps=PICTURE_ALONE)  # the last update of a masked sample
 # What updates with noise read and write in the shipped samplers of one and two states: DDPM, Euler ancestral, DDIM with
 # eta, LCM, TCD, consistency models; DPM-Solver++ SDE, SA-Solver. State 0 is written unless the network has a buffer of
 # its own, and all that is touched gets noise.
@@ -89,7 +88,7 @@ def step_variant(
     return Variant(
         op="step" + "-noise" * bool(update.noise) + "-mask" * bool(update.keeps),
         name="-".join(words),
-        kernel=step.DRAWING if update.noise and not given else step.KERNEL,
+        kernel=step.kernel_of(buffers, draws=bool(update.noise) and not given),
         types=named,
         constants=(
             ("BUFFERS", buffers),
@@ -156,7 +155,8 @@ def standard() -> list[Variant]:
     Programs of one or two states (DDIM, PFDiff, two-step methods) find the kernel with exactly their masks. Larger ones
     are served by the kernels that read and write everything: a coefficient of zero adds nothing to a finite state.
     Those, and only those, also exist without the promise of alignment. Noise goes to every state that the update
-    touches. Masks are served by kernels that read and write everything.
+    touches. Masks, with noise and without, are served by kernels that read and write everything. Of six states and more
+    there are only kernels without the promise: a warp's accesses are whole cache lines in either case.
     """
     found: list[Variant] = []
     for buffers in range(1, step.MAX_BUFFERS + 1):
@@ -164,7 +164,7 @@ def standard() -> list[Variant]:
         for network, separate, clip in _modes():
             if buffers <= 2:
                 found += _exact(buffers, network, separate, clip)
-            for aligned in (True, False):
+            for aligned in (True, False) if buffers < step.MANY else (False,):
                 rows = [
                     Update(everything, everything, clip, separate),
                     Update(everything, 1, clip, False),
@@ -172,9 +172,7 @@ def standard() -> list[Variant]:
                 ]
                 found += program_variants(buffers, rows, network, aligned)
                 found += _with_noise(buffers, network, separate, clip, aligned)
-                for row in (Update(everything, everything, clip, separate, keeps=WITH_NOISE), MASKED_END):
-                    last = replace(row, reads=everything, clip=clip)
-                    found.append(step_variant(buffers, last, network, network if row.separate else None, aligned))
+                found += _with_mask(buffers, network, separate, clip, aligned)
     for aligned in (True, False):
         found.append(noise_variant(aligned))
         found += [images_variant(channels, aligned) for channels in CHANNELS]
@@ -188,16 +186,32 @@ def _modes() -> list[tuple[str, bool, bool]]:
 
 
 def _with_noise(buffers: int, network: str, separate: bool, clip: bool, aligned: bool) -> list[Variant]:
-    """Of updates between two evaluations; exact for one and two states, where the shipped samplers have these masks."""
+    """Of updates between two evaluations, exact for one and two states where the shipped samplers have these masks; and
+    of the last one, which draws where a program ends before the clean point.
+    """
     everything = (1 << buffers) - 1
     masks = DRAWN.get(buffers, ()) if aligned else ()
     rows = [Update(reads, writes, clip, separate, writes | separate) for reads, writes in masks]
-    rows.append(Update(everything, everything, clip, separate, everything))
+    rows += [Update(everything, everything, clip, separate, everything), Update(everything, 1, clip, False, 1)]
     return [
-        step_variant(buffers, row, network, network if separate else None, aligned)
+        step_variant(buffers, row, network, network if row.separate else None, aligned)
         for row in rows
         if separate or row.writes & 1
     ]
+
+
+def _with_mask(buffers: int, network: str, separate: bool, clip: bool, aligned: bool) -> list[Variant]:
+    """Of updates between two evaluations and of the last one, each with noise and without."""
+    everything = (1 << buffers) - 1
+    rows = [
+        row
+        for noise in (0, everything)
+        for row in (
+            Update(everything, everything, clip, separate, noise, WITH_NOISE),
+            Update(everything, 1, clip, False, noise & 1, PICTURE_ALONE),
+        )
+    ]
+    return [step_variant(buffers, row, network, network if row.separate else None, aligned) for row in rows]
 
 
 def _exact(buffers: int, network: str, separate: bool, clip: bool) -> list[Variant]:

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from ..engine.api import Engine, load
 from ..engine.artifact import MANIFEST
 from ..engine.bulk.manifest import MANIFEST as RUN
+from ..engine.contract.seed_conditions import conditions_of
 from ..engine.errors import InputError
 from ..engine.progress import Stages
-from ..engine.seed_conditions import conditions_of
 from .distances.features import FID_DIGEST, Extractor, Features, extractor, joined
 from .distances.metrics import FrechetDistance, kernel_distance, precision_recall, thinned
 from .distances.real_pictures import counting, reference_features

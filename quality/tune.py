@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.compiler.defaults import AUTO
+from ..engine.compiler.program import MOST_BUFFERS
+from ..engine.contract.seed_conditions import conditions_of
 from ..engine.errors import InputError
 from ..engine.progress import Stages
-from ..engine.seed_conditions import conditions_of
 from ..export.network import Network
 from .criteria.cost import Cost, Function, cost_criterion
 from .criteria.distance import FeatureSampler, check_pictures, make_distance_criterion
@@ -207,8 +208,10 @@ def _refining(
     backend: str,
 ) -> Refining:
     """What the refinement may do and compares. Raises InputError."""
-    if buffers is not None and (isinstance(buffers, bool) or not isinstance(buffers, int) or buffers < 1):
-        raise InputError(f"buffers={buffers!r}, expected a number of states of at least 1")
+    if buffers is not None and (
+        isinstance(buffers, bool) or not isinstance(buffers, int) or not 1 <= buffers <= MOST_BUFFERS
+    ):
+        raise InputError(f"buffers={buffers!r}, expected a number of states from 1 to {MOST_BUFFERS}")
     layers = None if features is None else beside_filters(features, subject.contract, scale)
     real = None
     if pictures is not None and layers is not None:

@@ -10,9 +10,9 @@ import torch
 
 from ..engine.api import Engine
 from ..engine.compiler.program import Program
-from ..engine.contract import Contract, DecoderContract
+from ..engine.contract.contract import Contract, DecoderContract
+from ..engine.contract.text_encoders import NEGATIVE, TextEncoders
 from ..engine.runtime.noise import Seeds
-from ..engine.text_encoders import NEGATIVE, TextEncoders
 from .samplers import OWN, Sampler, compared, described
 
 PICTURE_CHANNELS = (1, 3, 4)

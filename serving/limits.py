@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import final
 
-from ..engine.contract import Contract
+from ..engine.contract.contract import Contract
 from ..engine.errors import InputError
 
 LEAST_BODY_BYTES = 64 << 10

@@ -32,7 +32,7 @@ ADDED: dict[str, set[str]] = {
     },
     "compare": {"--data-range", "--time-map", "--prompt", "--negative-prompt"},
     "demo": {"what"},
-    "export": {"--triton", "--pixels"},
+    "export": {"--triton", "--pixels", "--from-seeds"},
     "evaluate": {"--prompt", "--negative-prompt"},
     "generate": {"--prompt", "--negative-prompt"},
     "sample": {"--prompt", "--negative-prompt", "--image", "--mask", "--strength", "--strength-counts"},

@@ -21,7 +21,7 @@ from ...engine.artifact import read_artifact
 from ...engine.backends.choose import check_runnable
 from ...engine.backends.registry import NAMES, is_installed
 from ...engine.compiler.program import Program
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 from ...engine.device import why_not_cuda
 from ...engine.errors import PfdiffError
 from ...engine.runtime.noise import noise

@@ -18,8 +18,8 @@ from ...engine.artifact import Artifact
 from ...engine.backends.abstract import CudaOptions
 from ...engine.compiler.compile import compile
 from ...engine.compiler.program import Program
-from ...engine.condition import Condition
-from ...engine.contract import Contract
+from ...engine.contract.condition import Condition
+from ...engine.contract.contract import Contract
 from ...engine.errors import EngineFileError
 from ...export import zoo
 from ...export.zoo.fashion import CLASSES, NO_LABEL, FashionUNet

@@ -16,7 +16,7 @@ from typing import Any, final
 import numpy as np
 
 from ...engine.api import Engine
-from ...engine.runtime.latency import Timer
+from ...engine.runtime.timing.latency import Timer
 from .cases import Case
 from .machine import commit
 from .ratios import BLOCKS, OVERHEAD, Times

@@ -2,7 +2,7 @@
 
 A pipeline like Stable Diffusion XL of middle size, random weights in fp16 files, is built by the command line's own
 code, in fp32 and in fp16, each in a process of its own. Every stage, from one line of progress to the next, reports
-its largest resident set (VmHWM, reset between them; Linux). `export/memory.py` takes its factors from here.
+its largest resident set (VmHWM, reset between them; Linux). `export/pipelines/memory.py` takes its factors from here.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from ...engine.api import Engine
 from ...engine.artifact import read_artifact
 from ...engine.backends.abstract import Buffers, NetworkFiles
 from ...engine.backends.registry import check_precision, open_backend
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 from ...engine.errors import PfdiffError
 from ..measuring.cases import NFE, Engines, feed, network_bytes
 from ..measuring.gpu_engines import module_of

@@ -34,8 +34,8 @@ from ...engine.errors import BackendError, InputError
 from ...engine.machine import processor, version_of
 from ...export.build import build
 from ...export.check import Array, TrialInputs
+from ...export.choice.measured_choice import reference_of
 from ...export.engine_directory import write_programs
-from ...export.measured_choice import reference_of
 from ...export.network import Network
 from ...export.precision.trajectory import CHECK_SEED, Trajectories, relative_error
 from ...export.precision.write import Asked

@@ -1,7 +1,7 @@
 """A network's own conditions on the command line: `--label 3,5,7`, `--label bag`, `--prompt_embeds text.npy`.
 
 `sample` gives number i to seed number i. `generate`, `evaluate` and `tune` give seed s the number s mod k of k numbers:
-see `engine/seed_conditions.py`.
+see `engine/contract/seed_conditions.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .options import shortened
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ...engine.condition import Condition
-    from ...engine.contract import Contract
+    from ...engine.contract.condition import Condition
+    from ...engine.contract.contract import Contract
 
 ARRAYS = (".npy", ".npz", ".safetensors")
 

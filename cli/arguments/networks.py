@@ -19,8 +19,8 @@ from .options import shortened
 
 if TYPE_CHECKING:
     from ...engine.artifact import Artifact
-    from ...engine.condition import Condition
-    from ...engine.contract import Contract
+    from ...engine.contract.condition import Condition
+    from ...engine.contract.contract import Contract
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 DESCRIBING: dict[str, Any] = {  # the options that describe a network, by the name of their parameter
@@ -207,7 +207,7 @@ def _check_source(network: str) -> None:
 
 def described_conditions(texts: Sequence[str]) -> dict[str, Condition]:
     """'label:int64=10' and 'text:float32:77x768' as conditions by name. Raises InputError."""
-    from ...engine.condition import parse_condition
+    from ...engine.contract.condition import parse_condition
 
     found = {one.name: one for one in map(parse_condition, texts)}
     if len(found) < len(texts):

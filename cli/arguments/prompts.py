@@ -11,7 +11,7 @@ from ...engine.errors import InputError
 if TYPE_CHECKING:
     import typer
 
-    from ...engine.contract import Contract
+    from ...engine.contract.contract import Contract
 
 ASKED = ("prompt", "negative_prompt", "image", "mask", "strength", "strength_counts")
 
@@ -53,7 +53,7 @@ def prompted_conditions(
         return given
     if engine is None:
         raise InputError("--prompt needs an engine, which holds the text encoders; build it, and name it here")
-    from ...engine.prompt_conditions import prompt_conditions
+    from ...engine.bulk.prompt_conditions import prompt_conditions
 
     where = {name: params[name] for name in ("device", "backend", "threads") if params.get(name) is not None}
     return prompt_conditions(engine, texts.get("prompt"), texts.get("negative_prompt"), given, **where)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from ..contract import AnyContract, Contract
+from ..contract.contract import AnyContract, Contract
 from ..errors import BackendError
 from ..progress import BuildProgress
 from ..tensors import TORCH_DTYPES, from_numpy, lasting

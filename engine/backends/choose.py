@@ -11,7 +11,7 @@ import torch
 
 from .. import machine
 from ..artifact import WEIGHT_BITS, Artifact
-from ..contract import QUANTISED, AnyContract
+from ..contract.contract import QUANTISED, AnyContract
 from ..device import capability, why_not_cuda
 from ..errors import BackendError, first_line
 from .abstract import Backend, Buffers, Evaluate, NetworkFiles

@@ -20,7 +20,7 @@ import numpy as np
 from ..artifact import NETWORK, Artifact, network_digest
 from ..atomic import locked
 from ..cache import Journal, cache_folder, content_key, make_private
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import InputError
 from ..machine import cores, processor, version_of
 from .abstract import Buffers, Evaluate, NetworkFiles

@@ -14,7 +14,7 @@ from typing import Any, final
 import openvino
 import torch
 
-from ..contract import AnyContract
+from ..contract.contract import AnyContract
 from ..errors import BackendError, first_line
 from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 from .openvino_rewrites import rewrite

@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ..contract import QUANTISED
+from ..contract.contract import QUANTISED
 from ..errors import BackendError, InputError
 
 if TYPE_CHECKING:

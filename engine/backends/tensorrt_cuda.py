@@ -16,7 +16,7 @@ from typing import Any, final
 
 import torch
 
-from ..contract import AnyContract
+from ..contract.contract import AnyContract
 from ..device import capability, free_bytes, mib
 from ..errors import BackendError, first_line
 from ..plans.key import PLAN_DTYPES, load_flavour, plan_key

@@ -14,7 +14,7 @@ from typing import final
 
 import torch
 
-from ..contract import QUANTISED, AnyContract
+from ..contract.contract import QUANTISED, AnyContract
 from ..device import EXCLUSIVE, check_fits
 from ..errors import BackendError, first_line
 from ..streams import own_stream

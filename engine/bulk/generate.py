@@ -21,9 +21,9 @@ from typing import Any, final
 
 from ..api import Engine
 from ..artifact import read_artifact
+from ..contract.seed_conditions import condition_tables
 from ..errors import InputError
 from ..progress import Counts
-from ..seed_conditions import condition_tables
 from .manifest import Manifest, ShardRecord, open_manifest
 from .recipe import Recipe, make_recipe, seed_range
 from .shards import Shard, check_format

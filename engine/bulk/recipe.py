@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifact import Artifact
+from ..contract.seed_conditions import condition_tables
 from ..errors import InputError, shown
-from ..seed_conditions import condition_tables
 
 SEEDS = 1 << 64
 SHARD_SAMPLES = 256

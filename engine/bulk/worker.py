@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ..api import Engine
 from ..artifact import read_artifact
+from ..contract.seed_conditions import rows
 from ..errors import BackendError, InputError
-from ..seed_conditions import rows
 from .manifest import ShardRecord, check_recipe, shard_name, writing_to
 from .recipe import Recipe, engine_digest
 from .shards import Shard, placing, tries, write_shard

@@ -2,7 +2,7 @@
 
 What is left open in (solver, grid, basis, t_start) is filled by `filled`, without one network evaluation. `build`,
 `tune`, `compare`, `PFDiffScheduler` and `pfdiff.compile("auto", ...)` all ask it. docs/concepts/defaults.md has the
-study that chose the rule; bench/studies/defaults.py repeats it.
+study that chose the rule; bench/studies/samplers/defaults.py repeats it.
 
 * Grid: `angle`, even in arctan(sigma / alpha) to a power that grows with the evaluations, so that one rule serves all
   schedules. It is open: no evaluation is spent at the first trained time, where x is clean already.

@@ -16,7 +16,7 @@ from ..errors import InputError, shown
 from .basis import BASES
 from .compile import check_options, fold, network_inputs
 from .lower import lower
-from .program import MOST_NFE, Program
+from .program import MOST_BUFFERS, MOST_NFE, Program
 from .schedule import Float64s, parse_schedule
 
 
@@ -48,6 +48,11 @@ def program_from_table(
         raise InputError(f"time {asked.min():g}: the network is not evaluated below {process.first:g}")
     table = _square(rows, len(asked))
     init, W, w, V = lower(table)
+    if len(init) > MOST_BUFFERS:
+        raise InputError(
+            f"the rows hand on {len(init)} states from one evaluation to the next, expected at most {MOST_BUFFERS}; "
+            "let them use fewer of the older answers"
+        )
     p, q = fold(W, w, asked, basis, prediction, clip, process, sigma_data)
     c_in, network_times = network_inputs(asked, prediction, process, sigma_data)
     return Program(

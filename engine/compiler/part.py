@@ -15,7 +15,7 @@ from .grid import make_grid
 from .program import Program
 from .schedule import Float64s, parse_schedule
 from .solvers import parse_solver
-from .solvers.analytic import Analytic
+from .solvers.stochastic.analytic import Analytic
 
 ROUNDING = 1e-9  # of the first time: nearer than that to the last one counts as there
 

@@ -1,4 +1,4 @@
-// What a network takes and predicts; the same fields as Python's engine/contract.py.
+// What a network takes and predicts; the same fields as Python's engine/contract/contract.py.
 #pragma once
 
 #include <cstdint>

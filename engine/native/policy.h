@@ -1,4 +1,4 @@
-// What makes actions of samples; the same fields as Python's engine/policy.py, without those of the encoder.
+// What makes actions of samples; the same fields as Python's engine/contract/policy.py, without those of the encoder.
 #pragma once
 
 #include <cstdint>

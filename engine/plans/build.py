@@ -13,7 +13,7 @@ from typing import Any, final
 
 from ..artifact import DECODER, NETWORK, PLANS, Artifact
 from ..atomic import replacing
-from ..contract import AnyContract
+from ..contract.contract import AnyContract
 from ..errors import BackendError
 from ..progress import BuildProgress
 from .key import PLAN_DTYPES, PlanKey, check_target, load_flavour

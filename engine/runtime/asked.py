@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, final
 
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import InputError
 from .prompts import Prompt
 

@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 
 from ...kernels import eager
 from ..backends.abstract import Backend, Buffers
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import BackendError, PfdiffError, first_line
 from ..tensors import TORCH_DTYPES, array_of, fill_rows, lasting
 from .decoder import Decode, LoadedDecoder, not_finite
 from .draws import Draws
 from .inputs import Inputs
-from .kept import Kept
 from .loop import Chunk, Loop, Tables, as_pictures, result_shape, slices
 from .noise import fill_noise
+from .pictures.kept import Kept
 from .update import all_finite, combine
 
 try:

@@ -18,7 +18,7 @@ import torch
 from ..artifact import DECODER
 from ..backends.abstract import Backend, Buffers, NetworkFiles
 from ..backends.choose import open_best
-from ..contract import DecoderContract
+from ..contract.contract import DecoderContract
 from ..errors import BackendError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..compiler.program import Program
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import InputError
 from .noise import check_finite, fill_noise
 

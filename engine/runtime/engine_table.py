@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..compiler.program import Program
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..notebook import html_table
 
 

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..condition import Condition
-from ..contract import Contract
+from ..contract.condition import Condition
+from ..contract.contract import Contract
 from ..errors import InputError
 from .draws import Draws
 from .noise import check_finite
 
 if TYPE_CHECKING:
-    from .masked import Masked
+    from .pictures.masked import Masked
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

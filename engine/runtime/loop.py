@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..compiler.program import Program
-from ..contract import Contract
+from ..contract.contract import Contract
 from .decoder import LoadedDecoder
 from .inputs import Inputs
-from .masked import known_factors
+from .pictures.masked import known_factors
 
 Chunk = tuple[int, int]  # samples, and the bucket whose buffers take them
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from ..artifact import OBSERVATION_ENCODER, Artifact
 from ..backends.abstract import Backend, Buffers, Evaluate
 from ..backends.choose import Beside
+from ..contract.policy import OBSERVATION, PolicyContract
 from ..errors import BackendError, InputError
-from ..policy import OBSERVATION, PolicyContract
 from .asked import Asked
 from .inputs import on_host
 

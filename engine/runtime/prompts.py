@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from ..artifact import Artifact, check_in_place
 from ..backends.abstract import Backend, Buffers, Evaluate
 from ..backends.choose import Beside
+from ..contract.text_encoders import NEGATIVE, TextEncoder
 from ..errors import BackendError, EngineFileError, InputError, first_line
-from ..text_encoders import NEGATIVE, TextEncoder
 
 KEPT_BYTES = 256 << 20  # of encoded prompts
 Prompt = str | Sequence[str]

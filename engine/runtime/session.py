@@ -13,13 +13,13 @@ from typing import final
 import torch
 
 from ..backends.abstract import Backend
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import BackendError
 from .cpu_loop import CpuLoop
 from .decoder import LoadedDecoder
 from .inputs import Inputs
-from .latency import TimedParts, timer_of
 from .loop import Chunk, Loop, Tables
+from .timing.latency import TimedParts, timer_of
 
 
 def plan_chunks(count: int, buckets: Sequence[int]) -> list[Chunk]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from ...engine.artifact import DECODER
-from ...engine.contract import Contract, DecoderContract
+from ...engine.contract.contract import Contract, DecoderContract
 from ...engine.errors import InputError
 from ...engine.progress import Lines
 from ..check import Array, OnnxRun, TrialInputs, check_export

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 from ...engine.errors import InputError
 from ..pipelines.hub import fetch, is_hub_id
 from ..pipelines.saved_models import load_autoencoder

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from ...engine.contract import PRECISIONS
+from ...engine.contract.contract import PRECISIONS
 from ...engine.errors import InputError, shown
 from ...engine.json_fields import is_number
 

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 
 from ...engine.artifact import ENCODERS
-from ...engine.contract import Contract, TextEncoderContract
+from ...engine.contract.contract import Contract, TextEncoderContract
+from ...engine.contract.text_encoders import TextEncoder, TextEncoders
 from ...engine.errors import InputError
 from ...engine.progress import Lines
 from ...engine.tensors import PRECISION_DTYPES
-from ...engine.text_encoders import TextEncoder, TextEncoders
 from ..check import TrialInputs, check_export
 from ..families.family import Prompting
+from ..pipelines.weights import load_pretrained, variant_of
 from ..sources.module_digest import content_digest
 from ..to_onnx import export_module, prepared, quiet
-from ..weights import load_pretrained, variant_of
 from .text import Encode, Place, Rows, places, size_of
 from .tokenizer import OUT, Around, around, longest, tokenizer_json, tokenizer_of, transformers_for
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.artifact import IMAGE_ENCODER
-from ...engine.contract import Contract, DecoderContract
+from ...engine.contract.contract import Contract, DecoderContract
 from ...engine.errors import InputError
 from ...engine.progress import Lines
 from ...engine.tensors import PRECISION_DTYPES

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from ...engine.contract import Contract, DecoderContract
+from ...engine.contract.contract import Contract, DecoderContract
+from ...engine.contract.text_encoders import TextEncoders
 from ...engine.errors import InputError
 from ...engine.progress import Lines
-from ...engine.text_encoders import TextEncoders
 from ..described import Described
 from .from_pipeline import PipelineEncoders
 from .image import ImageEncoder

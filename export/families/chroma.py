@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from ..mirrored import mirrored
 from .family import AXES as AXES
 from .family import Beside, Config, Prompting, in_dtype_of, masked_parts, masked_text
@@ -19,8 +19,8 @@ from .family import learned_sigma as learned_sigma
 from .flux import channels as channels
 from .flux import patches as patches
 from .flux import shape as shape
-from .own_sigmas import scheduled as scheduled
-from .patched import from_patches, places, to_patches
+from .parts.own_sigmas import scheduled as scheduled
+from .parts.patched import from_patches, places, to_patches
 
 TOKENS = 512
 ALIASES: Mapping[str, str] = {

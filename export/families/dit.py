@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from .family import AXES as AXES
 from .family import TIME_UNIT as TIME_UNIT
 from .family import Beside, Config, Prompting

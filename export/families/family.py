@@ -14,7 +14,7 @@ from typing import Any, Protocol, final
 
 from torch import Tensor, nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from ...engine.errors import InputError
 from ..convention import Convention
 

@@ -12,12 +12,12 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from .family import AXES as AXES
 from .family import Beside, Config, Part, Prompting, in_dtype_of, text_and_pooled
 from .family import learned_sigma as learned_sigma
-from .own_sigmas import scheduled as scheduled
-from .patched import from_patches, places, to_patches
+from .parts.own_sigmas import scheduled as scheduled
+from .parts.patched import from_patches, places, to_patches
 
 TOKENS = 512
 ALIASES: Mapping[str, str] = {

@@ -13,15 +13,15 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from ...engine.errors import InputError
 from ..convention import Convention
 from .family import AXES as AXES
 from .family import Beside, Config, Part, Prompting, in_dtype_of, text
 from .family import channels as channels
 from .family import learned_sigma as learned_sigma
-from .own_sigmas import scheduled as own_sigmas
-from .patched import places
+from .parts.own_sigmas import scheduled as own_sigmas
+from .parts.patched import places
 
 TOKENS = 512
 ALIASES: Mapping[str, str] = {"encoder_hidden_states": "prompt_embeds", "guidance": "guidance_scale"}

@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from .family import AXES as AXES
 from .family import TIME_UNIT as TIME_UNIT
 from .family import Beside, Config, Part, Prompting, in_dtype_of

@@ -13,16 +13,16 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from .family import AXES as AXES
 from .family import MASKED_ALIASES, Beside, Config, Prompting, in_dtype_of, known, masked_parts, masked_text
 from .family import channels as channels
 from .family import learned_sigma as learned_sigma
 from .family import patches as patches
 from .family import shape as shape
-from .own_sigmas import scheduled as scheduled
-from .patched import from_last_patches, places, to_last_patches
-from .rotations import SelfAttention, Tables, with_processor
+from .parts.own_sigmas import scheduled as scheduled
+from .parts.patched import from_last_patches, places, to_last_patches
+from .parts.rotations import SelfAttention, Tables, with_processor
 
 TOKENS = 256
 BEFORE = (

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from .family import AXES as AXES
 from .family import TIME_UNIT as TIME_UNIT
 from .family import Adapted, Beside, Config, Part, Prompting, text

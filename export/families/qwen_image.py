@@ -12,16 +12,16 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from ...engine.errors import InputError
 from .family import AXES as AXES
 from .family import Beside, Config, Prompting, in_dtype_of, masked_parts, masked_text
 from .flux import channels as channels
 from .flux import patches as patches
 from .flux import shape as shape
-from .own_sigmas import scheduled as scheduled
-from .patched import from_patches, to_patches
-from .rotations import JointAttention, pairs, with_processor
+from .parts.own_sigmas import scheduled as scheduled
+from .parts.patched import from_patches, to_patches
+from .parts.rotations import JointAttention, pairs, with_processor
 
 TOKENS = 512
 BEFORE = (

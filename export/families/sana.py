@@ -11,7 +11,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from ...engine.errors import InputError
 from ..mirrored import mirrored
 from .family import AXES as AXES

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ...engine.condition import INPAINT_MASK, Condition
+from ...engine.contract.condition import INPAINT_MASK, Condition
 from ...engine.errors import InputError
 from . import family
 from .family import AXES as AXES
 from .family import TIME_UNIT as TIME_UNIT
 from .family import Adapted, Beside, Config, Part, Prompting, known, text
 from .family import scheduled as scheduled
-from .inpainting import Inpainting, inpaints
-from .inpainting import conditions as inpainting_conditions
+from .parts.inpainting import Inpainting, inpaints
+from .parts.inpainting import conditions as inpainting_conditions
 
 TOKENS = 77  # of CLIP's prompts
 ALIASES: Mapping[str, str] = {

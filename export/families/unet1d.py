@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from .family import TIME_UNIT as TIME_UNIT
 from .family import Adapted, Beside, Config, Prompting
 from .family import channels as channels

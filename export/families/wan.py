@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from ...engine.errors import InputError
 from .family import TIME_UNIT as TIME_UNIT
 from .family import Beside, Config, Part, Prompting, text

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.compiler.schedule import Discrete, Edm, Flow, Schedule, Vp, parse_schedule
-from ...engine.condition import Condition
-from ...engine.contract import Contract
+from ...engine.contract.condition import Condition
+from ...engine.contract.contract import Contract
 from ...engine.errors import InputError
 from ..sources.module_call import Normalised, load_factory
 from ..to_onnx import named_line, quiet

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 from ...engine.errors import InputError
 from ..check import Array, TrialInputs, check_export
 from ..sources.from_onnx import OnnxSource

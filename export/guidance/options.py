@@ -23,8 +23,8 @@ import numpy as np
 
 from ...engine.compiler.basis import PRECONDITIONED
 from ...engine.compiler.schedule import parse_schedule
-from ...engine.condition import Condition
-from ...engine.contract import Contract
+from ...engine.contract.condition import Condition
+from ...engine.contract.contract import Contract
 from ...engine.errors import InputError
 
 if TYPE_CHECKING:

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...engine.contract import Condition
+from ...engine.contract.contract import Condition
 from ...engine.errors import InputError
 from ..encoders.from_pipeline import load_encoder
 from ..sources.controlnet import CLASS, LATENT, check_class, check_fits, control_conditions
 from ..sources.lora import Lora, fuse
-from ..strength import with_strength
 from .hub import fetch, is_hub_id
 from .pipeline_prompts import Texts
 from .saved_models import load_model, read_json
+from .strength import with_strength
 
 
 def with_loras(pipeline: str, class_name: str, model: Any, texts: Texts, loras: Sequence[Lora]) -> tuple[Any, Texts]:

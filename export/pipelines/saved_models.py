@@ -9,7 +9,7 @@ from ...engine.errors import BackendError, InputError, first_line, shown
 from ...engine.files.array_files import open_regular
 from ...engine.files.open_folder import read_at_most
 from ...engine.json_fields import is_integer, parse_json
-from ..weights import load_pretrained, variant_of
+from .weights import load_pretrained, variant_of
 
 if TYPE_CHECKING:
     from torch import nn

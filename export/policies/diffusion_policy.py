@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
+from ...engine.contract.policy import OBSERVATION
 from ...engine.errors import InputError
-from ...engine.policy import OBSERVATION
 from ..described import Described
 from ..sources.diffusers_config import read_config
 from .networks import ObservedUnet

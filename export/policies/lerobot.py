@@ -19,9 +19,9 @@ from typing import Any, final
 import numpy as np
 from torch import nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
+from ...engine.contract.policy import OBSERVATION
 from ...engine.errors import InputError
-from ...engine.policy import OBSERVATION
 from ..described import Described
 from ..sources.diffusers_config import read_config
 from .camera import Camera, CameraOptions

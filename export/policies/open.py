@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.artifact import OBSERVATION_ENCODER
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
+from ...engine.contract.policy import ObservationContract, Observed, PolicyContract
 from ...engine.errors import InputError, first_line
-from ...engine.policy import ObservationContract, Observed, PolicyContract
 from ...engine.progress import Lines
 from ..check import TrialInputs, check_export
 from ..sources.module_digest import content_digest

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...engine.backends.registry import is_installed
 from ...engine.errors import BackendError, InputError, first_line
-from ..measured_choice import reference_of
+from ..choice.measured_choice import reference_of
 from .prompts import Texts, tables_of
 from .tasks import HALF
 from .trajectory import CHECK_SEED, Array, Trajectories, untypical

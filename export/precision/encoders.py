@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from ...engine.artifact import DECODER, IMAGE_ENCODER
-from ...engine.contract import Contract, DecoderContract
+from ...engine.contract.contract import Contract, DecoderContract
+from ...engine.contract.text_encoders import TextEncoder
 from ...engine.errors import InputError
-from ...engine.text_encoders import TextEncoder
 from ..check import OnnxRun, TrialInputs
 from .prompts import Texts
 from .quantise import Quantised, quantise

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 from ...engine.errors import InputError, first_line
 from ..check import EPSILON, TrialInputs
 from .float32_parts import float32_by_rule, out_of_range

@@ -17,9 +17,9 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
+from ...engine.contract.text_encoders import NEGATIVE, TextEncoder, TextEncoders
 from ...engine.errors import InputError, shown
-from ...engine.text_encoders import NEGATIVE, TextEncoder, TextEncoders
 from ..check import OnnxRun
 
 Array = NDArray[Any]

@@ -31,7 +31,7 @@ from .trajectory import Array, Evaluate, relative_error
 if TYPE_CHECKING:
     import onnx
 
-    from ...engine.contract import Contract
+    from ...engine.contract.contract import Contract
     from ...engine.progress import Lines, Stages
 
 LEAST_SHARE = 5e-4  # of all multiplications: a smaller layer gains nothing

@@ -26,7 +26,7 @@ from .write import Asked, Written, quantise_decoder
 if TYPE_CHECKING:
     import torch
 
-    from ...engine.contract import DecoderContract
+    from ...engine.contract.contract import DecoderContract
     from ...engine.progress import Lines
 
 RECORD, CHOICE = "precision_record", "precision_choice"

@@ -11,7 +11,7 @@ import numpy as np
 from ...engine.backends.abstract import Buffers, Evaluate, NetworkFiles
 from ...engine.backends.fastest import QUIET_S, TIMED, TURNS, awake_ms, turn_ms
 from ...engine.backends.registry import is_installed, open_backend
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 
 
 def milliseconds(files: Mapping[str, tuple[Path, Contract]], batch: int = 1) -> dict[str, float]:

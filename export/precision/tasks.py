@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from ...engine.contract import Contract, DecoderContract
+from ...engine.contract.contract import Contract, DecoderContract
 from ...engine.errors import InputError
 from ..check import TrialInputs
 from .trajectory import CALIBRATION_SEED, CHECK_SEED, Array, Evaluate, Trajectories
@@ -78,7 +78,7 @@ class NetworkTask:
 
     def latents(self, evaluate: Evaluate) -> tuple[Array, Array, Array]:
         """Samples for a decoder: of calibration, of the check, and the check's by many evaluations."""
-        from ..measured_choice import reference_of
+        from ..choice.measured_choice import reference_of
 
         nfe = max(self._programs)
         reference = self.check.sample(reference_of(self._programs[nfe]), evaluate)

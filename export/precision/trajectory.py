@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.compiler.defaults import AUTO, filled
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
+from ...engine.contract.seed_conditions import condition_tables, rows
 from ...engine.errors import InputError
 from ...engine.runtime.noise import noise
-from ...engine.seed_conditions import condition_tables, rows
 from ..check import TrialInputs, random_condition
-from ..measured_choice import class_numbers, reference_of
+from ..choice.measured_choice import class_numbers, reference_of
 
 if TYPE_CHECKING:
     from ...engine.compiler.program import Program

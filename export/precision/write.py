@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from ...engine.contract import PRECISIONS, QUANTISED, Contract, DecoderContract
+from ...engine.contract.contract import PRECISIONS, QUANTISED, Contract, DecoderContract
 from ...engine.errors import InputError
 from ..check import OnnxRun
 from ..sources.from_module import ModuleSource

@@ -12,7 +12,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from ...engine.contract import Condition
+from ...engine.contract.contract import Condition
 from ...engine.errors import InputError
 from ..families.family import in_dtype_of
 from ..families.unet import NESTED

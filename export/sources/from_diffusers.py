@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from ...engine.compiler.schedule import parse_schedule
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from ...engine.errors import InputError
 from ..convention import Convention
 from ..described import Described, Given
 from ..families import FAMILIES, LEGACY
 from ..families.family import Beside, Family
-from ..memory import Need
+from ..pipelines.memory import Need
 from ..pipelines.pipeline_changes import controlnet_of, with_loras
 from ..pipelines.pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
 from ..pipelines.saved_models import DECODERS, load_model, read_json

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import nn
 
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 from ...engine.errors import InputError
 from ...engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
 from ..check import Array, TrialInputs, check_export

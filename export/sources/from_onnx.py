@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 from ...engine.errors import InputError, first_line
 from ..check import LARGE_BYTES, Array, OnnxRun, TrialInputs, check_export
 from ..described import Described

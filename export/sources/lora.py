@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, final
 
 from ...engine.errors import BackendError, InputError, first_line
-from ..strength import with_strength
+from ..pipelines.strength import with_strength
 
 USAGE = "such as style.safetensors or style.safetensors:0.8"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from ...engine.compiler.schedule import Discrete, parse_schedule
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 from ..check import Array, TrialInputs, check_export
 from ..time_map import TimeMap, formula
 from ..to_onnx import save_model

@@ -18,8 +18,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from ...engine.condition import Condition
-from ...engine.contract import Contract
+from ...engine.contract.condition import Condition
+from ...engine.contract.contract import Contract
 from ...engine.errors import InputError
 from ...engine.tensors import TORCH_DTYPES
 from ..to_onnx import example_inputs, named_line, prepared

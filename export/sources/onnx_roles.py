@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from ...engine.errors import InputError, shown
 from ...engine.files.array_files import open_regular
 from ...engine.files.external_weights import LARGEST_BYTES, tensors_of

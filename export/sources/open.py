@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from ...engine.errors import InputError
 from ..described import Described
 from ..time_map import TimeMap

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from ..described import Described
 from .from_module import ModuleSource
 

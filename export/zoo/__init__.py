@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from ...engine.condition import Condition
+from ...engine.contract.condition import Condition
 from ...engine.errors import EngineFileError, InputError
 from ..convention import Convention
 from ..described import Described

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from ...engine.condition import Condition
-from ...engine.policy import OBSERVATION as WORD
+from ...engine.contract.condition import Condition
+from ...engine.contract.policy import OBSERVATION as WORD
 from ..described import Described
 from ..policies.networks import ObservedUnet
 from ..policies.options import Policy

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...engine.compiler.compile import compile
 from ...engine.compiler.program import Program
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 
 NFE = (1, 2, 4, 8, 16)
 CLIP, GRID = 1.0, "trailing"

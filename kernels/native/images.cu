@@ -1,12 +1,13 @@
 // float32 [C, H, W] to uint8 [H, W, C]: sixteen bytes of picture a thread, one store; the reads of neighbouring threads
 // share their cache lines.
 #include "element.h"
+#include "grid.cuh"
 #include "launch.h"
 
 namespace pfdiff {
 namespace {
 
-constexpr int threads = 128, width = 16;
+constexpr int width = 16;
 
 template <bool Aligned>
 __global__ void __launch_bounds__(threads) images_kernel(std::uint8_t* pixels, const float* x, float low, float factor,
@@ -44,10 +45,8 @@ cudaError_t launch_images(std::uint8_t* pixels, const float* x, float low, float
     if (blocks > 0x7FFFFFFF / samples) return cudaErrorInvalidValue;
     const auto grid = static_cast<unsigned>(samples * blocks);
     if (count % width == 0 && reinterpret_cast<std::uintptr_t>(pixels) % 16 == 0)
-        images_kernel<true><<<grid, threads, 0, stream>>>(pixels, x, low, factor, channels, area, blocks);
-    else
-        images_kernel<false><<<grid, threads, 0, stream>>>(pixels, x, low, factor, channels, area, blocks);
-    return cudaGetLastError();
+        return launch_grid(images_kernel<true>, grid, stream, pixels, x, low, factor, channels, area, blocks);
+    return launch_grid(images_kernel<false>, grid, stream, pixels, x, low, factor, channels, area, blocks);
 }
 
 }  // namespace pfdiff

@@ -13,7 +13,7 @@ namespace pfdiff {
 
 enum class Dtype : int { fp32, fp16, bf16 };
 
-constexpr int step_buffers = 5;  // most states of a step kernel
+constexpr int step_buffers = 8;  // most states of a step kernel, and of a program
 
 // s_j <- w_j z + sum_i W_ji s_i, with row `row` of the table: see kernels/step.py for formula and masks.
 struct Step {
@@ -42,7 +42,7 @@ struct StepExtras {
     int keeps;                   // 0: no mask; 1: a picture; 2: a picture + b eps
 };
 
-// cudaErrorInvalidValue when buffers is not 1..5; 16-byte accesses when addresses and `elements` allow.
+// cudaErrorInvalidValue when buffers is not 1..8; 16-byte accesses when addresses and `elements` allow.
 cudaError_t launch_step(const Step& step, cudaStream_t stream);
 
 // The same with noise or a mask, in kernels of their own.

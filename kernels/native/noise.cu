@@ -1,11 +1,12 @@
 // Normal noise by seed: four elements a thread, one 16-byte store where the addresses allow.
 #include "element.h"
+#include "grid.cuh"
 #include "launch.h"
 
 namespace pfdiff {
 namespace {
 
-constexpr int threads = 128, width = 4;
+constexpr int width = 4;
 
 template <bool Aligned>
 __global__ void __launch_bounds__(threads)
@@ -38,10 +39,8 @@ cudaError_t launch_noise(float* z, const std::uint64_t* seeds, std::int64_t samp
     if (blocks > 0x7FFFFFFF / samples) return cudaErrorInvalidValue;
     const auto grid = static_cast<unsigned>(samples * blocks);
     if (elements % width == 0 && reinterpret_cast<std::uintptr_t>(z) % 16 == 0)
-        noise_kernel<true><<<grid, threads, 0, stream>>>(z, seeds, elements, blocks);
-    else
-        noise_kernel<false><<<grid, threads, 0, stream>>>(z, seeds, elements, blocks);
-    return cudaGetLastError();
+        return launch_grid(noise_kernel<true>, grid, stream, z, seeds, elements, blocks);
+    return launch_grid(noise_kernel<false>, grid, stream, z, seeds, elements, blocks);
 }
 
 }  // namespace pfdiff

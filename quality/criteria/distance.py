@@ -14,9 +14,9 @@ import numpy as np
 
 from ...engine.cache import ArrayStore, cache_folder, content_key
 from ...engine.compiler.program import Program
+from ...engine.contract.seed_conditions import conditions_of
 from ...engine.errors import InputError
 from ...engine.runtime.noise import noise
-from ...engine.seed_conditions import conditions_of
 from ..distances.features import Extractor, Features
 from ..distances.real_pictures import VERSION, RealPictures
 from ..pictures.pixels import pixels_of

@@ -16,9 +16,9 @@ import numpy as np
 from ...engine.backends.abstract import Backend
 from ...engine.cache import ArrayStore, Journal, cache_folder, content_key
 from ...engine.compiler.program import Program
+from ...engine.contract.seed_conditions import conditions_of
 from ...engine.progress import Stages
 from ...engine.runtime.noise import noise
-from ...engine.seed_conditions import conditions_of
 from ..sampling.budget import Budget
 from ..sampling.pool import Floats, Pool, Rows
 from ..sampling.reference import FEW, Reference, Trajectory, targets, trajectory

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...engine.artifact import sha256_of
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 from ...engine.errors import InputError
 from ...export.sources.module_call import load_factory
 from ...export.sources.module_digest import content_digest

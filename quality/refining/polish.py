@@ -12,7 +12,7 @@ from torch import nn
 
 from ...engine.cache import content_key
 from ...engine.compiler.program import Program
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 from ...engine.errors import InputError
 from ...engine.progress import Stages
 from ..criteria.error import ErrorCriterion

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ...engine.compiler.basis import PRECONDITIONED
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Float64s, parse_schedule
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
 from .jacobian import at_times
 
 ACTIVATION_BYTES = 768 << 20  # of the samples that are run at once

@@ -26,9 +26,9 @@ from ...engine.backends.registry import check_backend
 from ...engine.cache import content_key
 from ...engine.compiler.basis import PRECONDITIONED
 from ...engine.compiler.schedule import parse_schedule
-from ...engine.contract import Contract
+from ...engine.contract.contract import Contract
+from ...engine.contract.seed_conditions import conditions_of
 from ...engine.errors import BackendError
-from ...engine.seed_conditions import conditions_of
 from ...export.network import Network
 from ...export.sources.from_module import ModuleSource
 from ...export.sources.module_call import Normalised

@@ -23,7 +23,7 @@ from ...engine.compiler.grid import Grid, listed, make_grid
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Schedule, parse_schedule
 from ...engine.compiler.solvers import parse_solver
-from ...engine.compiler.solvers.analytic import Analytic
+from ...engine.compiler.solvers.stochastic.analytic import Analytic
 from ...engine.compiler.start import default_start
 from ...engine.errors import InputError
 from ..sampling.pool import stochastic_refused

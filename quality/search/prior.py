@@ -1,6 +1,6 @@
 """Samplers in the order in which they won on other networks, so that a short search begins with what is likely.
 
-bench/studies/prior.py made the order, on small trained networks: each next sampler is the one that helped most
+bench/studies/samplers/prior.py made the order, on small trained networks: each next sampler is the one that helped most
 those networks that the ones before it had served worst.
 """
 

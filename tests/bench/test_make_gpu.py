@@ -48,7 +48,7 @@ FAILING = "import pytest\n\n\n@pytest.mark.gpu\ndef test_wrong():\n    assert Fa
 
 EVENTS = """
 from pfdiff.bench.conftest import cuda_benchmark  # the fixture
-from pfdiff.engine.runtime import latency
+from pfdiff.engine.runtime.timing import latency
 
 
 class Timer:  # an object, as the one of events is

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfdiff.bench.studies import pareto, search_tables
+from pfdiff.bench.studies.samplers import pareto, search_tables
 from pfdiff.export.network import Network
 from pfdiff.quality.tune import Ranking, tune
 

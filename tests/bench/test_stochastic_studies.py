@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from pfdiff import compile
-from pfdiff.bench.studies import distilled_tables, stochastic_tables
-from pfdiff.bench.studies.stochastic_cells import BLOCK, DETERMINISTIC, NFE, STOCHASTIC, cells, plan
+from pfdiff.bench.studies.samplers import distilled_tables, stochastic_tables
+from pfdiff.bench.studies.samplers.stochastic_cells import BLOCK, DETERMINISTIC, NFE, STOCHASTIC, cells, plan
 from pfdiff.engine.compiler.solvers import parse_solver
-from pfdiff.engine.compiler.solvers.analytic import Analytic
+from pfdiff.engine.compiler.solvers.stochastic.analytic import Analytic
 from pfdiff.engine.philox import parse_seeds
 from pfdiff.quality.distances.metrics import FrechetDistance
 
-RESULTS = Path(distilled_tables.__file__).parents[1] / "results"
+RESULTS = Path(distilled_tables.__file__).parents[2] / "results"
 
 
 def test_every_cell_compiles() -> None:

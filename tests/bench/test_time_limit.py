@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pfdiff.bench.time_limit import parse_budget
-from pfdiff.engine.runtime.latency import FEWEST_ROUNDS, SETTLED_ROUNDS, Enough, in_turns
+from pfdiff.engine.runtime.timing.latency import FEWEST_ROUNDS, SETTLED_ROUNDS, Enough, in_turns
 
 from ..small.engine import write_engine
 

@@ -18,8 +18,8 @@ from pfdiff.cli import main
 from pfdiff.cli.arguments.conditions import given_conditions
 from pfdiff.cli.arguments.values import seeds_from
 from pfdiff.engine.artifact import read_artifact
-from pfdiff.engine.condition import Condition
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract.condition import Condition
+from pfdiff.engine.contract.contract import Contract
 from pfdiff.engine.runtime import compiled
 
 from ..small.engine import write_engine

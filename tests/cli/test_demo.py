@@ -1,4 +1,4 @@
-"""cli/demo.py: the shipped network end to end."""
+"""cli/demo/demo.py: the shipped network end to end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfdiff.cli import demo, main
-from pfdiff.cli.demo import print_demo
+from pfdiff.cli import main
+from pfdiff.cli.demo import demo
+from pfdiff.cli.demo.demo import print_demo
 
 
 @pytest.mark.slow

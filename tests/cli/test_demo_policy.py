@@ -1,4 +1,4 @@
-"""cli/demo_policy.py: the shipped policy drives, in few episodes."""
+"""cli/demo/policy.py: the shipped policy drives, in few episodes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pfdiff.cli import demo_policy, main
+from pfdiff.cli import main
+from pfdiff.cli.demo import policy as demo_policy
 from pfdiff.export.zoo import gates_samplers
 
 EPISODES, NFE = 4, (1, 4)

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from rich.spinner import Spinner
 
 from pfdiff.cli import main
-from pfdiff.cli.progress import Stages
+from pfdiff.cli.output.progress import Stages
 
 NETWORK = """
 import torch

@@ -10,7 +10,7 @@ import pytest
 from pfdiff.cli import main
 from pfdiff.cli.loop import lines_of, rate_of
 from pfdiff.engine.errors import InputError
-from pfdiff.engine.runtime.rate import RateReport
+from pfdiff.engine.runtime.timing.rate import RateReport
 
 from ..small.engine import write_engine
 

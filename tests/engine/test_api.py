@@ -17,8 +17,8 @@ from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.backends import registry as backends
 from pfdiff.engine.backends.registry import check_precision, choose_backend
 from pfdiff.engine.errors import BackendError, InputError, PfdiffError
-from pfdiff.engine.runtime.latency import in_turns
 from pfdiff.engine.runtime.noise import noise
+from pfdiff.engine.runtime.timing.latency import in_turns
 
 from ..small.engine import CONTRACT, SHAPE, Small, program, small, write_engine
 

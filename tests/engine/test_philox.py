@@ -57,12 +57,12 @@ def test_statistics_of_ten_million() -> None:
     chi_square = np.sum((cells - count / 256) ** 2) / (count / 256)
     assert abs(chi_square - 255) < 5 * np.sqrt(510)
 
-    # Neighbouring seeds of a draw and elements; all pairs of draws of a seed.
-    for one, other in ((z[:, 1:], z[:, :-1]), (z[..., 1:], z[..., :-1])):
-        assert abs(np.mean(one * other, dtype=np.float64)) < 5 / np.sqrt(one.size)
-    flat = z.reshape(draws, -1)
-    pairs = flat @ flat.T / flat.shape[1]
-    assert np.abs(pairs[~np.eye(draws, dtype=bool)]).max() < 5 / np.sqrt(flat.shape[1])
+    # Neighbouring elements; all pairs of draws, and of seeds.
+    assert abs(np.mean(z[..., 1:] * z[..., :-1], dtype=np.float64)) < 5 / np.sqrt(count)
+    for axis in (0, 1):
+        flat = np.moveaxis(z, axis, 0).reshape(z.shape[axis], -1)
+        pairs = flat @ flat.T / flat.shape[1]
+        assert np.abs(pairs[~np.eye(len(flat), dtype=bool)]).max() < 5 / np.sqrt(flat.shape[1])
 
 
 def test_no_seed_has_the_step_noise_of_another() -> None:

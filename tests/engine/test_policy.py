@@ -16,8 +16,8 @@ import pfdiff
 from pfdiff.engine.artifact import read_artifact, write_manifest
 from pfdiff.engine.compiler.part import last_part
 from pfdiff.engine.compiler.schedule import parse_schedule
-from pfdiff.engine.policy import ObservationContract, Observed, PolicyContract
-from pfdiff.engine.runtime.deadline import Deadlines
+from pfdiff.engine.contract.policy import ObservationContract, Observed, PolicyContract
+from pfdiff.engine.runtime.timing.deadline import Deadlines
 
 from ..small import policy as small
 
@@ -147,7 +147,7 @@ def test_a_controller_refuses_what_it_cannot_do(engine: pfdiff.Engine, options: 
 def test_the_largest_nfe_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {1: 1.0, 2: 2.5, 4: 4.0, 8: 9.0}
     asked: list[int] = []
-    monkeypatch.setattr("pfdiff.engine.runtime.deadline.p99_ms", lambda call: call())
+    monkeypatch.setattr("pfdiff.engine.runtime.timing.deadline.p99_ms", lambda call: call())
 
     def call(nfe: int, batch: int) -> Callable[[int], object]:
         asked.append(nfe)
@@ -165,8 +165,8 @@ def test_the_largest_nfe_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_sample_takes_a_deadline(engine: pfdiff.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pfdiff.engine.runtime.deadline.CALLS", 3)
-    monkeypatch.setattr("pfdiff.engine.runtime.deadline.FEWEST_CALLS", 3)
+    monkeypatch.setattr("pfdiff.engine.runtime.timing.deadline.CALLS", 3)
+    monkeypatch.setattr("pfdiff.engine.runtime.timing.deadline.FEWEST_CALLS", 3)
     given = observed(1)
     assert engine.nfe_within(60_000) == 5
     found = engine.sample(seeds=[1], observation=given, deadline_ms=60_000)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pfdiff.engine.condition import Condition
+from pfdiff.engine.contract.condition import Condition
 from pfdiff.engine.errors import InputError
 from pfdiff.export.network import Network
 

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract.contract import Contract
 from pfdiff.engine.errors import InputError
 from pfdiff.export.check import OnnxRun, TrialInputs, check_export, probe_times, trial_inputs
 from pfdiff.export.network import Network

@@ -12,7 +12,7 @@ from torch import nn
 from pfdiff.engine.api import Engine
 from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends.abstract import CudaOptions
-from pfdiff.engine.contract import DecoderContract
+from pfdiff.engine.contract.contract import DecoderContract
 from pfdiff.engine.runtime.cuda.loop import CudaLoop
 from pfdiff.kernels import eager
 

@@ -56,7 +56,7 @@ def plain(states, out, table, update: Update) -> tuple[torch.Tensor, torch.Tenso
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("clip", [False, True], ids=["free", "clip"])
-@pytest.mark.parametrize("buffers", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("buffers", [1, 2, 3, 4, 5, 8])
 def test_step_matches_float64_and_its_twin(buffers: int, clip: bool, dtype: torch.dtype) -> None:
     update = Update((1 << buffers) - 1, (1 << buffers) - 1, clip, True)
     columns: list[tuple[torch.Tensor, ...]] = []

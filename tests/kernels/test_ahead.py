@@ -11,6 +11,7 @@ import pytest
 
 import pfdiff
 from pfdiff.kernels import ahead, assembly
+from pfdiff.kernels.step import MANY, MAX_BUFFERS
 from pfdiff.kernels.table import Update, updates
 from pfdiff.kernels.variants import Variant, images_variant, noise_variant, program_variants, standard, step_variant
 
@@ -32,6 +33,7 @@ VARIANTS = [
     step_variant(5, EVERYTHING, "fp16", "fp16"),
     step_variant(5, EVERYTHING, "bf16", "bf16"),
     step_variant(5, EVERYTHING, "bf16", "bf16", aligned=False),
+    step_variant(8, Update(255, 255, clip=True, separate=True), "bf16", "bf16", aligned=False),
     noise_variant(),
     images_variant(1),
     images_variant(3),
@@ -63,7 +65,8 @@ def test_every_kernel_is_there_for_every_capability(records: list[ahead.Record],
 
 def test_nothing_spills(records: list[ahead.Record]) -> None:
     assert {r.spill_bytes for r in records} == {0}
-    assert max(r.registers for r in records) <= 128  # four programs of 128 threads on an SM at the least
+    few = [r for r in records if r.constants.get("BUFFERS", 0) < MANY]
+    assert max(r.registers for r in few) <= 128  # four programs of 128 threads on an SM at the least
     assert all(r.registers > 0 for r in records)
 
 
@@ -176,11 +179,12 @@ def test_standard_set_holds_every_program_of_one_or_two_states(prediction: str) 
 def test_standard_set_has_a_kernel_for_everything_else() -> None:
     names = {variant.name for variant in standard()}
     assert len(names) == len(standard())
-    for buffers in range(1, 6):
+    for buffers in range(1, MAX_BUFFERS + 1):
         full = f"step-b{buffers}-r{'1' * buffers}-w{'1' * buffers}"
         for tail in ("fp32", "fp32-fp32", "fp16-fp16", "bf16-bf16"):
             for clip in ("", "clip-"):
-                assert {f"{full}-{clip}{tail}", f"{full}-{clip}{tail}-any"} <= names
+                assert f"{full}-{clip}{tail}-any" in names
+                assert (f"{full}-{clip}{tail}" in names) == (buffers < MANY)
 
 
 # What runs where, from the tables of NVIDIA's programming guide, written out.

@@ -12,7 +12,7 @@ import pfdiff
 from pfdiff.kernels import ahead, eager
 from pfdiff.kernels.kept import Kept
 from pfdiff.kernels.noise import seed_tensor
-from pfdiff.kernels.step import BLOCK, step
+from pfdiff.kernels.step import BLOCK, MANY, MAX_BUFFERS, step
 from pfdiff.kernels.table import Update, coefficients, kept_factors, noise_factors, row_length, updates
 from pfdiff.kernels.variants import program_variants, standard, step_variant
 
@@ -130,7 +130,9 @@ def test_compiled_kernels_spill_nothing_and_move_no_more_bytes(tmp_path: Path) -
     some = [one for one in program_variants(program.buffers, rows, "fp16") if one.op == "step-mask"]
     some += [step_variant(5, Update(31, 31, True, True, 0, 2), dtype, dtype) for dtype in ("bf16", "fp32")]
     some.append(step_variant(5, Update(31, 31, True, True, 31, 2), "bf16", "bf16", aligned=False))
-    assert len(some) == 6
+    some.append(step_variant(2, Update(3, 3, True, True, 3, 2), "fp16", "fp16"))
+    some.append(step_variant(8, Update(255, 255, True, True, 255, 2), "fp16", "fp16", aligned=False))
+    assert len(some) == 8
     for record in ahead.compile_ahead([75, 90], tmp_path / "out", variants=some):
         assert record.spill_bytes == 0, record.name
         assert record.at_floor, record.name
@@ -140,11 +142,12 @@ def test_compiled_kernels_spill_nothing_and_move_no_more_bytes(tmp_path: Path) -
 
 def test_what_is_compiled_ahead_serves_every_masked_update() -> None:
     names = {variant.name for variant in standard()}
-    for buffers in range(1, 6):
+    for buffers in range(1, MAX_BUFFERS + 1):
         everything = (1 << buffers) - 1
         for dtype, y in (("fp32", None), ("fp32", "fp32"), ("fp16", "fp16"), ("bf16", "bf16")):
             for clip in (False, True):
-                middle = Update(everything, everything, clip, y is not None, keeps=2)
-                last = Update(everything, 1, clip, keeps=1)
-                assert step_variant(buffers, middle, dtype, y).name in names
-                assert step_variant(buffers, last, dtype, aligned=False).name in names
+                for noise in (0, everything):
+                    middle = Update(everything, everything, clip, y is not None, noise, keeps=2)
+                    last = Update(everything, 1, clip, False, noise & 1, keeps=1)
+                    assert step_variant(buffers, middle, dtype, y, aligned=buffers < MANY).name in names
+                    assert step_variant(buffers, last, dtype, aligned=False).name in names

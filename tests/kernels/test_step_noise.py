@@ -120,7 +120,9 @@ def test_compiled_kernels_spill_nothing_and_move_no_more_bytes(tmp_path: Path) -
     rows = updates(p=program.p, W=program.W, w=program.w, clip=False, separate=True, V=program.V)
     noisy = [one for one in program_variants(program.buffers, rows, "fp16") if "-n" in one.name]
     noisy += [step_variant(1, Update(1, 1, noise=1)), step_variant(2, Update(3, 3, noise=3), given=True)]
-    noisy.append(step_variant(5, Update(31, 31, True, True, 31), "bf16", "bf16", aligned=False))
+    for states, everything in ((5, 31), (8, 255)):
+        row = Update(everything, everything, True, True, everything)
+        noisy.append(step_variant(states, row, "bf16", "bf16", aligned=False))
     assert len(noisy) >= 5
     for record in ahead.compile_ahead([75, 90], tmp_path / "out", variants=noisy):
         assert record.spill_bytes == 0, record.name

@@ -19,9 +19,9 @@ from pfdiff.engine.compiler.basis import edm_preconditioning
 from pfdiff.engine.compiler.compile import compile
 from pfdiff.engine.compiler.program import Program
 from pfdiff.engine.compiler.schedule import parse_schedule
-from pfdiff.engine.condition import Condition
-from pfdiff.engine.contract import DecoderContract
-from pfdiff.engine.policy import Observed, PolicyContract
+from pfdiff.engine.contract.condition import Condition
+from pfdiff.engine.contract.contract import DecoderContract
+from pfdiff.engine.contract.policy import Observed, PolicyContract
 
 from .tree import MARKS, NATIVE, SHAPE, built, cmake, run, write_engine, write_network
 

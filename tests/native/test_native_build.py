@@ -163,12 +163,15 @@ def test_cuda_kernels_compile_for_every_architecture_without_warnings_or_spills(
         pytest.skip("needs nvcc")
     folder, said = plain
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    kernels = 30 + 9 + 2 + 2  # step, step with noise or a mask, noise, images
+    kernels = 27 + 12 + 2 + 2  # step, step with noise or a mask, noise, images
     assert len(spills) >= kernels * len(CAPABILITIES)
     assert set(spills) == {("0", "0")}
     assert set(re.findall(r"for '(sm_\d+)'", said)) == {f"sm_{one}" for one in CAPABILITIES}
     assert "warning" not in said.lower()
-    assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 128  # four blocks of 128 threads, at least
+    # Four blocks of 128 threads at least; three with noise or a mask in programs of more than five states.
+    registers = sorted(map(int, re.findall(r"Used (\d+) registers", said)))
+    assert registers[-1] <= 168
+    assert sum(one > 128 for one in registers) <= 3 * len(CAPABILITIES)
     # 77: no device here, and every call said so; 0: the kernels ran and agreed.
     done = subprocess.run([folder / "tests/native/pfdiff_test_cuda"], check=False)
     assert done.returncode in (0, 77)
@@ -210,7 +213,7 @@ if importlib.util.find_spec("triton") is not None:
         from pfdiff.kernels.variants import standard
 
         pattern = (
-            r"step-b([1-5])-r([01]+)-w([01]+)(-n[01]+)?(-k[12])?(-clip)?-(fp32|fp16|bf16)(-(fp32|fp16|bf16))?(-any)?"
+            r"step-b([1-8])-r([01]+)-w([01]+)(-n[01]+)?(-k[12])?(-clip)?-(fp32|fp16|bf16)(-(fp32|fp16|bf16))?(-any)?"
         )
         step = ["states", "y_in", "out", "table", "row", "elements"]
         for variant in standard():
@@ -223,6 +226,7 @@ if importlib.util.find_spec("triton") is not None:
                 "step": step,
                 "step-noise": [*step, "seeds", "factors", "size"],
                 "step-mask": [*step, "picture", *eps, "mask", "kept"],
+                "step-noise-mask": [*step, "seeds", "factors", "size", "picture", *eps, "mask", "kept"],
                 "noise": ["z", "seeds", "elements"],
                 "images": ["pixels", "x", "low", "factor", "area"],
             }[variant.op]

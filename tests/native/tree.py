@@ -14,7 +14,7 @@ import pytest
 
 from pfdiff.engine.artifact import Artifact, records_of, write_manifest
 from pfdiff.engine.compiler.compile import compile
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract.contract import Contract
 
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "tests" / "native"

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import pfdiff
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract.contract import Contract
 from pfdiff.engine.errors import InputError
 from pfdiff.quality.distances.metrics import FrechetDistance
 from pfdiff.quality.perceptual.frechet import FrechetPull

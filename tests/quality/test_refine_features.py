@@ -86,6 +86,7 @@ def test_fewer_buffers_are_kept_to() -> None:
         ({"features": "nothing"}, "give no layers to refine on"),
         ({"features": "filters", "buffers": 1, "budget": 12000}, "features need the whole table"),
         ({"buffers": 0}, "buffers=0"),
+        ({"buffers": 9}, "buffers=9, expected a number of states from 1 to 8"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, Any], match: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 import pfdiff
 from pfdiff.engine.cache import ArrayStore, content_key
 from pfdiff.engine.compiler.start import default_start
-from pfdiff.engine.seed_conditions import conditions_of
+from pfdiff.engine.contract.seed_conditions import conditions_of
 from pfdiff.quality.criteria.error import ErrorCriterion
 from pfdiff.quality.sampling.budget import Budget, BudgetSpentError, parse_budget
 from pfdiff.quality.sampling.pool import Pool

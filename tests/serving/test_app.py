@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import pfdiff
-from pfdiff.engine.contract import Condition, Contract
+from pfdiff.engine.contract.contract import Condition, Contract
 
 pytest.importorskip("fastapi", reason="pip install 'pfdiff[serve]'")
 

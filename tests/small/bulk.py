@@ -13,7 +13,7 @@ from onnx import helper
 import pfdiff
 from pfdiff.engine.artifact import records_of, write_manifest
 from pfdiff.engine.bulk import generate as bulk
-from pfdiff.engine.contract import DecoderContract
+from pfdiff.engine.contract.contract import DecoderContract
 
 from .engine import CONTRACT, SHAPE, write_engine
 

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper, save_model
 from pfdiff.engine.artifact import Artifact, records_of, write_manifest
 from pfdiff.engine.compiler.compile import compile
 from pfdiff.engine.compiler.program import Program
-from pfdiff.engine.condition import Condition
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract.condition import Condition
+from pfdiff.engine.contract.contract import Contract
 
 SHAPE = (2, 3, 5)
 CONDITIONS = (

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import pfdiff
 from pfdiff.engine.compiler.solvers import parse_solver
-from pfdiff.engine.contract import TextEncoderContract
-from pfdiff.engine.text_encoders import TextEncoder
+from pfdiff.engine.contract.contract import TextEncoderContract
+from pfdiff.engine.contract.text_encoders import TextEncoder
 from pfdiff.export.encoders.from_pipeline import load_encoder
 
 

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper, save_model
 from pfdiff.engine.api import load
 from pfdiff.engine.artifact import Artifact, records_of, write_manifest
 from pfdiff.engine.compiler.program import Program
-from pfdiff.engine.contract import Condition, Contract, DecoderContract
+from pfdiff.engine.contract.contract import Condition, Contract, DecoderContract
 from pfdiff.serving.about import Drawing
 from pfdiff.serving.app import make_app
 from pfdiff.serving.guard import Access

@@ -15,8 +15,8 @@ import numpy as np
 import pfdiff
 from pfdiff.engine.artifact import Artifact, records_of, write_manifest
 from pfdiff.engine.compiler.compile import compile as compile_program
-from pfdiff.engine.condition import Condition
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract.condition import Condition
+from pfdiff.engine.contract.contract import Contract
 
 from .mutators import of_bytes, of_json
 

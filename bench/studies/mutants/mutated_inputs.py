@@ -221,7 +221,7 @@ class Conditions(Kind):
         self.value = draw.choice((*VALUES, [[1], [2, 3]], np.zeros((0, 4)), np.full(3, np.inf), "one", ["one", "two"]))
 
     def use(self) -> bool:
-        from pfdiff.engine.condition import parse_condition
+        from pfdiff.engine.contract.condition import parse_condition
 
         for attempt in (lambda: parse_condition(self.described), lambda: CONTRACT.values({"label": self.value}, 3)):
             with contextlib.suppress(InputError):

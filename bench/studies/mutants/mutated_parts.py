@@ -17,9 +17,9 @@ import pfdiff
 from pfdiff.engine.artifact import Artifact, read_artifact, records_of, write_manifest
 from pfdiff.engine.compiler.compile import compile as compile_program
 from pfdiff.engine.compiler.program import Program
-from pfdiff.engine.contract import DecoderContract, TextEncoderContract
+from pfdiff.engine.contract.contract import DecoderContract, TextEncoderContract
+from pfdiff.engine.contract.text_encoders import TextEncoder, TextEncoders
 from pfdiff.engine.errors import EngineFileError
-from pfdiff.engine.text_encoders import TextEncoder, TextEncoders
 
 from .mutated_engines import CONTRACT, SHAPE, Kind, signed, write_engine
 from .mutators import of_bytes, of_json

@@ -34,7 +34,7 @@ from pfdiff.bench.measuring.machine import RESULTS, describe
 from pfdiff.bench.studies.paper import cells as plan
 from pfdiff.bench.studies.paper.cells import Cell
 from pfdiff.bench.studies.paper.report import markdown, plots
-from pfdiff.bench.studies.search_tables import show, spearman
+from pfdiff.bench.studies.samplers.search_tables import show, spearman
 from pfdiff.export.zoo.fashion_data import load_fashion
 from pfdiff.quality.distances.features import Features, extractor, joined
 from pfdiff.quality.distances.metrics import Array, FrechetDistance, Manifold, thinned

@@ -39,20 +39,20 @@ from dataclasses import fields
 
 from ...errors import InputError
 from .abstract import Solver
-from .analytic import AnalyticStep
-from .consistency import Consistency
 from .ddim import CLIPPED, Ddim
-from .ddpm import Ddpm
 from .deis import Deis
-from .dpm_sde import MultiStepSde, SingleStepSde
 from .dpm_solver import MultiStep, SingleStep
 from .heun import Edm, Heun
 from .ipndm import IPndm
-from .lcm import Lcm
 from .pfdiff import PFDiff
-from .sa import SASolver
+from .stochastic.analytic import AnalyticStep
+from .stochastic.consistency import Consistency
+from .stochastic.ddpm import Ddpm
+from .stochastic.dpm_sde import MultiStepSde, SingleStepSde
+from .stochastic.lcm import Lcm
+from .stochastic.sa import SASolver
+from .stochastic.tcd import Tcd
 from .tada import Tada
-from .tcd import Tcd
 from .unipc import UniPC
 
 Options = dict[str, str]

@@ -3,8 +3,9 @@
 In eps it is x_t = alpha_t (x_s - sigma_s eps) / alpha_s + sigma_t eps; in other bases the same transfer with
 another quantity held constant over the step (basis.py).
 
-With eta, equation 16, each step replaces noise by new noise of eta times the posterior's deviation (noisy.py). Eta 1 is
-DDPM's ancestral sampling, and Euler's ancestral method in sigma (k-diffusion), whose sigma_up is that deviation.
+With eta, equation 16, each step replaces noise by new noise of eta times the posterior's deviation
+(stochastic/noisy.py). Eta 1 is DDPM's ancestral sampling, and Euler's ancestral method in sigma (k-diffusion), whose
+sigma_up is that deviation.
 
 Where x0 is clipped, eps follows it. With eps=own the step keeps the network's own (../own_eps.py).
 """
@@ -19,7 +20,7 @@ from ...errors import InputError
 from ..basis import transfer
 from ..schedule import Float64s, Schedule
 from .abstract import Evaluate, InUsersBasis, StepSolver, Vector, check_fraction, shown
-from .noisy import posterior_deviation, renoise
+from .stochastic.noisy import posterior_deviation, renoise
 
 CLIPPED, OWN = "clipped", "own"  # which eps a step takes where x0 is clipped
 

@@ -16,11 +16,12 @@ the times {t_0, evaluations, t_M}. `use=future` keeps no score: a second evaluat
 the springboard. The paper does not spell `use=future` out; read so, it is a midpoint step of 2 evaluations.
 
 With eta the step from the anchor replaces noise as `ddim:eta=` does (ddim.py), by the deviation of its whole length
-t_i -> t_{i+k+1}; over `analytic-ddim` it has the variance that is optimal for that length (analytic.py), V at t_i. The
-springboard, which is thrown away, stays the deterministic step: so its noise level is right and it draws nothing. (The
-authors' code, with eta alone, draws a noise of its own for the springboard.) Neither changes the evaluations. In x0 the
-springboard keeps the noise that the anchor holds, old and new; in eps it moves by a past eps that knows nothing of the
-new noise, which long steps then amplify (test_stochastic_moments.py): take basis x0 with few evaluations.
+t_i -> t_{i+k+1}; over `analytic-ddim` it has the variance that is optimal for that length (stochastic/analytic.py), V
+at t_i. The springboard, which is thrown away, stays the deterministic step: so its noise level is right and it draws
+nothing. (The authors' code, with eta alone, draws a noise of its own for the springboard.) Neither changes the
+evaluations. In x0 the springboard keeps the noise that the anchor holds, old and new; in eps it moves by a past eps
+that knows nothing of the new noise, which long steps then amplify (test_stochastic_moments.py): take basis x0 with few
+evaluations.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ import numpy as np
 
 from ...errors import InputError
 from ..schedule import Float64s, Schedule
-from . import analytic
 from .abstract import Evaluate, Vector, check_fraction, shown
 from .block import BlockSolver, blocks, finish
 from .ddim import Ddim, phi
 from .dpm_solver import SingleStep
 from .heun import Heun
-from .noisy import posterior_deviation, renoise
+from .stochastic import analytic
+from .stochastic.noisy import posterior_deviation, renoise
 
 ANALYTIC = "analytic-ddim"
 BASES: dict[str, Ddim | BlockSolver] = {

@@ -18,7 +18,7 @@ from ....kernels.noise import noise
 from ....kernels.step import step
 from ....kernels.table import Update, coefficients, noise_factors, updates
 from ...backends.abstract import Backend, Buffers
-from ...contract import Contract
+from ...contract.contract import Contract
 from ...tensors import TORCH_DTYPES, fill
 from ..decoder import LoadedDecoder
 from ..inputs import Inputs

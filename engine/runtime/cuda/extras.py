@@ -14,7 +14,7 @@ import torch
 
 from ....kernels.kept import Kept
 from ....kernels.table import kept_factors
-from ...contract import Contract
+from ...contract.contract import Contract
 from ...tensors import fill
 from ..inputs import Inputs
 from ..loop import Tables

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from numpy.typing import NDArray
 
-from ...contract import Contract
+from ...contract.contract import Contract
 from ...tensors import TORCH_DTYPES, array_of, fill, fill_rows, lasting
 from ..inputs import Inputs
 

@@ -30,7 +30,7 @@ import torch
 
 from ....kernels.launch import check_triton
 from ...backends.abstract import Backend
-from ...contract import Contract
+from ...contract.contract import Contract
 from ...device import check_batch_fits
 from ...errors import BackendError, PfdiffError, first_line
 from ...tensors import lasting

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from pfdiff.engine.backends.abstract import Buffers
-from pfdiff.engine.condition import Condition
-from pfdiff.engine.contract import DecoderContract
+from pfdiff.engine.contract.condition import Condition
+from pfdiff.engine.contract.contract import DecoderContract
 
 from ...small.engine import CONTRACT, SHAPE
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from pfdiff.engine.backends.abstract import Buffers, NetworkFiles
 from pfdiff.engine.backends.casting import cast_copy
 from pfdiff.engine.backends.registry import open_backend
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract.contract import Contract
 from pfdiff.export.to_onnx import export_module
 
 from ...comparator import assert_as_good_as_plain

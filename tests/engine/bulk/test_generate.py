@@ -16,7 +16,7 @@ from PIL import Image
 
 import pfdiff
 from pfdiff.cli import main
-from pfdiff.cli.progress import rate_and_time_left
+from pfdiff.cli.output.progress import rate_and_time_left
 from pfdiff.engine.bulk import generate as bulk
 from pfdiff.engine.bulk.shards import digest_of
 

@@ -33,6 +33,22 @@ def test_a_table_typed_in_is_its_program(solver, schedule, prediction, basis, cl
     assert pfdiff.Program.from_json(typed.to_json()).digest == typed.digest
 
 
+@pytest.mark.parametrize(("nfe", "states"), [(13, 7), (14, 8), (15, 8)])
+def test_a_table_that_uses_the_whole_past_may_hand_on_eight_states(nfe, states):
+    """Every answer in every later row, as a refined table has them: the most states of a table of that size."""
+    rows = np.tril(np.random.default_rng(nfe).standard_normal((nfe + 1, nfe + 1)))
+    times = np.linspace(1, 0.1, nfe).tolist()
+    program = program_from_table("mine", "vp", times, rows.tolist(), "eps", "eps")
+    assert program.buffers == states
+    assert pfdiff.Program.from_json(program.to_json()).digest == program.digest
+
+
+def test_a_table_that_needs_more_states_is_refused():
+    rows = np.tril(np.random.default_rng(0).standard_normal((17, 17))).tolist()
+    with pytest.raises(InputError, match=r"the rows hand on 9 states .*, expected at most 8; "):
+        program_from_table("mine", "vp", np.linspace(1, 0.1, 16).tolist(), rows, "eps", "eps")
+
+
 GOOD: dict[str, Any] = {"times": [80.0, 1.0], "rows": [[80.0], [1.0, -79.0], [0.0, 0.0, 1.0]], "basis": "eps"}
 
 

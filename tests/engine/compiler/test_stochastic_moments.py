@@ -9,7 +9,7 @@ import pfdiff
 from pfdiff.engine.compiler.grid import make_grid
 from pfdiff.engine.compiler.schedule import parse_schedule
 from pfdiff.engine.compiler.solvers import parse_solver
-from pfdiff.engine.compiler.solvers.analytic import Analytic
+from pfdiff.engine.compiler.solvers.stochastic.analytic import Analytic
 
 from ...gaussian import marginal, moments, x0_variance
 from ...oracle import Mixture

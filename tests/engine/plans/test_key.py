@@ -9,7 +9,7 @@ import pytest
 
 import pfdiff
 from pfdiff.engine.artifact import FileRecord
-from pfdiff.engine.contract import DecoderContract
+from pfdiff.engine.contract.contract import DecoderContract
 from pfdiff.engine.plans import store
 from pfdiff.engine.plans.key import load_flavour, parse_targets, plan_key
 

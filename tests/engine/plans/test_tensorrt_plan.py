@@ -16,7 +16,7 @@ from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends import tensorrt_cuda as tensorrt_plan
 from pfdiff.engine.backends.abstract import Buffers, CudaOptions, NetworkFiles
 from pfdiff.engine.backends.tensorrt_cuda import TensorRt
-from pfdiff.engine.contract import DecoderContract
+from pfdiff.engine.contract.contract import DecoderContract
 from pfdiff.engine.errors import BackendError
 from pfdiff.engine.plans.key import PlanKey
 from pfdiff.engine.runtime.cuda.batch import BatchKind, CudaBatch

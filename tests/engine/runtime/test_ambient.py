@@ -16,7 +16,7 @@ from pfdiff.engine.api import Engine
 from pfdiff.engine.artifact import Artifact
 from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.torch_cuda import TorchCuda
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract.contract import Contract
 from pfdiff.engine.runtime.cuda.batch import BatchKind, CudaBatch
 from pfdiff.engine.runtime.cuda.loop import CudaLoop
 from pfdiff.engine.runtime.inputs import Inputs

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfdiff.engine.contract import Condition, Contract
+from pfdiff.engine.contract.contract import Condition, Contract
 from pfdiff.engine.errors import InputError
 from pfdiff.engine.runtime.asked import Asked
 

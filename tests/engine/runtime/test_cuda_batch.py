@@ -13,7 +13,9 @@ import torch
 
 from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.torch_cuda import TorchCuda
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.compiler.from_table import program_from_table
+from pfdiff.engine.compiler.program import MOST_BUFFERS
+from pfdiff.engine.contract.contract import Contract
 from pfdiff.engine.runtime.cuda import capture
 from pfdiff.engine.runtime.cuda import inputs as cuda_inputs
 from pfdiff.engine.runtime.cuda.batch import BatchKind, CudaBatch, bytes_needed, is_separate
@@ -91,7 +93,7 @@ def test_the_launches_add_the_output_beside_the_clipped_x0(precision: str, ops: 
 
 
 @pytest.mark.parametrize("seeded", [True, False])
-@pytest.mark.parametrize("solver", ["ddpm", "dpm++:3m-sde", "sa", "lcm"])
+@pytest.mark.parametrize("solver", ["ddpm", "dpm++:3m-sde", "sa", "lcm", "tada:variables=4,order=3"])
 def test_the_launches_of_a_stochastic_program(solver: str, seeded: bool, ops: str) -> None:
     """Start and draws from the seeds, or the start given and the draws of the seeds."""
     made, z = sampler(BatchKind(4, seeded, False), nfe=5, solver=solver), noise(SEEDS, SHAPE)
@@ -102,6 +104,20 @@ def test_the_launches_of_a_stochastic_program(solver: str, seeded: bool, ops: st
     exact = program(5, PLAIN, solver=solver).evaluate(small, z.double(), seeds=SEEDS)
     assert torch.allclose(made.result[:3].double(), exact, rtol=1e-4, atol=1e-4)
     assert torch.equal(made.result[3], made.result[2])
+
+
+def test_the_launches_of_as_many_states_as_a_program_may_have(ops: str) -> None:
+    """A table whose rows use every earlier answer, as refined ones do."""
+    nfe, random = 14, np.random.default_rng(0)
+    rows = np.tril(random.uniform(-0.3, 0.3, (nfe + 1, nfe + 1))) + np.eye(nfe + 1)[0]
+    made_of = program_from_table("whole", "linear:1000", range(980, 0, -70), rows.tolist(), "eps", "eps")
+    assert made_of.buffers == MOST_BUFFERS == step_op.MAX_BUFFERS
+    made, z = CudaBatch(backend(), PLAIN, make_tables(made_of, PLAIN), BatchKind(3, False, False)), noise(SEEDS, SHAPE)
+    made.load(Inputs(None, z.reshape(3, -1), ()))
+    made.run()
+    assert_as_good_as_plain(
+        actual=made.result, plain=made_of.evaluate(small, z), exact=made_of.evaluate(small, z.double())
+    )
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v", "edm"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfdiff.engine.condition import Condition
+from pfdiff.engine.contract.condition import Condition
 from pfdiff.engine.errors import InputError
 from pfdiff.engine.runtime import inputs as given
 from pfdiff.engine.runtime.cuda.inputs import ALIGNMENT_BYTES, MOST_SLOTS, InputBlock, InputRing

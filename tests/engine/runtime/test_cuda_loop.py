@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.torch_cuda import TorchCuda
-from pfdiff.engine.contract import DecoderContract
+from pfdiff.engine.contract.contract import DecoderContract
 from pfdiff.engine.errors import BackendError, InputError
 from pfdiff.engine.runtime.cuda import batch as cuda_batch
 from pfdiff.engine.runtime.cuda import loop as cuda_loop

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import pfdiff
 from pfdiff.engine.artifact import read_artifact, write_manifest
 from pfdiff.engine.compiler.schedule import parse_schedule
-from pfdiff.engine.contract import DecoderContract
+from pfdiff.engine.contract.contract import DecoderContract
 from pfdiff.engine.errors import EngineFileError, InputError
 from pfdiff.engine.plans.build import build_plan
 from pfdiff.engine.plans.key import plan_key

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from pfdiff.engine.backends.abstract import Backend, Buffers, Evaluate
-from pfdiff.engine.condition import Condition
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract.condition import Condition
+from pfdiff.engine.contract.contract import Contract
 from pfdiff.engine.errors import BackendError, InputError
 from pfdiff.engine.runtime import cpu_loop as host_loop
 from pfdiff.engine.runtime.inputs import Inputs

@@ -12,9 +12,9 @@ import pytest
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.engine.artifact import read_artifact
-from pfdiff.engine.contract import TextEncoderContract
+from pfdiff.engine.contract.contract import TextEncoderContract
+from pfdiff.engine.contract.text_encoders import TextEncoder, TextEncoders
 from pfdiff.engine.errors import InputError
-from pfdiff.engine.text_encoders import TextEncoder, TextEncoders
 from pfdiff.export.precision import tasks
 from pfdiff.export.precision.encoders import quantise_texts
 from pfdiff.export.precision.prompts import USUAL, Texts, prompts_from
@@ -153,8 +153,8 @@ def texts(tmp_path: Path) -> Texts:
 
 
 def conditioned() -> Any:
-    from pfdiff.engine.condition import Condition
-    from pfdiff.engine.contract import Contract
+    from pfdiff.engine.contract.condition import Condition
+    from pfdiff.engine.contract.contract import Contract
 
     return Contract("net", (4,), "linear:1000", "eps", conditions=(Condition("text", "float32", (16,)),))
 

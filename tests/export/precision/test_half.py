@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from pfdiff.engine.contract import Contract
+from pfdiff.engine.contract.contract import Contract
 from pfdiff.engine.errors import InputError
 from pfdiff.export.check import TrialInputs
 from pfdiff.export.network import Network

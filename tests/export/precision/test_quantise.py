@@ -83,7 +83,7 @@ def test_the_engine_says_what_it_is(engine: Path) -> None:
 def test_the_whole_sampler_becomes_one_file(engine: Path, tmp_path: Path) -> None:
     import onnxruntime
 
-    from pfdiff.export.sampler_onnx import export_sampler
+    from pfdiff.export.one_file.sampler_onnx import export_sampler
 
     export_sampler(engine, tmp_path / "sampler.onnx", nfe=4)
     session = onnxruntime.InferenceSession(tmp_path / "sampler.onnx", providers=["CPUExecutionProvider"])

@@ -1,0 +1,151 @@
+"""What a short search and a refinement find.
+
+    python -m pfdiff.bench.studies.samplers.budget_tables --weights DIR --data DIR
+
+search   `tune` with a budget of 4,000 evaluations, on MNIST and `fashion`
+few      the same with 4 calibration and 4 held-out seeds and 3,300 evaluations
+refine   `tune --refine` without a budget, three seeds of training
+short    `tune --refine` with 32 calibration seeds and 7,200 evaluations
+guard    `tune --refine` with 8,000 evaluations on the small networks of the study of defaults
+
+The errors are RMS distances to a reference (DDIM over all times for MNIST, UniPC-2 in 72 evaluations for `fashion`) on
+64 seeds that no run has seen. bench/results/search_budget.json; what is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import pfdiff
+from pfdiff.quality.criteria.error import ErrorCriterion, make_error_criterion
+from pfdiff.quality.sampling.budget import Budget
+from pfdiff.quality.sampling.reference import Reference
+from pfdiff.quality.sampling.seeds import HELD_OUT
+from pfdiff.quality.sampling.subject import Subject
+from pfdiff.quality.search.candidates import make_setting
+
+from .small_networks import RECIPES, load
+
+RESULTS = Path(__file__).parents[2] / "results" / "search_budget.json"
+JUDGED, FIRST_JUDGED = 64, HELD_OUT + (1 << 30)
+SCHEDULE = "cosine:60?beta_max=0.999"
+SHAPES = {"moons": (2,), "digits": (1, 8, 8), "latent": (4, 7, 7)}
+SHOWN = ("error", "before", "ddim", "evaluations", "processor_seconds")
+WIDE = (-9.0, 9.0)  # of data that is not in -1..1
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--weights", type=Path, required=True, help="what small_networks has trained")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the MNIST network")
+    parser.add_argument("--parts", nargs="+", default=["search", "few", "short", "guard", "refine"])
+    given = parser.parse_args(words)
+    torch.set_num_threads(1)
+    held: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for part in given.parts:
+        for name, nfe, settings in runs(part):
+            key = f"{part} {name} {nfe} {settings.get('seed', 0)}"
+            if key in held:
+                continue
+            held[key] = measured(networks(name, given.weights, given.data), nfe, settings)
+            RESULTS.write_text(json.dumps(held, indent=1) + "\n")
+            row = held[key]
+            print(
+                key,
+                {one: row[one] for one in SHOWN},
+                flush=True,
+            )
+
+
+def runs(part: str) -> list[tuple[str, int, dict[str, Any]]]:
+    """(network, NFE, arguments of tune) of a part."""
+    small = [name for name, recipe in RECIPES.items() if recipe.data in SHAPES]
+    both = [(name, nfe) for name in ("mnist", "fashion") for nfe in (5, 8)]
+    few: dict[str, Any] = {"calibration": 4, "held_out": 4, "budget": 3300}
+    short: dict[str, Any] = {"calibration": 32, "held_out": 16, "budget": 7200, "refine": True}
+    match part:
+        case "search":
+            return [(name, nfe, {"budget": 4000}) for name, nfe in both]
+        case "few":
+            return [(name, nfe, few) for name, nfe in both]
+        case "short":
+            return [(name, nfe, short) for name, nfe in both]
+        case "guard":
+            return [(name, nfe, {"budget": 8000, "refine": True}) for name in small for nfe in (5, 8)]
+        case _:
+            return [(name, nfe, {"refine": True, "seed": seed}) for seed in range(3) for name, nfe in both]
+
+
+def networks(name: str, weights: Path, data: Path) -> pfdiff.Network:
+    """MNIST, `fashion`, or a small network."""
+    if name == "fashion":
+        return pfdiff.Network("fashion")
+    if name == "mnist":
+        file = data / "mnist28_ddpm_cosine60_eps.onnx"
+        return pfdiff.Network(file, shape=(1, 28, 28), schedule=SCHEDULE, prediction="eps")
+    recipe = RECIPES[name]
+    bounds = (-1.0, 1.0) if recipe.data == "digits" else WIDE
+    shape = SHAPES[recipe.data]
+    words = {"shape": shape, "schedule": recipe.schedule, "prediction": recipe.prediction, "data_range": bounds}
+    return pfdiff.Network(load(name, weights), **words)
+
+
+def judge(subject: Subject, backend: Any, nfe: int) -> ErrorCriterion:
+    """On seeds of its own."""
+    setting = make_setting(subject, nfe, None, None, None)
+    chosen = Reference.of_search(setting.schedule, setting.t_start, setting.prediction)
+    chosen = chosen.doubled() if chosen.solver != "ddim" else chosen
+    seeds = range(FIRST_JUDGED, FIRST_JUDGED + JUDGED)
+    found = make_error_criterion(subject, backend, seeds, None, setting, chosen, Budget(), lambda *_: None)
+    found.journal = None
+    return found
+
+
+def measured(network: pfdiff.Network, nfe: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The record of one run of tune, judged."""
+    began, used = time.monotonic(), time.process_time()
+    ranking = pfdiff.tune(network, nfe, threads=1, **settings)
+    seconds, processor = time.monotonic() - began, time.process_time() - used
+    subject, rows = Subject.of(network), np.arange(JUDGED)
+    with subject.opened("auto", 1) as backend:
+        criterion = judge(subject, backend, nfe)
+
+        def error(program: pfdiff.Program) -> float:
+            return math.sqrt(criterion.square(program, rows) / JUDGED)
+
+        first = ranking[0]
+        before = ranking[1] if ranking.refinement and ranking.refinement["kept"] else first
+        plain = next((one for one in ranking if one.solver == "ddim"), None)
+        record = {
+            "settings": settings,
+            "solver": first.solver,
+            "grid": first.grid,
+            "buffers": first.program.buffers,
+            "error": error(first.program),
+            "before": error(before.program),
+            "ddim": None if plain is None else error(plain.program),
+        }
+    refinement = ranking.refinement or {}
+    return {
+        **record,
+        "kept": refinement.get("kept"),
+        "evaluations": ranking.evaluations,
+        "cached": ranking.cached,
+        "seconds": round(seconds, 1),
+        "processor_seconds": round(processor, 1),
+        "refine_evaluations": refinement.get("evaluations"),
+        "reference_error": ranking.reference_error,
+        "guard": ranking.guard,
+    }
+
+
+if __name__ == "__main__":
+    main()

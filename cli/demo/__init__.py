@@ -1,0 +1,1 @@
+"""The command `pfdiff demo`, and `pfdiff demo policy`."""

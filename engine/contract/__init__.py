@@ -1,0 +1,1 @@
+"""The contract of an engine: what its network takes and predicts, its conditions, its prompts, its observations."""

@@ -1,0 +1,210 @@
+"""Samples that start from a picture: x_t = alpha_t x_0 + sigma_t eps at a point on the way, then the rest of the way.
+
+The program walks the last part, `strength`, of the way that the engine's own program walks, with as many evaluations.
+Its states begin at multiples of one noise, y_0 = c noise; so x_t / c in the place of the noise starts them at x_t.
+
+A mask keeps part of the picture (masked.py). At strength 1 it is a mask on the engine's own program: sampling starts
+from noise alone, and the picture counts only where it is kept, as in diffusers. A network that inpaints by itself takes
+mask and masked picture as conditions in place of that (`INPAINTING`).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from ...artifact import IMAGE_ENCODER, Artifact, check_in_place
+from ...backends.abstract import Backend, Buffers, Evaluate
+from ...backends.choose import Beside
+from ...compiler.part import last_part
+from ...compiler.program import Program
+from ...compiler.schedule import parse_schedule
+from ...contract.condition import INPAINT_MASK, INPAINTING, MASKED_IMAGE
+from ...contract.contract import Contract
+from ...errors import BackendError, EngineFileError, InputError
+from ..asked import Asked
+from ..loop import Tables, make_tables
+from .masked import Masked, check_mask
+
+LARGEST_CACHE = 16
+COUNTS = ("part", "whole")
+
+
+def inpaints(contract: Contract) -> bool:
+    """Whether the network takes mask and masked picture as conditions."""
+    return all(any(one.name == name for one in contract.conditions) for name in INPAINTING)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a call with a picture starts from.
+
+    tables, noise: of the part of the way, and what stands in the noise's place [n, elements]; None for the engine's own
+    program from noise. masked: what is kept. conditions: of a network that inpaints.
+    """
+
+    tables: Tables | None
+    noise: torch.Tensor | None
+    masked: Masked | None
+    conditions: Mapping[str, Any]
+
+
+@final
+class PictureStart:
+    """Programs for the rest of the way, and the image encoder of a latent model, loaded when a picture comes."""
+
+    def __init__(self, artifact: Artifact, beside: Beside) -> None:
+        self._artifact = artifact
+        self._beside = beside
+        self._tables: dict[tuple[int, float, str], Tables] = {}
+        self._lock = threading.Lock()  # the image encoder has one set of buffers
+        self._closed = False
+        self._encode: tuple[Backend, Buffers, Evaluate] | None = None
+
+    def tables(self, program: Program, strength: float, count: str) -> Tables:
+        """The tables of the last `strength` of `program`'s way. Raises InputError."""
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 < strength <= 1:
+            raise InputError(f"strength={strength!r}, expected a number above 0 and at most 1, such as 0.6")
+        if count not in COUNTS:
+            raise InputError(f"strength_counts={count!r}, expected one of {', '.join(COUNTS)}")
+        key = (program.nfe, float(strength), count)
+        if key not in self._tables:
+            if len(self._tables) >= LARGEST_CACHE:
+                self._tables.pop(next(iter(self._tables)))
+            part = last_part(program, float(strength), whole=count == "whole")
+            self._tables[key] = make_tables(part, self._artifact.contract, mixed=True)
+        return self._tables[key]
+
+    def start(self, asked: Asked, program: Program, count: int, draw: Callable[[], torch.Tensor]) -> Start:
+        """What a call of `count` samples starts from, by what it asks for; draw: its noise [n, elements].
+
+        Raises InputError.
+        """
+        image = self._picture(asked.image, count)
+        x_0, masked, conditions = self._samples(image), None, {}
+        if asked.mask is not None:
+            mask = check_mask(asked.mask, self.shown, self._artifact.contract, count)
+            if inpaints(self._artifact.contract):
+                conditions = self._inpainted(image, asked.mask, mask, count)
+            else:
+                shape = (count, x_0.shape[1])
+                masked = Masked(x_0.expand(shape), mask.to(x_0.device).expand(shape))
+        if asked.mask is not None and asked.way == 1:
+            return Start(None, None, masked, conditions)
+        tables = self.tables(program, asked.way, asked.strength_counts)
+        return Start(tables, self.noise(x_0, draw(), tables), masked, conditions)
+
+    def _inpainted(self, image: torch.Tensor, mask: Any, small: torch.Tensor, count: int) -> dict[str, Any]:
+        """The conditions of a network that inpaints: 1 where is drawn anew, and the picture with nothing there."""
+        if tuple(image.shape[1:]) != self.shown:
+            raise InputError(
+                f"image: got latents {list(image.shape[1:])}, expected pixels {list(self.shown)}: this network takes "
+                "the picture without what the mask covers, which is encoded anew"
+            )
+        whole = check_mask(mask, self.shown, replace(self._artifact.contract, shape=self.shown), count)
+        kept = image * (whole.reshape(-1, *self.shown) == 0).to(image.device)
+        latents = self._encoded(kept) if self._artifact.image_encoder else kept
+        anew = small.reshape(-1, *self._artifact.contract.shape)[:, :1].float()
+        return {INPAINT_MASK: anew.expand(count, -1, -1, -1), MASKED_IMAGE: latents.expand(count, -1, -1, -1)}
+
+    def noise(self, x_0: torch.Tensor, noise: torch.Tensor, tables: Tables) -> torch.Tensor:
+        """What stands in the noise's place [n, elements], for the picture's sample x_0 [n or 1, elements]."""
+        x_0 = x_0.to(noise)
+        program = tables.program
+        schedule = parse_schedule(program.schedule)
+        start = float(program.times[0])
+        alpha, sigma, factor = float(schedule.alpha(start)), float(schedule.sigma(start)), float(program.table[0, 0])
+        return (alpha / factor) * x_0 + (sigma / factor) * noise
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The shape of a picture: what the image encoder takes, or a sample's own."""
+        encoder = self._artifact.image_encoder
+        return encoder.shape if encoder else self._artifact.contract.shape
+
+    def _picture(self, image: Any, count: int) -> torch.Tensor:
+        """Floats [n or 1, ..]: pixels in the data's range, or samples. Raises InputError."""
+        contract, shown = self._artifact.contract, self.shown
+        given = image.detach() if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
+        if given.dtype == torch.uint8 and len(shown) == 3:
+            given = _from_pixels(given, shown, contract)
+        kinds = {"pixels": shown, "a sample": contract.shape}
+        for shape in kinds.values():
+            rows = given[None] if tuple(given.shape) == shape else given
+            if tuple(rows.shape[1:]) == shape and given.is_floating_point() and len(rows) in (1, count):
+                if not bool(torch.isfinite(rows).all()):
+                    raise InputError("image has NaN or infinite values, expected finite ones")
+                return rows
+        raise InputError(_misfit(given, shown, contract, self._artifact.image_encoder is not None, count))
+
+    def _samples(self, rows: torch.Tensor) -> torch.Tensor:
+        """x_0 float32 [n or 1, elements] on the engine's device, of what `_picture` gives."""
+        shape = self._artifact.contract.shape
+        x_0 = rows if tuple(rows.shape[1:]) == shape else self._encoded(rows)
+        return x_0.to(self._beside.device, torch.float32).reshape(len(rows), math.prod(shape))
+
+    def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Latents float32 [n, *shape] of pixels in the data's range, by the image encoder."""
+        with self._lock:
+            if self._closed:
+                raise BackendError("this engine is closed; load it again with pfdiff.load")
+            if self._encode is None:
+                artifact, contract = self._artifact, self._artifact.image_encoder
+                assert contract is not None
+                file = artifact.path / IMAGE_ENCODER
+                opened = self._beside.open("the image encoder", file, contract, artifact.batch[0])
+                try:
+                    check_in_place(artifact)
+                except EngineFileError:
+                    opened[0].close()
+                    raise
+                self._encode = opened
+            return self._run(*self._encode, pixels)
+
+    def _run(self, backend: Backend, buffers: Buffers, evaluate: Evaluate, pixels: torch.Tensor) -> torch.Tensor:
+        rows = []
+        size = len(buffers.x)
+        for start in range(0, len(pixels), size):
+            part = pixels[start : start + size]
+            buffers.x[: len(part)].copy_(part)
+            if backend.stream is not None:
+                backend.stream.wait_stream(torch.cuda.current_stream(backend.device))
+                with torch.cuda.stream(backend.stream):
+                    made = evaluate()
+                torch.cuda.current_stream(backend.device).wait_stream(backend.stream)
+            else:
+                made = evaluate()
+            rows.append(made[: len(part)].float().clone())
+        return torch.cat(rows)
+
+    def close(self) -> None:
+        """Free the image encoder."""
+        with self._lock:
+            self._closed = True
+            if self._encode is not None:
+                self._encode[0].close()
+            self._encode = None
+
+
+def _from_pixels(given: torch.Tensor, shape: tuple[int, ...], contract: Contract) -> torch.Tensor:
+    """uint8 [n, H, W, C] or [H, W, C] as floats [.., C, H, W] in the data's range; other shapes as they are."""
+    channels, height, width = shape
+    if tuple(given.shape[-3:]) != (height, width, channels):
+        return given
+    low, high = contract.data_range
+    return given.movedim(-1, -3).float() / 255 * (high - low) + low
+
+
+def _misfit(given: torch.Tensor, shown: tuple[int, ...], contract: Contract, encoded: bool, count: int) -> str:
+    floats = f"floats [{count}, {', '.join(map(str, shown))}] in {list(contract.data_range)}"
+    pixels = f"uint8 [{count}, {shown[1]}, {shown[2]}, {shown[0]}] or " if len(shown) == 3 else ""
+    latent = f", or latents {[count, *contract.shape]}" if encoded else ""
+    dtype = str(given.dtype).removeprefix("torch.")
+    return f"image: got {dtype} {list(given.shape)}, expected {pixels}{floats}{latent}, or one for all samples"

@@ -1,0 +1,1 @@
+"""What several families share: patches, rotary embeddings, sigmas of their own, inpainting."""

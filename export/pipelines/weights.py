@@ -1,0 +1,52 @@
+"""Weights of a folder that save_pretrained wrote, from safetensors alone: the plain ones, else the only variant.
+
+Pickled weights are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...engine.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def variant_of(folder: Path, stem: str) -> str | None:
+    """None for the plain safetensors named `stem`, else a variant there, such as fp16. Raises InputError."""
+    found = [one.name for one in folder.glob(f"{stem}*.safetensors*")]
+    if any(one.removeprefix(stem).startswith((".safetensors", "-0")) for one in found):
+        return None
+    variants = sorted({one.removeprefix(f"{stem}.").split(".")[0].split("-")[0] for one in found})
+    if variants:
+        return variants[0]
+    pickled = sorted(one.name for one in folder.iterdir() if one.suffix in PICKLED)
+    if pickled:
+        raise InputError(
+            f"'{folder}' has pickled weights only ({pickled[0]}), which can run any code when they are read; "
+            "save it again with save_pretrained(..., safe_serialization=True)"
+        )
+    raise InputError(f"'{folder}' has no {stem}.safetensors; copy it there, or save the model again")
+
+
+def load_pretrained(kind: Any, folder: Path, variant: str | None, **dtype: torch.dtype) -> nn.Module:
+    """kind.from_pretrained(folder), for evaluation; dtype: by the name that the library gives it. Raises InputError."""
+    from ..to_onnx import quiet
+
+    given = {"use_safetensors": True, "local_files_only": True, "variant": variant, "output_loading_info": True}
+    try:
+        with quiet():
+            model, report = kind.from_pretrained(folder, **given, **dtype)
+    except Exception as error:  # of diffusers, transformers, safetensors and torch, without a common base
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:240]
+        raise InputError(f"'{folder}' cannot be loaded ({said}); save it again") from error
+    for key in ("missing_keys", "mismatched_keys"):
+        if report[key]:
+            what = f"{len(report[key])} {key.replace('_keys', '')} weights, such as {min(map(str, report[key]))}"
+            raise InputError(f"'{folder}' has {what}; config.json and the weights do not fit: save them again")
+    return model.eval()

@@ -1,0 +1,200 @@
+"""The bounded measurement: what it chooses, what it costs, what an engine remembers of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pfdiff
+from pfdiff.engine.compiler.defaults import AUTO
+from pfdiff.export.choice import measured_choice
+from pfdiff.export.choice.measured_choice import CALLS, measured
+
+CALLED: Counter[str] = Counter()
+
+
+class Modes(nn.Module):
+    """The exact eps of far-apart Gaussians in 16 dimensions on linear:1000; counts its calls."""
+
+    means: torch.Tensor
+    alphas: torch.Tensor
+
+    def __init__(self, deviation: float = 0.15) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.register_buffer("means", torch.randn(6, 16, generator=generator))
+        betas = np.linspace(1e-4, 0.02, 1000)
+        self.register_buffer("alphas", torch.from_numpy(np.sqrt(np.cumprod(1 - betas))).float())
+        self.deviation = deviation
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        CALLED["forward"] += 1
+        alpha = self.alphas[t.long()][:, None]
+        variance = alpha**2 * self.deviation**2 + 1 - alpha**2
+        away = x[:, None] - alpha[..., None] * self.means
+        share = torch.softmax(-(away**2).sum(2) / (2 * variance), 1)
+        x_0 = (share[..., None] * (self.means + (alpha * self.deviation**2 / variance)[..., None] * away)).sum(1)
+        return (x - alpha * x_0) / (1 - alpha**2).sqrt()
+
+
+@pytest.fixture(autouse=True)
+def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the number of seeds does not depend on how busy the machine is."""
+
+    class Clock:
+        monotonic = staticmethod(lambda: 0.0)
+
+    monkeypatch.setattr(measured_choice, "time", Clock)
+
+
+def network(module: nn.Module | None = None) -> pfdiff.Network:
+    return pfdiff.Network(module or Modes(), shape=(16,), schedule="linear:1000", prediction="eps", name="modes")
+
+
+def rule(*counts: int) -> dict[int, pfdiff.Program]:
+    return {nfe: pfdiff.compile(AUTO, "linear:1000", nfe) for nfe in counts}
+
+
+def rms(program: pfdiff.Program, source: pfdiff.Network, noise: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((program.evaluate(source.evaluate, noise) - truth).square().mean().sqrt())
+
+
+def test_it_takes_the_rival_that_is_nearer_where_the_rule_is_behind():
+    """Modes that are decided in the noisiest steps; judged on other seeds, by DDIM over all 1,000 times."""
+    source, counts = network(), (5, 8)
+    found = measured(source, rule(*counts))
+    noise = torch.from_numpy(pfdiff.noise(range(300), (16,)).numpy())
+    truth = pfdiff.compile("ddim", "linear:1000", 1000).evaluate(source.evaluate, noise)
+    for nfe, by_rule in rule(*counts).items():
+        chosen = found[nfe].program
+        assert chosen.digest != by_rule.digest
+        assert rms(chosen, source, noise, truth) < 0.95 * rms(by_rule, source, noise, truth)
+        ddim = [pfdiff.compile("ddim", "linear:1000", nfe, grid) for grid in ("uniform", "trailing", "logsnr")]
+        assert rms(chosen, source, noise, truth) <= 1.05 * min(rms(one, source, noise, truth) for one in ddim)
+
+
+def test_the_record_has_the_choice_and_its_error():
+    record = measured(network(), rule(6))[6].record
+    best = record["ranking"][0]
+    assert best["error"] == min(one["error"] for one in record["ranking"])
+    assert record["nfe"] == 6
+    assert record["calls"] <= CALLS
+    json.dumps(record, allow_nan=False)
+
+
+def test_no_more_calls_than_the_bound_whatever_is_asked():
+    """Many NFE: those that the calls do not pay for are left to the rule."""
+    CALLED.clear()
+    found = measured(network(), rule(*range(4, 44)))
+    assert CALLED["forward"] <= CALLS
+    assert found[4].record["complete"]
+    assert not found[43].record["complete"]
+    assert found[43].program.digest == rule(43)[43].digest
+
+
+def test_a_slow_network_keeps_the_rule(monkeypatch):
+    now = [0.0]
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return now[0]
+
+    class Slow(Modes):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            now[0] += 9.0
+            return super().forward(x, t)
+
+    monkeypatch.setattr(measured_choice, "time", Clock)
+    source = network(Slow())
+    now[0] = 0.0
+    [found] = measured(source, rule(5)).values()
+    assert not found.record["complete"]
+    assert found.program.digest == rule(5)[5].digest
+    assert now[0] <= measured_choice.SECONDS + 9.0  # the call in progress is finished
+
+
+def test_samples_that_are_not_finite_are_never_chosen():
+    class Breaks(Modes):
+        """NaN at every time that the rule asks for, but for the first, and that no rival does."""
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            bad = torch.tensor(by_rule.times[1:]).float()
+            return torch.where(torch.isin(t, bad)[:, None], math.nan, super().forward(x, t))
+
+    by_rule = rule(6)[6]
+    result = measured(network(Breaks()), {6: by_rule})[6]
+    assert result.program.digest != by_rule.digest
+    assert result.record["ranking"][0]["error"] is not None
+
+
+def test_an_engine_remembers_what_was_measured(tmp_path: Path):
+    source, out = network(), tmp_path / "modes.engine"
+    lines: list[str] = []
+    with pfdiff.build(source, [5, 8], out=out, progress=lines.append) as engine:
+        solvers = {nfe: one.solver for nfe, one in engine.programs.items()}
+    assert any(line.startswith("sampler by measurement (") for line in lines)
+    record: dict[str, Any] = json.loads((out / "engine.json").read_text())["provenance"]["search"]["5"]
+    assert record["ranking"][0]["solver"] == solvers[5]
+    before = (out / "engine.json").stat().st_mtime_ns
+    CALLED.clear()
+    lines.clear()
+    with pfdiff.build(source, [5, 8], out=out, progress=lines.append):
+        pass
+    assert CALLED["forward"] == 0
+    assert (out / "engine.json").stat().st_mtime_ns == before
+    assert any("by measurement, when this engine was built" in line for line in lines)
+
+
+@pytest.mark.parametrize("given", [{"grid": "trailing"}, {"t_start": 900.0}, {"basis": "eps"}, {"solver": "ddim"}])
+def test_what_is_given_is_not_measured(given, tmp_path):
+    CALLED.clear()
+    lines: list[str] = []
+    with pfdiff.build(network(), 5, out=tmp_path / "e", progress=lines.append, **given):
+        pass
+    assert not [line for line in lines if "measurement" in line]
+
+
+class Labelled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes = Modes()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        seen.update(label.tolist())
+        return self.modes(x, t)
+
+
+class Prompted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes = Modes()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        return self.modes(x, t) + prompt.mean()
+
+
+seen: set[int] = set()
+
+
+def test_every_class_takes_part_and_what_has_no_typical_value_leaves_the_rule():
+    label = pfdiff.Condition("label", "int64", low=0, high=4)
+    classes = pfdiff.Network(
+        Labelled(), shape=(16,), schedule="linear:1000", prediction="eps", conditions={"label": label}
+    )
+    seen.clear()
+    assert measured(classes, rule(5))
+    assert seen == {0, 1, 2, 3, 4}
+    prompt = pfdiff.Condition("prompt", "float32", (3, 4))
+    prompts = pfdiff.Network(
+        Prompted(), shape=(16,), schedule="linear:1000", prediction="eps", conditions={"prompt": prompt}
+    )
+    assert measured(prompts, rule(5)) == {}
