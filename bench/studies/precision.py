@@ -215,14 +215,12 @@ def refined(name: str, work: Path, say: Callable[[str], None]) -> dict[str, Any]
         truth = check.sample(reference_of(first), evaluate)
         words: dict[str, Any] = {"solvers": [first.solver], "grids": [first.grid], "bases": [first.basis]}
         words |= {"t_start": first.t_start, "local": False, "refine": True, "calibration": 8, "held_out": 16}
-        start = time.process_time()
         ranking = tune(short.path, nfe, backend=_best(short), threads=1, **words)
         found[str(nfe)] = one = {
             "sampler": f"{first.solver} on {first.grid}",
             "fp32": check.distance(check.sample(first, evaluate), truth),
             "int8": check.distance(check.sample(first, evaluate_short), truth),
             "refined": check.distance(check.sample(ranking[0].program, evaluate_short), truth),
-            "refining, CPU seconds": round(time.process_time() - start, 1),  # of what was not cached
         }
         say(f"{name}: NFE {nfe} refined: {one['refined']:.4f}, int8 {one['int8']:.4f}, fp32 {one['fp32']:.4f}")
     return found
