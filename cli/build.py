@@ -75,7 +75,7 @@ def build(
             progress(line)
 
         parts = {"lora": lora or (), "controlnet": controlnet, "encoders": not no_encoders}
-        source = Network(network, **described, **parts)
+        source = Network(network, **described, **parts).disposable()
         settings |= {"clip": clip_for(context.params, source.contract, latents=source.decoder is not None)}
         settings |= {"progress": say, "plan_progress": progress.step}
         with warnings.catch_warnings():  # the doubts below say it in one line

@@ -14,7 +14,7 @@ def sample(
     context: typer.Context,
     engine: options.EngineArgument,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help=".png (one grid), .npy, .npz, or a folder of PNGs, or frames.")
+        Path, typer.Option("--out", "-o", help=".png (one grid), .mp4, .npy, .npz, or a folder of PNGs, or frames.")
     ],
     nfe: options.Evaluations = None,
     seeds: Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")] = "0-15",
@@ -48,6 +48,7 @@ def sample(
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
     from ..engine.contract.condition import INPAINTING
     from ..quality.pictures.pixels import check_shape
+    from ..quality.pictures.video import check_video
     from ..quality.pictures.write import kind_of, write_images, write_samples
     from .arguments.conditions import conditions_from
     from .arguments.networks import read_engine
@@ -59,10 +60,12 @@ def sample(
     chosen, kind = seeds_from(seeds), kind_of(out)
     artifact = read_engine(engine, backend=backend, device=device)
     evaluations = artifact.program(nfe).nfe
-    pictures = kind in ("grid", "folder")
+    pictures = kind in ("grid", "folder", "video")
     if pictures:
         shape = artifact.decoder.image if artifact.decoder else artifact.contract.shape
-        check_shape(shape, frames=kind == "folder" and artifact.decoder is not None)
+        check_shape(shape, frames=kind != "grid" and artifact.decoder is not None)
+        if kind == "video":
+            check_video(shape, out)
     typed = {name: context.params[name] for name in ASKED if context.params[name] is not None}
     extra, asked = asked_from(typed, artifact.contract)
     encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING}

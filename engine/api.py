@@ -176,6 +176,11 @@ class Engine:
         return self._prompts.description
 
     @property
+    def takes_image(self) -> bool:
+        """Whether sampling may start from pixels; a latent model needs its image encoder for that."""
+        return self.decoder is None or self._artifact.image_encoder is not None
+
+    @property
     def takes_prompt(self) -> bool:
         """Whether the engine holds text encoders, so that `images` and `sample` take `prompt`."""
         return self._artifact.text_encoders is not None

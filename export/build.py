@@ -28,7 +28,7 @@ from ..engine.backends.registry import is_installed
 from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import Program
 from ..engine.contract.contract import QUANTISED
-from ..engine.device import parse_device
+from ..engine.device import parse_device, why_not_cuda
 from ..engine.errors import BackendError, InputError
 from ..engine.plans.key import check_target, parse_targets, plan_key
 from ..engine.plans.store import obtain_plan
@@ -98,7 +98,7 @@ def build(
     BackendError, EngineFileError.
     """
     say: Lines = progress or (lambda line: None)
-    source = network if isinstance(network, Network) else Network(network)
+    source = network if isinstance(network, Network) else Network(network).disposable()
     for note in source.notes:
         say(note)
     if precision not in (*ALL, AUTO_PRECISION):
@@ -108,7 +108,9 @@ def build(
     sizes = _check_batch(batch, source)
     targets = _check_targets(target)
     check_for_target(precision, targets)
-    module = _module_of(source, required=backend == "torch")
+    if backend == "torch" or precision == AUTO_PRECISION or not _is_cpu(device):
+        source.kept()  # the module is needed to the end
+    module = None if source.frees else _module_of(source, required=backend == "torch")
     check_runnable(backend, "fp32" if precision == AUTO_PRECISION else precision, module, parse_device(device))
     settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}
     counts = _integers("nfe", nfe)
@@ -124,7 +126,7 @@ def build(
         progress=plan_progress,
         prompts=prompts,
     )
-    decoder = source.decoder.module if source.decoder else None
+    decoder = source.decoder.module if source.decoder and not source.frees else None
     loading = {"device": device, "backend": backend, "threads": threads, "progress": plan_progress}
     loading |= {"module": module, "decoder_module": decoder}
     given = {"batch": sizes, "replaces": out is not None, "search": records, "asked": asked, "say": say}
@@ -220,6 +222,12 @@ def _check_batch(batch: Any, source: Network) -> tuple[int, ...]:
     if sizes and sizes[-1] > LARGEST_BATCH:
         raise InputError(f"batch {sizes[-1]}, expected at most {LARGEST_BATCH}; larger requests are cut into batches")
     return sizes
+
+
+def _is_cpu(device: str) -> bool:
+    """Whether an engine loaded on `device` runs on the CPU."""
+    parsed = parse_device(device)
+    return bool(why_not_cuda()) if parsed is None else parsed.type == "cpu"
 
 
 def check_place(out: Path) -> Path:

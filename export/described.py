@@ -59,7 +59,8 @@ class Described:
     the scheduler that came with the network, with its times, clip and end. prompts: the text encoders beside it;
     guidance: its pipeline's own, where they are. policy: what makes actions of observations. origin: what an engine's
     provenance says of where it comes from.
-    need: parameters of its parts, where a pipeline says them.
+    need: parameters of its parts, where a pipeline says them. owned: of "network" and "decoder", those that were read
+    from files and that nobody else holds.
     """
 
     source: nn.Module | str
@@ -86,6 +87,7 @@ class Described:
     policy: Policy | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     need: Need | None = None
+    owned: frozenset[str] = frozenset()
 
     def contract(
         self,

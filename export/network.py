@@ -28,11 +28,13 @@ from ..engine.contract.contract import Contract
 from ..engine.errors import InputError
 from ..engine.notebook import html_table
 from .check import LARGE_BYTES
+from .decoders.from_module import ModuleDecoder
 from .decoders.open import OpenedDecoder, open_decoder
 from .describe import describe
 from .described import Given
 from .encoders.open import Encoders, open_encoders
 from .guidance.apply import Source, guide
+from .pipelines.weights import free_weights
 from .policies.open import OpenedPolicy
 from .precision.write import Asked, Written, write_network
 from .sources.from_module import ModuleSource
@@ -146,6 +148,8 @@ class Network:
         self.convention: Convention | None = described.convention
         self.origin: Mapping[str, Any] = described.origin
         self.need: Need | None = described.need
+        self._owned = described.owned
+        self._frees = False
         self.encoders: Encoders | None = open_encoders(described, self.contract, self.decoder) if encoders else None
 
     def __repr__(self) -> str:
@@ -228,6 +232,33 @@ class Network:
         """
         say = progress or (lambda line: None)
         return self.written(folder, precision, Asked(), say, external=external).contract
+
+    @property
+    def frees(self) -> bool:
+        """Whether a build frees weights as soon as they are written: see `disposable`."""
+        return self._frees and bool(self._owned)
+
+    def disposable(self) -> Network:
+        """Itself, whose weights a build may free, each part's once it is written, where nobody else holds them.
+
+        What was built can then be loaded, not evaluated by this object. Weights that came as an object are not freed.
+        """
+        self._frees = True
+        return self
+
+    def kept(self) -> Network:
+        """Itself, whose weights stay: takes `disposable` back."""
+        self._frees = False
+        return self
+
+    def free(self, part: str) -> None:
+        """Free the weights of "network" or "decoder" if `frees`, and nothing else."""
+        if not self.frees or part not in self._owned:
+            return
+        if part == "network" and isinstance(self._source, ModuleSource):
+            self._source.free()
+        elif part == "decoder" and isinstance(self.decoder, ModuleDecoder):
+            free_weights(self.decoder.module)
 
     def evaluate(self, x: Tensor, t: Any, conditions: Mapping[str, Any] | None = None) -> Tensor:
         """The prediction [B, *shape] float32 of the source itself, in float32.

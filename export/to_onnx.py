@@ -22,6 +22,7 @@ from ..engine.backends.casting import cast_copy
 from ..engine.contract.contract import AnyContract, Contract
 from ..engine.errors import InputError, first_line
 from ..engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
+from .pipelines.weights import free_weights
 from .shortcuts import shortcuts
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def prepared(module: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
     """The module for evaluation on the CPU with weights of `dtype`.
 
     A float32 CPU module is lent as it is and gets its train or eval mode back, submodule by submodule; any other is
-    copied, each weight cast once on the way, so that no second copy in the old dtype ever exists.
+    copied, each weight cast once on the way, so that no second copy in the old dtype ever exists, and freed at the end.
     """
     if dtype == torch.float32 and all(_is_plain(tensor) for tensor in _tensors(module)):
         modes = [(one, one.training) for one in module.modules()]
@@ -49,7 +50,11 @@ def prepared(module: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
             for one, training in modes:
                 one.training = training
     else:
-        yield cast_copy(module, dtype).eval()
+        copied = cast_copy(module, dtype).eval()
+        try:
+            yield copied
+        finally:
+            free_weights(copied)
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

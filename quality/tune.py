@@ -34,8 +34,9 @@ from .criteria.on_ray import crew
 from .distances.real_pictures import RealPictures
 from .perceptual.named import beside_filters, features_of_pictures
 from .ranking import Ranked, Ranking
+from .refining.options import Refining
 from .refining.polish import FEWEST as FEWEST_REFINING
-from .refining.polish import Refining, refined, sized
+from .refining.polish import refined, sized
 from .sampling.budget import Budget, BudgetSpentError, parse_budget
 from .sampling.reference import FEW, Reference
 from .sampling.seeds import chosen_seeds

@@ -23,6 +23,7 @@ class Drawing(Protocol):
 
     An engine with text encoders has `takes_prompt` true, and its `images` and `sample` take prompt= and
     negative_prompt=, one text for all samples or a list with one for each. What they stand for is `text_encoders`'.
+    An engine with `takes_image` true takes image=, mask=, strength= and strength_counts= there.
     """
 
     contract: Contract
@@ -47,8 +48,9 @@ class Drawing(Protocol):
 class About:
     """image: [H, W, C] of a picture, None where samples are none. samplers: by name and NFE.
 
-    encoded: the conditions, by the contract's names, that prompts stand for. usual_negative: the text that the engine
-    takes for a negative prompt when there is none; None where it takes no text, or zeros.
+    takes_image: whether it starts from pictures of that size. encoded: the conditions, by the contract's names, that
+    prompts stand for. usual_negative: the text that the engine takes for a negative prompt when there is none; None
+    where it takes no text, or zeros.
     """
 
     name: str
@@ -62,6 +64,7 @@ class About:
     takes_prompt: bool
     takes_negative_prompt: bool
     usual_negative: str | None
+    takes_image: bool
     encoded: frozenset[str]
     latent: bool
     samplers: Mapping[str, Mapping[int, Sampler]]
@@ -84,6 +87,7 @@ class About:
             "description": self.description,
             "takes_prompt": self.takes_prompt,
             "takes_negative_prompt": self.takes_negative_prompt,
+            "takes_image": self.takes_image,
             "encoded": sorted(self.encoded),
             "latent": self.latent,
             "samplers": {
@@ -119,6 +123,7 @@ def about(name: str, engine: Drawing, held: Mapping[str, Drawing]) -> About:
         takes_prompt=takes_prompt,
         takes_negative_prompt=takes_negative,
         usual_negative="" if takes_negative and not (encoders and encoders.zeros) else None,
+        takes_image=image is not None and bool(getattr(engine, "takes_image", False)),
         encoded=encoded,
         latent=engine.decoder is not None,
         samplers={

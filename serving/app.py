@@ -21,12 +21,21 @@ from .layer import Layer, Sending
 from .limits import Limits
 from .metrics import Metrics
 from .orders import NotDrawnError
-from .routes import openai, page, samples
+from .routes import edits, openai, page, samples
 from .routes.answers import png_of
 from .routes.served import Served
 
 TITLE = "pfdiff"
-COUNTED = ("/v1/samples", "/v1/images/generations", "/v1/engines", "/v1/models", "/", "/metrics", "/healthz")
+COUNTED = (
+    "/v1/samples",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/engines",
+    "/v1/models",
+    "/",
+    "/metrics",
+    "/healthz",
+)
 
 
 def make_app(hosts: Mapping[str, Host], limits: Limits, access: Access) -> ASGIApp:
@@ -52,6 +61,7 @@ def make_app(hosts: Mapping[str, Host], limits: Limits, access: Access) -> ASGIA
     )
     app.include_router(samples.router(served))
     app.include_router(openai.router(served))
+    app.include_router(edits.router(served))
     app.include_router(page.router())
     _add_watching(app, hosts, metrics)
 

@@ -85,7 +85,7 @@ def again(error: NotDrawnError) -> NotDrawnError:
 def cut(order: Order, part: slice) -> Order:
     """Some samples of an order."""
     conditions = {name: values[part] for name, values in order.conditions.items()}
-    return Order(order.kind, order.seeds[part], conditions, order.words)
+    return Order(order.kind, order.seeds[part], conditions, order.words, order.picture)
 
 
 @final
@@ -226,7 +226,7 @@ def _mean(former: float, value: float) -> float:
 
 
 def joined(orders: Sequence[Order]) -> Order:
-    """One order of all their samples; the words must be looked at before."""
+    """One order of all their samples; words and pictures must be looked at before."""
     first = orders[0]
     conditions = {name: np.concatenate([one.conditions[name] for one in orders]) for name in first.conditions}
     return Order(first.kind, np.concatenate([one.seeds for one in orders]), conditions, first.words)

@@ -19,6 +19,8 @@ MOST_BODY_BYTES = 4 << 20
 SKIPPED_BODY_BYTES = 64 << 20  # read and thrown away, so that the client gets to see why
 NUMBER_BYTES = 26  # a float64 in JSON, with a comma
 BODY_SECONDS = 30.0
+FORM_BYTES = 64 << 10  # of a form, beside its pictures
+MOST_FORM_BYTES = 32 << 20
 MOST_NUMBERS = 1 << 18  # in a JSON answer
 MOST_PICTURES = 10  # of OpenAI's route, as its own documentation says
 MOST_PROMPT_LETTERS = 32_000
@@ -46,3 +48,12 @@ def body_bytes(contracts: Iterable[Contract], queue: int) -> int:
     """The largest body worth reading: what `queue` samples of the widest contract need in JSON, within bounds."""
     numbers = max((sum(prod(one.shape) + 1 for one in contract.conditions) for contract in contracts), default=0)
     return min(max(LEAST_BODY_BYTES, queue * (1 + numbers) * NUMBER_BYTES), MOST_BODY_BYTES)
+
+
+def form_bytes(images: Iterable[tuple[int, int, int] | None]) -> int:
+    """The largest form with a picture and a mask [H, W, C] that is worth reading: both as PNG without compression.
+
+    Each has at most four bytes a pixel and one a row; the rest of a PNG is a hundredth at most.
+    """
+    pixels = max((height * (4 * width + 1) for height, width, _ in filter(None, images)), default=0)
+    return min(FORM_BYTES + 2 * pixels + pixels // 50, MOST_FORM_BYTES)

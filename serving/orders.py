@@ -15,17 +15,38 @@ from numpy.typing import NDArray
 
 @final
 @dataclass(frozen=True)
+class Start:
+    """How sampling starts from a picture, as `Engine.images` takes it; strength None: the engine's default."""
+
+    strength: float | None = None
+    counts: str = "part"
+    masked: bool = False
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """What an order starts from: image uint8 [H, W, C]; mask uint8 [H, W], 255 where it is drawn anew, or None."""
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8] | None = None
+
+
+@final
+@dataclass(frozen=True)
 class Kind:
     """What all samples of one batch share: the sampler (a name of `samplers`), its NFE, and pixels or samples.
 
     Guidance is a condition of its own for each sample, so it is no part of this. given: of what a prompt stands for,
-    the names of the conditions that came as numbers, and "negative_prompt" where there is one.
+    the names of the conditions that came as numbers, and "negative_prompt" where there is one. start: how they start
+    from pictures, which are those of each order; None from noise alone.
     """
 
     sampler: str
     nfe: int
     pixels: bool
     given: tuple[str, ...] = ()
+    start: Start | None = None
 
 
 @final
@@ -40,12 +61,16 @@ class Words:
 @final
 @dataclass(frozen=True, eq=False)
 class Order:
-    """n samples: seeds uint64 [n], conditions [n, ..] by the contract's names, all of them checked."""
+    """n samples: seeds uint64 [n], conditions [n, ..] by the contract's names, all of them checked.
+
+    picture: where kind.start says so, the same for all samples.
+    """
 
     kind: Kind
     seeds: NDArray[np.uint64]
     conditions: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     words: Words | None = None
+    picture: Picture | None = None
 
     @property
     def count(self) -> int:

@@ -136,7 +136,8 @@ class Worker:
         order = joined(orders)
         face = self._faces[order.kind.sampler]
         call = face.images if order.kind.pixels else face.sample
-        return call(seeds=order.seeds, nfe=order.kind.nfe, **order.conditions, **_words(orders)).cpu().numpy()
+        said = {**order.conditions, **_words(orders), **_pictures(orders)}
+        return call(seeds=order.seeds, nfe=order.kind.nfe, **said).cpu().numpy()
 
     def _serve(self, batch: Batch) -> None:
         begun = time.perf_counter()
@@ -219,6 +220,19 @@ def _words(orders: Sequence[Order]) -> dict[str, Any]:
         if texts and texts[0] is not None:  # as all of one kind
             found[name] = texts[0] if len(set(texts)) == 1 else texts
     return found
+
+
+def _pictures(orders: Sequence[Order]) -> dict[str, Any]:
+    """image, mask and strength where the orders start from pictures: one where all agree, else one for each sample."""
+    start = orders[0].kind.start  # as all of one kind
+    if start is None:
+        return {}
+    shown = [one.picture for one in orders if one.picture for _ in range(one.count)]
+    shown = shown[:1] if all(one is shown[0] for one in shown) else shown
+    found: dict[str, Any] = {"image": np.stack([one.image for one in shown])}
+    if start.masked:
+        found["mask"] = np.stack([one.mask for one in shown if one.mask is not None])
+    return {**found, "strength": start.strength, "strength_counts": start.counts}
 
 
 def _give(job: Job, rows: NDArray[Any], seconds: float, batches: Sequence[tuple[int, int]], shared: int) -> None:

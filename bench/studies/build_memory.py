@@ -1,8 +1,9 @@
 """Peak memory of a whole pipeline in a build: `python -m pfdiff.bench.studies.build_memory [--out FILE.json]`.
 
 A pipeline like Stable Diffusion XL of middle size, random weights in fp16 files, is built by the command line's own
-code, in fp32 and in fp16, each in a process of its own. Every stage, from one line of progress to the next, reports
-its largest resident set (VmHWM, reset between them; Linux). `export/pipelines/memory.py` takes its factors from here.
+code, in fp32 and in fp16, each in a process of its own. With several --channels it is made in several sizes. Every
+stage, from one line of progress to the next, reports its largest resident set (VmHWM, reset between them; Linux).
+`export/pipelines/memory.py` takes its factors from here.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ...export.pipelines.memory import Need
 from ..measuring.machine import RESULTS, describe, folder_name
 
 PRECISIONS = ("fp32", "fp16")
 MIB = 1 << 20
 
 
-def save(folder: Path) -> dict[str, int]:
-    """The pipeline's folder, and how many parameters each part has."""
+def save(folder: Path, channels: int) -> dict[str, int]:
+    """The pipeline's folder, and how many parameters each part has. channels: of the U-Net's first block."""
     import torch
 
     diffusers: Any = import_module("diffusers")
@@ -32,7 +34,11 @@ def save(folder: Path) -> dict[str, int]:
     blocks: dict[str, Any] = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
     blocks |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
     unet = diffusers.UNet2DConditionModel(
-        sample_size=16, block_out_channels=(640, 1280), cross_attention_dim=1024, layers_per_block=1, **blocks
+        sample_size=16,
+        block_out_channels=(channels, 2 * channels),
+        cross_attention_dim=8 * channels // 5,
+        layers_per_block=1,
+        **blocks,
     )
     ends: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -45,8 +51,8 @@ def save(folder: Path) -> dict[str, int]:
     (folder / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=77)
     sizes: dict[str, Any] = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
+        "hidden_size": 8 * channels // 5,
+        "intermediate_size": 32 * channels // 5,
         "num_hidden_layers": 8,
         "num_attention_heads": 16,
     }
@@ -74,7 +80,7 @@ def build(folder: Path, precision: str) -> list[dict[str, Any]]:
         Path("/proc/self/clear_refs").write_text("5")
 
     stage("reading the pipeline")
-    network = pfdiff.Network(folder / "pipeline")
+    network = pfdiff.Network(folder / "pipeline").disposable()
     words: dict[str, Any] = {"solver": "ddim", "precision": precision, "backend": "onnxruntime", "device": "cpu"}
     pfdiff.build(network, 1, **words, progress=stage, out=folder / f"{precision}.engine").close()
     stages[-1]["peak_bytes"] = _peak()
@@ -90,23 +96,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / folder_name() / "build_memory.json")
     parser.add_argument("--folder", type=Path, help="where the pipeline and the engines go; kept; a temporary one")
+    parser.add_argument("--channels", type=int, nargs="+", default=[640], help="multiples of 80")
     parser.add_argument("--precision", choices=PRECISIONS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.precision:
         print(json.dumps(build(given.folder, given.precision)))
         return
-    with tempfile.TemporaryDirectory() as made:
-        folder = given.folder or Path(made)
-        figures: dict[str, Any] = {"parameters": save(folder)}
-        for precision in PRECISIONS:
-            own = ["--folder", str(folder), "--precision", precision]
-            command = [sys.executable, "-m", "pfdiff.bench.studies.build_memory", *own]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            figures[precision] = json.loads(done.stdout.splitlines()[-1])
-            for one in figures[precision]:
-                print(f"{precision} {one['stage']}: {one['peak_bytes'] / MIB:.0f} MiB", flush=True)
+    sizes: list[dict[str, Any]] = []
+    for channels in given.channels:
+        with tempfile.TemporaryDirectory() as made:
+            sizes.append(measure((given.folder or Path(made)) / str(channels), channels))
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps({"machine": describe(), **figures}, indent=1) + "\n")
+    given.out.write_text(json.dumps({"machine": describe(), "sizes": sizes}, indent=1) + "\n")
+
+
+def measure(folder: Path, channels: int) -> dict[str, Any]:
+    """Stages and estimates of both precisions for one size of pipeline."""
+    folder.mkdir(parents=True)
+    parameters = save(folder, channels)
+    need = Need(parameters["unet"], parameters["vae"], {"text_encoder": parameters["text_encoder"]})
+    figures: dict[str, Any] = {"channels": channels, "parameters": parameters}
+    for precision in PRECISIONS:
+        own = ["--folder", str(folder), "--precision", precision]
+        command = [sys.executable, "-m", "pfdiff.bench.studies.build_memory", *own]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        stages = json.loads(done.stdout.splitlines()[-1])
+        peak = max(one["peak_bytes"] for one in stages)
+        figures[precision] = {"estimate_bytes": need.bytes(precision), "peak_bytes": peak, "stages": stages}
+        for one in stages:
+            print(f"{channels} {precision} {one['stage']}: {one['peak_bytes'] / MIB:.0f} MiB", flush=True)
+    return figures
 
 
 if __name__ == "__main__":

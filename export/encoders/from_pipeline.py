@@ -22,7 +22,7 @@ from ...engine.progress import Lines
 from ...engine.tensors import PRECISION_DTYPES
 from ..check import TrialInputs, check_export
 from ..families.family import Prompting
-from ..pipelines.weights import load_pretrained, variant_of
+from ..pipelines.weights import free_weights, load_pretrained, variant_of
 from ..sources.module_digest import content_digest
 from ..to_onnx import export_module, prepared, quiet
 from .text import Encode, Place, Rows, places, size_of
@@ -160,6 +160,8 @@ class PipelineEncoders:
             None if used == "fp32" else lambda case: run(case, PRECISION_DTYPES[used]),
             _trials(text, self._around),
         )
+        if isinstance(source, Path):
+            free_weights(encoder)
         prompting, frame = self._given.prompting, self._around
         return TextEncoder(
             file,

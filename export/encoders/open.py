@@ -30,13 +30,13 @@ class Encoders:
         words = "|".join("" if one is None else one.digest for one in (self.text, self.image))
         return hashlib.sha256(words.encode()).hexdigest()
 
-    def write_texts(self, folder: Path, precision: str, progress: Lines) -> TextEncoders | None:
-        """Write the text encoders into encoders/ for a network of `precision`. Raises InputError, BackendError."""
-        return self.text.write(folder, precision, progress) if self.text else None
-
     def write_image(self, folder: Path, precision: str, progress: Lines) -> DecoderContract | None:
-        """The same of the image encoder."""
+        """Write the image encoder into encoders/ for a network of `precision`. Raises InputError."""
         return self.image.write(folder, precision, progress) if self.image else None
+
+    def write_text(self, folder: Path, precision: str, progress: Lines) -> TextEncoders | None:
+        """Write the text encoders, one after the other, likewise. Raises InputError, BackendError."""
+        return self.text.write(folder, precision, progress) if self.text else None
 
 
 def open_encoders(described: Described, network: Contract, decoder: Any) -> Encoders | None:

@@ -1,9 +1,11 @@
 """How much memory a pipeline's build takes, said before it starts: from the numbers of parameters in its files.
 
-    need = base + 4 bytes x max(a denoiser, denoiser + decoder + b encoder)        b of the largest text encoder
+    need = base + 4 bytes x max(a denoiser + decoder, b encoder)        b of the largest text encoder
 
-The denoiser is loaded in float32 and stays until the engine is written; text encoders come and go one by one. The
-factors are rounded up from bench/results/amd-epyc-2-cores/build_memory.json and memory.json, both of fp32.
+The denoiser is loaded in float32, beside its autoencoder, and freed once it is exported, and so are the text encoders,
+one by one. Where the caller keeps the network, or its module is to run, the second term is denoiser + decoder +
+b encoder. The factors are rounded up from build_memory.json and memory.json in bench/results/amd-epyc-2-cores, both of
+fp32.
 """
 
 from __future__ import annotations
@@ -37,15 +39,16 @@ class Need:
         encoders = {name: parameters_of(encoder) for name, (encoder, _) in texts.items()}
         return cls(parameters_of(denoiser), parameters_of(decoder), encoders)
 
-    def bytes(self, precision: str) -> int:
-        """Peak of the resident set, about."""
+    def bytes(self, precision: str, *, frees: bool = True) -> int:
+        """Peak of the resident set, about. frees: each network goes before the next is read."""
         own, encoder = FACTORS.get(precision, FACTORS["fp32"])
-        largest = max(self.encoders.values(), default=0)
-        return BASE_BYTES + int(4 * max(own * self.denoiser, self.denoiser + self.decoder + encoder * largest))
+        largest = encoder * max(self.encoders.values(), default=0)
+        stays = 0 if frees else self.denoiser + self.decoder
+        return BASE_BYTES + int(4 * max(own * self.denoiser + self.decoder, stays + largest))
 
-    def line(self, precision: str) -> str:
+    def line(self, precision: str, *, frees: bool = True) -> str:
         """One line, "" for what every machine has."""
-        need = self.bytes(precision)
+        need = self.bytes(precision, frees=frees)
         if need < WORTH_SAYING_BYTES:
             return ""
         free = free_bytes()

@@ -50,3 +50,12 @@ def load_pretrained(kind: Any, folder: Path, variant: str | None, **dtype: torch
             what = f"{len(report[key])} {key.replace('_keys', '')} weights, such as {min(map(str, report[key]))}"
             raise InputError(f"'{folder}' has {what}; config.json and the weights do not fit: save them again")
     return model.eval()
+
+
+def free_weights(module: nn.Module) -> None:
+    """Every weight of `module` gives its memory back and has no elements any more; it cannot be evaluated again.
+
+    That is so whoever still holds the weights: rules of onnxscript's (0.7) hold the last graph that they looked at.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.new_empty(0)

@@ -241,8 +241,16 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         prompts=prompts,
         guidance=guidance_of(prompts),
         need=need,
+        owned=_owned(parts, given),
         origin={"lora": [one.record for one in loras]} if loras else {},
     )
+
+
+def _owned(parts: PipelineParts, given: Given) -> frozenset[str]:
+    """The parts that are read from files; with LoRA a denoiser is a copy."""
+    network = isinstance(parts.model, Path) or bool(given.lora)
+    decoder = isinstance(parts.vae, Path) and given.decoder is None
+    return frozenset(name for name, own in (("network", network), ("decoder", decoder)) if own)
 
 
 def _check_parts(parts: PipelineParts, given: Given) -> None:

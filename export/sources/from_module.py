@@ -14,6 +14,7 @@ from ...engine.errors import InputError
 from ...engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
 from ..check import Array, TrialInputs, check_export
 from ..described import Described
+from ..pipelines.weights import free_weights
 from ..to_onnx import export_module, named_line, prepared
 from .module_call import Call, Normalised, left_out, probe, read_conditions, read_signature
 from .module_digest import content_digest
@@ -29,6 +30,7 @@ class ModuleSource:
     def __init__(self, module: nn.Module, code: bytes, described: Described) -> None:
         self.module: nn.Module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
         self._code = code
+        self._freed = False
         if isinstance(self.module, torch.jit.ScriptModule):
             raise InputError(
                 f"network '{described.name}': it is TorchScript, which is not exported; give the nn.Module that was "
@@ -96,9 +98,15 @@ class ModuleSource:
     def content(self) -> bytes:
         return content_digest(self.module, self._code + repr(self.call).encode())
 
+    def free(self) -> None:
+        """Free the weights. What needs them afterwards is refused."""
+        free_weights(self.module)
+        self._freed = True
+
     def evaluate(self, case: TrialInputs, precision: str = "fp32") -> Array:
         """The module on the CPU at `precision`, as float32 [B, *shape]. Raises InputError when forward fails."""
-
+        if self._freed:
+            raise InputError(f"network '{self.contract.name}': its weights were freed by a build; make it again")
         x = torch.from_numpy(case.x).to(PRECISION_DTYPES[precision])
         conditions = (
             torch.from_numpy(value).to(TORCH_DTYPES[one.dtype])

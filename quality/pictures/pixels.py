@@ -43,6 +43,6 @@ def check_shape(shape: tuple[int, ...], *, frames: bool = False) -> None:
     if len(shape) == 4 and shape[0] in MODES:
         if frames:
             return
-        raise InputError(f"videos of {shape[1]} frames are no grid; name a folder for frames, or write .npy or .npz")
+        raise InputError(f"videos of {shape[1]} frames are no grid; write .mp4, .npy or .npz, or name a folder")
     if len(shape) != 3 or shape[0] not in MODES:
         raise InputError(f"no pictures: got samples {list(shape)}, expected [1|3|4, H, W]; write .npy or .npz instead")

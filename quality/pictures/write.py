@@ -1,4 +1,4 @@
-"""Samples become files: a PNG grid, a folder of PNGs, .npy, .npz.
+"""Samples become files: a PNG grid, a folder of PNGs, .mp4, .npy, .npz.
 
 Images are uint8 [n, height, width, channels] with 1, 3 or 4 channels; samples are float32 [n, *shape]. A file appears
 whole or not at all: it is written beside its place and renamed.
@@ -22,8 +22,8 @@ from ...engine.errors import InputError
 from .pixels import Pixels
 from .sheet import grid, picture_of
 
-Kind = Literal["grid", "folder", "npy", "npz"]
-KINDS: dict[str, Kind] = {".png": "grid", "": "folder", ".npy": "npy", ".npz": "npz"}
+Kind = Literal["grid", "folder", "video", "npy", "npz"]
+KINDS: dict[str, Kind] = {".png": "grid", "": "folder", ".mp4": "video", ".npy": "npy", ".npz": "npz"}
 
 
 def kind_of(path: str | Path) -> Kind:
@@ -40,7 +40,9 @@ def kind_of(path: str | Path) -> Kind:
         return "folder"
     suffix = "" if str(path).endswith(("/", os.sep)) else target.suffix.lower()
     if suffix not in KINDS:
-        raise InputError(f"output {target} ends in '{target.suffix}'; expected .png, .npy, .npz or a folder's name")
+        raise InputError(
+            f"output {target} ends in '{target.suffix}'; expected .png, .mp4, .npy, .npz or a folder's name"
+        )
     if target.exists() and KINDS[suffix] == "folder":
         raise InputError(f"output {target} is a file; name a folder, or a file that ends in .png, .npy or .npz")
     check_folder(target)
@@ -63,7 +65,7 @@ def check_writable(folder: Path, target: Path) -> None:
 def write_images(path: str | Path, images: Pixels, seeds: Sequence[int]) -> None:
     """Write images uint8 [n, height, width, channels] as one grid (.png) or as <seed>.png each (a folder).
 
-    Videos [n, frames, height, width, channels] become <seed>_<frame>.png each.
+    Videos [n, frames, height, width, channels] become one .mp4, or <seed>_<frame>.png each.
     Raises InputError when `path` is neither, when the images are no pictures, or when the disk refuses.
     """
     target, kind = Path(path), kind_of(path)
@@ -71,6 +73,10 @@ def write_images(path: str | Path, images: Pixels, seeds: Sequence[int]) -> None
         each = zip(seeds, images, strict=True)
         named = {f"{seed:06d}_{frame:03d}.png": one for seed, video in each for frame, one in enumerate(video)}
         _write_folder(target, named)
+    elif kind == "video":
+        from .video import write_video
+
+        write_video(target, images)
     elif kind == "grid":
         with replaced(target) as partial:
             grid(images).save(partial, format="PNG")

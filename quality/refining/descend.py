@@ -25,6 +25,7 @@ from ..sampling.budget import BudgetSpentError
 from .aim import Aim
 from .dense import entries, table_of, with_table
 from .through_module import ThroughModule, gaps_between
+from .through_pool import ThroughPool
 
 DIFFERENCE = 0.01  # of a forward difference, in root mean square of the state that it moves
 DAMPING = 1e-4  # of the largest eigenvalue
@@ -75,7 +76,7 @@ class Descent:
 
     def __init__(
         self,
-        through: ThroughModule,
+        through: ThroughModule | ThroughPool,
         aim: Aim,
         training: np.ndarray,
         judge: Callable[[Program], float],
@@ -90,7 +91,7 @@ class Descent:
         self.places = entries(program.nfe)
         self.start_table = table_of(program)
         self.start_times = program.times.copy()
-        self.moves_times = not through.whole_times
+        self.moves_times = through.moves_times
         self.micro = through.micro_batch(program.nfe)
         self.units = np.zeros(0)
         self.mixing = np.zeros((0, 0))
@@ -146,13 +147,11 @@ class Descent:
                 columns.append(self._difference(moved, times, rows, answers[:n], base, DIFFERENCE))
             for n, unit in enumerate(self.units[len(self.places) :]):
                 moved = times.clone()
-                step = -DIFFERENCE if times[n] - DIFFERENCE * unit >= self._first_time() else DIFFERENCE
+                step = self.through.time_step(float(times[n]), float(unit), DIFFERENCE)
                 moved[n] += step * unit
-                columns.append(self._difference(table, moved, rows, answers[:n], base, step))
+                known = answers[:n] if step else answers
+                columns.append(self._difference(table, moved, rows, known, base, step or 1.0))
         return np.stack(columns)
-
-    def _first_time(self) -> float:
-        return parse_schedule(self.through.program.schedule).first
 
     def _difference(
         self, table: Tensor, times: Tensor, rows: Tensor, known: list[Tensor], base: Tensor, step: float
@@ -205,6 +204,8 @@ class Descent:
         """(d loss / d u, loss) of one batch of the training rows."""
         generator = np.random.default_rng([self.plan.seed, step])
         rows = torch.from_numpy(generator.choice(self.training, min(self.plan.batch, len(self.training)), False))
+        if not isinstance(self.through, ThroughModule):
+            return self._by_differences(self.mixing @ u, rows, frozen)
         theta = torch.from_numpy(self.mixing @ u).requires_grad_()
         loss = 0.0
         for part in rows.split(self.micro):
@@ -214,6 +215,20 @@ class Descent:
             loss += float(one.detach())
         assert theta.grad is not None
         return self.mixing.T @ theta.grad.numpy(), loss
+
+    def _by_differences(self, theta: Float64s, rows: Tensor, frozen: Float64s | None) -> tuple[Float64s, float]:
+        """(d loss / d u, loss) of the squares of the residual, by forward runs alone."""
+        table, times = self._tables(torch.from_numpy(theta), frozen)
+        slope, loss = np.zeros(len(theta)), 0.0
+        for part in rows.split(self.micro):
+            kept: list[Tensor] = []
+            samples = self.through.run(table, times, part, kept)
+            residual = self.aim.residual(samples, part).double().flatten().numpy()
+            slope += self._jacobian(part, table, times, samples, kept[1::2]) @ residual
+            loss += float(residual @ residual)
+        if frozen is not None:
+            slope[len(self.places) :] = 0
+        return self.mixing.T @ (2 * slope / len(rows)), loss / len(rows)
 
     def _adam(self, state: State, gradient: Float64s, step: int) -> None:
         beta_1, beta_2 = 0.9, 0.98

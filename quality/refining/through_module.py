@@ -51,6 +51,7 @@ class ThroughModule:
         discrete = parse_schedule(program.schedule).discrete
         dependent = program.clip is not None or program.prediction in PRECONDITIONED
         self.whole_times = contract.time_dtype != "float32" or (discrete and dependent)
+        self.moves_times = not self.whole_times
         self._charge = charge
         self.checkpointed = False
         self._saved: int | None = None
@@ -117,6 +118,10 @@ class ThroughModule:
         assert isinstance(out, Tensor)
         clip = self.program.clip
         return out if clip is None else (p * y + q * out).clamp(-clip, clip)
+
+    def time_step(self, time: float, unit: float, least: float) -> float:
+        """Of a forward difference in a time, counted in `unit`: towards the clean end where the schedule has room."""
+        return -least if time - least * unit >= parse_schedule(self.program.schedule).first else least
 
     def micro_batch(self, nfe: int) -> int:
         """Samples whose whole run may keep its activations, at most MICRO; where LEAST do not fit, with checkpoints."""

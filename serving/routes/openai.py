@@ -18,11 +18,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from ..about import About
-from ..orders import Kind, NotDrawnError, Order
+from ..hosts import Host
+from ..orders import Kind, NotDrawnError, Order, Picture, Start
 from ..samplers import OWN
 from .answers import png_of
 from .parsing import guidance_of, host_of, nfe_of, order_for, seeds_from, words_of
-from .schema import ImagesBody, read
+from .schema import ImagesBody, PicturesBody, read
 from .served import JSON_TYPES, Served, server_timing
 
 SCHEMA: dict[str, Any] = {
@@ -45,28 +46,35 @@ def router(served: Served) -> APIRouter:
         _, raw = await served.body(request, JSON_TYPES)
         body = read(ImagesBody, raw)
         host = host_of(served.hosts, body.model)
-        order = _order(body, host.about)
-        drawn = await served.draw(request, host, order)
-        start = time.perf_counter()
-        pngs = await asyncio.to_thread(lambda: [base64.b64encode(png_of(one)).decode() for one in drawn.rows])
-        assert host.about.image is not None
-        height, width, _ = host.about.image
-        content = {
-            "created": int(time.time()),
-            "size": f"{width}x{height}",
-            "output_format": "png",
-            "data": [{"b64_json": png, "seed": int(seed)} for seed, png in zip(order.seeds, pngs, strict=True)],
-            "nfe": order.kind.nfe,
-        }
-        header = server_timing(drawn.timing, 1e3 * (time.perf_counter() - start))
-        return Response(json.dumps(content), media_type="application/json", headers={"Server-Timing": header})
+        order = order_of_pictures(body, body.prompt, host.about)
+        return await pictures(served, request, host, order)
 
     return routes
 
 
-def _order(body: ImagesBody, about: About) -> Order:
+async def pictures(served: Served, request: Request, host: Host, order: Order) -> Response:
+    """The answer of both routes for pictures. Raises NotDrawnError."""
+    drawn = await served.draw(request, host, order)
+    start = time.perf_counter()
+    pngs = await asyncio.to_thread(lambda: [base64.b64encode(png_of(one)).decode() for one in drawn.rows])
+    assert host.about.image is not None
+    height, width, _ = host.about.image
+    content = {
+        "created": int(time.time()),
+        "size": f"{width}x{height}",
+        "output_format": "png",
+        "data": [{"b64_json": png, "seed": int(seed)} for seed, png in zip(order.seeds, pngs, strict=True)],
+        "nfe": order.kind.nfe,
+    }
+    header = server_timing(drawn.timing, 1e3 * (time.perf_counter() - start))
+    return Response(json.dumps(content), media_type="application/json", headers={"Server-Timing": header})
+
+
+def order_of_pictures(
+    body: PicturesBody, prompt: str | None, about: About, start: Start | None = None, picture: Picture | None = None
+) -> Order:
     """Raises NotDrawnError."""
-    words_of(about, body.prompt, body.negative_prompt)  # what is wrong with most engines is said first
+    words_of(about, prompt, body.negative_prompt)  # what is wrong with most engines is said first
     if about.image is None:
         raise NotDrawnError(400, f"samples of shape {list(about.contract.shape)} are no pictures; use POST /v1/samples")
     height, width, _ = about.image
@@ -76,5 +84,5 @@ def _order(body: ImagesBody, about: About) -> Order:
     first = secrets.randbits(DRAWN_SEED_BITS) if body.seed is None else body.seed
     count = body.n or 1
     seeds = np.array(seeds_from(first, count), np.uint64)
-    kind = Kind(OWN, nfe, pixels=True)
-    return order_for(about, kind, seeds, guidance_of(about, body.guidance), body.prompt, body.negative_prompt)
+    kind = Kind(OWN, nfe, pixels=True, start=start)
+    return order_for(about, kind, seeds, guidance_of(about, body.guidance), prompt, body.negative_prompt, picture)

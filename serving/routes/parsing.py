@@ -19,11 +19,12 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from ...engine.contract.condition import INPAINTING
 from ...engine.errors import InputError
 from ...engine.runtime.noise import parse_seeds
 from ..about import About
 from ..hosts import Host
-from ..orders import Kind, NotDrawnError, Order, Words
+from ..orders import Kind, NotDrawnError, Order, Picture, Words
 from .schema import SamplesBody, first_of
 
 MOST_ENTRIES = 64
@@ -58,14 +59,15 @@ def order_for(
     given: Mapping[str, Any],
     prompt: str | None,
     negative: str | None,
+    picture: Picture | None = None,
 ) -> Order:
     """The order of these seeds, with all conditions and texts checked. Raises NotDrawnError."""
-    conditions = conditions_of(about, given, len(seeds))
+    conditions = conditions_of(about, given, len(seeds), from_picture=picture is not None)
     words = words_of(about, prompt, negative, conditions)
     own = sorted(about.encoded & set(conditions))
     if words and words.negative is not None:
         own.append("negative_prompt")
-    return Order(replace(kind, given=tuple(own)), seeds, conditions, words)
+    return Order(replace(kind, given=tuple(own)), seeds, conditions, words, picture)
 
 
 def nfe_of(about: About, sampler: str, nfe: int | None) -> int:
@@ -114,14 +116,15 @@ def words_of(about: About, prompt: str | None, negative: str | None, given: Coll
     return Words(prompt, negative)
 
 
-def conditions_of(about: About, given: Mapping[str, Any], count: int) -> dict[str, NDArray[Any]]:
+def conditions_of(about: About, given: Mapping[str, Any], count: int, *, from_picture: bool) -> dict[str, NDArray[Any]]:
     """Arrays [count, ..] of every condition but those that prompts stand for. Raises NotDrawnError.
 
-    The contract itself says what is wrong.
+    from_picture: those of networks that inpaint are made of picture and mask. The contract itself says what is wrong.
     """
     try:
         named = about.contract.by_name(given)
-        taken = [one for one in about.contract.conditions if one.name in named or one.name not in about.encoded]
+        made = {*about.encoded, *(INPAINTING if from_picture else ())}
+        taken = [one for one in about.contract.conditions if one.name in named or one.name not in made]
         return {one.name: one.values(named.get(one.name), count) for one in taken}
     except InputError as error:
         raise NotDrawnError(400, " ".join(str(error).split())[:500]) from None

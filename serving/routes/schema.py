@@ -5,6 +5,7 @@ Conditions are checked afterwards, by the contract of the engine. No field is a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -37,12 +38,11 @@ class SamplesBody(BaseModel):
     format: Format = Field("json", description="json: PNGs in base64, or numbers; png: one sheet; npz: float32.")
 
 
-class ImagesBody(BaseModel):
-    """POST /v1/images/generations, as OpenAI's clients send it. nfe, seed, guidance and negative_prompt are ours."""
+class PicturesBody(BaseModel):
+    """What both of OpenAI's routes for pictures take. nfe, seed, guidance and negative_prompt are ours."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    prompt: str = Field(max_length=MOST_PROMPT_LETTERS)
     model: str | None = Field(None, max_length=200, description="The engine, a name of /v1/models.")
     n: int | None = Field(None, ge=1, le=MOST_PICTURES)
     size: str | None = Field(None, max_length=20, description="Only the size that the engine draws, or auto.")
@@ -56,10 +56,37 @@ class ImagesBody(BaseModel):
     negative_prompt: str | None = Field(None, max_length=MOST_PROMPT_LETTERS)
 
 
+class ImagesBody(PicturesBody):
+    """POST /v1/images/generations, as OpenAI's clients send it."""
+
+    prompt: str = Field(max_length=MOST_PROMPT_LETTERS)
+
+
+class EditsBody(PicturesBody):
+    """POST /v1/images/edits, as OpenAI's clients send it, beside the files image and mask; strengths are ours.
+
+    The fields of a form are texts, so numbers are read from them.
+    """
+
+    model_config = ConfigDict(strict=False)
+
+    prompt: str | None = Field(None, max_length=MOST_PROMPT_LETTERS, description="Of engines with text encoders.")
+    strength: float | None = Field(None, gt=0, le=1, description="How much is drawn anew; default 0.8, with a mask 1.")
+    strength_counts: Literal["part", "whole"] = Field("part", description="whole: nfe counts as diffusers counts.")
+
+
 def read(model: type[Body], raw: bytes) -> Body:
     """Raises NotDrawnError 400 with the first thing that does not fit."""
     try:
         return model.model_validate_json(raw)
+    except ValidationError as error:
+        raise NotDrawnError(400, first_of(error)) from None
+
+
+def read_fields(model: type[Body], fields: Mapping[str, str]) -> Body:
+    """`read` of a form's fields."""
+    try:
+        return model.model_validate(fields)
     except ValidationError as error:
         raise NotDrawnError(400, first_of(error)) from None
 

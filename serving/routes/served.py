@@ -9,7 +9,7 @@ from typing import Any, TypeVar, final
 from starlette.requests import Request
 
 from ..hosts import Host
-from ..limits import BODY_SECONDS, SKIPPED_BODY_BYTES, Limits, body_bytes
+from ..limits import BODY_SECONDS, SKIPPED_BODY_BYTES, Limits, body_bytes, form_bytes
 from ..metrics import Metrics
 from ..orders import Drawn, NotDrawnError, Order, Timing
 
@@ -31,12 +31,16 @@ class Served:
     def most_bytes(self) -> int:
         return body_bytes((host.about.contract for host in self.hosts.values()), self.limits.queue)
 
-    async def body(self, request: Request, types: tuple[str, ...]) -> tuple[str, bytes]:
-        """(content type, body). Raises NotDrawnError."""
+    @property
+    def most_form_bytes(self) -> int:
+        return form_bytes(host.about.image for host in self.hosts.values())
+
+    async def body(self, request: Request, types: tuple[str, ...], most_bytes: int | None = None) -> tuple[str, bytes]:
+        """(content type, body). most_bytes: other than usual. Raises NotDrawnError."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in types:  # also what keeps forms of foreign pages out
             raise NotDrawnError(415, f"content type {kind!r:.60}, expected {' or '.join(types[:2])}")
-        return kind, await read_body(request, self.most_bytes)
+        return kind, await read_body(request, self.most_bytes if most_bytes is None else most_bytes)
 
     async def draw(self, request: Request, host: Host, order: Order) -> Drawn:
         """What the engine draws; given up when the client leaves. Raises NotDrawnError, 499 then."""

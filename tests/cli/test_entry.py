@@ -283,7 +283,7 @@ BAD: list[tuple[list[str], str]] = [
     (sample("--seeds", "-1"), "is no seed"),
     (sample("--seeds", str(2**64)), "above the largest seed"),
     (sample("--seeds", "0-99999999999"), "more than 1000000 seeds"),
-    (sample("-o", "x.jpg"), "expected .png, .npy, .npz or a folder"),
+    (sample("-o", "x.jpg"), "expected .png, .mp4, .npy, .npz or a folder"),
     (sample("-o", "missing/x.png"), "does not exist; create it first"),
     (sample("-o", "tiny.engine"), "is an engine directory"),
     (sample("--label", "3"), "unknown argument '--label'"),

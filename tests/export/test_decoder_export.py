@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import types
 from pathlib import Path
 from typing import Any
@@ -220,7 +221,15 @@ def test_a_video_becomes_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     with Image.open("frames/000004_001.png") as picture:
         assert_same_pixels(torch.from_numpy(np.array(picture)), pixels[1, 1])
     assert main(["sample", "v.engine", "--seeds", "3", "--device", "cpu", "-o", "grid.png"]) == 2
-    assert "videos of 2 frames are no grid; name a folder" in capsys.readouterr().err
+    assert "videos of 2 frames are no grid; write .mp4" in capsys.readouterr().err
+    if importlib.util.find_spec("av") is not None:  # what is in it: tests/quality/pictures/test_video.py
+        assert main(["sample", "v.engine", "--seeds", "3-5", "--device", "cpu", "-o", "v.mp4"]) == 0
+        assert Path("v.mp4").read_bytes()[4:8] == b"ftyp"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert main(["sample", "v.engine", "--seeds", "3", "--device", "cpu", "-o", "w.mp4"]) == 2
+    assert "needs PyAV; pip install 'pfdiff[video]', or name a folder for frames" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     assert main(["export", "v.engine", "--pixels", "-o", "v.onnx"]) == 0
     session = onnxruntime.InferenceSession("v.onnx", providers=["CPUExecutionProvider"])
     (shown,) = session.run(["pixels"], {"noise": pfdiff.noise([3, 4, 5], SHAPE).numpy()})

@@ -119,4 +119,4 @@ def test_every_documented_operation_exists(client: Client) -> Any:
     for path, methods in schema["paths"].items():
         for method in methods:
             status = client(path, {} if method == "post" else None, method=method.upper()).status
-            assert status in (200, 400), path
+            assert status in (200, 400, 415), path  # 415: what takes forms alone

@@ -39,7 +39,7 @@ from ....quality.perceptual.layers import filter_bank, together
 from ....quality.perceptual.named import layers_of
 from ....quality.refining.aim import Aim
 from ....quality.refining.descend import Descent, Plan
-from ....quality.refining.polish import PULL
+from ....quality.refining.options import PULL
 from ....quality.refining.refine import finished
 from ....quality.refining.through_module import ThroughModule
 

@@ -16,16 +16,16 @@ import torch
 from ....kernels.images import images
 from ....kernels.noise import noise
 from ....kernels.step import step
-from ....kernels.table import Update, coefficients, noise_factors, updates
 from ...backends.abstract import Backend, Buffers
 from ...contract.contract import Contract
-from ...tensors import TORCH_DTYPES, fill
+from ...tensors import fill
 from ..decoder import LoadedDecoder
 from ..inputs import Inputs
 from ..loop import Tables, as_pictures, result_shape
 from .capture import Graph, record
+from .coefficients import Coefficients, updates_of
 from .extras import StaticExtras
-from .inputs import ALIGNMENT_BYTES, InputRing, Slot
+from .inputs import InputRing, Slot
 
 
 @final
@@ -50,8 +50,8 @@ class StaticBuffers:
 
     states  float32 [B, bucket * elements], row 0 the sample     y_in    the network's input, None where it is row 0
     noise   float32 [bucket, elements]                           out     what the network writes, where it writes ours
-    inputs  seeds and conditions                                 table   coefficients, a row for each update
-    times   a row for each evaluation                            pixels  uint8 [bucket, H, W, C], None for samples
+    inputs  seeds and conditions                                 program coefficients and times
+    pixels  uint8 [bucket, H, W, C], None for samples
     """
 
     states: torch.Tensor
@@ -59,26 +59,16 @@ class StaticBuffers:
     noise: torch.Tensor
     out: torch.Tensor
     inputs: InputRing
-    table: torch.Tensor
-    times: torch.Tensor
+    program: Coefficients
     pixels: torch.Tensor | None
 
     @classmethod
     def of(
         cls, backend: Backend, contract: Contract, tables: Tables, kind: BatchKind, decoder: LoadedDecoder | None
     ) -> StaticBuffers:
-        """Zeros, but for table and times. `bytes_needed` says beforehand how much that is."""
-        device, bucket, program = backend.device, kind.bucket, tables.program
+        """Zeros, but for the program. `bytes_needed` says beforehand how much that is."""
+        device, bucket = backend.device, kind.bucket
         elements = math.prod(contract.shape)
-        rows = coefficients(
-            init=program.init,
-            p=program.p,
-            q=program.q,
-            W=program.W,
-            w=program.w,
-            c_in=program.c_in,
-            clip=program.clip,
-        )
         separate = is_separate(tables, backend.dtype)
         picture = (bucket, *result_shape(contract, decoder, pixels=True)) if kind.pixels else None
         return cls(
@@ -87,8 +77,7 @@ class StaticBuffers:
             noise=torch.zeros(bucket, elements, dtype=torch.float32, device=device),
             out=torch.zeros((bucket, *contract.shape), dtype=backend.dtype, device=device),
             inputs=InputRing(contract, bucket, device),
-            table=torch.from_numpy(rows).to(device),
-            times=_time_rows(tables, contract, bucket, device),
+            program=Coefficients.of(tables, contract, bucket, device, masked=kind.masked),
             pixels=torch.zeros(picture, dtype=torch.uint8, device=device) if picture else None,
         )
 
@@ -111,20 +100,11 @@ def is_separate(tables: Tables, dtype: torch.dtype) -> bool:
     return dtype != torch.float32 or tables.scaled
 
 
-def _time_rows(tables: Tables, contract: Contract, bucket: int, device: torch.device) -> torch.Tensor:
-    """[N, bucket or more] of the network's dtype: a row for each evaluation, so that nothing is written between two.
-
-    Each row starts on an address that TensorRT and vector loads take.
-    """
-    fed = torch.from_numpy(tables.times).to(TORCH_DTYPES[contract.time_dtype])
-    aligned = ALIGNMENT_BYTES // fed.element_size()
-    return fed[:, None].expand(-1, -(-bucket // aligned) * aligned).contiguous().to(device)
-
-
 @final
 class CudaBatch:
     """The launches of one kind of batch; `capture` records them, `run` runs or replays them.
 
+    It is made for one program. Others that touch the same states (`fits`) may be added, and `use` chooses between them.
     Only `capture` needs CUDA: on a CPU `run` is the same loop, which is how it is tested.
     """
 
@@ -138,30 +118,43 @@ class CudaBatch:
     ) -> None:
         self.kind = kind
         self.static = static = StaticBuffers.of(backend, contract, tables, kind, decoder)
-        self.extras = StaticExtras.of(tables, static.noise, backend.dtype, given=kind.given, masked=kind.masked)
-        self._tables = tables
+        self.extras = StaticExtras.of(tables, static.noise, static.program.kept, backend.dtype, given=kind.given)
+        self._contract = contract
+        self._running = tables
+        self._others: dict[Tables, Coefficients] = {}  # all of them, where there are several
         self.graph: Graph | None = None
         self._range = contract.data_range
         shape = (kind.bucket, *contract.shape)
         self.samples = static.states[0].view(shape)
         self.decode = decoder.bind(self.samples) if decoder and kind.pixels else None
-        program, separate = tables.program, static.y_in is not None
-        # What is added beside states and z: noise, or the network's output as it is, which the kernel takes like noise.
-        self._added = program.U if program.keeps_eps else program.V
-        self.updates: tuple[Update, ...] = updates(
-            p=program.p,
-            W=program.W,
-            w=program.w,
-            clip=program.clip is not None,
-            separate=separate,
-            V=self._added,
-            masked=kind.masked,
-        )
-        self.factors = torch.from_numpy(noise_factors(self._added)).to(backend.device)
+        self.updates = updates_of(tables, separate=static.y_in is not None, masked=kind.masked)
         x = (static.states[0] if static.y_in is None else static.y_in).view(shape)
-        times = [row[: kind.bucket] if contract.time_rank else row[0] for row in static.times]
+        times = [row[: kind.bucket] if contract.time_rank else row[0] for row in static.program.times]
         conditions = static.inputs.block.conditions
         self.evaluations = backend.bind([Buffers(x, t, conditions, static.out) for t in times])
+
+    def fits(self, tables: Tables) -> bool:
+        """Whether the launches of this program differ from these in numbers alone."""
+        separate = is_separate(tables, self.static.out.dtype)
+        if (tables.buffers, tables.draws) != (self._running.buffers, self._running.draws):
+            return False
+        return updates_of(tables, separate=separate, masked=self.kind.masked) == self.updates
+
+    def add(self, tables: Tables) -> None:
+        """Take another program that fits."""
+        bucket, device, masked = self.kind.bucket, self.static.noise.device, self.kind.masked
+        for one in (tables,) if self._others else (self._running, tables):
+            self._others[one] = Coefficients.of(one, self._contract, bucket, device, masked=masked)
+
+    def forget(self, tables: Tables) -> None:
+        """Free what `add` holds of a program."""
+        self._others.pop(tables, None)
+
+    def use(self, tables: Tables) -> None:
+        """The next run is of this program: one copy on the device, unless the last run was."""
+        if tables is not self._running:
+            self.static.program.data.copy_(self._others[tables].data)
+            self._running = tables
 
     def load(self, inputs: Inputs) -> Slot:
         """Fill the inputs of at most `bucket` samples; the rest repeats the last. See `InputRing.load`."""
@@ -185,8 +178,8 @@ class CudaBatch:
         """The update after evaluation `row`; row N sets the states from the noise."""
         static, update = self.static, self.updates[row]
         y_in = static.y_in if update.separate else None
-        seeds, xi = static.inputs.block.seeds, self.extras.added(self._tables, row, out)
-        given = static.states, y_in, out.view(-1), static.table, row, update, seeds, self.factors
+        seeds, xi = static.inputs.block.seeds, self.extras.added(self._running, row, out)
+        given = static.states, y_in, out.view(-1), static.program.table, row, update, seeds, static.program.factors
         step(*given, xi=xi, kept=self.extras.kept)
 
     def capture(self, stream: torch.cuda.Stream, pool: Any) -> None:

@@ -1,5 +1,5 @@
-"""What only some batches on a CUDA device have: what is added on the way in place of noise made there, and what a mask
-keeps.
+"""What only some batches on a CUDA device have: noise that the caller gives for the way, the network's output where a
+program takes it beside the clipped x0, and what a mask keeps.
 
 Static buffers like all others. A batch without them has none and launches the kernels that it always did.
 """
@@ -13,7 +13,6 @@ from typing import final
 import torch
 
 from ....kernels.kept import Kept
-from ....kernels.table import kept_factors
 from ...contract.contract import Contract
 from ...tensors import fill
 from ..inputs import Inputs
@@ -33,17 +32,21 @@ class StaticExtras:
     output: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, tables: Tables, noise: torch.Tensor, dtype: torch.dtype, *, given: bool, masked: bool) -> StaticExtras:
-        """Zeros. noise float32 [bucket, elements]: the buffer of what sampling starts from. dtype: of the output."""
+    def of(
+        cls, tables: Tables, noise: torch.Tensor, factors: torch.Tensor | None, dtype: torch.dtype, *, given: bool
+    ) -> StaticExtras:
+        """Zeros. noise float32 [bucket, elements]: the buffer of what sampling starts from. factors: of a mask.
+
+        dtype: of the network's output.
+        """
         shape, device = tuple(noise.shape), noise.device
         xi = torch.zeros((len(tables.draws), *shape), dtype=torch.float32, device=device) if given else None
         converted = tables.U is not None and dtype != torch.float32
         output = torch.zeros(noise.numel(), dtype=torch.float32, device=device) if converted else None
-        if not masked:
+        if factors is None:
             return cls(xi, None, output)
         picture = torch.zeros(shape, dtype=torch.float32, device=device)
         mask = torch.zeros(shape, dtype=torch.uint8, device=device)
-        factors = torch.from_numpy(kept_factors(*tables.known.T)).to(device)
         return cls(xi, Kept(picture, noise, mask, factors), output)
 
     @staticmethod

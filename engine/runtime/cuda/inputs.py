@@ -6,7 +6,6 @@ be written again only when the call that read it is done: there are several, use
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -17,8 +16,8 @@ from numpy.typing import NDArray
 from ...contract.contract import Contract
 from ...tensors import TORCH_DTYPES, array_of, fill, fill_rows, lasting
 from ..inputs import Inputs
+from .blocks import Parts, block_of, ends_of, views
 
-ALIGNMENT_BYTES = 256  # an address that TensorRT and vector loads take
 MOST_SLOTS = 8  # calls that the host may be ahead of the device before one waits
 
 
@@ -38,19 +37,13 @@ class InputBlock:
     @classmethod
     def of(cls, contract: Contract, bucket: int, device: torch.device | str, *, pinned: bool = False) -> InputBlock:
         """A block of zeros."""
-        kinds = [(torch.int64, (bucket,))]
-        kinds += [(TORCH_DTYPES[one.dtype], (bucket, *one.shape)) for one in contract.conditions]
-        sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in kinds]
-        starts = [0]
-        for size in sizes:
-            starts.append(starts[-1] + -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
-        data = torch.zeros(starts[-1], dtype=torch.uint8, device=device, pin_memory=pinned)
-        seeds, *conditions = (
-            data[start : start + size].view(dtype).view(shape)
-            for start, size, (dtype, shape) in zip(starts, sizes, kinds, strict=False)
-        )
-        ends = tuple(start + size for start, size in zip(starts, sizes, strict=False))
-        return cls(data, seeds, tuple(conditions), ends[1:])
+        parts: Parts = [
+            (torch.int64, (bucket,)),
+            *((TORCH_DTYPES[one.dtype], (bucket, *one.shape)) for one in contract.conditions),
+        ]
+        data = block_of(parts, device, pinned=pinned)
+        seeds, *conditions = views(data, parts)
+        return cls(data, seeds, tuple(conditions), tuple(ends_of(parts)[1:]))
 
 
 @final

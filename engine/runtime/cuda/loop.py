@@ -41,6 +41,7 @@ from .batch import BatchKind, CudaBatch, bytes_needed
 from .capture import NotCapturedError, record
 
 LARGEST_CACHE = 16
+LARGEST_SHARE = 64  # programs, of all graphs together
 ATTEMPTS = 2  # captures that may fail for a reason that passes, such as another thread that synchronises the device
 
 
@@ -91,12 +92,13 @@ class CudaLoop(Loop):
             for part, bucket in slices(chunks):
                 given = inputs if len(chunks) == 1 else inputs.part(part)
                 kind = BatchKind(bucket, given.seeds is not None, pixels, draws_given, given.masked is not None)
-                done.append(self._run(self._batch(tables, kind, given), given, into[part]))
+                done.append(self._run(tables, self._batch(tables, kind, given), given, into[part]))
         return into
 
-    def _run(self, batch: CudaBatch, inputs: Inputs, into: torch.Tensor) -> torch.cuda.Event:
+    def _run(self, tables: Tables, batch: CudaBatch, inputs: Inputs, into: torch.Tensor) -> torch.cuda.Event:
         """One batch on our stream; the event after it."""
         with _explained(batch.kind):
+            batch.use(tables)
             slot = batch.load(inputs)
             batch.run()
             into.copy_(batch.result[: inputs.count])
@@ -166,13 +168,28 @@ class CudaLoop(Loop):
         """The batch of a program and kind, made and captured when it is first asked for."""
         key = (tables, kind)
         if key not in self._held:
-            made = self._made(tables, kind, inputs)
-            self._held[key] = made
-            while len(self._held) > self._largest:
+            self._held[key] = self._shared(tables, kind, inputs) or self._made(tables, kind, inputs)
+            while len(set(self._held.values())) > self._largest or len(self._held) > LARGEST_SHARE:
                 self.wait()  # what is dropped may still be running
-                self._held.popitem(last=False)
+                (oldest, _), batch = self._held.popitem(last=False)
+                batch.forget(oldest)
         self._held.move_to_end(key)
         return self._held[key]
+
+    def _shared(self, tables: Tables, kind: BatchKind, inputs: Inputs | None) -> CudaBatch | None:
+        """A batch of another program whose launches are the same, None without; the first samples were looked at."""
+        for (_, other), batch in self._held.items():
+            if other == kind and batch.fits(tables):
+                with torch.cuda.device(self.device), torch.cuda.stream(self._stream), _explained(kind):
+                    with lasting():
+                        batch.add(tables)
+                    batch.use(tables)
+                    if inputs is not None:
+                        look_at_device_values(self._contract, inputs)
+                        batch.load(inputs)
+                    self._check_finite(batch)
+                return batch
+        return None
 
     def _made(self, tables: Tables, kind: BatchKind, inputs: Inputs | None) -> CudaBatch:
         """A new batch whose first samples were looked at.

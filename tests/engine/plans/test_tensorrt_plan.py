@@ -262,7 +262,10 @@ def test_the_whole_loop_enqueues_once_for_each_evaluation(recorder: Recorder) ->
     sampler.run()
     enqueued = [call for call in recorder.calls if call[0] == "enqueue"]
     assert [call[1] for call in enqueued] == [STREAM] * 4
-    rows = [(call[2] - sampler.static.times.data_ptr()) // sampler.static.times[0].nbytes for call in enqueued]
+    rows = [
+        (call[2] - sampler.static.program.times.data_ptr()) // sampler.static.program.times[0].nbytes
+        for call in enqueued
+    ]
     assert rows == [0, 1, 2, 3]
 
 

@@ -16,8 +16,7 @@ from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.compiler.from_table import program_from_table
 from pfdiff.engine.compiler.program import MOST_BUFFERS
 from pfdiff.engine.contract.contract import Contract
-from pfdiff.engine.runtime.cuda import capture
-from pfdiff.engine.runtime.cuda import inputs as cuda_inputs
+from pfdiff.engine.runtime.cuda import blocks, capture
 from pfdiff.engine.runtime.cuda.batch import BatchKind, CudaBatch, bytes_needed, is_separate
 from pfdiff.engine.runtime.draws import Draws
 from pfdiff.engine.runtime.inputs import Inputs
@@ -202,7 +201,7 @@ def test_conditions_and_table_are_read_again(ops: str) -> None:
         results.append(made.result.clone())
     assert torch.equal(results[0][1], results[1][1])
     assert not torch.equal(results[0][0], results[1][0])
-    made.static.table[:, 4:].mul_(0.5)
+    made.static.program.table[:, 4:].mul_(0.5)
     made.run()
     assert not torch.equal(made.result, results[1])
 
@@ -224,7 +223,7 @@ def test_each_evaluation_has_its_own_row_of_times() -> None:
         assert [float(t.reshape(-1)[0]) for t in seen] == times.tolist()
         addresses = [t.data_ptr() for t in seen]
         assert len(set(addresses)) == 4
-        assert {(one - made.static.times.data_ptr()) % 256 for one in addresses} == {0}
+        assert {(one - made.static.program.times.data_ptr()) % 256 for one in addresses} == {0}
 
 
 def test_the_loop_never_reads_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,9 +273,9 @@ def test_every_launch_is_made_without_data(
     for one in launched:
         assert {type(value) for value in one} <= {torch.Tensor, int, float, bool, type(None)}
         assert all(value.is_meta for value in one if isinstance(value, torch.Tensor))
-    assert made.static.table.is_meta
+    assert made.static.program.table.is_meta
     with pytest.raises(RuntimeError, match="meta"):
-        made.static.table[0, 0].item()  # as a launch would have failed
+        made.static.program.table[0, 0].item()  # as a launch would have failed
 
 
 def test_buffers_are_what_was_said_they_would_need() -> None:
@@ -304,4 +303,4 @@ def test_a_wrong_output_shape_is_an_error() -> None:
 
 def test_the_constants_are_sane() -> None:
     assert capture.WARM_UP_RUNS >= 2
-    assert cuda_inputs.ALIGNMENT_BYTES % 256 == 0
+    assert blocks.ALIGNMENT_BYTES % 256 == 0

@@ -12,7 +12,8 @@ import torch
 from pfdiff.engine.contract.condition import Condition
 from pfdiff.engine.errors import InputError
 from pfdiff.engine.runtime import inputs as given
-from pfdiff.engine.runtime.cuda.inputs import ALIGNMENT_BYTES, MOST_SLOTS, InputBlock, InputRing
+from pfdiff.engine.runtime.cuda.blocks import ALIGNMENT_BYTES
+from pfdiff.engine.runtime.cuda.inputs import MOST_SLOTS, InputBlock, InputRing
 from pfdiff.engine.runtime.inputs import Conditions, Inputs
 
 from ...small.engine import CONTRACT

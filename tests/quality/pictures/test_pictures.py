@@ -79,7 +79,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, shape: tuple[int, ...]) -
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("x.jpg", "ends in '.jpg'; expected .png, .npy, .npz or a folder's name"),
+        ("x.jpg", "ends in '.jpg'; expected .png, .mp4, .npy, .npz or a folder's name"),
         ("missing/x.png", "does not exist; create it first"),
         ("file", "is a file; name a folder"),
         ("an.engine", "is an engine directory"),

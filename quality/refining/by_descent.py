@@ -1,0 +1,87 @@
+"""Adam over the whole table: gradients through the network's module, or by forward differences of a black box."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...engine.compiler.program import Program
+from .aim import as_tensor
+from .descend import Descent, Plan
+from .options import Found, Task, aim_of
+from .refine import finished
+from .through_module import ThroughModule
+from .through_pool import ThroughPool, gradient_cost
+
+STEPS, BATCH = 80, 32  # where no budget says otherwise
+FEWEST_STEPS = 20  # below which Gauss-Newton gains more from the same evaluations
+FOR_STEPS = 0.7  # of what is left; the Jacobian at the start and the validation seeds have the rest
+
+
+def by_module(task: Task) -> Found:
+    """Gradients by backpropagation; the state is kept in the journal every ten steps."""
+    options, budget = task.options, task.criterion.budget
+    assert options.module is not None
+    assert options.contract is not None
+
+    def charge(count: int) -> None:
+        budget.charge(count)
+        budget.passes(count)
+
+    through = ThroughModule(
+        options.module,
+        options.contract,
+        task.start.program,
+        as_tensor(task.criterion.pool.noise, task.criterion.pool.shape),
+        [as_tensor(one) for one in options.conditions],
+        charge,
+    )
+    return _descended(task, through, module_steps(task))
+
+
+def by_differences(task: Task) -> Found:
+    """Gradients by forward differences: any network on any backend."""
+    through = ThroughPool(task.criterion.pool, task.start.program, task.criterion.budget)
+    return _descended(task, through, difference_steps(task))
+
+
+def module_steps(task: Task) -> int:
+    """Steps that the budget pays for, a way back counting as two evaluations."""
+    return _steps(task, 3 * task.start.program.nfe)
+
+
+def difference_steps(task: Task) -> int:
+    """Steps that the budget pays for."""
+    return _steps(task, gradient_cost(task.start.program.nfe))
+
+
+def _steps(task: Task, cost: int) -> int:
+    left = task.criterion.budget.left()
+    return STEPS if left is None else int(min(FOR_STEPS * left / (BATCH * cost), 2 * STEPS))
+
+
+def _descended(task: Task, through: ThroughModule | ThroughPool, steps: int) -> Found:
+    criterion, options = task.criterion, task.options
+    journal, budget, pool, validation = criterion.journal, criterion.budget, criterion.pool, task.validation
+    aim, steps = aim_of(criterion, options), max(steps, 8)
+    key = f"descent 2 {type(through).__name__} {task.key(steps)}"
+    spent = budget.spent
+
+    def charge(count: int) -> None:
+        budget.charge(count)
+        budget.passes(count)
+
+    def judge(one: Program) -> float:
+        samples = pool.sample(one, validation, charge)
+        return aim.value(as_tensor(samples, pool.shape), as_tensor(validation))
+
+    def keep(state: Any) -> None:
+        if journal:
+            journal.put(key, {**state, "evaluations": budget.spent - spent})
+        line = f"refining: step {state['step']} of {steps}, loss on validation seeds {state['checks'][-1]:.4f}"
+        task.tell(line, budget.spent, budget.evaluations or budget.spent)
+
+    descent = Descent(through, aim, task.training, judge, Plan(steps=steps, batch=BATCH))
+    found, state = descent.run(journal.get(key) if journal else None, keep)
+    real = options.real
+    record = {"steps": state.step, "validation": state.checks, "real_pictures": None if real is None else len(real)}
+    return finished(found, task.start.solver), record

@@ -1,0 +1,135 @@
+"""What a build needs, and that each network is freed before the next is read."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pfdiff
+from pfdiff.cli import main
+from pfdiff.engine.errors import InputError
+from pfdiff.export.pipelines import memory
+from pfdiff.export.pipelines.memory import GIB, Need
+
+from ..small.diffusers import FAMILIES, WARNINGS
+from ..small.texts import whole_pipeline
+
+pytestmark = [*WARNINGS, pytest.mark.slow]
+GIVEN: dict[str, Any] = {"solver": "ddim", "backend": "onnxruntime", "device": "cpu"}
+WORDS = {key: one for key, one in FAMILIES["sd1"].words.items() if key != "guidance"}
+NETWORK, DECODER, TEXT = "exporting sd1 ", "exporting the decoder", "exporting text_encoder"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("memory") / "sd1"
+    whole_pipeline("sd1", FAMILIES["sd1"]).save_pretrained(folder)
+    return folder
+
+
+class Alive:
+    """How many weights of denoiser and decoder are in memory at the beginning of each stage of a build."""
+
+    def __init__(self, network: pfdiff.Network) -> None:
+        assert network.decoder is not None
+        modules = {"network": network._source.module, "decoder": network.decoder.module}  # type: ignore[union-attr]
+        self._held = {name: [weakref.ref(one) for one in module.parameters()] for name, module in modules.items()}
+        self.stages: dict[str, dict[str, int]] = {}
+
+    def say(self, line: str) -> None:
+        self.stages[line] = self.now()
+
+    def now(self) -> dict[str, int]:
+        found = {name: [one() for one in refs] for name, refs in self._held.items()}
+        return {name: sum(one is not None and one.numel() > 0 for one in each) for name, each in found.items()}
+
+    def at(self, start: str) -> dict[str, int]:
+        return next(one for line, one in self.stages.items() if line.startswith(start))
+
+
+def test_each_network_is_freed_before_the_next_is_read(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path gives its network away; a module that is to run stays, and gives the same files."""
+    made: list[tuple[pfdiff.Network, Alive, dict[str, int]]] = []
+
+    def disposable(self: pfdiff.Network) -> pfdiff.Network:
+        alive = Alive(self)
+        made.append((self, alive, alive.now()))
+        return give_away(self)
+
+    give_away = pfdiff.Network.disposable
+    monkeypatch.setattr(pfdiff.Network, "disposable", disposable)
+    say = lambda line: made[-1][1].say(line)  # noqa: E731
+    pfdiff.build(pipeline, 4, **GIVEN, progress=say, out=tmp_path / "freed.engine").close()
+    (network, alive, before) = made[0]
+    assert min(before.values()) > 10
+    assert alive.at(NETWORK) == before
+    assert alive.at(DECODER) == {"network": 0, "decoder": before["decoder"]}
+    assert alive.at(TEXT) == {"network": 0, "decoder": 0}
+    conditions = {one.name: np.zeros((1, *one.shape), np.float32) for one in network.contract.conditions}
+    with pytest.raises(InputError, match="network 'sd1': its weights were freed by a build; make it again"):
+        network.evaluate(torch.zeros(1, *network.contract.shape), 5.0, conditions)
+
+    with pfdiff.build(
+        pipeline, 4, **{**GIVEN, "backend": "torch"}, progress=say, out=tmp_path / "kept.engine"
+    ) as engine:
+        network, alive, before = made[1]
+        assert alive.at(TEXT) == alive.now() == before
+        assert engine.sample(seeds=[1], prompt="a boat").isfinite().all()
+    for one in sorted((tmp_path / "kept.engine").rglob("*.onnx")):
+        other = tmp_path / "freed.engine" / one.relative_to(tmp_path / "kept.engine")
+        assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_what_somebody_else_holds_stays(pipeline: Path) -> None:
+    owned = whole_pipeline("sd1", FAMILIES["sd1"])
+    network = pfdiff.Network(owned, **WORDS).disposable()
+    assert not network.frees
+    read = pfdiff.Network(pipeline, decoder=owned.vae, **WORDS)
+    assert not read.frees
+    for one in (network, read, read.disposable()):
+        for part in ("network", "decoder"):
+            one.free(part)
+    assert all(one.numel() for part in (owned.unet, owned.vae) for one in part.parameters())
+    with pytest.raises(InputError, match="its weights were freed"):
+        read.evaluate(
+            torch.zeros(1, 4, 8, 8), 5.0, {one.name: np.zeros((1, *one.shape)) for one in read.contract.conditions}
+        )
+
+
+def test_the_command_line_gives_its_network_away(pipeline: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def build(network: pfdiff.Network, *_: Any, **__: Any) -> Any:
+        raise InputError(f"frees: {network.frees}")
+
+    monkeypatch.setattr(pfdiff, "build", build)
+    assert main(["build", str(pipeline), "--nfe", "4"]) == 2
+    assert "frees: True" in capsys.readouterr().err
+
+
+def test_the_need_is_said_before_anything_is_read(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need = Need(denoiser=10**9, decoder=10**8, encoders={"one": 5 * 10**8, "two": 10**8})
+    freed, kept = need.bytes("fp32"), need.bytes("fp32", frees=False)
+    assert freed == memory.BASE_BYTES + int(4 * (3.1e9 + 1e8))
+    assert kept == memory.BASE_BYTES + int(4 * max(3.1e9 + 1e8, 1.1e9 + 4 * 5e8))
+    large = Need(denoiser=10**9, encoders={"t5": 5 * 10**9})
+    assert large.bytes("fp32", frees=False) - large.bytes("fp32") == 4 * 10**9
+    monkeypatch.setattr(memory, "free_bytes", lambda: 8 * GIB)
+    assert need.line("fp32") == f"this build needs about {freed / GIB:.1f} GiB of memory; 8.0 GiB are free"
+    assert "8.0 GiB are free, and it may be killed" in need.warning
+
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1 << 20)
+    monkeypatch.setattr("pfdiff.export.sources.from_diffusers.load_model", lambda *_: pytest.fail("it was read"))
+    with (
+        pytest.warns(RuntimeWarning, match="a build of it needs about 0.7 GiB of memory") as said,
+        pytest.raises(BaseException, match="it was read"),
+    ):
+        pfdiff.Network(pipeline, **WORDS)
+    assert len(said) == 1
