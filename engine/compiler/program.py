@@ -245,6 +245,8 @@ class Program:
         values = {f.name: data[f.name] for f in fields(Program)}
         _check_origin(values)
         values |= {name: _array(name, values[name], shape) for name, shape in expected.items()}
+        if values["U"].any() and (values["clip"] is None or noises):
+            raise _unfit(f"U is given {'beside V' if noises else 'without a clip'}, expected a clip and no V")
         if isinstance(values["grid"], list):
             values["grid"] = tuple(values["grid"])
         return Program(**values)

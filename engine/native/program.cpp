@@ -72,6 +72,11 @@ pfd_program_t read_program(const json::Node& node) {
         program.clip = read_finite(*clip);
         if (!(*program.clip > 0 && *program.clip <= 3e38)) clip->refuse(decimal(*program.clip), "a number above 0");
     }
+    const bool keeps_output = std::any_of(program.U.begin(), program.U.end(), [](double u) { return u != 0; });
+    if (!keeps_output)
+        program.U.clear();
+    else if (!program.clip || !program.draws.empty())
+        node["U"].refuse(program.clip ? "beside V" : "without a clip", "a clip and no V");
     return program;
 }
 

@@ -229,6 +229,14 @@ def in_float32(program: Program, network: Callable[[np.ndarray, float], np.ndarr
 
 
 # Bad input.
+def test_an_output_beside_no_clip_is_refused(library: ctypes.CDLL):
+    plain = compile("ddim:eps=own", "linear:1000", 3, clip=1.0).to_dict() | {"clip": None}
+    text, handle = json.dumps(plain).encode(), ctypes.c_void_p()
+    status = library.pfd_program_from_json(text, ctypes.c_size_t(len(text)), ctypes.byref(handle))
+    assert status != 0
+    assert b"without a clip, expected a clip and no V" in library.pfd_last_error()
+
+
 def damage(key: str, value: object) -> Callable[[Path], None]:
     def apply(engine: Path) -> None:
         manifest = json.loads((engine / "engine.json").read_text())

@@ -106,6 +106,18 @@ def damaged(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     return plain
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"clip": None}, "U is given without a clip"),
+        ({"V": [[0.0], [1.0], [0.0]], "table": 4 * [5 * [0.5]]}, "beside V"),
+    ],
+)
+def test_what_no_loop_executes_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Program.from_dict(damaged(lambda plain: plain.update(change)))
+
+
 @pytest.mark.parametrize("value", [[[1.0]], [[1.0], [2.0], [float("nan")]], "all"])
 def test_a_damaged_table_is_named(value: Any) -> None:
     with pytest.raises(InputError, match="not a program: U"):
