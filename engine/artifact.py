@@ -29,8 +29,9 @@ from typing import Any, SupportsIndex, final
 from .atomic import part_prefix, replacing, writing
 from .compiler.program import Program
 from .compiler.schedule import held_alphas, hold_alphas
-from .contract.contract import LARGEST_BATCH, QUANTISED, AnyContract, Contract, DecoderContract
+from .contract.contract import QUANTISED, AnyContract, Contract, DecoderContract
 from .contract.policy import PolicyContract
+from .contract.second import LARGEST_BATCH
 from .contract.text_encoders import TextEncoders
 from .errors import EngineFileError, InputError, first_line, shown
 from .files.file_records import MANIFEST, FileRecord, check_file, damaged, read_records

@@ -22,8 +22,6 @@ the outer graph's: ONNX Runtime 1.32 re-lays convolution weights only where they
 from __future__ import annotations
 
 import os
-import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,16 +30,15 @@ import numpy as np
 
 from ...engine.api import Engine
 from ...engine.artifact import Artifact, check_in_place, read_artifact
-from ...engine.atomic import folder_beside, sync
+from ...engine.atomic import folder_beside
 from ...engine.compiler.program import Program
 from ...engine.contract.contract import Contract
-from ...engine.errors import BackendError, EngineFileError, InputError, first_line, shown
-from ...engine.files.external_weights import tensors_of
-from ...engine.files.open_folder import OpenFolder
+from ...engine.errors import BackendError, EngineFileError, InputError, first_line
 from .sampler_noise import LOWEST_OPSET as OPSET_OF_NOISE
 from .sampler_noise import PREFIX as NOISE_PREFIX
 from .sampler_noise import Nodes, SeededNoise
 from .sampler_pixels import add_pixels, shape_of_pixels
+from .sampler_weights import place, take_external_data
 
 if TYPE_CHECKING:
     import onnx
@@ -56,7 +53,6 @@ HALF_TOLERANCE = 1e-2  # float16 networks: one rounding of the input may differ 
 EIGHT_BITS_TOLERANCE = 5e-2  # int8 or fp8 inside: a value on the edge of a step may fall to the other side
 LARGEST_MESSAGE_BYTES = (1 << 31) - 1
 LEVELS = 1  # of 255: pixels whose rounding falls the other way
-DIGITS = 12  # of the SHA-256 of weights, in the name of their file
 
 
 def export_sampler(
@@ -73,11 +69,10 @@ def export_sampler(
 
     pixels: give it a second output `pixels`, uint8 [batch, H, W, C], through the decoder of a latent model.
     from_seeds: seeds uint64 [batch] are its input, and it makes the noise itself; for networks of opset 18 up.
-
     Weights beside network.onnx come to lie beside `out`, as `out`.HEX.data with the beginning of their SHA-256; those
     of a former sampler at `out` are removed. check: before anything is at `out`, run it in ONNX Runtime and compare
-    one batch with the engine's. The former file stands
-    until then. Raises InputError, EngineFileError (no engine, an opset too old), BackendError (the two differ).
+    one batch with the engine's. The former file stands until then.
+    Raises InputError, EngineFileError (no engine, an opset too old), BackendError (the two differ).
     """
     import onnx
 
@@ -101,7 +96,7 @@ def export_sampler(
     try:
         with folder_beside(target) as folder:
             part = folder / target.name
-            data = _take_external_data(model, artifact, part)
+            data = take_external_data(model, artifact, part)
             check_in_place(artifact)  # what was read since is of the engine that was verified
             if model.ByteSize() > LARGEST_MESSAGE_BYTES:
                 raise InputError(
@@ -112,7 +107,7 @@ def export_sampler(
             if check:
                 say("comparing with the engine")
                 _compare(artifact, program.nfe, part, pixels=pixels, from_seeds=from_seeds)
-            _place(part, data, target)
+            place(part, data, target)
     except OSError as error:
         raise InputError(
             f"cannot write '{target}': {error.strerror or error}; nothing was changed, free some space or choose "
@@ -206,19 +201,8 @@ def _body(
     # The network's input and time.
     update = np.concatenate([program.W, program.w[:, :, None]], axis=2).astype(np.float32)
     constants: dict[str, Any] = {"zero": np.int64(0), "update": update}
-    constants["times"] = contract.feed_times(program.network_times)
     state = add("Gather", ["S", "zero"], "state", axis=0)
-    if np.any(program.c_in != 1):
-        constants["c_in"] = np.float32(program.c_in)
-        state_in = add("Mul", [state, add("Gather", ["c_in", "n"], "c_n")], "scaled")
-    else:
-        state_in = state
-    add("Cast", [state_in], "x", to=element)
-    if contract.time_rank:
-        constants["one"] = np.array([1])  # the states' axis 1 is the batch
-        add("Expand", [add("Gather", ["times", "n"], "t_n"), add("Gather", ["shape", "one"], "batch")], "t")
-    else:
-        add("Gather", ["times", "n"], "t")
+    constants |= _feed(add, contract, program, element, state)
     nodes.extend(network.node)
 
     # The update.
@@ -257,6 +241,22 @@ def _body(
     body.initializer.extend(network.initializer)
     body.sparse_initializer.extend(network.sparse_initializer)
     return body
+
+
+def _feed(add: Callable[..., str], contract: Contract, program: Program, element: int, state: str) -> dict[str, Any]:
+    """Adds the network's x and t of evaluation n; the constants that they read."""
+    constants: dict[str, Any] = {"times": contract.feed_times(program.network_times)}
+    state_in = state
+    if np.any(program.c_in != 1):
+        constants["c_in"] = np.float32(program.c_in)
+        state_in = add("Mul", [state, add("Gather", ["c_in", "n"], "c_n")], "scaled")
+    add("Cast", [state_in], "x", to=element)
+    if contract.time_rank:
+        constants["one"] = np.array([1])  # the states' axis 1 is the batch
+        add("Expand", [add("Gather", ["times", "n"], "t_n"), add("Gather", ["shape", "one"], "batch")], "t")
+    else:
+        add("Gather", ["times", "n"], "t")
+    return constants
 
 
 def _graph(
@@ -311,48 +311,6 @@ def rename(graph: onnx.GraphProto, names: Mapping[str, str], prefix: str = NETWO
 
 
 # Weights beside the file.
-def _take_external_data(model: onnx.ModelProto, artifact: Artifact, part: Path) -> list[Path]:
-    """Copy the engine's weight files beside `part` and point the model's tensors at the copies.
-
-    A copy is named by its content, `NAME.onnx.HEX.data`: until the sampler is renamed into place the former one finds
-    the weights that it was made with.
-    """
-    from onnx import TensorProto
-
-    moved: dict[str, str] = {}
-    for tensor in tensors_of(model):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                if entry.value not in artifact.files:
-                    raise EngineFileError(
-                        f"network.onnx keeps weights in {shown(entry.value)}, which is not among the engine's files; "
-                        "build it again"
-                    )
-                digest = artifact.files[entry.value].sha256
-                entry.value = moved.setdefault(entry.value, f"{part.name}.{digest[:DIGITS]}.data")
-    with OpenFolder(artifact.path) as engine:
-        for source, name in moved.items():
-            with engine.open(source) as file, open(part.with_name(name), "wb") as copy:
-                shutil.copyfileobj(file, copy)
-    return [part.with_name(name) for name in moved.values()]
-
-
-def _place(part: Path, data: Sequence[Path], target: Path) -> None:
-    """Put sampler and weights at their place, the weights first, and remove those of a former sampler there."""
-    for path in (*data, part):
-        sync(path)
-    for path in data:
-        os.replace(path, target.with_name(path.name))
-    os.replace(part, target)
-    sync(target.parent)
-    own = re.compile(re.escape(target.name) + rf"\.[0-9a-f]{{{DIGITS}}}\.data")
-    for name in os.listdir(target.parent):
-        if own.fullmatch(name) and name not in {path.name for path in data}:
-            target.with_name(name).unlink(missing_ok=True)
-
-
 # Checks.
 def _compare(artifact: Artifact, nfe: int, part: Path, *, pixels: bool, from_seeds: bool) -> None:
     """Raise BackendError unless the sampler gives what the engine gives, for one batch of noise or of seeds."""
