@@ -46,6 +46,7 @@ ENCODERS = "encoders"
 IMAGE_ENCODER = f"{ENCODERS}/image.onnx"
 OBSERVATION_ENCODER = f"{ENCODERS}/observation.onnx"
 PLANS = "plans"
+WEIGHT_BITS = "int8 weight bits"  # of the provenance: 7 or 8, of a network with int8 inside
 KEYS = ("format", "provenance", "contract", "batch", "precision", "programs", "files", "digest")
 LARGEST_MANIFEST_BYTES = 16 << 20  # 4096 evaluations would need more; the C++ reader has the same bound
 MOST_SWAPS = 100  # of the directory while it is read

@@ -9,6 +9,7 @@ body reads at the iteration's number (states S float32 [B, batch, *shape], all i
     out  = network(cast(c_in_n S[0]), time_n, conditions)
     z    = cast(out)                     or  clip(p_n S[0] + q_n cast(out), -clip, clip)
     S    = [W_n | w_n] @ [S ; z]         + V_n xi_n of a stochastic program, xi from the input steps_noise
+                                         + U_n cast(out) of one that keeps the network's eps
 
 steps_noise is float32 [K, batch, *shape], the K draws of the program in their order. A sampler from seeds has the input
 seeds, uint64 [batch], in the place of noise and steps_noise, see sampler_noise.py.
@@ -205,7 +206,7 @@ def _body(
     nodes.extend(network.node)
 
     # The update.
-    z = add("Cast", ["out"], "z", to=TensorProto.FLOAT)
+    z = raw = add("Cast", ["out"], "z", to=TensorProto.FLOAT)
     if program.clip is not None:
         bound = np.float32(program.clip)
         constants |= {"p": np.float32(program.p), "q": np.float32(program.q), "low": -bound, "high": bound}
@@ -216,7 +217,11 @@ def _body(
     rows = add("Concat", ["S", add("Unsqueeze", [z, "axis"], "z_row")], "rows", axis=0)
     matrix = add("Reshape", [rows, "flat"], "matrix")
     product = add("MatMul", [add("Gather", ["update", "n"], "update_n"), matrix], "product")
-    add("Reshape", [product, "shape"], "S_product" if program.noises else "S_next")
+    plain = not program.noises and not program.keeps_eps
+    add("Reshape", [product, "shape"], "S_next" if plain else "S_product")
+    if program.keeps_eps:  # such a program draws no noise
+        constants["U"] = np.float32(program.U).reshape(*program.U.shape, *(1 for _ in range(rank)))
+        add("Add", ["S_product", add("Mul", [add("Gather", ["U", "n"], "U_n"), raw], "kept")], "S_next")
     if program.noises:
         factors = np.float32(program.V).reshape(*program.V.shape, *(1 for _ in range(rank)))
         V_n = drawing.add("Gather", factors, f"{SAMPLER_PREFIX}n", axis=0)

@@ -67,6 +67,8 @@ def refined(
 ) -> tuple[list[Ranked], dict[str, Any]]:
     """The ranking with the refined winner in front, unless it is worse on the held-out seeds; and the record."""
     start = ranked[0]
+    if start.program.keeps_eps:
+        raise InputError(f"{start.program.solver} takes the network's output twice and is not refined; search ddim too")
     first = options.training
     training, validation = np.arange(first), np.arange(first, first + options.validation)
     dense = fits(start.program.nfe, options.buffers) and not start.program.noises
