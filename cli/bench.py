@@ -20,41 +20,47 @@ COLUMNS = {  # of the table, and their widths: 80 characters in all
     "overhead": 8,
 }
 
+EngineOrNone = Annotated[Path | None, typer.Argument(metavar="ENGINE", help="The engine directory; not with --report.")]
+OnlyNfe = Annotated[str | None, typer.Option("--nfe", help="Only these: 5,8.")]
+OnlyBatch = Annotated[str | None, typer.Option("--batch", help="Only these batch sizes: 1,8.")]
+Rounds = Annotated[
+    int,
+    typer.Option("--rounds", parser=options.integer, metavar="<int>", help="Whole samples a row, at most."),
+]
+Seconds = Annotated[
+    float,
+    typer.Option(
+        "--seconds", parser=options.number, metavar="<float>", help="Of one row; it ends early once it is exact."
+    ),
+]
+Loop = Annotated[
+    str | None, typer.Option("--loop", metavar="<rate>", help="Drive it at this rate for --seconds: 50Hz.")
+]
+Load = Annotated[
+    int,
+    typer.Option("--load", parser=options.natural, metavar="<int>", help="Of --loop: busy processes beside it."),
+]
+Report = Annotated[bool, typer.Option("--report", help="Write a page about every stored run of 'make bench' instead.")]
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", help="Of --report: the page; plots in a folder beside it."),
+]
+
 
 def bench(
-    engine: Annotated[
-        Path | None, typer.Argument(metavar="ENGINE", help="The engine directory; not with --report.")
-    ] = None,
-    nfe: Annotated[str | None, typer.Option("--nfe", help="Only these: 5,8.")] = None,
-    batch: Annotated[str | None, typer.Option("--batch", help="Only these batch sizes: 1,8.")] = None,
-    rounds: Annotated[
-        int,
-        typer.Option("--rounds", parser=options.integer, metavar="<int>", help="Whole samples a row, at most."),
-    ] = 50,
-    seconds: Annotated[
-        float,
-        typer.Option(
-            "--seconds", parser=options.number, metavar="<float>", help="Of one row; it ends early once it is exact."
-        ),
-    ] = 10.0,
-    loop: Annotated[
-        str | None, typer.Option("--loop", metavar="<rate>", help="Drive it at this rate for --seconds: 50Hz.")
-    ] = None,
-    load: Annotated[
-        int,
-        typer.Option("--load", parser=options.natural, metavar="<int>", help="Of --loop: busy processes beside it."),
-    ] = 0,
+    engine: EngineOrNone = None,
+    nfe: OnlyNfe = None,
+    batch: OnlyBatch = None,
+    rounds: Rounds = 50,
+    seconds: Seconds = 10.0,
+    loop: Loop = None,
+    load: Load = 0,
     json: options.JsonFile = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
-    report: Annotated[
-        bool, typer.Option("--report", help="Write a page about every stored run of 'make bench' instead.")
-    ] = False,
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help="Of --report: the page; plots in a folder beside it."),
-    ] = Path("bench.md"),
+    report: Report = False,
+    out: Out = Path("bench.md"),
 ) -> None:
     """Time whole samples and the bare network: p50, p90, p99, max, first call, floor, overhead.
 

@@ -10,23 +10,27 @@ import typer
 from ..engine.errors import InputError
 from .arguments import options
 
+Out = Annotated[Path, typer.Option("--out", "-o", help="The .onnx file, or the folder of models.")]
+Check = Annotated[bool, typer.Option("--check/--no-check", help="Compare with the engine before the file appears.")]
+Pixels = Annotated[
+    bool, typer.Option("--pixels", help="A second output: pixels, through the decoder of a latent model.")
+]
+FromSeeds = Annotated[
+    bool, typer.Option("--from-seeds", help="Seeds in, in place of noise: the file makes all noise itself.")
+]
+Triton = Annotated[
+    bool, typer.Option("--triton", help="A Triton model repository: a model for each NFE, or for --nfe.")
+]
+
 
 def export(
     engine: options.EngineArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .onnx file, or the folder of models.")],
+    out: Out,
     nfe: options.Evaluations = None,
-    check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Compare with the engine before the file appears.")
-    ] = True,
-    pixels: Annotated[
-        bool, typer.Option("--pixels", help="A second output: pixels, through the decoder of a latent model.")
-    ] = False,
-    from_seeds: Annotated[
-        bool, typer.Option("--from-seeds", help="Seeds in, in place of noise: the file makes all noise itself.")
-    ] = False,
-    triton: Annotated[
-        bool, typer.Option("--triton", help="A Triton model repository: a model for each NFE, or for --nfe.")
-    ] = False,
+    check: Check = True,
+    pixels: Pixels = False,
+    from_seeds: FromSeeds = False,
+    triton: Triton = False,
 ) -> None:
     """Write the whole sampler, noise or seeds in, samples out, as one ONNX model for onnxruntime, or for Triton."""
     from .arguments.networks import read_engine

@@ -202,10 +202,21 @@ def _precision(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     if isinstance(record := provenance.get("precision_record"), dict) and isinstance(record.get("samples"), dict):
         added = (f"{name} {one['added']:.2g}" for name, one in record["samples"].items())
         rows.append(("added to samples", f"RMS {', '.join(added)}"))
+        parts = {"decoder": record.get("decoder"), "image encoder": record.get("image_encoder")}
+        parts |= record.get("text_encoders") or {}
+        rows += [(f"{name} holds", _inside(part)) for name, part in parts.items() if isinstance(part, dict)]
     if isinstance(choice := provenance.get("precision_choice"), dict):
         times = (f"{name} {ms:.3g} ms" for name, ms in choice.get("milliseconds", {}).items())
         rows.append(("precision chosen", f"of {', '.join(times)} a sample"))
     return rows
+
+
+def _inside(part: Mapping[str, Any]) -> str:
+    """`int8, 24 of 24 linear layers` of what stands beside the network, or why it is float32."""
+    from ..export.precision.inside import layers_line
+
+    layers = part.get("layers")
+    return f"int8, {layers_line(layers)}" if isinstance(layers, dict) else f"float32: {part.get('float32', '')}"
 
 
 def _search(record: Mapping[str, Any]) -> str:

@@ -52,7 +52,7 @@ def _print(records: Sequence[Record]) -> None:
     from ..kernels.ahead import summary
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-    for name in ("sm", "op", "states", "kernels", "registers", "spilled", "bits", "bytes", "floor", "above"):
+    for name in ("sm", "op", "states", "count", "regs", "spilled", "bits", "bytes", "floor", "above"):
         table.add_column(name, justify="left" if name == "op" else "right")
     for row in summary(records):
         bits = [row[name] for name in ("narrowest_load", "narrowest_store") if row[name]]
@@ -63,6 +63,6 @@ def _print(records: Sequence[Record]) -> None:
     console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(
-        "registers and spilled bytes: most a thread; bits: narrowest access of a kernel for aligned data; "
+        "regs, spilled: registers and bytes, most a thread; bits: narrowest access of a kernel for aligned data; "
         "bytes: most an element; above: kernels that move more than their floor"
     )

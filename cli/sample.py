@@ -9,38 +9,45 @@ import typer
 
 from .arguments import options
 
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help=".png (one grid), .mp4, .npy, .npz, or a folder of PNGs, or frames.")
+]
+Seeds = Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")]
+PromptOption = Annotated[str | None, typer.Option("--prompt", help="Of engines with text encoders.")]
+NegativePrompt = Annotated[str | None, typer.Option("--negative-prompt", help="What guidance leads away from.")]
+Image = Annotated[
+    str | None, typer.Option("--image", metavar="FILE", help="A picture to start from; also .npy, such as latents.")
+]
+Mask = Annotated[
+    str | None,
+    typer.Option("--mask", metavar="FILE", help="With --image: white where it is drawn anew, black is kept."),
+]
+Strength = Annotated[
+    str | None,
+    typer.Option(
+        "--strength",
+        metavar="<float>",
+        help="With --image: 0 to 1, how much is drawn anew; default: 0.8, with --mask 1.",
+    ),
+]
+StrengthCounts = Annotated[
+    str | None,
+    typer.Option("--strength-counts", help="part: all of --nfe for this part; whole: as diffusers counts."),
+]
+
 
 def sample(
     context: typer.Context,
     engine: options.EngineArgument,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help=".png (one grid), .mp4, .npy, .npz, or a folder of PNGs, or frames.")
-    ],
+    out: Out,
     nfe: options.Evaluations = None,
-    seeds: Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")] = "0-15",
-    prompt: Annotated[str | None, typer.Option("--prompt", help="Of engines with text encoders.")] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option("--negative-prompt", help="What guidance leads away from.")
-    ] = None,
-    image: Annotated[
-        str | None, typer.Option("--image", metavar="FILE", help="A picture to start from; also .npy, such as latents.")
-    ] = None,
-    mask: Annotated[
-        str | None,
-        typer.Option("--mask", metavar="FILE", help="With --image: white where it is drawn anew, black is kept."),
-    ] = None,
-    strength: Annotated[
-        str | None,
-        typer.Option(
-            "--strength",
-            metavar="<float>",
-            help="With --image: 0 to 1, how much is drawn anew; default: 0.8, with --mask 1.",
-        ),
-    ] = None,
-    strength_counts: Annotated[
-        str | None,
-        typer.Option("--strength-counts", help="part: all of --nfe for this part; whole: as diffusers counts."),
-    ] = None,
+    seeds: Seeds = "0-15",
+    prompt: PromptOption = None,
+    negative_prompt: NegativePrompt = None,
+    image: Image = None,
+    mask: Mask = None,
+    strength: Strength = None,
+    strength_counts: StrengthCounts = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,

@@ -14,36 +14,39 @@ from .arguments import options
 
 SERVED_EXTRA = "pip install 'pfdiff[serve]'"
 
+Engines = Annotated[list[Path], typer.Argument(metavar="ENGINE...", help="Engine directories, each by its name.")]
+Host = Annotated[str, typer.Option("--host", help="0.0.0.0 for the network; then give an API key.")]
+Port = Annotated[int, typer.Option("--port", parser=options.natural, metavar="<int>", help="0: any that is free.")]
+MaxWaitMs = Annotated[
+    float,
+    typer.Option("--max-wait-ms", parser=options.number, metavar="<float>", help="How long requests wait for others."),
+]
+Queue = Annotated[int, typer.Option("--queue", parser=options.integer, metavar="<int>", help="Samples that may wait.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="PFDIFF_API_KEY", help="What clients send as Bearer.", show_envvar=True),
+]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray", metavar="ADDRESS", help="By Ray Serve: local, auto or HOST:PORT.")
+]
+Replicas = Annotated[
+    int | None,
+    typer.Option("--replicas", parser=options.integer, metavar="<int>", help="On Ray; default: as many as needed."),
+]
+
 
 def serve(
-    engines: Annotated[list[Path], typer.Argument(metavar="ENGINE...", help="Engine directories, each by its name.")],
-    host: Annotated[str, typer.Option("--host", help="0.0.0.0 for the network; then give an API key.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", parser=options.natural, metavar="<int>", help="0: any that is free.")
-    ] = 8000,
+    engines: Engines,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     device: options.Device = "auto",
     backend: options.Backend = "auto",
     threads: options.Threads = None,
-    max_wait_ms: Annotated[
-        float,
-        typer.Option(
-            "--max-wait-ms", parser=options.number, metavar="<float>", help="How long requests wait for others."
-        ),
-    ] = 5.0,
-    queue: Annotated[
-        int, typer.Option("--queue", parser=options.integer, metavar="<int>", help="Samples that may wait.")
-    ] = 64,
-    api_key: Annotated[
-        str | None,
-        typer.Option("--api-key", envvar="PFDIFF_API_KEY", help="What clients send as Bearer.", show_envvar=True),
-    ] = None,
-    ray: Annotated[
-        str | None, typer.Option("--ray", metavar="ADDRESS", help="By Ray Serve: local, auto or HOST:PORT.")
-    ] = None,
-    replicas: Annotated[
-        int | None,
-        typer.Option("--replicas", parser=options.integer, metavar="<int>", help="On Ray; default: as many as needed."),
-    ] = None,
+    max_wait_ms: MaxWaitMs = 5.0,
+    queue: Queue = 64,
+    api_key: ApiKey = None,
+    ray: RayAddress = None,
+    replicas: Replicas = None,
 ) -> None:
     """Answer HTTP requests for samples, with a page to play with; SIGTERM lets running requests finish."""
     from .output.progress import stages

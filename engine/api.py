@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
-from .artifact import Artifact, check_in_place, is_in_place, read_artifact
-from .backends.abstract import Backend, CudaOptions, NetworkFiles
-from .backends.choose import Beside, open_best
+from .artifact import Artifact, is_in_place, read_artifact
+from .backends.abstract import CudaOptions
 from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
 from .contract.condition import INPAINTING
@@ -30,12 +29,12 @@ from .device import parse_device
 from .errors import BackendError, EngineFileError, InputError
 from .philox import Seeds, parse_seeds
 from .runtime.asked import NOTHING, Asked
-from .runtime.decoder import LoadedDecoder, load_decoder
 from .runtime.draws import check_draws
 from .runtime.engine_table import engine_table
 from .runtime.inputs import Conditions, Inputs, check_noise
-from .runtime.loop import Tables, make_tables
+from .runtime.loop import make_tables
 from .runtime.noise import noise
+from .runtime.opened import Opened, Wanted, open_networks
 from .runtime.pictures.picture_start import PictureStart, inpaints
 from .runtime.policy import PolicyRuntime
 from .runtime.prompts import Prompt, Prompts
@@ -87,79 +86,43 @@ class Engine:
         Raises InputError, EngineFileError (missing, damaged, of another format), BackendError (not installed, refuses).
         """
         check_backend(backend)
-        options = options or CudaOptions()
-        given = (parse_device(device), backend, threads, module, decoder_module, options, progress)
+        given = (backend, threads, module, decoder_module, options or CudaOptions(), progress)
+        wanted = Wanted(parse_device(device), *given)
         if isinstance(path, Artifact):
-            return cls._of(path, *given)
+            return cls(open_networks(path, wanted))
         for _ in range(MOST_RELOADS):
             artifact = read_artifact(path)
             try:
-                return cls._of(artifact, *given)
+                return cls(open_networks(artifact, wanted))
             except (EngineFileError, BackendError):  # of a file that is gone, or of another engine than was read
                 if is_in_place(artifact):
                     raise
         raise EngineFileError(f"engine '{os.fspath(path)}' is replaced again and again; wait for the builds")
 
-    @classmethod
-    def _of(
-        cls,
-        artifact: Artifact,
-        device: torch.device | None,
-        backend: str,
-        threads: int | None,
-        module: Module | None,
-        decoder_module: Module | None,
-        options: CudaOptions,
-        progress: BuildProgress | None,
-    ) -> Engine:
-        """What was read, opened. Raises EngineFileError when another engine has taken its place, BackendError."""
-        files = NetworkFiles(artifact.network_path, artifact.contract, module, artifact, options, progress)
-        tables = {nfe: make_tables(artifact.programs[nfe], artifact.contract) for nfe in sorted(artifact.programs)}
-        opened, reason = open_best(files, device, backend, threads)
-        decoder = None
-        try:
-            decoder = load_decoder(files, opened, backend, threads, decoder_module)
-            if artifact.files:  # of a module there may be none
-                check_in_place(artifact)
-        except (EngineFileError, BackendError):
-            for one in (opened, *([decoder.backend] if decoder else [])):
-                one.close()
-            raise
-        return cls(files, artifact, tables, opened, decoder, reason, threads, backend)
-
-    def __init__(
-        self,
-        files: NetworkFiles,
-        artifact: Artifact,
-        tables: Mapping[int, Tables],
-        opened: Backend,
-        decoder: LoadedDecoder | None,
-        reason: str,
-        threads: int | None,
-        backend: str,
-    ) -> None:
+    def __init__(self, opened: Opened) -> None:
         """What `open` has opened."""
+        artifact, backend, beside = opened.artifact, opened.backend, opened.beside
         self.path: Path = artifact.path
         self.contract: Contract = artifact.contract
-        self.programs: dict[int, Program] = {nfe: artifact.programs[nfe] for nfe in tables}
+        self.programs: dict[int, Program] = {nfe: artifact.programs[nfe] for nfe in opened.tables}
         self.batch: tuple[int, ...] = artifact.batch
         self.precision: str = artifact.precision
         self.provenance: Mapping[str, Any] = artifact.provenance
         self.decoder: DecoderContract | None = artifact.decoder
         self.text_encoders: TextEncoders | None = artifact.text_encoders
         self.policy: PolicyContract | None = artifact.policy
-        self.threads: int | None = threads
-        self.backend: str = opened.name
-        self.backend_reason: str = reason
-        self.device: str = str(opened.device)
-        self.description: str = opened.description
+        self.threads: int | None = opened.wanted.threads
+        self.backend: str = backend.name
+        self.backend_reason: str = opened.reason
+        self.device: str = str(backend.device)
+        self.description: str = backend.description
         self._artifact = artifact
-        self._files = files
-        self._tables = tables
-        self._decoder = decoder
-        self._conditions = Conditions(artifact.contract, opened.device)
-        self._session = Session(opened, artifact.contract, artifact.batch, decoder, graph=files.options.graph)
-        beside = Beside.of(files, opened, backend, threads)
+        self._files = opened.files
+        self._tables = opened.tables
+        self._decoder = opened.decoder
+        self._conditions = Conditions(artifact.contract, backend.device)
+        graph = opened.files.options.graph
+        self._session = Session(backend, artifact.contract, artifact.batch, opened.decoder, graph=graph)
         self._prompts = Prompts(artifact, beside)
         self._pictures = PictureStart(artifact, beside)
         self._policy = PolicyRuntime(artifact, beside)

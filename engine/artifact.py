@@ -29,8 +29,9 @@ from typing import Any, SupportsIndex, final
 from .atomic import part_prefix, replacing, writing
 from .compiler.program import Program
 from .compiler.schedule import held_alphas, hold_alphas
-from .contract.contract import LARGEST_BATCH, QUANTISED, AnyContract, Contract, DecoderContract
+from .contract.contract import QUANTISED, AnyContract, Contract, DecoderContract
 from .contract.policy import PolicyContract
+from .contract.second import LARGEST_BATCH
 from .contract.text_encoders import TextEncoders
 from .errors import EngineFileError, InputError, first_line, shown
 from .files.file_records import MANIFEST, FileRecord, check_file, damaged, read_records
@@ -45,6 +46,7 @@ ENCODERS = "encoders"
 IMAGE_ENCODER = f"{ENCODERS}/image.onnx"
 OBSERVATION_ENCODER = f"{ENCODERS}/observation.onnx"
 PLANS = "plans"
+WEIGHT_BITS = "int8 weight bits"  # of the provenance: 7 or 8, of a network with int8 inside
 KEYS = ("format", "provenance", "contract", "batch", "precision", "programs", "files", "digest")
 LARGEST_MANIFEST_BYTES = 16 << 20  # 4096 evaluations would need more; the C++ reader has the same bound
 MOST_SWAPS = 100  # of the directory while it is read

@@ -18,6 +18,29 @@ def processor() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
+# Instructions that add products of eight bits in 32 bits at once, as Linux names them.
+VNNI = {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"}
+
+
+def adds_in_16_bits() -> bool:
+    """Whether this CPU adds two products of uint8 and int8 in 16 bits, which overflow where weights have all 8 bits.
+
+    x86 without VNNI does (vpmaddubsw): 2 x 255 x 127 is beyond 32767, 2 x 255 x 64 is not. So is x86 taken to be where
+    the system does not say.
+    """
+    return _lacks_vnni(platform.machine(), _instructions())
+
+
+def _lacks_vnni(kind: str, instructions: frozenset[str]) -> bool:
+    return kind.lower() in ("x86_64", "amd64") and not VNNI & instructions
+
+
+@cache
+def _instructions(info: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    found = re.search(r"^flags\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return frozenset(found[1].split()) if found else frozenset()
+
+
 def cores() -> int:
     """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from ..engine.backends.choose import check_runnable
 from ..engine.backends.registry import is_installed
 from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import Program
+from ..engine.contract.contract import QUANTISED
 from ..engine.device import parse_device, why_not_cuda
 from ..engine.errors import BackendError, InputError
 from ..engine.plans.key import check_target, parse_targets, plan_key
@@ -38,6 +39,7 @@ from .choice.sampler_choice import chosen_program, described_choice, is_open
 from .engine_directory import fixed_batch, former_at, write_programs
 from .network import Network
 from .precision.auto import AUTO as AUTO_PRECISION
+from .precision.prompts import prompts_from
 from .precision.records import check_quantise_error, is_for_gpu
 from .precision.write import ALL, Asked, check_for_target
 from .sources.from_module import ModuleSource
@@ -68,6 +70,7 @@ def build(
     device: str = "auto",
     target: str | Iterable[str] = (),
     quantise_error: float | None = None,
+    calibrate_prompts: str | os.PathLike[str] | Sequence[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Lines | None = None,
@@ -82,7 +85,9 @@ def build(
     basis and t_start open the rule's sampler is measured against a few others: export/choice/measured_choice.py.
     batch: bucket sizes, by default those of the engine at `out`, else 1. precision: fp32, fp16, bf16, int8, fp8, or
     auto for the fastest here within the bound. quantise_error: RMS that int8, fp8 and auto may add to samples, by
-    default half of the sampler's own error; see export/precision. backend, device, threads: as in `pfdiff.load`.
+    default half of the sampler's own error; see export/precision. calibrate_prompts: texts, or a file with one on each
+    line, that a pipeline is sampled with for these three, by default a list of 15. backend, device, threads: as in
+    `pfdiff.load`.
     target: compute capabilities, "sm86,sm89" or a list, to build TensorRT-RTX plans for; no GPU is needed. out: by
     default NAME.engine in the current folder. progress: called with one line at each stage; plan_progress: with a
     TensorRT plan's phase, or what is measured, steps done and steps in all.
@@ -99,6 +104,7 @@ def build(
     if precision not in (*ALL, AUTO_PRECISION):
         raise InputError(f"precision {precision!r}, expected one of {', '.join((*ALL, AUTO_PRECISION))}")
     check_quantise_error(quantise_error)
+    prompts = _check_prompts(calibrate_prompts, precision, source)
     sizes = _check_batch(batch, source)
     targets = _check_targets(target)
     check_for_target(precision, targets)
@@ -118,6 +124,7 @@ def build(
         clips=source.decoder is None,
         outputs=backend == "onnxruntime" or not is_installed("openvino"),
         progress=plan_progress,
+        prompts=prompts,
     )
     decoder = source.decoder.module if source.decoder and not source.frees else None
     loading = {"device": device, "backend": backend, "threads": threads, "progress": plan_progress}
@@ -193,6 +200,15 @@ def _integers(what: str, given: Any) -> tuple[int, ...]:
     if isinstance(given, (bool, str)) or not values or any(value < 1 for value in values):
         raise InputError(f"{what} {given!r}, expected an integer of at least 1 or several, such as [5, 8]")
     return tuple(sorted(set(values)))
+
+
+def _check_prompts(given: Any, precision: str, source: Network) -> tuple[str, ...]:
+    """The prompts to calibrate with. Raises InputError."""
+    if given is not None and precision not in (*QUANTISED, AUTO_PRECISION):
+        raise InputError(f"calibrate_prompts with precision {precision}, which is not calibrated; give int8 or fp8")
+    if given is not None and (source.encoders is None or source.encoders.text is None):
+        raise InputError(f"calibrate_prompts: network '{source.contract.name}' has no text encoders; leave it out")
+    return prompts_from(given)
 
 
 def _check_batch(batch: Any, source: Network) -> tuple[int, ...]:

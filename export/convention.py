@@ -48,7 +48,8 @@ class Convention:
     """What a config means. schedule, prediction, grid, end, basis, clip, sigma_data: as `pfdiff.compile` takes them.
 
     grid: the nearest rule of ours, for networks without a scheduler; `points` gives diffusers' exact times. basis:
-    None for the default. time_scale: the network is fed times this (1000 for flow networks).
+    None for the default. keeps_eps: the class's own step clips x0 and takes the network's eps as it is.
+    time_scale: the network is fed times this (1000 for flow networks).
     spacing: linspace, leading, trailing, flow, or rule, where `grid` itself is exact; is_open: the rule's last point is
     dropped; length: how many times from the clean end on are in use, None for all.
     span, shift, shift_terminal: of flow spacing, in this order; span may end with None for 1 / M; latest: the time in
@@ -66,6 +67,7 @@ class Convention:
     end: str = "clean"
     basis: str | None = None
     clip: float | None = None
+    keeps_eps: bool = False
     time_scale: float = 1.0
     sigma_data: float = 0.5
     spacing: str = "rule"

@@ -21,7 +21,15 @@ THEN = Path(__file__).parent / "data" / "e9258ea"
 # Option by command, beyond those of e9258ea.
 ADDED: dict[str, set[str]] = {
     "bench": {"--seconds", "--loop", "--load"},
-    "build": {"--data-range", "--time-map", "--lora", "--controlnet", "--no-encoders", "--quantise-error"},
+    "build": {
+        "--data-range",
+        "--time-map",
+        "--lora",
+        "--controlnet",
+        "--no-encoders",
+        "--quantise-error",
+        "--calibrate-prompts",
+    },
     "compare": {"--data-range", "--time-map", "--prompt", "--negative-prompt"},
     "demo": {"what"},
     "export": {"--triton", "--pixels", "--from-seeds"},

@@ -112,12 +112,12 @@ def figures() -> dict[str, str]:
     eager = suite["test_pytorch[fashion-eager-ddim]"]["ratios"]["pfdiff on onnxruntime fp32 / this"]["value"]
     bf16 = suite["test_pytorch[cifar-eager-ddim-bf16]"]["ratios"]["pfdiff on openvino bf16 / this"]["value"]
     return {
-        "ratio of errors at 5 evaluations": f"{ratios['fashion']:.2f}",
-        "the same ratio on MNIST": f"{ratios['mnist']:.2f}",
-        "ratio of Frechet distances (not FID) at 8": f"{distance:.2f}",
-        "ratio of times, `fashion`, batch 1": f"{whole[0]['overhead']:.2f}",
-        "ratio of times, one thread, `fashion`": f"{1 / eager:.1f}",
-        "the same ratio of a 36 M U-Net": f"{1 / bf16:.1f}",
+        "error on `fashion`, 5 evaluations": f"{ratios['fashion']:.2f}",
+        "the same on MNIST": f"{ratios['mnist']:.2f}",
+        "Frechet distance (not FID) on `fashion`, 8 evaluations": f"{distance:.2f}",
+        "time on `fashion`, batch 1": f"{whole[0]['overhead']:.2f}",
+        "time on `fashion`, fp32, one thread": f"{1 / eager:.1f}",
+        "the same for a 36 M U-Net": f"{1 / bf16:.1f}",
     }
 
 

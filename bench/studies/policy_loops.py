@@ -30,11 +30,12 @@ from ...export.network import Network
 from ...export.zoo.gates_expert import demonstrate
 from ...export.zoo.gates_policy import DONE, SCHEDULER
 from ...export.zoo.gates_rollout import rollout
-from ...export.zoo.gates_samplers import NAMES, programs_of
+from ...export.zoo.gates_samplers import NAMES, NFE, programs_of
 from ..measuring.machine import describe
 
 SEED = 9_000
 TIMED = "tuned, 4 evaluations"  # what the ratios are of
+OURS = (*(("tuned", nfe) for nfe in NFE), ("PFDiff", 4), ("DDIM", 4), ("DDIM", 16), ("DDPM", 16))
 PEERS = (("DDIM", 16), ("DDPM", 16), ("DDPM", 100))
 
 
@@ -84,8 +85,8 @@ def main(out: Path, episodes: int, rounds: int, threads: int) -> None:
         artifact = write_programs(place, network, tables["tuned"], batch=(1, 8, 64), say=lambda line: None)
         with Engine.open(artifact, threads=threads) as engine:
             faces: dict[str, tuple[Any, int]] = {
-                f"{name}, {nfe} evaluations": (engine.with_programs(tables[name]), nfe)
-                for name, nfe in (("tuned", 4), ("PFDiff", 4), ("DDIM", 4), ("DDIM", 16), ("DDPM", 16))
+                f"{name}, {nfe} evaluation{'s' * (nfe > 1)}": (engine.with_programs(tables[name]), nfe)
+                for name, nfe in OURS
             }
             for kind, evaluations in PEERS:
                 eager = Eager(network, engine, kind, evaluations)

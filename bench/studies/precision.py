@@ -200,29 +200,43 @@ def distances(name: str, work: Path, data: Path, count: int) -> dict[str, Any]:
 
 
 def refined(name: str, work: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The int8 engine's sampler of 5 evaluations, polished on the int8 network and on the fp32 one.
+    """The engine's samplers by NFE, on the int8 network as they are and polished on it.
 
-    Errors: RMS of int8 samples of 16 seeds to float32's many evaluations.
+    Errors: RMS of samples of 16 seeds, which nothing was calibrated or refined on, to float32's many evaluations.
     """
     from ...quality.tune import tune
 
-    nfe = min(NFE)
     exact, short = (read_artifact(work / f"{name}-{one}.engine") for one in ("fp32", "int8"))
     check = Trajectories.of(exact.contract, CHECK_SEED, USUAL_SEEDS)
     evaluate = evaluator(opened(exact, "onnxruntime"), exact, USUAL_SEEDS)
     evaluate_short = evaluator(opened(short, _best(short)), short, USUAL_SEEDS)
-    first = exact.programs[nfe]
-    truth = check.sample(reference_of(first), evaluate)
-    words: dict[str, Any] = {"solvers": [first.solver], "grids": [first.grid], "local": False, "reference": 50}
-    words |= {"refine": True, "calibration": 8, "held_out": 16, "threads": 1}
-    found: dict[str, Any] = {"nfe": nfe, "solver": f"{first.solver} on {first.grid}"}
-    found["fp32 network, before"] = check.distance(check.sample(first, evaluate), truth)
-    found["before"] = check.distance(check.sample(first, evaluate_short), truth)
-    for what, artifact, backend in (("refined on int8", short, "openvino"), ("refined on fp32", exact, "openvino")):
-        program = tune(artifact.path, nfe, backend=backend, **words)[0].program
-        found[what] = check.distance(check.sample(program, evaluate_short), truth)
-        say(f"{name}: {what}")
+    found: dict[str, Any] = {"seeds": USUAL_SEEDS}
+    for nfe, first in exact.programs.items():
+        truth = check.sample(reference_of(first), evaluate)
+        words: dict[str, Any] = {"solvers": [first.solver], "grids": [first.grid], "bases": [first.basis]}
+        words |= {"t_start": first.t_start, "local": False, "refine": True, "calibration": 8, "held_out": 16}
+        ranking = tune(short.path, nfe, backend=_best(short), threads=1, **words)
+        found[str(nfe)] = one = {
+            "sampler": f"{first.solver} on {first.grid}",
+            "fp32": check.distance(check.sample(first, evaluate), truth),
+            "int8": check.distance(check.sample(first, evaluate_short), truth),
+            "refined": check.distance(check.sample(ranking[0].program, evaluate_short), truth),
+        }
+        say(f"{name}: NFE {nfe} refined: {one['refined']:.4f}, int8 {one['int8']:.4f}, fp32 {one['fp32']:.4f}")
     return found
+
+
+REFINED = ("fp32", "int8", "refined")
+
+
+def refined_rows(held: dict[str, Any]) -> list[str]:
+    """The table of what refining takes back, a line for each network and NFE."""
+    lines: list[str] = []
+    for name in ("fashion", "mnist"):
+        for nfe in NFE if "refined" in held.get(name, {}) else ():
+            one = held[name]["refined"][str(nfe)]
+            lines.append(f"| {name} | {nfe} | {' | '.join(f'{one[what]:.3g}' for what in REFINED)} |")
+    return lines
 
 
 def rows(held: dict[str, Any]) -> list[str]:

@@ -143,6 +143,10 @@ Batch = Annotated[str | None, typer.Option("--batch", help="Batch sizes, 1,8; de
 Precision = Annotated[
     str, typer.Option("--precision", help="fp32, fp16, bf16, int8, fp8; auto: the fastest here within the bound.")
 ]
+CalibratePrompts = Annotated[
+    Path | None,
+    typer.Option("--calibrate-prompts", metavar="FILE", help="A prompt a line, for int8, fp8 and auto of a pipeline."),
+]
 QuantiseError = Annotated[
     float | None,
     typer.Option(

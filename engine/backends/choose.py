@@ -9,6 +9,8 @@ from typing import final
 
 import torch
 
+from .. import machine
+from ..artifact import WEIGHT_BITS, Artifact
 from ..contract.contract import QUANTISED, AnyContract
 from ..device import capability, why_not_cuda
 from ..errors import BackendError, first_line
@@ -63,8 +65,20 @@ def open_best(files: NetworkFiles, device: torch.device | None, name: str, threa
     reason = "asked for"
     if name == "auto":
         name, reason = choose_fastest(files, threads)
+    warn_of_overflow(files.artifact)
     opened = open_backend(name, files, threads, torch.device("cpu"))
     return opened, "; ".join(filter(None, (reason, refused)))
+
+
+def warn_of_overflow(artifact: Artifact | None) -> None:
+    """A warning for int8 weights that this CPU's 16-bit sums of two products are too small for."""
+    if artifact is not None and artifact.provenance.get(WEIGHT_BITS) == 8 and machine.adds_in_16_bits():
+        warnings.warn(
+            f"engine '{artifact.path}' has int8 weights of 8 bits, and this CPU, which has no VNNI, may overflow where "
+            "it adds two products in 16 bits; build it again here from its float32 network, which takes 7 bits",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def why_no_eight_bits(name: str, precision: str, chip: str) -> str:

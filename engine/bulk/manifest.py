@@ -60,13 +60,16 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 @final
+@dataclass(frozen=True, eq=False)
 class Manifest:
-    """The finished shards of a run, by index. `open_manifest` makes it."""
+    """The finished shards of the run in `folder`, by index, and what they are made by.
 
-    def __init__(self, folder: Path, recipe: Recipe, finished: dict[int, ShardRecord]) -> None:
-        self.folder = folder
-        self.recipe = recipe
-        self.finished = finished
+    `open_manifest` makes it.
+    """
+
+    folder: Path
+    recipe: Recipe
+    finished: dict[int, ShardRecord]
 
     @property
     def missing(self) -> list[int]:

@@ -11,9 +11,11 @@ from .basis import BASES, PRECONDITIONED, PREDICTIONS, convert, edm_precondition
 from .defaults import AUTO, filled
 from .grid import Grid, make_grid
 from .lower import lower
+from .own_eps import fold_own_eps
 from .program import Program
 from .schedule import Float64s, Schedule, parse_schedule
 from .solvers import parse_solver
+from .solvers.ddim import OWN, Ddim
 from .trace import trace
 
 
@@ -51,7 +53,11 @@ def compile(
     points = make_grid(grid, process, method.intervals(nfe), t_start, end, method.evaluations)
     times, table, draws = trace(method, nfe, points, process, basis)
     init, W, w, V = lower(table, draws)
-    p, q = fold(W, w, times, basis, prediction, clip, process, sigma_data)
+    if clip is not None and isinstance(method, Ddim) and method.eps == OWN:
+        p, q, U = fold_own_eps(W, w, times, basis, prediction, process, sigma_data)
+    else:
+        p, q = fold(W, w, times, basis, prediction, clip, process, sigma_data)
+        U = np.zeros_like(w)
     c_in, network_times = network_inputs(times, prediction, process, sigma_data)
     return Program(
         solver=str(method),
@@ -73,6 +79,7 @@ def compile(
         W=W,
         w=w,
         V=V,
+        U=U,
     )
 
 

@@ -75,6 +75,7 @@ def program_from_table(
         W=W,
         w=w,
         V=V,
+        U=np.zeros_like(w),
     )
 
 

@@ -5,11 +5,12 @@
         out = network(c_in_n * s_0, network_time_n)
         z   = out                                           without clip
             = clamp(p_n s_0 + q_n out, -clip, +clip)        with clip: the x0 that the network means
-        s_j <- sum_i W_n[j, i] s_i + w_n[j] z + V_n[j] xi_n     all j at once
+        s_j <- sum_i W_n[j, i] s_i + w_n[j] z + U_n[j] out + V_n[j] xi_n     all j at once
     sample = s_0
 
 A deterministic sampler has V = 0 and draws nothing; its JSON form has no V. Where V_n is not 0, xi_n is standard normal
-noise, draw n + 1 of the sample's seed (engine/philox.py).
+noise, draw n + 1 of the sample's seed (engine/philox.py). U is 0, and not in the JSON form, but for the sampler that
+clips x0 and keeps the network's own eps (own_eps.py).
 
 The conversion from the network's prediction to the solver's basis is folded into W and w in float64. The updates
 combine the network's own output, so v-networks keep their accuracy where alpha is small. The program also holds the
@@ -34,7 +35,20 @@ from ..philox import Seeds, fill_numpy, parse_seeds
 from .basis import PRECONDITIONED, PREDICTIONS
 from .schedule import Float64s, parse_schedule
 
-ARRAYS = {"times": 1, "network_times": 1, "c_in": 1, "table": 2, "init": 1, "p": 1, "q": 1, "W": 3, "w": 2, "V": 2}
+ARRAYS = {
+    "times": 1,
+    "network_times": 1,
+    "c_in": 1,
+    "table": 2,
+    "init": 1,
+    "p": 1,
+    "q": 1,
+    "W": 3,
+    "w": 2,
+    "V": 2,
+    "U": 2,
+}
+OPTIONAL = ("V", "U")  # which most programs have not, nor their JSON form
 # What a file may ask for; the C++ reader has the same bounds.
 MOST_NFE = 4096
 MOST_BUFFERS = 8  # solvers need 1 to 6
@@ -49,7 +63,8 @@ class Program:
 
     times [N]: the schedule's time of each evaluation. network_times [N]: what the network is fed, ln(sigma)/4 for
     `edm`. c_in [N]: factor of the network's input. table [N+1, 1+K+N]: rows y_0 ... y_N-1, sample; columns noise,
-    the K = `noises` draws, d_0 ... d_N-1 in `basis`. init [B], p [N], q [N], W [N, B, B], w, V [N, B]: see the module.
+    the K = `noises` draws, d_0 ... d_N-1 in `basis`, as if nothing were clipped. init [B], p [N], q [N], W [N, B, B],
+    w, V, U [N, B]: see the module.
     """
 
     solver: str
@@ -71,6 +86,7 @@ class Program:
     W: Float64s
     w: Float64s
     V: Float64s
+    U: Float64s
 
     def __post_init__(self) -> None:
         for name in ARRAYS:
@@ -94,6 +110,11 @@ class Program:
         """Names of the table's columns: noise, the draws xi_n, the outputs by their basis."""
         outputs = (f"{self.basis}_{n}" for n in range(self.nfe))
         return ["noise", *(f"xi_{n}" for n in self.draws), *outputs]
+
+    @property
+    def keeps_eps(self) -> bool:
+        """Whether the updates take the network's output beside the clipped x0."""
+        return bool(self.U.any())
 
     @property
     def noises(self) -> int:
@@ -146,10 +167,11 @@ class Program:
         for n in range(self.nfe):
             t = float(self.network_times[n])
             out = network(float(self.c_in[n]) * states[0], int(t) if whole else t)
+            raw = out
             if self.clip is not None:
                 out = (float(self.p[n]) * states[0] + float(self.q[n]) * out).clip(-self.clip, self.clip)
             xi = drawn(n) if n in self.draws else None
-            states = [self._combine(states, out, xi, n, j) for j in range(self.buffers)]
+            states = [self._combine(states, out, raw, xi, n, j) for j in range(self.buffers)]
         return states[0]
 
     def _drawn(self, noise: Any, seeds: Seeds | None, steps_noise: Any) -> Callable[[int], Any]:
@@ -173,10 +195,12 @@ class Program:
 
         return draw
 
-    def _combine(self, states: Sequence[Any], out: Any, xi: Any, n: int, j: int) -> Any:
+    def _combine(self, states: Sequence[Any], out: Any, raw: Any, xi: Any, n: int, j: int) -> Any:
         total = float(self.w[n, j]) * out
         for i in np.flatnonzero(self.W[n, j]).tolist():
             total = total + float(self.W[n, j, i]) * states[i]
+        if self.U[n, j] != 0:
+            total = total + float(self.U[n, j]) * raw
         return total if self.V[n, j] == 0 else total + float(self.V[n, j]) * xi
 
     def to_json(self) -> str:
@@ -189,8 +213,9 @@ class Program:
         values |= {name: values[name].tolist() for name in ARRAYS}
         grid = values["grid"]
         values["grid"] = list(grid) if isinstance(grid, tuple) else grid
-        if not self.noises:
-            del values["V"]
+        for name in OPTIONAL:
+            if not getattr(self, name).any():
+                del values[name]
         return {"nfe": self.nfe, "buffers": self.buffers, **values}
 
     @staticmethod
@@ -207,19 +232,21 @@ class Program:
         """Inverse of `to_dict`. Raises InputError when a field is missing, of a wrong type or shape."""
         if not isinstance(data, dict):
             raise _unfit(f"{shown(data)}, expected an object")
-        known = {*data, "V"}  # which deterministic programs have not
+        known = {*data, *OPTIONAL}
         missing = [name for name in ("nfe", "buffers", *(f.name for f in fields(Program))) if name not in known]
         if missing:
             raise _unfit(f"'{missing[0]}' is missing; expected the output of to_json")
         nfe, buffers = _integer("nfe", data["nfe"], MOST_NFE), _integer("buffers", data["buffers"], MOST_BUFFERS)
         shapes = {1: (nfe,), 2: (nfe, buffers), 3: (nfe, buffers, buffers)}
         expected = {name: shapes[rank] for name, rank in ARRAYS.items()}
-        data = {"V": np.zeros((nfe, buffers)).tolist(), **data}
+        data = {**{name: np.zeros((nfe, buffers)).tolist() for name in OPTIONAL}, **data}
         noises = int(np.count_nonzero(_array("V", data["V"], expected["V"]).any(axis=1)))
         expected |= {"table": (nfe + 1, 1 + noises + nfe), "init": (buffers,)}
         values = {f.name: data[f.name] for f in fields(Program)}
         _check_origin(values)
         values |= {name: _array(name, values[name], shape) for name, shape in expected.items()}
+        if values["U"].any() and (values["clip"] is None or noises):
+            raise _unfit(f"U is given {'beside V' if noises else 'without a clip'}, expected a clip and no V")
         if isinstance(values["grid"], list):
             values["grid"] = tuple(values["grid"])
         return Program(**values)

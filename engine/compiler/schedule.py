@@ -40,7 +40,7 @@ Float64s = NDArray[np.floating]  # float64 throughout; NumPy types many results 
 class Schedule(ABC):
     """alpha_t and sigma_t of a forward process, and the times at which it is defined."""
 
-    discrete: ClassVar[bool]
+    discrete: ClassVar[bool] = False  # times are whole numbers
     velocity: ClassVar[str] = "v"  # the prediction that is called "the velocity" of this process
 
     @property
@@ -147,7 +147,6 @@ class Discrete(Schedule):
 class Vp(Schedule):
     """log alpha_t = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2 (Song et al., arXiv 2011.13456, eq. 33)."""
 
-    discrete: ClassVar[bool] = False
     beta_min: float = 0.1
     beta_max: float = 20.0
     t_min: float = 1e-3
@@ -177,7 +176,6 @@ class Vp(Schedule):
 class Edm(Schedule):
     """alpha = 1, sigma = t (Karras et al., arXiv 2206.00364)."""
 
-    discrete: ClassVar[bool] = False
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 
@@ -204,7 +202,6 @@ class Flow(Schedule):
     """alpha = 1 - t, sigma = t (Lipman et al., arXiv 2210.02747); evenly spaced grids are bent by
     t = shift u / (1 + (shift - 1) u) (Esser et al., arXiv 2403.03206, eq. 23)."""
 
-    discrete: ClassVar[bool] = False
     velocity: ClassVar[str] = "flow"
     shift: float = 1.0
     t_min: float = 1e-3

@@ -21,11 +21,11 @@ from ..errors import InputError, shown
 from ..json_fields import as_json, check_choice, check_name, check_shape, check_text, is_integer, is_number, read_fields
 from .condition import Condition
 from .policy import ObservationContract
+from .second import EncoderContract, SecondContract, check_fixed_batch
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 QUANTISED = ("int8", "fp8")  # of an engine: layers inside in eight bits, x and out in one of the above
 TIME_DTYPES = ("float32", "int64")
-LARGEST_BATCH = 1 << 20
 MOST_CONDITIONS = 256
 
 
@@ -75,7 +75,7 @@ class Contract:
         span: Any = self.data_range
         if not (isinstance(span, tuple) and len(span) == 2 and all(map(is_number, span)) and span[0] < span[1]):
             raise InputError(f"contract: data_range {shown(span)}, expected two numbers, the lower first")
-        _check_fixed_batch("contract", self.fixed_batch)
+        check_fixed_batch("contract", self.fixed_batch)
         if not isinstance(self.learned_sigma, bool):
             raise InputError(f"contract: learned_sigma {shown(self.learned_sigma)}, expected true or false")
         conditions: Any = self.conditions
@@ -186,13 +186,8 @@ class Contract:
         return cls(**values)
 
 
-def _check_fixed_batch(what: str, value: Any) -> None:
-    if value is not None and not (is_integer(value) and 1 <= value <= LARGEST_BATCH):
-        raise InputError(f"{what}: fixed_batch {shown(value)}, expected an integer in 1..{LARGEST_BATCH}, or None")
-
-
 @dataclass(frozen=True)
-class DecoderContract:
+class DecoderContract(SecondContract):
     """Input and output of a latent model's `decoder.onnx`: image [batch, *image] = decoder(latents [batch, *shape]).
 
     image: [C, H, W], or of a video [C, frames, H, W].
@@ -200,6 +195,7 @@ class DecoderContract:
     each channel: decode(latents / scaling + shift). The graph contains them; here they only inform.
     """
 
+    KIND = "decoder"
     name: str
     shape: tuple[int, ...]
     image: tuple[int, ...]
@@ -211,8 +207,7 @@ class DecoderContract:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        for field in ("input", "output"):
-            check_name(f"decoder: {field}", getattr(self, field))
+        self._check_names()
         for field in ("shape", "image"):
             check_shape(f"decoder: {field}", getattr(self, field))
         if len(self.image) not in (3, 4):
@@ -222,7 +217,7 @@ class DecoderContract:
             )
         check_text("decoder: name", self.name)
         check_choice("decoder: precision", self.precision, PRECISIONS)
-        _check_fixed_batch("decoder", self.fixed_batch)
+        check_fixed_batch("decoder", self.fixed_batch)
         channels = self.shape[0] if self.shape else 1
         for field in ("scaling", "shift"):
             values: Any = getattr(self, field)
@@ -234,35 +229,16 @@ class DecoderContract:
                 )
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """The name of the latents, in a tuple like a network's inputs."""
-        return (self.input,)
-
-    @property
-    def input_dtype(self) -> str:
-        """Of the latents: a precision."""
-        return self.precision
-
-    @property
     def output_shape(self) -> tuple[int, ...]:
         """Of one image."""
         return self.image
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, every field present; `from_dict` reads it back."""
-        return {field.name: as_json(getattr(self, field.name)) for field in fields(self)}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> DecoderContract:
-        """Read `to_dict` data. Raises InputError that names a missing, unknown or unfit field."""
-        return cls(**read_fields("decoder", cls, plain))
 
 
 MOST_TOKENS = 1 << 16  # of a prompt
 
 
 @dataclass(frozen=True)
-class TextEncoderContract:
+class TextEncoderContract(EncoderContract):
     """Input and output of a text encoder: encoded [batch, size] = encoder(tokens int64 [batch, 2, length]).
 
     tokens[:, 0] are the ids of a prompt, tokens[:, 1] its attention mask. `encoded` holds all conditions that a prompt
@@ -270,51 +246,16 @@ class TextEncoderContract:
     encoders of an engine are added up.
     """
 
-    name: str
-    length: int
-    size: int
+    KIND = "text encoder"
+    DTYPE = "int64"
+    LONGEST = MOST_TOKENS
+    TAKES = PRECISIONS
     input: str = "tokens"
-    output: str = "encoded"
-    fixed_batch: int | None = None
-    precision: str = "fp32"
-
-    def __post_init__(self) -> None:
-        for field in ("input", "output"):
-            check_name(f"text encoder: {field}", getattr(self, field))
-        for field, most in (("length", MOST_TOKENS), ("size", 1 << 40)):
-            value = getattr(self, field)
-            if not (is_integer(value) and 1 <= value <= most):
-                raise InputError(f"text encoder: {field} {shown(value)}, expected an integer in 1..{most}")
-        check_choice("text encoder: precision", self.precision, PRECISIONS)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one prompt's tokens."""
         return (2, self.length)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The name of the tokens, in a tuple like a network's inputs."""
-        return (self.input,)
-
-    @property
-    def input_dtype(self) -> str:
-        """Of the tokens."""
-        return "int64"
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Of one encoded prompt."""
-        return (self.size,)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, every field present; `from_dict` reads it back."""
-        return {field.name: as_json(getattr(self, field.name)) for field in fields(self)}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> TextEncoderContract:
-        """Read `to_dict` data. Raises InputError that names a missing, unknown or unfit field."""
-        return cls(**read_fields("text encoder", cls, plain))
 
 
 AnyContract = Contract | DecoderContract | TextEncoderContract | ObservationContract  # of one ONNX file of an engine

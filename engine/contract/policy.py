@@ -15,56 +15,26 @@ from dataclasses import dataclass, fields
 from typing import Any, final
 
 from ..errors import InputError, shown
-from ..json_fields import as_json, check_name, check_shape, check_text, is_integer, is_number, is_strings, read_fields
+from ..json_fields import as_json, check_shape, check_text, is_integer, is_number, is_strings, read_fields
+from .second import EncoderContract
 
 OBSERVATION = "observation"  # the word of `Engine.sample`, and the one condition of a policy without an encoder
 
 
 @dataclass(frozen=True)
-class ObservationContract:
+class ObservationContract(EncoderContract):
     """Input and output of encoders/observation.onnx: encoded [batch, size] = encoder(packed [batch, length]), float32.
 
     `packed` holds the observations of one sample, flattened, one after the other; `encoded` its conditions likewise.
     """
 
-    name: str
-    length: int
-    size: int
+    KIND = "observation encoder"
     input: str = "packed"
-    output: str = "encoded"
-    fixed_batch: int | None = None
-    precision: str = "fp32"
-
-    def __post_init__(self) -> None:
-        check_text("observation encoder: name", self.name)
-        for field in ("input", "output"):
-            check_name(f"observation encoder: {field}", getattr(self, field))
-        for field in ("length", "size"):
-            value = getattr(self, field)
-            if not (is_integer(value) and value >= 1):
-                raise InputError(f"observation encoder: {field} {value!r}, expected an integer of at least 1")
-        if self.precision != "fp32" or self.fixed_batch is not None:
-            raise InputError("observation encoder: expected precision fp32 and any batch")
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of one sample's observations."""
         return (self.length,)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.input,)
-
-    @property
-    def input_dtype(self) -> str:
-        return self.precision
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        return (self.size,)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, every field present."""
-        return {field.name: as_json(getattr(self, field.name)) for field in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -112,6 +82,8 @@ class PolicyContract:
                 raise InputError(f"policy: {field} {shown(values)}, expected a number for each action")
         if len(self.scale) != len(self.offset) or 0 in self.scale:
             raise InputError("policy: expected as many offsets as scales, and no scale of 0")
+        if self.encoder is not None and self.encoder.fixed_batch is not None:
+            raise InputError("observation encoder: a fixed batch, expected one of any batch")
         for field, least in (("first", 0), ("count", 1)):
             value = getattr(self, field)
             if not (is_integer(value) and value >= least):
@@ -165,6 +137,5 @@ class PolicyContract:
             Observed(**read_fields("observation", Observed, one)) for one in values["observations"]
         )
         if values.get("encoder") is not None:
-            fitted = read_fields("observation encoder", ObservationContract, values["encoder"])
-            values["encoder"] = ObservationContract(**fitted)
+            values["encoder"] = ObservationContract.from_dict(values["encoder"])
         return cls(**values)

@@ -151,6 +151,7 @@ extern "C" pfd_status_t pfd_program_view(const pfd_program_t* program, pfd_progr
         full.init = p.init.data(), full.p = p.p.data(), full.q = p.q.data();
         full.W = p.W.data(), full.w = p.w.data(), full.table = p.table.data();
         full.noises = static_cast<std::int32_t>(p.draws.size()), full.draws = p.draws.data(), full.V = p.V.data();
+        full.U = p.U.empty() ? nullptr : p.U.data();
         give(full, view);
     });
 }

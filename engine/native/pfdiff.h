@@ -6,11 +6,13 @@
  *     for n in 0 .. nfe-1:
  *         out = network(c_in[n] * s_0, network_times[n])
  *         z   = out, or with clip: clamp(p[n] * s_0 + q[n] * out, -clip, +clip)
- *         s_j <- sum_i W[n][j][i] * s_i + w[n][j] * z + V[n][j] * xi_n          all j at once
+ *         s_j <- sum_i W[n][j][i] * s_i + w[n][j] * z + U[n][j] * out + V[n][j] * xi_n
  *         s_0 <- a * picture + b * noise                       with a mask, where it is 0
  *     the sample is s_0
  *
- * Only samplers that draw noise on the way have V. xi_n is standard normal noise, draw n + 1 of the sample's seed.
+ * All s_j change at once. Only DDIM that clips x0 and keeps the network's eps (`ddim:eps=own`) has U, and CUDA samplers
+ * refuse it. Only samplers that draw noise on the way have V. xi_n is standard normal noise, draw n + 1 of the sample's
+ * seed.
  *
  * Every function that can fail returns a pfd_status_t; `pfd_last_error` then holds one line that says what was got,
  * what was expected and what to do. No exception and no C++ type crosses this header. Views point into the object they
@@ -159,6 +161,7 @@ typedef struct pfd_program_view_t {
     int32_t reserved_2;
     const int32_t* draws; /* [K] the evaluations, counted from 0, after which noise is drawn */
     const double* V;      /* [N][B] */
+    const double* U;      /* [N][B]; NULL for most samplers */
 } pfd_program_view_t;
 
 pfd_status_t pfd_program_view(const pfd_program_t* program, pfd_program_view_t* view);

@@ -61,6 +61,7 @@ pfd_program_t read_program(const json::Node& node) {
         program.V = read_finite_numbers(*V, {N, B});
     else
         program.V.assign(N * B, 0.0);
+    if (const auto U = node.find("U")) program.U = read_finite_numbers(*U, {N, B});
     for (std::size_t n = 0; n < N; ++n)
         if (std::any_of(program.V.begin() + static_cast<std::ptrdiff_t>(n * B),
                         program.V.begin() + static_cast<std::ptrdiff_t>((n + 1) * B), [](double v) { return v != 0; }))
@@ -71,6 +72,11 @@ pfd_program_t read_program(const json::Node& node) {
         program.clip = read_finite(*clip);
         if (!(*program.clip > 0 && *program.clip <= 3e38)) clip->refuse(decimal(*program.clip), "a number above 0");
     }
+    const bool keeps_output = std::any_of(program.U.begin(), program.U.end(), [](double u) { return u != 0; });
+    if (!keeps_output)
+        program.U.clear();
+    else if (!program.clip || !program.draws.empty())
+        node["U"].refuse(program.clip ? "beside V" : "without a clip", "a clip and no V");
     return program;
 }
 
@@ -110,7 +116,8 @@ std::vector<Access> accesses(const pfd_program_t& program, bool separate, bool m
         Access access{0, 0, program.clip.has_value(), separate && n + 1 < N, 0, Keeps::nothing};
         if (masked) access.keeps = n + 1 < N ? Keeps::picture_and_noise : Keeps::picture;
         for (std::size_t j = 0; j < B; ++j) {
-            bool identity = w[j] == 0 && !added(j) && !(masked && j == 0);
+            const bool raw = !program.U.empty() && program.U[n * B + j] != 0;
+            bool identity = w[j] == 0 && !raw && !added(j) && !(masked && j == 0);
             for (std::size_t i = 0; i < B; ++i) identity &= W[j * B + i] == (i == j ? 1 : 0);
             if ((live >> j & 1) != 0 && !identity) access.writes |= 1u << j;
         }

@@ -16,6 +16,7 @@ struct pfd_program_t final {
     std::optional<double> clip;
     double sigma_data = 0.5;
     std::vector<double> times, network_times, c_in, init, p, q, W, w, V, table;
+    std::vector<double> U;   // [N][B] of the output as it is, beside the clipped x0; empty for most samplers
     std::vector<int> draws;  // the evaluations after which noise is drawn and added
 };
 

@@ -1,6 +1,6 @@
-// Rows are computed block by block: a block's operands (at most 9 arrays of 4 KiB) stay in the first-level cache, so
+// Rows are computed block by block: a block's operands (at most 10 arrays of 4 KiB) stay in the first-level cache, so
 // memory sees every state once, whatever the number of terms. Sums run in the kernels' order: w z, W_0 s_0, W_1 s_1,
-// ...
+// ..., U out.
 #include "update.h"
 
 #include <algorithm>
@@ -50,7 +50,7 @@ constexpr auto make_combines(std::index_sequence<Terms...>) {
         }...};
 }
 
-constexpr auto combines = make_combines(std::make_index_sequence<most_buffers + 1>());
+constexpr auto combines = make_combines(std::make_index_sequence<most_buffers + 2>());
 
 }  // namespace
 
@@ -68,13 +68,18 @@ Update::Update(const pfd_program_t& program, int index, const Access& access)
         for (int i = 0; i < buffers_; ++i)
             if (const float factor = W[j * buffers_ + i]; factor != 0)
                 row.sources.push_back(i), row.factors.push_back(factor);
+        const auto at =
+            static_cast<std::size_t>(index) * static_cast<std::size_t>(buffers_) + static_cast<std::size_t>(j);
+        if (at < program.U.size() && program.U[at] != 0)
+            row.sources.push_back(buffers_ + 1), row.factors.push_back(static_cast<float>(program.U[at]));
         rows_.push_back(std::move(row));
     }
 }
 
 int Update::arrays() const {
     bool reads_output = false;
-    for (const auto& row : rows_) reads_output |= !row.sources.empty() && row.sources.front() == buffers_;
+    for (const auto& row : rows_)
+        reads_output |= !row.sources.empty() && (row.sources.front() == buffers_ || row.sources.back() > buffers_);
     return std::popcount(access_.reads) + std::popcount(access_.writes) + (reads_output ? 1 : 0) +
            (access_.separate ? 1 : 0);
 }
@@ -107,9 +112,9 @@ std::uint32_t Update::block(float* const* states, const float* output, float* in
                             const Extras& extras) const {
     alignas(64) float clipped[block_elements];
     alignas(64) float results[most_buffers][block_elements];
-    const float* operands[most_buffers + 1];
+    const float* operands[most_buffers + 2];
     for (int i = 0; i < buffers_; ++i) operands[i] = states[i] + begin;
-    operands[buffers_] = output + begin;
+    operands[buffers_] = operands[buffers_ + 1] = output + begin;
     const auto overflow = overflow_bits(operands[buffers_], size);  // before a row overwrites it
     if (access_.clip) {
         // s_0 is not read where p = 0: it may then hold anything, a NaN too.
@@ -128,7 +133,7 @@ std::uint32_t Update::block(float* const* states, const float* output, float* in
         const auto& row = rows_[r];
         // All rows need the old states: only the last may overwrite at once.
         float* target = row.stored && r + 1 == rows_.size() ? states[row.state] + begin : results[r];
-        const float* sources[most_buffers + 1];
+        const float* sources[most_buffers + 2];
         for (std::size_t term = 0; term < row.sources.size(); ++term) sources[term] = operands[row.sources[term]];
         if (row.sources.empty())
             std::fill_n(target, size, 0.0f);

@@ -38,7 +38,7 @@ class Update final {
     struct Row {
         int state;
         bool stored;               // else only the network's input needs it
-        std::vector<int> sources;  // a state, or B for z
+        std::vector<int> sources;  // a state, B for z, or B + 1 for the output as it is
         std::vector<float> factors;
         float noise;  // factor of xi, 0 for none
     };

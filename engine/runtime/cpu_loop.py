@@ -57,6 +57,7 @@ class Bucket:
         self._x = torch.zeros(shape, dtype=backend.dtype) if converted or scaled else None
         self._out = torch.zeros(shape, dtype=backend.dtype) if converted else None
         self._scratch = np.empty(elements, np.float32)  # of the clip
+        self._raw: NDArray[np.float32] | None = None  # the output before it, where a program takes both
         self._xi: NDArray[np.float32] | None = None  # of stochastic programs
         self._draws: Draws | None = None
         self._kept: Kept | None = None  # of a mask
@@ -150,6 +151,7 @@ class Bucket:
         """
         target = self._rows[1 - here][:-1]
         finite = self._clip(tables, n, here) and combine(tables.update[n], self._rows[here], target)
+        self._add_output(tables, n, target)
         self._add_noise(tables, n, target)
         if self._kept is not None:
             self._kept.keep(target[0], n)
@@ -159,10 +161,18 @@ class Bucket:
         """The last update, of which only state 0 is asked for: its first elements go to `samples` [1, elements]."""
         source, n = self._rows[here][:, : samples.size], tables.nfe - 1
         finite = self._clip(tables, n, here) and combine(tables.update[-1, :1], source, samples)
+        self._add_output(tables, n, samples)
         self._add_noise(tables, n, samples)
         if self._kept is not None:
             self._kept.keep(samples[0], n)
         return finite
+
+    def _add_output(self, tables: Tables, n: int, target: NDArray[np.float32]) -> None:
+        """s_j + U_n[j] out in the first rows of `target` [m, elements], if a program takes the output as it is."""
+        if tables.U is not None and self._raw is not None:
+            for row, factor in zip(target, tables.U[n], strict=False):
+                if factor:
+                    row += factor * self._raw[: len(row)]
 
     def _add_noise(self, tables: Tables, n: int, target: NDArray[np.float32]) -> None:
         """s_j + V_n[j] xi_n in the first rows of `target` [m, elements], if noise is drawn after evaluation n."""
@@ -182,6 +192,9 @@ class Bucket:
         out = rows[-1]
         if not all_finite(out):
             return False
+        if tables.U is not None:
+            self._raw = np.empty_like(self._scratch) if self._raw is None else self._raw
+            np.copyto(self._raw, out)
         with np.errstate(over="ignore"):
             np.multiply(rows[0], tables.p[n], out=self._scratch)
             out *= tables.q[n]

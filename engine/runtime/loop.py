@@ -30,7 +30,8 @@ class Tables:
     """A program as a loop reads it; coefficients float32, the one cast.
 
     update [N, B, B + 1] = (W | w); init [B]; p, q, c_in [N]; times [N] in the network's dtype, scaled; clip or None;
-    V [N, B] of the noises, which are drawn after the evaluations `draws`. mixed: sampling starts from a picture.
+    V [N, B] of the noises, which are drawn after the evaluations `draws`; U [N, B] of the network's output beside the
+    clipped x0, None for most programs. mixed: sampling starts from a picture.
     `program` is what they were made of.
     """
 
@@ -44,6 +45,7 @@ class Tables:
     clip: float | None
     V: NDArray[np.float32]
     draws: tuple[int, ...]
+    U: NDArray[np.float32] | None = None
     mixed: bool = False
 
     @property
@@ -78,6 +80,7 @@ def make_tables(program: Program, contract: Contract, *, mixed: bool = False) ->
         clip=program.clip,
         V=program.V.astype(np.float32),
         draws=program.draws,
+        U=program.U.astype(np.float32) if program.keeps_eps else None,
         mixed=mixed,
     )
 

@@ -5,9 +5,7 @@ The observation encoder runs on the engine's device and stream, once a call, out
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, final
@@ -17,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from ..artifact import OBSERVATION_ENCODER, Artifact
-from ..backends.abstract import Backend, Buffers, Evaluate
 from ..backends.choose import Beside
 from ..contract.policy import OBSERVATION, PolicyContract
-from ..errors import BackendError, InputError
+from ..errors import InputError
 from .asked import Asked
 from .inputs import on_host
+from .later import LaterNetwork
 
 Floats = NDArray[np.float32]
 
@@ -32,13 +30,10 @@ class PolicyRuntime:
     """Of one engine; without a policy everything is handed on as it is."""
 
     def __init__(self, artifact: Artifact, beside: Beside) -> None:
-        self._artifact = artifact
         self._contract: PolicyContract | None = artifact.policy
-        self._beside = beside
         self._shapes = {one.name: one.shape for one in artifact.contract.conditions}
-        self._encoder: tuple[Backend, Buffers, Evaluate] | None = None
-        self._lock = threading.Lock()  # the encoder has one set of buffers
-        self._closed = False
+        contract = artifact.policy and artifact.policy.encoder
+        self._encoder = LaterNetwork(artifact, beside, "the observation encoder", OBSERVATION_ENCODER, contract)
         if self._contract is not None:
             self._scale = torch.tensor(self._contract.scale, dtype=torch.float32, device=beside.device)
             self._offset = torch.tensor(self._contract.offset, dtype=torch.float32, device=beside.device)
@@ -66,7 +61,7 @@ class PolicyRuntime:
         if policy.encoder is None:
             return {**rest, policy.conditions[0]: np.concatenate(_alike(parts), axis=-1)}
         packed = np.concatenate([one.reshape(len(one), -1) for one in _alike(parts)], axis=1)
-        return {**rest, **self._split(self._encoded(packed), policy)}
+        return {**rest, **self._split(self._encoder(torch.from_numpy(packed)).cpu().numpy(), policy)}
 
     def _renamed(self, given: Mapping[str, Any], policy: PolicyContract) -> Mapping[str, Any]:
         return {policy.conditions[0] if name == OBSERVATION else name: value for name, value in given.items()}
@@ -95,27 +90,6 @@ class PolicyRuntime:
             start += size
         return found
 
-    def _encoded(self, packed: Floats) -> Floats:
-        with self._lock:
-            if self._closed:
-                raise BackendError("this engine is closed; load it again with pfdiff.load")
-            backend, buffers, evaluate = self._encoder = self._encoder or self._open()
-            rows, size = [], len(buffers.x)
-            for start in range(0, len(packed), size):
-                part = packed[start : start + size]
-                stream = backend.stream
-                with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
-                    buffers.x[: len(part)].copy_(torch.from_numpy(part))
-                    rows.append(evaluate()[: len(part)].float().cpu().numpy().copy())
-        return np.concatenate(rows)
-
-    def _open(self) -> tuple[Backend, Buffers, Evaluate]:
-        artifact = self._artifact
-        assert artifact.policy is not None
-        assert artifact.policy.encoder is not None
-        path = artifact.path / OBSERVATION_ENCODER
-        return self._beside.open("the observation encoder", path, artifact.policy.encoder, artifact.batch[0])
-
     # Out.
     def actions(self, samples: torch.Tensor) -> torch.Tensor:
         """Samples in units of the actions, in place."""
@@ -133,11 +107,7 @@ class PolicyRuntime:
 
     def close(self) -> None:
         """Free the encoder."""
-        with self._lock:
-            self._closed = True
-            if self._encoder is not None:
-                self._encoder[0].close()
-            self._encoder = None
+        self._encoder.close()
 
 
 def _checked(name: str, given: Any, shape: tuple[int, ...], count: int) -> Floats:

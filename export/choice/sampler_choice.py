@@ -8,7 +8,8 @@
 | basis       | the solver's                             | the scheduler's, but for that solver                     |
 | clip, end   | none, clean                              | the scheduler's                                          |
 
-The rule is engine/compiler/defaults.py. Grid "diffusers" is the scheduler's times exactly, those of its own class.
+The rule is engine/compiler/defaults.py. Grid "diffusers" is the scheduler's times exactly, those of its own class, and
+with DDIM's class and clip_sample `ddim` then is its step exactly: `ddim:eps=own`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ...engine.compiler.compile import compile as compile_program
 from ...engine.compiler.defaults import AUTO, BASIS, SOLVER, Choice, filled, open_grid
 from ...engine.compiler.program import Program
 from ...engine.compiler.solvers import parse_solver
+from ...engine.compiler.solvers.ddim import OWN
 from ...engine.compiler.start import doubt_of_clean_start
 from ...engine.errors import InputError
 from .x0_variance import with_variances
@@ -93,6 +95,8 @@ def _exact(source: Network, solver: str, nfe: int, given: Mapping[str, Any]) -> 
     convention, t_start = source.convention, given["t_start"]
     if convention is None:
         raise InputError(f"grid 'diffusers': network '{source.contract.name}' has no scheduler; give a rule: trailing")
+    if solver == "ddim" and convention.keeps_eps and given["clip"] is not None:
+        solver = f"ddim:eps={OWN}"
     grid = convention.walk(parse_solver(solver), nfe) if t_start is None else convention.grid
     return Choice(solver, grid, given["basis"], t_start)
 

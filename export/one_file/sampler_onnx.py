@@ -9,6 +9,7 @@ body reads at the iteration's number (states S float32 [B, batch, *shape], all i
     out  = network(cast(c_in_n S[0]), time_n, conditions)
     z    = cast(out)                     or  clip(p_n S[0] + q_n cast(out), -clip, clip)
     S    = [W_n | w_n] @ [S ; z]         + V_n xi_n of a stochastic program, xi from the input steps_noise
+                                         + U_n cast(out) of one that keeps the network's eps
 
 steps_noise is float32 [K, batch, *shape], the K draws of the program in their order. A sampler from seeds has the input
 seeds, uint64 [batch], in the place of noise and steps_noise, see sampler_noise.py.
@@ -21,8 +22,6 @@ the outer graph's: ONNX Runtime 1.32 re-lays convolution weights only where they
 from __future__ import annotations
 
 import os
-import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,16 +30,15 @@ import numpy as np
 
 from ...engine.api import Engine
 from ...engine.artifact import Artifact, check_in_place, read_artifact
-from ...engine.atomic import folder_beside, sync
+from ...engine.atomic import folder_beside
 from ...engine.compiler.program import Program
 from ...engine.contract.contract import Contract
-from ...engine.errors import BackendError, EngineFileError, InputError, first_line, shown
-from ...engine.files.external_weights import tensors_of
-from ...engine.files.open_folder import OpenFolder
+from ...engine.errors import BackendError, EngineFileError, InputError, first_line
 from .sampler_noise import LOWEST_OPSET as OPSET_OF_NOISE
 from .sampler_noise import PREFIX as NOISE_PREFIX
 from .sampler_noise import Nodes, SeededNoise
 from .sampler_pixels import add_pixels, shape_of_pixels
+from .sampler_weights import place, take_external_data
 
 if TYPE_CHECKING:
     import onnx
@@ -55,7 +53,6 @@ HALF_TOLERANCE = 1e-2  # float16 networks: one rounding of the input may differ 
 EIGHT_BITS_TOLERANCE = 5e-2  # int8 or fp8 inside: a value on the edge of a step may fall to the other side
 LARGEST_MESSAGE_BYTES = (1 << 31) - 1
 LEVELS = 1  # of 255: pixels whose rounding falls the other way
-DIGITS = 12  # of the SHA-256 of weights, in the name of their file
 
 
 def export_sampler(
@@ -72,11 +69,10 @@ def export_sampler(
 
     pixels: give it a second output `pixels`, uint8 [batch, H, W, C], through the decoder of a latent model.
     from_seeds: seeds uint64 [batch] are its input, and it makes the noise itself; for networks of opset 18 up.
-
     Weights beside network.onnx come to lie beside `out`, as `out`.HEX.data with the beginning of their SHA-256; those
     of a former sampler at `out` are removed. check: before anything is at `out`, run it in ONNX Runtime and compare
-    one batch with the engine's. The former file stands
-    until then. Raises InputError, EngineFileError (no engine, an opset too old), BackendError (the two differ).
+    one batch with the engine's. The former file stands until then.
+    Raises InputError, EngineFileError (no engine, an opset too old), BackendError (the two differ).
     """
     import onnx
 
@@ -100,7 +96,7 @@ def export_sampler(
     try:
         with folder_beside(target) as folder:
             part = folder / target.name
-            data = _take_external_data(model, artifact, part)
+            data = take_external_data(model, artifact, part)
             check_in_place(artifact)  # what was read since is of the engine that was verified
             if model.ByteSize() > LARGEST_MESSAGE_BYTES:
                 raise InputError(
@@ -111,7 +107,7 @@ def export_sampler(
             if check:
                 say("comparing with the engine")
                 _compare(artifact, program.nfe, part, pixels=pixels, from_seeds=from_seeds)
-            _place(part, data, target)
+            place(part, data, target)
     except OSError as error:
         raise InputError(
             f"cannot write '{target}': {error.strerror or error}; nothing was changed, free some space or choose "
@@ -205,23 +201,12 @@ def _body(
     # The network's input and time.
     update = np.concatenate([program.W, program.w[:, :, None]], axis=2).astype(np.float32)
     constants: dict[str, Any] = {"zero": np.int64(0), "update": update}
-    constants["times"] = contract.feed_times(program.network_times)
     state = add("Gather", ["S", "zero"], "state", axis=0)
-    if np.any(program.c_in != 1):
-        constants["c_in"] = np.float32(program.c_in)
-        state_in = add("Mul", [state, add("Gather", ["c_in", "n"], "c_n")], "scaled")
-    else:
-        state_in = state
-    add("Cast", [state_in], "x", to=element)
-    if contract.time_rank:
-        constants["one"] = np.array([1])  # the states' axis 1 is the batch
-        add("Expand", [add("Gather", ["times", "n"], "t_n"), add("Gather", ["shape", "one"], "batch")], "t")
-    else:
-        add("Gather", ["times", "n"], "t")
+    constants |= _feed(add, contract, program, element, state)
     nodes.extend(network.node)
 
     # The update.
-    z = add("Cast", ["out"], "z", to=TensorProto.FLOAT)
+    z = raw = add("Cast", ["out"], "z", to=TensorProto.FLOAT)
     if program.clip is not None:
         bound = np.float32(program.clip)
         constants |= {"p": np.float32(program.p), "q": np.float32(program.q), "low": -bound, "high": bound}
@@ -232,7 +217,11 @@ def _body(
     rows = add("Concat", ["S", add("Unsqueeze", [z, "axis"], "z_row")], "rows", axis=0)
     matrix = add("Reshape", [rows, "flat"], "matrix")
     product = add("MatMul", [add("Gather", ["update", "n"], "update_n"), matrix], "product")
-    add("Reshape", [product, "shape"], "S_product" if program.noises else "S_next")
+    plain = not program.noises and not program.keeps_eps
+    add("Reshape", [product, "shape"], "S_next" if plain else "S_product")
+    if program.keeps_eps:  # such a program draws no noise
+        constants["U"] = np.float32(program.U).reshape(*program.U.shape, *(1 for _ in range(rank)))
+        add("Add", ["S_product", add("Mul", [add("Gather", ["U", "n"], "U_n"), raw], "kept")], "S_next")
     if program.noises:
         factors = np.float32(program.V).reshape(*program.V.shape, *(1 for _ in range(rank)))
         V_n = drawing.add("Gather", factors, f"{SAMPLER_PREFIX}n", axis=0)
@@ -252,6 +241,22 @@ def _body(
     body.initializer.extend(network.initializer)
     body.sparse_initializer.extend(network.sparse_initializer)
     return body
+
+
+def _feed(add: Callable[..., str], contract: Contract, program: Program, element: int, state: str) -> dict[str, Any]:
+    """Adds the network's x and t of evaluation n; the constants that they read."""
+    constants: dict[str, Any] = {"times": contract.feed_times(program.network_times)}
+    state_in = state
+    if np.any(program.c_in != 1):
+        constants["c_in"] = np.float32(program.c_in)
+        state_in = add("Mul", [state, add("Gather", ["c_in", "n"], "c_n")], "scaled")
+    add("Cast", [state_in], "x", to=element)
+    if contract.time_rank:
+        constants["one"] = np.array([1])  # the states' axis 1 is the batch
+        add("Expand", [add("Gather", ["times", "n"], "t_n"), add("Gather", ["shape", "one"], "batch")], "t")
+    else:
+        add("Gather", ["times", "n"], "t")
+    return constants
 
 
 def _graph(
@@ -306,48 +311,6 @@ def rename(graph: onnx.GraphProto, names: Mapping[str, str], prefix: str = NETWO
 
 
 # Weights beside the file.
-def _take_external_data(model: onnx.ModelProto, artifact: Artifact, part: Path) -> list[Path]:
-    """Copy the engine's weight files beside `part` and point the model's tensors at the copies.
-
-    A copy is named by its content, `NAME.onnx.HEX.data`: until the sampler is renamed into place the former one finds
-    the weights that it was made with.
-    """
-    from onnx import TensorProto
-
-    moved: dict[str, str] = {}
-    for tensor in tensors_of(model):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                if entry.value not in artifact.files:
-                    raise EngineFileError(
-                        f"network.onnx keeps weights in {shown(entry.value)}, which is not among the engine's files; "
-                        "build it again"
-                    )
-                digest = artifact.files[entry.value].sha256
-                entry.value = moved.setdefault(entry.value, f"{part.name}.{digest[:DIGITS]}.data")
-    with OpenFolder(artifact.path) as engine:
-        for source, name in moved.items():
-            with engine.open(source) as file, open(part.with_name(name), "wb") as copy:
-                shutil.copyfileobj(file, copy)
-    return [part.with_name(name) for name in moved.values()]
-
-
-def _place(part: Path, data: Sequence[Path], target: Path) -> None:
-    """Put sampler and weights at their place, the weights first, and remove those of a former sampler there."""
-    for path in (*data, part):
-        sync(path)
-    for path in data:
-        os.replace(path, target.with_name(path.name))
-    os.replace(part, target)
-    sync(target.parent)
-    own = re.compile(re.escape(target.name) + rf"\.[0-9a-f]{{{DIGITS}}}\.data")
-    for name in os.listdir(target.parent):
-        if own.fullmatch(name) and name not in {path.name for path in data}:
-            target.with_name(name).unlink(missing_ok=True)
-
-
 # Checks.
 def _compare(artifact: Artifact, nfe: int, part: Path, *, pixels: bool, from_seeds: bool) -> None:
     """Raise BackendError unless the sampler gives what the engine gives, for one batch of noise or of seeds."""

@@ -44,9 +44,12 @@ class Running:
             states = [
                 given if init == program.init[0] else given * float(init / program.init[0]) for init in program.init
             ]
+        raw = out
         if program.clip is not None:
             out = (states[0] * float(program.p[n]) + out * float(program.q[n])).clamp(-program.clip, program.clip)
         self._states = [_combined(program.W[n, j], program.w[n, j], states, out) for j in range(program.buffers)]
+        if program.keeps_eps:
+            self._states = [s + float(u) * raw for s, u in zip(self._states, program.U[n], strict=True)]
         if xi is not None:
             added = xi.to(dtype)
             self._states = [s + float(v) * added for s, v in zip(self._states, program.V[n], strict=True)]

@@ -31,6 +31,7 @@ class SchedulerClass:
     end         clean or first where no key says it
     terminal    alphabar at the last time after `rescale_betas_zero_snr`
     ramp_of     what karras and exponential sigmas span: the spaced times, or all trained ones
+    keeps_eps   its step clips x0 and takes the network's eps as it is
     solver      ours that takes the same step; "" where none does
     draws       its step draws noise: `solver` is the default, on its own times (stochastic_classes.py)
     """
@@ -43,6 +44,7 @@ class SchedulerClass:
     end: Literal["clean", "first"] = "clean"
     terminal: float = 0.0
     ramp_of: Literal["spaced", "all"] = "spaced"
+    keeps_eps: bool = False
     solver: str = "ddim"
     draws: bool = False
 
@@ -75,6 +77,7 @@ DDIM = SchedulerClass(
     {**BETAS, **EPSILON, **LEADING, **CLIPPED, "set_alpha_to_one": True, "rescale_betas_zero_snr": False},
     only=PLAIN,
     step=THRESHOLD,
+    keeps_eps=True,
 )
 DDPM = SchedulerClass(
     "betas",

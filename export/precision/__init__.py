@@ -4,6 +4,8 @@ write.py           `network.onnx` of any source in any precision
 auto.py            the fastest precision here whose error stays within the bound
 trajectory.py      the inputs that an engine's programs feed its network; errors of whole samples
 tasks.py           what a graph is for: samples of a network, pictures of a decoder
+prompts.py         prompts that a pipeline is calibrated with, encoded by its own text encoders
+encoders.py        text encoders and the image encoder in int8, by what their errors do
 float32_parts.py   what stays float32 in a half-precision graph, by rule
 half.py            float32 graph -> fp16 or bf16 graph, compared with it layer by layer
 layers.py          convolutions and linear layers that can be quantised, and what they read

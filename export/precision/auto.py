@@ -18,9 +18,10 @@ import numpy as np
 
 from ...engine.backends.registry import is_installed
 from ...engine.errors import BackendError, InputError, first_line
-from ..choice.measured_choice import has_typical_inputs, reference_of
+from ..choice.measured_choice import reference_of
+from .prompts import Texts, tables_of
 from .tasks import HALF
-from .trajectory import CHECK_SEED, Array, Trajectories
+from .trajectory import CHECK_SEED, Array, Trajectories, untypical
 
 if TYPE_CHECKING:
     from ...engine.api import Engine
@@ -50,11 +51,12 @@ def fastest(
     runs: Callable[[str], str],
     folder: Path,
     bound: float | None,
+    prompts: tuple[str, ...],
     say: Lines,
 ) -> Fastest:
     """The fastest candidate. make(precision, place) writes an engine, runs(precision) is why it cannot run here, or "".
 
-    Engines are written into `folder`. Raises InputError, BackendError when fp32 itself fails.
+    Engines are written into `folder`. prompts: of a pipeline. Raises InputError, BackendError when fp32 itself fails.
     """
     made: dict[str, Artifact] = {}
     said: list[str] = []
@@ -73,14 +75,16 @@ def fastest(
                     raise
                 said.append(f"{precision}: {first_line(error)}")
         first = made["fp32"]
-        if not has_typical_inputs(first.contract):
+        texts = None if first.text_encoders is None else Texts(first.path, first.text_encoders, prompts)
+        tables = tables_of(texts, first.contract)
+        if untypical(first.contract, tables):
             raise InputError(
                 "precision auto compares samples, and a condition has no default or labels to sample with; "
                 "give it a default (conditions=), or name a precision"
             )
-        samples, trial = _samples(engines, first)
+        samples, trial = _samples(engines, first, tables)
         bounds, own = _bounds(open_engine, first, trial, samples["fp32"], bound)
-        times = _times(engines, first)
+        times = _times(engines, first, tables)
     errors = {
         name: {nfe: trial.distance(found[nfe], samples["fp32"][nfe]) for nfe in found}
         for name, found in samples.items()
@@ -119,9 +123,11 @@ def why_slow(precision: str, *, on_gpu: bool) -> str:
     return ""
 
 
-def _samples(engines: Mapping[str, Engine], first: Artifact) -> tuple[dict[str, dict[int, Array]], Trajectories]:
+def _samples(
+    engines: Mapping[str, Engine], first: Artifact, tables: Mapping[str, Array]
+) -> tuple[dict[str, dict[int, Array]], Trajectories]:
     contract = first.contract
-    trial = Trajectories.of(contract, CHECK_SEED, SEEDS, clips=first.decoder is None)
+    trial = Trajectories.of(contract, CHECK_SEED, SEEDS, clips=first.decoder is None, tables=tables)
     return {
         name: {nfe: _sample(engine, trial, nfe) for nfe in first.programs} for name, engine in engines.items()
     }, trial
@@ -149,10 +155,10 @@ def _bounds(
     return {nfe: HALF * error if bound is None else bound for nfe, error in own.items()}, own
 
 
-def _times(engines: Mapping[str, Engine], first: Artifact) -> dict[str, float]:
+def _times(engines: Mapping[str, Engine], first: Artifact, tables: Mapping[str, Array]) -> dict[str, float]:
     """Milliseconds of a sample of the smallest batch and fewest evaluations, the least of several turns."""
     nfe, size = min(first.programs), first.batch[0]
-    trial = Trajectories.of(first.contract, CHECK_SEED, size)
+    trial = Trajectories.of(first.contract, CHECK_SEED, size, tables=tables)
     times = dict.fromkeys(engines, np.inf)
     for name in [*engines] * TURNS:
         time.sleep(QUIET_S)

@@ -19,6 +19,7 @@ from .layers import KINDS
 if TYPE_CHECKING:
     import onnx
 
+UINT8, INT8 = 2, 3  # onnx.TensorProto's
 FLOAT8 = (17, 18, 19, 20)  # onnx.TensorProto.FLOAT8E4M3FN and its three relatives
 # What a DequantizeLinear's output may pass through on its way to a layer.
 THROUGH = ("Transpose", "Reshape", "Cast", "Squeeze", "Unsqueeze", "Identity")
@@ -52,6 +53,27 @@ def inside(model: onnx.ModelProto) -> dict[str, str]:
 
 def _named(total: int, kind: str) -> str:
     return f"{total} {kind}{'s' if total != 1 else ''}"
+
+
+def widest_weight(model: onnx.ModelProto) -> int:
+    """The largest absolute number of int8 weights that meet uint8 inputs; 0 without any, 128 where it is not read."""
+    from onnx import numpy_helper
+
+    makers = {name: node for node in model.graph.node for name in node.output}
+    tensors = {one.name: one for one in model.graph.initializer}
+    constants = {name: one.data_type for name, one in tensors.items()}
+    most = 0
+    for node in model.graph.node:
+        if node.op_type not in KINDS or len(node.input) < 2 or _stored(node.input[0], makers, constants) != UINT8:
+            continue
+        if _stored(node.input[1], makers, constants) != INT8:
+            continue
+        tensor = tensors.get(_dequantised(node.input[1], makers))
+        if tensor is None or tensor.data_location == 1:  # made in the graph, or beside the file
+            most = 128
+        else:
+            most = max(most, int(np.abs(numpy_helper.to_array(tensor).astype(np.int16)).max(initial=0)))
+    return most
 
 
 def check_scales(model: onnx.ModelProto, path: object) -> None:
@@ -100,6 +122,14 @@ def _stored(name: str, makers: Mapping[str, Any], constants: Mapping[str, int]) 
         return constants[node.input[0]]
     dtype = next((one.i for one in before.attribute if one.name == "output_dtype"), 0) if before is not None else 0
     return dtype or 2
+
+
+def _dequantised(name: str, makers: Mapping[str, Any]) -> str:
+    """What the DequantizeLinear that makes a value reads."""
+    node = makers[name]
+    while node.op_type in THROUGH:
+        node = makers[node.input[0]]
+    return node.input[0]
 
 
 def _is_constant(name: str, makers: Mapping[str, Any], constants: Mapping[str, int]) -> bool:

@@ -25,7 +25,7 @@ from .half import convert, prepared
 from .insert import SWITCH, insert
 from .layers import Layer, counted, quantisable
 from .observe import GraphRun, Seen, observed
-from .ranges import Kind, Range, activation_range, rules_for
+from .ranges import INT8_SMALL, Kind, Range, activation_range, rules_for
 from .trajectory import Array, Evaluate, relative_error
 
 if TYPE_CHECKING:
@@ -252,6 +252,7 @@ def _record(
         "layers": {name: list(pair) for name, pair in counted(every, kept | small).items()},
         "given_back": sorted(kept),
         "too_small": sorted(small),
+        **({"weight_bits": 7 if kind.most == INT8_SMALL.most else 8} if kind.name == "int8" else {}),
         "evaluation_error": float(np.float32(error)),
         "all_quantised": chosen.all_quantised if np.isfinite(chosen.all_quantised) else None,
         "samples": {name: {"added": added, "bound": bound} for name, (added, bound) in samples.items()},

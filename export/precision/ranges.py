@@ -12,7 +12,7 @@ Which rule is best depends on the network, so samples decide (quantise.py):
 Weights have a scale for each output channel and their full range. Scale and zero point of a range are ONNX Runtime's
 (`compute_scale_zp`).
 
-    uint8  0..255, any zero point: what a CPU multiplies with int8 weights
+    uint8  0..255, any zero point: what a CPU multiplies with int8 weights, of 7 bits (-64..64) where it has no VNNI
     int8   -127..127, zero point 0: what TensorRT takes
     fp8    float8 e4m3, -448..448, no zero point
 """
@@ -25,6 +25,7 @@ from typing import Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
+from ...engine import machine
 from ...engine.errors import InputError
 
 Array = NDArray[Any]
@@ -39,11 +40,15 @@ LEAST_SCALE = 1e-6  # of a float16 scale: below it has too few digits
 @final
 @dataclass(frozen=True)
 class Kind:
-    """How activations and weights are stored. halves: scales are float16, as the layers between are."""
+    """How activations and weights are stored. halves: scales are float16, as the layers between are.
+
+    most: the largest absolute number of a weight.
+    """
 
     name: str
     symmetric: bool
     halves: bool
+    most: float = 127.0
 
     @property
     def levels(self) -> tuple[int, int]:
@@ -52,8 +57,9 @@ class Kind:
 
 
 INT8_CPU: Final = Kind("int8", symmetric=False, halves=False)
+INT8_SMALL: Final = Kind("int8", symmetric=False, halves=False, most=64.0)  # engine/machine.py: adds_in_16_bits
 INT8_GPU: Final = Kind("int8", symmetric=True, halves=True)
-FP8: Final = Kind("fp8", symmetric=True, halves=True)
+FP8: Final = Kind("fp8", symmetric=True, halves=True, most=LARGEST_FP8)
 
 
 @final
@@ -65,6 +71,13 @@ class Range:
     zero: int
     low: float
     high: float
+
+
+def kind_of(precision: str, *, for_gpu: bool) -> Kind:
+    """How the eight bits of a precision are stored, of a CPU by what this one has."""
+    if precision == "fp8":
+        return FP8
+    return INT8_GPU if for_gpu else INT8_SMALL if machine.adds_in_16_bits() else INT8_CPU
 
 
 def rules_for(kind: Kind) -> tuple[str, ...]:
@@ -121,10 +134,9 @@ def _stored(scale: float, kind: Kind) -> float:
 
 def weight_scales(weights: Array, axis: int, kind: Kind) -> Array:
     """float32 [channels] along `axis`, as the graph holds them."""
-    most = LARGEST_FP8 if kind.name == "fp8" else 127.0
     others = tuple(one for one in range(weights.ndim) if one != axis)
     largest = np.abs(weights).max(axis=others) if weights.size else np.zeros(weights.shape[axis])
-    return np.array([_stored(float(one) / most, kind) for one in largest], np.float32)
+    return np.array([_stored(float(one) / kind.most, kind) for one in largest], np.float32)
 
 
 def quantised_weights(weights: Array, scales: Array, axis: int, kind: Kind) -> Array:
@@ -136,4 +148,4 @@ def quantised_weights(weights: Array, scales: Array, axis: int, kind: Kind) -> A
     ratio = weights.astype(np.float32) / scales.reshape(form)
     if kind.name == "fp8":
         return np.clip(ratio, -LARGEST_FP8, LARGEST_FP8).astype(ml_dtypes.float8_e4m3fn)
-    return np.clip(np.rint(ratio), -127, 127).astype(np.int8)
+    return np.clip(np.rint(ratio), -kind.most, kind.most).astype(np.int8)

@@ -1,6 +1,7 @@
 """What an engine remembers of its precision, in its provenance: how it was chosen, what was quantised, what it costs.
 
 "int8 inside"       "25 of 25 convolutions, 0 of 9 linear layers", counted in network.onnx
+"int8 weight bits"  7 where no sum of two products leaves 16 bits, as on a CPU without VNNI; else 8
 "precision_record"  what a conversion kept and cost: errors of an evaluation and of samples; layers given back
 "precision_choice"  of `auto`: times and errors of every candidate
 """
@@ -11,10 +12,15 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...engine import machine
+from ...engine.artifact import WEIGHT_BITS
 from ...engine.backends.registry import TENSORRT
 from ...engine.device import why_not_cuda
 from ...engine.errors import InputError
-from .inside import inside
+from .encoders import quantise_image_encoder
+from .inside import inside, widest_weight
+from .prompts import digest_of
+from .ranges import INT8_SMALL
 from .write import Asked, Written, quantise_decoder
 
 if TYPE_CHECKING:
@@ -27,15 +33,27 @@ RECORD, CHOICE = "precision_record", "precision_choice"
 
 
 def records_of_precision(
-    folder: Path, made: Written, decoder: DecoderContract | None, precision: str, asked: Asked, say: Lines
+    folder: Path,
+    made: Written,
+    decoder: DecoderContract | None,
+    images: DecoderContract | None,
+    precision: str,
+    asked: Asked,
+    say: Lines,
 ) -> dict[str, Any]:
-    """Entries for the provenance, after decoder.onnx, if there is one, was quantised too."""
+    """Entries for the provenance, after decoder.onnx and encoders/image.onnx, if there are any, were quantised too."""
     import onnx
 
-    found: dict[str, Any] = dict(inside(onnx.load(folder / "network.onnx", load_external_data=False)))
+    held = onnx.load(folder / "network.onnx", load_external_data=False)
+    found: dict[str, Any] = dict(inside(held))
+    if widest := widest_weight(held):
+        found[WEIGHT_BITS] = 7 if widest <= INT8_SMALL.most else 8
     if made.record is None:
         return found
     record = made.record
+    if decoder is not None and images is not None and precision == "int8" and not asked.for_gpu:  # by the exact decoder
+        given = folder, images, decoder, made.latents, asked.bound
+        record["image_encoder"] = quantise_image_encoder(*given, say, asked.progress)
     if decoder is not None:
         record["decoder"] = quantise_decoder(folder / "decoder.onnx", decoder, made, precision, asked, say)
     return {**found, RECORD: record}
@@ -46,6 +64,10 @@ def is_measured(record: Any, asked: Asked) -> bool:
     if not isinstance(record, dict) or not isinstance(held := record.get("programs"), dict):
         return False
     same = all(held.get(str(nfe)) == program.digest for nfe, program in asked.programs.items())
+    eight = record.get("precision") == "int8" and record.get("weight_bits", 8) == 8
+    if eight and not asked.for_gpu and machine.adds_in_16_bits():
+        return False  # of a CPU with VNNI
+    same = same and record.get("prompts") in (None, digest_of(asked.prompts))
     return same and record.get("quantise_error") == asked.bound and record.get("for_gpu") == asked.for_gpu
 
 

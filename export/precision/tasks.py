@@ -24,16 +24,22 @@ REFERENCE_NFE = 48
 
 @final
 class NetworkTask:
-    """Samples of the engine's programs. bound: None for half of each program's own error."""
+    """Samples of the engine's programs. bound: None for half of each program's own error. tables: see trajectory.py."""
 
     def __init__(
-        self, contract: Contract, programs: Mapping[int, Program], evaluate: Evaluate, bound: float | None, clips: bool
+        self,
+        contract: Contract,
+        programs: Mapping[int, Program],
+        evaluate: Evaluate,
+        bound: float | None,
+        clips: bool,
+        tables: Mapping[str, Array] | None = None,
     ) -> None:
         self.inputs, self.output, self.time = contract.inputs, contract.output, contract.time
         self._programs = programs
         count = seeds_for(contract, programs, evaluate)
-        self.calibration = Trajectories.of(contract, CALIBRATION_SEED, count, clips=clips)
-        self.check = Trajectories.of(contract, CHECK_SEED, count, clips=clips)
+        self.calibration = Trajectories.of(contract, CALIBRATION_SEED, count, clips=clips, tables=tables)
+        self.check = Trajectories.of(contract, CHECK_SEED, count, clips=clips, tables=tables)
         self._exact = {
             check: {nfe: of.sample(program, evaluate) for nfe, program in programs.items()}
             for check, of in ((False, self.calibration), (True, self.check))
@@ -59,6 +65,14 @@ class NetworkTask:
         of, exact = (self.check, self._exact[True]) if check else (self.calibration, self._exact[False])
         return {
             f"NFE {nfe}": (of.distance(of.sample(program, evaluate), exact[nfe]), self.bounds[nfe])
+            for nfe, program in self._programs.items()
+        }
+
+    def changed(self, tables: Mapping[str, Array], evaluate: Evaluate) -> dict[int, float]:
+        """By NFE how far the check's samples move with the conditions of other tables."""
+        of = self.check.of_tables(tables)
+        return {
+            nfe: of.distance(of.sample(program, evaluate), self._exact[True][nfe])
             for nfe, program in self._programs.items()
         }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -22,7 +22,7 @@ from ...engine.contract.seed_conditions import condition_tables, rows
 from ...engine.errors import InputError
 from ...engine.runtime.noise import noise
 from ..check import TrialInputs, random_condition
-from ..choice.measured_choice import class_numbers, has_typical_inputs, reference_of
+from ..choice.measured_choice import class_numbers, reference_of
 
 if TYPE_CHECKING:
     from ...engine.compiler.program import Program
@@ -45,10 +45,19 @@ class Trajectories:
     clips: bool = True
 
     @staticmethod
-    def of(contract: Contract, first: int, count: int, *, clips: bool = True) -> Trajectories:
-        """`count` seeds from `first` on; a network of a fixed batch takes as many as that."""
+    def of(
+        contract: Contract, first: int, count: int, *, clips: bool = True, tables: Mapping[str, Array] | None = None
+    ) -> Trajectories:
+        """`count` seeds from `first` on; a network of a fixed batch takes as many as that.
+
+        tables: by condition [m, *shape], row s mod m for seed s, in place of defaults: of prompts.
+        """
         seeds = tuple(range(first, first + (contract.fixed_batch or count)))
-        return Trajectories(contract, seeds, _conditions(contract, seeds), clips)
+        return Trajectories(contract, seeds, _conditions(contract, seeds, tables or {}), clips)
+
+    def of_tables(self, tables: Mapping[str, Array]) -> Trajectories:
+        """The same seeds with the conditions of other tables."""
+        return replace(self, conditions=_conditions(self.contract, self.seeds, tables))
 
     def sample(self, program: Program, evaluate: Evaluate, seen: list[TrialInputs] | None = None) -> Array:
         """Samples float32 [seeds, *shape]; the inputs of every evaluation are added to `seen`."""
@@ -98,14 +107,20 @@ def usual_programs(contract: Contract) -> dict[int, Program]:
     return {USUAL_NFE: program}
 
 
-def check_typical(contract: Contract, precision: str) -> None:
+def check_typical(contract: Contract, precision: str, tables: Mapping[str, Array]) -> None:
     """Raises InputError when conditions have no values to calibrate with."""
-    if not has_typical_inputs(contract):
-        missing = next(one.name for one in contract.conditions if one.default is None and not one.labels)
+    if missing := untypical(contract, tables):
         raise InputError(
-            f"precision {precision} is calibrated on samples, and condition '{missing}' has no default or labels to "
-            "sample with; give it a default (conditions=), or build with precision fp16 or bf16"
+            f"precision {precision} is calibrated on samples, and condition '{missing[0]}' has no default or labels to "
+            "sample with; give it a default (conditions=), keep a pipeline's text encoders, or build with precision "
+            "fp16 or bf16"
         )
+
+
+def untypical(contract: Contract, tables: Mapping[str, Array]) -> list[str]:
+    """Names of the conditions that have no values to measure with, in `tables` or of their own."""
+    own = {**class_numbers(contract), **tables}
+    return [one.name for one in contract.conditions if one.default is None and not one.labels and one.name not in own]
 
 
 def relative_error(found: Sequence[Array], wanted: Sequence[Array]) -> float:
@@ -117,9 +132,9 @@ def relative_error(found: Sequence[Array], wanted: Sequence[Array]) -> float:
     return math.sqrt(error / scale) if scale else math.sqrt(error)
 
 
-def _conditions(contract: Contract, seeds: tuple[int, ...]) -> tuple[Array, ...]:
-    if not has_typical_inputs(contract):
+def _conditions(contract: Contract, seeds: tuple[int, ...], tables: Mapping[str, Array]) -> tuple[Array, ...]:
+    if untypical(contract, tables):
         generator = np.random.default_rng(seeds[0])
         return tuple(random_condition(one, len(seeds), generator) for one in contract.conditions)
-    found = rows(condition_tables(contract, class_numbers(contract)), np.array(seeds, np.uint64))
+    found = rows(condition_tables(contract, {**class_numbers(contract), **tables}), np.array(seeds, np.uint64))
     return tuple(found[one.name] for one in contract.conditions)

@@ -16,11 +16,13 @@ from ...engine.contract.contract import PRECISIONS, QUANTISED, Contract, Decoder
 from ...engine.errors import InputError
 from ..check import OnnxRun
 from ..sources.from_module import ModuleSource
+from .encoders import quantise_texts
 from .half import convert, rounded
 from .inside import layers_line
 from .observe import GraphRun
+from .prompts import USUAL, Texts, digest_of, tables_of
 from .quantise import Quantised, quantise
-from .ranges import FP8, INT8_CPU, INT8_GPU, Kind
+from .ranges import kind_of
 from .speed import milliseconds
 from .tasks import DecoderTask, NetworkTask
 from .trajectory import CALIBRATION_SEED, Trajectories, check_typical, usual_programs
@@ -44,6 +46,7 @@ class Asked:
 
     bound: the added error allowed, None for half of the sampler's own. for_gpu: for TensorRT, which takes symmetric
     int8 between float16 layers. clips: errors are those of values within the data's range. outputs: see insert.py.
+    prompts: to calibrate a pipeline with; texts: its text encoders, once they are written.
     """
 
     programs: Mapping[int, Program] = field(default_factory=dict)
@@ -52,6 +55,8 @@ class Asked:
     clips: bool = True
     outputs: bool = False
     progress: Stages | None = None
+    prompts: tuple[str, ...] = USUAL
+    texts: Texts | None = None
 
 
 @final
@@ -127,11 +132,12 @@ def _half(whole: Path, path: Path, contract: Contract, precision: str, asked: As
 def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, asked: Asked, say: Lines) -> Written:
     import onnx
 
-    check_typical(contract, precision)
+    tables = tables_of(asked.texts, contract)
+    check_typical(contract, precision, tables)
     kind = kind_of(precision, for_gpu=asked.for_gpu)
     run = OnnxRun(whole, contract.inputs, contract.output)
     say(f"measuring samples in float32, to quantise {contract.name} by")
-    task = NetworkTask(contract, asked.programs, lambda case: run(case.inputs), asked.bound, asked.clips)
+    task = NetworkTask(contract, asked.programs, lambda case: run(case.inputs), asked.bound, asked.clips, tables)
     made = quantise(
         onnx.load(whole),
         task,
@@ -148,11 +154,16 @@ def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, ask
     record["programs"] = {str(nfe): program.digest for nfe, program in asked.programs.items()}
     for nfe, own in task.own.items():
         record["samples"][f"NFE {nfe}"]["own"] = own
-    written = replace(contract, precision="fp16" if kind.halves else "fp32")
+    written = replace(contract, precision=precision_between(precision, for_gpu=asked.for_gpu))
     say(described(record))
     if not kind.halves:  # those are for another machine
         times = record["milliseconds"] = milliseconds({"fp32": (whole, contract), precision: (path, written)})
         say(speed_line(times, precision))
+    if asked.texts is not None:
+        record["prompts"] = digest_of(asked.texts.prompts)
+        if not kind.halves:
+            given = asked.texts, contract, task, lambda case: run(case.inputs)
+            record["text_encoders"] = quantise_texts(*given, say, asked.progress)
     latents = None if asked.clips else task.latents(lambda case: run(case.inputs))
     return Written(written, record, latents)
 
@@ -171,19 +182,24 @@ def quantise_decoder(
             contract, written.latents, lambda case: run(case.inputs), asked.bound, written.contract.data_range
         )
         made: Quantised = quantise(
-            onnx.load(path), task, INT8_CPU, outputs=asked.outputs, say=say, progress=asked.progress
+            onnx.load(path),
+            task,
+            kind_of(precision, for_gpu=False),
+            outputs=asked.outputs,
+            say=say,
+            progress=asked.progress,
         )
     except InputError as error:
         say(f"the decoder stays float32: {error}")
-        return None
+        return {"float32": str(error)}
     _save(made.model, path)
     say(f"decoder: {described(made.record)}")
     return made.record
 
 
-def kind_of(precision: str, *, for_gpu: bool) -> Kind:
-    """How eight bits are stored."""
-    return FP8 if precision == "fp8" else INT8_GPU if for_gpu else INT8_CPU
+def precision_between(precision: str, *, for_gpu: bool) -> str:
+    """Of the layers that stay in floating point, and of what stands beside the network."""
+    return "fp16" if kind_of(precision, for_gpu=for_gpu).halves else "fp32"
 
 
 def described(record: Mapping[str, Any]) -> str:

@@ -181,6 +181,7 @@ def _discrete(values: Values, kind: SchedulerClass) -> Convention:
         basis="v" if terminal == 0 else None,  # at alpha 0 neither eps nor x0 carries a step
         end="first" if first else kind.end,
         clip=float(values["clip_sample_range"]) if values.get("clip_sample") else None,
+        keeps_eps=kind.keeps_eps,
         is_open=kind.is_open,
         length=_length(values, schedule),
     )

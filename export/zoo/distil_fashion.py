@@ -18,24 +18,22 @@ an exponential moving average. A run that was stopped goes on from its last chec
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ...engine.atomic import replacing
 from ...engine.compiler.compile import compile
 from . import load
-from .checkpoint import Checkpoint
 from .fashion import NO_LABEL, FashionUNet
 from .fashion_guide import load_guide
-from .train_fashion import commit, linear_schedule
+from .train_fashion import linear_schedule
+from .training import Losses, Pace, Training
 
 TIMES = (999, 916, 832, 749, 666, 582, 499, 416, 332, 249, 166, 82, 30)
 SOLVER = "deis:order=3"
@@ -43,10 +41,7 @@ BLOCK = 100  # trajectories made and kept together
 FIRST_SHARE = 1 / 3  # of the pairs, at the first time
 LABELS = 11  # ten classes and none
 GUIDANCE = 1.5  # of the teacher, so that the student needs none
-LEARNING_RATE = 1e-3
-DECAY_FRACTION = 0.5
-WARMUP_STEPS = 100
-EMA_RATE = 0.998
+PACE = Pace(learning_rate=1e-3, warmup_steps=100, decay=0.5, ema_rate=0.998)
 HUBER = 0.01  # the pseudo-Huber loss is quadratic below this root mean square
 PERCEPTUAL_WEIGHT = 0.1
 
@@ -101,44 +96,22 @@ class Perceptual(nn.Module):
 
 @final
 class Distillation:
-    """Student, moving average and optimiser after `checkpoint.state["step"]` steps.
+    """The losses of a student on states of the teacher's trajectories."""
 
-    The state also has seconds, curve, commit.
-    """
-
-    def __init__(self, given: argparse.Namespace, teacher: FashionUNet) -> None:
-        self.given = given
-        self.student = FashionUNet()
-        self.student.load_state_dict(teacher.state_dict())
-        self.student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's overloads
-        moving = torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_RATE)
-        self.average = torch.optim.swa_utils.AveragedModel(self.student, multi_avg_fn=moving)
-        self.optimizer = torch.optim.AdamW(
-            self.student.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01
-        )
+    def __init__(self, student: FashionUNet) -> None:
+        self.student = student
         self.perceptual = Perceptual()
         alphas, sigmas = linear_schedule()
         self.alpha, self.sigma = alphas[list(TIMES)], sigmas[list(TIMES)]
-        parts = {"student": self.student, "average": self.average, "optimizer": self.optimizer}
-        start = {"step": 0, "seconds": 0.0, "curve": [], "commit": commit()}
-        self.checkpoint = Checkpoint(given.out / "checkpoint.pt", parts, start)
 
-    def step(self, step: int, x_t: Tensor, place: Tensor, label: Tensor, end: Tensor) -> tuple[float, float]:
-        """One step on states x_t at TIMES[place] and the ends of their trajectories; the two parts of the loss."""
-        fall = (self.given.steps - step) / (DECAY_FRACTION * self.given.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, fall)
+    def losses(self, x_t: Tensor, place: Tensor, label: Tensor, end: Tensor) -> Losses:
+        """On states x_t at TIMES[place] and the ends of their trajectories; reported are the two parts."""
         alpha_t, sigma_t = self.alpha[place, None, None, None], self.sigma[place, None, None, None]
         v = self.student(x_t, torch.tensor(TIMES)[place].float(), label)
         square = (v - (alpha_t * x_t - end) / sigma_t).square().mean((1, 2, 3))
         distance = ((square + HUBER**2).sqrt() - HUBER).mean()
         perceptual = self.perceptual(alpha_t * x_t - sigma_t * v, end).mean()
-        self.optimizer.zero_grad()
-        (distance + PERCEPTUAL_WEIGHT * perceptual).backward()
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        self.optimizer.step()
-        self.average.update_parameters(self.student)
-        return distance.item(), perceptual.item()
+        return distance + PERCEPTUAL_WEIGHT * perceptual, [distance, perceptual]
 
 
 def teach(given: argparse.Namespace, teacher: FashionUNet) -> np.ndarray:
@@ -163,50 +136,25 @@ def distil(given: argparse.Namespace) -> None:
     start = time.process_time()
     pairs = torch.from_numpy(teach(given, teacher.to(memory_format=torch.channels_last)))  # pyright: ignore[reportCallIssue]
     labels = torch.cat([labels_of(block) for block in range(given.trajectories // BLOCK)])
-    run = Distillation(given, teacher)
-    state = run.checkpoint.state
-    state["seconds"] += time.process_time() - start
+    student = FashionUNet()
+    student.load_state_dict(teacher.state_dict())
+    student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's overloads leave it out
+    distillation = Distillation(student)
+    training = Training(student, given, PACE)
+    training.state["seconds"] += time.process_time() - start
 
-    running, since = [], time.process_time()
-    for step in range(state["step"], given.steps):
-        generator = torch.Generator().manual_seed(given.seed * 1_000_003 + step)
+    def losses(generator: torch.Generator) -> Losses:
+        """Of one draw of trajectories and times."""
         index = torch.randint(len(pairs), (given.batch,), generator=generator)
         place = torch.randint(len(TIMES), (given.batch,), generator=generator)
         place[: round(FIRST_SHARE * given.batch)] = 0
         x_t = pairs[index, place].float().contiguous(memory_format=torch.channels_last)
-        running.append(run.step(step, x_t, place, labels[index], pairs[index, -1].float()))
-        if (step + 1) % 250 == 0 or step + 1 == given.steps:
-            now, losses = time.process_time(), np.mean(running, axis=0).round(5).tolist()
-            curve = [*state["curve"], [step + 1, *losses]]
-            state |= {"step": step + 1, "seconds": state["seconds"] + now - since, "curve": curve}
-            running, since = [], now
-            print(json.dumps({"step": step + 1, "losses": losses, "seconds": round(state["seconds"])}), flush=True)
-            run.checkpoint.save()
+        return distillation.losses(x_t, place, labels[index], pairs[index, -1].float())
 
-    weights = run.average.module.state_dict()
-    kept = {name: value.to(torch.float16).contiguous() for name, value in weights.items()}
-    save_file(kept, given.out / "fashion_distilled.safetensors")
-    (given.out / "fashion_distilled.json").write_text(json.dumps(record(run), indent=1) + "\n")
-
-
-def record(run: Distillation) -> dict[str, Any]:
-    """What is kept beside the weights: teacher, settings, time, hardware, losses."""
-    state = run.checkpoint.state
-    return {
-        "network": "FashionUNet",
-        "teacher": "fashion",
-        "solver": SOLVER,
-        "guidance": GUIDANCE,
-        "times": TIMES,
-        "trajectories": run.given.trajectories,
-        **run.checkpoint.facts(run.given),
-        "learning_rate": LEARNING_RATE,
-        "ema_rate": EMA_RATE,
-        "perceptual_weight": PERCEPTUAL_WEIGHT,
-        "cpu_seconds": round(state["seconds"]),
-        "hardware": f"{torch.get_num_threads()} threads, torch {torch.__version__}",
-        "loss_curve": state["curve"],
-    }
+    training.run(losses)
+    facts = {"teacher": "fashion", "solver": SOLVER, "guidance": GUIDANCE, "times": TIMES}
+    trained = {"trajectories": given.trajectories, "perceptual_weight": PERCEPTUAL_WEIGHT}
+    training.finish("fashion_distilled", {**facts, **trained})
 
 
 if __name__ == "__main__":

@@ -6,16 +6,14 @@ distance on its features is never called FID. Train it with `python -m pfdiff.ex
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .fashion_data import load_fashion
+from .judges import Recipe, run
 
 FEATURES = 128
 DEEP = 11  # layers before the last convolution: their 7x7 maps still say where something is
@@ -65,46 +63,18 @@ def load_classifier() -> FashionClassifier:
     return model.eval()
 
 
-@torch.inference_mode()
-def accuracy(model: FashionClassifier, pixels: np.ndarray, labels: np.ndarray) -> float:
-    """Share of pictures uint8 [n, 28, 28] given their label."""
-    x = torch.from_numpy(pixels)[:, None].float() / 127.5 - 1
-    answers = torch.cat([model(part).argmax(1) for part in x.split(500)])
-    return float((answers.numpy() == labels).mean())
-
-
-def train(data: Path, epochs: int, seed: int) -> FashionClassifier:
-    """Adam with a one-cycle rate on shifted copies of the training set; prints test accuracy an epoch."""
-    torch.manual_seed(seed)
-    pixels, labels = load_fashion(data)
-    test_pixels, test_labels = load_fashion(data, "test")
-    x_all = torch.from_numpy(pixels.copy())[:, None].float() / 127.5 - 1
-    label_all = torch.from_numpy(labels.astype(np.int64))
-    model, batch = FashionClassifier(), 128
+def _make() -> FashionClassifier:
+    model = FashionClassifier()
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's overloads leave it out
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * (len(x_all) // batch))
-    for epoch in range(epochs):
-        model.train()
-        for index in torch.randperm(len(x_all))[: len(x_all) // batch * batch].view(-1, batch):
-            # A shift of up to two pixels.
-            top, left = torch.randint(0, 5, (2,)).tolist()
-            x = functional.pad(x_all[index], (2, 2, 2, 2), value=-1.0)[:, :, top : top + 28, left : left + 28]
-            loss = functional.cross_entropy(model(x), label_all[index], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rate.step()
-        print(f"epoch {epoch + 1}: test accuracy {accuracy(model.eval(), test_pixels, test_labels):.4f}", flush=True)
     return model
 
 
+def _shifted(x: Tensor) -> Tensor:
+    """By up to two pixels."""
+    top, left = torch.randint(0, 5, (2,)).tolist()
+    return functional.pad(x, (2, 2, 2, 2), value=-1.0)[:, :, top : top + 28, left : left + 28]
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train the classifier that judges the fashion network.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with Fashion-MNIST")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    state = train(options.data, options.epochs, options.seed).state_dict()
-    kept = {name: value.half().contiguous() for name, value in state.items() if value.is_floating_point()}
-    save_file(kept, WEIGHTS)
+    recipe = Recipe(_make, _shifted, rate=4e-3, weight_decay=1e-2, epochs=10, seed=0)
+    run(recipe, WEIGHTS, "Train the classifier that judges the fashion network.")

@@ -7,16 +7,14 @@ and with erased patches on the real training set. `fashion:second` among the fea
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .fashion_data import load_fashion
+from .judges import Recipe, run
 
 FEATURES, WIDE, DEEP = 96, 32, 64
 PATCH = 8  # side of the square that is erased in training
@@ -68,44 +66,13 @@ def load_second_judge() -> SecondJudge:
     return model.eval()
 
 
-@torch.inference_mode()
-def accuracy(model: SecondJudge, pixels: np.ndarray, labels: np.ndarray) -> float:
-    """Share of pictures uint8 [n, 28, 28] given their label."""
-    x = torch.from_numpy(pixels.copy())[:, None].float() / 127.5 - 1
-    answers = torch.cat([model(part).argmax(1) for part in x.split(500)])
-    return float((answers.numpy() == labels).mean())
-
-
-def train(data: Path, epochs: int, seed: int) -> SecondJudge:
-    """AdamW with a one-cycle rate on pictures with an erased square; prints test accuracy an epoch."""
-    torch.manual_seed(seed)
-    pixels, labels = load_fashion(data)
-    test_pixels, test_labels = load_fashion(data, "test")
-    x_all = torch.from_numpy(pixels.copy())[:, None].float() / 127.5 - 1
-    label_all = torch.from_numpy(labels.astype(np.int64))
-    model, batch = SecondJudge(), 128
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=2e-2)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * (len(x_all) // batch))
-    for epoch in range(epochs):
-        model.train()
-        for index in torch.randperm(len(x_all))[: len(x_all) // batch * batch].view(-1, batch):
-            x = x_all[index]
-            top, left = torch.randint(0, 28 - PATCH, (2,)).tolist()
-            x[:, :, top : top + PATCH, left : left + PATCH] = -1.0
-            loss = functional.cross_entropy(model(x), label_all[index], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rate.step()
-        print(f"epoch {epoch + 1}: test accuracy {accuracy(model.eval(), test_pixels, test_labels):.4f}", flush=True)
-    return model
+def _erased(x: Tensor) -> Tensor:
+    """A square of every picture is blank."""
+    top, left = torch.randint(0, 28 - PATCH, (2,)).tolist()
+    x[:, :, top : top + PATCH, left : left + PATCH] = -1.0
+    return x
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train the second judge of the fashion network.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with Fashion-MNIST")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    state = train(options.data, options.epochs, options.seed).state_dict()
-    save_file({name: value.half().contiguous() for name, value in state.items()}, WEIGHTS)
+    recipe = Recipe(SecondJudge, _erased, rate=3e-3, weight_decay=2e-2, epochs=6, seed=1)
+    run(recipe, WEIGHTS, "Train the second judge of the fashion network.")

@@ -9,29 +9,23 @@ run that was stopped goes on from its last checkpoint; random draws depend on (s
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from ...engine.atomic import replacing
 from ...engine.compiler.schedule import parse_schedule
 from ..policies.unet1d import ConditionalUnet1d
 from .gates import TICKS
 from .gates_expert import Episodes, demonstrate
 from .gates_policy import HORIZON, OPTIONS, SCHEDULE, normalised
+from .training import Losses, Pace, Training
 
 EPISODES = 6000
-LEARNING_RATE, WARMUP_STEPS, DECAY_FRACTION = 1e-3, 200, 0.5
-EMA_RATE = 0.998
+PACE = Pace(learning_rate=1e-3, warmup_steps=200, decay=0.5, ema_rate=0.998, weight_decay=1e-3)
 
 
 def windows(shown: Episodes) -> tuple[Tensor, Tensor]:
@@ -53,45 +47,6 @@ def windows(shown: Episodes) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(normalised(given)).float(), torch.from_numpy(normalised(wanted)).float()
 
 
-class Training:
-    """Network, moving average and optimiser after `state["step"]` steps; `state` also has seconds and curve."""
-
-    def __init__(self, given: argparse.Namespace) -> None:
-        torch.manual_seed(given.seed)
-        self.given = given
-        self.model = ConditionalUnet1d(OPTIONS)
-        moving = torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_RATE)
-        self.average = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=moving)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
-        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "curve": []}
-        self._file = given.out / "checkpoint.pt"
-        self._kept = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
-        if self._file.exists():
-            saved = torch.load(self._file, weights_only=True)
-            for name, kept in self._kept.items():
-                kept.load_state_dict(saved[name])
-            self.state = saved["state"]
-
-    def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
-        with replacing(self._file) as part:
-            torch.save({**{name: kept.state_dict() for name, kept in self._kept.items()}, "state": self.state}, part)
-
-    def step(self, step: int, x_t: Tensor, t: Tensor, observation: Tensor, x_0: Tensor) -> float:
-        """One step of AdamW and of the moving average; the loss."""
-        fall = (self.given.steps - step) / (DECAY_FRACTION * self.given.steps)
-        rate = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, fall)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = functional.mse_loss(self.model(x_t, t, observation), x_0)
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.average.update_parameters(self.model)
-        return loss.item()
-
-
 def train(given: argparse.Namespace) -> None:
     """Train up to `given.steps` steps from the last checkpoint, then write weights and record."""
     given.out.mkdir(parents=True, exist_ok=True)
@@ -102,54 +57,22 @@ def train(given: argparse.Namespace) -> None:
     times = np.arange(100.0)
     alphas = torch.from_numpy(schedule.alpha(times)).float()[:, None, None]
     sigmas = torch.from_numpy(schedule.sigma(times)).float()[:, None, None]
-    training = Training(given)
+    torch.manual_seed(given.seed)
+    model = ConditionalUnet1d(OPTIONS)
 
-    running, since = [], time.process_time()
-    for step in range(training.state["step"], given.steps):
-        # One draw of windows, times and noise.
-        generator = torch.Generator().manual_seed(given.seed * 1_000_003 + step)
+    def losses(generator: torch.Generator) -> Losses:
+        """Of one draw of windows, times and noise."""
         index = torch.randint(len(actions), (given.batch,), generator=generator)
         x_0 = actions[index]
         t = torch.randint(len(alphas), (given.batch,), generator=generator)
         x_t = alphas[t] * x_0 + sigmas[t] * torch.randn(x_0.shape, generator=generator)
-        running.append(training.step(step, x_t, t, observations[index], x_0))
+        loss = functional.mse_loss(model(x_t, t, observations[index]), x_0)
+        return loss, [loss]
 
-        if (step + 1) % 250 == 0 or step + 1 == given.steps:
-            now, loss = time.process_time(), round(float(np.mean(running)), 6)
-            state = training.state
-            state |= {
-                "step": step + 1,
-                "seconds": state["seconds"] + now - since,
-                "curve": [*state["curve"], [step + 1, loss]],
-            }
-            running, since = [], now
-            print(json.dumps({"step": step + 1, "loss": loss, "seconds": round(state["seconds"])}), flush=True)
-            training.save()
-
-    weights = training.average.module.state_dict()
-    save_file({name: value.half().contiguous() for name, value in weights.items()}, given.out / "gates.safetensors")
-    (given.out / "gates.json").write_text(json.dumps(record(training, len(actions)), indent=1) + "\n")
-
-
-def record(training: Training, count: int) -> dict[str, Any]:
-    """What is kept beside the weights: data, settings, time, hardware, losses."""
-    state, given = training.state, training.given
-    return {
-        "network": "ConditionalUnet1d",
-        "parameters": sum(p.numel() for p in training.model.parameters()),
-        "data": f"{EPISODES} episodes of gates_expert.py, {count} windows",
-        "schedule": SCHEDULE,
-        "prediction": "x0",
-        "date": datetime.date.today().isoformat(),
-        "steps": state["step"],
-        "batch": given.batch,
-        "seed": given.seed,
-        "learning_rate": LEARNING_RATE,
-        "ema_rate": EMA_RATE,
-        "processor_seconds": round(state["seconds"]),
-        "hardware": f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
-        "loss_curve": state["curve"],
-    }
+    training = Training(model, given, PACE)
+    training.run(losses)
+    data = f"{EPISODES} episodes of gates_expert.py, {len(actions)} windows"
+    training.finish("gates", {"data": data, "schedule": SCHEDULE, "prediction": "x0"})
 
 
 if __name__ == "__main__":

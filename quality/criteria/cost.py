@@ -77,34 +77,32 @@ class Cost:
 
 
 @final
+@dataclass(frozen=True, eq=False)
 class CostCriterion:
     """A `Criterion` of the search. A tally is the cost times the number of seeds.
 
     An evaluation of the budget is one of the network for one seed's sample, though an episode may take several samples.
     """
 
-    def __init__(
-        self, cost: Cost, engine: Engine, seeds: Sequence[int], budget: Budget, journal: Journal | None
-    ) -> None:
-        self.budget = budget
-        self._cost = cost
-        self._engine = engine
-        self._seeds = seeds
-        self._journal = journal
+    cost: Cost
+    engine: Engine
+    seeds: Sequence[int]
+    budget: Budget
+    journal: Journal | None
 
     def expect(self, asked: Sequence[tuple[Program, Rows]]) -> None:
         """One after the other."""
 
     def tally(self, program: Program, rows: Rows) -> float:
         """The function's cost of these seeds, kept in the journal. Raises InputError for what is no cost."""
-        seeds = [self._seeds[row] for row in rows]
-        key = content_key(self._cost.digest, self._cost.name, program.digest, seeds)
-        held = self._journal.number(key) if self._journal else None
+        seeds = [self.seeds[row] for row in rows]
+        key = content_key(self.cost.digest, self.cost.name, program.digest, seeds)
+        held = self.journal.number(key) if self.journal else None
         self.budget.charge(program.nfe * len(rows), cached=held is not None)
         if held is None:
             held = self._asked(program, seeds)
-            if self._journal:
-                self._journal.put(key, held)
+            if self.journal:
+                self.journal.put(key, held)
         return held * len(rows)
 
     def error(self, tally: float, seeds: int) -> float:
@@ -112,14 +110,14 @@ class CostCriterion:
         return tally / seeds
 
     def _asked(self, program: Program, seeds: Sequence[int]) -> float:
-        face = self._engine.with_programs({program.nfe: program})
-        said: Any = self._cost.function(face, program.nfe, seeds)
+        face = self.engine.with_programs({program.nfe: program})
+        said: Any = self.cost.function(face, program.nfe, seeds)
         try:
             value = float(said)
         except (TypeError, ValueError):
             value = np.nan
         if not value >= 0:
-            raise InputError(f"criterion {self._cost}: it returned {said!r}, expected a number of at least 0")
+            raise InputError(f"criterion {self.cost}: it returned {said!r}, expected a number of at least 0")
         return value
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -28,13 +29,16 @@ Asked = Sequence[tuple[Program, Rows]]
 
 
 @final
+@dataclass(frozen=True, eq=False)
 class FeatureSampler:
-    """Features float32 [m, width] of the samples that a program makes of some rows of the seeds."""
+    """Features float32 [m, width] of the samples that a program makes of some rows of the seeds.
 
-    def __init__(self, pool: Pool, network: Extractor, data_range: tuple[float, float]) -> None:
-        self.pool = pool
-        self._network = network
-        self._range = data_range
+    data_range: of samples; its ends become 0 and 255.
+    """
+
+    pool: Pool
+    network: Extractor
+    data_range: tuple[float, float]
 
     @staticmethod
     @contextmanager
@@ -54,60 +58,53 @@ class FeatureSampler:
 
     def __call__(self, program: Program, rows: Rows, before: Callable[[int], None] | None = None) -> Floats:
         samples = self.pool.sample(program, rows, before).reshape(-1, *self.pool.shape)
-        return self._network(pixels_of(samples, self._range)).pooled
+        return self.network(pixels_of(samples, self.data_range)).pooled
 
 
 @final
+@dataclass(frozen=True, eq=False)
 class DistanceCriterion:
     """A `Criterion` of the search. keys [n]: names of what each sample depends on but the program.
 
     ahead: None, or what begins to compute features of several and gives for each a function that waits for them.
     """
 
-    def __init__(
-        self,
-        sampler: FeatureSampler,
-        real: RealPictures,
-        budget: Budget,
-        store: ArrayStore,
-        keys: Sequence[str],
-        ahead: Callable[[Asked], list[Callable[[], Floats]]] | None = None,
-    ) -> None:
-        self.budget = budget
-        self._sampler = sampler
-        self._real = real
-        self._store = store
-        self._keys = keys
-        self._ahead = ahead
-        self._begun: dict[str, Callable[[], Floats]] = {}
-        self._seen: set[bytes] = set()
+    sampler: FeatureSampler
+    real: RealPictures
+    budget: Budget
+    store: ArrayStore
+    keys: Sequence[str]
+    ahead: Callable[[Asked], list[Callable[[], Floats]]] | None = None
+    _begun: dict[str, Callable[[], Floats]] = field(default_factory=dict, init=False)
+    _seen: set[bytes] = field(default_factory=set, init=False)
 
     def expect(self, asked: Asked) -> None:
         """Begin what is not in the cache."""
-        if self._ahead:
+        if self.ahead:
             missing = [one for one in asked if self._held(*one) is None]
-            self._begun = dict(zip((self._key(*one) for one in missing), self._ahead(missing), strict=True))
+            self._begun.clear()
+            self._begun.update(zip((self._key(*one) for one in missing), self.ahead(missing), strict=True))
 
     def tally(self, program: Program, rows: Rows) -> Features:
         """The features of the samples `rows`."""
         held = self._held(program, rows)
-        self.budget.charge(self._sampler.pool.cost(program, rows, self._seen), cached=held is not None)
+        self.budget.charge(self.sampler.pool.cost(program, rows, self._seen), cached=held is not None)
         if held is None:
             key = self._key(program, rows)
             begun = self._begun.pop(key, None)
-            held = begun() if begun else self._sampler(program, rows, self.budget.passes)
-            self._store.put(key, held)
+            held = begun() if begun else self.sampler(program, rows, self.budget.passes)
+            self.store.put(key, held)
         return Features(held, None)
 
     def error(self, tally: Features, seeds: int) -> float:
         """The distance of all that was tallied."""
-        return self._real.distance(tally.pooled)
+        return self.real.distance(tally.pooled)
 
     def _key(self, program: Program, rows: Rows) -> str:
-        return content_key(program.digest, [self._keys[row] for row in rows], self._real.extractor.digest, VERSION)
+        return content_key(program.digest, [self.keys[row] for row in rows], self.real.extractor.digest, VERSION)
 
     def _held(self, program: Program, rows: Rows) -> Floats | None:
-        return self._store.get(self._key(program, rows), (len(rows), self._real.width))
+        return self.store.get(self._key(program, rows), (len(rows), self.real.width))
 
 
 def check_pictures(subject: Subject) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -92,6 +93,54 @@ class ErrorCriterion:
             return np.mean(difference**2, axis=1)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class _References:
+    """Long programs on the first seeds of a pool, from the cache or computed now. given: each seed's conditions."""
+
+    subject: Subject
+    pool: Pool
+    seeds: Sequence[int]
+    given: Sequence[Sequence[np.ndarray]]
+    setting: Setting
+    budget: Budget
+    store: ArrayStore
+    progress: Stages
+
+    def samples(self, chosen: Reference, count: int) -> tuple[Floats, list[str]]:
+        """Of the first `count` seeds, and the keys of what they depend on."""
+        program, budget = self._program(chosen), self.budget
+        self.subject.contract.feed_times(program.network_times)
+        head = (self.subject.digest, program.digest)
+        keys = [content_key(*head, self.seeds[row], *self.given[row]) for row in range(count)]
+        stage = f"reference: {program.solver} in {program.nfe} evaluations, {count} seeds"
+        expected = budget.spent + program.nfe * count
+        found = targets(
+            self._part(count), program, keys, self.store, budget, lambda done: self.progress(stage, done, expected)
+        )
+        return found, keys
+
+    def trajectory(self, chosen: Reference, count: int) -> Trajectory:
+        """The whole way of the first `count` seeds."""
+        program = self._program(chosen)
+        own = [part for row in range(count) for part in (self.seeds[row], *self.given[row])]
+        key = content_key(self.subject.digest, program.digest, *own)
+        return trajectory(self.pool.part(count), program, key, self.store, self.budget)
+
+    def _part(self, count: int) -> Pool:
+        return self.pool if count == len(self.pool) else self.pool.part(count)
+
+    def _program(self, chosen: Reference) -> Program:
+        setting = self.setting
+        return chosen.compile(
+            setting.schedule,
+            prediction=setting.prediction,
+            clip=setting.clip,
+            t_start=setting.t_start,
+            sigma_data=setting.sigma_data,
+        )
+
+
 def make_error_criterion(
     subject: Subject,
     backend: Backend,
@@ -108,58 +157,28 @@ def make_error_criterion(
     exact_enough: a sampler, for instance the default, to whose error that of a short reference is compared; where it is
     more than a tenth of it, a reference of twice the evaluations is computed.
     """
-    contract = subject.contract
-    conditions = conditions_of(contract, given, seeds)
-    pool = Pool(BlackBox(backend, contract, conditions), noise(seeds, contract.shape).numpy())
+    conditions = conditions_of(subject.contract, given, seeds)
+    pool = Pool(BlackBox(backend, subject.contract, conditions), noise(seeds, subject.contract.shape).numpy())
     data = [[np.asarray(values[row]) for values in conditions] for row in range(len(seeds))]
+    store = ArrayStore(cache_folder() / "reference")
+    long = _References(subject, pool, seeds, data, setting, budget, store, progress)
 
-    def computed(chosen: Reference, rows: range) -> tuple[Floats, list[str]]:
-        """(samples, keys) of a reference for the first seeds."""
-        program = chosen.compile(
-            setting.schedule,
-            prediction=setting.prediction,
-            clip=setting.clip,
-            t_start=setting.t_start,
-            sigma_data=setting.sigma_data,
-        )
-        contract.feed_times(program.network_times)
-        keys = [content_key(subject.digest, program.digest, seeds[row], *data[row]) for row in rows]
-        store, expected = ArrayStore(cache_folder() / "reference"), budget.spent + program.nfe * len(rows)
-        stage = f"reference: {program.solver} in {program.nfe} evaluations, {len(rows)} seeds"
-        few = pool if len(rows) == len(pool) else pool.part(len(rows))
-        found = targets(few, program, keys, store, budget, lambda done: progress(stage, done, expected))
-        return found, keys
-
-    def watched(chosen: Reference) -> Trajectory:
-        """A reference's whole way for the first seeds."""
-        program = chosen.compile(
-            setting.schedule,
-            prediction=setting.prediction,
-            clip=setting.clip,
-            t_start=setting.t_start,
-            sigma_data=setting.sigma_data,
-        )
-        own = [part for row in few for part in (seeds[row], *data[row])]
-        key = content_key(subject.digest, program.digest, *own)
-        return trajectory(pool.part(len(few)), program, key, ArrayStore(cache_folder() / "reference"), budget)
-
-    every, error, way, few = range(len(seeds)), None, None, range(min(CHECKED, len(seeds)))
-    found, keys = computed(reference, every)
+    error, way, few = None, None, min(CHECKED, len(seeds))
+    found, keys = long.samples(reference, len(seeds))
     if exact_enough is not None and reference.nfe == FEW:
-        way = watched(reference.doubled())
-        better = way.samples
-        error = rms(found[: len(few)], better, subject.sample_range)
-        plain = pool.part(len(few)).sample(exact_enough, np.arange(len(few)), budget.passes)
-        budget.charge(exact_enough.nfe * len(few))
-        inexact = not error <= ENOUGH * rms(plain, better, subject.sample_range)  # NaN too
+        way = long.trajectory(reference.doubled(), few)
+        error = rms(found[:few], way.samples, subject.sample_range)
+        plain = pool.part(few).sample(exact_enough, np.arange(few), budget.passes)
+        budget.charge(exact_enough.nfe * few)
+        inexact = not error <= ENOUGH * rms(plain, way.samples, subject.sample_range)  # NaN too
         left = budget.left()
         if inexact and (left is None or reference.doubled().nfe * len(seeds) < MOST_OF_BUDGET * left):
             reference = reference.doubled()
-            found, keys = computed(reference, every)
+            found, keys = long.samples(reference, len(seeds))
     journal = Journal(cache_folder() / "search" / f"{subject.digest}.jsonl")
     criterion = ErrorCriterion(pool, found, subject.sample_range, budget, journal, keys)
     criterion.reference, criterion.reference_error = reference, error
-    criterion.trajectory = way or (watched(reference) if exact_enough is not None else None)
+    criterion.trajectory = way or (long.trajectory(reference, few) if exact_enough is not None else None)
     return criterion
 
 

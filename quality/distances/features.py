@@ -124,7 +124,7 @@ def extractor(source: str | nn.Module, *, scale: tuple[float, float] = (-1.0, 1.
     if isinstance(source, nn.Module):
         return _of_module(type(source).__name__, source, b"", scale, place)
     if source in SHIPPED:
-        return _fashion(place) if source == "fashion" else _second(place)
+        return _shipped(source, place)
     kind, _, rest = source.partition(":")
     if kind == INCEPTION:
         from .inception import run_inception
@@ -166,35 +166,22 @@ def joined(parts: Sequence[Features]) -> Features:
 
 
 # Where networks come from.
-def _fashion(device: torch.device) -> Extractor:
-    from ...export.zoo.fashion_classifier import WEIGHTS, load_classifier
+def _shipped(name: str, device: torch.device) -> Extractor:
+    """Of the two classifiers of Fashion-MNIST."""
+    from ...export.zoo import fashion_classifier, fashion_second_judge
 
-    model = load_classifier().to(device)
-
-    @torch.inference_mode()
-    def run(pixels: Pixels) -> tuple[Tensor, Tensor]:
-        if pixels.shape[1:] != (28, 28, 1):
-            raise InputError(f"features 'fashion' take pictures of 28x28x1, got {'x'.join(map(str, pixels.shape[1:]))}")
-        maps = model.maps(scaled(pixels, (-1.0, 1.0), device))
-        return model.features_of_maps(maps), maps
-
-    return Extractor("fashion", sha256_of(WEIGHTS), run)
-
-
-def _second(device: torch.device) -> Extractor:
-    from ...export.zoo.fashion_second_judge import WEIGHTS, load_second_judge
-
-    model = load_second_judge().to(device)
+    first = name == "fashion"
+    weights = (fashion_classifier if first else fashion_second_judge).WEIGHTS
+    model = (fashion_classifier.load_classifier() if first else fashion_second_judge.load_second_judge()).to(device)
 
     @torch.inference_mode()
     def run(pixels: Pixels) -> tuple[Tensor, Tensor]:
         if pixels.shape[1:] != (28, 28, 1):
-            got = "x".join(map(str, pixels.shape[1:]))
-            raise InputError(f"features 'fashion:second' take pictures of 28x28x1, got {got}")
+            raise InputError(f"features '{name}' take pictures of 28x28x1, got {'x'.join(map(str, pixels.shape[1:]))}")
         maps = model.maps(scaled(pixels, (-1.0, 1.0), device))
         return model.features_of_maps(maps), maps
 
-    return Extractor("fashion:second", sha256_of(WEIGHTS), run)
+    return Extractor(name, sha256_of(weights), run)
 
 
 def _of_module(

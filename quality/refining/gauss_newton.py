@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
 import torch
 
 from ...engine.compiler.program import Program
-from ...engine.compiler.schedule import Float64s, parse_schedule
+from ...engine.compiler.schedule import Float64s, Schedule, parse_schedule
 from ..sampling.budget import Budget, BudgetSpentError
 from ..sampling.pool import Floats, Pool, Rows
 from .aim import Aim
@@ -49,13 +50,7 @@ class Step:
     validation: tuple[float, ...]
 
     def to_data(self) -> dict[str, Any]:
-        return {
-            "table": self.table.tolist(),
-            "times": self.times.tolist(),
-            "damping": self.damping,
-            "training": self.training,
-            "validation": self.validation,
-        }
+        return {**vars(self), "table": self.table.tolist(), "times": self.times.tolist()}
 
     @staticmethod
     def from_data(data: Any) -> Step:
@@ -64,21 +59,27 @@ class Step:
 
 
 @final
+@dataclass(frozen=True, eq=False)
 class GaussNewton:
     """One program's table moved on the pool's rows `training`, watched on `validation`; `metric_rows` a Jacobian."""
 
-    def __init__(
-        self, pool: Pool, aim: Aim, budget: Budget, program: Program, training: Rows, validation: Rows, metric_rows: int
-    ) -> None:
-        self.pool = pool
-        self.aim = aim
-        self.budget = budget
-        self.program = program
-        self.training = training
-        self.validation = validation
-        self.metric_rows = min(metric_rows, len(training))
-        self.process = parse_schedule(program.schedule)
-        self.places = entries(program.nfe)
+    pool: Pool
+    aim: Aim
+    budget: Budget
+    program: Program
+    training: Rows
+    validation: Rows
+    metric_rows: int
+
+    @cached_property
+    def process(self) -> Schedule:
+        """The program's."""
+        return parse_schedule(self.program.schedule)
+
+    @cached_property
+    def places(self) -> list[tuple[int, int]]:
+        """The entries of the table that are parameters."""
+        return entries(self.program.nfe)
 
     def run(
         self,
@@ -155,8 +156,9 @@ class GaussNewton:
     # A step.
     def _iterate(self, here: Step, count: int) -> Step | None:
         """One step that lowers the loss on all training seeds, None when no damping does."""
-        first = (count * self.metric_rows) % len(self.training)
-        rows = np.take(self.training, np.arange(first, first + self.metric_rows), mode="wrap")
+        size = min(self.metric_rows, len(self.training))
+        first = (count * size) % len(self.training)
+        rows = np.take(self.training, np.arange(first, first + size), mode="wrap")
         units, normal, slope, base = self._normal(here.table, here.times, rows)
         if not (np.isfinite(normal).all() and np.isfinite(slope).all()):
             return None

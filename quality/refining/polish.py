@@ -24,6 +24,7 @@ from .refine import Refinement, finished
 
 FEWEST = 16, 8  # training and validation seeds that a small budget leaves
 STEPS = 24  # at most; refining stops by itself
+OWN_TRAINING = 96  # of the training seeds, for a program's own buffers before the whole table
 PERCEPTUAL = 512  # training seeds where features count
 METRIC_ROWS = 2, 24  # seeds of a Jacobian, least and most
 BARELY = 0.4  # of the seeds that fit a table well, which a small budget has to pay for
@@ -66,6 +67,8 @@ def refined(
 ) -> tuple[list[Ranked], dict[str, Any]]:
     """The ranking with the refined winner in front, unless it is worse on the held-out seeds; and the record."""
     start = ranked[0]
+    if start.program.keeps_eps:
+        raise InputError(f"{start.program.solver} takes the network's output twice and is not refined; search ddim too")
     first = options.training
     training, validation = np.arange(first), np.arange(first, first + options.validation)
     dense = fits(start.program.nfe, options.buffers) and not start.program.noises
@@ -155,7 +158,7 @@ def _method(task: Task) -> str:
     perceptual = task.options.layers is not None
     if task.options.by_gradient and (perceptual or module_steps(task) >= FEWEST_STEPS):
         return "adam"
-    return "adam by differences" if difference_steps(task) >= FEWEST_STEPS else "levenberg-marquardt"
+    return "adam by differences" if difference_steps(task) >= FEWEST_STEPS and not perceptual else "levenberg-marquardt"
 
 
 def _whole_table(task: Task) -> Found:
@@ -227,9 +230,16 @@ def _own_buffers(task: Task) -> Found:
     return finished(found.program, task.start.solver), record
 
 
+def _own_first(task: Task) -> Found:
+    """The coefficients of the program's own buffers on a part of the training seeds, which also moves whole times."""
+    own, first = _own_buffers(replace(task, training=task.training[:OWN_TRAINING]))
+    program, record = by_differences(replace(task, start=replace(task.start, program=own)))
+    return program, {**record, "steps": first["steps"] + record["steps"], "own_buffers": first}
+
+
 METHODS = {
     "adam": by_module,
-    "adam by differences": by_differences,
+    "adam by differences": _own_first,
     "levenberg-marquardt": _whole_table,
     "own buffers": _own_buffers,
 }

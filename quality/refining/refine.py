@@ -47,12 +47,7 @@ class Iteration:
     validation: tuple[float, ...]
 
     def to_data(self) -> dict[str, Any]:
-        return {
-            "program": self.program.to_dict(),
-            "damping": self.damping,
-            "training": self.training,
-            "validation": self.validation,
-        }
+        return {**vars(self), "program": self.program.to_dict()}
 
     @staticmethod
     def from_data(data: Any) -> Iteration:
@@ -62,14 +57,13 @@ class Iteration:
 
 
 @final
+@dataclass(frozen=True, eq=False)
 class Refinement:
     """One program polished on the pool's rows `training`, watched on the rows `validation`."""
 
-    def __init__(self, criterion: ErrorCriterion, training: Rows, validation: Rows) -> None:
-        self.criterion = criterion
-        self.training = training
-        self.validation = validation
-        self._journal = criterion.journal
+    criterion: ErrorCriterion
+    training: Rows
+    validation: Rows
 
     def run(self, start: Program, steps: int, tell: Callable[[Iteration], None] | None = None) -> Iteration:
         """At most `steps` steps from `start`; the one that is best on the validation seeds.
@@ -102,7 +96,7 @@ class Refinement:
         return best
 
     def _known(self, key: str) -> Iteration | None:
-        held = self._journal.get(key) if self._journal else None
+        held = self.criterion.journal.get(key) if self.criterion.journal else None
         if held is None:
             return None
         try:
@@ -133,8 +127,8 @@ class Refinement:
         program, error = best
         validation = self._error(program, self.validation)
         after = Iteration(program, damping, (*here.training, error), (*here.validation, validation))
-        if self._journal:
-            self._journal.put(key, {**after.to_data(), "evaluations": self.criterion.budget.spent - spent})
+        if self.criterion.journal:
+            self.criterion.journal.put(key, {**after.to_data(), "evaluations": self.criterion.budget.spent - spent})
         return after
 
     def _error(self, program: Program, rows: Rows) -> float:

@@ -7,7 +7,8 @@ evaluations are computed again on the way back (checkpoints), which costs a thir
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, final
 
 import numpy as np
@@ -27,6 +28,7 @@ SLOPE_STEP = 0.05  # of the distance to the nearest time, for the slopes of what
 
 
 @final
+@dataclass(eq=False)
 class ThroughModule:
     """forward(x, t, *conditions) on a pool of seeds, and tables run through it; everything float32 but the table.
 
@@ -34,28 +36,22 @@ class ThroughModule:
     before each evaluation, a way back counting as two more, and may end the run by an exception.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        contract: Contract,
-        program: Program,
-        noise: Tensor,
-        conditions: Sequence[Tensor],
-        charge: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        self.module = module
-        self.contract = contract
-        self.program = program
-        self.noise = noise
-        self.conditions = conditions
-        discrete = parse_schedule(program.schedule).discrete
-        dependent = program.clip is not None or program.prediction in PRECONDITIONED
-        self.whole_times = contract.time_dtype != "float32" or (discrete and dependent)
-        self.moves_times = not self.whole_times
-        self._charge = charge
-        self.checkpointed = False
-        self._saved: int | None = None
-        self.evaluations = 0  # samples through the network once; a way back counts as two more
+    module: nn.Module
+    contract: Contract
+    program: Program
+    noise: Tensor
+    conditions: Sequence[Tensor]
+    charge: Callable[[int], None] = lambda _: None
+    checkpointed: bool = field(default=False, init=False)
+    evaluations: int = field(default=0, init=False)  # samples through the network once; a way back counts as two more
+    _saved: int | None = field(default=None, init=False)
+
+    @cached_property
+    def moves_times(self) -> bool:
+        """Whether times are fitted too; not where what an evaluation is fed is defined at whole times alone."""
+        discrete = parse_schedule(self.program.schedule).discrete
+        dependent = self.program.clip is not None or self.program.prediction in PRECONDITIONED
+        return self.contract.time_dtype == "float32" and not (discrete and dependent)
 
     # Times.
     def fed(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -106,12 +102,12 @@ class ThroughModule:
         t, c_in, p, q = (one[n].float() for one in fed)
         shape = (len(y),) if self.contract.time_rank else ()
         time = (t * self.contract.time_scale).expand(shape)
-        if self.whole_times:
+        if not self.moves_times:
             time = time.detach().round().to(getattr(torch, self.contract.time_dtype))
         x = c_in * y
         again = torch.is_grad_enabled() and self.checkpointed
         count = len(y) * ((3 if torch.is_grad_enabled() else 1) + again)
-        self._charge(count)
+        self.charge(count)
         self.evaluations += count
         module = partial(checkpoint, self.module, use_reentrant=False) if again else self.module
         out = module(x, time, *given)
@@ -142,7 +138,7 @@ class ThroughModule:
 
         time, c_in = (float(one[0]) for one in self.fed(torch.from_numpy(self.program.times.copy()))[:2])
         t = torch.full((1,) if self.contract.time_rank else (), time * self.contract.time_scale)
-        t = t.round().to(getattr(torch, self.contract.time_dtype)) if self.whole_times else t
+        t = t if self.moves_times else t.round().to(getattr(torch, self.contract.time_dtype))
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda kept: kept):
             x = (c_in * float(self.program.init[0]) * self.noise[:1]).requires_grad_()
             self.module(x, t.to(getattr(torch, self.contract.time_dtype)), *(one[:1] for one in self.conditions))

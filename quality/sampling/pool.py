@@ -99,6 +99,8 @@ class Pool:
             if way is not None:
                 way += [states[0], z]
             states = update(program.W[n], program.w[n], states, z)
+            if program.keeps_eps:
+                states += program.U[n].astype(np.float32)[:, None, None] * out
             if n in program.draws:
                 states += program.V[n].astype(np.float32)[:, None, None] * self._draw(n, rows)
         return states[0]

@@ -36,6 +36,8 @@ def prefixes(program: Program, rows: NDArray[np.intp]) -> list[bytes]:
         place.update(np.array([f"{value:.9e}" for value in asked]).tobytes())
         place.update((np.round(row / scale, 9) + 0.0).tobytes())
         keys.append(place.digest())
+        if program.keeps_eps:
+            place.update(f"own {program.U[n].tolist()}".encode())
         if program.clip is not None:
             place.update(f"{program.clip} {program.p[n]:.9e} {program.q[n]:.9e}".encode())
         states = program.W[n] @ states + program.w[n][:, None] * unit[n + 1]

@@ -18,11 +18,11 @@ import numpy as np
 import onnx
 import pytest
 
-from pfdiff.engine import api
-from pfdiff.engine.api import Engine
+from pfdiff.engine.api import MOST_RELOADS, Engine
 from pfdiff.engine.artifact import check_in_place, read_artifact, records_of, write_manifest
 from pfdiff.engine.atomic import replacing_folder
 from pfdiff.engine.errors import EngineFileError, PfdiffError
+from pfdiff.engine.runtime import opened as networks
 
 from ..small.engine import write_engine, write_onnx
 from .test_artifact import edit
@@ -262,7 +262,7 @@ def test_an_engine_that_is_replaced_while_it_is_loaded_is_loaded_again(
     assert swapper.stdin
     assert swapper.stdout
     commands, replies = swapper.stdin, swapper.stdout
-    opened, count = api.open_best, 0
+    opened, count = networks.open_best, 0
 
     def swapped(*given: Any) -> Any:
         nonlocal count
@@ -272,12 +272,12 @@ def test_an_engine_that_is_replaced_while_it_is_loaded_is_loaded_again(
             assert replies.readline() == "swapped\n"
         return opened(*given)
 
-    monkeypatch.setattr(api, "open_best", swapped)
+    monkeypatch.setattr(networks, "open_best", swapped)
     try:
         if swaps > 3:
             with pytest.raises(EngineFileError, match="is replaced again and again; wait for the builds"):
                 Engine.open(paths[0], backend="onnxruntime")
-            assert count == api.MOST_RELOADS
+            assert count == MOST_RELOADS
             return
         with Engine.open(paths[0], backend="onnxruntime") as engine:
             assert count == swaps + 1

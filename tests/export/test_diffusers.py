@@ -21,7 +21,7 @@ from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.plans.build import build_plan
 from pfdiff.engine.plans.key import plan_key
 
-from ..small.diffusers import FAMILIES, WARNINGS, Family, diffusers, packed, pipeline_of, scheduler_of, unpacked
+from ..small.diffusers import FAMILIES, WARNINGS, Family, packed, pipeline_of, scheduler_of, unpacked
 
 pytestmark = WARNINGS
 
@@ -62,11 +62,10 @@ def theirs(family: Family, pipeline: Any, noise: Tensor, steps: int) -> Tensor:
     if not family.pipeline:
         model, scheduler, x = pipeline.unet, pipeline.scheduler, noise * pipeline.scheduler.init_noise_sigma
         given = {"class_labels": torch.full((len(x),), 7)} if family.sample else {}
-        options = {"use_clipped_model_output": True} if isinstance(scheduler, diffusers.DDIMScheduler) else {}
         scheduler.set_timesteps(steps)
         for t in scheduler.timesteps:
             out = model(x, timestep=t.expand(len(x)), **given).sample[:, : x.shape[1]]
-            x = scheduler.step(out, t, x, **options).prev_sample
+            x = scheduler.step(out, t, x).prev_sample
         return x
     pipeline.set_progress_bar_config(disable=True)
     flat, size = family.pipeline == "FluxPipeline", 8 * pipeline.vae_scale_factor

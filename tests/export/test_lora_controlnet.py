@@ -15,7 +15,7 @@ from torch import Tensor
 import pfdiff
 from pfdiff.engine.artifact import read_artifact
 
-from ..small.diffusers import FAMILIES, WARNINGS, diffusers
+from ..small.diffusers import FAMILIES, WARNINGS, controlnet_of, diffusers
 from ..small.texts import whole_pipeline
 
 pytestmark = [*WARNINGS, pytest.mark.slow]
@@ -154,12 +154,7 @@ def test_what_is_not_there_is_said(pipeline: tuple[Any, Path], given: dict[str, 
 # ControlNet.
 def test_a_controlnet_is_part_of_the_network(pipeline: tuple[Any, Path], tmp_path: Path) -> None:
     own, folder = pipeline
-    torch.manual_seed(7)
-    controlnet = diffusers.ControlNetModel.from_unet(own.unet, conditioning_embedding_out_channels=(4,)).eval()
-    with torch.no_grad():
-        for name, weight in controlnet.named_parameters():
-            if "controlnet" in name:
-                weight.normal_(std=0.3)  # they start at zero
+    controlnet = controlnet_of(own.unet)
     controlnet.save_pretrained(tmp_path / "edges")
     network = pfdiff.Network(folder, controlnet=tmp_path / "edges", name="edges")
     picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))

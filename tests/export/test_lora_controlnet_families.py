@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import pfdiff
 from pfdiff.engine.errors import InputError
 
-from ..small.diffusers import FAMILIES, WARNINGS, diffusers
+from ..small.diffusers import FAMILIES, WARNINGS, controlnet_of, diffusers
 from ..small.pipelines import WHOLE, whole
 from ..small.sampled import sampled
 from ..small.texts import whole_pipeline
@@ -139,12 +139,7 @@ def test_what_diffusers_reads_not_is_one_line(tmp_path: Path) -> None:
 # ControlNet.
 def test_a_controlnet_beside_sdxl() -> None:
     pipeline, words = made("sdxl")
-    torch.manual_seed(7)
-    controlnet = diffusers.ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(4,)).eval()
-    with torch.no_grad():
-        for name, weight in controlnet.named_parameters():
-            if "controlnet" in name:
-                weight.normal_(std=0.3)  # they start at zero
+    controlnet = controlnet_of(pipeline.unet)
     kind = diffusers.StableDiffusionXLControlNetPipeline
     other = kind(**{**pipeline.components, "controlnet": controlnet})
     other.set_progress_bar_config(disable=True)

@@ -148,6 +148,8 @@ SAMPLERS = [
     ("dpm++:2m", "edm", "edm", {"grid": "karras"}),
     ("unipc:order=2", "linear:1000", "eps", {"grid": "logsnr"}),
     ("unipc:order=3", "vp", "v", {"grid": "logsnr", "clip": 2.0}),
+    ("ddim:eps=own", "linear:1000", "eps", {"grid": "trailing", "clip": 0.3}),
+    ("ddim:eps=own", "edm", "edm", {"grid": "karras", "clip": 0.3}),
 ]
 
 
@@ -206,25 +208,35 @@ def in_float32(program: Program, network: Callable[[np.ndarray, float], np.ndarr
     import torch
 
     from pfdiff.kernels import eager
-    from pfdiff.kernels.table import coefficients, updates
+    from pfdiff.kernels.table import coefficients, noise_factors, updates
 
     separate = bool((program.c_in != 1).any())
     arrays: dict[str, Any] = {"p": program.p, "W": program.W, "w": program.w}
     table = torch.from_numpy(
         coefficients(init=program.init, q=program.q, c_in=program.c_in, clip=program.clip, **arrays)
     )
-    *rows, start = updates(clip=program.clip is not None, separate=separate, **arrays)
+    *rows, start = updates(clip=program.clip is not None, separate=separate, V=program.U, **arrays)
+    factors = torch.from_numpy(noise_factors(program.U))
     states = torch.zeros(program.buffers, noise.size)
     y_in = torch.zeros(noise.size) if separate else None
     eager.step(states, y_in, torch.from_numpy(noise.ravel()), table, program.nfe, start)
     for n, row in enumerate(rows):
         x = (states[0] if y_in is None else y_in).numpy().reshape(noise.shape)
         out = network(x.astype(np.float64), float(program.network_times[n])).astype(np.float32)
-        eager.step(states, y_in if row.separate else None, torch.from_numpy(out.ravel()), table, n, row)
+        raw = torch.from_numpy(out.ravel())
+        eager.step(states, y_in if row.separate else None, raw, table, n, row, None, factors, xi=raw)
     return states[0].numpy().reshape(noise.shape)
 
 
 # Bad input.
+def test_an_output_beside_no_clip_is_refused(library: ctypes.CDLL):
+    plain = compile("ddim:eps=own", "linear:1000", 3, clip=1.0).to_dict() | {"clip": None}
+    text, handle = json.dumps(plain).encode(), ctypes.c_void_p()
+    status = library.pfd_program_from_json(text, ctypes.c_size_t(len(text)), ctypes.byref(handle))
+    assert status != 0
+    assert b"without a clip, expected a clip and no V" in library.pfd_last_error()
+
+
 def damage(key: str, value: object) -> Callable[[Path], None]:
     def apply(engine: Path) -> None:
         manifest = json.loads((engine / "engine.json").read_text())

@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], match: str) -> Non
 
 def test_samples_of_few_elements_take_more_seeds() -> None:
     assert sized(16, None, 36, 784, 5) == (256, 96)
-    assert sized(16, None, 36, 2, 8)[0] == 8 * (45 + 8) // 2
+    assert sized(16, None, 36, 1, 8)[0] == 8 * (45 + 8)
     training, validation = sized(4, 7000, 36, 12288, 8)
     assert 16 <= training <= 48
     assert validation >= 8

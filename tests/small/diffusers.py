@@ -190,6 +190,17 @@ def pipeline_of(family: Family) -> Any:
     return kind(**{name: parts.get(name) for name in needed}, **unsafe)
 
 
+def controlnet_of(unet: Any) -> Any:
+    """A ControlNet of the U-Net whose own layers, which start at zero, are not."""
+    torch.manual_seed(7)
+    controlnet = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4,)).eval()
+    with torch.no_grad():
+        for name, weight in controlnet.named_parameters():
+            if "controlnet" in name:
+                weight.normal_(std=0.3)
+    return controlnet
+
+
 def packed(x: torch.Tensor) -> torch.Tensor:
     """FLUX's latents, patches of 2 x 2: as its pipeline documents them."""
     return torch.nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)

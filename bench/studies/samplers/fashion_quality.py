@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ....export.build import build
 from ....export.zoo.fashion import CLASSES
-from ....export.zoo.fashion_classifier import FashionClassifier, accuracy, load_classifier
+from ....export.zoo.fashion_classifier import FashionClassifier, load_classifier
 from ....export.zoo.fashion_data import load_fashion
+from ....export.zoo.judges import accuracy
 from ....quality.distances.metrics import FrechetDistance
 
 SOLVER, GRID, NFE, PER_CLASS = "dpm++:2m", "logsnr", 50, 200

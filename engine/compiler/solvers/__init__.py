@@ -25,6 +25,7 @@ These draw noise on the way; their order is that of the marginals' mean and vari
 | `tada[:variables=N,order=P,scale=S]`              | n           | P, by steps of an ODE from N noises          |
 | `lcm[:scaling=S]`, `tcd[:gamma=G]`, `consistency` | n           | none: for networks distilled to them         |
 
+`ddim:eps=own` clips x0 and keeps the network's eps, as diffusers' DDIM does; without a clip it is ddim.
 A method with several names compiles under one of them: `euler` is ddim, `euler-a` is ddim with an eta, `ab` and
 `ipndm:variant=variable` are deis.
 Four methods combine outputs of several times and have no form of their own: deis, ipndm, heun and edm. They work in
@@ -38,7 +39,7 @@ from dataclasses import fields
 
 from ...errors import InputError
 from .abstract import Solver
-from .ddim import Ddim
+from .ddim import CLIPPED, Ddim
 from .deis import Deis
 from .dpm_solver import MultiStep, SingleStep
 from .heun import Edm, Heun
@@ -58,7 +59,7 @@ Options = dict[str, str]
 
 
 def _ddim(options: Options) -> Solver:
-    return Ddim(_number(options.get("eta", "0"), "eta"))
+    return Ddim(_number(options.get("eta", "0"), "eta"), options.get("eps", CLIPPED))
 
 
 def _euler_a(options: Options) -> Solver:
@@ -143,7 +144,7 @@ def _variances(options: Options) -> tuple[float, ...]:
 
 # Name -> (maker, keys it takes; "" is a bare word).
 SOLVERS: dict[str, tuple[Callable[[Options], Solver], tuple[str, ...]]] = {
-    "ddim": (_ddim, ("eta",)),
+    "ddim": (_ddim, ("eta", "eps")),
     "dpm-solver": (_dpm_solver, ("order", "")),
     "dpm++": (_dpm_plus, ("",)),
     "deis": (_deis, ("order", "variant")),

@@ -6,6 +6,8 @@ another quantity held constant over the step (basis.py).
 With eta, equation 16, each step replaces noise by new noise of eta times the posterior's deviation
 (stochastic/noisy.py). Eta 1 is DDPM's ancestral sampling, and Euler's ancestral method in sigma (k-diffusion), whose
 sigma_up is that deviation.
+
+Where x0 is clipped, eps follows it. With eps=own the step keeps the network's own (../own_eps.py).
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from ..basis import transfer
 from ..schedule import Float64s, Schedule
 from .abstract import Evaluate, InUsersBasis, StepSolver, Vector, check_fraction, shown
 from .stochastic.noisy import posterior_deviation, renoise
+
+CLIPPED, OWN = "clipped", "own"  # which eps a step takes where x0 is clipped
 
 
 def phi(d: Vector, x: Vector, s: float, t: float, basis: str, schedule: Schedule) -> Vector:
@@ -40,12 +44,17 @@ def check_mixing(solver: str, basis: str, schedule: Schedule) -> None:
 @final
 @dataclass(frozen=True)
 class Ddim(InUsersBasis, StepSolver):
-    """`ddim[:eta=0..1]`, in any basis."""
+    """`ddim[:eta=0..1]` or `ddim:eps=own`, in any basis."""
 
     eta: float = 0.0
+    eps: str = CLIPPED
 
     def __post_init__(self) -> None:
         check_fraction("ddim", "an eta", self.eta)
+        if self.eps not in (CLIPPED, OWN):
+            raise InputError(f"ddim has no eps {self.eps!r}; known: {CLIPPED}, {OWN}")
+        if self.eps == OWN and self.eta:
+            raise InputError(f"ddim takes eps={OWN} without an eta, got {self.eta:g}; leave one out")
 
     def __call__(self, evaluate: Evaluate, noise: Vector, grid: Float64s, schedule: Schedule, basis: str) -> Vector:
         x = noise
@@ -59,4 +68,6 @@ class Ddim(InUsersBasis, StepSolver):
         return x
 
     def __str__(self) -> str:
+        if self.eps == OWN:
+            return f"ddim:eps={OWN}"
         return f"ddim:eta={shown(self.eta)}" if self.eta else "ddim"

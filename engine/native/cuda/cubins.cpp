@@ -73,7 +73,7 @@ std::uint64_t bits_of(Pointer* pointer) {
 
 pfd_cuda_kernels_t::pfd_cuda_kernels_t(const std::string& path) {
     const pfdiff::Directory directory(path);
-    constexpr std::uint64_t largest_index_bytes = 16 << 20;  // nine capabilities of the standard kernels: 3.5 MB
+    constexpr std::uint64_t largest_index_bytes = 64 << 20;  // nine capabilities of the standard kernels: 15 MB
     const auto document = pfdiff::json::parse(directory.read("index.json", largest_index_bytes), "index.json");
     const pfdiff::json::Node root(document, "index.json:");
     root["format"].integer(1, 1);

@@ -74,6 +74,10 @@ pfd_cuda_sampler_t::pfd_cuda_sampler_t(const pfd_program_t& program, pfd_cuda_ne
                 std::any_of(program.c_in.begin(), program.c_in.end(), [](double c) { return c != 1; })),
       masked_(options.known_factors != nullptr),
       access_(pfdiff::accesses(program, separate_, masked_)) {
+    if (!program.U.empty())
+        throw pfdiff::input_error(program.solver +
+                                  " takes the network's output twice, which these kernels do not; build with solver "
+                                  "ddim, or sample on the CPU");
     const auto count = batch_ * elements_;
     const std::int64_t width = dtype_ == pfdiff::Dtype::fp32 ? 4 : 2;
     states_ = pfdiff::cuda::allocate<float>(count * program.buffers);

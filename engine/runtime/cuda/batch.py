@@ -118,7 +118,7 @@ class CudaBatch:
     ) -> None:
         self.kind = kind
         self.static = static = StaticBuffers.of(backend, contract, tables, kind, decoder)
-        self.extras = StaticExtras.of(tables, static.noise, static.program.kept, given=kind.given)
+        self.extras = StaticExtras.of(tables, static.noise, static.program.kept, backend.dtype, given=kind.given)
         self._contract = contract
         self._running = tables
         self._others: dict[Tables, Coefficients] = {}  # all of them, where there are several
@@ -178,7 +178,7 @@ class CudaBatch:
         """The update after evaluation `row`; row N sets the states from the noise."""
         static, update = self.static, self.updates[row]
         y_in = static.y_in if update.separate else None
-        seeds, xi = static.inputs.block.seeds, self.extras.drawn(self._running, row)
+        seeds, xi = static.inputs.block.seeds, self.extras.added(self._running, row, out)
         given = static.states, y_in, out.view(-1), static.program.table, row, update, seeds, static.program.factors
         step(*given, xi=xi, kept=self.extras.kept)
 

@@ -12,6 +12,8 @@ from typing import final
 import torch
 
 from ....kernels.table import Update, coefficients, kept_factors, noise_factors, updates
+from ...compiler.program import Program
+from ...compiler.schedule import Float64s
 from ...contract.contract import Contract
 from ...tensors import TORCH_DTYPES
 from ..loop import Tables
@@ -48,7 +50,7 @@ class Coefficients:
         )
         given = [
             torch.from_numpy(rows),
-            torch.from_numpy(noise_factors(program.V)),
+            torch.from_numpy(noise_factors(_added(program))),
             _time_rows(tables, contract, bucket),
         ]
         if masked:
@@ -59,6 +61,11 @@ class Coefficients:
             part.copy_(one)
         table, factors, times, *kept = views(moved := block.to(device), parts)
         return cls(moved, table, factors, times, kept[0] if masked else None)
+
+
+def _added(program: Program) -> Float64s:
+    """[N, B] of what is added beside states and z: noise, or the output as it is, which the kernel takes like noise."""
+    return program.U if program.keeps_eps else program.V
 
 
 def _time_rows(tables: Tables, contract: Contract, bucket: int) -> torch.Tensor:
@@ -77,6 +84,6 @@ def updates_of(tables: Tables, *, separate: bool, masked: bool) -> tuple[Update,
         w=program.w,
         clip=program.clip is not None,
         separate=separate,
-        V=program.V,
+        V=_added(program),
         masked=masked,
     )

@@ -11,7 +11,6 @@ mask and masked picture as conditions in place of that (`INPAINTING`).
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -19,16 +18,16 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from ...artifact import IMAGE_ENCODER, Artifact, check_in_place
-from ...backends.abstract import Backend, Buffers, Evaluate
+from ...artifact import IMAGE_ENCODER, Artifact
 from ...backends.choose import Beside
 from ...compiler.part import last_part
 from ...compiler.program import Program
 from ...compiler.schedule import parse_schedule
 from ...contract.condition import INPAINT_MASK, INPAINTING, MASKED_IMAGE
 from ...contract.contract import Contract
-from ...errors import BackendError, EngineFileError, InputError
+from ...errors import InputError
 from ..asked import Asked
+from ..later import LaterNetwork
 from ..loop import Tables, make_tables
 from .masked import Masked, check_mask
 
@@ -78,9 +77,8 @@ class PictureStart:
         self._artifact = artifact
         self._beside = beside
         self._tables: dict[tuple[int, float, str], Tables] = {}
-        self._lock = threading.Lock()  # the image encoder has one set of buffers
-        self._closed = False
-        self._encode: tuple[Backend, Buffers, Evaluate] | None = None
+        # Latents float32 [n, *shape] of pixels in the data's range.
+        self._encoded = LaterNetwork(artifact, beside, "the image encoder", IMAGE_ENCODER, artifact.image_encoder)
 
     def tables(self, program: Program, strength: float, count: str) -> Tables:
         """The tables of the last `strength` of `program`'s way. Raises InputError."""
@@ -160,47 +158,9 @@ class PictureStart:
         x_0 = rows if tuple(rows.shape[1:]) == shape else self._encoded(rows)
         return x_0.to(self._beside.device, torch.float32).reshape(len(rows), math.prod(shape))
 
-    def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Latents float32 [n, *shape] of pixels in the data's range, by the image encoder."""
-        with self._lock:
-            if self._closed:
-                raise BackendError("this engine is closed; load it again with pfdiff.load")
-            if self._encode is None:
-                artifact, contract = self._artifact, self._artifact.image_encoder
-                assert contract is not None
-                file = artifact.path / IMAGE_ENCODER
-                opened = self._beside.open("the image encoder", file, contract, artifact.batch[0])
-                try:
-                    check_in_place(artifact)
-                except EngineFileError:
-                    opened[0].close()
-                    raise
-                self._encode = opened
-            return self._run(*self._encode, pixels)
-
-    def _run(self, backend: Backend, buffers: Buffers, evaluate: Evaluate, pixels: torch.Tensor) -> torch.Tensor:
-        rows = []
-        size = len(buffers.x)
-        for start in range(0, len(pixels), size):
-            part = pixels[start : start + size]
-            buffers.x[: len(part)].copy_(part)
-            if backend.stream is not None:
-                backend.stream.wait_stream(torch.cuda.current_stream(backend.device))
-                with torch.cuda.stream(backend.stream):
-                    made = evaluate()
-                torch.cuda.current_stream(backend.device).wait_stream(backend.stream)
-            else:
-                made = evaluate()
-            rows.append(made[: len(part)].float().clone())
-        return torch.cat(rows)
-
     def close(self) -> None:
         """Free the image encoder."""
-        with self._lock:
-            self._closed = True
-            if self._encode is not None:
-                self._encode[0].close()
-            self._encode = None
+        self._encoded.close()
 
 
 def _from_pixels(given: torch.Tensor, shape: tuple[int, ...], contract: Contract) -> torch.Tensor:

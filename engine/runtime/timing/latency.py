@@ -22,7 +22,6 @@ SPREAD = 0.01  # of the median, that is enough
 Timer = Callable[[], float]  # seconds; the difference of two calls is the time of what was started between them
 
 
-@final
 @dataclass(frozen=True)
 class Ran:
     """Who ran what: the backend's name, its device, precision and threads, a program and a batch size."""
@@ -37,7 +36,7 @@ class Ran:
 
 @final
 @dataclass(frozen=True)
-class Latency:
+class Latency(Ran):
     """Figures of `Engine.bench`; `_ms` are milliseconds for a whole batch of `batch` samples.
 
     p50, p90, p99, max: whole calls of `Engine.sample`. first: loading apart, the first call of a fresh engine.
@@ -46,12 +45,6 @@ class Latency:
     evaluations. per_sample: p50 / batch.
     """
 
-    backend: str
-    device: str
-    precision: str
-    threads: int | None
-    nfe: int
-    batch: int
     rounds: int
     p50_ms: float
     p90_ms: float

@@ -74,6 +74,23 @@ def test_the_launches_equal_the_program(solver: str, clip: float | None, ops: st
     assert torch.equal(made.result[3], made.result[2])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_launches_add_the_output_beside_the_clipped_x0(precision: str, ops: str) -> None:
+    contract = replace(PLAIN, precision=precision)
+    words: dict[str, Any] = {"solver": "ddim:eps=own", "grid": "trailing", "clip": 0.5}
+    made = sampler(BatchKind(4, False, False), contract, nfe=5, **words)
+    z = noise(SEEDS, SHAPE)
+    for _ in range(2):
+        made.load(Inputs(None, z.reshape(3, -1), ()))
+        made.run()
+    reference = program(5, contract, **words)
+    cast = (lambda x, t: small(x.bfloat16(), t).float()) if precision == "bf16" else small
+    plain, exact = reference.evaluate(cast, z), reference.evaluate(small, z.double())
+    assert_as_good_as_plain(actual=made.result[:3], plain=plain, exact=exact)
+    clipped = program(5, contract, **{**words, "solver": "ddim"}).evaluate(small, z.double())
+    assert (exact - clipped).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("seeded", [True, False])
 @pytest.mark.parametrize("solver", ["ddpm", "dpm++:3m-sde", "sa", "lcm", "tada:variables=4,order=3"])
 def test_the_launches_of_a_stochastic_program(solver: str, seeded: bool, ops: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pfdiff
 from pfdiff.engine.compiler.part import last_part
 from pfdiff.engine.philox import fill_numpy
 from pfdiff.engine.runtime import cpu_loop as host_loop
-from pfdiff.engine.runtime import noise as engine_noise
 from pfdiff.engine.runtime.draws import Draws
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.loop import make_tables
@@ -24,6 +24,7 @@ from ...comparator import assert_as_good_as_plain
 from ...small.engine import SHAPE, program, small, write_engine
 from .test_session import PLAIN, Direct
 
+pytestmark = pytest.mark.usefixtures("walk")
 SEEDS = np.array([3, 2**64 - 1, 0, 5, 6], np.uint64)
 SOLVERS = (
     "ddpm",
@@ -36,16 +37,6 @@ SOLVERS = (
     "pfdiff:eta=0.5",
 )
 ELEMENTS = int(np.prod(SHAPE))
-
-
-@pytest.fixture(autouse=True, params=["compiled", "python"])
-def _walk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways through the evaluations."""
-    if request.param == "python":
-        monkeypatch.setattr(host_loop, "walk_compiled", None)
-        monkeypatch.setattr(engine_noise, "fill_compiled", None)
-    elif host_loop.walk_compiled is None:
-        pytest.skip("engine/runtime/_cpu.cpp was not compiled when pfdiff was installed")
 
 
 def run(solver: str, seeds: Any = SEEDS, *, buckets: tuple[int, ...] = (1, 8), **settings: Any) -> torch.Tensor:
@@ -74,11 +65,12 @@ def test_a_seed_is_one_image(buckets: tuple[int, ...]) -> None:
 
 @pytest.mark.skipif(host_loop.walk_compiled is None, reason="engine/runtime/_cpu.cpp was not compiled")
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_both_ways_give_the_same_bits(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_give_the_same_bits(
+    solver: str, monkeypatch: pytest.MonkeyPatch, only_python: Callable[[], None]
+) -> None:
     monkeypatch.undo()
     compiled = run(solver)
-    monkeypatch.setattr(host_loop, "walk_compiled", None)
-    monkeypatch.setattr(engine_noise, "fill_compiled", None)
+    only_python()
     assert torch.equal(compiled, run(solver))
 
 

@@ -26,17 +26,9 @@ from pfdiff.kernels import eager
 from ...comparator import assert_as_good_as_plain
 from ...small.engine import CONTRACT, SHAPE, program, small
 
+pytestmark = pytest.mark.usefixtures("walk")
 PLAIN = replace(CONTRACT, conditions=())
 Network = Callable[..., torch.Tensor]
-
-
-@pytest.fixture(autouse=True, params=["compiled", "python"])
-def _walk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways through the evaluations."""
-    if request.param == "python":
-        monkeypatch.setattr(host_loop, "walk_compiled", None)
-    elif host_loop.walk_compiled is None:
-        pytest.skip("engine/runtime/_cpu.cpp was not compiled when pfdiff was installed")
 
 
 @final
@@ -83,10 +75,12 @@ def run(
 
 @pytest.mark.skipif(host_loop.walk_compiled is None, reason="engine/runtime/_cpu.cpp was not compiled")
 @pytest.mark.parametrize("count", [1, 5, 8])
-def test_both_ways_give_the_same_bits(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_give_the_same_bits(
+    count: int, monkeypatch: pytest.MonkeyPatch, only_python: Callable[[], None]
+) -> None:
     monkeypatch.undo()
     compiled = run(Direct(), 7, range(count))
-    monkeypatch.setattr(host_loop, "walk_compiled", None)
+    only_python()
     assert torch.equal(compiled, run(Direct(), 7, range(count)))
 
 

@@ -52,7 +52,7 @@ def with_programs(artifact: Artifact, **settings: Any) -> Artifact:
     return changed
 
 
-@pytest.mark.parametrize("solver", ["ddim", "pfdiff:k=2,l=1", "dpm++:2m", "dpm-solver:order=2"])
+@pytest.mark.parametrize("solver", ["ddim", "ddim:eps=own", "pfdiff:k=2,l=1", "dpm++:2m", "dpm-solver:order=2"])
 @pytest.mark.parametrize("clip", [None, 0.8])
 def test_equals_the_engine(tmp_path: Path, solver: str, clip: float | None) -> None:
     artifact = with_programs(write_engine(tmp_path / "small.engine"), solver=solver, clip=clip)

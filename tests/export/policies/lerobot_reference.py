@@ -73,7 +73,6 @@ def main(folder: Path, *, pictures: bool, ddim: bool) -> None:
         device="cpu",
         noise_scheduler_type="DDIM" if ddim else "DDPM",
         num_train_timesteps=EVALUATIONS,
-        clip_sample=not ddim,  # diffusers' DDIM clips x0 but not eps, which no table can
         crop_shape=(32, 28) if pictures else None,
         pretrained_backbone_weights=None,
         spatial_softmax_num_keypoints=4,

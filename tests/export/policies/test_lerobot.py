@@ -60,6 +60,32 @@ def test_others_that_lerobot_saves_now(tmp_path: Path, options: list[str]) -> No
     check(tmp_path / "saved", tmp_path / "policy.engine", "ddim" if "ddim" in options else "ddpm")
 
 
+def test_ddim_with_clip_sample_is_diffusers_own_loop(tmp_path: Path) -> None:
+    """LeRobot's loop is that of the scheduler's steps; its random network is clipped in most of them."""
+    diffusers = pytest.importorskip("diffusers")
+    shutil.copytree(SAVED, tmp_path / "policy")
+    edited(lambda c: c.update(noise_scheduler_type="DDIM"))(tmp_path / "policy")
+    network = pfdiff.Network(tmp_path / "policy")
+    assert network.policy is not None
+    config = json.loads((tmp_path / "policy" / "config.json").read_text())
+    assert config["clip_sample"]
+    names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type", "clip_sample")
+    scheduler = diffusers.DDIMScheduler(**{name: config[name] for name in names})
+    scheduler.set_timesteps(6)
+    generator = torch.Generator().manual_seed(0)
+    start, observation = torch.randn(2, 8, 2, generator=generator), torch.rand(2, 2, 7, generator=generator)
+    x = start
+    for t in scheduler.timesteps:
+        x = scheduler.step(network.evaluate(x, float(t), {"observation": observation}), t, x).prev_sample
+    expected = x.numpy() * network.policy.contract.scale + network.policy.contract.offset
+    words: dict[str, Any] = {"grid": "diffusers", "out": tmp_path / "p.engine", "backend": "onnxruntime", "threads": 1}
+    with pfdiff.build(network, 6, "ddim", **words) as engine:
+        parts = {"observation.state": observation[:, :, :3], "observation.environment_state": observation[:, :, 3:]}
+        found = engine.sample(noise=start, observation=parts).numpy()
+        assert engine.programs[6].solver == "ddim:eps=own"
+    np.testing.assert_allclose(found, expected, rtol=0, atol=BOUND * np.abs(expected).max())
+
+
 def test_statistics_among_the_weights_are_those_of_processors(tmp_path: Path) -> None:
     """LeRobot before 0.4 kept them there; its eps is added to every span, which float32 does not see here."""
     shutil.copytree(SAVED, tmp_path / "old")

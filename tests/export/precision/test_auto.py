@@ -26,7 +26,7 @@ def built(
 ) -> tuple[str, list[str]]:
     """(precision, lines) of fp32 and int8, with these times in place of measured ones."""
     monkeypatch.setattr(auto, "CANDIDATES", ("fp32", "int8"))
-    monkeypatch.setattr(auto, "_times", lambda engines, first: {name: times[name] for name in engines})
+    monkeypatch.setattr(auto, "_times", lambda engines, first, tables: {name: times[name] for name in engines})
     lines: list[str] = []
     given = {**SAMPLER, "backend": "onnxruntime", **given}
     build(Network(file, **WORDS), 2, precision="auto", out=out, progress=lines.append, **given).close()

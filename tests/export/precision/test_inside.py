@@ -24,6 +24,8 @@ from pfdiff.export.precision.inside import check_scales, inside
 
 from ...small.precision import SAMPLER, SHAPE, WORDS, Small, small_file
 
+# Without VNNI, which the tests may hide: such files have weights of 8 bits.
+pytestmark = pytest.mark.filterwarnings("ignore:engine .* has int8 weights of 8 bits:RuntimeWarning")
 DATA = Path(__file__).parents[2] / "data"
 
 

@@ -93,15 +93,6 @@ def run(
     return Session(Direct(coupled), PLAIN, buckets).run(make_tables(made, PLAIN), given)
 
 
-@pytest.fixture(params=["compiled", "python"])
-def walk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways through the evaluations."""
-    if request.param == "python":
-        monkeypatch.setattr(cpu_loop, "walk_compiled", None)
-    elif cpu_loop.walk_compiled is None:
-        pytest.skip("engine/runtime/_cpu.cpp was not compiled when pfdiff was installed")
-
-
 @pytest.mark.usefixtures("walk")
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("clip", [None, 1.0])
@@ -125,9 +116,9 @@ def test_a_seed_is_one_image(buckets: tuple[int, ...]) -> None:
 
 @pytest.mark.skipif(cpu_loop.walk_compiled is None, reason="engine/runtime/_cpu.cpp was not compiled")
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_both_ways_give_the_same_bits(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_give_the_same_bits(solver: str, only_python: Callable[[], None]) -> None:
     compiled = run(solver)
-    monkeypatch.setattr(cpu_loop, "walk_compiled", None)
+    only_python()
     assert torch.equal(compiled, run(solver))
 
 
