@@ -224,6 +224,8 @@ def report(work: Path, data: Path) -> None:
     rows: dict[str, Any] = {}
     for folder in sorted((work / "features").iterdir()):
         parts = [np.load(path) for path in sorted(folder.glob("*.npz"), key=lambda path: int(path.stem))]
+        if not parts:  # begun by another process
+            continue
         both = [np.concatenate([part[name] for part in parts]) for name in ("first", "second")]
         made = work / f"{folder.name}.json"
         record = json.loads(made.read_text()) if made.exists() else {}
