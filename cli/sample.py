@@ -10,7 +10,7 @@ import typer
 from .arguments import options
 
 Out = Annotated[
-    Path, typer.Option("--out", "-o", help=".png (one grid), .mp4, .npy, .npz, or a folder of PNGs, or frames.")
+    Path, typer.Option("--out", "-o", help=".png (one sheet), .mp4, .npy, .npz, or a folder of PNGs, or frames.")
 ]
 Seeds = Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")]
 PromptOption = Annotated[str | None, typer.Option("--prompt", help="Of engines with text encoders.")]
@@ -93,4 +93,5 @@ def sample(
         write_images(out, results, chosen)
     else:
         write_samples(out, results, chosen, conditions)
-    print(f"{out}: {len(chosen)} {'sample' if len(chosen) == 1 else 'samples'}, {evaluations} evaluations each")
+    count, spent = len(chosen), "1 evaluation" if evaluations == 1 else f"{evaluations} evaluations"
+    print(f"{out}: 1 sample, {spent}" if count == 1 else f"{out}: {count} samples, {spent} each")

@@ -19,7 +19,12 @@ PASSED_ON = (  # options that `pfdiff.tune` takes by the same name and as they a
     *("reference", "refine", "buffers", "budget", "backend", "threads", "out"),
 )
 
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Extend this engine with the best, or build one.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="Extend this engine with the best; built if missing, unless NETWORK is an engine."
+    ),
+]
 Refine = Annotated[bool, typer.Option("--refine", help="Then polish the best one's coefficients.")]
 Buffers = Annotated[
     int | None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -34,7 +34,7 @@ from .sampling.pool import Floats
 from .sampling.reference import Reference
 from .sampling.seeds import chosen_seeds
 from .sampling.subject import LATENTS, Subject
-from .search.candidates import GRIDS, Candidate, Setting, by_default, make_setting, start_of
+from .search.candidates import GRIDS, Candidate, Setting, by_default, compiled, make_setting, start_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,6 +82,7 @@ def compare(
     settings = [make_setting(subject, count, clip, t_start, end) for count in counts]
     chosen = Reference.of(settings[0].schedule, settings[0].t_start, reference)
     candidates = {text: parse_sampler(text, grid or AUTO, basis) for text in samplers}
+    _check_noise(candidates.values(), settings[0])
     calibration = calibration if any(one.grid == "best" for one in candidates.values()) else 0
     tell, budget = progress or (lambda stage, done, expected: None), parse_budget(None)
     with subject.opened(backend, threads) as opened:
@@ -100,6 +101,13 @@ def _check_numbers(counts: Sequence[int], samplers: Sequence[str], seeds: int, c
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             hint = "; the number of them, and seed= says which" if name == "seeds" else ""
             raise InputError(f"{name}={value!r}, expected an integer of at least {least}{hint}")
+
+
+def _check_noise(candidates: Iterable[Candidate], setting: Setting) -> None:
+    """Raises InputError for a solver that draws noise, before any network is asked."""
+    for candidate in candidates:
+        if candidate.solver != AUTO:
+            list(compiled([replace(candidate, grid="uniform")], setting, set()))
 
 
 def _check_pictures(sheet: Path | None, subject: Subject) -> None:

@@ -19,12 +19,17 @@ from .sampling.subject import Subject
 def check_destination(subject: Subject, out: str | os.PathLike[str] | None) -> None:
     """Whether what is found for the subject may be written to `out`, which is read only.
 
-    Raises InputError when an engine of another network is there, EngineFileError when it is damaged, or missing where
-    the subject is an engine.
+    Raises InputError when an engine of another network is there, or none where the subject is an engine, and
+    EngineFileError when it is damaged.
     """
     if out is None:
         return
     if subject.engine is not None:
+        if not Path(out).exists():
+            raise InputError(
+                f"out '{out}' does not exist, and tuning an engine builds no other; write into "
+                f"'{subject.engine}' itself, or into another engine of its network that 'pfdiff build' wrote"
+            )
         if _identity(read_artifact(out)) != _identity(read_artifact(subject.engine, verify=False)):
             raise InputError(
                 f"out '{out}' holds another network or schedule than '{subject.engine}'; write into that engine, or "

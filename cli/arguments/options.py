@@ -57,7 +57,8 @@ NetworkArgument = Annotated[
     str,
     typer.Argument(
         metavar="NETWORK",
-        help="An .onnx file, a diffusers folder, file.py:factory (returns an nn.Module), or 'fashion'.",
+        help="An .onnx file, a diffusers folder, owner/name of the hub, file.py:factory (returns an nn.Module), "
+        "or 'fashion'.",
     ),
 ]
 Shape = Annotated[str | None, typer.Option("--shape", help="Of one sample, such as 3x64x64.")]
@@ -69,7 +70,9 @@ OutputName = Annotated[str | None, typer.Option("--output", help="Name or index 
 ConditionOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--condition", metavar="<str>", help="Further input, name:dtype[:77x768][:0..9][=default]; repeatable."
+        "--condition",
+        metavar="<str>",
+        help="A further input: name:dtype, then :77x768, :0..9, =default if any; repeatable.",
     ),
 ]
 TimeScale = Annotated[

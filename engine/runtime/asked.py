@@ -40,9 +40,9 @@ class Asked:
                 conditions = {**conditions, field.name: given}
                 rest = replace(rest, **{field.name: field.default})
         if rest.image is None and (rest.strength is not None or rest.strength_counts != "part"):
-            raise InputError("strength without a picture to start from; give image= too")
+            raise InputError("strength without a picture to start from; give image= (--image) too")
         if rest.image is None and rest.mask is not None:
-            raise InputError("mask without a picture, of which it says what is kept; give image= too")
+            raise InputError("mask without a picture to keep a part of; give image= (--image) too")
         return rest, conditions
 
     @property

@@ -15,7 +15,7 @@ with DDIM's class and clip_sample `ddim` then is its step exactly: `ddim:eps=own
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...engine.compiler.compile import compile as compile_program
@@ -108,7 +108,7 @@ def is_open(source: Network, solver: str, settings: Mapping[str, Any]) -> bool:
 
 
 def described_choice(
-    programs: Iterable[Program],
+    programs: Collection[Program],
     source: Network,
     solver: str,
     settings: Mapping[str, Any],
@@ -121,6 +121,8 @@ def described_choice(
         ways.setdefault(how, []).append(f"NFE {one.nfe} {one.solver} on {_named(one.grid)}")
     names = "; ".join(f"{how}: {', '.join(of)}" for how, of in ways.items())
     if solver != AUTO and settings["grid"] is not None:
+        return f"sampler {names}"
+    if any(one.noises for one in programs):  # the error to a reference, which `tune` lowers, has no meaning then
         return f"sampler {names}"
     exact = ""
     convention = source.convention

@@ -179,7 +179,7 @@ def _lines(
     lines: list[str] = []
     before = ""
     for name, ms in times.items():
-        added = ", ".join(f"NFE {nfe} {value:.2g} of {bounds[nfe]:.2g}" for nfe, value in errors[name].items())
+        added = ", ".join(f"NFE {nfe} {value:.2g} (bound {bounds[nfe]:.2g})" for nfe, value in errors[name].items())
         said = f"{name}: {ms:.3g} ms a sample" + (f", RMS added {added}" if name != "fp32" else "")
         if before and ms > times[before]:
             said += f"; slower here than {before}"

@@ -117,7 +117,7 @@ def stochastic_refused(program: Program) -> str:
     """Why a search by the error to a reference takes no such program, in one line."""
     return (
         f"{program.solver} draws noise on the way, so its error to a reference has no meaning; "
-        "take a solver such as ddim, or metric fd"
+        "take a solver such as ddim, or the metric fd of tune"
     )
 
 

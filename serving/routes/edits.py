@@ -51,7 +51,7 @@ def router(served: Served) -> APIRouter:
         _, raw = await served.body(request, FORM_TYPES, served.most_form_bytes)
         fields, files = await away(len(raw), lambda: read_form(request.headers["content-type"], raw))
         body = read_fields(EditsBody, fields)
-        host = host_of(served.hosts, body.model)
+        host = host_of(served.hosts, body.model, "model")
         picture = await away(len(raw), lambda: _picture(files, host.about))
         start = Start(body.strength, body.strength_counts, picture.mask is not None)
         order = order_of_pictures(body, body.prompt, host.about, start, picture)

@@ -45,7 +45,7 @@ def router(served: Served) -> APIRouter:
     async def images(request: Request) -> Response:
         _, raw = await served.body(request, JSON_TYPES)
         body = read(ImagesBody, raw)
-        host = host_of(served.hosts, body.model)
+        host = host_of(served.hosts, body.model, "model")
         order = order_of_pictures(body, body.prompt, host.about)
         return await pictures(served, request, host, order)
 

@@ -30,13 +30,13 @@ from .schema import SamplesBody, first_of
 MOST_ENTRIES = 64
 
 
-def host_of(hosts: Mapping[str, Host], name: str | None) -> Host:
-    """The engine called `name`, or the only one. Raises NotDrawnError."""
+def host_of(hosts: Mapping[str, Host], name: str | None, field: str = "engine") -> Host:
+    """The engine called `name`, or the only one; `field` of the request names it. Raises NotDrawnError."""
     if name is None and len(hosts) == 1:
         return next(iter(hosts.values()))
     if name is None or name not in hosts:
         got = "the engine is not named" if name is None else f"no engine {name!r:.100}"
-        raise NotDrawnError(404 if name else 400, f"{got}; there are {', '.join(hosts)}")
+        raise NotDrawnError(404 if name else 400, f"{got}; give {field} as one of {', '.join(hosts)}")
     return hosts[name]
 
 

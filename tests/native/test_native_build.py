@@ -85,16 +85,22 @@ def test_a_download_that_fails_says_in_one_line_what_to_install(tmp_path: Path):
     assert not list((tmp_path / "other").rglob("json.hpp*"))
 
 
-def test_headers_older_than_the_adapter_needs_are_named(tmp_path: Path):
+def test_headers_older_than_the_adapter_needs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "onnxruntime_c_api.h").write_text("#define ORT_API_VERSION 12\n")
-    found = f"-DONNXRUNTIME_ROOT={tmp_path}"
+    monkeypatch.setenv("ONNXRUNTIME_ROOT", str(tmp_path))
     words = f"ONNX Runtime's headers in {tmp_path} are of version 1.12, expected 1.18 or newer; they are not used"
-    said = configure(tmp_path / "auto", found, "-DPFDIFF_ONNXRUNTIME=AUTO")
+    said = configure(tmp_path / "auto", "-DPFDIFF_ONNXRUNTIME=AUTO")
     assert words in said
     assert "ONNX Runtime: FALSE" in said
-    said = configure(tmp_path / "on", found, "-DPFDIFF_ONNXRUNTIME=ON", status=1)
+    said = configure(tmp_path / "on", "-DPFDIFF_ONNXRUNTIME=ON", status=1)
     assert words in said
     assert "OnnxRuntime was asked for but not found; set -DONNXRUNTIME_ROOT to an unpacked ONNX Runtime 1.18" in said
+
+
+@pytest.mark.parametrize(("part", "package"), [("ONNXRUNTIME", "OnnxRuntime"), ("TENSORRT", "TensorRT")])
+def test_a_folder_that_is_named_and_holds_no_toolkit_is_refused(tmp_path: Path, part: str, package: str):
+    said = configure(tmp_path / "build", f"-DPFDIFF_{part}=AUTO", f"-D{part}_ROOT={tmp_path}", status=1)
+    assert f"{package} was not found in {part}_ROOT={tmp_path}; set -D{part}_ROOT to an unpacked " in said
 
 
 def test_the_walk_through_onnx_files_misses_no_tensor():

@@ -139,6 +139,13 @@ def test_compare_refuses(network, tmp_path, monkeypatch, arguments, message):
         pfdiff.compare(network, **{**SETTINGS, **arguments})
 
 
+def test_a_solver_that_draws_noise_is_refused_before_the_network_is_asked(network, monkeypatch):
+    asked = "pfdiff.quality.compare.make_error_criterion"
+    monkeypatch.setattr(asked, lambda *_: pytest.fail("the reference was solved"))
+    with pytest.raises(pfdiff.InputError, match=r"ddpm draws noise on the way, .*; take a solver such as ddim"):
+        pfdiff.compare(network, 4, ["ddim", "ddpm@best"], **{**SETTINGS, "seeds": 2})
+
+
 class Drift(nn.Module):
     """A velocity that no grid is exact for."""
 

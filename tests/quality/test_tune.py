@@ -130,7 +130,7 @@ def test_what_cannot_take_an_engine_is_refused_before_the_search(
     with pytest.raises(pfdiff.InputError, match="does not exist; create it first"):
         pfdiff.tune(network(), 4, **FEW, out=tmp_path / "no" / "e")
     engine = write_engine(tmp_path / "small.engine").path
-    with pytest.raises(pfdiff.EngineFileError, match="does not exist; give a directory"):
+    with pytest.raises(pfdiff.InputError, match=r"absent.engine' does not exist, and .*; write into '.*small.engine'"):
         pfdiff.tune(engine, 4, **FEW, out=tmp_path / "absent.engine")
 
 

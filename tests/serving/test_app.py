@@ -149,7 +149,7 @@ def test_more_than_the_largest_bucket_is_cut(served: Client, engine: Path) -> No
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ({"seeds": [0], "nfe": 4}, 400, "the engine is not named; there are small, shade"),
+        ({"seeds": [0], "nfe": 4}, 400, "the engine is not named; give engine as one of small, shade"),
         ({"engine": "/etc/passwd", "seeds": [0], "nfe": 4}, 404, "no engine '/etc/passwd'"),
         ({"engine": "small", "seeds": [0]}, 400, "nfe is missing; this engine has 4, 6"),
         ({"engine": "small", "seeds": [0], "nfe": 5}, 400, "nfe=5; this engine has 4, 6"),

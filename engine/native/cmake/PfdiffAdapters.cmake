@@ -10,20 +10,23 @@ function(pfdiff_add_adapter name)
   set(PFDIFF_TARGETS ${PFDIFF_TARGETS} pfdiff_${name} PARENT_SCOPE)
 endfunction()
 
-# ON requires the toolkit, AUTO looks for it in silence, OFF does not look.
-function(pfdiff_find package wanted hint)
+# ON requires the toolkit, AUTO looks for it in silence, OFF does not look. A folder named by -D<root> is required too.
+function(pfdiff_find package wanted root hint)
   if(wanted STREQUAL "OFF")
     set(${package}_FOUND FALSE PARENT_SCOPE)
     return()
   endif()
   find_package(${package} QUIET)
-  if(wanted STREQUAL "ON" AND NOT ${package}_FOUND)
+  if(NOT ${package}_FOUND AND NOT "${${root}}" STREQUAL "")
+    message(FATAL_ERROR "${package} was not found in ${root}=${${root}}; ${hint}")
+  elseif(wanted STREQUAL "ON" AND NOT ${package}_FOUND)
     message(FATAL_ERROR "${package} was asked for but not found; ${hint}")
   endif()
   set(${package}_FOUND ${${package}_FOUND} PARENT_SCOPE)
 endfunction()
 
-pfdiff_find(OnnxRuntime ${PFDIFF_ONNXRUNTIME} "set -DONNXRUNTIME_ROOT to an unpacked ONNX Runtime 1.18 or newer")
+pfdiff_find(OnnxRuntime ${PFDIFF_ONNXRUNTIME} ONNXRUNTIME_ROOT
+            "set -DONNXRUNTIME_ROOT to an unpacked ONNX Runtime 1.18 or newer")
 if(OnnxRuntime_FOUND)
   pfdiff_add_adapter(onnxruntime engine/native/onnxruntime/network.cpp engine/native/onnxruntime/decoder.cpp
                      engine/native/onnxruntime/session.cpp engine/native/onnxruntime/load.cpp)
@@ -66,7 +69,8 @@ else()
   set(PFDIFF_WITH_CUDA FALSE)
 endif()
 
-pfdiff_find(TensorRT ${PFDIFF_TENSORRT} "set -DTENSORRT_ROOT to an unpacked TensorRT or TensorRT-RTX release")
+pfdiff_find(TensorRT ${PFDIFF_TENSORRT} TENSORRT_ROOT
+            "set -DTENSORRT_ROOT to an unpacked TensorRT or TensorRT-RTX release")
 if(TensorRT_FOUND AND TARGET pfdiff_cuda)
   pfdiff_add_adapter(tensorrt engine/native/tensorrt/network.cpp)
   target_link_libraries(pfdiff_tensorrt PUBLIC pfdiff_cuda PRIVATE TensorRT::TensorRT CUDA::cudart_static)

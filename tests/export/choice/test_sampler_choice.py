@@ -95,6 +95,12 @@ def test_diffusers_networks_take_the_open_grid_and_say_so(stable, flow):
     assert "\n" not in line
 
 
+def test_no_search_is_offered_for_a_sampler_that_draws_noise(stable):
+    drawn, quiet = (chosen_program(stable, solver, 5, OPEN) for solver in ("ddpm", "ddim"))
+    assert "pfdiff tune" in described_choice([quiet], stable, "ddim", OPEN)
+    assert "pfdiff tune" not in described_choice([quiet, drawn], stable, "ddpm", OPEN)
+
+
 def test_grid_diffusers_is_exact(stable, flow):
     exact = {**OPEN, "grid": "diffusers"}
     program = chosen_program(stable, "ddim", 5, exact)

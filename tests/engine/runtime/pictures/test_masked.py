@@ -235,7 +235,7 @@ def test_masks_that_do_not_fit_are_refused(engine: Any, mask: Any, says: str) ->
 
 
 def test_a_mask_needs_a_picture(engine: Any) -> None:
-    with pytest.raises(pfdiff.InputError, match="mask without a picture, of which it says what is kept; give image="):
+    with pytest.raises(pfdiff.InputError, match="mask without a picture to keep a part of; give image="):
         engine.sample(mask=np.ones((3, 5)), seeds=SEEDS)
 
 
