@@ -71,7 +71,8 @@ def picture_from(option: str, text: str, *, grey: bool = False) -> Any:
 
     path = Path(text)
     if not path.is_file():
-        raise InputError(f"{option} '{text}' does not exist; give a picture, or an array .npy")
+        why = "is no plain file" if path.exists() else "does not exist"
+        raise InputError(f"{option} '{text}' {why}; give a picture, or an array .npy")
     if path.suffix == ".npy":
         try:
             return np.load(path, allow_pickle=False)
@@ -81,6 +82,11 @@ def picture_from(option: str, text: str, *, grey: bool = False) -> Any:
 
     try:
         with Image.open(path) as picture:
+            if grey and picture.has_transparency_data and picture.convert("RGBA").getextrema()[3] != (255, 255):
+                raise InputError(
+                    f"{option} '{text}' is transparent in parts; give a mask without transparency, white where it is "
+                    "drawn anew"
+                )
             return np.atleast_3d(np.asarray(picture.convert("L" if grey or picture.mode in ("1", "L") else "RGB")))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{option} '{text}' is no picture ({' '.join(str(error).split())[:120]})") from error

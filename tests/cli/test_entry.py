@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import pfdiff
 from pfdiff.cli import app, main
@@ -294,6 +295,8 @@ BAD: list[tuple[list[str], str]] = [
         "write it beside the engine",
     ),
     (["table", "export", "tiny.engine", "--nfe", "5", "--strength-counts", "whole", "-o", "x.json"], "--strength too"),
+    (sample("--image", "tiny.engine"), "is no plain file; give a picture"),
+    (sample("--image", "grey.png", "--mask", "clear.png"), "'clear.png' is transparent in parts"),
     (sample("--label", "3"), "unknown argument '--label'"),
     (sample("extra"), "unknown argument 'extra'"),
     (sample("--backend", "tensorflow"), "tensorflow"),
@@ -306,6 +309,8 @@ def traps(work: Path) -> Path:
     """`work` with broken files beside the good ones."""
     (work / "empty.onnx").write_bytes(b"")
     (work / "junk.onnx").write_bytes(bytes(range(256)) * 8)
+    Image.new("L", (5, 6)).save(work / "grey.png")
+    Image.new("RGBA", (5, 6)).save(work / "clear.png")
     network = (work / "tiny.engine" / "network.onnx").read_bytes()
     (work / "truncated.onnx").write_bytes(network[: len(network) // 2])
     (work / "syntax.py").write_text("def bare(:\n")
