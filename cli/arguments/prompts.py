@@ -82,7 +82,7 @@ def picture_from(option: str, text: str, *, grey: bool = False) -> Any:
 
     try:
         with Image.open(path) as picture:
-            if grey and picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+            if grey and picture.convert("RGBA").getchannel("A").getextrema()[0] != 255:
                 raise InputError(
                     f"{option} '{text}' is transparent in parts; give a mask without transparency, white where it is "
                     "drawn anew"
