@@ -271,6 +271,8 @@ BAD: list[tuple[list[str], str]] = [
     (["info", "broken.engine"], "damaged"),
     (["sample", "changed.engine", "--nfe", "5", "-o", "x.png"], "SHA-256"),
     (["bench", "tiny.engine", "--nfe", "7"], "7"),
+    (["bench", "tiny.engine", "--json", "tiny.engine/engine.json"], "write it beside the engine"),
+    (["tune", "tiny.engine", "--nfe", "5", "--json", "tiny.engine/engine.json"], "write it beside the engine"),
     # Kernels.
     (["kernels", "-o", "new", "--cc", "sm_90"], "--cc 'sm_90'"),
     (["kernels", "-o", "new", "--cc", "61"], "61"),
