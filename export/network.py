@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import warnings
@@ -35,7 +34,7 @@ from .describe import describe
 from .described import Given
 from .encoders.open import Encoders, open_encoders
 from .guidance.apply import Source, guide
-from .pipelines.weights import free_weights
+from .pipelines.weights import free_weights, return_memory
 from .policies.open import OpenedPolicy
 from .precision.write import Asked, Written, write_network
 from .sources.from_module import ModuleSource
@@ -260,7 +259,7 @@ class Network:
             self._source.free()
         elif part == "decoder" and isinstance(self.decoder, ModuleDecoder):
             free_weights(self.decoder.module)
-        gc.collect()
+        return_memory()
 
     def evaluate(self, x: Tensor, t: Any, conditions: Mapping[str, Any] | None = None) -> Tensor:
         """The prediction [B, *shape] float32 of the source itself, in float32.

@@ -8,7 +8,6 @@ The same module gives the same bytes: what the exporter notes about the source c
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import logging
 import warnings
@@ -24,7 +23,7 @@ from ..engine.contract.contract import AnyContract, Contract
 from ..engine.errors import InputError, first_line
 from ..engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
 from .graph_dtypes import assert_dtypes as assert_dtypes
-from .pipelines.weights import free_weights
+from .pipelines.weights import free_weights, return_memory
 from .shortcuts import shortcuts
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ def _let_go(model: onnx_ir.Model) -> None:
         size += 0 if value.const_value is None else value.const_value.nbytes
         value.const_value = None
     if size > COLLECTED_ABOVE_BYTES:
-        gc.collect()
+        return_memory()
 
 
 @final

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from ...engine.progress import Lines
 from ...engine.tensors import PRECISION_DTYPES
 from ..check import TrialInputs, check_export
 from ..families.family import Prompting
-from ..pipelines.weights import free_weights, load_pretrained, variant_of
+from ..pipelines.weights import free_weights, load_pretrained, return_memory, variant_of
 from ..sources.module_digest import content_digest
 from ..to_onnx import export_module, prepared, quiet
 from .text import Encode, Place, Rows, places, size_of
@@ -132,7 +131,7 @@ class PipelineEncoders:
         encoders = []
         for name in self._given.sources:
             encoders.append(self._write_one(name, folder, precision, progress))
-            gc.collect()  # each is freed before the next is read
+            return_memory()  # each is freed before the next is read
         return TextEncoders(tuple(self._shapes), tuple(encoders), self._given.zeros)
 
     def _write_one(self, name: str, folder: Path, precision: str, progress: Lines) -> TextEncoder:

@@ -4,8 +4,8 @@
 
 The denoiser is loaded in float32, beside its autoencoder, and freed once it is exported, and so are the text encoders,
 one by one. Where the caller keeps the network, or its module is to run, the second term is denoiser + decoder +
-b encoder. The factors are rounded up from build_memory.json and memory.json in bench/results/amd-epyc-2-cores, both of
-fp32.
+b encoder. The factors are rounded up from build_memory.json, build_memory_sizes.json and memory.json in
+bench/results/amd-epyc-2-cores.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ BASE_BYTES = 700 << 20  # torch, diffusers, transformers and the exporter
 # (denoiser, text encoder): peaks as multiples of their float32 weights.
 # Of half precisions estimates: the float32 model stays beside its cast copy while both are compared.
 FACTORS = {"fp32": (3.1, 4.0), "fp16": (3.6, 4.0), "bf16": (3.6, 4.0)}
+# Of weights below 1 GiB, which are written inside the graph's own file: all of it is once more in memory then.
+INSIDE_BYTES = 1 << 30
+INSIDE_FACTORS = {"fp32": (4.1, 5.0), "fp16": (3.8, 4.0), "bf16": (3.8, 4.0)}
 WORTH_SAYING_BYTES = 2 << 30
 GIB = 1 << 30
 
@@ -41,10 +44,10 @@ class Need:
 
     def bytes(self, precision: str, *, frees: bool = True) -> int:
         """Peak of the resident set, about. frees: each network goes before the next is read."""
-        own, encoder = FACTORS.get(precision, FACTORS["fp32"])
-        largest = encoder * max(self.encoders.values(), default=0)
+        largest = max(self.encoders.values(), default=0)
+        own, encoder = (_factors(one, precision)[place] for place, one in enumerate((self.denoiser, largest)))
         stays = 0 if frees else self.denoiser + self.decoder
-        return BASE_BYTES + int(4 * max(own * self.denoiser + self.decoder, stays + largest))
+        return BASE_BYTES + int(4 * max(own * self.denoiser + self.decoder, stays + encoder * largest))
 
     def line(self, precision: str, *, frees: bool = True) -> str:
         """One line, "" for what every machine has."""
@@ -65,6 +68,12 @@ class Need:
             f"a build of it needs about {least / GIB:.1f} GiB of memory, {free / GIB:.1f} GiB are free, and it may be "
             "killed; build where there is more, or leave the text encoders out (encoders=False, --no-encoders)"
         )
+
+
+def _factors(parameters: int, precision: str) -> tuple[float, float]:
+    """Of a denoiser and of a text encoder with so many parameters."""
+    table = INSIDE_FACTORS if 4 * parameters < INSIDE_BYTES else FACTORS
+    return table.get(precision, table["fp32"])
 
 
 def parameters_of(source: Any) -> int:

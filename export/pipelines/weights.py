@@ -5,6 +5,9 @@ Pickled weights are refused.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,3 +62,10 @@ def free_weights(module: nn.Module) -> None:
     """
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.new_empty(0)
+
+
+def return_memory() -> None:
+    """What is no longer used goes back to the system: garbage is collected, and glibc gives back what it holds free."""
+    gc.collect()
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

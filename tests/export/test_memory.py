@@ -125,6 +125,8 @@ def test_the_need_is_said_before_anything_is_read(
     freed, kept = need.bytes("fp32"), need.bytes("fp32", frees=False)
     assert freed == memory.BASE_BYTES + int(4 * (3.1e9 + 1e8))
     assert kept == memory.BASE_BYTES + int(4 * max(3.1e9 + 1e8, 1.1e9 + 4 * 5e8))
+    small = Need(denoiser=10**8, encoders={"one": 10**8})
+    assert small.bytes("fp32") == memory.BASE_BYTES + int(4 * 5.0e8)
     large = Need(denoiser=10**9, encoders={"t5": 5 * 10**9})
     assert large.bytes("fp32", frees=False) - large.bytes("fp32") == 4 * 10**9
     monkeypatch.setattr(memory, "free_bytes", lambda: 8 * GIB)
