@@ -298,6 +298,9 @@ BAD: list[tuple[list[str], str]] = [
     ),
     (["table", "export", "tiny.engine", "--nfe", "5", "--strength-counts", "whole", "-o", "x.json"], "--strength too"),
     (sample("--image", "tiny.engine"), "is no plain file; give a picture"),
+    (sample("--image", "eps.png"), "is no picture of PNG, JPEG, WEBP, BMP"),
+    (sample("--image", "deep.png"), "pfdiff: --image 'deep.png': pixels of kind I;16, expected 8 bits a channel"),
+    (sample("--image", "huge.npy"), "9999999999999"),
     (sample("--image", "grey.png", "--mask", "clear.png"), "'clear.png' is transparent in parts"),
     (sample("--label", "3"), "unknown argument '--label'"),
     (sample("extra"), "unknown argument 'extra'"),
@@ -312,6 +315,11 @@ def traps(work: Path) -> Path:
     (work / "empty.onnx").write_bytes(b"")
     (work / "junk.onnx").write_bytes(bytes(range(256)) * 8)
     Image.new("L", (5, 6)).save(work / "grey.png")
+    Image.new("L", (5, 6)).save(work / "eps.png", "EPS")  # Pillow reads it by a program
+    Image.new("I;16", (5, 6)).save(work / "deep.png")
+    np.save(work / "huge.npy", np.zeros(3))
+    promised = (work / "huge.npy").read_bytes().replace(b"(3,)", b"(9999999999999,)").replace(b" " * 13 + b"\n", b" \n")
+    (work / "huge.npy").write_bytes(promised)
     Image.new("RGBA", (5, 6)).save(work / "clear.png")
     network = (work / "tiny.engine" / "network.onnx").read_bytes()
     (work / "truncated.onnx").write_bytes(network[: len(network) // 2])
