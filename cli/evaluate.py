@@ -33,7 +33,9 @@ def evaluate(
     ] = None,
     first: Annotated[int, typer.Option("--first", parser=options.natural, metavar="<int>", help="The first seed.")] = 0,
     scale: options.Scale = "-1,1",
-    json: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", callback=options.outside, help="Also write the report here.")
+    ] = None,
     prompt: options.Prompts = None,
     negative_prompt: options.NegativePrompts = None,
     backend: options.Backend = "auto",

@@ -21,18 +21,22 @@ def export_(
         float | None, typer.Option("--strength", help="Write a start from a picture, for pfdiff-run: 0 to 1.")
     ] = None,
     strength_counts: Annotated[
-        str, typer.Option("--strength-counts", help="part: all of --nfe for this part; whole: as diffusers counts.")
-    ] = "part",
+        str | None,
+        typer.Option("--strength-counts", help="part: all of --nfe for this part; whole: as diffusers counts."),
+    ] = None,
 ) -> None:
     """Write the program for one NFE, with the network it was made for and its errors."""
+    from ..engine.errors import InputError
     from ..export.tables import export_table
 
     if strength is not None:
         from ..export.starts import export_start
 
-        program = export_start(engine, nfe, strength, out, strength_counts)
+        program = export_start(engine, nfe, strength, out, strength_counts or "part")
         print(f"{out}: strength {strength:g}, {program.solver}, NFE {program.nfe}, {program.buffers} buffers")
         return
+    if strength_counts is not None:
+        raise InputError("--strength-counts says how --strength counts; give --strength too, or leave it out")
     found = export_table(engine, nfe, out)
     print(f"{out}: {found.program.solver}, NFE {found.program.nfe}, {found.program.buffers} buffers")
 

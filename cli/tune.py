@@ -51,7 +51,10 @@ HeldOut = Annotated[
     typer.Option("--held-out", parser=options.natural, metavar="<int>", help="Seeds that judge: 32; fd 512."),
 ]
 Seed = Annotated[int, typer.Option("--seed", parser=options.natural, metavar="<int>", help="Which seeds.")]
-Record = Annotated[Path | None, typer.Option("--json", help="Also write the record of the search here.")]
+Record = Annotated[
+    Path | None,
+    typer.Option("--json", callback=options.outside, help="Also write the record of the search here."),
+]
 
 
 @describes_network

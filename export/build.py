@@ -103,7 +103,7 @@ def build(
         say(note)
     if precision not in (*ALL, AUTO_PRECISION):
         raise InputError(f"precision {precision!r}, expected one of {', '.join((*ALL, AUTO_PRECISION))}")
-    check_quantise_error(quantise_error)
+    check_quantise_error(quantise_error, precision)
     prompts = _check_prompts(calibrate_prompts, precision, source)
     sizes = _check_batch(batch, source)
     targets = _check_targets(target)

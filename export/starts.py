@@ -18,6 +18,7 @@ from ..engine.atomic import replacing
 from ..engine.compiler.program import Program
 from ..engine.compiler.schedule import parse_schedule
 from ..engine.errors import InputError
+from ..engine.files.outside import check_outside
 from ..engine.runtime.pictures.masked import known_factors
 from ..engine.runtime.pictures.picture_start import program_of
 
@@ -32,6 +33,7 @@ def export_start(
     counts: "part" or "whole", as strength_counts of `engine.images`. Raises InputError, EngineFileError.
     """
     artifact = read_artifact(engine)
+    check_outside(out)
     whole = artifact.program(nfe)
     program = program_of(whole, strength, counts)
     mixed = strength < 1

@@ -25,6 +25,7 @@ from ..engine.compiler.from_table import program_from_table
 from ..engine.compiler.program import Program
 from ..engine.errors import InputError, shown
 from ..engine.files.open_folder import read_at_most
+from ..engine.files.outside import check_outside
 from ..engine.json_fields import is_number, parse_json
 from .engine_directory import extended
 
@@ -46,6 +47,7 @@ class Table:
 def export_table(engine: str | os.PathLike[str], nfe: int | None, out: str | os.PathLike[str]) -> Table:
     """Write the engine's program for `nfe` (None: its only one) to `out`. Raises InputError, EngineFileError."""
     artifact = read_artifact(engine)
+    check_outside(out)
     program = artifact.program(nfe)
     search = artifact.provenance.get("search", {}).get(str(program.nfe))
     table = Table(program, _network_of(artifact), search)

@@ -121,6 +121,8 @@ def tune(
         raise InputError(f"metric {metric!r}, expected one of {', '.join(METRICS)}")
     if criterion is not None and metric != "error":
         raise InputError("got a metric and a criterion, expected one of them")
+    if buffers is not None and not refine:
+        raise InputError("buffers is of refine; say refine=True too, or leave it out")
     metric = metric if criterion is None else "cost"
     limit, tell = parse_budget(budget), progress or (lambda stage, done, expected: None)
     subject = Subject.of(network)
@@ -360,7 +362,8 @@ def _too_little(limit: Budget, reference: Reference, seeds: int, *, refine: bool
     extra = sum(FEWEST_REFINING) if refine else 0
     if fits <= extra:
         less = " without refine" if refine else ""
-        return f"{said}; give a larger budget, or fewer evaluations of the reference (--reference 50){less}"
+        half = max(1, reference.nfe // 2)
+        return f"{said}; give a larger budget, or fewer evaluations of the reference (--reference {half}){less}"
     calibration = max(1, (fits - extra) // 3)
     held_out = min(2 * calibration, fits - extra - calibration)
     return f"{said}; give more, or fewer seeds: --calibration {calibration} --held-out {held_out}"

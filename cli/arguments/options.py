@@ -180,4 +180,18 @@ Workers = Annotated[
     int | None,
     typer.Option("--workers", parser=integer, metavar="<int>", help="On Ray; default: what it has room for."),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file, with the machine.")]
+
+
+def outside(path: Path | None) -> Path | None:
+    """A file to be written, refused before any work when it lies in an engine. Raises InputError."""
+    from ...engine.files.outside import check_outside
+
+    if path is not None:
+        check_outside(path)
+    return path
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", callback=outside, help="Also write the figures to this file, with the machine."),
+]

@@ -71,16 +71,31 @@ def picture_from(option: str, text: str, *, grey: bool = False) -> Any:
 
     path = Path(text)
     if not path.is_file():
-        raise InputError(f"{option} '{text}' does not exist; give a picture, or an array .npy")
+        why = "is no plain file" if path.exists() else "does not exist"
+        raise InputError(f"{option} '{text}' {why}; give a picture, or an array .npy")
     if path.suffix == ".npy":
-        try:
-            return np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{option} '{text}' is no array of numbers; write it with numpy.save") from error
+        from ...engine.files.array_files import read_array
+
+        return read_array(path)
     from PIL import Image
 
+    from ...quality.pictures.read import FORMATS, MOST_PIXELS
+
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:  # others start programs of their own
+            width, height = picture.size
+            if width * height > MOST_PIXELS:
+                raise InputError(f"{option} '{text}': {width} x {height} pixels, expected at most {MOST_PIXELS} in all")
+            if picture.mode[0] in "IF":
+                raise InputError(f"{option} '{text}': pixels of kind {picture.mode}, expected 8 bits a channel")
+            if grey and picture.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+                raise InputError(
+                    f"{option} '{text}' is transparent in parts; give a mask without transparency, white where it is "
+                    "drawn anew"
+                )
             return np.atleast_3d(np.asarray(picture.convert("L" if grey or picture.mode in ("1", "L") else "RGB")))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{option} '{text}' is no picture ({' '.join(str(error).split())[:120]})") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise InputError(f"{option} '{text}' is no picture of {', '.join(FORMATS)} ({why})") from error

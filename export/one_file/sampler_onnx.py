@@ -34,6 +34,7 @@ from ...engine.atomic import folder_beside
 from ...engine.compiler.program import Program
 from ...engine.contract.contract import Contract
 from ...engine.errors import BackendError, EngineFileError, InputError, first_line
+from ...engine.files.outside import check_outside
 from .sampler_noise import LOWEST_OPSET as OPSET_OF_NOISE
 from .sampler_noise import PREFIX as NOISE_PREFIX
 from .sampler_noise import Nodes, SeededNoise
@@ -85,6 +86,7 @@ def export_sampler(
     target = Path(out)
     if target.suffix != ".onnx" or not target.parent.is_dir():
         raise InputError(f"out '{target}', expected a file ending in .onnx in a folder that exists")
+    check_outside(target)
     say(f"reading {artifact.network_path}")
     network = onnx.load(str(artifact.network_path), load_external_data=False)
     model = make_sampler(network, artifact.contract, program, from_seeds=from_seeds)

@@ -20,6 +20,7 @@ from ...engine.artifact import Artifact, read_artifact
 from ...engine.atomic import replacing_folder
 from ...engine.contract.contract import Contract
 from ...engine.errors import InputError
+from ...engine.files.outside import check_outside
 from ...engine.version import __version__
 from .sampler_onnx import export_sampler
 
@@ -56,6 +57,7 @@ def export_triton(
     repository = Path(out)
     if repository.is_file() or repository.suffix == ".onnx" or (repository / "engine.json").exists():
         raise InputError(f"out '{repository}', expected a folder for Triton's models, such as models")
+    check_outside(repository)
     if nfe is not None and nfe not in artifact.programs:
         held = ", ".join(map(str, sorted(artifact.programs)))
         raise InputError(f"nfe={nfe}, this engine has {held}; choose one of them, or build more")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ...engine import machine
 from ...engine.artifact import WEIGHT_BITS
 from ...engine.backends.registry import TENSORRT
+from ...engine.contract.contract import PRECISIONS
 from ...engine.device import why_not_cuda
 from ...engine.errors import InputError
 from .encoders import quantise_image_encoder
@@ -78,8 +79,10 @@ def is_for_gpu(backend: str, targets: tuple[str, ...], device: torch.device | No
     return device.type == "cuda" if device is not None else backend == "auto" and not why_not_cuda()
 
 
-def check_quantise_error(bound: Any) -> None:
-    """Raises InputError unless None or a number above 0."""
+def check_quantise_error(bound: Any, precision: str) -> None:
+    """Raises InputError unless None, or a number above 0 for a precision that it bounds."""
     number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
     if bound is not None and not (number and math.isfinite(bound) and bound > 0):
         raise InputError(f"quantise_error {bound!r}, expected an RMS above 0, such as 0.02, or None")
+    if bound is not None and precision in PRECISIONS:
+        raise InputError(f"quantise_error is of int8, fp8 and auto, not of precision {precision}; leave it out")

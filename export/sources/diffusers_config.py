@@ -15,6 +15,7 @@ import numpy as np
 
 from ...engine.compiler.schedule import Discrete, Float64s, Flow, hold_alphas, parse_schedule
 from ...engine.errors import InputError, first_line, shown
+from ...engine.json_fields import is_number
 from ..convention import Convention, shifted
 from ..pipelines.scheduler_classes import CLASSES, REFUSED, SMALLEST_ALPHA, UNNAMED, SchedulerClass
 from ..pipelines.stochastic_classes import STOCHASTIC
@@ -90,7 +91,10 @@ def _own_solver(config: Values, values: Values, kind: SchedulerClass) -> str | N
     order, form = config.get("solver_order") or 2, config.get("solver_type") or "midpoint"
     if form != "midpoint" and order == 2:
         raise InputError(f"this scheduler has solver_type {form!r} of an SDE, which is not here; set it to midpoint")
-    return {1: "ddim:eta=1", 2: "dpm++:2m-sde", 3: "dpm++:3m-sde-diffusers"}[order]
+    solvers = {1: "ddim:eta=1", 2: "dpm++:2m-sde", 3: "dpm++:3m-sde-diffusers"}
+    if order not in solvers:
+        raise InputError(f"this scheduler has solver_order {shown(order)}, expected 1, 2 or 3")
+    return solvers[order]
 
 
 def _sa_solver(values: Values) -> str:
@@ -190,6 +194,8 @@ def _discrete(values: Values, kind: SchedulerClass) -> Convention:
     ramp = _ramp(values)
     spacing = values.get("timestep_spacing", "linspace")
     offset = int(values.get("steps_offset", 0))
+    if not 0 <= offset < int(values["num_train_timesteps"]):
+        raise InputError(f"this scheduler has steps_offset {shown(offset)}, expected 0 or more, below its time steps")
     grids = {"linspace": "uniform", "leading": f"leading:offset={offset}", "trailing": "trailing"}
     grid = _choice({"timestep_spacing": spacing}, "timestep_spacing", grids)
     is_open = kind.is_open and spacing != "trailing"
@@ -295,11 +301,20 @@ def _flow(values: Values, kind: SchedulerClass, prediction: str, mu: float | Non
         span=span,
         shift=shift,
         dynamic=shifts,
-        shift_terminal=values.get("shift_terminal"),
+        shift_terminal=_terminal(values.get("shift_terminal")),
         latest=latest,
         ramp=ramp,
         ramp_span=ramp_span,
     )
+
+
+def _terminal(value: Any) -> float | None:
+    """The last sigma before the end, None where it is left alone. Raises InputError."""
+    if value is not None and not (is_number(value) and 0 <= value < 1):
+        raise InputError(
+            f"this scheduler has shift_terminal {shown(value)}, expected a number from 0, below 1, or None"
+        )
+    return None if value is None else float(value)
 
 
 def _flow_ramp(values: Values, ramp: str) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ...engine.atomic import replacing, replacing_folder
 from ...engine.errors import InputError
+from ...engine.files.outside import check_outside
 from .pixels import Pixels
 from .sheet import grid, picture_of
 
@@ -53,6 +54,7 @@ def check_folder(target: Path) -> None:
     """Raises InputError when the folder of a file is missing, or cannot be written."""
     if not target.absolute().parent.is_dir():
         raise InputError(f"output {target}: the folder {target.parent} does not exist; create it first")
+    check_outside(target)
     check_writable(target.absolute().parent, target)
 
 

@@ -85,7 +85,9 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     except TimeoutError:
         raise NotDrawnError(408, f"the body took longer than {BODY_SECONDS:g} s") from None
     if size > most_bytes:
-        raise NotDrawnError(413, f"a body of more than {most_bytes} bytes; send fewer samples, or .npz for JSON")
+        form = request.headers.get("content-type", "").startswith("multipart/")
+        less = "a picture of the engine's size, as PNG or JPEG" if form else "fewer samples, or .npz for JSON"
+        raise NotDrawnError(413, f"a body of more than {most_bytes} bytes; send {less}")
     return b"".join(parts)
 
 

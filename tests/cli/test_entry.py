@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import pfdiff
 from pfdiff.cli import app, main
@@ -270,6 +271,8 @@ BAD: list[tuple[list[str], str]] = [
     (["info", "broken.engine"], "damaged"),
     (["sample", "changed.engine", "--nfe", "5", "-o", "x.png"], "SHA-256"),
     (["bench", "tiny.engine", "--nfe", "7"], "7"),
+    (["bench", "tiny.engine", "--json", "tiny.engine/engine.json"], "write it beside the engine"),
+    (["tune", "tiny.engine", "--nfe", "5", "--json", "tiny.engine/engine.json"], "write it beside the engine"),
     # Kernels.
     (["kernels", "-o", "new", "--cc", "sm_90"], "--cc 'sm_90'"),
     (["kernels", "-o", "new", "--cc", "61"], "61"),
@@ -286,6 +289,19 @@ BAD: list[tuple[list[str], str]] = [
     (sample("-o", "x.jpg"), "expected .png, .mp4, .npy, .npz or a folder"),
     (sample("-o", "missing/x.png"), "does not exist; create it first"),
     (sample("-o", "tiny.engine"), "is an engine directory"),
+    (sample("-o", "tiny.engine/x.png"), "write it beside the engine"),
+    (["export", "tiny.engine", "--nfe", "5", "-o", "tiny.engine/network.onnx"], "write it beside the engine"),
+    (["table", "export", "tiny.engine", "--nfe", "5", "-o", "tiny.engine/engine.json"], "write it beside the engine"),
+    (
+        ["table", "export", "tiny.engine", "--nfe", "5", "--strength", "0.5", "-o", "tiny.engine/engine.json"],
+        "write it beside the engine",
+    ),
+    (["table", "export", "tiny.engine", "--nfe", "5", "--strength-counts", "whole", "-o", "x.json"], "--strength too"),
+    (sample("--image", "tiny.engine"), "is no plain file; give a picture"),
+    (sample("--image", "eps.png"), "is no picture of PNG, JPEG, WEBP, BMP"),
+    (sample("--image", "deep.png"), "pfdiff: --image 'deep.png': pixels of kind I;16, expected 8 bits a channel"),
+    (sample("--image", "huge.npy"), "9999999999999"),
+    (sample("--image", "grey.png", "--mask", "clear.png"), "'clear.png' is transparent in parts"),
     (sample("--label", "3"), "unknown argument '--label'"),
     (sample("extra"), "unknown argument 'extra'"),
     (sample("--backend", "tensorflow"), "tensorflow"),
@@ -298,6 +314,13 @@ def traps(work: Path) -> Path:
     """`work` with broken files beside the good ones."""
     (work / "empty.onnx").write_bytes(b"")
     (work / "junk.onnx").write_bytes(bytes(range(256)) * 8)
+    Image.new("L", (5, 6)).save(work / "grey.png")
+    Image.new("L", (5, 6)).save(work / "eps.png", "EPS")  # Pillow reads it by a program
+    Image.new("I;16", (5, 6)).save(work / "deep.png")
+    np.save(work / "huge.npy", np.zeros(3))
+    promised = (work / "huge.npy").read_bytes().replace(b"(3,)", b"(9999999999999,)").replace(b" " * 13 + b"\n", b" \n")
+    (work / "huge.npy").write_bytes(promised)
+    Image.new("RGBA", (5, 6)).save(work / "clear.png")
     network = (work / "tiny.engine" / "network.onnx").read_bytes()
     (work / "truncated.onnx").write_bytes(network[: len(network) // 2])
     (work / "syntax.py").write_text("def bare(:\n")

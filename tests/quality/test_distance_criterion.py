@@ -174,6 +174,7 @@ def test_the_command_shows_what_was_measured_and_writes_the_winner(capsys: pytes
         ({"metric": "fd", "pictures": REAL, "features": Rows(), "calibration": 8}, "calibration=8, expected"),
         ({"metric": "fd", "pictures": "gone.npz", "features": Rows()}, "there is no such file"),
         ({"pictures": REAL}, "pictures and features are of metric fd"),
+        ({"buffers": 3}, "buffers is of refine"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_line(words: dict, message: str) -> None:

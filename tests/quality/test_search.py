@@ -242,7 +242,7 @@ def test_tune_with_too_small_a_budget_names_seeds_that_fit(network, refine):
     settings = {**FEW, "calibration": calibration, "held_out": held_out}
     ranking = pfdiff.tune(network, 4, t_start=58, **settings, budget=budget, refine=refine)
     assert ranking.evaluations <= budget
-    with pytest.raises(pfdiff.InputError, match=r"give a larger budget"):
+    with pytest.raises(pfdiff.InputError, match=r"give a larger budget.*--reference 29\)"):
         pfdiff.tune(network, 4, **FEW, t_start=58, calibration=300, held_out=300, budget=100, refine=refine)
 
 

@@ -33,6 +33,7 @@ from .masked import Masked, check_mask
 
 LARGEST_CACHE = 16
 COUNTS = ("part", "whole")
+FAR = 5.0  # widths of the data's range: no sample is so far from its middle, and floats in 0..255 are
 
 
 def inpaints(contract: Contract) -> bool:
@@ -149,6 +150,8 @@ class PictureStart:
             if tuple(rows.shape[1:]) == shape and given.is_floating_point() and len(rows) in (1, count):
                 if not bool(torch.isfinite(rows).all()):
                     raise InputError("image has NaN or infinite values, expected finite ones")
+                if shape == shown and len(shown) == 3:
+                    _check_range(rows, contract.data_range)
                 return rows
         raise InputError(_misfit(given, shown, contract, self._artifact.image_encoder is not None, count))
 
@@ -161,6 +164,16 @@ class PictureStart:
     def close(self) -> None:
         """Free the image encoder."""
         self._encoded.close()
+
+
+def _check_range(rows: torch.Tensor, data_range: tuple[float, float]) -> None:
+    """Refuses floats in 0..255; what overshoots the data's range is left as it is. Raises InputError."""
+    low, high = data_range
+    if bool(((rows - (low + high) / 2).abs() > FAR * (high - low)).any()):
+        raise InputError(
+            f"image: got floats in {float(rows.min()):.4g}..{float(rows.max()):.4g}, expected samples in "
+            f"{low:g}..{high:g}; scale them, or give pixels as uint8"
+        )
 
 
 def _from_pixels(given: torch.Tensor, shape: tuple[int, ...], contract: Contract) -> torch.Tensor:

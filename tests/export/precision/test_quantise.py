@@ -170,6 +170,7 @@ def test_plans_for_two_gpus_are_built_without_one(file: Path, tmp_path: Path, pr
     [
         ({"precision": "fp8", "target": "sm86"}, "fp8 needs compute capability sm89 or newer, sm86 has none"),
         ({"precision": "int8", "quantise_error": -1.0}, "quantise_error -1.0, expected an RMS above 0"),
+        ({"precision": "fp32", "quantise_error": 0.1}, "is of int8, fp8 and auto, not of precision fp32"),
         ({"precision": "int4"}, "precision 'int4', expected one of fp32, fp16, bf16, int8, fp8, auto"),
         ({"precision": "int8", "quantise_error": 1e-9}, "no layer's error is within the bound"),
     ],

@@ -89,6 +89,12 @@ def test_sigmas_of_a_discrete_schedule_become_its_nearest_times() -> None:
         ({"_class_name": "ScoreSdeVeScheduler", "snr": 0.15}, "ScoreSdeVeScheduler is not read: its step draws noise"),
         ({"shift": 1.0, "invert_sigmas": True}, "invert_sigmas"),
         ({"shift": 1.0, "use_dynamic_shifting": True}, "give mu"),
+        ({"shift": 1.0, "shift_terminal": "low"}, "shift_terminal 'low', expected"),
+        ({"_class_name": "DDIMScheduler", "steps_offset": 10**400}, "steps_offset .*, expected 0 or more"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "solver_order": 4},
+            "solver_order 4, expected 1, 2 or 3",
+        ),
         ({"sigma_data": 0.5, "prediction_type": "v_prediction"}, "expected epsilon"),
     ],
 )

@@ -239,6 +239,13 @@ def test_a_mask_needs_a_picture(engine: Any) -> None:
         engine.sample(mask=np.ones((3, 5)), seeds=SEEDS)
 
 
+def test_floats_in_0_to_255_are_no_picture(engine: Any) -> None:
+    bright = np.linspace(0, 255, ELEMENTS, dtype=np.float32).reshape(1, *SHAPE)
+    with pytest.raises(pfdiff.InputError, match=r"image: got floats in 0\.\.255, expected samples in -1\.\.1; scale"):
+        engine.sample(image=bright, strength=0.5, seeds=[3])
+    engine.sample(image=bright / 127.5 - 1 + 0.6, strength=0.5, seeds=[3])  # what overshoots is taken
+
+
 def test_a_pictures_mask_becomes_that_of_its_latents() -> None:
     """The nearest element, as torch has it: the upper left one of each square. Halves are white."""
     contract = replace(PLAIN, shape=(4, 2, 2))
