@@ -21,7 +21,8 @@ from torch import nn
 
 from ...engine.contract.condition import Condition
 from ...engine.contract.policy import OBSERVATION
-from ...engine.errors import InputError
+from ...engine.errors import InputError, PfdiffError, first_line, shown
+from ...engine.json_fields import is_integer
 from ..described import Described
 from ..sources.diffusers_config import read_config
 from .camera import Camera, CameraOptions
@@ -32,6 +33,8 @@ from .scaling import Scaled, Scaling
 from .unet1d import ConditionalUnet1d, UnetOptions
 
 STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
+DAMAGE = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError)  # of values of odd kinds
+SCHEDULERS = ("DDPM", "DDIM")
 SCHEDULER = (
     *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end"),
     *("prediction_type", "clip_sample", "clip_sample_range"),
@@ -57,10 +60,10 @@ class Features:
         if set(order) != set(given):
             raise InputError(f"it observes {', '.join(given)}, expected {STATE}, pictures, {ENVIRONMENT}")
         return cls(
-            int(config["n_obs_steps"]),
+            _count(config, "n_obs_steps"),
             {name: tuple(given[name]["shape"]) for name in order},
             {name: str(given[name]["type"]) for name in order},
-            int(config["spatial_softmax_num_keypoints"]),
+            _count(config, "spatial_softmax_num_keypoints"),
         )
 
     @property
@@ -75,26 +78,34 @@ class Features:
 
 def read(source: Any) -> Described | None:
     """The policy in `source`, None where that is nothing of LeRobot's. Raises InputError, EngineFileError."""
-    saved = read_folder(Path(source)) if isinstance(source, (str, Path)) else read_object(source)
-    if saved is None:
-        return None
+    name = str(source) if isinstance(source, (str, Path)) else type(source).__name__
     try:
-        return _described(saved)
+        saved = read_folder(Path(source)) if isinstance(source, (str, Path)) else read_object(source)
+        return None if saved is None else _described(saved)
     except InputError as error:
-        raise InputError(f"policy '{saved.name}': {error}") from error
+        raise InputError(f"policy '{name}': {error}") from error
+    except PfdiffError:
+        raise
     except KeyError as error:
-        raise InputError(f"policy '{saved.name}': config.json has no {error}; save it with LeRobot again") from None
+        raise InputError(
+            f"policy '{name}': config.json or a processor has no {error}; save it with LeRobot again"
+        ) from None
+    except DAMAGE as error:
+        raise InputError(
+            f"policy '{name}': config.json or a processor has a value that does not fit ({first_line(error)}); save it "
+            "with LeRobot again"
+        ) from error
 
 
 # What it is.
 def _described(saved: Saved) -> Described:
     config = saved.config
     features = Features.of(config)
-    horizon, actions = int(config["horizon"]), _actions(config)
+    horizon, actions = _count(config, "horizon"), _actions(config)
     numbers = sum(features.widths)
     options = _unet(config, actions, features.steps * numbers)
     unet = _loaded(ConditionalUnet1d(options), saved.weights, "diffusion.unet.")
-    scaled = {name: _scaling(saved, name, kind) for name, kind in features.kinds.items()}
+    scaled = {name: _scaling(saved, name, kind, features.shapes[name]) for name, kind in features.kinds.items()}
     encoder: ObservationEncoder | None = None
     module, condition = unet, Condition("global_cond", "float32", (features.steps * numbers,))
     if features.pictures:
@@ -111,8 +122,12 @@ def _described(saved: Saved) -> Described:
         scale.tolist(),
         offset.tolist(),
         features.steps - 1,
-        int(config["n_action_steps"]),
+        _count(config, "n_action_steps"),
     )
+    if config["noise_scheduler_type"] not in SCHEDULERS:
+        raise InputError(
+            f"noise_scheduler_type {shown(config['noise_scheduler_type'])}, expected one of {', '.join(SCHEDULERS)}"
+        )
     scheduler = {"_class_name": f"{config['noise_scheduler_type']}Scheduler", **{key: config[key] for key in SCHEDULER}}
     convention = read_config(scheduler)
     return Described(
@@ -135,20 +150,27 @@ def _actions(config: Mapping[str, Any]) -> int:
     return int(features[ACTION]["shape"][0])
 
 
-def _scaling(saved: Saved, name: str, kind: str) -> Scaling:
+def _count(config: Mapping[str, Any], key: str) -> int:
+    value = config[key]
+    if not (is_integer(value) and value >= 1):
+        raise InputError(f"config.json: {key} {shown(value)}, expected an integer of at least 1")
+    return value
+
+
+def _scaling(saved: Saved, name: str, kind: str, shape: tuple[int, ...]) -> Scaling:
     if saved.stats is None:
         return Scaling.none()
     mode = str(saved.config["normalization_mapping"].get(kind, "IDENTITY"))
     if name not in saved.stats and not saved.added:
         mode = "IDENTITY"  # LeRobot leaves what it has no statistics of as it is
-    return Scaling.of(mode, saved.stats.get(name, {}), name, eps=saved.eps, added=saved.added)
+    return Scaling.of(mode, saved.stats.get(name, {}), name, shape, eps=saved.eps, added=saved.added)
 
 
 def _units(saved: Saved, actions: int) -> tuple[np.ndarray, np.ndarray]:
     if saved.stats is None:
         return np.ones(actions), np.zeros(actions)
     mode = str(saved.config["normalization_mapping"].get("ACTION", "IDENTITY"))
-    scale, offset = Scaling.actions(mode, saved.stats.get(ACTION, {}), eps=saved.eps)
+    scale, offset = Scaling.actions(mode, saved.stats.get(ACTION, {}), actions, eps=saved.eps)
     return np.broadcast_to(scale, (actions,)), np.broadcast_to(offset, (actions,))
 
 
@@ -157,9 +179,9 @@ def _unet(config: Mapping[str, Any], actions: int, condition: int) -> UnetOption
         actions,
         condition,
         tuple(config["down_dims"]),
-        int(config["kernel_size"]),
-        int(config["n_groups"]),
-        int(config["diffusion_step_embed_dim"]),
+        _count(config, "kernel_size"),
+        _count(config, "n_groups"),
+        _count(config, "diffusion_step_embed_dim"),
         bool(config["use_film_scale_modulation"]),
     )
 
@@ -190,6 +212,8 @@ def _cameras(config: Mapping[str, Any], features: Features, weights: Weights) ->
 def _loaded(module: nn.Module, weights: Weights, where: str) -> nn.Module:
     """The module with the weights that begin with `where`. Raises InputError when they are not its own."""
     own = {name.removeprefix(where): one.float() for name, one in weights.items() if name.startswith(where)}
+    if odd := [name for name, one in own.items() if not one.isfinite().all()]:
+        raise InputError(f"{WEIGHTS}: {where}{odd[0]} has NaN or infinite values; copy the policy's folder again")
     try:
         module.load_state_dict(own)
     except RuntimeError as error:

@@ -12,11 +12,12 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from ...engine.errors import EngineFileError, InputError
+from ...engine.errors import EngineFileError, InputError, shown
 from ..pipelines.saved_models import read_json
 
 ACTION = "action"
 WEIGHTS = "model.safetensors"
+PLAIN_STEPS = ("rename_observations_processor", "to_batch_processor", "device_processor")  # change no number
 Weights = Mapping[str, torch.Tensor]
 
 
@@ -41,17 +42,16 @@ def read_folder(path: Path) -> Saved | None:
     if "_class_name" in config or not isinstance(kind, str):
         return None
     if kind != "diffusion":
-        raise InputError(
-            f"policy '{path}': LeRobot's type '{kind}', expected diffusion; give another as an nn.Module with policy="
-        )
+        raise InputError(f"LeRobot's type '{kind}', expected diffusion; give another as an nn.Module with policy=")
     weights = _safetensors(path / WEIGHTS)
     name = path.resolve().name
     before, after = (path / f"policy_{one}processor.json" for one in ("pre", "post"))
     if before.is_file() and after.is_file():
-        step = _normalizer(read_json(before), "normalizer_processor", path)
-        other = _normalizer(read_json(after), "unnormalizer_processor", path)
-        stats = _by_feature(_safetensors(path / step["state_file"]))
-        stats[ACTION] = _by_feature(_safetensors(path / other["state_file"])).get(ACTION, {})
+        step = _normalizer(read_json(before), "normalizer_processor")
+        other = _normalizer(read_json(after), "unnormalizer_processor")
+        stats = _by_feature(_safetensors(_beside(path, step)))
+        stats[ACTION] = _by_feature(_safetensors(_beside(path, other))).get(ACTION, {})
+        _check_alike(step["config"], other["config"])
         config = {**config, "normalization_mapping": step["config"]["norm_map"]}
         return Saved(name, config, weights, stats, float(step["config"].get("eps", 1e-8)))
     held = {
@@ -59,10 +59,18 @@ def read_folder(path: Path) -> Saved | None:
     }
     if not held:
         raise InputError(
-            f"policy '{path}': no policy_preprocessor.json and no statistics among its weights; save it with its "
+            "no policy_preprocessor.json and no statistics among its weights; save it with its "
             "processors, or give the object, which takes and gives normalised numbers"
         )
     return Saved(name, config, weights, _of_buffers(config, held), added=True)
+
+
+def _beside(path: Path, step: Mapping[str, Any]) -> Path:
+    """The file of a step's statistics. Raises InputError for a name that leads out of the folder."""
+    file = step["state_file"]
+    if not isinstance(file, str) or Path(file).name != file:
+        raise InputError(f"state_file {shown(file)}, expected the name of a file in the folder")
+    return path / file
 
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -75,17 +83,28 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise EngineFileError(f"'{path}' cannot be read ({error}); copy the policy's folder again") from None
 
 
-def _normalizer(pipeline: Mapping[str, Any], kind: str, path: Path) -> Mapping[str, Any]:
+def _check_alike(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raises InputError for a postprocessor that turns actions back in another way than the preprocessor says."""
+    ways = [(one["norm_map"].get("ACTION", "IDENTITY"), float(one.get("eps", 1e-8))) for one in (before, after)]
+    if ways[0] != ways[1]:
+        said = " and ".join(f"{mode} with eps {eps:g}" for mode, eps in ways)
+        raise InputError(f"its processors normalise actions by {said}, expected the same in both; save it again")
+
+
+def _normalizer(pipeline: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    others = [one for one in pipeline.get("steps", ()) if one.get("registry_name") not in (*PLAIN_STEPS, kind)]
+    if others:
+        name = others[0].get("registry_name") or others[0].get("class")
+        raise InputError(
+            f"its processors have a step {shown(name)}, which an engine does not do; expected "
+            f"{', '.join((*PLAIN_STEPS, kind))}; save without"
+        )
     steps = [one for one in pipeline.get("steps", ()) if one.get("registry_name") == kind]
     renames = [one for one in pipeline.get("steps", ()) if one.get("config", {}).get("rename_map")]
     if len(steps) != 1 or "state_file" not in steps[0]:
-        raise InputError(
-            f"policy '{path}': its processors have {len(steps)} steps {kind} with statistics, expected one"
-        )
+        raise InputError(f"its processors have {len(steps)} steps {kind} with statistics, expected one")
     if renames:
-        raise InputError(
-            f"policy '{path}': its preprocessor renames observations, which an engine does not; save without"
-        )
+        raise InputError("its preprocessor renames observations, which an engine does not; save without")
     return steps[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -27,8 +28,20 @@ class Scaling:
     bias: Floats
 
     @classmethod
-    def of(cls, mode: str, stats: Mapping[str, Any], name: str, *, eps: float, added: bool = False) -> Scaling:
-        """LeRobot's modes. added: eps is added to every span, not to those of length 0 alone. Raises InputError."""
+    def of(
+        cls,
+        mode: str,
+        stats: Mapping[str, Any],
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        eps: float,
+        added: bool = False,
+    ) -> Scaling:
+        """LeRobot's modes. added: eps is added to every span, not to those of length 0 alone. Raises InputError.
+
+        shape: of what is scaled; statistics are of this shape, those of a picture [C, H, W] also [C, 1, 1].
+        """
         if mode == "IDENTITY":
             return cls.none()
         wanted = SPANS.get(mode, ("mean", "std"))
@@ -41,6 +54,14 @@ class Scaling:
         first, second = (np.asarray(stats[one], np.float64) for one in wanted)
         if not (np.isfinite(first).all() and np.isfinite(second).all()):
             raise InputError(f"{name}: its statistics are not finite; save the policy with those of its data")
+        for stat, values in zip(wanted, (first, second), strict=True):
+            if values.shape not in (shape, (*shape[:1], *[1] * len(shape[1:]))):
+                raise InputError(
+                    f"{name}: its statistic {stat} is {list(values.shape)}, expected {list(shape)}; save the policy "
+                    "again"
+                )
+        if not (math.isfinite(eps) and eps >= 0):
+            raise InputError(f"{name}: eps {eps!r} of its normalisation, expected a number of at least 0")
         if mode == "MEAN_STD":
             return cls(first, 1 / (second + eps), np.zeros_like(first))
         span = second - first
@@ -63,12 +84,12 @@ class Scaling:
         return cls(all_of("low"), all_of("gain"), all_of("bias"))
 
     @staticmethod
-    def actions(mode: str, stats: Mapping[str, Any], *, eps: float) -> tuple[Floats, Floats]:
+    def actions(mode: str, stats: Mapping[str, Any], size: int, *, eps: float) -> tuple[Floats, Floats]:
         """(scale, offset) of the way back, actions = scale y + offset. Raises InputError."""
         if mode == "MEAN_STD":
-            Scaling.of(mode, stats, "action", eps=eps)
+            Scaling.of(mode, stats, "action", (size,), eps=eps)
             return np.asarray(stats["std"], np.float64), np.asarray(stats["mean"], np.float64)
-        one = Scaling.of(mode, stats, "action", eps=eps)
+        one = Scaling.of(mode, stats, "action", (size,), eps=eps)
         return 1 / one.gain, one.low - one.bias / one.gain
 
 

@@ -117,6 +117,27 @@ def edited(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     return edit
 
 
+def processed(which: str, change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / f"policy_{which}processor.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return edit
+
+
+def weighed(file: str, begins: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    """The tensors of a file whose names begin so."""
+
+    def edit(folder: Path) -> None:
+        (path,) = folder.glob(f"{file}.safetensors")
+        held = load_file(path)
+        save_file({name: change(one) if name.startswith(begins) else one for name, one in held.items()}, path)
+
+    return edit
+
+
 def truncated(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes((SAVED / "model.safetensors").read_bytes()[:5000])
 
@@ -129,13 +150,27 @@ def without_processors(folder: Path) -> None:
     ("damage", "said"),
     [
         (edited(lambda c: c.update(type="act")), "LeRobot's type 'act', expected diffusion"),
-        (edited(lambda c: c.pop("horizon")), "config.json has no 'horizon'"),
+        (edited(lambda c: c.pop("horizon")), "config.json or a processor has no 'horizon'"),
         (edited(lambda c: c.update(down_dims=[8, 24])), "do not fit"),
         (edited(lambda c: c["input_features"].pop("observation.state")), "it observes observation.environment_state"),
         (edited(lambda c: c["output_features"].update(gripper=c["output_features"]["action"])), "expected one action"),
         (edited(lambda c: c.update(beta_schedule="sine")), "beta_schedule 'sine'"),
+        (edited(lambda c: c.update(horizon=None)), "horizon None, expected an integer"),
+        (edited(lambda c: c.update(n_action_steps=1.5)), "n_action_steps 1.5, expected an integer"),
+        (edited(lambda c: c.update(down_dims=5)), "a value that does not fit"),
+        (edited(lambda c: c.update(input_features=[])), "a value that does not fit"),
+        (edited(lambda c: c.update(noise_scheduler_type="PNDM")), "noise_scheduler_type 'PNDM', expected one of DDPM"),
         (truncated, "cannot be read"),
         (without_processors, "no policy_preprocessor.json"),
+        (processed("pre", lambda c: c["steps"].append({"registry_name": "flip"})), "a step 'flip', which an engine"),
+        (processed("post", lambda c: c["steps"].append({"registry_name": "delta"})), "a step 'delta', which an engine"),
+        (processed("post", lambda c: c["steps"][0]["config"]["norm_map"].update(ACTION="IDENTITY")), "same in both"),
+        (processed("pre", lambda c: c["steps"][3].update(state_file="../a.safetensors")), "name of a file in the"),
+        (processed("pre", lambda c: c["steps"][3].pop("config")), "a processor has no 'config'"),
+        (processed("pre", lambda c: c["steps"][3]["config"].update(eps=float("nan"))), "normalise actions by"),
+        (weighed("model", "diffusion.unet", lambda one: one * float("nan")), "diffusion.unet.* has NaN"),
+        (weighed("policy_pre*", "observation.state", lambda one: one[:1].clone()), r"is \[1\], expected \[3\]"),
+        (weighed("policy_post*", "action", lambda one: one[:1].clone()), r"is \[1\], expected \[2\]"),
     ],
 )
 def test_what_is_not_understood_is_refused(tmp_path: Path, damage: Callable[[Path], None], said: str) -> None:
