@@ -27,6 +27,7 @@ from .contract.policy import PolicyContract
 from .contract.text_encoders import TextEncoders
 from .device import parse_device
 from .errors import BackendError, EngineFileError, InputError
+from .json_fields import is_integer
 from .philox import Seeds, parse_seeds
 from .runtime.asked import NOTHING, Asked
 from .runtime.draws import check_draws
@@ -197,6 +198,8 @@ class Engine:
 
     def nfe_within(self, deadline_ms: float, batch: int = 1) -> int:
         """The largest NFE whose calls take at most `deadline_ms` (p99, timed by the first call). InputError: none."""
+        if not (is_integer(batch) and batch >= 1):
+            raise InputError(f"batch={batch!r}, expected a number of samples of at least 1")
         return self._deadlines.nfe(deadline_ms, batch, self.programs)
 
     def images(

@@ -111,21 +111,28 @@ class PolicyRuntime:
 
 
 def _checked(name: str, given: Any, shape: tuple[int, ...], count: int) -> Floats:
+    values = observation_values(name, given, shape)
+    if values.shape not in (shape, (1, *shape), (count, *shape)):
+        raise InputError(
+            f"observation '{name}': got shape {list(values.shape)}, expected {list(shape)} for all samples or "
+            f"{[count, *shape]}, one for each"
+        )
+    return values[None] if values.shape == shape else values
+
+
+def observation_values(name: str, given: Any, shape: tuple[int, ...]) -> Floats:
+    """Finite float32 values of any shape; `shape` is for the messages. Raises InputError."""
     try:
         values = np.asarray(on_host(given))
     except (ValueError, TypeError):
         raise InputError(f"observation '{name}': got lists of unequal lengths, expected {list(shape)}") from None
     if values.dtype.kind not in "fib":
         raise InputError(f"observation '{name}': got {values.dtype}, expected floats {list(shape)}, pictures in [0, 1]")
-    if values.shape not in (shape, (1, *shape), (count, *shape)):
-        raise InputError(
-            f"observation '{name}': got shape {list(values.shape)}, expected {list(shape)} for all samples or "
-            f"{[count, *shape]}, one for each"
-        )
-    values = values.astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
+        values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise InputError(f"observation '{name}' has NaN or infinite values, expected finite ones")
-    return values[None] if values.shape == shape else values
+    return values
 
 
 def _alike(parts: list[Floats]) -> list[Floats]:

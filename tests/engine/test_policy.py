@@ -131,19 +131,70 @@ def test_robots_side_by_side_act_as_each_alone(engine: pfdiff.Engine) -> None:
     ("options", "said"),
     [
         ({"nfe": 3}, "nfe=3, this engine has 1, 2, 5"),
+        ({"nfe": "2"}, "nfe='2', this engine has 1, 2, 5"),
+        ({}, "nfe is missing and this engine has several"),
+        ({"strength": "a"}, "strength='a'"),
         ({"every": 6}, r"every=6, expected a number of actions in 1\.\.5"),
         ({"strength": 0.0}, "strength=0"),
         ({"robots": 0}, "robots=0"),
-        ({"seed": -1}, "seed=-1"),
+        ({"seed": -1, "nfe": 1}, "seed=-1"),
         ({"deadline_ms": 5, "nfe": 1}, "both nfe and deadline_ms"),
     ],
 )
 def test_a_controller_refuses_what_it_cannot_do(engine: pfdiff.Engine, options: dict[str, Any], said: str) -> None:
     with pytest.raises(pfdiff.InputError, match=said):
-        pfdiff.Controller(engine, **options).act({"arm": ARM[0], "camera": CAMERA[0]})
+        pfdiff.Controller(engine, **options)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"camera": (255 * CAMERA[1]).astype(np.uint8)}, "'camera': got uint8"),
+        ({"arm": ARM[1] + 1j}, "'arm': got complex64"),
+        ({"arm": np.array(["a", "b", "c"])}, "'arm': got <U1"),
+        ({"arm": [1, [2], 3]}, "'arm': got lists of unequal lengths"),
+        ({"arm": ARM[1] * np.nan}, "'arm' has NaN"),
+        ({"arm": np.array([1e300, 0, 0])}, "'arm' has NaN or infinite"),
+        ({5: ARM[1]}, "got arm, camera, 5, this policy observes arm, camera"),
+    ],
+)
+def test_a_tick_that_is_refused_leaves_no_trace(engine: pfdiff.Engine, changed: dict[Any, Any], said: str) -> None:
+    """Also between two chunks, where nothing is sampled, and before the first."""
+    control, other = pfdiff.Controller(engine, 2, seed=3), pfdiff.Controller(engine, 2, seed=3)
+    for tick in range(4):
+        view = {"arm": ARM[tick], "camera": CAMERA[tick]}
+        for bad, words in (({**view, **changed}, said), (np.zeros(5), "expected a dictionary of arm, camera")):
+            with pytest.raises(pfdiff.InputError, match=words):
+                control.act(bad)
+        np.testing.assert_array_equal(control.act(view), other.act(view))
+
+
+def test_a_tick_whose_sample_fails_leaves_no_trace(engine: pfdiff.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    control, other = pfdiff.Controller(engine, 2, seed=3, every=2), pfdiff.Controller(engine, 2, seed=3, every=2)
+    views = [{"arm": ARM[tick], "camera": CAMERA[tick]} for tick in range(4)]
+    for view in views[:2]:
+        control.act(view)
+    with monkeypatch.context() as patched:
+        patched.setattr(control, "_engine", None)
+        with pytest.raises(AttributeError):
+            control.act(views[2])
+    expected = [other.act(view) for view in views]
+    np.testing.assert_array_equal([control.act(view) for view in views[2:]], expected[2:])
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64, "1", True, 1.5])
+def test_a_reset_refuses_what_is_no_seed(engine: pfdiff.Engine, seed: Any) -> None:
+    with pytest.raises(pfdiff.InputError, match="expected an integer in"):
+        pfdiff.Controller(engine, 2).reset(seed)
 
 
 # Deadlines.
+@pytest.mark.parametrize("batch", [0, -1, True, "3", 2.0])
+def test_a_deadline_of_no_samples_is_refused(engine: pfdiff.Engine, batch: Any) -> None:
+    with pytest.raises(pfdiff.InputError, match="expected a number of samples of at least 1"):
+        engine.nfe_within(100, batch)
+
+
 def test_the_largest_nfe_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {1: 1.0, 2: 2.5, 4: 4.0, 8: 9.0}
     asked: list[int] = []
@@ -228,3 +279,5 @@ def test_a_controller_needs_a_policy(tmp_path: Path) -> None:
     write_engine(tmp_path / "small.engine")
     with pfdiff.load(tmp_path / "small.engine") as plain, pytest.raises(pfdiff.InputError, match="is no policy"):
         pfdiff.Controller(plain)
+    with pytest.raises(pfdiff.InputError, match="got str, expected an engine"):
+        pfdiff.Controller(str(tmp_path))  # pyright: ignore[reportArgumentType]
