@@ -6,12 +6,13 @@ import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..engine.errors import InputError
+from ..engine.errors import InputError, shown
 
 if TYPE_CHECKING:
     from ..engine.api import Engine
     from ..engine.runtime.timing.rate import RateReport
 
+MOST_TICKS, MOST_LOAD = 10_000_000, 256
 COLUMNS = {"NFE": 4, "ticks": 6, "missed": 6, "": 8, "p50": 8, "p99": 8, "p99.9": 8, "max": 8, "jitter": 8}
 
 
@@ -20,8 +21,18 @@ def rate_of(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:hz)?", text.strip(), re.IGNORECASE)
     hz = float(found[1]) if found else 0.0
     if not 0 < hz <= 100_000:
-        raise InputError(f"--loop {text!r}, expected calls a second, such as 50Hz")
+        raise InputError(f"--loop {shown(text)}, expected calls a second, at most 100000, such as 50Hz")
     return hz
+
+
+def check_length(hz: float, seconds: float, load: int) -> None:
+    """Raises InputError for a time without a tick, more ticks than memory should hold, or too many processes."""
+    if not (seconds > 0 and 1 <= hz * seconds <= MOST_TICKS):
+        raise InputError(
+            f"--seconds {seconds:g} at {hz:g} Hz, expected a time of at least one tick and at most {MOST_TICKS:,}"
+        )
+    if load > MOST_LOAD:
+        raise InputError(f"--load {load}, expected at most {MOST_LOAD} processes")
 
 
 def driven(engine: Engine, counts: list[int], hz: float, seconds: float, load: int) -> list[dict[str, Any]]:

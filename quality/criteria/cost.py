@@ -26,7 +26,7 @@ from ...engine.api import Engine
 from ...engine.cache import Journal, cache_folder, content_key
 from ...engine.compiler.compile import compile
 from ...engine.compiler.program import Program
-from ...engine.errors import InputError, first_line
+from ...engine.errors import InputError, PfdiffError, first_line
 from ...export.engine_directory import write_programs
 from ...export.sources.module_imports import importing_beside
 from ..sampling.budget import Budget
@@ -64,7 +64,7 @@ class Cost:
         with importing_beside(path) as neighbours:
             try:
                 exec(builtins.compile(source, str(path), "exec"), vars(module))  # Python's cache misses quick edits
-            except Exception as error:  # whatever a user's file raises
+            except (Exception, SystemExit) as error:  # whatever a user's file raises
                 raise InputError(f"criterion '{given}': {file} cannot be imported ({first_line(error)})") from error
             function: Any = getattr(module, name, None)
         if not callable(function):
@@ -111,7 +111,15 @@ class CostCriterion:
 
     def _asked(self, program: Program, seeds: Sequence[int]) -> float:
         face = self.engine.with_programs({program.nfe: program})
-        said: Any = self.cost.function(face, program.nfe, seeds)
+        try:
+            said: Any = self.cost.function(face, program.nfe, seeds)
+        except PfdiffError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a user's function raises
+            raise InputError(
+                f"criterion {self.cost}: it raised {type(error).__name__} ({first_line(error)}) with nfe {program.nfe} "
+                f"and {len(seeds)} seeds; expected a number of at least 0"
+            ) from error
         try:
             value = float(said)
         except (TypeError, ValueError):

@@ -89,6 +89,7 @@ def test_a_file_is_asked_once_for_each_candidate_and_remembered(
         ("missing.py:cost", "a file that is there"),
         ("own.py", "expected module.py:function"),
         ("broken.py:cost", "cannot be imported"),
+        ("leaves.py:cost", "cannot be imported"),
         (5, "got int, expected a function"),
     ],
 )
@@ -99,6 +100,7 @@ def test_what_is_no_criterion_is_refused(
     (tmp_path / "own.py").write_text(FILE)
     (tmp_path / "beside.py").write_text("FACTOR = 2.0\n")
     (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(0)\n")
     with pytest.raises(pfdiff.InputError, match=said):
         Cost.of(criterion)
 
@@ -108,6 +110,20 @@ def test_what_is_no_cost_is_refused(tmp_path: Path, value: Any) -> None:
     path = engine_at(tmp_path / "small.engine")
     with pytest.raises(pfdiff.InputError, match="expected a number of at least 0"):
         pfdiff.tune(path, 3, criterion=lambda *given: value, backend="onnxruntime", threads=1, **FEW)
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("the robot fell\nover"), KeyError("goal"), SystemExit(3)])
+def test_a_cost_that_raises_is_named_in_one_line(tmp_path: Path, raised: BaseException) -> None:
+    path = engine_at(tmp_path / "small.engine")
+
+    def cost(*given: Any) -> float:
+        raise raised
+
+    words = rf"criterion cost: it raised {type(raised).__name__} \(.*\) with nfe 3 and \d+ seeds"
+    with pytest.raises(pfdiff.InputError, match=words) as refused:
+        pfdiff.tune(path, 3, criterion=cost, backend="onnxruntime", threads=1, **FEW)
+    assert "\n" not in str(refused.value)
+    assert refused.value.__cause__ is raised
 
 
 def test_a_criterion_goes_with_nothing_of_the_metrics(tmp_path: Path) -> None:
