@@ -50,16 +50,20 @@ def run(picture: Path, progress: Callable[[str], None]) -> Report:
         raise InputError(f"output {picture}: expected a file that ends in .gif")
     from ...engine.api import Engine
     from ...engine.artifact import read_artifact
+    from ...export.build import check_place
     from ...export.engine_directory import write_programs
     from ...export.network import Network
     from ...export.zoo.gates_expert import demonstrate
     from ...export.zoo.gates_rollout import rollout
     from ...export.zoo.gates_samplers import NAMES, programs_of
 
+    if picture.is_dir() or not picture.parent.is_dir():
+        what = "is a folder" if picture.is_dir() else f"'{picture.parent}' is no folder"
+        raise InputError(f"output {picture}: {what}; choose a file in a folder that is there")
+    path = check_place(picture.with_name("gates.engine"))
     progress("reading the shipped policy")
     network = Network("gates")
     tables = {name: programs_of(network.contract, name) for name in NAMES}
-    path = picture.with_name("gates.engine")
     held = {"precision": "fp32", "batch": (1, 8, 64), "replaces": True}
     write_programs(path.resolve(), network, tables["tuned"], **held, say=progress)
     expert = float(demonstrate(EPISODES, SEED, pushed=False).success.mean())

@@ -56,3 +56,19 @@ def test_a_place_that_is_no_gif_is_refused_first(tmp_path: Path, capsys: pytest.
     assert main(["demo", "policy", "-o", str(tmp_path / "policy.png")]) == 2
     assert capsys.readouterr().err == f"pfdiff: output {tmp_path}/policy.png: expected a file that ends in .gif\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_somebody_elses_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gates.engine").mkdir()
+    (tmp_path / "gates.engine" / "notes.txt").write_text("mine")
+    assert main(["demo", "policy", "-o", str(tmp_path / "policy.gif")]) == 2
+    assert "holds 'notes.txt', which is no part of an engine" in capsys.readouterr().err
+    assert [one.name for one in (tmp_path / "gates.engine").iterdir()] == ["notes.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "policy.gif").mkdir()
+    for place, said in ((tmp_path / "policy.gif", "is a folder"), (tmp_path / "none" / "policy.gif", "is no folder")):
+        assert main(["demo", "policy", "-o", str(place)]) == 2
+        assert said in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["policy.gif"]
