@@ -9,18 +9,15 @@ counts only where a mask keeps it, as in `engine.images`.
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 
 from ..engine.artifact import read_artifact
-from ..engine.atomic import replacing
 from ..engine.compiler.program import Program
 from ..engine.compiler.schedule import parse_schedule
-from ..engine.errors import InputError
 from ..engine.files.outside import check_outside
 from ..engine.runtime.pictures.masked import known_factors
 from ..engine.runtime.pictures.picture_start import program_of
+from .tables import write_json
 
 FORMAT = "pfdiff-start 1"
 
@@ -51,11 +48,5 @@ def export_start(
         "start": start,
         "known": known_factors(program, mixed=mixed).tolist(),
     }
-    try:
-        with replacing(Path(out)) as part:
-            part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise InputError(
-            f"cannot write {out}: {error.strerror or error}; check the path, its rights and the disk"
-        ) from error
+    write_json(out, content)
     return program

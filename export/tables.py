@@ -52,6 +52,12 @@ def export_table(engine: str | os.PathLike[str], nfe: int | None, out: str | os.
     search = artifact.provenance.get("search", {}).get(str(program.nfe))
     table = Table(program, _network_of(artifact), search)
     content = {"format": FORMAT, "network": table.network, "program": program.to_dict(), "search": search}
+    write_json(out, content)
+    return table
+
+
+def write_json(out: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """A file of finite numbers, whole or not at all. Raises InputError."""
     try:
         with replacing(Path(out)) as part:
             part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -59,7 +65,6 @@ def export_table(engine: str | os.PathLike[str], nfe: int | None, out: str | os.
         raise InputError(
             f"cannot write {out}: {error.strerror or error}; check the path, its rights and the disk"
         ) from error
-    return table
 
 
 def _network_of(artifact: Artifact) -> dict[str, str]:
