@@ -37,10 +37,11 @@ SURE_SEEDS = 64  # from here on the least error decides
 MARGIN = 0.95  # on fewer a rival takes the place of the rule when its error is below this part of the rule's
 MARGIN_OF_FEW = 0.85  # the same on fewer than 8 seeds
 FEW_SAMPLERS = 6  # of an NFE; where the calls pay for no more, the reference is not doubted
+KEPT_DDIM = 2
 Rival = tuple[str, str, str | None, float | None]
 # Solver, grid, basis, alpha at the start (None: `default_start`): what wins where the rule does not, and DDIM on the
-# grids that are its best. The first NFE is measured with all of them, and where calls are short the next ones with
-# those that were the best before.
+# grids that are its best. The first NFE is measured with all of them. Where calls are short the next ones are measured
+# with the `KEPT_DDIM` that were the best of DDIM before, and with the other solvers.
 RIVALS: tuple[Rival, ...] = (
     ("pfdiff:k=2,l=1", "uniform", "eps", 0.03),
     ("ipndm:order=3", "karras", "eps", 0.03),
@@ -154,9 +155,11 @@ def _rivals(program: Program) -> dict[Rival, Program]:
 
 
 def _first(plan: Mapping[Rival | None, Program], best_first: Sequence[Rival | None]) -> list[Rival | None]:
-    """The rule, then the rivals of `best_first`, then the others."""
-    before = [name for name in best_first if name in plan and name is not None]
-    return [None, *before, *(name for name in plan if name is not None and name not in before)]
+    """The rule, the best of DDIM before, the other solvers, which gain with the evaluations, the rest of DDIM."""
+    before = [name for name in best_first if name is not None and name[0] == "ddim" and name in plan][:KEPT_DDIM]
+    rest = [name for name in plan if name is not None and name not in before]
+    others = [name for name in rest if name[0] != "ddim"] if best_first else rest
+    return [None, *before, *others, *(name for name in rest if name not in others)]
 
 
 def reference_of(program: Program) -> Program:
