@@ -36,8 +36,9 @@ def compile(
     solver, schedule: strings, see engine/compiler/solvers and engine/compiler/schedule.py; solver "auto" is the rule of
     engine/compiler/defaults.py, for grid, basis and t_start too where they are None. nfe: network evaluations, at
     least 1. grid: a rule or the times, see engine/compiler/grid.py; uniform by default. basis: eps, x0 or v, what the
-    solver stores; by default v on flow schedules, otherwise eps. Solvers with a parameterisation of their own
-    (DPM-Solver: eps, DPM-Solver++: x0) convert to it, so basis then changes nothing but the table's columns.
+    solver stores; by default x0 for PFDiff with noise, v on flow schedules, otherwise eps. Solvers with a
+    parameterisation of their own (DPM-Solver: eps, DPM-Solver++: x0) convert to it, so basis then changes nothing but
+    the table's columns.
     prediction: eps, x0, v, flow, edm or consistency, what the network returns. clip: bound on |x0|, 1 for data in
     [-1, 1]. t_start: first time. end: clean, first or a time. sigma_data: of `edm` and `consistency`.
     Raises InputError.
@@ -49,7 +50,7 @@ def compile(
         solver, grid, basis, t_start = chosen.solver, chosen.grid, chosen.basis, chosen.t_start
     grid = "uniform" if grid is None else grid
     process, method = parse_schedule(schedule), parse_solver(solver)
-    basis = basis or ("v" if process.velocity == "flow" else "eps")
+    basis = basis or method.default_basis or ("v" if process.velocity == "flow" else "eps")
     points = make_grid(grid, process, method.intervals(nfe), t_start, end, method.evaluations)
     times, table, draws = trace(method, nfe, points, process, basis)
     init, W, w, V = lower(table, draws)

@@ -50,7 +50,7 @@ def test_a_column_has_one_count(tmp_path: Path) -> None:
     assert found["rows"][STOCHASTIC[0]]["6"]["samples"] == 2 * BLOCK
     assert "20" not in found["rows"][STOCHASTIC[0]]
     assert found["rows"][STOCHASTIC[0]]["6"]["fd"] < 0.1  # the same distribution
-    assert found["rows"]["ddim@uniform"]["5"]["samples"] == 2 * BLOCK
+    assert found["rows"]["ddim@uniform"]["8"]["samples"] == 2 * BLOCK
 
 
 def test_rows_of_the_distilled_study() -> None:

@@ -23,7 +23,7 @@ from ....quality.distances.features import Features, extractor, joined
 from ....quality.distances.metrics import FrechetDistance, thinned
 from ....quality.distances.real_pictures import reference_features
 from ...measuring.machine import RESULTS, describe
-from ..paper.cells import Cell, check_same, draw
+from ..paper.cells import Cell, built, check_same, draw
 from .stochastic_cells import BLOCK, NFE, cells
 
 GRIDS, GRID_NFE, GRID_SOLVERS = ("trailing", "logsnr"), 8, ("ddpm", "dpm++:2m-sde", "tada:order=2")
@@ -65,7 +65,8 @@ def grids(distance: FrechetDistance, threads: int) -> dict[str, Any]:
         for solver in GRID_SOLVERS:
             for grid in GRIDS:
                 cell = Cell("conditional", f"{solver}@{grid}", GRID_NFE)
-                pooled = draw(cell, np.array(GRID_SEEDS), Path(folder) / "fashion.engine", threads).pooled
+                with built(cell, Path(folder) / "fashion.engine", threads) as engine:
+                    pooled = draw(engine, cell, np.array(GRID_SEEDS)).pooled
                 found.setdefault(solver, {})[grid] = round(distance(pooled), 4)
                 print(solver, grid, found[solver][grid], flush=True)
     return {"nfe": GRID_NFE, "seeds": len(GRID_SEEDS), "fd": found}
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--grids", action="store_true", help="measure the grids alone")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", default="fp32", help="of the cells")
     given = parser.parse_args()
     if not (given.grids or given.cells):
         parser.error("the table needs --cells")
@@ -91,10 +93,10 @@ def main() -> None:
     if given.grids:
         found["grids"] = {"machine": describe(), **grids(distance, given.threads)}
     else:
-        check_same(given.cells)
+        check_same(given.cells, given.precision)
         test, _ = load_fashion(given.data, "test")
         drawn = table(given.cells, distance)
-        found |= {"machine": describe(), "features": network.digest, **drawn}
+        found |= {"machine": describe(), "features": network.digest, "precision": given.precision, **drawn}
         found["real"] = {
             str(count): round(distance(network(thinned(test[..., None], count)).pooled), 4)
             for count in sorted({*drawn["samples"].values()} - {0})

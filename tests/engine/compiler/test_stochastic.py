@@ -75,6 +75,20 @@ def test_a_draw_is_used_after_it_is_made(solver):
         assert not row[1 + program.noises + n :].any()
 
 
+@pytest.mark.parametrize(("schedule", "prediction"), [("linear:1000", "eps"), ("flow", "flow")])
+def test_pfdiff_with_noise_stores_x0(schedule, prediction):
+    """A past x0 moves the springboard and keeps the new noise of the anchor; a past eps or v knows nothing of it."""
+
+    def basis(solver, given=None):
+        return pfdiff.compile(solver, schedule, 5, basis=given, prediction=prediction).basis
+
+    usual = basis("pfdiff:k=2,l=1")
+    assert usual != "x0"
+    for solver in ("pfdiff:k=2,l=1,eta=0.3", "pfdiff:k=2,l=1,base=analytic-ddim,x0_var=0.5/0.4/0.3/0.2/0.1"):
+        assert basis(solver) == "x0"
+        assert basis(solver, usual) == usual
+
+
 # Names and relations.
 def test_relations():
     def table(solver):
