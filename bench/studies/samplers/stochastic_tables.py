@@ -1,7 +1,8 @@
 """Figures of stochastic_cells: `python -m pfdiff.bench.studies.samplers.stochastic_tables --cells DIR --data DIR`.
 
 Frechet distances on the shipped classifier's features to the training set (no FID). Every NFE has one sample count, the
-largest that all its cells have. Distances fall with the count: `real` has those of as many real test pictures.
+largest that all its cells have. Distances fall with the count: `real` has those of as many real test pictures. Samplers
+that draw nothing are taken from fashion_paper.json where it has them.
 
 --grids measures the grids that stochastic_cells has of stochastic samplers, one solver of a family, on 250 seeds from
 2,000,000 on.
@@ -24,7 +25,7 @@ from ....quality.distances.metrics import FrechetDistance, thinned
 from ....quality.distances.real_pictures import reference_features
 from ...measuring.machine import RESULTS, describe
 from ..paper.cells import Cell, built, check_same, draw
-from .stochastic_cells import BLOCK, NFE, cells
+from .stochastic_cells import BLOCK, DETERMINISTIC, NFE, PAPER_NFE, cells
 
 GRIDS, GRID_NFE, GRID_SOLVERS = ("trailing", "logsnr"), 8, ("ddpm", "dpm++:2m-sde", "tada:order=2")
 GRID_SEEDS = range(2_000_000, 2_000_250)
@@ -56,6 +57,17 @@ def table(folder: Path, distance: FrechetDistance) -> dict[str, Any]:
             found = {"fd": round(distance(features(folder, cell, blocks).pooled), 4), "samples": blocks * BLOCK}
             rows.setdefault(cell.sampler, {})[str(cell.nfe)] = found
     return {"samples": {str(nfe): count * BLOCK for nfe, count in counts.items()}, "rows": rows}
+
+
+def of_the_paper(path: Path) -> dict[str, dict[str, Any]]:
+    """{sampler: {nfe: {"fd", "samples"}}} of fashion_paper.json: the same seeds, labels and features, in fp32."""
+    held = json.loads(path.read_text())["conditional"]
+    return {
+        sampler: {
+            str(nfe): {"fd": held["rows"][sampler][str(nfe)]["fd"], "samples": held["samples"]} for nfe in PAPER_NFE
+        }
+        for sampler in DETERMINISTIC
+    }
 
 
 def grids(distance: FrechetDistance, threads: int) -> dict[str, Any]:
@@ -96,6 +108,8 @@ def main() -> None:
         check_same(given.cells, given.precision)
         test, _ = load_fashion(given.data, "test")
         drawn = table(given.cells, distance)
+        for sampler, row in of_the_paper(RESULTS / "fashion_paper.json").items():
+            drawn["rows"][sampler] = row | drawn["rows"].get(sampler, {})
         found |= {"machine": describe(), "features": network.digest, "precision": given.precision, **drawn}
         found["real"] = {
             str(count): round(distance(network(thinned(test[..., None], count)).pooled), 4)
