@@ -7,9 +7,11 @@ serve_load.json, of the shipped network on loopback, one sample a request, with 
   which load and comparison take turns, since a shared machine drifts,
 * the time of an answer, p50 and p99, and the bound on it: (queue / bucket + 2) batches and the longest wait for others,
 * answers that equal the in-process sample of their seed in a bucket bit for bit, or within 1e-6,
-* statuses, and the server's memory in the quarters of the run.
+* statuses, and the server's memory in the quarters of the run,
+* CPU time of an answer, of the server with its network and of all clients, and of a sample of `engine.sample`.
 
-Clients, server and the engine of the comparison share the machine; `load_average` says who else did.
+Clients, server and network share the machine, so the clients' time is part of the loss; `load_average` says who else
+ran. What a request costs the server without a network: serve_requests.
 """
 
 from __future__ import annotations
@@ -114,14 +116,14 @@ def draw(engine: pfdiff.Engine, seeds: range) -> np.ndarray:
     return engine.sample(seeds=seeds, nfe=NFE, label=[seed % LABELS for seed in seeds]).numpy()
 
 
-def in_process(engine: pfdiff.Engine, bucket: int, seconds: float) -> float:
-    """Samples a second of `engine.sample`, in batches of `bucket`."""
-    start = time.perf_counter()
+def in_process(engine: pfdiff.Engine, bucket: int, seconds: float) -> tuple[float, float]:
+    """Samples a second of `engine.sample`, in batches of `bucket`, and CPU milliseconds a sample."""
+    start, cpu = time.perf_counter(), time.process_time()
     count = 0
     while time.perf_counter() - start < seconds:
         draw(engine, range(bucket))
         count += bucket
-    return count / (time.perf_counter() - start)
+    return count / (time.perf_counter() - start), 1e3 * (time.process_time() - cpu) / count
 
 
 # One load.
@@ -139,11 +141,15 @@ class Load:
         self.answer_ms: list[float] = []
         self.batch_ms: list[float] = []
         self.equal: Counter[str] = Counter()
+        self.server_cpu_s = self.clients_cpu_s = 0.0
 
     def rate(self, seconds: float) -> float:
         """Answers a second."""
         start, before = time.perf_counter(), len(self.answer_ms)
+        server, clients = cpu_seconds(self.pid), time.process_time()
         asyncio.run(self._run(start + seconds))
+        self.server_cpu_s += cpu_seconds(self.pid) - server
+        self.clients_cpu_s += time.process_time() - clients
         return (len(self.answer_ms) - before) / (time.perf_counter() - start)
 
     async def _run(self, end: float) -> None:
@@ -180,6 +186,10 @@ class Load:
             "bound_ms": (QUEUE / bucket + 2) * longest + MAX_WAIT_MS,
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
             "answers": dict(self.equal),
+            "cpu_ms_of_an_answer": {
+                "server": 1e3 * self.server_cpu_s / len(self.answer_ms),
+                "clients": 1e3 * self.clients_cpu_s / len(self.answer_ms),
+            },
             "memory_bytes_by_quarter": [int(np.mean(part)) for part in np.array_split(self.memory, 4)],
         }
 
@@ -191,18 +201,20 @@ def measure(
     bucket = max(size for size in engine.batch if size <= clients)
     others, fill = os.getloadavg()[0], batch_fill(port)
     load = Load(port, pid, clients, expected)
-    alone: list[float] = []
+    alone: list[tuple[float, float]] = []
     served: list[float] = []
     for _ in range(ROUNDS):
         alone.append(in_process(engine, bucket, seconds / ROUNDS / 2))
         served.append(load.rate(seconds / ROUNDS))
+    in_process_rates, in_process_cpu = map(list, zip(*alone, strict=True))
     found = {
         "buckets": engine.batch,
         "clients": clients,
         "bucket": bucket,
         "samples_per_second": served,
-        "in_process_per_second": alone,
-        "share_of_in_process": float(np.median(np.divide(served, alone))),
+        "in_process_per_second": in_process_rates,
+        "in_process_cpu_ms": float(np.median(in_process_cpu)),
+        "share_of_in_process": float(np.median(np.divide(served, in_process_rates))),
         **load.figures(bucket),
         "load_average": [others, os.getloadavg()[0]],
         "batch_fill": float(np.divide(*np.subtract(batch_fill(port), fill))),
@@ -237,6 +249,12 @@ def compare(body: bytes, expected: list[bytes], scale: float) -> str:
 def resident_bytes(pid: int) -> int:
     """Of a process. Linux only."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far. Linux only."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def batch_fill(port: int) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """POST /v1/images/generations and GET /v1/models, as OpenAI's clients call them, for engines with text encoders.
 
 https://platform.openai.com/docs/api-reference/images/create: prompt, model, n, size, response_format b64_json. What is
-not theirs (seed, nfe, guidance, negative_prompt) goes into extra_body of their Python client.
+not theirs (seed, nfe, guidance, negative_prompt, sampler, conditions) goes into extra_body of their Python client.
 """
 
 from __future__ import annotations
@@ -85,9 +85,11 @@ def order_of_pictures(
     height, width, _ = about.image
     if body.size not in (None, "auto", f"{width}x{height}"):
         raise NotDrawnError(400, f"size {body.size!r}, this engine draws {width}x{height}")
-    nfe = nfe_of(about, OWN, max(about.samplers[OWN]) if body.nfe is None else body.nfe)
+    held = about.samplers.get(body.sampler) or about.samplers[OWN]
+    nfe = nfe_of(about, body.sampler, max(held) if body.nfe is None else body.nfe)
     first = secrets.randbits(DRAWN_SEED_BITS) if body.seed is None else body.seed
     count = body.n or 1
     seeds = np.array(seeds_from(first, count), np.uint64)
-    kind = Kind(OWN, nfe, pixels=True, start=start)
-    return order_for(about, kind, seeds, guidance_of(about, body.guidance), prompt, body.negative_prompt, picture)
+    kind = Kind(body.sampler, nfe, pixels=True, start=start)
+    given = {**body.conditions, **guidance_of(about, body.guidance, body.conditions)}
+    return order_for(about, kind, seeds, given, prompt, body.negative_prompt, picture)
