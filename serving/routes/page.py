@@ -15,6 +15,7 @@ FILES = {
     "/page.css": "text/css",
     "/page.js": "text/javascript",
     "/controls.js": "text/javascript",
+    "/picture.js": "text/javascript",
     "/api.js": "text/javascript",
 }
 
