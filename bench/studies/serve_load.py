@@ -8,7 +8,8 @@ serve_load.json, of the shipped network on loopback, one sample a request, with 
 * the time of an answer, p50 and p99, and the bound on it: (queue / bucket + 2) batches and the longest wait for others,
 * answers that equal the in-process sample of their seed in a bucket bit for bit, or within 1e-6,
 * statuses, and the server's memory in the quarters of the run,
-* CPU time of an answer, of the server with its network and of all clients, and of a sample of `engine.sample`.
+* CPU time of an answer, of the server with its network and of all clients, and of a sample of `engine.sample`,
+* seconds from the command until the page is there, of STARTS starts.
 
 Clients, server and network share the machine, so the clients' time is part of the loss; `load_average` says who else
 ran. What a request costs the server without a network: serve_requests.
@@ -27,7 +28,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -44,6 +45,7 @@ QUEUE, MAX_WAIT_MS = 64, 5
 CLIENTS = (8, 32, 128)
 SEEDS = 256
 ROUNDS = 6
+STARTS = 3
 LABELS = 10
 TOLERANCE = 1e-6
 Expected = dict[int, list[bytes]]
@@ -60,11 +62,13 @@ def main(words: list[str] | None = None) -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     network = pfdiff.Network("fashion")
     loads: list[dict[str, Any]] = []
+    page_s: list[float] = []
     description = ""
     for buckets in ENGINES:
         path = given.work / f"fashion{buckets[-1]}.engine"
         settings: dict[str, Any] = {"grid": "uniform", "basis": "eps", "batch": list(buckets), "out": path}
         pfdiff.build(network, [NFE], "pfdiff:k=2,l=1", **settings).close()
+        page_s = page_s or [seconds_to_page(path) for _ in range(STARTS)]
         with pfdiff.load(path) as engine, server(path) as (port, pid):
             expected = expected_bytes(engine)
             loads += [measure(engine, port, pid, clients, given.seconds, expected) for clients in CLIENTS]
@@ -76,6 +80,7 @@ def main(words: list[str] | None = None) -> None:
         "queue": QUEUE,
         "max_wait_ms": MAX_WAIT_MS,
         "seconds": given.seconds,
+        "seconds_to_page": page_s,
         "loads": loads,
         "machine": describe(),
     }
@@ -83,6 +88,39 @@ def main(words: list[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "serve_load.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(folder / "serve_load.json", flush=True)
+    print(table(loads), flush=True)
+
+
+def table(loads: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of docs/guides/serving.md, a column for each load, in Markdown."""
+
+    def refused(one: Mapping[str, Any], status: str) -> int:
+        return one["statuses"].get(status, 0)
+
+    rows: dict[str, Callable[[Mapping[str, Any]], object]] = {
+        "": lambda one: f"{one['clients']} clients",
+        "batch sizes": lambda one: ", ".join(map(str, one["buckets"])),
+        "samples a second / those of `engine.sample`, in the largest batch size these clients can fill": lambda one: (
+            f"{one['share_of_in_process']:.2f}"
+        ),
+        "samples a second, median of six rounds": lambda one: f"{np.median(one['samples_per_second']):.0f}",
+        "median time of an answer, s": lambda one: f"{one['p50_ms'] / 1e3:.2f}",
+        "99th percentile, s": lambda one: f"{one['p99_ms'] / 1e3:.2f}",
+        "bound on every wait, s": lambda one: f"{one['bound_ms'] / 1e3:.2f}",
+        "answers": lambda one: sum(one["answers"].values()),
+        "of them bit for bit those of the engine": lambda one: one["answers"].get("bit_for_bit", 0),
+        "429": lambda one: refused(one, "429"),
+        "other errors": lambda one: sum(one["statuses"].values()) - refused(one, "200") - refused(one, "429"),
+        "CPU time of an answer, server with network, ms": lambda one: f"{one['cpu_ms_of_an_answer']['server']:.1f}",
+        "CPU time of an answer, client, ms": lambda one: f"{one['cpu_ms_of_an_answer']['clients']:.2f}",
+        "CPU time of a sample of `engine.sample`, ms": lambda one: f"{one['in_process_cpu_ms']:.1f}",
+        "memory, last quarter / second quarter": lambda one: (
+            f"{one['memory_bytes_by_quarter'][3] / one['memory_bytes_by_quarter'][1]:.3f}"
+        ),
+    }
+    lines = [f"| {name} | {' | '.join(str(shown(one)) for one in loads)} |" for name, shown in rows.items()]
+    lines.insert(1, "|---" + "|--:" * len(loads) + "|")
+    return "\n".join(lines)
 
 
 @contextmanager
@@ -98,6 +136,14 @@ def server(path: Path) -> Iterator[tuple[int, int]]:
             yield int(found[1]), running.pid
         finally:
             running.terminate()
+
+
+def seconds_to_page(path: Path) -> float:
+    """From the start of the command to the last byte of the page."""
+    start = time.perf_counter()
+    with server(path) as (port, _), urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
+        page.read()
+        return time.perf_counter() - start
 
 
 # What must come back.
@@ -204,7 +250,7 @@ def measure(
     alone: list[tuple[float, float]] = []
     served: list[float] = []
     for _ in range(ROUNDS):
-        alone.append(in_process(engine, bucket, seconds / ROUNDS / 2))
+        alone.append(in_process(engine, bucket, seconds / ROUNDS / 3))
         served.append(load.rate(seconds / ROUNDS))
     in_process_rates, in_process_cpu = map(list, zip(*alone, strict=True))
     found = {
