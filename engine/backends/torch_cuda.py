@@ -22,6 +22,7 @@ from ..tensors import PRECISION_DTYPES
 from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 from .casting import cast_copy, own_dtypes
 from .compiling import compiled
+from .group_norm import without_layout_copies
 
 
 @final
@@ -104,7 +105,10 @@ def _on_device(module: torch.nn.Module, dtype: torch.dtype, device: torch.device
         needed = sum(width * one.numel() for one in (*module.parameters(), *module.buffers()))
         check_fits("the network", needed, device)
     duplicate = cast_copy(module, dtype, device).eval()
-    return duplicate.to(memory_format=torch.channels_last) if nhwc else duplicate  # pyright: ignore[reportCallIssue]
+    if nhwc:
+        duplicate = duplicate.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        without_layout_copies(duplicate)
+    return duplicate
 
 
 @contextlib.contextmanager
