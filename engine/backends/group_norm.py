@@ -46,8 +46,9 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
     return out
 
 
-def _forward(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    return group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+def _forward(norm: nn.GroupNorm, input: Tensor) -> Tensor:
+    """In place of `nn.GroupNorm.forward`, whose parameter is called so."""
+    return group_norm(input, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 def _worthwhile(x: Tensor, groups: int) -> bool:

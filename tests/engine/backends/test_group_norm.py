@@ -238,6 +238,9 @@ def test_nothing_else_is_changed() -> None:
     changed = [name for name, one in duplicate.named_modules() if "forward" in vars(one)]
     assert changed == ["body.1", "body.4", "inner", "time.1"]
     assert [*duplicate.state_dict()] == [*state]
+    x = channels_last(2, 16, 4, 4)
+    with torch.inference_mode():
+        assert torch.equal(duplicate.body[1](input=x), duplicate.body[1](x))
     assert isinstance(duplicate.body[4], Renamed)
     assert type(duplicate.own).forward is OwnForward.forward
     # float32 without TF32 stays in PyTorch's usual layout, and so do its norms.
