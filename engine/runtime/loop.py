@@ -62,6 +62,11 @@ class Tables:
         return bool((self.c_in != 1).any())
 
     @cached_property
+    def adds(self) -> bool:
+        """Whether an update adds more than `update` says: noise, or the network's output as it is."""
+        return bool(self.draws) or self.U is not None
+
+    @cached_property
     def known(self) -> NDArray[np.float32]:
         """[N, 2], for masks: see `known_factors`."""
         return known_factors(self.program, mixed=self.mixed).astype(np.float32)
