@@ -23,28 +23,14 @@ COLUMNS = {  # of the table, and their widths: 80 characters in all
 EngineOrNone = Annotated[Path | None, typer.Argument(metavar="ENGINE", help="The engine directory; not with --report.")]
 OnlyNfe = Annotated[str | None, typer.Option("--nfe", help="Only these: 5,8.")]
 OnlyBatch = Annotated[str | None, typer.Option("--batch", help="Only these batch sizes: 1,8.")]
-Rounds = Annotated[
-    int,
-    typer.Option("--rounds", parser=options.integer, metavar="<int>", help="Whole samples a row, at most."),
-]
-Seconds = Annotated[
-    float,
-    typer.Option(
-        "--seconds", parser=options.number, metavar="<float>", help="Of one row; it ends early once it is exact."
-    ),
-]
+Rounds = Annotated[int, options.parsed(options.integer, "--rounds", "Whole samples a row, at most.")]
+Seconds = Annotated[float, options.parsed(options.number, "--seconds", "Of one row; it ends early once it is exact.")]
 Loop = Annotated[
     str | None, typer.Option("--loop", metavar="<rate>", help="Drive it at this rate for --seconds: 50Hz.")
 ]
-Load = Annotated[
-    int,
-    typer.Option("--load", parser=options.natural, metavar="<int>", help="Of --loop: busy processes beside it."),
-]
+Load = Annotated[int, options.parsed(options.natural, "--load", "Of --loop: busy processes beside it.")]
 Report = Annotated[bool, typer.Option("--report", help="Write a page about every stored run of 'make bench' instead.")]
-Out = Annotated[
-    Path,
-    typer.Option("--out", "-o", help="Of --report: the page; plots in a folder beside it."),
-]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Of --report: the page; plots in a folder beside it.")]
 
 
 def bench(

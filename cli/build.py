@@ -9,23 +9,18 @@ from typing import Any
 import typer
 
 from .arguments import options
-from .arguments.networks import clip_for, describes_network, network_arguments
+from .arguments.networks import BUILT, clip_for, network_arguments, takes
 
 # Lines of a build that stay on the screen: the samplers chosen, what a precision gains and costs.
 KEPT = ("sampler ", "precision ", "decoder: ", "fp32: ", "bf16: ", "fp16: ", "int8: ", "fp8: ")
 
 
-@describes_network
+@takes(BUILT, before="solver")
 def build(
     context: typer.Context,
     network: options.NetworkArgument,
     nfe: options.EvaluationsList,
     out: options.EngineOut = None,
-    guidance: options.Guidance = None,
-    decoder: options.DecoderOption = None,
-    lora: options.LoraOption = None,
-    controlnet: options.ControlnetOption = None,
-    no_encoders: options.NoEncoders = False,
     solver: options.Solver = "auto",
     grid: options.GridOption = None,
     basis: options.Basis = None,
@@ -49,7 +44,13 @@ def build(
     from .output.progress import stages
 
     # Everything that the network does not decide, before torch is loaded.
-    described = network_arguments(network, context.params)
+    params = context.params
+    described = network_arguments(network, params)
+    described |= {
+        "lora": params["lora"] or (),
+        "controlnet": params["controlnet"],
+        "encoders": not params["no_encoders"],
+    }
     if solver != AUTO:
         parse_solver(solver)
     check_backend(backend)
@@ -74,9 +75,8 @@ def build(
                 chosen.append(line)
             progress(line)
 
-        parts = {"lora": lora or (), "controlnet": controlnet, "encoders": not no_encoders}
-        source = Network(network, **described, **parts).disposable()
-        settings |= {"clip": clip_for(context.params, source.contract, latents=source.decoder is not None)}
+        source = Network(network, **described).disposable()
+        settings |= {"clip": clip_for(params, source.contract, latents=source.decoder is not None)}
         settings |= {"progress": say, "plan_progress": progress.step}
         with warnings.catch_warnings():  # the doubts below say it in one line
             warnings.filterwarnings("ignore", "NFE .* starts from pure noise")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .arguments import options
-from .arguments.networks import Calibration, NetworkOrEngine, Reference, describes_network, opened
+from .arguments.networks import SAMPLED, Calibration, NetworkOrEngine, Reference, opened, takes
 
 if TYPE_CHECKING:
     from ..quality.compare import Comparison
@@ -29,12 +29,10 @@ Grid = Annotated[
     str | None,
     typer.Option("--grid", help="Where a solver has none; best: by the calibration seeds; default: as build."),
 ]
-Seeds = Annotated[
-    int, typer.Option("--seeds", parser=options.integer, metavar="<int>", help="How many the errors are of.")
-]
+Seeds = Annotated[int, options.parsed(options.integer, "--seeds", "How many the errors are of.")]
 
 
-@describes_network
+@takes(SAMPLED)
 def compare(
     context: typer.Context,
     network: NetworkOrEngine,
@@ -50,11 +48,6 @@ def compare(
     seeds: Seeds = 32,
     calibration: Calibration = 16,
     reference: Reference = None,
-    prompt: options.Prompts = None,
-    negative_prompt: options.NegativePrompts = None,
-    guidance: options.Guidance = None,
-    backend: options.Backend = "auto",
-    threads: options.Threads = None,
 ) -> None:
     """Error against network evaluations for any list of solvers: table, log plot, pictures.
 

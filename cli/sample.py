@@ -31,8 +31,7 @@ Strength = Annotated[
     ),
 ]
 StrengthCounts = Annotated[
-    str | None,
-    typer.Option("--strength-counts", help="part: all of --nfe for this part; whole: as diffusers counts."),
+    str | None, typer.Option("--strength-counts", help="part: all of --nfe for this part; whole: as diffusers counts.")
 ]
 
 
