@@ -13,6 +13,7 @@ from pfdiff.engine.compiler.solvers.stochastic.analytic import Analytic
 
 from ...gaussian import marginal, moments, x0_variance
 from ...oracle import Mixture
+from .stochastic_solvers import ORDERS
 
 LINEAR = parse_schedule("linear:1000")
 
@@ -40,28 +41,6 @@ def test_ddpm_keeps_the_variance_that_a_single_step_loses():
     slope = a_t * beta / s_s**2 * shrink + a_s / a_t * s_t**2 / s_s**2
     found = moments(program, oracle, (a_s * 0.4, 1.0))
     assert found == pytest.approx((a_t * 0.4, slope**2 + beta * s_t**2 / s_s**2), rel=1e-12)
-
-
-ORDERS = {
-    "ddpm": 1,
-    "ddpm:variance=large": 1,
-    "ddim:eta=0.5": 1,
-    "euler-a": 1,
-    "dpm++:sde": 2,
-    "dpm++:2m-sde": 2,
-    "dpm++:3m-sde": 2,  # halves the second difference
-    "dpm++:3m-sde-diffusers": 1,
-    "sa:predictor=1,corrector=0": 1,
-    "sa:predictor=2,corrector=0": 2,
-    "sa:predictor=2,corrector=2": 2,
-    "sa:predictor=2,corrector=2,tau=0.4": 2,
-    "pfdiff:k=2,l=1,eta=1": 1,
-    "pfdiff:k=3,l=1,eta=0.5": 1,
-    "tada:order=1": 1,
-    "tada:order=2": 2,
-    "tada:order=2,scale=2": 2,
-    "tada:variables=4,order=2": 2,
-}
 
 
 @pytest.mark.parametrize("solver", ORDERS)
