@@ -14,11 +14,22 @@ from pfdiff.engine.compiler.solvers.ddim import Ddim
 from pfdiff.engine.philox import fill_numpy
 
 from ...oracle import Mixture
-from .stochastic_solvers import BUFFERS
 
 NOISE = np.random.default_rng(3).standard_normal((2, 3, 4))
 XI = np.random.default_rng(4).standard_normal((32, 2, 3, 4))
 START = {"flow:shift=3": 0.98}
+# By state buffers.
+SOLVERS = {
+    1: "ddpm ddpm:variance=large ddim:eta=0.5 euler-a sa:predictor=1,corrector=0 lcm tcd:gamma=0.3 consistency "
+    "analytic-ddpm:x0_var=0.5/0.4/0.3/0.2/0.1/0.05/0 analytic-ddim:x0_var=0.5/0.4/0.3/0.2/0.1/0.05/0",
+    2: "dpm++:sde dpm++:2m-sde pfdiff:k=2,l=1,eta=0.5 "
+    "pfdiff:k=3,l=2,base=analytic-ddim,x0_var=0.5/0.4/0.3/0.2/0.1/0.05/0 tada:order=1 "
+    "sa:predictor=2,corrector=0 pfdiff:k=2,l=1,eta=1 pfdiff:k=3,l=1,eta=0.5",
+    3: "dpm++:3m-sde dpm++:3m-sde-diffusers sa sa:predictor=2,corrector=2 sa:predictor=2,corrector=2,tau=0.4 "
+    "tada:order=2 tada:order=2,scale=2",
+    4: "sa:predictor=3,corrector=3,tau=0.5 tada tada:variables=3,order=2,scale=2 tada:variables=4,order=2",
+}
+BUFFERS = {solver: buffers for buffers, solvers in SOLVERS.items() for solver in solvers.split()}
 
 
 @pytest.mark.parametrize("schedule", ["linear:1000", "vp", "edm", "flow:shift=3"])
