@@ -9,7 +9,6 @@ from .aim import as_tensor
 from .descend import Descent, Plan
 from .options import Found, Task, aim_of
 from .refine import finished
-from .through import Through
 from .through_module import ThroughModule
 from .through_pool import ThroughPool, gradient_cost
 
@@ -60,7 +59,7 @@ def _steps(task: Task, cost: int) -> int:
     return STEPS if left is None else int(min(FOR_STEPS * left / (BATCH * cost), 2 * STEPS))
 
 
-def _descended(task: Task, through: Through, steps: int) -> Found:
+def _descended(task: Task, through: ThroughModule | ThroughPool, steps: int) -> Found:
     criterion, options = task.criterion, task.options
     journal, budget, pool, validation = criterion.journal, criterion.budget, criterion.pool, task.validation
     aim, steps = aim_of(criterion, options), max(steps, 8)

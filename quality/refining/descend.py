@@ -24,8 +24,8 @@ from ...engine.compiler.schedule import Float64s, parse_schedule
 from ..sampling.budget import BudgetSpentError
 from .aim import Aim
 from .dense import entries, table_of, with_table
-from .through import Through
 from .through_module import ThroughModule, gaps_between
+from .through_pool import ThroughPool
 
 DIFFERENCE = 0.01  # of a forward difference, in root mean square of the state that it moves
 DAMPING = 1e-4  # of the largest eigenvalue
@@ -76,7 +76,7 @@ class Descent:
 
     def __init__(
         self,
-        through: Through,
+        through: ThroughModule | ThroughPool,
         aim: Aim,
         training: np.ndarray,
         judge: Callable[[Program], float],

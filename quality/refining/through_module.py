@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, final
 
 import numpy as np
@@ -21,7 +21,6 @@ from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Float64s, parse_schedule
 from ...engine.contract.contract import Contract
 from .jacobian import at_times
-from .through import Through
 
 ACTIVATION_BYTES = 768 << 20  # of the samples that are run at once
 MICRO, LEAST = 16, 4  # samples at once: no more, and no fewer unless evaluations are computed twice
@@ -30,7 +29,7 @@ SLOPE_STEP = 0.05  # of the distance to the nearest time, for the slopes of what
 
 @final
 @dataclass(eq=False)
-class ThroughModule(Through):
+class ThroughModule:
     """forward(x, t, *conditions) on a pool of seeds, and tables run through it; everything float32 but the table.
 
     noise [n, *shape]; conditions [n, ...] each. `program` says schedule, prediction and clip. charge(samples) is called
@@ -45,14 +44,14 @@ class ThroughModule(Through):
     charge: Callable[[int], None] = lambda _: None
     checkpointed: bool = field(default=False, init=False)
     evaluations: int = field(default=0, init=False)  # samples through the network once; a way back counts as two more
-    moves_times: bool = field(init=False)
     _saved: int | None = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
-        # No times are fitted where what an evaluation is fed is defined at whole times alone.
+    @cached_property
+    def moves_times(self) -> bool:
+        """Whether times are fitted too; not where what an evaluation is fed is defined at whole times alone."""
         discrete = parse_schedule(self.program.schedule).discrete
         dependent = self.program.clip is not None or self.program.prediction in PRECONDITIONED
-        self.moves_times = self.contract.time_dtype == "float32" and not (discrete and dependent)
+        return self.contract.time_dtype == "float32" and not (discrete and dependent)
 
     # Times.
     def fed(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -74,10 +73,29 @@ class ThroughModule(Through):
             torch.from_numpy(value) + torch.from_numpy(slope) * moved for value, slope in pairs
         )
 
-    # Answers.
-    def asked(self, times: Tensor, rows: Tensor) -> Callable[[Tensor, int], Tensor]:
-        fed, given = self.fed(times), [one[rows] for one in self.conditions]
-        return lambda y, n: self.answer(y, n, fed, given)
+    # A run.
+    def run(
+        self,
+        table: Tensor,
+        times: Tensor,
+        rows: Tensor,
+        keep: list[Tensor] | None = None,
+        known: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Samples [m, *shape] of the table float64 [N+1, N+1] asked at `times` [N].
+
+        keep: gets y_0, z_0, y_1, z_1, ... known: the first answers, which are not asked for again.
+        """
+        noise = self.noise[rows]
+        fed = self.fed(times)
+        given = [one[rows] for one in self.conditions]
+        answers = list(known)
+        for n in range(len(known), len(times)):
+            y = combined(table[n], noise, answers)
+            answers.append(self.answer(y, n, fed, given))
+            if keep is not None:
+                keep += [y, answers[-1]]
+        return combined(table[len(times)], noise, answers)
 
     def answer(self, y: Tensor, n: int, fed: tuple[Tensor, Tensor, Tensor, Tensor], given: list[Tensor]) -> Tensor:
         """z_n [m, *shape] at y [m, *shape]."""
@@ -126,6 +144,15 @@ class ThroughModule(Through):
             self.module(x, t.to(getattr(torch, self.contract.time_dtype)), *(one[:1] for one in self.conditions))
         self.evaluations += 1
         return kept_bytes
+
+
+def combined(row: Tensor, noise: Tensor, answers: Sequence[Tensor]) -> Tensor:
+    """row[0] noise + sum of row[1 + m] answers[m], in float32."""
+    factors = row.float()
+    total = factors[0] * noise
+    for m, z in enumerate(answers):
+        total = total + factors[1 + m] * z
+    return total
 
 
 def gaps_between(program: Program, times: Float64s) -> Float64s:

@@ -6,7 +6,7 @@ schedule, and where a network takes whole times, the network is asked at the nea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import final
 
 import numpy as np
@@ -19,16 +19,17 @@ from ..sampling.pool import Pool
 from .aim import as_tensor
 from .dense import entries
 from .jacobian import at_times
-from .through import Through
+from .through_module import combined
 
 CHUNK_BYTES = 1 << 27  # of a Jacobian held at once
 MOST_AT_ONCE = 64
 
 
 @final
-class ThroughPool(Through):
+class ThroughPool:
     """Tables run on a pool's rows; each evaluation is charged to `budget`, which may end the run by an exception."""
 
+    differentiable = False
     moves_times = True
 
     def __init__(self, pool: Pool, program: Program, budget: Budget) -> None:
@@ -38,18 +39,27 @@ class ThroughPool(Through):
         self.noise = as_tensor(pool.noise, pool.shape)
         self.whole_times = parse_schedule(program.schedule).discrete
 
-    def asked(self, times: Tensor, rows: Tensor) -> Callable[[Tensor, int], Tensor]:
-        """Each evaluation is charged before it is made."""
-        at = times.detach().numpy()
-        fed = at_times(self.program, np.rint(at) if self.whole_times else at.copy())
-        places = rows.numpy()
-
-        def answer(y: Tensor, n: int) -> Tensor:
+    def run(
+        self,
+        table: Tensor,
+        times: Tensor,
+        rows: Tensor,
+        keep: list[Tensor] | None = None,
+        known: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Samples [m, *shape] of the table float64 [N+1, N+1] asked at `times` [N], as ThroughModule.run."""
+        asked = times.detach().numpy()
+        fed = at_times(self.program, np.rint(asked) if self.whole_times else asked.copy())
+        noise, places, answers = self.noise[rows], rows.numpy(), list(known)
+        for n in range(len(known), len(asked)):
+            y = combined(table[n], noise, answers)
             self.budget.charge(len(places))
             self.budget.passes(len(places))
-            return as_tensor(self.pool.answer(fed, n, y.flatten(1).numpy(), places), self.pool.shape)
-
-        return answer
+            z = self.pool.answer(fed, n, y.flatten(1).numpy(), places)
+            answers.append(as_tensor(z, self.pool.shape))
+            if keep is not None:
+                keep += [y, answers[-1]]
+        return combined(table[len(asked)], noise, answers)
 
     def micro_batch(self, nfe: int) -> int:
         """Samples whose Jacobian is held at once."""
