@@ -25,9 +25,7 @@ OnlyNfe = Annotated[str | None, typer.Option("--nfe", help="Only these: 5,8.")]
 OnlyBatch = Annotated[str | None, typer.Option("--batch", help="Only these batch sizes: 1,8.")]
 Rounds = Annotated[int, options.parsed(options.integer, "--rounds", "Whole samples a row, at most.")]
 Seconds = Annotated[float, options.parsed(options.number, "--seconds", "Of one row; it ends early once it is exact.")]
-Loop = Annotated[
-    str | None, typer.Option("--loop", metavar="<rate>", help="Drive it at this rate for --seconds: 50Hz.")
-]
+Loop = Annotated[str | None, options.valued("<rate>", "--loop", "Drive it at this rate for --seconds: 50Hz.")]
 Load = Annotated[int, options.parsed(options.natural, "--load", "Of --loop: busy processes beside it.")]
 Report = Annotated[bool, typer.Option("--report", help="Write a page about every stored run of 'make bench' instead.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Of --report: the page; plots in a folder beside it.")]

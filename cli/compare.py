@@ -22,8 +22,7 @@ Plot = Annotated[Path | None, typer.Option("--out", "-o", help="The log plot: .p
 Table = Annotated[Path | None, typer.Option("--csv", help="The table.")]
 Sheet = Annotated[Path | None, typer.Option("--pictures", help="Rows solvers, columns NFE, the same seeds, .png.")]
 Samplers = Annotated[
-    list[str] | None,
-    typer.Option("--solver", metavar="<str>", help="solver, solver@grid or solver@grid/basis; repeatable."),
+    list[str] | None, options.valued("<str>", "--solver", "solver, solver@grid or solver@grid/basis; repeatable.")
 ]
 Grid = Annotated[
     str | None,

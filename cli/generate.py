@@ -31,7 +31,7 @@ def generate(
         int | None, options.parsed(options.integer, "--shard", "Samples a file; default: about 256.")
     ] = None,
     ray: Annotated[
-        str | None, typer.Option("--ray", metavar="ADDRESS", help="local, auto (the running cluster) or HOST:PORT.")
+        str | None, options.valued("ADDRESS", "--ray", "local, auto (the running cluster) or HOST:PORT.")
     ] = None,
     prompt: options.Prompts = None,
     negative_prompt: options.NegativePrompts = None,

@@ -23,9 +23,7 @@ ApiKey = Annotated[
     str | None,
     typer.Option("--api-key", envvar="PFDIFF_API_KEY", help="What clients send as Bearer.", show_envvar=True),
 ]
-RayAddress = Annotated[
-    str | None, typer.Option("--ray", metavar="ADDRESS", help="By Ray Serve: local, auto or HOST:PORT.")
-]
+RayAddress = Annotated[str | None, options.valued("ADDRESS", "--ray", "By Ray Serve: local, auto or HOST:PORT.")]
 Replicas = Annotated[int | None, options.parsed(options.integer, "--replicas", "On Ray; default: as many as needed.")]
 
 

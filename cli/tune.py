@@ -33,14 +33,11 @@ Metric = Annotated[str, typer.Option("--metric", help="error, to a reference, or
 Pictures = Annotated[str | None, typer.Option("--pictures", help="Real pictures, for fd and --refine.")]
 Features = Annotated[str | None, typer.Option("--features", help="What measures them: see evaluate; filters.")]
 OwnCriterion = Annotated[
-    str | None,
-    typer.Option("--criterion", metavar="FILE:NAME", help="In place of a metric, a function: module.py:cost."),
+    str | None, options.valued("FILE:NAME", "--criterion", "In place of a metric, a function: module.py:cost.")
 ]
-Ray = Annotated[
-    str | None, typer.Option("--ray", metavar="ADDRESS", help="Draw on Ray, for fd: local, auto or HOST:PORT.")
-]
+Ray = Annotated[str | None, options.valued("ADDRESS", "--ray", "Draw on Ray, for fd: local, auto or HOST:PORT.")]
 Budget = Annotated[str | None, typer.Option("--budget", help="Evaluations for each NFE, 20000, or a time, 2min.")]
-OnlySolvers = Annotated[list[str] | None, typer.Option("--solver", metavar="<str>", help="Only this one; repeatable.")]
+OnlySolvers = Annotated[list[str] | None, options.valued("<str>", "--solver", "Only this one; repeatable.")]
 Calibration = Annotated[int | None, options.parsed(options.integer, "--calibration", "Seeds that choose: 16; fd 512.")]
 HeldOut = Annotated[int | None, options.parsed(options.natural, "--held-out", "Seeds that judge: 32; fd 512.")]
 Seed = Annotated[int, options.parsed(options.natural, "--seed", "Which seeds.")]

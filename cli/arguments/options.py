@@ -47,14 +47,16 @@ def parsed(parser: Callable[[str], float], name: str, help: str) -> Any:
     return typer.Option(name, parser=parser, metavar="<float>" if parser is number else "<int>", help=help)
 
 
+def valued(metavar: str, name: str, help: str) -> Any:
+    """An option whose value --help shows as `metavar`."""
+    return typer.Option(name, metavar=metavar, help=help)
+
+
 # Prompts, of what draws many samples.
 Prompts = Annotated[
-    list[str] | None,
-    typer.Option("--prompt", metavar="<str>", help="Of engines with text encoders; of m, seed s has number s mod m."),
+    list[str] | None, valued("<str>", "--prompt", "Of engines with text encoders; of m, seed s has number s mod m.")
 ]
-NegativePrompts = Annotated[
-    list[str] | None, typer.Option("--negative-prompt", metavar="<str>", help="One, or as many as --prompt.")
-]
+NegativePrompts = Annotated[list[str] | None, valued("<str>", "--negative-prompt", "One, or as many as --prompt.")]
 
 
 # The network.
@@ -74,11 +76,7 @@ TimeName = Annotated[str | None, typer.Option("--time", help="Name of the time's
 OutputName = Annotated[str | None, typer.Option("--output", help="Name or index of the prediction's output.")]
 ConditionOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--condition",
-        metavar="<str>",
-        help="A further input: name:dtype, then :77x768, :0..9, =default if any; repeatable.",
-    ),
+    valued("<str>", "--condition", "A further input: name:dtype, then :77x768, :0..9, =default if any; repeatable."),
 ]
 TimeScale = Annotated[float | None, parsed(number, "--time-scale", "The network is fed t times this; default: 1.")]
 TimeMap = Annotated[
@@ -88,8 +86,7 @@ TimeDtype = Annotated[str | None, typer.Option("--time-dtype", help="float32 or 
 LearnedSigma = Annotated[bool, typer.Option("--learned-sigma", help="The output's second half is a variance.")]
 SigmaData = Annotated[float | None, parsed(number, "--sigma-data", "Of edm networks; default: 0.5.")]
 DataRange = Annotated[
-    str | None,
-    typer.Option("--data-range", metavar="LOW,HIGH", help="What becomes 0 and 255 in pictures; default: -1,1."),
+    str | None, valued("LOW,HIGH", "--data-range", "What becomes 0 and 255 in pictures; default: -1,1.")
 ]
 Guidance = Annotated[
     str | None,
@@ -103,13 +100,10 @@ DecoderOption = Annotated[
 
 LoraOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--lora", metavar="FILE", help="Of a pipeline: FILE.safetensors[:0.8], fused into its weights; repeatable."
-    ),
+    valued("FILE", "--lora", "Of a pipeline: FILE.safetensors[:0.8], fused into its weights; repeatable."),
 ]
 ControlnetOption = Annotated[
-    str | None,
-    typer.Option("--controlnet", metavar="FOLDER", help="Of a pipeline: FOLDER[:0.8]; its picture is --control_image."),
+    str | None, valued("FOLDER", "--controlnet", "Of a pipeline: FOLDER[:0.8]; its picture is --control_image.")
 ]
 NoEncoders = Annotated[bool, typer.Option("--no-encoders", help="Leave out text encoders and image encoder.")]
 
@@ -123,10 +117,7 @@ GridOption = Annotated[
     ),
 ]
 Basis = Annotated[str | None, typer.Option("--basis", help="What the solver combines: eps, x0 or v.")]
-Clip = Annotated[
-    str | None,
-    typer.Option("--clip", metavar="<float>", help="Clamp x0 to [-CLIP, CLIP]; data: to the data's own range."),
-]
+Clip = Annotated[str | None, valued("<float>", "--clip", "Clamp x0 to [-CLIP, CLIP]; data: to the data's own range.")]
 StartTime = Annotated[float | None, parsed(number, "--t-start", "Where the grid starts.")]
 
 EndTime = Annotated[
@@ -141,8 +132,7 @@ Precision = Annotated[
     str, typer.Option("--precision", help="fp32, fp16, bf16, int8, fp8; auto: the fastest here within the bound.")
 ]
 CalibratePrompts = Annotated[
-    Path | None,
-    typer.Option("--calibrate-prompts", metavar="FILE", help="A prompt a line, for int8, fp8 and auto of a pipeline."),
+    Path | None, valued("FILE", "--calibrate-prompts", "A prompt a line, for int8, fp8 and auto of a pipeline.")
 ]
 QuantiseError = Annotated[
     float | None,
@@ -157,12 +147,11 @@ Backend = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Target = Annotated[
-    str | None,
-    typer.Option("--target", metavar="LIST", help="Also TensorRT-RTX plans for these GPUs, sm86,sm89; none is needed."),
+    str | None, valued("LIST", "--target", "Also TensorRT-RTX plans for these GPUs, sm86,sm89; none is needed.")
 ]
 Threads = Annotated[int | None, parsed(integer, "--threads", "CPU threads; default: what the backend picks.")]
 Evaluations = Annotated[int | None, parsed(integer, "--nfe", "Needed if the engine has several.")]
-Scale = Annotated[str, typer.Option("--scale", metavar="LOW,HIGH", help="What 0 and 255 become for your own features.")]
+Scale = Annotated[str, valued("LOW,HIGH", "--scale", "What 0 and 255 become for your own features.")]
 Workers = Annotated[int | None, parsed(integer, "--workers", "On Ray; default: what it has room for.")]
 
 
