@@ -36,6 +36,8 @@ class Tables:
     """
 
     program: Program
+    nfe: int
+    buffers: int
     update: NDArray[np.float32]
     init: NDArray[np.float32]
     p: NDArray[np.float32]
@@ -47,14 +49,6 @@ class Tables:
     draws: tuple[int, ...]
     U: NDArray[np.float32] | None = None
     mixed: bool = False
-
-    @property
-    def nfe(self) -> int:
-        return len(self.update)
-
-    @property
-    def buffers(self) -> int:
-        return len(self.init)
 
     @cached_property
     def scaled(self) -> bool:
@@ -76,6 +70,8 @@ def make_tables(program: Program, contract: Contract, *, mixed: bool = False) ->
     """The tables of `program` for the network of `contract`. Raises InputError when its times cannot be fed."""
     return Tables(
         program=program,
+        nfe=program.nfe,
+        buffers=program.buffers,
         update=np.concatenate([program.W, program.w[:, :, None]], axis=2).astype(np.float32),
         init=program.init.astype(np.float32),
         p=program.p.astype(np.float32),
