@@ -61,17 +61,11 @@ def bench(
         raise InputError("ENGINE is missing; give the directory that 'pfdiff build' wrote, or --report")
     from .arguments.networks import read_engine
     from .arguments.values import integers_from
-    from .loop import check_length, driven, rate_of
+    from .loop import asked_rate, driven
     from .output.figures import write_figures
     from .output.progress import opened
 
-    hz = rate_of(loop) if loop is not None else None
-    if hz is not None:
-        check_length(hz, seconds, load)
-    if hz is None and load:
-        raise InputError("--load is of --loop; give --loop 50Hz too")
-    if hz is not None and batch:
-        raise InputError("--loop samples one at a time; leave --batch out")
+    hz = asked_rate(loop, seconds, load, batch)
     evaluations = integers_from("--nfe", nfe) if nfe else None
     batches = integers_from("--batch", batch) if batch else None
     artifact = read_engine(engine, backend=backend, device=device)

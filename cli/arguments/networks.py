@@ -198,6 +198,12 @@ def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def built_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`network_arguments` of a network that is built: with LoRA, ControlNet and encoders of a pipeline."""
+    parts = {"lora": given["lora"] or (), "controlnet": given["controlnet"], "encoders": not given["no_encoders"]}
+    return {**network_arguments(network, given), **parts}
+
+
 def _check_source(network: str) -> None:
     """Says of what is often tried, and is no network, how to make one of it. Raises InputError."""
     from ...export.zoo import NAMES
