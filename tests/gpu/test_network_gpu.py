@@ -31,11 +31,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(2, 320, 32, 32), (1, 128, 97, 31), (3, 64, 1531)], ids=str)
 @pytest.mark.parametrize("groups", [1, 32])

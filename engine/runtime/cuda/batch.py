@@ -1,4 +1,4 @@
-"""One batch of a program on a CUDA device: its static buffers and the launches over them.
+"""One batch of a program on a CUDA device, evaluation by evaluation: its static buffers and the launches over them.
 
     {noise from seeds, start, N x (network, step), decoder of a latent model, pixels}
 

@@ -1,6 +1,6 @@
-"""The whole schedule of a program on a CUDA device: captured once, replayed with one launch a batch.
+"""What a call does around the captured schedule of a CUDA device: one launch a batch. One evaluation is in batch.py.
 
-The loop over evaluations is `CudaBatch.launch` in batch.py. This file prepares and calls it.
+The loop over evaluations is `CudaBatch.launch` there. This file prepares, captures and replays it.
 
 What a call asks of the driver, for one batch of seeds with conditions on the host:
 
