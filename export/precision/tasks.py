@@ -37,6 +37,7 @@ class NetworkTask:
     ) -> None:
         self.inputs, self.output, self.time = contract.inputs, contract.output, contract.time
         self._programs = programs
+        self._tables = tables or {}
         count = seeds_for(contract, programs, evaluate)
         self.calibration = Trajectories.of(contract, CALIBRATION_SEED, count, clips=clips, tables=tables)
         self.check = Trajectories.of(contract, CHECK_SEED, count, clips=clips, tables=tables)
@@ -70,7 +71,7 @@ class NetworkTask:
 
     def changed(self, tables: Mapping[str, Array], evaluate: Evaluate) -> dict[int, float]:
         """By NFE how far the check's samples move with the conditions of other tables."""
-        of = self.check.of_tables(tables)
+        of = self.check.of_tables({**self._tables, **tables})
         return {
             nfe: of.distance(of.sample(program, evaluate), self._exact[True][nfe])
             for nfe, program in self._programs.items()

@@ -16,8 +16,9 @@ from pfdiff.engine.contract.contract import TextEncoderContract
 from pfdiff.engine.contract.text_encoders import TextEncoder, TextEncoders
 from pfdiff.engine.errors import InputError
 from pfdiff.export.precision import tasks
-from pfdiff.export.precision.encoders import quantise_texts
+from pfdiff.export.precision.encoders import quantise_encoders
 from pfdiff.export.precision.prompts import USUAL, Texts, prompts_from
+from pfdiff.export.precision.ranges import INT8_CPU
 from pfdiff.export.precision.trajectory import CALIBRATION_SEED, CHECK_SEED
 
 from ...small.diffusers import FAMILIES, WARNINGS
@@ -164,7 +165,7 @@ def test_samples_say_whether_an_encoder_may_have_eight_bits(texts: Texts, gain: 
     contract, lines = conditioned(), []
     exact, before = texts.tables(contract), (texts.folder / "encoder.onnx").read_bytes()
     task: Any = ByHand(gain, exact)
-    record = quantise_texts(texts, contract, task, lambda case: case.x, lines.append, None)["encoder"]
+    record = quantise_encoders(texts, contract, task, lambda case: case.x, INT8_CPU, lines.append, None)["encoder"]
     found = texts.tables(contract)["text"] - exact["text"]
     if taken:
         assert record["layers"] == {"linear layer": [2, 2]}
@@ -174,7 +175,7 @@ def test_samples_say_whether_an_encoder_may_have_eight_bits(texts: Texts, gain: 
         assert "no layer's error is within the bound" in record["float32"]
         assert lines[-1].startswith("encoder stays float32: ")
         assert (texts.folder / "encoder.onnx").read_bytes() == before
-    assert not list(texts.folder.glob("*.int8"))
+    assert not list(texts.folder.glob(".eight-bits-*"))
 
 
 def test_an_encoder_that_samples_refuse_in_the_end_is_put_back(texts: Texts) -> None:
@@ -183,7 +184,7 @@ def test_an_encoder_that_samples_refuse_in_the_end_is_put_back(texts: Texts) -> 
     answers = iter([{4: 1e-9}, {4: 0.2}])
     task: Any = ByHand(1.0, texts.tables(contract))
     task.changed = lambda tables, evaluate: next(answers)
-    record = quantise_texts(texts, contract, task, lambda case: case.x, lambda line: None, None)["encoder"]
-    assert record == {"float32": "in int8 its prompts change samples by more than the bound"}
+    record = quantise_encoders(texts, contract, task, lambda case: case.x, INT8_CPU, lambda line: None, None)["encoder"]
+    assert record == {"float32": "in int8 its conditions change samples by more than the bound"}
     assert (texts.folder / "encoder.onnx").read_bytes() == before
-    assert not list(texts.folder.glob("*.int8"))
+    assert not list(texts.folder.glob(".eight-bits-*"))
