@@ -17,7 +17,7 @@ from ..errors import BackendError, first_line
 from ..streams import own_stream
 from ..tensors import PRECISION_DTYPES
 from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
-from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY
+from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY, NO_INTEGER_KERNELS
 
 PROVIDER = "CUDAExecutionProvider"
 WAIT_EVERY = 16  # runs: at four concatenations of a latent U-Net, 46 KB are kept by each (ONNX Runtime's sources)
@@ -32,6 +32,8 @@ class OnnxRuntimeCuda(OneByOne[onnxruntime.InferenceSession]):
         self.stream = files.stream or own_stream(device)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
+        if contract.precision == "fp16":
+            options.add_session_config_entry(*NO_INTEGER_KERNELS)
         settings = {
             "device_id": str(device.index or 0),
             "user_compute_stream": str(self.stream.cuda_stream),

@@ -55,9 +55,16 @@ def insert(
 
 
 def insert_differences(
-    graph: onnx_ir.Graph, layers: Sequence[Layer], ranges: Mapping[str, Range], kind: Kind
+    graph: onnx_ir.Graph,
+    layers: Sequence[Layer],
+    ranges: Mapping[str, Range],
+    kind: Kind,
+    ranks: Mapping[str, int],
 ) -> dict[str, str]:
-    """Every layer a second time, rounded; by layer the new tensor [channels]: the mean of exact less rounded output."""
+    """Every layer a second time, rounded; by layer the new tensor [channels]: the mean of exact less rounded output.
+
+    ranks: by layer, of its output.
+    """
     import onnx_ir
 
     writer = _Writer(graph, kind, ranges)
@@ -68,7 +75,9 @@ def insert_differences(
         inputs = [writer.activation(node, layer.input), writer.weights(node, layer), *node.inputs[2:]]
         rounded = onnx_ir.node(node.op_type, inputs, dict(node.attributes), name=stem)
         less = onnx_ir.node("Sub", [node.outputs[0], rounded.outputs[0]], name=f"{stem}_less")
-        mean = writer.mean(less.outputs[0], layer, f"{stem}_mean")
+        channels = 1 if layer.kind == "convolution" else ranks[layer.name] - 1
+        others = [axis for axis in range(ranks[layer.name]) if axis != channels]
+        mean = writer.mean(less.outputs[0], others, f"{stem}_mean")
         for one in (rounded, less, mean):
             one.outputs[0].name = f"{one.name}_out"
         graph.insert_after(node, [rounded, less, mean])
@@ -133,13 +142,9 @@ class _Writer:
             adder.resize_inputs(index + 1)
         adder.replace_input_with(index, after)
 
-    def mean(self, value: onnx_ir.Value, layer: Layer, name: str) -> onnx_ir.Node:
-        """Over all axes of a layer's output but the channels: axis 1 of a convolution, else the last."""
+    def mean(self, value: onnx_ir.Value, axes: list[int], name: str) -> onnx_ir.Node:
         import onnx_ir
 
-        made = self._values[layer.output].shape
-        assert made is not None
-        axes = [one for one in range(len(made)) if one != (1 if layer.kind == "convolution" else len(made) - 1)]
         if self._graph.opset_imports.get("", 1) < AXES_OPSET:
             return onnx_ir.node("ReduceMean", [value], {"axes": axes, "keepdims": 0}, name=name)
         given = self._constant(f"{name}_axes", np.array(axes, np.int64))

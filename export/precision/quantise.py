@@ -192,9 +192,10 @@ def _best_of_rules(
 ) -> tuple[Rounding, GraphRun]:
     """Of the rules the best, by samples with every layer quantised, and the graph with switches."""
     best: tuple[float, Rounding, GraphRun] | None = None
+    ranks = {one.name: max(len(seen[one.input].shape), one.axis + 1) for one in layers}
     for rule in rules_for(kind):
         ranges = {name: activation_range(one.values, one.low, one.high, kind, name, rule) for name, one in seen.items()}
-        tried = Rounding(ranges, shifts_of(model, task.inputs, layers, ranges, kind, cases))
+        tried = Rounding(ranges, shifts_of(model, task.inputs, layers, ranges, kind, cases, ranks))
         session = GraphRun(_inserted(model, layers, tried, kind, outputs=outputs, switched=True), task.inputs)
         ratio = _ratio(task, session, np.ones(len(layers), bool), check=False)
         if best is None or ratio < best[0]:

@@ -34,12 +34,13 @@ def shifts_of(
     ranges: Mapping[str, Range],
     kind: Kind,
     cases: Sequence[TrialInputs],
+    ranks: Mapping[str, int],
 ) -> dict[str, Array]:
-    """By layer float32 [channels]. model: float32, whose layers are `layers`."""
+    """By layer float32 [channels]. model: float32, whose layers are `layers`. ranks: by layer, of its output."""
     import onnx_ir
 
     read = onnx_ir.from_proto(model)
-    names = insert_differences(read.graph, layers, ranges, kind)
+    names = insert_differences(read.graph, layers, ranges, kind, ranks)
     run = GraphRun(onnx_ir.to_proto(read), inputs, names.values())
     sums = {layer.name: np.float64(0) for layer in layers}
     for case in cases:

@@ -63,7 +63,8 @@ def test_shifts_are_the_mean_errors_and_go_where_a_constant_is_added(opset: int)
     layers = quantisable(onnx_ir.from_proto(model).graph, "")
     assert len(layers) == 4
     ranges = {one.input: Range(SCALE, ZERO, -ZERO * SCALE, (255 - ZERO) * SCALE) for one in layers}
-    shifts = shifts_of(model, ("x",), layers, ranges, INT8_CPU, cases())
+    ranks = {one.name: 2 if one.weights == "g" else 4 for one in layers}
+    shifts = shifts_of(model, ("x",), layers, ranges, INT8_CPU, cases(), ranks)
     x = np.concatenate([one.x for one in cases()])
     products: dict[str, Any] = {
         "w": lambda x, w: convolved(x, w).mean((0, 2, 3)),
