@@ -304,7 +304,7 @@ def main(words: list[str] | None = None) -> None:
             held[name] |= measured(name, make(), given.work, say, some)
             if "FD" in held[name] and given.count:
                 held[name]["FD"] |= distances(name, given.work, given.data, given.count, (given.again,))
-            if given.again == "int8":
+            if given.again == "int8" and given.refine:
                 held[name].pop("refined", None)
             given.out.write_text(json.dumps(held, indent=1) + "\n")
         if name not in held:

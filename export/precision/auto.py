@@ -22,7 +22,7 @@ from ..choice.measured_choice import reference_of
 from .calibration.given import Given
 from .calibration.observations import Observations
 from .prompts import Texts
-from .tasks import HALF
+from .tasks import HALF, rows_of
 from .trajectory import CHECK_SEED, Array, Trajectories, untypical
 
 if TYPE_CHECKING:
@@ -144,7 +144,9 @@ def _samples(
     engines: Mapping[str, Engine], first: Artifact, tables: Mapping[str, Array], count: int
 ) -> tuple[dict[str, dict[int, Array]], Trajectories]:
     contract = first.contract
-    trial = Trajectories.of(contract, CHECK_SEED, count, clips=first.decoder is None, tables=tables)
+    trial = Trajectories.of(
+        contract, CHECK_SEED, count, clips=first.decoder is None, tables=rows_of(tables, check=True)
+    )
     return {
         name: {nfe: _sample(engine, trial, nfe) for nfe in first.programs} for name, engine in engines.items()
     }, trial

@@ -24,7 +24,6 @@ from .calibration.makers import Part, split
 
 Array = NDArray[Any]
 MOST = 1000  # prompts of a file: each is held encoded
-# Fifteen, and no power of two: the seeds of calibration and of the check then begin with other prompts.
 USUAL = (
     "a lighthouse on a cliff in fog, oil on canvas",
     "portrait of an old fisherman, soft window light, 85 mm photograph",

@@ -3,8 +3,9 @@
     pfdiff build net.onnx ... --precision int8 --calibrate-conditions pictures.npz
     pfdiff.build(network, 8, precision="int8", calibrate_conditions={"picture": array})       [m, *shape]
 
-Seed s is calibrated, and checked, with row s mod m, as in a bulk run (engine/contract/seed_conditions.py). In place of
-the conditions that a policy's observation encoder makes, its observations are given.
+Every second row calibrates, the others check. Among these m, seed s has row s mod m, as in a bulk run
+(engine/contract/seed_conditions.py). In place of the conditions that a policy's observation encoder makes, its
+observations are given.
 """
 
 from __future__ import annotations

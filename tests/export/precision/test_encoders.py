@@ -21,7 +21,7 @@ from pfdiff.export.precision import encoders, tasks
 from pfdiff.export.precision.encoders import quantise_encoders, quantise_image_encoder
 from pfdiff.export.precision.prompts import USUAL, Texts, prompts_from
 from pfdiff.export.precision.ranges import FP8, INT8_CPU, INT8_GPU, Kind
-from pfdiff.export.precision.trajectory import CALIBRATION_SEED, CHECK_SEED
+from pfdiff.export.precision.tasks import rows_of
 
 from ...small.diffusers import FAMILIES, WARNINGS
 from ...small.texts import whole_pipeline
@@ -38,8 +38,10 @@ def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:
     assert prompts_from(tmp_path / "p.txt") == prompts_from(str(tmp_path / "p.txt")) == ("a cat", "ein Hügel")
     assert prompts_from(["a cat"]) == ("a cat",)
     assert prompts_from(None) == USUAL
-    first = [seed % len(USUAL) for one in (CALIBRATION_SEED, CHECK_SEED) for seed in (one, one + 1)]
-    assert len(set(first)) == 4  # even two seeds are calibrated and checked with other prompts
+    rows = {"text": np.arange(15)[:, None], "empty": np.zeros((1, 2))}
+    calibrating, checking = (rows_of(rows, check=check) for check in (False, True))
+    assert not set(calibrating["text"].ravel()) & set(checking["text"].ravel())
+    assert len(calibrating["empty"]) == len(checking["empty"]) == 1
 
 
 @pytest.mark.parametrize(
