@@ -92,8 +92,8 @@ def _read(path: str | os.PathLike[str], contract: Contract, policy: PolicyContra
     names = tuple(one.name for one in policy.observations) if policy else ()
     names = names or tuple(one.name for one in contract.conditions if one.default is None and not one.labels)
     if len(names) != 1:
-        wanted = f"a name for each of {', '.join(names)}" if names else "no array, since this network needs none"
-        raise InputError(f"'{Path(path)}' holds a nameless array, expected {wanted}; write .npz or .safetensors")
+        why = f"is {' or '.join(names)}" if names else "is any condition, since none is without values"
+        raise InputError(f"'{Path(path)}' has one array and does not say whether it {why}; write .npz or .safetensors")
     return {names[0]: read_array(path)}
 
 

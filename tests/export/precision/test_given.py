@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
 
 def test_a_nameless_array_is_of_the_only_thing_without_values(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", ROWS)
-    with pytest.raises(InputError, match=r"holds a nameless array, expected a name for each of picture, text, n"):
+    with pytest.raises(InputError, match="does not say whether it is picture or text or n"):
         given(tmp_path / "rows.npy")
     alone = Contract("net", (4,), "linear:1000", "eps", conditions=(Condition("picture", "float32", (2, 3)),))
     found = given_values(tmp_path / "rows.npy", alone, None, (), ())
@@ -130,6 +130,11 @@ def test_a_condition_without_default_is_calibrated_on_the_file(
     before = (tmp_path / "e" / "engine.json").stat().st_mtime_ns
     assert main([*words, "--calibrate-conditions", str(tmp_path / "pictures.npy")]) == 0
     assert (tmp_path / "e" / "engine.json").stat().st_mtime_ns == before  # the same values: nothing to do
+    # Rows that check, beyond all that calibrated: what is clipped is said in a line.
+    np.save(tmp_path / "wider.npy", pictures * np.array([1, 3])[np.arange(6) % 2, None])
+    clipped = [*words[:-3], "9", "-o", str(tmp_path / "g"), "--calibrate-conditions", str(tmp_path / "wider.npy")]
+    assert main(clipped) == 0
+    assert "% of 'both' on other seeds lie beyond all that calibration saw" in capsys.readouterr().out
     assert main([*words[:-6], "--precision", "fp16", "--calibrate-conditions", "x.npy", "-o", str(tmp_path / "f")]) == 2
     assert "calibrate_conditions with precision fp16, which is not calibrated" in capsys.readouterr().err
 
