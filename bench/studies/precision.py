@@ -46,8 +46,8 @@ PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 BACKENDS = ("onnxruntime", "openvino")
 SEEDS, TRIALS = {"unet": 2}, 2  # samples of a network, 16 where nothing is said; those of single evaluations
 USUAL_SEEDS = 16
-# What refining may spend, (calibration seeds, seeds that judge, evaluations); fashion and MNIST have no limit.
-REFINING: dict[str, tuple[int, int, int | None]] = {"unet": (2, 2, 4000)}
+# What refining may spend: (seeds that choose, seeds that judge, evaluations of a sample); fashion has no limit.
+REFINING: dict[str, tuple[int, int, int | None]] = {"mnist": (8, 16, 16_000), "unet": (2, 2, 1_500)}
 USUAL_REFINING = (8, 16, None)
 TURNS = 9
 MNIST = "mnist28_ddpm_cosine60_eps.onnx"

@@ -42,9 +42,10 @@ def shifts_of(
     read = onnx_ir.from_proto(model)
     names = insert_differences(read.graph, layers, ranges, kind, ranks)
     run = GraphRun(onnx_ir.to_proto(read), inputs, names.values())
-    sums = {layer.name: np.float64(0) for layer in layers}
+    sums: dict[str, Array] = {}
     for case in cases:
         values = run(case)
         for name, mean in names.items():
-            sums[name] = sums[name] + values[mean].astype(np.float64)
+            found = values[mean].astype(np.float64)
+            sums[name] = found if name not in sums else sums[name] + found
     return {name: (total / len(cases)).astype(np.float32) for name, total in sums.items()}

@@ -240,14 +240,14 @@ def test_an_image_encoder_is_judged_by_latents(tmp_path: Path, kind: Kind) -> No
     precision = "fp16" if kind.halves else "fp32"
     decoder = DecoderContract("d", (2, 4, 4), (2, 8, 8), precision=precision)
     encoder = DecoderContract("d", (2, 8, 8), (2, 4, 4), input="image", output="latents", precision=precision)
-    latents = tuple(generator.standard_normal((6, 2, 4, 4)).astype(np.float32) for _ in range(3))
-    given = folder, exact, encoder, decoder, latents, None, kind
+    first, second, third = generator.standard_normal((3, 6, 2, 4, 4)).astype(np.float32)
+    given = folder, exact, encoder, decoder, (first, second, third), None, kind
     record = quantise_image_encoder(*given, lambda line: None, None)
     assert record is not None
     held = record["samples"]["latents"]
     assert 0 < held["added"] <= held["bound"]
     run = OnnxRun(folder / "encoders" / "image.onnx", ("image",), "latents")
-    pictures = OnnxRun(exact / "decoder.onnx", ("latents",), "image")((latents[1],))
+    pictures = OnnxRun(exact / "decoder.onnx", ("latents",), "image")((second,))
     error = run((pictures,)) - OnnxRun(exact / "encoders" / "image.onnx", ("image",), "latents")((pictures,))
     assert 0 < np.sqrt(np.mean(error**2)) <= 1.1 * held["bound"]
     wanted = onnx.TensorProto.FLOAT16 if kind.halves else onnx.TensorProto.FLOAT
