@@ -251,6 +251,19 @@ def refined_rows(held: dict[str, Any]) -> list[str]:
     return lines
 
 
+def bias_rows(held: dict[str, Any]) -> list[str]:
+    """The table of what biases change that take back mean errors, from "biases", a line for each network and NFE."""
+    lines: list[str] = []
+    for name in ("fashion", "mnist", "dit", "unet"):
+        for nfe in NFE:
+            one = held["biases"][name][str(nfe)]
+            cells = [f"{one['added'][which]:.3g}" for which in ("without", "with")]
+            distances = (*one["FD"].values(), one["FD_fp32"]) if "FD" in one else ()
+            cells += [f"{value:.3g}" for value in distances] or ["-"] * 3
+            lines.append(f"| {name} | {nfe} | {' | '.join(cells)} |")
+    return lines
+
+
 def rows(held: dict[str, Any]) -> list[str]:
     """The table of docs/guides/precision.md, a line for each network and precision."""
     lines: list[str] = []
