@@ -35,6 +35,7 @@ def build(
     precision: options.Precision = "fp32",
     quantise_error: options.QuantiseError = None,
     calibrate_prompts: options.CalibratePrompts = None,
+    calibrate_conditions: options.CalibrateConditions = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     target: options.Target = None,
@@ -58,6 +59,7 @@ def build(
     settings: dict[str, Any] = {"basis": basis, "t_start": t_start}
     settings |= {"precision": precision, "backend": backend, "device": device, "threads": threads, "out": out}
     settings |= {"quantise_error": quantise_error, "calibrate_prompts": calibrate_prompts}
+    settings |= {"calibrate_conditions": calibrate_conditions}
     settings |= {"target": target or (), "end": end_from(end) if end else None}
     settings |= {"grid": grid_from(grid) if grid else None, "batch": integers_from("--batch", batch) if batch else None}
     evaluations = integers_from("--nfe", nfe)

@@ -134,6 +134,14 @@ Precision = Annotated[
 CalibratePrompts = Annotated[
     Path | None, valued("FILE", "--calibrate-prompts", "A prompt a line, for int8, fp8 and auto of a pipeline.")
 ]
+CalibrateConditions = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibrate-conditions",
+        metavar="FILE",
+        help="Values of conditions or a policy's observations, .npz, .safetensors or .npy, for int8, fp8 and auto.",
+    ),
+]
 QuantiseError = Annotated[
     float | None,
     parsed(

@@ -17,7 +17,7 @@ from ..errors import BackendError, first_line
 from ..streams import own_stream
 from ..tensors import PRECISION_DTYPES
 from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
-from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY
+from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY, NO_INTEGER_KERNELS
 
 PROVIDER = "CUDAExecutionProvider"
 WAIT_EVERY = 16  # runs: at four concatenations of a latent U-Net, 46 KB are kept by each (ONNX Runtime's sources)
@@ -79,6 +79,8 @@ def _session(files: NetworkFiles, settings: dict[str, str]) -> onnxruntime.Infer
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
+    if files.contract.precision == "fp16":
+        options.add_session_config_entry(*NO_INTEGER_KERNELS)
     nhwc = files.precision == "fp16" or (files.precision == "fp32" and files.options.tf32)
     problem = BackendError()
     for one in ({**settings, "prefer_nhwc": "1"}, settings) if nhwc else (settings,):

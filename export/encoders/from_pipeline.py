@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +76,11 @@ class PipelineEncoders:
         self._lengths = {name: size + self._dropped(name) for name, size in sizes.items()}
         self._places = places(self._parts, self._shapes, sizes, self._configs)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of those that a prompt stands for."""
+        return tuple(self._shapes)
+
     def _dropped(self, name: str) -> int:
         """Tokens of a prompt that are no rows of a condition: of what stands before it."""
         if self._given.prompting.instruction:
@@ -125,11 +130,11 @@ class PipelineEncoders:
             found.update(self._tokenizer_json(name).encode())
         return found.hexdigest()
 
-    def write(self, folder: Path, precision: str, progress: Lines) -> TextEncoders:
-        """Write encoders/ for a network of `precision`. Raises InputError, BackendError."""
+    def write(self, folder: Path, precision: str, progress: Lines, only: Collection[str] | None = None) -> TextEncoders:
+        """Write encoders/ for a network of `precision`; only: some by name. Raises InputError, BackendError."""
         (folder / ENCODERS).mkdir(exist_ok=True)
         encoders = []
-        for name in self._given.sources:
+        for name in self._given.sources if only is None else only:
             encoders.append(self._write_one(name, folder, precision, progress))
             return_memory()  # each is freed before the next is read
         return TextEncoders(tuple(self._shapes), tuple(encoders), self._given.zeros)

@@ -1,19 +1,20 @@
-"""Text encoders and the image encoder of an int8 engine in eight bits, each by what its error does in the end.
+"""Encoders of an int8 or fp8 engine in eight bits too, each by what its error does in the end.
 
-text encoders   judged by samples: what noise in the conditions changes in samples says how large an error of an
-                encoding may be; the encoders together are then measured by samples of prompts that calibrated nothing
-image encoder   judged by latents: at most half of the distance that pictures have from their own latents, on the way
+of conditions   text encoders and a policy's observation encoder, judged by samples: what noise in the conditions
+                changes in samples says how large an error of an encoding may be; an engine's encoders together are
+                then measured by samples of prompts or observations that calibrated nothing
+of images       judged by latents: at most half of the distance that pictures have from their own latents, on the way
                 latents -> picture -> latents
 
-Neither may be off by more than a tenth, whatever samples can bear.
-
-What does not fit stays float32, and says so. Nothing is done for a GPU, where both stay fp16.
+None may be off by more than a tenth, whatever samples can bear. What does not fit stays as it was written, and says so.
+Each is calibrated by its float32 graph, and gets the kind of eight bits that the layers around it take (ranges.py).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -21,12 +22,12 @@ import numpy as np
 
 from ...engine.artifact import DECODER, IMAGE_ENCODER
 from ...engine.contract.contract import Contract, DecoderContract
-from ...engine.contract.text_encoders import TextEncoder
 from ...engine.errors import InputError
 from ..check import OnnxRun, TrialInputs
-from .prompts import Texts
+from .calibration.makers import Makers, Part
+from .observe import LARGEST_BYTES
 from .quantise import Quantised, quantise
-from .ranges import kind_of
+from .ranges import Kind, fitted
 from .tasks import HALF, NetworkTask
 from .trajectory import Array, Evaluate
 
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 
     from ...engine.progress import Lines, Stages
 
-TRIAL = ".int8"  # ends the name of a file until its samples were seen
 MOST = 0.1  # of the RMS of encodings, and of latents
 NOISE = 0.01  # of the RMS of the conditions: what samples are tried with
+FLOATS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @final
@@ -67,12 +68,12 @@ class EncoderTask:
         return {self.made: (_rms(found - self.exact[check]), self.bound)}
 
 
-def text_task(texts: Texts, encoder: TextEncoder, bound: float) -> EncoderTask:
-    """Encodings of prompts: every second one calibrates, the others check."""
-    tokens, contract = texts.tokens(encoder), encoder.contract
-    first, second = ([_case(tokens[n : n + 1]) for n in range(start, len(tokens), 2)] for start in (0, 1))
+def encoding_task(part: Part, bound: float) -> EncoderTask:
+    """Encodings of prompts or observations: every second input calibrates, the others check."""
+    first, second = ([_case(part.inputs[n : n + 1]) for n in range(start, len(part.inputs), 2)] for start in (0, 1))
     both = first, second or first
-    run = OnnxRun(texts.folder / encoder.file, contract.inputs, contract.output)
+    contract = part.contract
+    run = OnnxRun(part.exact, contract.inputs, contract.output)
     exact = _made(both, lambda case: run(case.inputs))
     return EncoderTask(contract.inputs, contract.output, "encodings", both, exact, bound)
 
@@ -101,58 +102,55 @@ def _made(both: tuple[list[TrialInputs], list[TrialInputs]], evaluate: Evaluate)
     return first, second
 
 
-# Text encoders.
-def quantise_texts(
-    texts: Texts, contract: Contract, task: NetworkTask, evaluate: Evaluate, say: Lines, progress: Stages | None
+# Encoders of conditions.
+def quantise_encoders(
+    makers: Makers,
+    contract: Contract,
+    task: NetworkTask,
+    evaluate: Evaluate,
+    kind: Kind,
+    say: Lines,
+    progress: Stages | None,
 ) -> dict[str, Any]:
-    """Every text encoder that can be, in int8 in its place; by name its record, or {"float32": why it stays so}.
+    """Every encoder that can be, in eight bits in its place; by name its record, or {"float32": why it stays so}.
 
     task, evaluate: the network in float32, whose samples judge.
     """
-    encoders = texts.encoders.encoders
-    allowed = _allowed(texts, contract, task, evaluate) / math.sqrt(len(encoders))
+    parts = makers.parts()
+    if not parts:
+        return {}
+    allowed = _allowed(makers, contract, task, evaluate) / math.sqrt(len(parts))
     found: dict[str, Any] = {}
-    short: dict[str, TextEncoder] = {}
-    for one in encoders:
-        name = one.contract.name
-        try:
-            made = quantise(
-                _loaded(texts.folder / one.file),
-                text_task(texts, one, allowed),
-                kind_of("int8", for_gpu=False),
-                say=say,
-                progress=progress,
-            )
-        except InputError as error:
-            found[name] = _stays(name, str(error), say)
-            continue
-        found[name], short[name] = made.record, replace(one, file=f"{one.file}{TRIAL}")
-        _write(made, texts.folder / short[name].file)
-    if not short:
-        return found
-    taken = tuple(short.get(one.contract.name, one) for one in encoders)
-    tables = replace(texts, encoders=replace(texts.encoders, encoders=taken)).tables(contract)
-    added = task.changed(tables, evaluate)
-    samples = {f"NFE {nfe}": {"added": error, "bound": task.bounds[nfe]} for nfe, error in added.items()}
-    fits = all(one["added"] <= one["bound"] for one in samples.values())
-    for one in encoders:
-        name = one.contract.name
-        if name not in short:
-            continue
-        trial = texts.folder / short[name].file
-        if fits:
-            found[name]["samples"] |= samples
-            trial.replace(texts.folder / one.file)
-        else:
-            trial.unlink()
-            found[name] = _stays(name, "in int8 its prompts change samples by more than the bound", say)
+    trials: dict[str, Path] = {}
+    with tempfile.TemporaryDirectory(prefix=".eight-bits-", dir=parts[0].place.parent) as folder:
+        for one in parts:
+            try:
+                of, asked = fitted(kind, one.contract.precision), encoding_task(one, allowed)
+                made = quantise(loaded(one.exact), asked, of, contract=one.contract, say=say, progress=progress)
+            except InputError as error:
+                found[one.name] = stays(one.name, one.contract.precision, str(error), say)
+                continue
+            found[one.name], trials[one.name] = made.record, Path(folder) / one.place.name
+            write(made, trials[one.name])
+        if not trials:
+            return found
+        added = task.changed(makers.of_files(trials).tables(contract), evaluate)
+        samples = {f"NFE {nfe}": {"added": error, "bound": task.bounds[nfe]} for nfe, error in added.items()}
+        fits = all(one["added"] <= one["bound"] for one in samples.values())
+        for one in parts:
+            if one.name in trials and fits:
+                found[one.name]["samples"] |= samples
+                _moved(trials[one.name], one.place)
+            elif one.name in trials:
+                why = f"in {kind.name} its conditions change samples by more than the bound"
+                found[one.name] = stays(one.name, one.contract.precision, why, say)
     return found
 
 
-def _allowed(texts: Texts, contract: Contract, task: NetworkTask, evaluate: Evaluate) -> float:
+def _allowed(makers: Makers, contract: Contract, task: NetworkTask, evaluate: Evaluate) -> float:
     """RMS of an error of the encodings that samples can bear, by what noise in them does; linear in it."""
-    tables = texts.tables(contract)
-    names = [name for name in texts.encoders.conditions if not np.isin(tables[name], (0, 1)).all()]  # masks stay
+    tables = makers.tables(contract)
+    names = [name for name in makers.conditions if not np.isin(tables[name], (0, 1)).all()]  # masks stay
     size = NOISE * _rms(np.concatenate([tables[name].ravel() for name in names]))
     generator = np.random.default_rng(0)
     noisy = {
@@ -163,50 +161,66 @@ def _allowed(texts: Texts, contract: Contract, task: NetworkTask, evaluate: Eval
     return min(size / ratio, most) if ratio > 0 else most
 
 
-def _stays(name: str, why: str, say: Lines) -> dict[str, Any]:
-    say(f"{name} stays float32: {why}")
-    return {"float32": why}
+def _moved(trial: Path, place: Path) -> None:
+    """The trial with its weights, if they lie beside it, in place of a file with its own."""
+    place.with_name(f"{place.name}.data").unlink(missing_ok=True)
+    for one in trial.parent.glob(f"{trial.name}*"):
+        one.replace(place.parent / one.name)
 
 
-def _loaded(path: Path) -> onnx.ModelProto:
-    """Raises InputError for weights of more than 1 GiB, which lie beside the file."""
+def stays(name: str, precision: str, why: str, say: Lines) -> dict[str, Any]:
+    """Says that a part is not quantised; its record."""
+    say(f"{name} stays {FLOATS[precision]}: {why}")
+    return {FLOATS[precision]: why}
+
+
+def loaded(path: Path) -> onnx.ModelProto:
+    """With its weights, also those beside the file. Raises InputError above 2 GiB, before they are read."""
     import onnx
 
-    if path.with_name(f"{path.name}.data").exists():
-        raise InputError(f"'{path.name}' has more than 1 GiB of weights")
+    held = sum(one.stat().st_size for one in path.parent.glob(f"{path.name}*"))
+    if held > LARGEST_BYTES:
+        raise InputError(
+            f"'{path.name}' has {held / 2**30:.1f} GiB, and a graph to measure in memory is one protobuf message of at "
+            "most 2"
+        )
     return onnx.load(path)
 
 
 # The image encoder.
 def quantise_image_encoder(
     folder: Path,
+    exact: Path,
     encoder: DecoderContract,
     decoder: DecoderContract,
     latents: tuple[Array, Array, Array] | None,
     bound: float | None,
+    kind: Kind,
     say: Lines,
     progress: Stages | None,
 ) -> dict[str, Any] | None:
-    """encoders/image.onnx in int8, beside decoder.onnx in float32: its record, or why it stays float32.
+    """encoders/image.onnx in eight bits in `folder`: its record, or why it stays; None where nothing is done.
 
-    None where nothing is done: of a GPU, or of another precision.
+    exact: where both graphs are in float32. encoder, decoder: as they are in `folder`.
     """
-    if latents is None or encoder.precision != "fp32":
+    path = exact / IMAGE_ENCODER
+    if latents is None or not path.exists():
         return None
-    path = folder / IMAGE_ENCODER
-    decode = OnnxRun(folder / DECODER, decoder.inputs, decoder.output)
+    decode = OnnxRun(exact / DECODER, decoder.inputs, decoder.output)
     encode = OnnxRun(path, encoder.inputs, encoder.output)
     name = "the image encoder"
     try:
         task = image_task(encoder, latents, lambda case: decode(case.inputs), lambda case: encode(case.inputs), bound)
-        made = quantise(_loaded(path), task, kind_of("int8", for_gpu=False), say=say, progress=progress)
+        of = fitted(kind, encoder.precision)
+        made = quantise(loaded(path), task, of, contract=encoder, say=say, progress=progress)
     except InputError as error:
-        return _stays(name, str(error), say)
-    _write(made, path)
+        return stays(name, encoder.precision, str(error), say)
+    write(made, folder / IMAGE_ENCODER)
     return made.record
 
 
-def _write(made: Quantised, path: Path) -> None:
+def write(made: Quantised, path: Path) -> None:
+    """The graph at `path`, in place of what is there."""
     import onnx_ir
 
     from ..to_onnx import save_model
