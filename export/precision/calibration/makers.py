@@ -14,8 +14,7 @@ from typing import Any, Protocol, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from ....engine.contract.contract import Contract
-from ....engine.contract.second import EncoderContract
+from ....engine.contract.contract import Contract, ObservationContract, TextEncoderContract
 
 Array = NDArray[Any]
 
@@ -28,7 +27,7 @@ class Part:
     name: str
     place: Path
     exact: Path
-    contract: EncoderContract
+    contract: TextEncoderContract | ObservationContract
     inputs: Array
 
 
