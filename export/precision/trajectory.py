@@ -22,7 +22,8 @@ from ...engine.contract.seed_conditions import condition_tables, rows
 from ...engine.errors import InputError
 from ...engine.runtime.noise import noise
 from ..check import TrialInputs, random_condition
-from ..choice.measured_choice import class_numbers, reference_of
+from ..choice.measured_choice import reference_of
+from ..choice.meter import class_numbers
 
 if TYPE_CHECKING:
     from ...engine.compiler.program import Program
