@@ -35,7 +35,7 @@ RIDGE = 1e-6  # of the normal matrix's diagonal
 GAIN = 5e-3  # less than this part of the error gained in a round is the end
 SEEDS = 4, 64  # that choose times, least and most
 SHARE = 0.4  # of a budget
-ROUNDS = 2  # that it should pay for
+USUAL_ROUNDS = 3  # of slides; a budget should pay for the first one, which gains most
 SOLVERS = 4  # of the ranking whose times are tried
 SOLVED = 5  # times that the last row is solved, since which elements are clipped changes with it
 
@@ -211,7 +211,7 @@ def _again(task: Task, found: Fit, seeds: int) -> Fit:
 
 
 def seeds_that_choose(left: int | None, nfe: int, paths: int) -> int | None:
-    """Of a search of times, so that SHARE of what is left pays for ROUNDS of slides; None where that is too few."""
+    """Of a search of times, so that SHARE of what is left pays for a round of slides; None where that is too few."""
     most = min(SEEDS[1], paths)
     if left is None:
         return most
@@ -221,12 +221,12 @@ def seeds_that_choose(left: int | None, nfe: int, paths: int) -> int | None:
 
 def usual_regression(nfe: int, seeds: int) -> int:
     """Evaluations without a budget, about."""
-    return min(SEEDS[1], seeds) * _slides(nfe) + seeds * nfe
+    return min(SEEDS[1], seeds) * USUAL_ROUNDS * _slides(nfe) + seeds * nfe
 
 
 def _slides(nfe: int) -> int:
-    """Evaluations of ROUNDS on one seed: what follows each moved time."""
-    return ROUNDS * len(SLIDES) * nfe * (nfe + 1) // 2
+    """Evaluations of a round on one seed: what follows each moved time."""
+    return len(SLIDES) * nfe * (nfe + 1) // 2
 
 
 def _places(known: Float64s, times: Float64s) -> tuple[int, ...]:

@@ -119,7 +119,8 @@ def test_a_small_budget_has_no_regression():
     assert seeds_that_choose(None, 5, 256) == 64
     assert seeds_that_choose(None, 5, 20) == 20
     assert seeds_that_choose(500, 5, 256) is None
-    assert 4 <= (seeds_that_choose(4000, 5, 256) or 0) < 64
+    assert seeds_that_choose(4000, 5, 256) == 17
+    assert seeds_that_choose(4000, 8, 256) == 7
 
 
 def test_states_on_the_way_are_kept_with_the_reference(tmp_path):
