@@ -17,7 +17,7 @@ from ..sampling.budget import BudgetSpentError
 from ..sampling.pool import Floats
 from .aim import as_tensor
 from .by_descent import FEWEST_STEPS, adam_cost, by_module, module_steps
-from .dense import fits, jacobian_cost
+from .dense import entries, fits, jacobian_cost
 from .gauss_newton import GaussNewton, Step
 from .options import TRAINING, VALIDATION, Found, Refining, Task, aim_of
 from .refine import Refinement, finished
@@ -25,9 +25,9 @@ from .regression import SHARE, SOLVERS, regressed, usual_regression
 
 FEWEST = 16, 8  # training and validation seeds that a small budget leaves
 STEPS = 24  # at most; refining stops by itself
-USUAL_STEPS = 5  # until then
+USUAL_STEPS = 7  # until then
 PERCEPTUAL = 512  # training seeds where features count
-METRIC_ROWS = 2, 24  # seeds of a Jacobian, least and most
+METRIC_ROWS = 2, 24  # seeds of a Jacobian, least and most; without a budget as many as entries of the table
 BARELY = 0.4  # of the seeds that fit a table well, which a small budget has to pay for
 FIT = 8  # elements of the samples for each parameter of a table
 ITERATIONS = 5  # that a budget should pay for
@@ -234,7 +234,7 @@ def metric_rows(nfe: int, left: int | None, watched: int, elements: int) -> int:
     """Seeds of a Jacobian, so that what is left pays for some iterations, and no fewer than determine it."""
     least, most = (max(one, seeds_to_fit(nfe, elements)) for one in METRIC_ROWS)
     if left is None:
-        return most
+        return max(most, len(entries(nfe)))
     one = jacobian_cost(nfe) + TRIED * nfe
     return int(np.clip((left / ITERATIONS - watched * nfe) / one, least, most))
 

@@ -35,7 +35,7 @@ RIDGE = 1e-6  # of the normal matrix's diagonal
 GAIN = 5e-3  # less than this part of the error gained in a round is the end
 SEEDS = 4, 64  # that choose times, least and most
 SHARE = 0.4  # of a budget
-USUAL_ROUNDS = 3  # of slides; a budget should pay for the first one, which gains most
+USUAL_ROUNDS = 4  # of slides; a budget should pay for the first one, which gains most
 SOLVERS = 4  # of the ranking whose times are tried
 SOLVED = 5  # times that the last row is solved, since which elements are clipped changes with it
 
