@@ -29,10 +29,7 @@ WIDEST_TABLE = 10  # columns of coefficients that fit a line of 80 characters
 
 def info(
     engine: options.EngineArgument,
-    nfe: Annotated[
-        int | None,
-        typer.Option("--nfe", parser=options.integer, metavar="<int>", help="This program, with its table."),
-    ] = None,
+    nfe: Annotated[int | None, options.parsed(options.integer, "--nfe", "This program, with its table.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     device: Annotated[
         str | None, typer.Option("--device", help="Run one sample on auto, cpu, cuda or cuda:N and say how.")

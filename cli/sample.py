@@ -15,24 +15,18 @@ Out = Annotated[
 Seeds = Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")]
 PromptOption = Annotated[str | None, typer.Option("--prompt", help="Of engines with text encoders.")]
 NegativePrompt = Annotated[str | None, typer.Option("--negative-prompt", help="What guidance leads away from.")]
-Image = Annotated[
-    str | None, typer.Option("--image", metavar="FILE", help="A picture to start from; also .npy, such as latents.")
-]
+Image = Annotated[str | None, options.valued("FILE", "--image", "A picture to start from; also .npy, such as latents.")]
 Mask = Annotated[
-    str | None,
-    typer.Option("--mask", metavar="FILE", help="With --image: white where it is drawn anew, black is kept."),
+    str | None, options.valued("FILE", "--mask", "With --image: white where it is drawn anew, black is kept.")
 ]
 Strength = Annotated[
     str | None,
-    typer.Option(
-        "--strength",
-        metavar="<float>",
-        help="With --image: 0 to 1, how much is drawn anew; default: 0.8, with --mask 1.",
+    options.valued(
+        "<float>", "--strength", "With --image: 0 to 1, how much is drawn anew; default: 0.8, with --mask 1."
     ),
 ]
 StrengthCounts = Annotated[
-    str | None,
-    typer.Option("--strength-counts", help="part: all of --nfe for this part; whole: as diffusers counts."),
+    str | None, typer.Option("--strength-counts", help="part: all of --nfe for this part; whole: as diffusers counts.")
 ]
 
 

@@ -13,7 +13,7 @@ What does not fit stays float32, and says so. Nothing is done for a GPU, where b
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -41,63 +41,64 @@ NOISE = 0.01  # of the RMS of the conditions: what samples are tried with
 
 
 @final
-class TextTask:
-    """Encodings of prompts: every second one calibrates, the others check. bound: RMS over all of an encoding."""
+@dataclass(eq=False)
+class EncoderTask:
+    """What an encoder makes of cases, `encodings` or `latents`. The first cases calibrate, the others check.
 
-    time = ""
+    exact: of each of the two, in float32. bound: RMS of an error, over all of them.
+    """
 
-    def __init__(self, texts: Texts, encoder: TextEncoder, bound: float) -> None:
-        self.inputs, self.output = encoder.contract.inputs, encoder.contract.output
-        tokens = texts.tokens(encoder)
-        self._cases, self._others = (
-            [TrialInputs(tokens[n : n + 1], np.empty(0), ()) for n in range(first, len(tokens), 2)] for first in (0, 1)
-        )
-        self._others = self._others or self._cases
-        self._bound = bound
-        run = OnnxRun(texts.folder / encoder.file, self.inputs, self.output)
-        self._exact = [[run(one.inputs) for one in cases] for cases in (self._cases, self._others)]
+    inputs: tuple[str, ...]
+    output: str
+    made: str
+    both: tuple[list[TrialInputs], list[TrialInputs]]
+    exact: tuple[Array, Array]
+    bound: float
+    time: str = ""
 
     def cases(self, evaluate: Evaluate) -> list[TrialInputs]:
-        return self._cases
+        return self.both[0]
 
     def others(self, evaluate: Evaluate) -> list[TrialInputs]:
-        return self._others
+        return self.both[1]
 
     def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]:
-        found = np.concatenate([evaluate(one) for one in (self._others if check else self._cases)])
-        return {"encodings": (_rms(found - np.concatenate(self._exact[check])), self._bound)}
+        found = np.concatenate([evaluate(one) for one in self.both[check]])
+        return {self.made: (_rms(found - self.exact[check]), self.bound)}
 
 
-@final
-class ImageTask:
+def text_task(texts: Texts, encoder: TextEncoder, bound: float) -> EncoderTask:
+    """Encodings of prompts: every second one calibrates, the others check."""
+    tokens, contract = texts.tokens(encoder), encoder.contract
+    first, second = ([_case(tokens[n : n + 1]) for n in range(start, len(tokens), 2)] for start in (0, 1))
+    both = first, second or first
+    run = OnnxRun(texts.folder / encoder.file, contract.inputs, contract.output)
+    exact = _made(both, lambda case: run(case.inputs))
+    return EncoderTask(contract.inputs, contract.output, "encodings", both, exact, bound)
+
+
+def image_task(
+    contract: DecoderContract,
+    latents: tuple[Array, Array, Array],
+    decode: Evaluate,
+    encode: Evaluate,
+    bound: float | None,
+) -> EncoderTask:
     """Latents of pictures that the decoder made. bound: None for half of what the way there and back costs, or less."""
+    first, second = ([_case(decode(_case(one[None]))) for one in some] for some in latents[:2])
+    exact = _made((first, second), encode)
+    around = HALF * _rms(exact[1] - latents[1])
+    bound = min(around, MOST * _rms(latents[1])) if bound is None else bound
+    return EncoderTask(contract.inputs, contract.output, "latents", (first, second), exact, bound)
 
-    time = ""
 
-    def __init__(
-        self,
-        contract: DecoderContract,
-        latents: tuple[Array, Array, Array],
-        decode: Evaluate,
-        encode: Evaluate,
-        bound: float | None,
-    ) -> None:
-        self.inputs, self.output = contract.inputs, contract.output
-        pictures = [[decode(TrialInputs(one[None], np.empty(0), ())) for one in some] for some in latents[:2]]
-        self._cases, self._others = ([TrialInputs(one, np.empty(0), ()) for one in some] for some in pictures)
-        self._exact = [np.concatenate([encode(one) for one in some]) for some in (self._cases, self._others)]
-        around = HALF * _rms(self._exact[1] - latents[1])
-        self.bound = min(around, MOST * _rms(latents[1])) if bound is None else bound
+def _case(values: Array) -> TrialInputs:
+    return TrialInputs(values, np.empty(0), ())
 
-    def cases(self, evaluate: Evaluate) -> list[TrialInputs]:
-        return self._cases
 
-    def others(self, evaluate: Evaluate) -> list[TrialInputs]:
-        return self._others
-
-    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]:
-        found = np.concatenate([evaluate(one) for one in (self._others if check else self._cases)])
-        return {"latents": (_rms(found - self._exact[check]), self.bound)}
+def _made(both: tuple[list[TrialInputs], list[TrialInputs]], evaluate: Evaluate) -> tuple[Array, Array]:
+    first, second = (np.concatenate([evaluate(one) for one in some]) for some in both)
+    return first, second
 
 
 # Text encoders.
@@ -117,7 +118,7 @@ def quantise_texts(
         try:
             made = quantise(
                 _loaded(texts.folder / one.file),
-                TextTask(texts, one, allowed),
+                text_task(texts, one, allowed),
                 kind_of("int8", for_gpu=False),
                 say=say,
                 progress=progress,
@@ -197,7 +198,7 @@ def quantise_image_encoder(
     encode = OnnxRun(path, encoder.inputs, encoder.output)
     name = "the image encoder"
     try:
-        task = ImageTask(encoder, latents, lambda case: decode(case.inputs), lambda case: encode(case.inputs), bound)
+        task = image_task(encoder, latents, lambda case: decode(case.inputs), lambda case: encode(case.inputs), bound)
         made = quantise(_loaded(path), task, kind_of("int8", for_gpu=False), say=say, progress=progress)
     except InputError as error:
         return _stays(name, str(error), say)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..perceptual.frechet import FrechetPull
+from ..perceptual.frechet_pull import FrechetPull
 from ..perceptual.layers import Layers
 
 OUTSIDE = 0.1

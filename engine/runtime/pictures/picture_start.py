@@ -77,14 +77,14 @@ class PictureStart:
     def __init__(self, artifact: Artifact, beside: Beside) -> None:
         self._artifact = artifact
         self._beside = beside
-        self._tables: dict[tuple[int, float, str], Tables] = {}
+        self._tables: dict[tuple[Program, float, str], Tables] = {}
         # Latents float32 [n, *shape] of pixels in the data's range.
         self._encoded = LaterNetwork(artifact, beside, "the image encoder", IMAGE_ENCODER, artifact.image_encoder)
 
     def tables(self, program: Program, strength: float, count: str) -> Tables:
         """The tables of the last `strength` of `program`'s way. Raises InputError."""
         check_strength(strength, count)
-        key = (program.nfe, float(strength), count)
+        key = (program, float(strength), count)  # not its NFE: several faces of an engine share these
         if key not in self._tables:
             if len(self._tables) >= LARGEST_CACHE:
                 self._tables.pop(next(iter(self._tables)))
