@@ -141,7 +141,8 @@ def _refinement_line(record: dict[str, Any]) -> str:
     if None not in losses:
         errors += f"; with features the held-out loss is {losses[0]:.3f} before, {losses[1]:.3f} after"
     if record["kept"]:
-        return f"refined {record['from']} in {record['steps']} steps, {trained_on(record)}{errors}"
+        regression = "by regression and " if (record.get("regression") or {}).get("kept") else ""
+        return f"refined {record['from']} {regression}in {record['steps']} steps, {trained_on(record)}{errors}"
     return f"refining {record['from']} gained nothing on held-out seeds{errors}; the unrefined one is kept"
 
 
