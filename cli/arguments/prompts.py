@@ -41,6 +41,7 @@ def prompted_conditions(
     Several texts are taken in turn by the seeds. A network's own condition of that name goes first. engine: None for a
     network. extra: in place of the context's own arguments. Raises InputError, EngineFileError, BackendError.
     """
+    from ...engine.contract.controls import control_condition, is_control_picture
     from .conditions import given_conditions
 
     params = context.params
@@ -49,8 +50,12 @@ def prompted_conditions(
     own = [word for name, texts in words.items() if name in names for word in (f"--{name}", texts[-1])]
     given = given_conditions([*(context.args if extra is None else extra), *own], contract)
     texts = {name: one[0] if len(one) == 1 else one for name, one in words.items() if name not in names}
-    if not texts:
+    control = control_condition(contract)
+    shown = control is not None and is_control_picture(control, contract.by_name(given).get(control.name))
+    if not texts and not shown:
         return given
+    if engine is None and shown:
+        raise InputError("--control_image needs an engine, which holds the image encoder; build it, and name it here")
     if engine is None:
         raise InputError("--prompt needs an engine, which holds the text encoders; build it, and name it here")
     from ...engine.bulk.prompt_conditions import prompt_conditions

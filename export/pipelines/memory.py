@@ -11,7 +11,7 @@ bench/results/amd-epyc-2-cores.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -37,10 +37,13 @@ class Need:
     encoders: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, denoiser: Any, decoder: Any, texts: Mapping[str, tuple[Any, Any]]) -> Need:
-        """Of modules, or of folders, whose weights are not read. texts: (encoder, tokenizer) by name."""
+    def of(cls, denoiser: Sequence[Any], decoder: Any, texts: Mapping[str, tuple[Any, Any]]) -> Need:
+        """Of modules, or of folders, whose weights are not read; None for none.
+
+        denoiser: with its ControlNet, which is exported with it. texts: (encoder, tokenizer) by name.
+        """
         encoders = {name: parameters_of(encoder) for name, (encoder, _) in texts.items()}
-        return cls(parameters_of(denoiser), parameters_of(decoder), encoders)
+        return cls(sum(map(parameters_of, denoiser)), parameters_of(decoder), encoders)
 
     def bytes(self, precision: str, *, frees: bool = True) -> int:
         """Peak of the resident set, about. frees: each network goes before the next is read."""

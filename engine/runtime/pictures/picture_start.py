@@ -79,7 +79,7 @@ class PictureStart:
         self._beside = beside
         self._tables: dict[tuple[int, float, str], Tables] = {}
         # Latents float32 [n, *shape] of pixels in the data's range.
-        self._encoded = LaterNetwork(artifact, beside, "the image encoder", IMAGE_ENCODER, artifact.image_encoder)
+        self.encoded = LaterNetwork(artifact, beside, "the image encoder", IMAGE_ENCODER, artifact.image_encoder)
 
     def tables(self, program: Program, strength: float, count: str) -> Tables:
         """The tables of the last `strength` of `program`'s way. Raises InputError."""
@@ -119,7 +119,7 @@ class PictureStart:
             )
         whole = check_mask(mask, self.shown, replace(self._artifact.contract, shape=self.shown), count)
         kept = image * (whole.reshape(-1, *self.shown) == 0).to(image.device)
-        latents = self._encoded(kept) if self._artifact.image_encoder else kept
+        latents = self.encoded(kept) if self._artifact.image_encoder else kept
         anew = small.reshape(-1, *self._artifact.contract.shape)[:, :1].float()
         return {INPAINT_MASK: anew.expand(count, -1, -1, -1), MASKED_IMAGE: latents.expand(count, -1, -1, -1)}
 
@@ -158,12 +158,12 @@ class PictureStart:
     def _samples(self, rows: torch.Tensor) -> torch.Tensor:
         """x_0 float32 [n or 1, elements] on the engine's device, of what `_picture` gives."""
         shape = self._artifact.contract.shape
-        x_0 = rows if tuple(rows.shape[1:]) == shape else self._encoded(rows)
+        x_0 = rows if tuple(rows.shape[1:]) == shape else self.encoded(rows)
         return x_0.to(self._beside.device, torch.float32).reshape(len(rows), math.prod(shape))
 
     def close(self) -> None:
         """Free the image encoder."""
-        self._encoded.close()
+        self.encoded.close()
 
 
 def _check_range(rows: torch.Tensor, data_range: tuple[float, float]) -> None:
