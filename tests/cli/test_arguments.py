@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.cli.arguments.conditions import conditions_from, given_conditions
+from pfdiff.cli.arguments.prompts import picture_from
 from pfdiff.cli.arguments.values import seeds_from
 from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.contract.condition import Condition
@@ -355,3 +356,28 @@ def test_latents_of_a_controlnet_are_taken_as_they_are(tmp_path: Path) -> None:
     np.save(tmp_path / "three.npy", np.ones((3, 3, 6, 5), np.float32))
     with pytest.raises(pfdiff.InputError, match=r"--control_image: got \[3, 3, 6, 5\], expected one picture"):
         conditions_from(["--control_image", str(tmp_path / "three.npy")], contract, 2)
+
+
+# Pictures that are transparent in parts.
+def save_clear(kind: str, path: Path) -> None:
+    """A red pixel, and one that is black and transparent."""
+    pixels = np.array([[[255, 0, 0, 255], [0, 0, 0, 0]]], np.uint8)
+    picture = Image.fromarray(pixels)
+    if kind == "palette":
+        indexed = Image.new("P", (2, 1))
+        indexed.putpalette([255, 0, 0, 0, 0, 0])
+        indexed.putdata([0, 1])
+        indexed.save(path, transparency=1)
+    else:
+        picture.save(path)
+
+
+@pytest.mark.parametrize("kind", ["alpha", "palette"])
+def test_what_is_transparent_becomes_white_and_is_said(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "day.png"
+    save_clear(kind, path)
+    with pytest.warns(RuntimeWarning, match="day.png' is transparent in parts, which become white; give a picture"):
+        found = picture_from("--image", str(path))
+    np.testing.assert_array_equal(found, [[[255, 0, 0], [255, 255, 255]]])
+    Image.fromarray(np.full((1, 2, 4), 255, np.uint8)).save(path)  # an alpha that covers nothing
+    assert picture_from("--image", str(path)).shape == (1, 2, 3)

@@ -190,4 +190,15 @@ def _misfit(given: torch.Tensor, shown: tuple[int, ...], contract: Contract, enc
     pixels = f"uint8 [{count}, {shown[1]}, {shown[2]}, {shown[0]}] or " if len(shown) == 3 else ""
     latent = f", or latents {[count, *contract.shape]}" if encoded else ""
     dtype = str(given.dtype).removeprefix("torch.")
-    return f"image: got {dtype} {list(given.shape)}, expected {pixels}{floats}{latent}, or one for all samples"
+    got = f"image: got {dtype} {list(given.shape)}, expected {pixels}{floats}{latent}, or one for all samples"
+    return f"{got}; {_remedy(tuple(given.shape), shown, count)}" if len(shown) == 3 else got
+
+
+def _remedy(given: tuple[int, ...], shown: tuple[int, ...], count: int) -> str:
+    """What to do with pictures of that shape to have them [C, H, W]."""
+    channels, height, width = shown
+    if given[1:] in ((height, width, channels), shown):
+        return f"give 1 or {count}"
+    if given[-3:-1] == (height, width) or given[-2:] == (height, width):
+        return {1: "make it grey", 3: "make it RGB"}.get(channels, f"give {channels} channels")
+    return f"resize it to {width} x {height} pixels"

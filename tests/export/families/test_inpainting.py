@@ -194,6 +194,6 @@ def test_on_the_command_line(engines: Any, tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert main([*start, "--mask", str(tmp_path / "small.png"), "-o", str(tmp_path / "y.npy")]) == 2
     said = capsys.readouterr().err
-    assert "mask: got uint8 [4, 8], expected [8, 8], or one for each sample, [1, 8, 8]; resize it to the pic" in said
+    assert "mask: got uint8 [4, 8], expected [8, 8], or one for each sample, [1, 8, 8]; resize it to 8 x 8 p" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "y.npy").exists()
