@@ -168,7 +168,7 @@ def test_a_network_that_inpaints_shows_what_it_takes(engines: Any, capsys: pytes
             engine.sample(**given, image=torch.zeros(4, 8, 8), mask=mask)
         pixels = (picture[0] * 255).to(torch.uint8).movedim(0, -1)
         image = pixels.float().movedim(-1, 0)[None] / 255 * 2 - 1
-        latents = engine._pictures._encoded(image * (mask < 0.5))
+        latents = engine._pictures.encoded(image * (mask < 0.5))
         by_hand: dict[str, Any] = {"inpaint_mask": (mask >= 0.5).float()[None], "masked_image_latents": latents}
         assert torch.equal(engine.sample(**given, **by_hand), engine.sample(**given, image=pixels, mask=mask))
 

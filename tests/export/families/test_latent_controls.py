@@ -15,6 +15,7 @@ from torch import Tensor
 import pfdiff
 from pfdiff.engine.errors import InputError
 
+from ...small.bare import run_bare
 from ...small.diffusers import FAMILIES, WARNINGS, controlnet_of, diffusers, pipeline_of, text_unet, vae
 from ...small.sampled import sampled
 from ...small.texts import still_vae
@@ -157,6 +158,12 @@ def test_a_controlnet_of_latents(name: str, made: Callable[[], Any]) -> None:
 ENGINE: dict[str, Any] = {"solver": "ddim", "grid": "diffusers", "backend": "onnxruntime", "device": "cpu"}
 
 
+IN_A_FRESH_PROCESS = """
+with pfdiff.load("edges.engine", device="cpu", backend="onnxruntime") as engine:
+    numpy.save("fresh.npy", engine.sample(**numpy.load("given.npz"), control_strength=0.5).numpy())
+"""
+
+
 @pytest.mark.slow
 def test_an_engine_encodes_the_picture(tmp_path: Path) -> None:
     name, pipe = "sd3", pipeline("sd3", of_sd3())
@@ -175,10 +182,13 @@ def test_an_engine_encodes_the_picture(tmp_path: Path) -> None:
             engine.sample(noise=noise, **given(name), control_image=255 * shown)
         with pytest.raises(InputError, match=r"got uint8 \[16, 16, 3\], .*; resize the picture to 8 x 8 pixels"):
             engine.sample(noise=noise, **given(name), control_image=np.zeros((16, 16, 3), np.uint8))
+        np.savez(tmp_path / "given.npz", noise=noise.numpy(), control_image=pixels, **given(name))
+        run_bare(IN_A_FRESH_PROCESS, tmp_path)
         latents = {"control_latents": latents_of(pipe, shown), "control_strength": 0.5}
         same = engine.sample(noise=noise, **given(name), **latents)
     assert_same(made_of[0][:1], theirs(name, pipe, noise[:1], shown, 0.5))
-    for one in (*made_of[1:], same):
+    fresh = torch.from_numpy(np.load(tmp_path / "fresh.npy"))
+    for one in (*made_of[1:], same, fresh):
         torch.testing.assert_close(one, made_of[0], atol=1e-5, rtol=1e-5)
 
 
