@@ -256,6 +256,9 @@ def _module_of(source: Network, *, required: bool) -> Any:
         if not required:
             return None
         raise BackendError("backend 'torch' needs an nn.Module, this network is an ONNX file; use backend onnxruntime")
+    from .guidance.in_module import ClassifierFreeModule, GuidedCall
     from .sources.module_call import Normalised
 
+    if isinstance(opened.module, ClassifierFreeModule):
+        return GuidedCall(opened.module, opened.call)
     return Normalised(opened.module, opened.call)

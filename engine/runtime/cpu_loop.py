@@ -23,7 +23,7 @@ from ...kernels import eager
 from ..backends.abstract import Backend, Buffers
 from ..contract.contract import Contract
 from ..errors import BackendError, PfdiffError, first_line
-from ..tensors import TORCH_DTYPES, array_of, fill_rows, lasting
+from ..tensors import TORCH_DTYPES, array_of, fill_rows, from_numpy, lasting
 from .decoder import Decode, LoadedDecoder, not_finite
 from .draws import Draws
 from .inputs import Inputs
@@ -65,8 +65,9 @@ class Bucket:
         time_dtype = TORCH_DTYPES[contract.time_dtype]
         time = torch.zeros((size,) if contract.time_rank else (), dtype=time_dtype)
         self._time = time.numpy()
+        given = contract.stand_ins  # what is timed before the first call is what a call without conditions takes
         self.conditions = tuple(
-            torch.zeros((size, *one.shape), dtype=TORCH_DTYPES[one.dtype]) for one in contract.conditions
+            from_numpy(one.values(given.get(one.name), size)).to(TORCH_DTYPES[one.dtype]) for one in contract.conditions
         )
         self._arrays = [array_of(one) for one in self.conditions]
         sets = [
@@ -127,6 +128,13 @@ class Bucket:
             ) from error
         if not finite:
             raise BackendError(_not_finite(tables, int(self._reached[0])))
+
+    def evaluate(self, tables: Tables) -> None:
+        """Every evaluation of the program, each at its time, and nothing else."""
+        evaluate = self.evaluations[0]
+        for time in tables.times:
+            self._time.fill(time)
+            evaluate()
 
     def _walk(self, tables: Tables, samples: NDArray[np.float32]) -> bool:
         """What `_cpu.cpp` does, for every network and program. Ends where an output is not finite, and says so."""
@@ -251,13 +259,8 @@ class CpuLoop(Loop):
         eager.images(*as_pictures(torch.from_numpy(into), images[: inputs.count]), *self._contract.data_range)
 
     def floor(self, tables: Tables, size: int) -> Callable[[], None]:
-        evaluate, evaluations = self._bucket(tables, size).evaluations[0], tables.nfe
-
-        def bare() -> None:
-            for _ in range(evaluations):
-                evaluate()
-
-        return bare
+        bucket = self._bucket(tables, size)
+        return lambda: bucket.evaluate(tables)
 
     def updates(self, tables: Tables, size: int) -> Callable[[], None]:
         with lasting():
