@@ -48,6 +48,7 @@ def sample(
 ) -> None:
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
     from ..engine.contract.condition import INPAINTING
+    from ..engine.contract.controls import CONTROL_LATENTS
     from ..quality.pictures.pixels import check_shape
     from ..quality.pictures.video import check_video
     from ..quality.pictures.write import kind_of, write_images, write_samples
@@ -69,7 +70,7 @@ def sample(
             check_video(shape, out)
     typed = {name: context.params[name] for name in ASKED if context.params[name] is not None}
     extra, asked = asked_from(typed, artifact.contract)
-    encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING}
+    encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING, CONTROL_LATENTS}
     conditions = conditions_from([*context.args, *extra], artifact.contract, len(chosen), encoded)
 
     with opened(engine, device, backend, threads) as loaded:

@@ -111,8 +111,8 @@ def build(
     sizes = _check_batch(batch, source)
     targets = _check_targets(target)
     check_for_target(precision, targets)
-    if backend == "torch" or precision == AUTO_PRECISION or not _is_cpu(device):
-        source.kept()  # the module is needed to the end
+    if precision == AUTO_PRECISION or backend == "torch" or (backend == "auto" and not _is_cpu(device)):
+        source.kept()  # the module is needed to the end: exported at each precision, or run by PyTorch
     module = None if source.frees else _module_of(source, required=backend == "torch")
     check_runnable(backend, "fp32" if precision == AUTO_PRECISION else precision, module, parse_device(device))
     settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}

@@ -82,13 +82,22 @@ class Written:
 
 
 def write_network(
-    source: Source, path: Path, precision: str, asked: Asked, say: Lines, *, external: bool | None
+    source: Source,
+    path: Path,
+    precision: str,
+    asked: Asked,
+    say: Lines,
+    *,
+    external: bool | None,
+    consumes: bool = False,
 ) -> Written:
-    """Write `path`. Raises InputError, one line."""
+    """Write `path`. consumes: the source's weights may be freed on the way. Raises InputError, one line."""
     if precision not in ALL:
         raise InputError(f"precision '{precision}', expected one of {', '.join(ALL)}")
     held = source.contract.precision
-    if precision not in QUANTISED and (isinstance(source, ModuleSource) or precision == held):
+    if precision not in QUANTISED and isinstance(source, ModuleSource):
+        return Written(source.write(path, precision, external=external, consumes=consumes))
+    if precision not in QUANTISED and precision == held:
         return Written(source.write(path, precision, external=external))
     if held != "fp32":
         raise InputError(
