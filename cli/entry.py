@@ -30,6 +30,7 @@ from .tune import tune
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 LONGEST_LINE = 600  # of a message
+FILE_OPTIONS = ("-o", "--out", "--json", "--csv", "--pictures", "--calibrate-prompts")  # '' would be the current folder
 # BadParameter < UsageError < ClickException; Typer keeps the last in its own copy of Click.
 ClickException: Any = typer.BadParameter.__mro__[2]
 
@@ -37,9 +38,12 @@ ClickException: Any = typer.BadParameter.__mro__[2]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 2 after bad input, 130 after an interruption."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    for one in given:
+    for before, one in zip(("", *given), given, strict=False):
         if any("\ud800" <= letter <= "\udfff" for letter in one):
             return _fail(f"argument {one!a}: its bytes are no UTF-8 text; rename the file")
+        name = before if not one else one.removesuffix("=")
+        if name in FILE_OPTIONS and one in ("", f"{name}="):
+            return _fail(f"{name}: got '', expected the name of a file or folder")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _announce

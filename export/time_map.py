@@ -33,7 +33,7 @@ from ..engine.errors import InputError
 QUANTITIES = ("t", "sigma", "logsnr", "c_noise")
 USAGE = "1-t, 1000*t, 1000-1000*t, sigma, logsnr or c_noise, with numbers before * and around + and -"
 # What others call the predictions.
-ALIASES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow", "velocity": "flow"}
+ALIASES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 
 @final
@@ -108,6 +108,8 @@ def parse_prediction(text: str) -> tuple[str, bool]:
     """(one of our predictions, whether its sign is turned): 'epsilon' is 'eps', '-flow' a turned 'flow'."""
     name = text.removeprefix("-")
     name = ALIASES.get(name, name)
+    if name == "velocity":
+        raise InputError(f"prediction '{text}' has two meanings: give v for alpha eps - sigma x0, or flow for eps - x0")
     if name and name not in PREDICTIONS:
         near = difflib.get_close_matches(name, (*PREDICTIONS, *ALIASES), 1, 0.4)
         hint = f"; did you mean {near[0]}?" if near else ""

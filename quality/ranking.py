@@ -44,7 +44,7 @@ class Ranked:
     @property
     def grid_text(self) -> str:
         """The grid's rule, or how many times were given."""
-        return self.grid if isinstance(self.grid, str) else f"{len(self.grid)} times"
+        return self.grid if isinstance(self.grid, str) else f"{len(self.grid)} given times"
 
 
 @final

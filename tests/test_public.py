@@ -7,11 +7,15 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import pfdiff
+
+from .conftest import SKIPPED, pytest_unconfigure
 
 ROOT = Path(next(iter(pfdiff.__path__)))
 NAMES = {
@@ -51,6 +55,22 @@ def python(code: str) -> str:
 def test_public_names_are_frozen() -> None:
     assert set(pfdiff.__all__) == NAMES | {"__version__"}
     assert dir(pfdiff) == sorted(pfdiff.__all__)
+
+
+def test_types_are_shipped_and_one_wheel_serves_every_python() -> None:
+    """The extension keeps to the stable ABI, so the wheel is tagged abi3."""
+    assert (ROOT / "py.typed").is_file()
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert "py.typed" in tools["setuptools"]["package-data"]["pfdiff"]
+    assert all(module["py-limited-api"] for module in tools["setuptools"]["ext-modules"])
+    assert tools["distutils"]["bdist_wheel"]["py_limited_api"] == "cp311"
+
+
+def test_skips_are_counted_by_their_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    stash = pytest.Stash()
+    stash[SKIPPED] = Counter({"no NVIDIA GPU": 3, "clang-format is not installed": 1})
+    pytest_unconfigure(SimpleNamespace(stash=stash))  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "skipped: 3 because no NVIDIA GPU, 1 because clang-format is not installed\n"
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))

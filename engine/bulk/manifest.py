@@ -177,7 +177,7 @@ def check_recipe(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
         was = begun.get(name)
         if was != now:
             raise InputError(
-                f"output {folder} was begun with {name} {_short(was)}, this run has {_short(now)}; "
+                f"output '{folder}' was begun with {name} {_short(was)}, this run has {_short(now)}; "
                 "go on as it was begun, or choose another folder"
             )
     return listed

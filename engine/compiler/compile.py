@@ -53,14 +53,9 @@ def compile(
     basis = basis or method.default_basis or ("v" if process.velocity == "flow" else "eps")
     points = make_grid(grid, process, method.intervals(nfe), t_start, end, method.evaluations)
     times, table, draws = trace(method, nfe, points, process, basis)
-    init, W, w, V = lower(table, draws)
-    if clip is not None and isinstance(method, Ddim) and method.eps == OWN:
-        p, q, U = fold_own_eps(W, w, times, basis, prediction, process, sigma_data)
-    else:
-        p, q = fold(W, w, times, basis, prediction, clip, process, sigma_data)
-        U = np.zeros_like(w)
-    c_in, network_times = network_inputs(times, prediction, process, sigma_data)
-    return Program(
+    return program_of(
+        lower(table, draws),
+        process,
         solver=str(method),
         schedule=schedule,
         grid=grid if isinstance(grid, str) else tuple(float(t) for t in grid),
@@ -70,6 +65,47 @@ def compile(
         t_start=None if t_start is None else float(t_start),
         end=end if isinstance(end, str) else float(end),
         sigma_data=float(sigma_data),
+        times=times,
+        table=table,
+        own_eps=isinstance(method, Ddim) and method.eps == OWN,
+    )
+
+
+def program_of(
+    lowered: tuple[Float64s, Float64s, Float64s, Float64s],
+    process: Schedule,
+    *,
+    solver: str,
+    schedule: str,
+    grid: str | tuple[float, ...],
+    basis: str,
+    prediction: str,
+    clip: float | None,
+    t_start: float | None,
+    end: str | float,
+    sigma_data: float,
+    times: Float64s,
+    table: Float64s,
+    own_eps: bool = False,
+) -> Program:
+    """The program of a lowered table asked at `times` [N]; own_eps: a clipped x0 leaves the network's eps as it is."""
+    init, W, w, V = lowered
+    if clip is not None and own_eps:
+        p, q, U = fold_own_eps(W, w, times, basis, prediction, process, sigma_data)
+    else:
+        p, q = fold(W, w, times, basis, prediction, clip, process, sigma_data)
+        U = np.zeros_like(w)
+    c_in, network_times = network_inputs(times, prediction, process, sigma_data)
+    return Program(
+        solver=solver,
+        schedule=schedule,
+        grid=grid,
+        basis=basis,
+        prediction=prediction,
+        clip=clip,
+        t_start=t_start,
+        end=end,
+        sigma_data=sigma_data,
         times=times,
         network_times=network_times,
         c_in=c_in,

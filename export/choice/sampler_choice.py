@@ -147,4 +147,4 @@ def _way(record: Mapping[str, Any] | None) -> str:
 
 
 def _named(grid: str | tuple[float, ...]) -> str:
-    return grid if isinstance(grid, str) else f"{len(grid)} times"
+    return grid if isinstance(grid, str) else f"{len(grid)} given times"

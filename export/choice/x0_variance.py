@@ -32,7 +32,7 @@ from ...engine.compiler.solvers.stochastic.analytic import Analytic
 from ...engine.contract.seed_conditions import condition_tables, rows
 from ...engine.errors import InputError
 from ...engine.philox import fill_numpy
-from .measured_choice import class_numbers, has_typical_inputs
+from .meter import class_numbers, has_typical_inputs
 
 if TYPE_CHECKING:
     from ..network import Network

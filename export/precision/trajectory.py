@@ -22,7 +22,8 @@ from ...engine.contract.seed_conditions import condition_tables, rows
 from ...engine.errors import InputError
 from ...engine.runtime.noise import noise
 from ..check import TrialInputs, random_condition
-from ..choice.measured_choice import class_numbers, reference_of
+from ..choice.measured_choice import reference_of
+from ..choice.meter import class_numbers
 
 if TYPE_CHECKING:
     from ...engine.compiler.program import Program
@@ -112,8 +113,8 @@ def check_typical(contract: Contract, precision: str, tables: Mapping[str, Array
     if missing := untypical(contract, tables):
         raise InputError(
             f"precision {precision} is calibrated on samples, and condition '{missing[0]}' has no default or labels to "
-            "sample with; give it a default (conditions=), keep a pipeline's text encoders, or build with precision "
-            "fp16 or bf16"
+            "sample with; give values of it, or a policy's observations (calibrate_conditions, "
+            "--calibrate-conditions FILE), keep a pipeline's text encoders, or build with precision fp16 or bf16"
         )
 
 

@@ -40,6 +40,8 @@ def kind_of(path: str | Path) -> Kind:
             raise InputError(f"output {target} is an engine directory; name another folder for the pictures")
         return "folder"
     suffix = "" if str(path).endswith(("/", os.sep)) else target.suffix.lower()
+    if not suffix and target.name.lower() in KINDS:
+        raise InputError(f"output {target} is an ending without a name; expected, for instance, samples{target.name}")
     if suffix not in KINDS:
         raise InputError(
             f"output {target} ends in '{target.suffix}'; expected .png, .mp4, .npy, .npz or a folder's name"

@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.models import OptionInfo
 
 import pfdiff
 from pfdiff.cli import app, main
+from pfdiff.cli.entry import FILE_OPTIONS
 
 from ..small.engine import write_engine
 
@@ -222,11 +225,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--nope"], "No such option: --nope"),
     (["info", "tiny.engine", "--nfe", "x"], "got 'x', expected a positive integer"),
     # Networks.
-    (build("missing.onnx"), "missing.onnx"),
-    (build("empty.onnx"), "empty.onnx"),
-    (build("junk.onnx"), "junk.onnx"),
-    (build("truncated.onnx"), "truncated.onnx"),
-    (build("nets.py"), "nets.py"),
+    *((build(name), name) for name in ("missing.onnx", "empty.onnx", "junk.onnx", "truncated.onnx", "nets.py")),
     (build("nets.py:absent"), "absent"),
     (build("nets.py:not_callable"), "not_callable"),
     (build("nets.py:no_module"), "no_module"),
@@ -287,6 +286,10 @@ BAD: list[tuple[list[str], str]] = [
     (sample("--seeds", str(2**64)), "above the largest seed"),
     (sample("--seeds", "0-99999999999"), "more than 1000000 seeds"),
     (sample("-o", "x.jpg"), "expected .png, .mp4, .npy, .npz or a folder"),
+    (sample("-o", ".png"), "an ending without a name; expected, for instance, samples.png"),
+    (sample("-o", ""), "-o: got '', expected the name of a file or folder"),
+    (build("nets.py:bare", "--out="), "--out: got '', expected the name"),
+    (build("nets.py:bare", "--prediction", "velocity"), "two meanings: give v for alpha eps - sigma x0, or flow for"),
     (sample("-o", "missing/x.png"), "does not exist; create it first"),
     (sample("-o", "tiny.engine"), "is an engine directory"),
     (sample("-o", "tiny.engine/x.png"), "write it beside the engine"),
@@ -329,6 +332,24 @@ def traps(work: Path) -> Path:
     shutil.copytree(work / "tiny.engine", work / "broken.engine")
     (work / "broken.engine" / "engine.json").write_text('{"format": 1')
     return work
+
+
+def test_no_option_of_a_file_takes_an_empty_name() -> None:
+    """Which would be the current folder."""
+    commands = list(app.registered_commands)
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        commands += group.typer_instance.registered_commands
+    names: set[Any] = set()
+    for one in commands:
+        assert one.callback is not None
+        for hint in get_type_hints(one.callback, include_extras=True).values():
+            kind, *options = get_args(hint) if get_origin(hint) is Annotated else (None,)
+            if kind in (Path, Path | None):
+                found = [one for one in options if isinstance(one, OptionInfo)]
+                names.update(name for one in found for name in (one.default, *(one.param_decls or ())))
+    assert names <= set(FILE_OPTIONS)
+    assert {"-o", "--out", "--json"} <= names
 
 
 @pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(words)[:60] for words, _ in BAD])

@@ -55,6 +55,8 @@ def test_predictions_by_the_names_of_others() -> None:
     assert parse_prediction("-flow") == ("flow", True)
     with pytest.raises(InputError, match="did you mean epsilon"):
         parse_prediction("epsilom")
+    with pytest.raises(InputError, match=r"two meanings: give v for .*, or flow for"):
+        parse_prediction("velocity")
     with pytest.raises(InputError, match="only flow has a sign"):
         parse_prediction("-eps")
 

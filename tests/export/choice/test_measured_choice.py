@@ -15,8 +15,9 @@ from torch import nn
 
 import pfdiff
 from pfdiff.engine.compiler.defaults import AUTO
-from pfdiff.export.choice import measured_choice
-from pfdiff.export.choice.measured_choice import CALLS, measured
+from pfdiff.export.choice import measured_choice, meter
+from pfdiff.export.choice.measured_choice import measured
+from pfdiff.export.choice.meter import CALLS
 
 CALLED: Counter[str] = Counter()
 
@@ -52,7 +53,7 @@ def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock:
         monotonic = staticmethod(lambda: 0.0)
 
-    monkeypatch.setattr(measured_choice, "time", Clock)
+    monkeypatch.setattr(meter, "time", Clock)
 
 
 def network(module: nn.Module | None = None) -> pfdiff.Network:
@@ -79,6 +80,61 @@ def test_it_takes_the_rival_that_is_nearer_where_the_rule_is_behind():
         assert rms(chosen, source, noise, truth) < 0.95 * rms(by_rule, source, noise, truth)
         ddim = [pfdiff.compile("ddim", "linear:1000", nfe, grid) for grid in ("uniform", "trailing", "logsnr")]
         assert rms(chosen, source, noise, truth) <= 1.05 * min(rms(one, source, noise, truth) for one in ddim)
+
+
+class Untrained(nn.Module):
+    """Random weights: an x0 that says nothing of x, on which no sampler but DDIM is at home."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        sizes = ((3, 32), (32, 32), (32, 2))
+        self.weights = nn.ParameterList(torch.randn(*one, generator=generator) / one[0] ** 0.5 for one in sizes)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        y = torch.cat([x, t.float().reshape(-1, 1) / 1000], 1)
+        for weight in self.weights[:-1]:
+            y = nn.functional.silu(y @ weight)
+        return y @ self.weights[-1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_untrained_x0_network_is_never_behind_ddim(seed):
+    """Errors there are far below those of even times in eps, which once were the reference."""
+    schedule, counts = "cosine:1000", (4, 6, 10)
+    source = pfdiff.Network(Untrained(seed), shape=(2,), schedule=schedule, prediction="x0", name="untrained")
+    by_rule = {nfe: pfdiff.compile(AUTO, schedule, nfe, prediction="x0") for nfe in counts}
+    found = measured(source, by_rule)
+    noise = torch.from_numpy(pfdiff.noise(range(100), (2,)).numpy())
+    truth = pfdiff.compile("ddim", schedule, 1000, prediction="x0").evaluate(source.evaluate, noise)
+    for nfe in counts:
+        grids = ("uniform", "trailing", "logsnr")
+        ddim = [pfdiff.compile("ddim", schedule, nfe, grid, prediction="x0") for grid in grids]
+        nearest = min(rms(one, source, noise, truth) for one in ddim)
+        assert rms(found[nfe].program, source, noise, truth) <= 1.05 * nearest
+
+
+def test_calls_are_timed_by_the_quickest(monkeypatch):
+    """A busy machine: single calls take a hundred times as long, which once left two seeds and two samplers."""
+    now, calls = [0.0], [0]
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return now[0]
+
+    class Uneven(Modes):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            calls[0] += 1
+            now[0] += 0.3 if calls[0] % 3 == 2 else 0.003
+            return super().forward(x, t)
+
+    source = network(Uneven())
+    monkeypatch.setattr(meter, "time", Clock)
+    now[0], calls[0] = 0.0, 0
+    record = measured(source, rule(5))[5].record
+    assert record["calibration_seeds"] == 256
+    assert len(record["ranking"]) == 1 + len(measured_choice.RIVALS)
 
 
 def test_the_record_has_the_choice_and_its_error():
@@ -113,13 +169,13 @@ def test_a_slow_network_keeps_the_rule(monkeypatch):
             now[0] += 9.0
             return super().forward(x, t)
 
-    monkeypatch.setattr(measured_choice, "time", Clock)
+    monkeypatch.setattr(meter, "time", Clock)
     source = network(Slow())
     now[0] = 0.0
     [found] = measured(source, rule(5)).values()
     assert not found.record["complete"]
     assert found.program.digest == rule(5)[5].digest
-    assert now[0] <= measured_choice.SECONDS + 9.0  # the call in progress is finished
+    assert now[0] <= meter.SECONDS + 9.0  # the call in progress is finished
 
 
 def test_samples_that_are_not_finite_are_never_chosen():
