@@ -136,9 +136,7 @@ def latents_of(pipe: Any, shown: Tensor) -> Tensor:
     return (z - config.shift_factor) * config.scaling_factor
 
 
-@pytest.mark.parametrize(
-    ("name", "made"), [("sd3", of_sd3), ("sd3", of_sd35), ("flux", of_flux), ("flux", hinted)], ids=str
-)
+@pytest.mark.parametrize(("name", "made"), [("sd3", of_sd3), ("sd3", of_sd35), ("flux", of_flux), ("flux", hinted)])
 def test_a_controlnet_of_latents(name: str, made: Callable[[], Any]) -> None:
     deep = made is hinted
     pipe = pipeline(name, made(), deep=deep)
@@ -235,7 +233,6 @@ def test_without_encoders_a_network_takes_latents() -> None:
         ),
         ("flux", hinted, "makes pictures 8 times smaller, the autoencoder 1 times"),
     ],
-    ids=str,
 )
 def test_a_controlnet_of_another_kind_is_refused(
     tmp_path: Path, name: str, made: Callable[[], Any], message: str
