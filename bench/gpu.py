@@ -45,7 +45,7 @@ class Part:
     seconds: int
 
 
-TESTS = tuple(f"tests/gpu/test_{name}_gpu.py" for name in ("sampler", "decoder", "tensorrt"))
+TESTS = tuple(f"tests/gpu/test_{name}_gpu.py" for name in ("sampler", "calls", "decoder", "network", "tensorrt"))
 # What PARTS names. The parts of one name run side by side.
 CALLS: dict[str, tuple[Part, ...]] = {
     "tests": (Part("sampler_tests", TESTS, 115), Part("kernel_tests", ("tests/gpu/test_kernels_gpu.py",), 115)),

@@ -23,28 +23,12 @@ COLUMNS = {  # of the table, and their widths: 80 characters in all
 EngineOrNone = Annotated[Path | None, typer.Argument(metavar="ENGINE", help="The engine directory; not with --report.")]
 OnlyNfe = Annotated[str | None, typer.Option("--nfe", help="Only these: 5,8.")]
 OnlyBatch = Annotated[str | None, typer.Option("--batch", help="Only these batch sizes: 1,8.")]
-Rounds = Annotated[
-    int,
-    typer.Option("--rounds", parser=options.integer, metavar="<int>", help="Whole samples a row, at most."),
-]
-Seconds = Annotated[
-    float,
-    typer.Option(
-        "--seconds", parser=options.number, metavar="<float>", help="Of one row; it ends early once it is exact."
-    ),
-]
-Loop = Annotated[
-    str | None, typer.Option("--loop", metavar="<rate>", help="Drive it at this rate for --seconds: 50Hz.")
-]
-Load = Annotated[
-    int,
-    typer.Option("--load", parser=options.natural, metavar="<int>", help="Of --loop: busy processes beside it."),
-]
+Rounds = Annotated[int, options.parsed(options.integer, "--rounds", "Whole samples a row, at most.")]
+Seconds = Annotated[float, options.parsed(options.number, "--seconds", "Of one row; it ends early once it is exact.")]
+Loop = Annotated[str | None, options.valued("<rate>", "--loop", "Drive it at this rate for --seconds: 50Hz.")]
+Load = Annotated[int, options.parsed(options.natural, "--load", "Of --loop: busy processes beside it.")]
 Report = Annotated[bool, typer.Option("--report", help="Write a page about every stored run of 'make bench' instead.")]
-Out = Annotated[
-    Path,
-    typer.Option("--out", "-o", help="Of --report: the page; plots in a folder beside it."),
-]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Of --report: the page; plots in a folder beside it.")]
 
 
 def bench(
@@ -77,17 +61,11 @@ def bench(
         raise InputError("ENGINE is missing; give the directory that 'pfdiff build' wrote, or --report")
     from .arguments.networks import read_engine
     from .arguments.values import integers_from
-    from .loop import check_length, driven, rate_of
+    from .loop import asked_rate, driven
     from .output.figures import write_figures
     from .output.progress import opened
 
-    hz = rate_of(loop) if loop is not None else None
-    if hz is not None:
-        check_length(hz, seconds, load)
-    if hz is None and load:
-        raise InputError("--load is of --loop; give --loop 50Hz too")
-    if hz is not None and batch:
-        raise InputError("--loop samples one at a time; leave --batch out")
+    hz = asked_rate(loop, seconds, load, batch)
     evaluations = integers_from("--nfe", nfe) if nfe else None
     batches = integers_from("--batch", batch) if batch else None
     artifact = read_engine(engine, backend=backend, device=device)

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from .arguments import options
-from .arguments.networks import clip_for, describes_network, network_arguments
+from .arguments.networks import BUILT, built_arguments, clip_for, takes
+
+if TYPE_CHECKING:
+    from ..engine.compiler.program import Program
 
 # Lines of a build that stay on the screen: the samplers chosen, what a precision gains and costs.
 KEPT = ("sampler ", "precision ", "decoder: ", "fp32: ", "bf16: ", "fp16: ", "int8: ", "fp8: ")
 
 
-@describes_network
+@takes(BUILT, before="solver")
 def build(
     context: typer.Context,
     network: options.NetworkArgument,
     nfe: options.EvaluationsList,
     out: options.EngineOut = None,
-    guidance: options.Guidance = None,
-    decoder: options.DecoderOption = None,
-    lora: options.LoraOption = None,
-    controlnet: options.ControlnetOption = None,
-    no_encoders: options.NoEncoders = False,
     solver: options.Solver = "auto",
     grid: options.GridOption = None,
     basis: options.Basis = None,
@@ -36,6 +35,7 @@ def build(
     precision: options.Precision = "fp32",
     quantise_error: options.QuantiseError = None,
     calibrate_prompts: options.CalibratePrompts = None,
+    calibrate_conditions: options.CalibrateConditions = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     target: options.Target = None,
@@ -49,7 +49,7 @@ def build(
     from .output.progress import stages
 
     # Everything that the network does not decide, before torch is loaded.
-    described = network_arguments(network, context.params)
+    described = built_arguments(network, context.params)
     if solver != AUTO:
         parse_solver(solver)
     check_backend(backend)
@@ -59,6 +59,7 @@ def build(
     settings: dict[str, Any] = {"basis": basis, "t_start": t_start}
     settings |= {"precision": precision, "backend": backend, "device": device, "threads": threads, "out": out}
     settings |= {"quantise_error": quantise_error, "calibrate_prompts": calibrate_prompts}
+    settings |= {"calibrate_conditions": calibrate_conditions}
     settings |= {"target": target or (), "end": end_from(end) if end else None}
     settings |= {"grid": grid_from(grid) if grid else None, "batch": integers_from("--batch", batch) if batch else None}
     evaluations = integers_from("--nfe", nfe)
@@ -74,8 +75,7 @@ def build(
                 chosen.append(line)
             progress(line)
 
-        parts = {"lora": lora or (), "controlnet": controlnet, "encoders": not no_encoders}
-        source = Network(network, **described, **parts).disposable()
+        source = Network(network, **described).disposable()
         settings |= {"clip": clip_for(context.params, source.contract, latents=source.decoder is not None)}
         settings |= {"progress": say, "plan_progress": progress.step}
         with warnings.catch_warnings():  # the doubts below say it in one line
@@ -83,9 +83,12 @@ def build(
             with build_engine(source, evaluations, solver, **settings) as engine:
                 programs = [engine.programs[count] for count in evaluations]
     print(*chosen, progress.last, sep="\n")
-    for note in source.notes:
-        print("pfdiff:", note, file=sys.stderr)
+    _say(source.notes, programs)
+
+
+def _say(notes: Sequence[str], programs: Sequence[Program]) -> None:
+    """On stderr: the notes of a network, and the first doubt of where a program starts."""
     from ..engine.compiler.start import doubt_of_start
 
-    for doubt in list(filter(None, map(doubt_of_start, programs)))[:1]:
-        print("pfdiff:", doubt, file=sys.stderr)
+    for line in (*notes, *list(filter(None, map(doubt_of_start, programs)))[:1]):
+        print("pfdiff:", line, file=sys.stderr)

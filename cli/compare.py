@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .arguments import options
-from .arguments.networks import Calibration, NetworkOrEngine, Reference, describes_network, opened
+from .arguments.networks import SAMPLED, Calibration, NetworkOrEngine, Reference, opened, takes
 
 if TYPE_CHECKING:
     from ..quality.compare import Comparison
@@ -22,19 +22,16 @@ Plot = Annotated[Path | None, typer.Option("--out", "-o", help="The log plot: .p
 Table = Annotated[Path | None, typer.Option("--csv", help="The table.")]
 Sheet = Annotated[Path | None, typer.Option("--pictures", help="Rows solvers, columns NFE, the same seeds, .png.")]
 Samplers = Annotated[
-    list[str] | None,
-    typer.Option("--solver", metavar="<str>", help="solver, solver@grid or solver@grid/basis; repeatable."),
+    list[str] | None, options.valued("<str>", "--solver", "solver, solver@grid or solver@grid/basis; repeatable.")
 ]
 Grid = Annotated[
     str | None,
     typer.Option("--grid", help="Where a solver has none; best: by the calibration seeds; default: as build."),
 ]
-Seeds = Annotated[
-    int, typer.Option("--seeds", parser=options.integer, metavar="<int>", help="How many the errors are of.")
-]
+Seeds = Annotated[int, options.parsed(options.integer, "--seeds", "How many the errors are of.")]
 
 
-@describes_network
+@takes(SAMPLED)
 def compare(
     context: typer.Context,
     network: NetworkOrEngine,
@@ -50,11 +47,6 @@ def compare(
     seeds: Seeds = 32,
     calibration: Calibration = 16,
     reference: Reference = None,
-    prompt: options.Prompts = None,
-    negative_prompt: options.NegativePrompts = None,
-    guidance: options.Guidance = None,
-    backend: options.Backend = "auto",
-    threads: options.Threads = None,
 ) -> None:
     """Error against network evaluations for any list of solvers: table, log plot, pictures.
 

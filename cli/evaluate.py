@@ -23,15 +23,13 @@ def evaluate(
     ],
     reference: Annotated[str, typer.Option("--reference", help="The real pictures: a file or a folder likewise.")],
     features: Annotated[
-        str,
-        typer.Option("--features", help="fashion, inception:FILE, judge.onnx:OUTPUT or judge.py:factory."),
+        str, typer.Option("--features", help="fashion, inception:FILE, judge.onnx:OUTPUT or judge.py:factory.")
     ],
     nfe: options.Evaluations = None,
     count: Annotated[
-        int | None,
-        typer.Option("--count", parser=options.integer, metavar="<int>", help="Samples of the engine; default: 10000."),
+        int | None, options.parsed(options.integer, "--count", "Samples of the engine; default: 10000.")
     ] = None,
-    first: Annotated[int, typer.Option("--first", parser=options.natural, metavar="<int>", help="The first seed.")] = 0,
+    first: Annotated[int, options.parsed(options.natural, "--first", "The first seed.")] = 0,
     scale: options.Scale = "-1,1",
     json: Annotated[
         Path | None, typer.Option("--json", callback=options.outside, help="Also write the report here.")

@@ -21,27 +21,23 @@ PASSED_ON = (  # options that `pfdiff.generate` takes by the same name and as th
 def generate(
     context: typer.Context,
     engine: options.EngineArgument,
-    count: Annotated[int, typer.Option("--count", parser=options.integer, metavar="<int>", help="How many samples.")],
+    count: Annotated[int, options.parsed(options.integer, "--count", "How many samples.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder: shards and manifest.json.")],
     nfe: options.Evaluations = None,
-    first: Annotated[
-        int, typer.Option("--first", parser=options.natural, metavar="<int>", help="The first seed; one seed a sample.")
-    ] = 0,
+    first: Annotated[int, options.parsed(options.natural, "--first", "The first seed; one seed a sample.")] = 0,
     format: Annotated[str, typer.Option("--format", help="parquet, npz or png.")] = "parquet",
     pixels: Annotated[bool, typer.Option("--pixels", help="uint8 pixels, not float32 samples.")] = False,
     shard: Annotated[
-        int | None,
-        typer.Option("--shard", parser=options.integer, metavar="<int>", help="Samples a file; default: about 256."),
+        int | None, options.parsed(options.integer, "--shard", "Samples a file; default: about 256.")
     ] = None,
     ray: Annotated[
-        str | None, typer.Option("--ray", metavar="ADDRESS", help="local, auto (the running cluster) or HOST:PORT.")
+        str | None, options.valued("ADDRESS", "--ray", "local, auto (the running cluster) or HOST:PORT.")
     ] = None,
     prompt: options.Prompts = None,
     negative_prompt: options.NegativePrompts = None,
     workers: options.Workers = None,
     gpus_per_worker: Annotated[
-        float | None,
-        typer.Option("--gpus-per-worker", parser=options.number, metavar="<float>", help="On Ray; default: 1 if any."),
+        float | None, options.parsed(options.number, "--gpus-per-worker", "On Ray; default: 1 if any.")
     ] = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",

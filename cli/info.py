@@ -29,10 +29,7 @@ WIDEST_TABLE = 10  # columns of coefficients that fit a line of 80 characters
 
 def info(
     engine: options.EngineArgument,
-    nfe: Annotated[
-        int | None,
-        typer.Option("--nfe", parser=options.integer, metavar="<int>", help="This program, with its table."),
-    ] = None,
+    nfe: Annotated[int | None, options.parsed(options.integer, "--nfe", "This program, with its table.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     device: Annotated[
         str | None, typer.Option("--device", help="Run one sample on auto, cpu, cuda or cuda:N and say how.")
@@ -203,6 +200,7 @@ def _precision(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         added = (f"{name} {one['added']:.2g}" for name, one in record["samples"].items())
         rows.append(("added to samples", f"RMS {', '.join(added)}"))
         parts = {"decoder": record.get("decoder"), "image encoder": record.get("image_encoder")}
+        parts["observation encoder"] = record.get("observation_encoder")
         parts |= record.get("text_encoders") or {}
         rows += [(f"{name} holds", _inside(part)) for name, part in parts.items() if isinstance(part, dict)]
     if isinstance(choice := provenance.get("precision_choice"), dict):
@@ -212,11 +210,13 @@ def _precision(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _inside(part: Mapping[str, Any]) -> str:
-    """`int8, 24 of 24 linear layers` of what stands beside the network, or why it is float32."""
+    """`int8, 24 of 24 linear layers` of what stands beside the network, or why it is in floating point."""
     from ..export.precision.inside import layers_line
 
     layers = part.get("layers")
-    return f"int8, {layers_line(layers)}" if isinstance(layers, dict) else f"float32: {part.get('float32', '')}"
+    if isinstance(layers, dict):
+        return f"{part.get('precision', 'int8')}, {layers_line(layers)}"
+    return ", ".join(f"{dtype}: {why}" for dtype, why in part.items())
 
 
 def _search(record: Mapping[str, Any]) -> str:

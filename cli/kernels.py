@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 Capabilities = Annotated[str, typer.Option("--cc", help="Compute capabilities, 86 for sm_86: 75,80,86.")]
 Folder = Annotated[Path, typer.Option("--out", "-o", help="A new folder: cubin, PTX, index.json.")]
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", parser=options.integer, metavar="<int>", help="Processes at once; default: one a core."),
-]
+Workers = Annotated[int | None, options.parsed(options.integer, "--workers", "Processes at once; default: one a core.")]
 
 
 def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,103,120,121", workers: Workers = None) -> None:

@@ -25,6 +25,19 @@ def rate_of(text: str) -> float:
     return hz
 
 
+def asked_rate(loop: str | None, seconds: float, load: int, batch: str | None) -> float | None:
+    """Calls a second that --loop asks for, None without it. Raises InputError on options that do not go together."""
+    if loop is None:
+        if load:
+            raise InputError("--load is of --loop; give --loop 50Hz too")
+        return None
+    hz = rate_of(loop)
+    check_length(hz, seconds, load)
+    if batch:
+        raise InputError("--loop samples one at a time; leave --batch out")
+    return hz
+
+
 def check_length(hz: float, seconds: float, load: int) -> None:
     """Raises InputError for a time without a tick, more ticks than memory should hold, or too many processes."""
     if not (seconds > 0 and 1 <= hz * seconds <= MOST_TICKS):

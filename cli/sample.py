@@ -15,24 +15,18 @@ Out = Annotated[
 Seeds = Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")]
 PromptOption = Annotated[str | None, typer.Option("--prompt", help="Of engines with text encoders.")]
 NegativePrompt = Annotated[str | None, typer.Option("--negative-prompt", help="What guidance leads away from.")]
-Image = Annotated[
-    str | None, typer.Option("--image", metavar="FILE", help="A picture to start from; also .npy, such as latents.")
-]
+Image = Annotated[str | None, options.valued("FILE", "--image", "A picture to start from; also .npy, such as latents.")]
 Mask = Annotated[
-    str | None,
-    typer.Option("--mask", metavar="FILE", help="With --image: white where it is drawn anew, black is kept."),
+    str | None, options.valued("FILE", "--mask", "With --image: white where it is drawn anew, black is kept.")
 ]
 Strength = Annotated[
     str | None,
-    typer.Option(
-        "--strength",
-        metavar="<float>",
-        help="With --image: 0 to 1, how much is drawn anew; default: 0.8, with --mask 1.",
+    options.valued(
+        "<float>", "--strength", "With --image: 0 to 1, how much is drawn anew; default: 0.8, with --mask 1."
     ),
 ]
 StrengthCounts = Annotated[
-    str | None,
-    typer.Option("--strength-counts", help="part: all of --nfe for this part; whole: as diffusers counts."),
+    str | None, typer.Option("--strength-counts", help="part: all of --nfe for this part; whole: as diffusers counts.")
 ]
 
 
@@ -54,6 +48,7 @@ def sample(
 ) -> None:
     """Draw samples: one image a seed. The network's conditions are options too: --label 3."""
     from ..engine.contract.condition import INPAINTING
+    from ..engine.contract.controls import CONTROL_LATENTS
     from ..quality.pictures.pixels import check_shape
     from ..quality.pictures.video import check_video
     from ..quality.pictures.write import kind_of, write_images, write_samples
@@ -75,7 +70,7 @@ def sample(
             check_video(shape, out)
     typed = {name: context.params[name] for name in ASKED if context.params[name] is not None}
     extra, asked = asked_from(typed, artifact.contract)
-    encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING}
+    encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING, CONTROL_LATENTS}
     conditions = conditions_from([*context.args, *extra], artifact.contract, len(chosen), encoded)
 
     with opened(engine, device, backend, threads) as loaded:

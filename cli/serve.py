@@ -16,23 +16,15 @@ SERVED_EXTRA = "pip install 'pfdiff[serve]'"
 
 Engines = Annotated[list[Path], typer.Argument(metavar="ENGINE...", help="Engine directories, each by its name.")]
 Host = Annotated[str, typer.Option("--host", help="0.0.0.0 for the network; then give an API key.")]
-Port = Annotated[int, typer.Option("--port", parser=options.natural, metavar="<int>", help="0: any that is free.")]
-MaxWaitMs = Annotated[
-    float,
-    typer.Option("--max-wait-ms", parser=options.number, metavar="<float>", help="How long requests wait for others."),
-]
-Queue = Annotated[int, typer.Option("--queue", parser=options.integer, metavar="<int>", help="Samples that may wait.")]
+Port = Annotated[int, options.parsed(options.natural, "--port", "0: any that is free.")]
+MaxWaitMs = Annotated[float, options.parsed(options.number, "--max-wait-ms", "How long requests wait for others.")]
+Queue = Annotated[int, options.parsed(options.integer, "--queue", "Samples that may wait.")]
 ApiKey = Annotated[
     str | None,
     typer.Option("--api-key", envvar="PFDIFF_API_KEY", help="What clients send as Bearer.", show_envvar=True),
 ]
-RayAddress = Annotated[
-    str | None, typer.Option("--ray", metavar="ADDRESS", help="By Ray Serve: local, auto or HOST:PORT.")
-]
-Replicas = Annotated[
-    int | None,
-    typer.Option("--replicas", parser=options.integer, metavar="<int>", help="On Ray; default: as many as needed."),
-]
+RayAddress = Annotated[str | None, options.valued("ADDRESS", "--ray", "By Ray Serve: local, auto or HOST:PORT.")]
+Replicas = Annotated[int | None, options.parsed(options.integer, "--replicas", "On Ray; default: as many as needed.")]
 
 
 def serve(

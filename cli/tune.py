@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .arguments import options
-from .arguments.networks import NetworkOrEngine, Reference, describes_network, opened
+from .arguments.networks import SAMPLED, NetworkOrEngine, Reference, opened, takes
 
 if TYPE_CHECKING:
     from ..quality.ranking import Ranking
@@ -27,37 +27,26 @@ Out = Annotated[
 ]
 Refine = Annotated[bool, typer.Option("--refine", help="Then polish the best one's coefficients.")]
 Buffers = Annotated[
-    int | None,
-    typer.Option("--buffers", parser=options.integer, metavar="<int>", help="States of a refined sampler, at most: 8."),
+    int | None, options.parsed(options.integer, "--buffers", "States of a refined sampler, at most: 8.")
 ]
 Metric = Annotated[str, typer.Option("--metric", help="error, to a reference, or fd, to real pictures.")]
 Pictures = Annotated[str | None, typer.Option("--pictures", help="Real pictures, for fd and --refine.")]
 Features = Annotated[str | None, typer.Option("--features", help="What measures them: see evaluate; filters.")]
 OwnCriterion = Annotated[
-    str | None,
-    typer.Option("--criterion", metavar="FILE:NAME", help="In place of a metric, a function: module.py:cost."),
+    str | None, options.valued("FILE:NAME", "--criterion", "In place of a metric, a function: module.py:cost.")
 ]
-Ray = Annotated[
-    str | None, typer.Option("--ray", metavar="ADDRESS", help="Draw on Ray, for fd: local, auto or HOST:PORT.")
-]
+Ray = Annotated[str | None, options.valued("ADDRESS", "--ray", "Draw on Ray, for fd: local, auto or HOST:PORT.")]
 Budget = Annotated[str | None, typer.Option("--budget", help="Evaluations for each NFE, 20000, or a time, 2min.")]
-OnlySolvers = Annotated[list[str] | None, typer.Option("--solver", metavar="<str>", help="Only this one; repeatable.")]
-Calibration = Annotated[
-    int | None,
-    typer.Option("--calibration", parser=options.integer, metavar="<int>", help="Seeds that choose: 16; fd 512."),
-]
-HeldOut = Annotated[
-    int | None,
-    typer.Option("--held-out", parser=options.natural, metavar="<int>", help="Seeds that judge: 32; fd 512."),
-]
-Seed = Annotated[int, typer.Option("--seed", parser=options.natural, metavar="<int>", help="Which seeds.")]
+OnlySolvers = Annotated[list[str] | None, options.valued("<str>", "--solver", "Only this one; repeatable.")]
+Calibration = Annotated[int | None, options.parsed(options.integer, "--calibration", "Seeds that choose: 16; fd 512.")]
+HeldOut = Annotated[int | None, options.parsed(options.natural, "--held-out", "Seeds that judge: 32; fd 512.")]
+Seed = Annotated[int, options.parsed(options.natural, "--seed", "Which seeds.")]
 Record = Annotated[
-    Path | None,
-    typer.Option("--json", callback=options.outside, help="Also write the record of the search here."),
+    Path | None, typer.Option("--json", callback=options.outside, help="Also write the record of the search here.")
 ]
 
 
-@describes_network
+@takes(SAMPLED)
 def tune(
     context: typer.Context,
     network: NetworkOrEngine,
@@ -81,11 +70,6 @@ def tune(
     seed: Seed = 0,
     reference: Reference = None,
     json: Record = None,
-    prompt: options.Prompts = None,
-    negative_prompt: options.NegativePrompts = None,
-    guidance: options.Guidance = None,
-    backend: options.Backend = "auto",
-    threads: options.Threads = None,
 ) -> None:
     """Search the best solver, order, k and l, grid, basis and start for a network or an engine.
 
@@ -157,7 +141,8 @@ def _refinement_line(record: dict[str, Any]) -> str:
     if None not in losses:
         errors += f"; with features the held-out loss is {losses[0]:.3f} before, {losses[1]:.3f} after"
     if record["kept"]:
-        return f"refined {record['from']} in {record['steps']} steps, {trained_on(record)}{errors}"
+        regression = "by regression and " if (record.get("regression") or {}).get("kept") else ""
+        return f"refined {record['from']} {regression}in {record['steps']} steps, {trained_on(record)}{errors}"
     return f"refining {record['from']} gained nothing on held-out seeds{errors}; the unrefined one is kept"
 
 

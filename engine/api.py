@@ -23,6 +23,7 @@ from .backends.registry import check_backend, open_backend
 from .compiler.program import Program
 from .contract.condition import INPAINTING
 from .contract.contract import Contract, DecoderContract
+from .contract.controls import CONTROL_IMAGE
 from .contract.policy import PolicyContract
 from .contract.text_encoders import TextEncoders
 from .device import parse_device
@@ -36,6 +37,7 @@ from .runtime.inputs import Conditions, Inputs, check_noise
 from .runtime.loop import make_tables
 from .runtime.noise import noise
 from .runtime.opened import Opened, Wanted, open_networks
+from .runtime.pictures.control import ControlPicture
 from .runtime.pictures.picture_start import PictureStart, inpaints
 from .runtime.policy import PolicyRuntime
 from .runtime.prompts import Prompt, Prompts
@@ -126,6 +128,7 @@ class Engine:
         self._session = Session(backend, artifact.contract, artifact.batch, opened.decoder, graph=graph)
         self._prompts = Prompts(artifact, beside)
         self._pictures = PictureStart(artifact, beside)
+        self._control = ControlPicture(artifact, self._pictures.encoded)
         self._policy = PolicyRuntime(artifact, beside)
         self._deadlines = Deadlines(self.tick_call)
 
@@ -227,14 +230,20 @@ class Engine:
         asked = Asked(prompt, negative_prompt, image, strength, strength_counts, mask)
         return self._sample(self._session, seeds, noise, nfe, conditions, asked, steps_noise, pixels=True)
 
-    def encode(self, prompt: Prompt, negative_prompt: Prompt | None = None) -> dict[str, Any]:
+    def encode(
+        self, prompt: Prompt, negative_prompt: Prompt | None = None, *, control_image: Any = None
+    ) -> dict[str, Any]:
         """The conditions that prompts stand for, by their own names: float32 [*shape], or [m, *shape] of a list of m.
 
         For `generate`, `tune`, `compare` and `evaluate`, which take `conditions=`. A negative prompt that is not given
-        is that of the pipeline. Raises InputError, BackendError.
+        is that of the pipeline. control_image: of an engine with a ControlNet, as `sample` takes it, for what it stands
+        for likewise. Raises InputError, BackendError.
         """
         count = 1 if isinstance(prompt, str) else len(prompt)
-        return self._prompts.conditions(prompt, negative_prompt, {}, count)
+        found = self._prompts.conditions(prompt, negative_prompt, {}, count)
+        if control_image is None:
+            return found
+        return self._control.conditions(self.contract.by_name({**found, CONTROL_IMAGE: control_image}))
 
     def bench(
         self, nfe: int | None = None, batch: int | None = None, rounds: int = 50, *, seconds: float | None = None
@@ -348,7 +357,7 @@ class Engine:
         keys = None if start is not None else keys
         asked, conditions = asked.without(self.contract, conditions)
         conditions = self._prompts.conditions(asked.prompt, asked.negative_prompt, conditions, count)
-        conditions = self._policy.conditions(conditions, count)
+        conditions = self._policy.conditions(self._control.conditions(conditions), count)
         asked = self._policy.asked(asked)
         masked = None
         if inpaints(self.contract) and asked.mask is None and not {*INPAINTING} <= {*conditions}:

@@ -39,6 +39,7 @@ from .choice.sampler_choice import chosen_program, described_choice, is_open
 from .engine_directory import fixed_batch, former_at, write_programs
 from .network import Network
 from .precision.auto import AUTO as AUTO_PRECISION
+from .precision.calibration.given import Given, given_values
 from .precision.prompts import prompts_from
 from .precision.records import check_quantise_error, is_for_gpu
 from .precision.write import ALL, Asked, check_for_target
@@ -71,6 +72,7 @@ def build(
     target: str | Iterable[str] = (),
     quantise_error: float | None = None,
     calibrate_prompts: str | os.PathLike[str] | Sequence[str] | None = None,
+    calibrate_conditions: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Lines | None = None,
@@ -86,8 +88,9 @@ def build(
     batch: bucket sizes, by default those of the engine at `out`, else 1. precision: fp32, fp16, bf16, int8, fp8, or
     auto for the fastest here within the bound. quantise_error: RMS that int8, fp8 and auto may add to samples, by
     default half of the sampler's own error; see export/precision. calibrate_prompts: texts, or a file with one on each
-    line, that a pipeline is sampled with for these three, by default a list of 15. backend, device, threads: as in
-    `pfdiff.load`.
+    line, that a pipeline is sampled with for these three, by default a list of 15. calibrate_conditions: likewise
+    values [m, *shape] by name of conditions, or of a policy's observations, or a .npz or .safetensors file of them.
+    backend, device, threads: as in `pfdiff.load`.
     target: compute capabilities, "sm86,sm89" or a list, to build TensorRT-RTX plans for; no GPU is needed. out: by
     default NAME.engine in the current folder. progress: called with one line at each stage; plan_progress: with a
     TensorRT plan's phase, or what is measured, steps done and steps in all.
@@ -104,12 +107,12 @@ def build(
     if precision not in (*ALL, AUTO_PRECISION):
         raise InputError(f"precision {precision!r}, expected one of {', '.join((*ALL, AUTO_PRECISION))}")
     check_quantise_error(quantise_error, precision)
-    prompts = _check_prompts(calibrate_prompts, precision, source)
+    calibrated = _check_calibration(calibrate_prompts, calibrate_conditions, precision, source)
     sizes = _check_batch(batch, source)
     targets = _check_targets(target)
     check_for_target(precision, targets)
-    if backend == "torch" or precision == AUTO_PRECISION or not _is_cpu(device):
-        source.kept()  # the module is needed to the end
+    if precision == AUTO_PRECISION or backend == "torch" or (backend == "auto" and not _is_cpu(device)):
+        source.kept()  # the module is needed to the end: exported at each precision, or run by PyTorch
     module = None if source.frees else _module_of(source, required=backend == "torch")
     check_runnable(backend, "fp32" if precision == AUTO_PRECISION else precision, module, parse_device(device))
     settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}
@@ -124,7 +127,7 @@ def build(
         clips=source.decoder is None,
         outputs=backend == "onnxruntime" or not is_installed("openvino"),
         progress=plan_progress,
-        prompts=prompts,
+        given=calibrated,
     )
     decoder = source.decoder.module if source.decoder and not source.frees else None
     loading = {"device": device, "backend": backend, "threads": threads, "progress": plan_progress}
@@ -202,13 +205,16 @@ def _integers(what: str, given: Any) -> tuple[int, ...]:
     return tuple(sorted(set(values)))
 
 
-def _check_prompts(given: Any, precision: str, source: Network) -> tuple[str, ...]:
-    """The prompts to calibrate with. Raises InputError."""
-    if given is not None and precision not in (*QUANTISED, AUTO_PRECISION):
-        raise InputError(f"calibrate_prompts with precision {precision}, which is not calibrated; give int8 or fp8")
-    if given is not None and (source.encoders is None or source.encoders.text is None):
+def _check_calibration(prompts: Any, values: Any, precision: str, source: Network) -> Given:
+    """What to calibrate with. Raises InputError."""
+    texts = source.encoders.text if source.encoders else None
+    for word, given in (("calibrate_prompts", prompts), ("calibrate_conditions", values)):
+        if given is not None and precision not in (*QUANTISED, AUTO_PRECISION):
+            raise InputError(f"{word} with precision {precision}, which is not calibrated; give int8 or fp8")
+    if prompts is not None and texts is None:
         raise InputError(f"calibrate_prompts: network '{source.contract.name}' has no text encoders; leave it out")
-    return prompts_from(given)
+    policy = source.policy.contract if source.policy else None
+    return given_values(values, source.contract, policy, texts.conditions if texts else (), prompts_from(prompts))
 
 
 def _check_batch(batch: Any, source: Network) -> tuple[int, ...]:
@@ -256,6 +262,9 @@ def _module_of(source: Network, *, required: bool) -> Any:
         if not required:
             return None
         raise BackendError("backend 'torch' needs an nn.Module, this network is an ONNX file; use backend onnxruntime")
+    from .guidance.in_module import ClassifierFreeModule, GuidedCall
     from .sources.module_call import Normalised
 
+    if isinstance(opened.module, ClassifierFreeModule):
+        return GuidedCall(opened.module, opened.call)
     return Normalised(opened.module, opened.call)

@@ -116,6 +116,7 @@ class OnnxRun:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # what Q/DQ nodes say, by float kernels
         if large:  # packed copies of the weights would double the memory
             options.add_session_config_entry("session.disable_prepacking", "1")
         self._inputs, self._output, self._name = inputs, output, path.name

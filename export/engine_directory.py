@@ -15,7 +15,7 @@ from ..engine.errors import EngineFileError, InputError
 from ..engine.progress import Lines
 from ..engine.version import __version__
 from .network import Network
-from .precision.prompts import Texts
+from .precision.calibration.exact_parts import ExactParts
 from .precision.records import RECORD, is_measured, records_of_precision
 from .precision.write import Asked, precision_between
 
@@ -136,20 +136,23 @@ def _exported(target: Path, source: Network, precision: str, held: Held, asked: 
         eight = precision in QUANTISED  # its prompts are encoded while the network is there
         if source.need is not None and (line := source.need.line(precision, frees=source.frees and not eight)):
             say(line)
-        texts = None
-        if source.encoders and eight:  # first, since their prompts calibrate the network
-            texts = source.encoders.write_text(folder, precision_between(precision, for_gpu=asked.for_gpu), say)
-            asked = replace(asked, texts=Texts(folder, texts, asked.prompts) if texts else None)
+        exact = ExactParts(folder, source, precision_between(precision, for_gpu=asked.for_gpu), say)
+        texts = policy = None
+        if eight:  # first, since what they make calibrates the network
+            texts, asked = exact.texts(asked)
+            policy, asked = exact.policy(asked)
         made = source.written(folder, precision, asked, say)
         source.free("network")  # before the next is read
         contract = made.contract
         decoder = source.decoder.write(folder, contract.precision, say) if source.decoder else None
         images = source.encoders.write_image(folder, contract.precision, say) if source.encoders else None
+        decoders = exact.decoders(decoder) if eight else folder
         source.free("decoder")
-        if source.encoders and not eight:
-            texts = source.encoders.write_text(folder, contract.precision, say)
-        policy = source.policy.write(folder, say) if source.policy else None
-        provenance |= records_of_precision(folder, made, decoder, images, precision, asked, say)
+        if not eight:
+            texts = source.encoders.write_text(folder, contract.precision, say) if source.encoders else None
+            policy = source.policy.write(folder, say) if source.policy else None
+        provenance |= records_of_precision(folder, decoders, made, decoder, images, precision, asked, say)
+        exact.remove()
         say("hashing and syncing")
         files = records_of(folder)
         artifact = Artifact(

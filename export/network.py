@@ -209,13 +209,17 @@ class Network:
         """
         path = Path(folder) / "network.onnx"
         say(f"exporting {self.contract.name} to ONNX ({precision})")
+        consumes = self.frees and "network" in self._owned
+        doubt = doubt_of_time(self.contract, self._source.evaluate) if consumes else None  # before its weights go
         try:
-            made = write_network(self._source, path, precision, asked, say, external=external)
+            made = write_network(self._source, path, precision, asked, say, external=external, consumes=consumes)
         except BaseException:
             for one in (path, path.with_name("network.onnx.data")):
                 one.unlink(missing_ok=True)
             raise
-        if path.stat().st_size < LARGE_BYTES and (doubt := doubt_of_time(self.contract, self._source.evaluate)):
+        if not consumes and path.stat().st_size < LARGE_BYTES:
+            doubt = doubt_of_time(self.contract, self._source.evaluate)
+        if doubt:
             warnings.warn(doubt, stacklevel=3)
         return made
 

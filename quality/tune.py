@@ -36,7 +36,7 @@ from .perceptual.named import beside_filters, features_of_pictures
 from .ranking import Ranked, Ranking
 from .refining.options import Refining
 from .refining.polish import FEWEST as FEWEST_REFINING
-from .refining.polish import refined, sized
+from .refining.polish import refined, sized, usual_cost
 from .sampling.budget import Budget, BudgetSpentError, parse_budget
 from .sampling.reference import FEW, Reference
 from .sampling.seeds import chosen_seeds
@@ -141,7 +141,10 @@ def tune(
         refining = replace(refining, conditions=tuple(conditions_of(subject.contract, conditions, seeds)))
     members = _crew(ray, subject, features, scale, seeds, conditions, backend, threads, workers)
     try:
-        with _criterion(subject, setting, aim, seeds, conditions, limit, tell, members, backend, threads) as judged:
+        paths = 0 if refining is None else refining.training
+        with _criterion(
+            subject, setting, aim, seeds, conditions, limit, tell, members, backend, threads, paths
+        ) as judged:
             search = Search(judged, setting, calibration, np.arange(len(seeds) - held_out, len(seeds)), tell)
             only = (solvers, grids, bases)
             result = _searched(search, aim, seed, only, local=local, refining=refining, tell=tell)
@@ -260,9 +263,11 @@ def _criterion(
     members: AbstractContextManager[Any],
     backend: str,
     threads: int | None,
+    paths: int,
 ) -> Iterator[Criterion]:
     """The distance to real pictures or to the reference, with the subject's network, closed at the end.
 
+    paths: seeds whose way of the reference is kept.
     Raises BudgetSpentError where the reference takes more than the budget.
     """
     if isinstance(aim, Cost):
@@ -280,7 +285,7 @@ def _criterion(
     except InputError:  # not defined for so few times: then the reference is taken as it is
         usual = None
     with subject.opened(backend, threads) as running:
-        yield make_error_criterion(subject, running, seeds, conditions, setting, aim, limit, tell, usual)
+        yield make_error_criterion(subject, running, seeds, conditions, setting, aim, limit, tell, usual, paths)
 
 
 # What is found.
@@ -304,7 +309,9 @@ def _searched(
         candidates = in_order(candidates, setting, only, measured)
         share = FOR_SEARCH if refining else 1.0
         pace = pace_of(limit, setting.nfe, search.calibration, len(search.held_out), share)
-        plan = plan_line(pace, limit, setting.nfe, refine=refining is not None)
+        elements = criterion.pool.noise.shape[1]
+        cost = 0 if refining is None else usual_cost(refining, setting.nfe, elements)
+        plan = plan_line(pace, limit, setting.nfe, cost)
         tell(plan, limit.spent, 0)
     trials = search.run(candidates, seed, local=local, pace=pace)
     if not trials:

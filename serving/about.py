@@ -10,6 +10,7 @@ import torch
 
 from ..engine.api import Engine
 from ..engine.compiler.program import Program
+from ..engine.contract.condition import INPAINTING
 from ..engine.contract.contract import Contract, DecoderContract
 from ..engine.contract.text_encoders import NEGATIVE, TextEncoders
 from ..engine.runtime.noise import Seeds
@@ -88,6 +89,7 @@ class About:
             "takes_prompt": self.takes_prompt,
             "takes_negative_prompt": self.takes_negative_prompt,
             "takes_image": self.takes_image,
+            "from_picture": [one.name for one in self.contract.conditions if one.name in INPAINTING],
             "encoded": sorted(self.encoded),
             "latent": self.latent,
             "samplers": {

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import final
 
 import numpy as np
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -23,6 +23,7 @@ from .metrics import Metrics
 from .orders import NotDrawnError
 from .routes import edits, openai, page, samples
 from .routes.answers import png_of
+from .routes.plain import plain_routes
 from .routes.served import Served
 
 TITLE = "pfdiff"
@@ -59,11 +60,12 @@ def make_app(hosts: Mapping[str, Host], limits: Limits, access: Access) -> ASGIA
         docs_url=None,  # both pages would load scripts from a foreign host; ours is /api
         redoc_url=None,
     )
-    app.include_router(samples.router(served))
-    app.include_router(openai.router(served))
-    app.include_router(edits.router(served))
-    app.include_router(page.router())
-    _add_watching(app, hosts, metrics)
+    routes = plain_routes(app)
+    samples.add(routes, served)
+    openai.add(routes, served)
+    edits.add(routes, served)
+    page.add(routes)
+    _add_watching(routes, hosts, metrics)
 
     @app.exception_handler(NotDrawnError)
     async def not_drawn(request: Request, error: NotDrawnError) -> Response:
@@ -76,14 +78,14 @@ def make_app(hosts: Mapping[str, Host], limits: Limits, access: Access) -> ASGIA
     return Guard(_Counting(app, metrics), access)
 
 
-def _add_watching(app: FastAPI, hosts: Mapping[str, Host], metrics: Metrics) -> None:
-    @app.get("/healthz", tags=["watching"], summary="200 while every engine answers, 503 with the reason if not")
-    async def healthz() -> Response:
+def _add_watching(routes: APIRouter, hosts: Mapping[str, Host], metrics: Metrics) -> None:
+    @routes.get("/healthz", tags=["watching"], summary="200 while every engine answers, 503 with the reason if not")
+    async def healthz(request: Request) -> Response:
         trouble = {name: host.trouble for name, host in hosts.items() if host.trouble}
         return JSONResponse({"status": "trouble" if trouble else "ok", **trouble}, 503 if trouble else 200)
 
-    @app.get("/metrics", tags=["watching"], summary="For Prometheus", response_class=Response)
-    async def show() -> Response:
+    @routes.get("/metrics", tags=["watching"], summary="For Prometheus", response_class=Response)
+    async def show(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
 

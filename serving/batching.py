@@ -1,7 +1,9 @@
 """The queue before an engine: orders of many clients become batches of one kind.
 
-A batch is due when more samples would not be drawn faster, or when its oldest order has waited `max_wait_s`. Of
-several that are due the one with the oldest order goes first, so no kind can keep another waiting. An order larger than
+A batch is due when more samples would not be drawn faster, when as many samples wait as were here at the end of the
+last batch of its kind (those it answered, and those that waited), or when its oldest order has waited `max_wait_s`. So
+clients that ask again and again wait for each other, and not for anybody else. Of several batches that are due the one
+with the oldest order goes first, so no kind can keep another waiting. An order larger than
 what is free in a batch is cut, and its rest begins the next one. The queue is bounded in samples, not in orders: that
 bounds the wait.
 
@@ -89,6 +91,16 @@ def cut(order: Order, part: slice) -> Order:
 
 
 @final
+@dataclass(frozen=True)
+class Here:
+    """Samples of one kind that its last batch answered, and with `when` those that waited at its end."""
+
+    kind: Kind
+    count: int
+    when: float = -math.inf
+
+
+@final
 class Batcher:
     """Thread-safe: `put` and `leave` are called by who serves, `take` by the one thread that samples."""
 
@@ -105,6 +117,7 @@ class Batcher:
         self._closed: NotDrawnError | None = None
         self._seconds_each = 0.0  # of one sample, a running mean
         self._evaluation_s: dict[int, float] = {}  # of one evaluation of each bucket, running means
+        self._here: Here | None = None
 
     @property
     def waiting(self) -> int:
@@ -158,8 +171,14 @@ class Batcher:
                 self._changed.wait(due_at - now)
 
     def sampled(self, count: int, bucket: int, nfe: int, seconds: float) -> None:
-        """How long a batch of `count` samples in `bucket` took: for Retry-After and for the size of later batches."""
+        """How long a batch of `count` samples in `bucket` took: for Retry-After and for the size of later batches.
+
+        Told before its orders are answered.
+        """
         with self._changed:
+            if self._here:
+                kind, waiting = self._here.kind, self._sizes().get(self._here.kind, 0)
+                self._here = Here(kind, self._here.count + waiting, self._clock())
             self._seconds_each = _mean(self._seconds_each, seconds / count)
             own = _mean(self._evaluation_s.get(bucket, 0.0), seconds / nfe)
             forgotten = {size: FORGET * one for size, one in self._evaluation_s.items()}
@@ -191,17 +210,26 @@ class Batcher:
         """The kind that is due first, and when; as many as the fastest bucket takes are due at once."""
         best: tuple[Kind, float] | None = None
         enough = self._best(self.buckets[-1])
-        sizes: dict[Kind, int] = {}
-        for job in self._jobs:
-            sizes[job.order.kind] = sizes.get(job.order.kind, 0) + job.left
-        for kind, size in sizes.items():  # in the order of their oldest jobs
+        for kind, size in self._sizes().items():  # in the order of their oldest jobs
             oldest = next(job.arrived for job in self._jobs if job.order.kind == kind)
-            full = self._closed is not None or size >= enough
+            full = self._closed is not None or size >= enough or self._all_here(kind, size, oldest)
             due_at = oldest if full else oldest + self._max_wait_s
             if best is None or due_at < best[1]:
                 best = kind, due_at
         assert best is not None
         return best
+
+    def _sizes(self) -> dict[Kind, int]:
+        """Samples that wait, by kind."""
+        sizes: dict[Kind, int] = {}
+        for job in self._jobs:
+            sizes[job.order.kind] = sizes.get(job.order.kind, 0) + job.left
+        return sizes
+
+    def _all_here(self, kind: Kind, size: int, oldest: float) -> bool:
+        """Whether as many samples wait as were here a moment ago."""
+        here = self._here
+        return here is not None and here.kind == kind and size >= here.count and oldest <= here.when + self._max_wait_s
 
     def _taken(self, kind: Kind, now: float) -> Batch:
         pieces: list[Piece] = []
@@ -217,6 +245,7 @@ class Batcher:
                 self._jobs.remove(job)
             if not free:
                 break
+        self._here = Here(kind, sum(piece.job.order.count for piece in pieces if not piece.job.left))
         return Batch(kind, pieces)
 
 

@@ -31,14 +31,23 @@ class Metrics:
         self.wait = Histogram("wait_seconds", "In the queue.", ["engine"], buckets=SECONDS, **own)
         self.sampling = Histogram("sample_seconds", "Inside the engine.", ["engine"], buckets=SECONDS, **own)
         self.registry.register(_OfHosts(hosts))
+        self._found: dict[tuple[str, str, int], tuple[Counter, Histogram, Histogram]] = {}
 
     def drawn(self, engine: str, sampler: str, nfe: int, drawn: Drawn) -> None:
         """Count an order that was drawn."""
-        self.samples.labels(engine, sampler, nfe).inc(len(drawn.rows))
-        self.wait.labels(engine).observe(drawn.timing.wait_ms / 1e3)
-        self.sampling.labels(engine).observe(drawn.timing.sample_ms / 1e3)
+        samples, wait, sampling = self._labelled(engine, sampler, nfe)
+        samples.inc(len(drawn.rows))
+        wait.observe(drawn.timing.wait_ms / 1e3)
+        sampling.observe(drawn.timing.sample_ms / 1e3)
         for count, bucket in drawn.timing.batches:
             self.fill.labels(engine).observe(min(1.0, count / bucket))
+
+    def _labelled(self, engine: str, sampler: str, nfe: int) -> tuple[Counter, Histogram, Histogram]:
+        """What is counted of an order, found once: every look-up by labels takes a lock and makes texts of them."""
+        key = engine, sampler, nfe
+        if key not in self._found:
+            self._found[key] = self.samples.labels(*key), self.wait.labels(engine), self.sampling.labels(engine)
+        return self._found[key]
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

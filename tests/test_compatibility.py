@@ -29,6 +29,7 @@ ADDED: dict[str, set[str]] = {
         "--no-encoders",
         "--quantise-error",
         "--calibrate-prompts",
+        "--calibrate-conditions",
     },
     "compare": {"--data-range", "--time-map", "--prompt", "--negative-prompt"},
     "demo": {"what"},

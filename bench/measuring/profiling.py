@@ -1,12 +1,20 @@
-"""What a call asks of the CUDA driver and of torch's allocator, counted by the profiler."""
+"""What a call asks of the CUDA driver and of torch's allocator, counted by the profiler.
+
+Of the driver's own calls torch's profiler keeps launches of kernels and mappings of memory alone (Kineto's
+`CuptiCbidRegistry.cpp`). Launches of graphs, which the engine makes by the driver, are counted where they are called.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+
+from ...engine.runtime.cuda.capture import NotCapturedError, load_driver
 
 LAUNCHES = ("LaunchKernel", "GraphLaunch")
 WAITS = ("StreamSynchronize", "DeviceSynchronize", "EventSynchronize", "cudaMemcpy", "cuMemcpyDtoH", "cudaFree")
@@ -18,13 +26,40 @@ def runtime_calls(function: Callable[[], object]) -> Counter[str]:
     """CUDA runtime and driver calls that `function` makes, by name; what is done after it is not counted."""
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=kinds) as profile, torch.profiler.record_function("measured"):
+    with (
+        torch.profiler.profile(activities=kinds) as profile,
+        torch.profiler.record_function("measured"),
+        driver_graph_launches() as by_driver,
+    ):
         function()
     torch.cuda.synchronize()
     events = [one for one in profile.events() or [] if one.device_type.name == "CPU"]
     [span] = [one.time_range for one in events if one.name == "measured"]
     inside = [one for one in events if span.start <= one.time_range.start and one.time_range.end <= span.end]
-    return Counter(one.name for one in inside if re.match(r"cu(da)?[A-Z]", one.name))
+    calls = Counter(one.name for one in inside if re.match(r"cu(da)?[A-Z]", one.name))
+    return calls if any(name.startswith("cuGraphLaunch") for name in calls) else calls + by_driver
+
+
+@contextlib.contextmanager
+def driver_graph_launches() -> Iterator[Counter[str]]:
+    """The driver's cuGraphLaunch, counted from here to the end."""
+    counted: Counter[str] = Counter()
+    try:
+        driver = load_driver()
+    except NotCapturedError:  # then nothing is captured by the driver either
+        yield counted
+        return
+    launch = driver.cuGraphLaunch
+
+    def counting(*words: Any) -> Any:
+        counted["cuGraphLaunch"] += 1
+        return launch(*words)
+
+    driver.cuGraphLaunch = counting
+    try:
+        yield counted
+    finally:
+        driver.cuGraphLaunch = launch
 
 
 def launches(calls: Counter[str]) -> int:

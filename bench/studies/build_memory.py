@@ -1,8 +1,9 @@
 """Peak memory of a whole pipeline in a build: `python -m pfdiff.bench.studies.build_memory [--out FILE.json]`.
 
 A pipeline like Stable Diffusion XL of middle size, random weights in fp16 files, is built by the command line's own
-code, in fp32 and in fp16, each in a process of its own. With several --channels it is made in several sizes. Every
-stage, from one line of progress to the next, reports its largest resident set (VmHWM, reset between them; Linux).
+code, in fp32 and in fp16, each in a process of its own. With several --channels it is made in several sizes; 1840 gives
+a U-Net as large as that of Stable Diffusion XL, 2.6 G parameters. Every stage, from one line of progress to
+the next, reports its largest resident set (VmHWM, reset between them; Linux).
 `export/pipelines/memory.py` takes its factors from here.
 """
 
@@ -13,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / folder_name() / "build_memory.json")
     parser.add_argument("--folder", type=Path, help="where the pipeline and the engines go; kept; a temporary one")
     parser.add_argument("--channels", type=int, nargs="+", default=[640], help="multiples of 80")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--precision", choices=PRECISIONS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.precision:
@@ -105,18 +108,18 @@ def main() -> None:
     sizes: list[dict[str, Any]] = []
     for channels in given.channels:
         with tempfile.TemporaryDirectory() as made:
-            sizes.append(measure((given.folder or Path(made)) / str(channels), channels))
+            sizes.append(measure((given.folder or Path(made)) / str(channels), channels, given.precisions))
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps({"machine": describe(), "sizes": sizes}, indent=1) + "\n")
 
 
-def measure(folder: Path, channels: int) -> dict[str, Any]:
-    """Stages and estimates of both precisions for one size of pipeline."""
+def measure(folder: Path, channels: int, precisions: Sequence[str]) -> dict[str, Any]:
+    """Stages and estimates of each precision for one size of pipeline."""
     folder.mkdir(parents=True)
     parameters = save(folder, channels)
     need = Need(parameters["unet"], parameters["vae"], {"text_encoder": parameters["text_encoder"]})
     figures: dict[str, Any] = {"channels": channels, "parameters": parameters}
-    for precision in PRECISIONS:
+    for precision in precisions:
         own = ["--folder", str(folder), "--precision", precision]
         command = [sys.executable, "-m", "pfdiff.bench.studies.build_memory", *own]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -20,7 +20,7 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 BACKENDS = ("onnxruntime", "openvino")
 SEEDS, TRIALS = {"unet": 2}, 2  # samples of a network, 16 where nothing is said; those of single evaluations
 USUAL_SEEDS = 16
+# What refining may spend: (seeds that choose, seeds that judge, evaluations of a sample); fashion has no limit.
+REFINING: dict[str, tuple[int, int, int | None]] = {"mnist": (8, 16, 16_000), "unet": (2, 2, 1_500)}
+USUAL_REFINING = (8, 16, None)
 TURNS = 9
 MNIST = "mnist28_ddpm_cosine60_eps.onnx"
 RESULTS = Path(__file__).parents[1] / "results" / "precision.json"
@@ -126,11 +129,13 @@ def milliseconds(artifacts: dict[str, Artifact], size: int) -> dict[str, dict[st
 
 
 # The study of one network.
-def measured(name: str, network: Network, work: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything but distances."""
+def measured(
+    name: str, network: Network, work: Path, say: Callable[[str], None], precisions: Sequence[str] = PRECISIONS
+) -> dict[str, Any]:
+    """Everything but distances; of some precisions, fp32 among them, without times."""
     artifacts: dict[str, Artifact] = {}
     program: dict[int, Any] = {}
-    for precision in PRECISIONS:
+    for precision in precisions:
         place = work / f"{name}-{precision}.engine"
         if (place / "engine.json").exists():
             artifacts[precision] = read_artifact(place)
@@ -171,7 +176,8 @@ def measured(name: str, network: Network, work: Path, say: Callable[[str], None]
             record["cast"] = relative_error([source.evaluate(case, precision) for case in cases], wanted)
         found[precision] = record
         say(f"{name} {precision} is compared")
-    found["ms"] = {str(size): milliseconds(artifacts, size) for size in (1, 8)}
+    if precisions == PRECISIONS:
+        found["ms"] = {str(size): milliseconds(artifacts, size) for size in (1, 8)}
     return found
 
 
@@ -179,7 +185,7 @@ def _best(artifact: Artifact) -> str:
     return "openvino" if artifact.precision in ("bf16", "int8") else "onnxruntime"
 
 
-def distances(name: str, work: Path, data: Path, count: int) -> dict[str, Any]:
+def distances(name: str, work: Path, data: Path, count: int, precisions: Sequence[str] = PRECISIONS) -> dict[str, Any]:
     """FD of every engine by NFE, on the features of a classifier of the data."""
     from ...quality.evaluate import evaluate
 
@@ -191,7 +197,7 @@ def distances(name: str, work: Path, data: Path, count: int) -> dict[str, Any]:
     with np.load(pictures) as held:
         real = held["x"]
     found: dict[str, Any] = {"count": count}
-    for precision in PRECISIONS:
+    for precision in precisions:
         place = work / f"{name}-{precision}.engine"
         for nfe in NFE:
             report = evaluate(place, real, features=features, nfe=nfe, count=count, scale=scale, threads=1)
@@ -202,25 +208,31 @@ def distances(name: str, work: Path, data: Path, count: int) -> dict[str, Any]:
 def refined(name: str, work: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """The engine's samplers by NFE, on the int8 network as they are and polished on it.
 
-    Errors: RMS of samples of 16 seeds, which nothing was calibrated or refined on, to float32's many evaluations.
+    Errors: RMS of samples of seeds that nothing was calibrated or refined on, to float32's many evaluations. seconds:
+    of one core.
     """
     from ...quality.tune import tune
 
     exact, short = (read_artifact(work / f"{name}-{one}.engine") for one in ("fp32", "int8"))
-    check = Trajectories.of(exact.contract, CHECK_SEED, USUAL_SEEDS)
-    evaluate = evaluator(opened(exact, "onnxruntime"), exact, USUAL_SEEDS)
-    evaluate_short = evaluator(opened(short, _best(short)), short, USUAL_SEEDS)
-    found: dict[str, Any] = {"seeds": USUAL_SEEDS}
+    count = SEEDS.get(name, USUAL_SEEDS)
+    calibration, held_out, budget = REFINING.get(name, USUAL_REFINING)
+    check = Trajectories.of(exact.contract, CHECK_SEED, count)
+    evaluate = evaluator(opened(exact, "onnxruntime"), exact, count)
+    evaluate_short = evaluator(opened(short, _best(short)), short, count)
+    found: dict[str, Any] = {"seeds": count, "calibration": calibration, "held_out": held_out, "budget": budget}
     for nfe, first in exact.programs.items():
         truth = check.sample(reference_of(first), evaluate)
         words: dict[str, Any] = {"solvers": [first.solver], "grids": [first.grid], "bases": [first.basis]}
-        words |= {"t_start": first.t_start, "local": False, "refine": True, "calibration": 8, "held_out": 16}
+        words |= {"t_start": first.t_start, "local": False, "refine": True, "budget": budget}
+        words |= {"calibration": calibration, "held_out": held_out}
+        start = time.process_time()
         ranking = tune(short.path, nfe, backend=_best(short), threads=1, **words)
         found[str(nfe)] = one = {
             "sampler": f"{first.solver} on {first.grid}",
             "fp32": check.distance(check.sample(first, evaluate), truth),
             "int8": check.distance(check.sample(first, evaluate_short), truth),
             "refined": check.distance(check.sample(ranking[0].program, evaluate_short), truth),
+            "seconds": round(time.process_time() - start),
         }
         say(f"{name}: NFE {nfe} refined: {one['refined']:.4f}, int8 {one['int8']:.4f}, fp32 {one['fp32']:.4f}")
     return found
@@ -232,10 +244,23 @@ REFINED = ("fp32", "int8", "refined")
 def refined_rows(held: dict[str, Any]) -> list[str]:
     """The table of what refining takes back, a line for each network and NFE."""
     lines: list[str] = []
-    for name in ("fashion", "mnist"):
+    for name in ("fashion", "mnist", "unet"):
         for nfe in NFE if "refined" in held.get(name, {}) else ():
             one = held[name]["refined"][str(nfe)]
             lines.append(f"| {name} | {nfe} | {' | '.join(f'{one[what]:.3g}' for what in REFINED)} |")
+    return lines
+
+
+def bias_rows(held: dict[str, Any]) -> list[str]:
+    """The table of what biases change that take back mean errors, from "biases", a line for each network and NFE."""
+    lines: list[str] = []
+    for name in ("fashion", "mnist", "dit", "unet"):
+        for nfe in NFE:
+            one = held["biases"][name][str(nfe)]
+            cells = [f"{one['added'][which]:.3g}" for which in ("without", "with")]
+            distances = (*one["FD"].values(), one["FD_fp32"]) if "FD" in one else ()
+            cells += [f"{value:.3g}" for value in distances] or ["-"] * 3
+            lines.append(f"| {name} | {nfe} | {' | '.join(cells)} |")
     return lines
 
 
@@ -269,6 +294,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--count", type=int, default=1000, help="samples of an FD; 0 for none")
     parser.add_argument("--refine", action="store_true", help="also refine the int8 engines' samplers")
+    parser.add_argument("--again", choices=PRECISIONS[1:], help="compare a precision again, with fp32 of that run")
     parser.add_argument("--times", action="store_true", help="measure the times again, of engines that are there")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(words)
@@ -285,6 +311,14 @@ def main(words: list[str] | None = None) -> None:
             places = {one: given.work / f"{name}-{one}.engine" for one in PRECISIONS}
             artifacts = {one: read_artifact(place) for one, place in places.items()}
             held[name]["ms"] = {str(size): milliseconds(artifacts, size) for size in (1, 8)}
+            given.out.write_text(json.dumps(held, indent=1) + "\n")
+        if given.again and name in held:
+            some = ("fp32", given.again)
+            held[name] |= measured(name, make(), given.work, say, some)
+            if "FD" in held[name] and given.count:
+                held[name]["FD"] |= distances(name, given.work, given.data, given.count, (given.again,))
+            if given.again == "int8" and given.refine:
+                held[name].pop("refined", None)
             given.out.write_text(json.dumps(held, indent=1) + "\n")
         if name not in held:
             held[name] = measured(name, make(), given.work, say)

@@ -7,9 +7,12 @@ serve_load.json, of the shipped network on loopback, one sample a request, with 
   which load and comparison take turns, since a shared machine drifts,
 * the time of an answer, p50 and p99, and the bound on it: (queue / bucket + 2) batches and the longest wait for others,
 * answers that equal the in-process sample of their seed in a bucket bit for bit, or within 1e-6,
-* statuses, and the server's memory in the quarters of the run.
+* statuses, and the server's memory in the quarters of the run,
+* CPU time of an answer, of the server with its network and of all clients, and of a sample of `engine.sample`,
+* seconds from the command until the page is there, of STARTS starts.
 
-Clients, server and the engine of the comparison share the machine; `load_average` says who else did.
+Clients, server and network share the machine, so the clients' time is part of the loss; `load_average` says who else
+ran. What a request costs the server without a network: serve_requests.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -42,6 +45,7 @@ QUEUE, MAX_WAIT_MS = 64, 5
 CLIENTS = (8, 32, 128)
 SEEDS = 256
 ROUNDS = 6
+STARTS = 3
 LABELS = 10
 TOLERANCE = 1e-6
 Expected = dict[int, list[bytes]]
@@ -58,11 +62,13 @@ def main(words: list[str] | None = None) -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     network = pfdiff.Network("fashion")
     loads: list[dict[str, Any]] = []
+    page_s: list[float] = []
     description = ""
     for buckets in ENGINES:
         path = given.work / f"fashion{buckets[-1]}.engine"
         settings: dict[str, Any] = {"grid": "uniform", "basis": "eps", "batch": list(buckets), "out": path}
         pfdiff.build(network, [NFE], "pfdiff:k=2,l=1", **settings).close()
+        page_s = page_s or [seconds_to_page(path) for _ in range(STARTS)]
         with pfdiff.load(path) as engine, server(path) as (port, pid):
             expected = expected_bytes(engine)
             loads += [measure(engine, port, pid, clients, given.seconds, expected) for clients in CLIENTS]
@@ -74,6 +80,7 @@ def main(words: list[str] | None = None) -> None:
         "queue": QUEUE,
         "max_wait_ms": MAX_WAIT_MS,
         "seconds": given.seconds,
+        "seconds_to_page": page_s,
         "loads": loads,
         "machine": describe(),
     }
@@ -81,6 +88,39 @@ def main(words: list[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "serve_load.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(folder / "serve_load.json", flush=True)
+    print(table(loads), flush=True)
+
+
+def table(loads: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of docs/guides/serving.md, a column for each load, in Markdown."""
+
+    def refused(one: Mapping[str, Any], status: str) -> int:
+        return one["statuses"].get(status, 0)
+
+    rows: dict[str, Callable[[Mapping[str, Any]], object]] = {
+        "": lambda one: f"{one['clients']} clients",
+        "batch sizes": lambda one: ", ".join(map(str, one["buckets"])),
+        "samples a second / those of `engine.sample`, in the largest batch size these clients can fill": lambda one: (
+            f"{one['share_of_in_process']:.2f}"
+        ),
+        "samples a second, median of six rounds": lambda one: f"{np.median(one['samples_per_second']):.0f}",
+        "median time of an answer, s": lambda one: f"{one['p50_ms'] / 1e3:.2f}",
+        "99th percentile, s": lambda one: f"{one['p99_ms'] / 1e3:.2f}",
+        "bound on every wait, s": lambda one: f"{one['bound_ms'] / 1e3:.2f}",
+        "answers": lambda one: sum(one["answers"].values()),
+        "of them bit for bit those of the engine": lambda one: one["answers"].get("bit_for_bit", 0),
+        "429": lambda one: refused(one, "429"),
+        "other errors": lambda one: sum(one["statuses"].values()) - refused(one, "200") - refused(one, "429"),
+        "CPU time of an answer, server with network, ms": lambda one: f"{one['cpu_ms_of_an_answer']['server']:.1f}",
+        "CPU time of an answer, client, ms": lambda one: f"{one['cpu_ms_of_an_answer']['clients']:.2f}",
+        "CPU time of a sample of `engine.sample`, ms": lambda one: f"{one['in_process_cpu_ms']:.1f}",
+        "memory, last quarter / second quarter": lambda one: (
+            f"{one['memory_bytes_by_quarter'][3] / one['memory_bytes_by_quarter'][1]:.3f}"
+        ),
+    }
+    lines = [f"| {name} | {' | '.join(str(shown(one)) for one in loads)} |" for name, shown in rows.items()]
+    lines.insert(1, "|---" + "|--:" * len(loads) + "|")
+    return "\n".join(lines)
 
 
 @contextmanager
@@ -96,6 +136,14 @@ def server(path: Path) -> Iterator[tuple[int, int]]:
             yield int(found[1]), running.pid
         finally:
             running.terminate()
+
+
+def seconds_to_page(path: Path) -> float:
+    """From the start of the command to the last byte of the page."""
+    start = time.perf_counter()
+    with server(path) as (port, _), urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
+        page.read()
+        return time.perf_counter() - start
 
 
 # What must come back.
@@ -114,14 +162,14 @@ def draw(engine: pfdiff.Engine, seeds: range) -> np.ndarray:
     return engine.sample(seeds=seeds, nfe=NFE, label=[seed % LABELS for seed in seeds]).numpy()
 
 
-def in_process(engine: pfdiff.Engine, bucket: int, seconds: float) -> float:
-    """Samples a second of `engine.sample`, in batches of `bucket`."""
-    start = time.perf_counter()
+def in_process(engine: pfdiff.Engine, bucket: int, seconds: float) -> tuple[float, float]:
+    """Samples a second of `engine.sample`, in batches of `bucket`, and CPU milliseconds a sample."""
+    start, cpu = time.perf_counter(), time.process_time()
     count = 0
     while time.perf_counter() - start < seconds:
         draw(engine, range(bucket))
         count += bucket
-    return count / (time.perf_counter() - start)
+    return count / (time.perf_counter() - start), 1e3 * (time.process_time() - cpu) / count
 
 
 # One load.
@@ -139,11 +187,15 @@ class Load:
         self.answer_ms: list[float] = []
         self.batch_ms: list[float] = []
         self.equal: Counter[str] = Counter()
+        self.server_cpu_s = self.clients_cpu_s = 0.0
 
     def rate(self, seconds: float) -> float:
         """Answers a second."""
         start, before = time.perf_counter(), len(self.answer_ms)
+        server, clients = cpu_seconds(self.pid), time.process_time()
         asyncio.run(self._run(start + seconds))
+        self.server_cpu_s += cpu_seconds(self.pid) - server
+        self.clients_cpu_s += time.process_time() - clients
         return (len(self.answer_ms) - before) / (time.perf_counter() - start)
 
     async def _run(self, end: float) -> None:
@@ -180,6 +232,10 @@ class Load:
             "bound_ms": (QUEUE / bucket + 2) * longest + MAX_WAIT_MS,
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
             "answers": dict(self.equal),
+            "cpu_ms_of_an_answer": {
+                "server": 1e3 * self.server_cpu_s / len(self.answer_ms),
+                "clients": 1e3 * self.clients_cpu_s / len(self.answer_ms),
+            },
             "memory_bytes_by_quarter": [int(np.mean(part)) for part in np.array_split(self.memory, 4)],
         }
 
@@ -191,18 +247,20 @@ def measure(
     bucket = max(size for size in engine.batch if size <= clients)
     others, fill = os.getloadavg()[0], batch_fill(port)
     load = Load(port, pid, clients, expected)
-    alone: list[float] = []
+    alone: list[tuple[float, float]] = []
     served: list[float] = []
     for _ in range(ROUNDS):
-        alone.append(in_process(engine, bucket, seconds / ROUNDS / 2))
+        alone.append(in_process(engine, bucket, seconds / ROUNDS / 3))
         served.append(load.rate(seconds / ROUNDS))
+    in_process_rates, in_process_cpu = map(list, zip(*alone, strict=True))
     found = {
         "buckets": engine.batch,
         "clients": clients,
         "bucket": bucket,
         "samples_per_second": served,
-        "in_process_per_second": alone,
-        "share_of_in_process": float(np.median(np.divide(served, alone))),
+        "in_process_per_second": in_process_rates,
+        "in_process_cpu_ms": float(np.median(in_process_cpu)),
+        "share_of_in_process": float(np.median(np.divide(served, in_process_rates))),
         **load.figures(bucket),
         "load_average": [others, os.getloadavg()[0]],
         "batch_fill": float(np.divide(*np.subtract(batch_fill(port), fill))),
@@ -237,6 +295,12 @@ def compare(body: bytes, expected: list[bytes], scale: float) -> str:
 def resident_bytes(pid: int) -> int:
     """Of a process. Linux only."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far. Linux only."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def batch_fill(port: int) -> tuple[float, float]:

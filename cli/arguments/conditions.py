@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ...engine.contract.condition import Condition
     from ...engine.contract.contract import Contract
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 ARRAYS = (".npy", ".npz", ".safetensors")
 
 
@@ -31,6 +32,8 @@ def conditions_from(
     encoded: conditions that need not be given, since prompts stand for them.
     Raises InputError on what `given_conditions` and `Condition.values` refuse; it names what was typed.
     """
+    from ...engine.contract.controls import is_control_picture
+
     typed = given_conditions(given, contract)
     own = contract.by_name(typed)
     options = {name: f"--{text}" for name, text in contract.called(typed).items()}
@@ -39,9 +42,21 @@ def conditions_from(
         value = own.get(one.name)
         if isinstance(value, list) and not one.shape and len(value) not in (1, batch):
             raise InputError(f"{options[one.name]}: {len(value)} values for {batch} seeds; give 1 or {batch}")
-        if one.name in own or (one.default is None and one.name not in encoded):
+        if is_control_picture(one, value):
+            found[one.name] = _picture_of_each(value, batch, options[one.name])
+        elif one.name in own or (one.default is None and one.name not in encoded):
             found[one.name] = one.values(value, batch, options.get(one.name))
     return found
+
+
+def _picture_of_each(value: Any, batch: int, option: str) -> NDArray[Any]:
+    """[batch, ...] of the picture of a ControlNet, which the engine encodes."""
+    import numpy as np
+
+    rows = value[None] if value.ndim == 3 else value
+    if rows.ndim != 4 or len(rows) not in (1, batch):
+        raise InputError(f"{option}: got {list(value.shape)}, expected one picture [3, H, W], or {batch}, one a seed")
+    return np.broadcast_to(rows, (batch, *rows.shape[1:]))
 
 
 def given_conditions(given: Sequence[str], contract: Contract) -> dict[str, Any]:
@@ -74,6 +89,10 @@ def _value_from(name: str, condition: Condition, text: str) -> Any:
     """One value, a list, the names of labels, or the array in a file."""
     if text in condition.labels:
         return text
+    from ...engine.contract.controls import CONTROL_IMAGE, CONTROL_LATENTS
+
+    if condition.name in (CONTROL_IMAGE, CONTROL_LATENTS) and Path(text).suffix.lower() in PICTURES:
+        return _picture_from(name, text.removeprefix("@"))
     if text.startswith("@") or text.lower().endswith(ARRAYS):
         return _array_from(name, condition, text.removeprefix("@"))
     values: list[Any] = []
@@ -99,6 +118,16 @@ def _number_from(name: str, condition: Condition, text: str) -> int | float:
         expected = f"one of {', '.join(condition.labels)}" if condition.labels else f"a number ({condition.dtype})"
         files = f", or a file ({', '.join(ARRAYS)})" if condition.shape else ""
         raise InputError(f"--{name} '{shortened(text)}': expected {expected}{files}") from None
+
+
+def _picture_from(name: str, path: str) -> NDArray[Any]:
+    """float32 [3, H, W] in 0..1 of a picture file."""
+    import numpy as np
+
+    from .prompts import picture_from
+
+    pixels = picture_from(f"--{name}", path)
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3)).transpose(2, 0, 1).astype(np.float32) / 255
 
 
 def _array_from(name: str, condition: Condition, path: str) -> NDArray[Any]:

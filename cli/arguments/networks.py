@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from ...engine.contract.contract import Contract
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-DESCRIBING: dict[str, Any] = {  # the options that describe a network, by the name of their parameter
+# Options by the name of their parameter: what describes a network, and with it what building or sampling it takes.
+DESCRIBING: dict[str, Any] = {
     "shape": options.Shape,
     "schedule": options.Schedule,
     "prediction": options.Prediction,
@@ -38,18 +39,26 @@ DESCRIBING: dict[str, Any] = {  # the options that describe a network, by the na
     "sigma_data": options.SigmaData,
     "data_range": options.DataRange,
 }
-FLAGS = ("learned_sigma",)  # False by default, all others None
-NetworkOrEngine = Annotated[
-    str,
-    typer.Argument(metavar="NETWORK", help="What build takes, or an engine directory."),
-]
-Calibration = Annotated[
-    int, typer.Option("--calibration", parser=options.integer, metavar="<int>", help="Seeds that choose.")
-]
-Reference = Annotated[
-    int | None,
-    typer.Option("--reference", parser=options.integer, metavar="<int>", help="Evaluations of the reference."),
-]
+BUILT: dict[str, Any] = {
+    **DESCRIBING,
+    "guidance": options.Guidance,
+    "decoder": options.DecoderOption,
+    "lora": options.LoraOption,
+    "controlnet": options.ControlnetOption,
+    "no_encoders": options.NoEncoders,
+}
+SAMPLED: dict[str, Any] = {
+    "prompt": options.Prompts,
+    "negative_prompt": options.NegativePrompts,
+    **DESCRIBING,
+    "guidance": options.Guidance,
+    "backend": options.Backend,
+    "threads": options.Threads,
+}
+DEFAULTS: dict[str, Any] = {"learned_sigma": False, "no_encoders": False, "backend": "auto"}  # of all others None
+NetworkOrEngine = Annotated[str, typer.Argument(metavar="NETWORK", help="What build takes, or an engine directory.")]
+Calibration = Annotated[int, options.parsed(options.integer, "--calibration", "Seeds that choose.")]
+Reference = Annotated[int | None, options.parsed(options.integer, "--reference", "Evaluations of the reference.")]
 SAME_NAMES = (  # options of a command that `Network` takes by the same name and as they are
     "schedule",
     "prediction",
@@ -63,24 +72,28 @@ SAME_NAMES = (  # options of a command that `Network` takes by the same name and
 )
 
 
-def describes_network(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of `DESCRIBING` in front of its --guidance; it reads them from `context.params`."""
-    signature = inspect.signature(command, eval_str=True)
-    parameters = list(signature.parameters.values())
-    place = list(signature.parameters).index("guidance")
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters[place:place] = [
-        inspect.Parameter(name, kind, default=False if name in FLAGS else None, annotation=option)
-        for name, option in DESCRIBING.items()
-    ]
+def takes(table: Mapping[str, Any], before: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command with the options of a table before one of its own, or last; it reads them from `context.params`."""
 
-    @functools.wraps(command)
-    def called(**given: Any) -> None:
-        command(**{name: given[name] for name in signature.parameters})
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        parameters = list(signature.parameters.values())
+        place = len(parameters) if before is None else list(signature.parameters).index(before)
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters[place:place] = [
+            inspect.Parameter(name, kind, default=DEFAULTS.get(name), annotation=option)
+            for name, option in table.items()
+        ]
 
-    result: Any = called
-    result.__signature__ = signature.replace(parameters=parameters)  # what Typer reads
-    return result
+        @functools.wraps(command)
+        def called(**given: Any) -> None:
+            command(**{name: given[name] for name in signature.parameters})
+
+        result: Any = called
+        result.__signature__ = signature.replace(parameters=parameters)  # what Typer reads
+        return result
+
+    return decorated
 
 
 def read_engine(engine: Path, *, nfe: int | None = None, backend: str = "auto", device: str = "auto") -> Artifact:
@@ -183,6 +196,12 @@ def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
         **{name: given[name] for name in SAME_NAMES if name in given},
         "data_range": range_from(given["data_range"]) if given.get("data_range") else None,
     }
+
+
+def built_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`network_arguments` of a network that is built: with LoRA, ControlNet and encoders of a pipeline."""
+    parts = {"lora": given["lora"] or (), "controlnet": given["controlnet"], "encoders": not given["no_encoders"]}
+    return {**network_arguments(network, given), **parts}
 
 
 def _check_source(network: str) -> None:

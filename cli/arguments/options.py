@@ -6,8 +6,9 @@ A network's own conditions, such as `--label 3`, are no fixed options: condition
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,15 +42,21 @@ def number(text: str) -> float:
         raise typer.BadParameter(f"got '{shortened(text)}', expected a number") from None
 
 
+def parsed(parser: Callable[[str], float], name: str, help: str) -> Any:
+    """The option of a number, read by `number`, `integer` or `natural`."""
+    return typer.Option(name, parser=parser, metavar="<float>" if parser is number else "<int>", help=help)
+
+
+def valued(metavar: str, name: str, help: str) -> Any:
+    """An option whose value --help shows as `metavar`."""
+    return typer.Option(name, metavar=metavar, help=help)
+
+
 # Prompts, of what draws many samples.
 Prompts = Annotated[
-    list[str] | None,
-    typer.Option("--prompt", metavar="<str>", help="Of engines with text encoders; of m, seed s has number s mod m."),
+    list[str] | None, valued("<str>", "--prompt", "Of engines with text encoders; of m, seed s has number s mod m.")
 ]
-NegativePrompts = Annotated[
-    list[str] | None,
-    typer.Option("--negative-prompt", metavar="<str>", help="One, or as many as --prompt."),
-]
+NegativePrompts = Annotated[list[str] | None, valued("<str>", "--negative-prompt", "One, or as many as --prompt.")]
 
 
 # The network.
@@ -69,29 +76,17 @@ TimeName = Annotated[str | None, typer.Option("--time", help="Name of the time's
 OutputName = Annotated[str | None, typer.Option("--output", help="Name or index of the prediction's output.")]
 ConditionOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--condition",
-        metavar="<str>",
-        help="A further input: name:dtype, then :77x768, :0..9, =default if any; repeatable.",
-    ),
+    valued("<str>", "--condition", "A further input: name:dtype, then :77x768, :0..9, =default if any; repeatable."),
 ]
-TimeScale = Annotated[
-    float | None,
-    typer.Option("--time-scale", parser=number, metavar="<float>", help="The network is fed t times this; default: 1."),
-]
+TimeScale = Annotated[float | None, parsed(number, "--time-scale", "The network is fed t times this; default: 1.")]
 TimeMap = Annotated[
-    str | None,
-    typer.Option("--time-map", help="What it is fed instead: 1-t, 1000-1000*t, sigma, 0.5*logsnr, c_noise."),
+    str | None, typer.Option("--time-map", help="What it is fed instead: 1-t, 1000-1000*t, sigma, 0.5*logsnr, c_noise.")
 ]
 TimeDtype = Annotated[str | None, typer.Option("--time-dtype", help="float32 or int64; found by trying.")]
 LearnedSigma = Annotated[bool, typer.Option("--learned-sigma", help="The output's second half is a variance.")]
-SigmaData = Annotated[
-    float | None,
-    typer.Option("--sigma-data", parser=number, metavar="<float>", help="Of edm networks; default: 0.5."),
-]
+SigmaData = Annotated[float | None, parsed(number, "--sigma-data", "Of edm networks; default: 0.5.")]
 DataRange = Annotated[
-    str | None,
-    typer.Option("--data-range", metavar="LOW,HIGH", help="What becomes 0 and 255 in pictures; default: -1,1."),
+    str | None, valued("LOW,HIGH", "--data-range", "What becomes 0 and 255 in pictures; default: -1,1.")
 ]
 Guidance = Annotated[
     str | None,
@@ -100,19 +95,15 @@ Guidance = Annotated[
     ),
 ]
 DecoderOption = Annotated[
-    str | None,
-    typer.Option("--decoder", help="Of latents: FILE.py:FACTORY or FILE.onnx[,scaling=0.18215,...]."),
+    str | None, typer.Option("--decoder", help="Of latents: FILE.py:FACTORY or FILE.onnx[,scaling=0.18215,...].")
 ]
 
 LoraOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--lora", metavar="FILE", help="Of a pipeline: FILE.safetensors[:0.8], fused into its weights; repeatable."
-    ),
+    valued("FILE", "--lora", "Of a pipeline: FILE.safetensors[:0.8], fused into its weights; repeatable."),
 ]
 ControlnetOption = Annotated[
-    str | None,
-    typer.Option("--controlnet", metavar="FOLDER", help="Of a pipeline: FOLDER[:0.8]; its picture is --control_image."),
+    str | None, valued("FOLDER", "--controlnet", "Of a pipeline: FOLDER[:0.8]; its picture is --control_image.")
 ]
 NoEncoders = Annotated[bool, typer.Option("--no-encoders", help="Leave out text encoders and image encoder.")]
 
@@ -126,17 +117,11 @@ GridOption = Annotated[
     ),
 ]
 Basis = Annotated[str | None, typer.Option("--basis", help="What the solver combines: eps, x0 or v.")]
-Clip = Annotated[
-    str | None,
-    typer.Option("--clip", metavar="<float>", help="Clamp x0 to [-CLIP, CLIP]; data: to the data's own range."),
-]
-StartTime = Annotated[
-    float | None, typer.Option("--t-start", parser=number, metavar="<float>", help="Where the grid starts.")
-]
+Clip = Annotated[str | None, valued("<float>", "--clip", "Clamp x0 to [-CLIP, CLIP]; data: to the data's own range.")]
+StartTime = Annotated[float | None, parsed(number, "--t-start", "Where the grid starts.")]
 
 EndTime = Annotated[
-    str | None,
-    typer.Option("--end", help="clean, first or a time; default: a diffusers scheduler's, else clean."),
+    str | None, typer.Option("--end", help="clean, first or a time; default: a diffusers scheduler's, else clean.")
 ]
 
 # The engine and where it runs.
@@ -147,16 +132,22 @@ Precision = Annotated[
     str, typer.Option("--precision", help="fp32, fp16, bf16, int8, fp8; auto: the fastest here within the bound.")
 ]
 CalibratePrompts = Annotated[
+    Path | None, valued("FILE", "--calibrate-prompts", "A prompt a line, for int8, fp8 and auto of a pipeline.")
+]
+CalibrateConditions = Annotated[
     Path | None,
-    typer.Option("--calibrate-prompts", metavar="FILE", help="A prompt a line, for int8, fp8 and auto of a pipeline."),
+    typer.Option(
+        "--calibrate-conditions",
+        metavar="FILE",
+        help="Values of conditions or a policy's observations, .npz, .safetensors or .npy, for int8, fp8 and auto.",
+    ),
 ]
 QuantiseError = Annotated[
     float | None,
-    typer.Option(
+    parsed(
+        number,
         "--quantise-error",
-        parser=number,
-        metavar="<float>",
-        help="RMS that int8, fp8 and auto may add to samples; default: half of the sampler's own error.",
+        "RMS that int8, fp8 and auto may add to samples; default: half of the sampler's own error.",
     ),
 ]
 Backend = Annotated[
@@ -164,22 +155,12 @@ Backend = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Target = Annotated[
-    str | None,
-    typer.Option("--target", metavar="LIST", help="Also TensorRT-RTX plans for these GPUs, sm86,sm89; none is needed."),
+    str | None, valued("LIST", "--target", "Also TensorRT-RTX plans for these GPUs, sm86,sm89; none is needed.")
 ]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", parser=integer, metavar="<int>", help="CPU threads; default: what the backend picks."),
-]
-Evaluations = Annotated[
-    int | None,
-    typer.Option("--nfe", parser=integer, metavar="<int>", help="Needed if the engine has several."),
-]
-Scale = Annotated[str, typer.Option("--scale", metavar="LOW,HIGH", help="What 0 and 255 become for your own features.")]
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", parser=integer, metavar="<int>", help="On Ray; default: what it has room for."),
-]
+Threads = Annotated[int | None, parsed(integer, "--threads", "CPU threads; default: what the backend picks.")]
+Evaluations = Annotated[int | None, parsed(integer, "--nfe", "Needed if the engine has several.")]
+Scale = Annotated[str, valued("LOW,HIGH", "--scale", "What 0 and 255 become for your own features.")]
+Workers = Annotated[int | None, parsed(integer, "--workers", "On Ray; default: what it has room for.")]
 
 
 def outside(path: Path | None) -> Path | None:
@@ -192,6 +173,5 @@ def outside(path: Path | None) -> Path | None:
 
 
 JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", callback=outside, help="Also write the figures to this file, with the machine."),
+    Path | None, typer.Option("--json", callback=outside, help="Also write the figures to this file, with the machine.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ def prompted_conditions(
     Several texts are taken in turn by the seeds. A network's own condition of that name goes first. engine: None for a
     network. extra: in place of the context's own arguments. Raises InputError, EngineFileError, BackendError.
     """
+    from ...engine.contract.controls import control_condition, is_control_picture
     from .conditions import given_conditions
 
     params = context.params
@@ -49,8 +51,12 @@ def prompted_conditions(
     own = [word for name, texts in words.items() if name in names for word in (f"--{name}", texts[-1])]
     given = given_conditions([*(context.args if extra is None else extra), *own], contract)
     texts = {name: one[0] if len(one) == 1 else one for name, one in words.items() if name not in names}
-    if not texts:
+    control = control_condition(contract)
+    shown = control is not None and is_control_picture(control, contract.by_name(given).get(control.name))
+    if not texts and not shown:
         return given
+    if engine is None and shown:
+        raise InputError("--control_image needs an engine, which holds the image encoder; build it, and name it here")
     if engine is None:
         raise InputError("--prompt needs an engine, which holds the text encoders; build it, and name it here")
     from ...engine.bulk.prompt_conditions import prompt_conditions
@@ -66,7 +72,10 @@ def mask_from(option: str, text: str) -> Any:
 
 
 def picture_from(option: str, text: str, *, grey: bool = False) -> Any:
-    """uint8 [H, W, 3] or, in grey, [H, W, 1] of a picture, or the array of an .npy. Raises InputError."""
+    """uint8 [H, W, 3] or, in grey, [H, W, 1] of a picture, or the array of an .npy. Raises InputError.
+
+    What is transparent becomes white, which a line says; in a mask it is refused.
+    """
     import numpy as np
 
     path = Path(text)
@@ -88,12 +97,23 @@ def picture_from(option: str, text: str, *, grey: bool = False) -> Any:
                 raise InputError(f"{option} '{text}': {width} x {height} pixels, expected at most {MOST_PIXELS} in all")
             if picture.mode[0] in "IF":
                 raise InputError(f"{option} '{text}': pixels of kind {picture.mode}, expected 8 bits a channel")
-            if grey and picture.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+            plain = "L" if grey or picture.mode in ("1", "L", "LA") else "RGB"
+            clear = picture.has_transparency_data
+            if not clear or picture.convert("RGBA").getchannel("A").getextrema()[0] == 255:
+                return np.atleast_3d(np.asarray(picture.convert(plain)))
+            if grey:
                 raise InputError(
                     f"{option} '{text}' is transparent in parts; give a mask without transparency, white where it is "
                     "drawn anew"
                 )
-            return np.atleast_3d(np.asarray(picture.convert("L" if grey or picture.mode in ("1", "L") else "RGB")))
+            warnings.warn(
+                f"{option} '{text}' is transparent in parts, which become white; give a picture without transparency "
+                "for another ground",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            ground = Image.new("RGBA", picture.size, "white")
+            return np.atleast_3d(np.asarray(Image.alpha_composite(ground, picture.convert("RGBA")).convert(plain)))
     except InputError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

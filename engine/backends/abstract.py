@@ -14,6 +14,7 @@ from ..contract.contract import AnyContract, Contract
 from ..errors import BackendError
 from ..progress import BuildProgress
 from ..tensors import TORCH_DTYPES, from_numpy, lasting
+from .guided import UnitScale
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
@@ -69,13 +70,15 @@ class Buffers:
     """The tensors of one bucket, contiguous, on the backend's device; `conditions` in the order of the contract.
 
     x [batch, *shape], out [batch, *output_shape]: of `Backend.dtype`; t: [batch] or [] of the contract's time dtype,
-    None where there is no time (a decoder). Of a text encoder x is int64.
+    None where there is no time (a decoder). Of a text encoder x is int64. halved: the scale of guidance is 1 for all
+    samples of these, see `Backend.unit_scale`.
     """
 
     x: torch.Tensor
     t: torch.Tensor | None
     conditions: tuple[torch.Tensor, ...]
     out: torch.Tensor
+    halved: bool = False
 
     @classmethod
     def of(
@@ -122,6 +125,8 @@ class Backend(ABC):
                       allocated it already, or does not say
     stream            on a CUDA device, the stream that everything runs on; None on a CPU
     not_capturable    why its evaluations cannot be captured in a CUDA graph, once that is known; else empty
+    unit_scale        where the scale of guidance is 1, if its evaluations of `halved` buffers are of the conditional
+                      half alone; else None
     """
 
     name: str
@@ -132,6 +137,7 @@ class Backend(ABC):
     bytes_per_sample: int = 0
     stream: torch.cuda.Stream | None = None
     not_capturable: str = ""
+    unit_scale: UnitScale | None = None
 
     @abstractmethod
     def bind(self, sets: Sequence[Buffers]) -> list[Evaluate]:

@@ -49,6 +49,11 @@ def compiled(module: Function, files: NetworkFiles, device: torch.device) -> Fun
     return Compiled(module, journal, key, strict=files.options.compile is True)
 
 
+def compiled_like(first: Function, other: Function) -> Function:
+    """`other`, a part of the network `first`, compiled if that is. Its first call is a further compilation."""
+    return first.of(other) if isinstance(first, Compiled) else other
+
+
 @final
 class Compiled:
     """The compiled module; where that was not asked for by name, a failure makes room for the module as it is."""
@@ -59,6 +64,10 @@ class Compiled:
         self._journal = journal
         self._key = key
         self._strict = strict
+
+    def of(self, other: Function) -> Compiled:
+        """Another function with the same settings."""
+        return Compiled(other, self._journal, self._key, strict=self._strict)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         if self._compiled is None:

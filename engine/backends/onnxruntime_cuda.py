@@ -17,7 +17,7 @@ from ..errors import BackendError, first_line
 from ..streams import own_stream
 from ..tensors import PRECISION_DTYPES
 from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
-from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY
+from .onnxruntime_cpu import ELEMENT_TYPES, ERRORS_ONLY, NO_INTEGER_KERNELS
 
 PROVIDER = "CUDAExecutionProvider"
 WAIT_EVERY = 16  # runs: at four concatenations of a latent U-Net, 46 KB are kept by each (ONNX Runtime's sources)
@@ -30,23 +30,12 @@ class OnnxRuntimeCuda(OneByOne[onnxruntime.InferenceSession]):
     def __init__(self, files: NetworkFiles, device: torch.device) -> None:
         contract = files.contract
         self.stream = files.stream or own_stream(device)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
         settings = {
             "device_id": str(device.index or 0),
             "user_compute_stream": str(self.stream.cuda_stream),
             "use_tf32": "1" if files.options.tf32 else "0",
         }
-        providers = [(PROVIDER, settings), "CPUExecutionProvider"]
-        try:
-            session = onnxruntime.InferenceSession(str(files.onnx), options, providers=providers)
-        except Exception as error:  # its exceptions have no common base of their own
-            raise BackendError(f"onnxruntime refuses '{files.onnx}': {first_line(error)}") from error
-        if session.get_providers()[0] != PROVIDER:
-            raise BackendError(
-                "onnxruntime cannot start its CUDA provider (its CUDA and cuDNN are not those of this machine); "
-                "install an onnxruntime-gpu for this CUDA, or use backend tensorrt or torch"
-            )
+        session = _session(files, settings)
         self._names = contract.inputs
         self._output = contract.output
         self._loaded = session
@@ -81,6 +70,34 @@ class OnnxRuntimeCuda(OneByOne[onnxruntime.InferenceSession]):
 
     def close(self) -> None:
         self._loaded = None
+
+
+def _session(files: NetworkFiles, settings: dict[str, str]) -> onnxruntime.InferenceSession:
+    """A session of the CUDA provider, with its NHWC kernels where products run on tensor cores and it takes them.
+
+    Builds before 1.20 have none, others none for some networks. Raises BackendError.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    if files.contract.precision == "fp16":
+        options.add_session_config_entry(*NO_INTEGER_KERNELS)
+    nhwc = files.precision == "fp16" or (files.precision == "fp32" and files.options.tf32)
+    problem = BackendError()
+    for one in ({**settings, "prefer_nhwc": "1"}, settings) if nhwc else (settings,):
+        providers = [(PROVIDER, one), "CPUExecutionProvider"]
+        try:  # by itself it would go on without CUDA, and say so on the standard output
+            session = onnxruntime.InferenceSession(str(files.onnx), options, providers=providers, enable_fallback=0)
+        except Exception as error:  # its exceptions have no common base of their own
+            problem = BackendError(f"onnxruntime refuses '{files.onnx}': {first_line(error)}")
+            problem.__cause__ = error
+            continue
+        if session.get_providers()[0] == PROVIDER:
+            return session
+        problem = BackendError(
+            "onnxruntime cannot start its CUDA provider (its CUDA and cuDNN are not those of this machine); "
+            "install an onnxruntime-gpu for this CUDA, or use backend tensorrt or torch"
+        )
+    raise problem
 
 
 def why_not() -> str:

@@ -21,7 +21,9 @@ from ..streams import own_stream
 from ..tensors import PRECISION_DTYPES
 from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 from .casting import cast_copy, own_dtypes
-from .compiling import compiled
+from .compiling import compiled, compiled_like
+from .group_norm import without_layout_copies
+from .guided import Guided
 
 
 @final
@@ -49,12 +51,18 @@ class TorchCuda(OneByOne[Callable[..., torch.Tensor]]):
             module = _on_device(module, self.dtype, device, nhwc)
         self.bytes_per_sample = self._measure(module, contract) if device.type == "cuda" else 0
         self._loaded = compiled(module, files, device)
+        self._half: Callable[..., torch.Tensor] | None = None
+        if isinstance(module, Guided):
+            self.unit_scale = module.unit_scale
+            self._half = compiled_like(self._loaded, module.conditional)
         words = [f"torch {torch.__version__}", _name(device), contract.precision]
         words += ["channels last"] * nhwc + ["TF32"] * self._tf32 + ["compiled"] * (self._loaded is not module)
         self.description = ", ".join(words)
 
     def _bound(self, module: Callable[..., torch.Tensor], buffers: Buffers, *, search: bool = True) -> Evaluate:
         inputs, shape, dtype, tf32 = buffers.inputs, buffers.out.shape, self.dtype, self._tf32
+        if buffers.halved and self._half is not None:
+            module = self._half
 
         def evaluate() -> torch.Tensor:
             with torch.inference_mode(), own_dtypes("cuda"), _arithmetic(tf32, search):
@@ -94,7 +102,7 @@ class TorchCuda(OneByOne[Callable[..., torch.Tensor]]):
         return torch.cuda.max_memory_allocated(device) - before
 
     def close(self) -> None:
-        self._loaded = None
+        self._loaded = self._half = None
 
 
 def _on_device(module: torch.nn.Module, dtype: torch.dtype, device: torch.device, nhwc: bool) -> torch.nn.Module:
@@ -104,7 +112,10 @@ def _on_device(module: torch.nn.Module, dtype: torch.dtype, device: torch.device
         needed = sum(width * one.numel() for one in (*module.parameters(), *module.buffers()))
         check_fits("the network", needed, device)
     duplicate = cast_copy(module, dtype, device).eval()
-    return duplicate.to(memory_format=torch.channels_last) if nhwc else duplicate  # pyright: ignore[reportCallIssue]
+    if nhwc:
+        duplicate = duplicate.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        without_layout_copies(duplicate)
+    return duplicate
 
 
 @contextlib.contextmanager

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
-from ..artifact import Artifact, read_artifact
+from ..artifact import IMAGE_ENCODER, Artifact, read_artifact
 from ..backends.abstract import CudaOptions, NetworkFiles
 from ..backends.choose import Beside
 from ..backends.registry import check_backend
+from ..contract.controls import control_condition
 from ..device import parse_device, why_not_cuda
+from ..runtime.later import LaterNetwork
+from ..runtime.pictures.control import ControlPicture
 from ..runtime.prompts import Prompt, Prompts
 
 
@@ -28,7 +31,8 @@ def prompt_conditions(
 ) -> dict[str, Any]:
     """`given`, by the conditions' own names, with float32 [*shape] of one prompt or [m, *shape] of a list of m.
 
-    A list of negative prompts has as many. The text encoders are loaded and freed again; the network is not read.
+    A list of negative prompts has as many. The picture of a ControlNet becomes the latents that its network takes. The
+    text encoders are loaded and freed again; the network is not read.
     Raises InputError, EngineFileError, BackendError.
     """
     check_backend(backend)
@@ -36,8 +40,12 @@ def prompt_conditions(
     lists = [one for one in (prompt, negative_prompt) if isinstance(one, Sequence) and not isinstance(one, str)]
     files = NetworkFiles(artifact.network_path, artifact.contract, None, artifact, CudaOptions(), None)
     where = parse_device(device) or torch.device("cpu" if why_not_cuda() else "cuda")
-    prompts = Prompts(artifact, Beside(files, where, "auto" if backend == "torch" else backend, threads))
+    beside = Beside(files, where, "auto" if backend == "torch" else backend, threads)
+    prompts = Prompts(artifact, beside)
+    images = LaterNetwork(artifact, beside, "the image encoder", IMAGE_ENCODER, artifact.image_encoder)
     try:
-        return prompts.conditions(prompt, negative_prompt, given or {}, max(map(len, lists), default=1))
+        words = prompts.conditions(prompt, negative_prompt, given or {}, max(map(len, lists), default=1))
+        return ControlPicture(artifact, images).conditions(words) if control_condition(artifact.contract) else words
     finally:
         prompts.close()
+        images.close()

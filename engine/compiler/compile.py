@@ -36,8 +36,9 @@ def compile(
     solver, schedule: strings, see engine/compiler/solvers and engine/compiler/schedule.py; solver "auto" is the rule of
     engine/compiler/defaults.py, for grid, basis and t_start too where they are None. nfe: network evaluations, at
     least 1. grid: a rule or the times, see engine/compiler/grid.py; uniform by default. basis: eps, x0 or v, what the
-    solver stores; by default v on flow schedules, otherwise eps. Solvers with a parameterisation of their own
-    (DPM-Solver: eps, DPM-Solver++: x0) convert to it, so basis then changes nothing but the table's columns.
+    solver stores; by default x0 for PFDiff with noise, v on flow schedules, otherwise eps. Solvers with a
+    parameterisation of their own (DPM-Solver: eps, DPM-Solver++: x0) convert to it, so basis then changes nothing but
+    the table's columns.
     prediction: eps, x0, v, flow, edm or consistency, what the network returns. clip: bound on |x0|, 1 for data in
     [-1, 1]. t_start: first time. end: clean, first or a time. sigma_data: of `edm` and `consistency`.
     Raises InputError.
@@ -49,17 +50,12 @@ def compile(
         solver, grid, basis, t_start = chosen.solver, chosen.grid, chosen.basis, chosen.t_start
     grid = "uniform" if grid is None else grid
     process, method = parse_schedule(schedule), parse_solver(solver)
-    basis = basis or ("v" if process.velocity == "flow" else "eps")
+    basis = basis or method.default_basis or ("v" if process.velocity == "flow" else "eps")
     points = make_grid(grid, process, method.intervals(nfe), t_start, end, method.evaluations)
     times, table, draws = trace(method, nfe, points, process, basis)
-    init, W, w, V = lower(table, draws)
-    if clip is not None and isinstance(method, Ddim) and method.eps == OWN:
-        p, q, U = fold_own_eps(W, w, times, basis, prediction, process, sigma_data)
-    else:
-        p, q = fold(W, w, times, basis, prediction, clip, process, sigma_data)
-        U = np.zeros_like(w)
-    c_in, network_times = network_inputs(times, prediction, process, sigma_data)
-    return Program(
+    return program_of(
+        lower(table, draws),
+        process,
         solver=str(method),
         schedule=schedule,
         grid=grid if isinstance(grid, str) else tuple(float(t) for t in grid),
@@ -69,6 +65,47 @@ def compile(
         t_start=None if t_start is None else float(t_start),
         end=end if isinstance(end, str) else float(end),
         sigma_data=float(sigma_data),
+        times=times,
+        table=table,
+        own_eps=isinstance(method, Ddim) and method.eps == OWN,
+    )
+
+
+def program_of(
+    lowered: tuple[Float64s, Float64s, Float64s, Float64s],
+    process: Schedule,
+    *,
+    solver: str,
+    schedule: str,
+    grid: str | tuple[float, ...],
+    basis: str,
+    prediction: str,
+    clip: float | None,
+    t_start: float | None,
+    end: str | float,
+    sigma_data: float,
+    times: Float64s,
+    table: Float64s,
+    own_eps: bool = False,
+) -> Program:
+    """The program of a lowered table asked at `times` [N]; own_eps: a clipped x0 leaves the network's eps as it is."""
+    init, W, w, V = lowered
+    if clip is not None and own_eps:
+        p, q, U = fold_own_eps(W, w, times, basis, prediction, process, sigma_data)
+    else:
+        p, q = fold(W, w, times, basis, prediction, clip, process, sigma_data)
+        U = np.zeros_like(w)
+    c_in, network_times = network_inputs(times, prediction, process, sigma_data)
+    return Program(
+        solver=solver,
+        schedule=schedule,
+        grid=grid,
+        basis=basis,
+        prediction=prediction,
+        clip=clip,
+        t_start=t_start,
+        end=end,
+        sigma_data=sigma_data,
         times=times,
         network_times=network_times,
         c_in=c_in,

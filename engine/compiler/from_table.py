@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import InputError, shown
 from .basis import BASES
-from .compile import check_options, fold, network_inputs
+from .compile import check_options, program_of
 from .lower import lower
 from .program import MOST_BUFFERS, MOST_NFE, Program
 from .schedule import Float64s, parse_schedule
@@ -47,15 +47,16 @@ def program_from_table(
     if np.any(asked < process.first):
         raise InputError(f"time {asked.min():g}: the network is not evaluated below {process.first:g}")
     table = _square(rows, len(asked))
-    init, W, w, V = lower(table)
-    if len(init) > MOST_BUFFERS:
+    lowered = lower(table)
+    states = len(lowered[0])
+    if states > MOST_BUFFERS:
         raise InputError(
-            f"the rows hand on {len(init)} states from one evaluation to the next, expected at most {MOST_BUFFERS}; "
+            f"the rows hand on {states} states from one evaluation to the next, expected at most {MOST_BUFFERS}; "
             "let them use fewer of the older answers"
         )
-    p, q = fold(W, w, asked, basis, prediction, clip, process, sigma_data)
-    c_in, network_times = network_inputs(asked, prediction, process, sigma_data)
-    return Program(
+    return program_of(
+        lowered,
+        process,
         solver=name,
         schedule=schedule,
         grid=(*(float(t) for t in asked), float(process.clean)),
@@ -66,16 +67,7 @@ def program_from_table(
         end="clean",
         sigma_data=float(sigma_data),
         times=asked,
-        network_times=network_times,
-        c_in=c_in,
         table=table,
-        init=init,
-        p=p,
-        q=q,
-        W=W,
-        w=w,
-        V=V,
-        U=np.zeros_like(w),
     )
 
 

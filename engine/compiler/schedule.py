@@ -142,18 +142,24 @@ class Discrete(Schedule):
         return np.interp(-np.asarray(lam, np.float64), -lam_t, np.arange(self.last + 1))
 
 
+class UnitTime(Schedule):
+    """Times from 1 down to t_min; clean at 0."""
+
+    t_min: float
+
+    @property
+    def span(self) -> tuple[float, float, float]:
+        return self.t_min, 1.0, 0.0
+
+
 @final
 @dataclass(frozen=True)
-class Vp(Schedule):
+class Vp(UnitTime):
     """log alpha_t = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2 (Song et al., arXiv 2011.13456, eq. 33)."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
     t_min: float = 1e-3
-
-    @property
-    def span(self) -> tuple[float, float, float]:
-        return self.t_min, 1.0, 0.0
 
     def log_alpha(self, t: ArrayLike) -> Float64s:
         times = self.check(t)
@@ -198,17 +204,13 @@ class Edm(Schedule):
 
 @final
 @dataclass(frozen=True)
-class Flow(Schedule):
+class Flow(UnitTime):
     """alpha = 1 - t, sigma = t (Lipman et al., arXiv 2210.02747); evenly spaced grids are bent by
     t = shift u / (1 + (shift - 1) u) (Esser et al., arXiv 2403.03206, eq. 23)."""
 
     velocity: ClassVar[str] = "flow"
     shift: float = 1.0
     t_min: float = 1e-3
-
-    @property
-    def span(self) -> tuple[float, float, float]:
-        return self.t_min, 1.0, 0.0
 
     def alpha(self, t: ArrayLike) -> Float64s:
         return 1 - self.check(t)

@@ -25,7 +25,7 @@ def condition_tables(contract: Contract, given: Mapping[str, Any] | None) -> dic
     """
     named = contract.by_name(given or {})
     called = contract.called(given or {})
-    return {one.name: _table(one, named.get(one.name), called.get(one.name)) for one in contract.conditions}
+    return {one.name: condition_table(one, named.get(one.name), called.get(one.name)) for one in contract.conditions}
 
 
 def rows(tables: Mapping[str, NDArray[Any]], seeds: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:
@@ -33,7 +33,8 @@ def rows(tables: Mapping[str, NDArray[Any]], seeds: NDArray[np.uint64]) -> dict[
     return {name: table[seeds % np.uint64(len(table))] for name, table in tables.items()}
 
 
-def _table(condition: Condition, given: Any, called: str | None) -> NDArray[Any]:
+def condition_table(condition: Condition, given: Any, called: str | None = None) -> NDArray[Any]:
+    """The table [m, *shape] of a condition: of what is given, else of its labels or its default. Raises InputError."""
     if given is None and condition.labels:
         given = list(condition.labels)
     called = called or condition.alias or condition.name

@@ -79,6 +79,26 @@ def read_array(path: str | os.PathLike[str], names: Sequence[str] = ()) -> NDArr
             raise InputError(f"{where} is damaged or of another kind ({reason}); expected a {kind} file") from None
 
 
+def array_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of the arrays in a .npz or .safetensors file; () for a .npy, whose array has none. Raises InputError."""
+    where, kind = repr(os.fspath(path)), Path(path).suffix.lower()
+    if kind not in FORMATS:
+        raise InputError(f"{where} ends in '{kind}', expected {', '.join(FORMATS)}")
+    if kind == ".npy":
+        return ()
+    with open_regular(path) as file:
+        try:
+            if kind == ".npz":
+                with zipfile.ZipFile(file) as archive:
+                    return tuple(one.filename.removesuffix(".npy") for one in archive.infolist())
+            return tuple(name for name in _header(file, where)[0] if name != "__metadata__")
+        except InputError:
+            raise
+        except Exception as error:  # the readers' exceptions have no common base
+            reason = first_line(error)[:120]
+            raise InputError(f"{where} is damaged or of another kind ({reason}); expected a {kind} file") from None
+
+
 def _npy(file: Any, size: int, where: str) -> NDArray[Any]:
     """The array of an open .npy file of `size` bytes."""
     version = npy_format.read_magic(file)
@@ -121,10 +141,7 @@ def _npz(file: BinaryIO, names: Sequence[str], where: str) -> NDArray[Any]:
 def _safetensors(file: BinaryIO, names: Sequence[str], where: str) -> NDArray[Any]:
     """By the format itself (length, JSON, data), since the library's readers map what is at the path, not this file."""
     size = os.fstat(file.fileno()).st_size
-    (length,) = struct.unpack("<Q", file.read(8))
-    if length > min(MOST_HEADER_BYTES, size):
-        raise InputError(f"{where} promises a header of {length} bytes; write it again")
-    header = json.loads(file.read(length))
+    header, length = _header(file, where)
     header.pop("__metadata__", None)
     name = chosen(list(header), names, where)
     kind, shape, (start, end) = header[name]["dtype"], header[name]["shape"], header[name]["data_offsets"]
@@ -136,6 +153,14 @@ def _safetensors(file: BinaryIO, names: Sequence[str], where: str) -> NDArray[An
     file.seek(8 + length + start)
     values = _filled(file, math.prod(shape), dtype, where).reshape(shape)
     return (values.astype("<u4") << np.uint32(16)).view("<f4") if kind == "BF16" else values
+
+
+def _header(file: BinaryIO, where: str) -> tuple[dict[str, Any], int]:
+    """The header of an open .safetensors file, and its bytes."""
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > min(MOST_HEADER_BYTES, os.fstat(file.fileno()).st_size):
+        raise InputError(f"{where} promises a header of {length} bytes; write it again")
+    return json.loads(file.read(length)), length
 
 
 def chosen(held: Sequence[str], names: Sequence[str], where: str) -> str:

@@ -23,7 +23,7 @@ from ...kernels import eager
 from ..backends.abstract import Backend, Buffers
 from ..contract.contract import Contract
 from ..errors import BackendError, PfdiffError, first_line
-from ..tensors import TORCH_DTYPES, array_of, fill_rows, lasting
+from ..tensors import TORCH_DTYPES, array_of, fill_rows, from_numpy, lasting
 from .decoder import Decode, LoadedDecoder, not_finite
 from .draws import Draws
 from .inputs import Inputs
@@ -65,8 +65,9 @@ class Bucket:
         time_dtype = TORCH_DTYPES[contract.time_dtype]
         time = torch.zeros((size,) if contract.time_rank else (), dtype=time_dtype)
         self._time = time.numpy()
+        given = contract.stand_ins  # what is timed before the first call is what a call without conditions takes
         self.conditions = tuple(
-            torch.zeros((size, *one.shape), dtype=TORCH_DTYPES[one.dtype]) for one in contract.conditions
+            from_numpy(one.values(given.get(one.name), size)).to(TORCH_DTYPES[one.dtype]) for one in contract.conditions
         )
         self._arrays = [array_of(one) for one in self.conditions]
         sets = [
@@ -128,6 +129,13 @@ class Bucket:
         if not finite:
             raise BackendError(_not_finite(tables, int(self._reached[0])))
 
+    def evaluate(self, tables: Tables) -> None:
+        """Every evaluation of the program, each at its time, and nothing else."""
+        evaluate = self.evaluations[0]
+        for time in tables.times:
+            self._time.fill(time)
+            evaluate()
+
     def _walk(self, tables: Tables, samples: NDArray[np.float32]) -> bool:
         """What `_cpu.cpp` does, for every network and program. Ends where an output is not finite, and says so."""
         for n in range(tables.nfe):
@@ -149,45 +157,36 @@ class Bucket:
 
         Returns whether the network's output is finite, like `_finish`.
         """
+        if tables.clip is not None and not self._clip(tables, tables.clip, n, here):
+            return False
         target = self._rows[1 - here][:-1]
-        finite = self._clip(tables, n, here) and combine(tables.update[n], self._rows[here], target)
-        self._add_output(tables, n, target)
-        self._add_noise(tables, n, target)
-        if self._kept is not None:
-            self._kept.keep(target[0], n)
+        finite = combine(tables.update[n], self._rows[here], target)
+        if tables.adds or self._kept is not None:
+            self._add(tables, n, target)
         return finite
 
     def _finish(self, tables: Tables, here: int, samples: NDArray[np.float32]) -> bool:
         """The last update, of which only state 0 is asked for: its first elements go to `samples` [1, elements]."""
-        source, n = self._rows[here][:, : samples.size], tables.nfe - 1
-        finite = self._clip(tables, n, here) and combine(tables.update[-1, :1], source, samples)
-        self._add_output(tables, n, samples)
-        self._add_noise(tables, n, samples)
-        if self._kept is not None:
-            self._kept.keep(samples[0], n)
+        n = tables.nfe - 1
+        if tables.clip is not None and not self._clip(tables, tables.clip, n, here):
+            return False
+        finite = combine(tables.update[n, :1], self._rows[here][:, : samples.size], samples)
+        self._add(tables, n, samples)
         return finite
 
-    def _add_output(self, tables: Tables, n: int, target: NDArray[np.float32]) -> None:
-        """s_j + U_n[j] out in the first rows of `target` [m, elements], if a program takes the output as it is."""
+    def _add(self, tables: Tables, n: int, target: NDArray[np.float32]) -> None:
+        """Beside (W_n | w_n), in the first rows of `target` [m, elements]: U_n out, V_n xi_n, what a mask keeps."""
         if tables.U is not None and self._raw is not None:
-            for row, factor in zip(target, tables.U[n], strict=False):
-                if factor:
-                    row += factor * self._raw[: len(row)]
+            _add_multiples(tables.U[n], self._raw, target)
+        if n in tables.draws and self._draws is not None:
+            self._xi = xi = np.zeros(self._rows[0].shape[1], np.float32) if self._xi is None else self._xi
+            self._draws.fill(xi.reshape(self.size, -1)[: self._draws.count], n, tables.draws.index(n))
+            _add_multiples(tables.V[n], xi, target)
+        if self._kept is not None:
+            self._kept.keep(target[0], n)
 
-    def _add_noise(self, tables: Tables, n: int, target: NDArray[np.float32]) -> None:
-        """s_j + V_n[j] xi_n in the first rows of `target` [m, elements], if noise is drawn after evaluation n."""
-        if n not in tables.draws or self._draws is None:
-            return
-        self._xi = xi = np.zeros(self._rows[0].shape[1], np.float32) if self._xi is None else self._xi
-        self._draws.fill(xi.reshape(self.size, -1)[: self._draws.count], n, tables.draws.index(n))
-        for row, factor in zip(target, tables.V[n], strict=False):
-            if factor:
-                row += factor * xi[: len(row)]
-
-    def _clip(self, tables: Tables, n: int, here: int) -> bool:
-        """z = clamp(p s_0 + q out, -clip, clip) in the last row of matrix `here`, if it clips; False if not finite."""
-        if tables.clip is None:
-            return True
+    def _clip(self, tables: Tables, clip: float, n: int, here: int) -> bool:
+        """z = clamp(p s_0 + q out, -clip, clip) in the last row of matrix `here`; False if out is not finite."""
         rows = self._rows[here]
         out = rows[-1]
         if not all_finite(out):
@@ -199,8 +198,15 @@ class Bucket:
             np.multiply(rows[0], tables.p[n], out=self._scratch)
             out *= tables.q[n]
             out += self._scratch
-        np.clip(out, -tables.clip, tables.clip, out=out)
+        np.clip(out, -clip, clip, out=out)
         return True
+
+
+def _add_multiples(factors: NDArray[np.float32], term: NDArray[np.float32], target: NDArray[np.float32]) -> None:
+    """target[j] += factors[j] term in the first rows of `target` [m, elements]; rows without a factor stay."""
+    for row, factor in zip(target, factors, strict=False):
+        if factor:
+            row += factor * term[: len(row)]
 
 
 def _not_finite(tables: Tables, n: int) -> str:
@@ -251,13 +257,8 @@ class CpuLoop(Loop):
         eager.images(*as_pictures(torch.from_numpy(into), images[: inputs.count]), *self._contract.data_range)
 
     def floor(self, tables: Tables, size: int) -> Callable[[], None]:
-        evaluate, evaluations = self._bucket(tables, size).evaluations[0], tables.nfe
-
-        def bare() -> None:
-            for _ in range(evaluations):
-                evaluate()
-
-        return bare
+        bucket = self._bucket(tables, size)
+        return lambda: bucket.evaluate(tables)
 
     def updates(self, tables: Tables, size: int) -> Callable[[], None]:
         with lasting():

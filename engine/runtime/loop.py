@@ -36,6 +36,8 @@ class Tables:
     """
 
     program: Program
+    nfe: int
+    buffers: int
     update: NDArray[np.float32]
     init: NDArray[np.float32]
     p: NDArray[np.float32]
@@ -48,18 +50,15 @@ class Tables:
     U: NDArray[np.float32] | None = None
     mixed: bool = False
 
-    @property
-    def nfe(self) -> int:
-        return len(self.update)
-
-    @property
-    def buffers(self) -> int:
-        return len(self.init)
-
     @cached_property
     def scaled(self) -> bool:
         """Whether some c_in differs from 1, so that the network needs an input of its own."""
         return bool((self.c_in != 1).any())
+
+    @cached_property
+    def adds(self) -> bool:
+        """Whether an update adds more than `update` says: noise, or the network's output as it is."""
+        return bool(self.draws) or self.U is not None
 
     @cached_property
     def known(self) -> NDArray[np.float32]:
@@ -71,6 +70,8 @@ def make_tables(program: Program, contract: Contract, *, mixed: bool = False) ->
     """The tables of `program` for the network of `contract`. Raises InputError when its times cannot be fed."""
     return Tables(
         program=program,
+        nfe=program.nfe,
+        buffers=program.buffers,
         update=np.concatenate([program.W, program.w[:, :, None]], axis=2).astype(np.float32),
         init=program.init.astype(np.float32),
         p=program.p.astype(np.float32),

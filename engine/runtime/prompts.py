@@ -33,10 +33,14 @@ Text = tuple[str, bool]  # a prompt, and whether it is a negative one that is fr
 @final
 @dataclass(frozen=True, eq=False)
 class LoadedEncoder:
-    """A tokenizer, and a network bound to buffers of one bucket."""
+    """A tokenizer, and a network bound to buffers of one bucket.
+
+    rows: how many tokens of a prompt count that stands without what is before the others.
+    """
 
     encoder: TextEncoder
     tokenizer: Any
+    rows: int
     backend: Backend
     buffers: Buffers
     evaluate: Evaluate
@@ -173,7 +177,15 @@ class Prompts:
         tokenizer = _tokenizer(artifact, encoder)
         what, file = f"the text encoder {encoder.contract.name}", artifact.path / encoder.file
         bound = self._beside.open(what, file, encoder.contract, artifact.batch[0])
-        return LoadedEncoder(encoder, tokenizer, *bound)
+        return LoadedEncoder(encoder, tokenizer, self._rows_of(encoder), *bound)
+
+    def _rows_of(self, encoder: TextEncoder) -> int:
+        """Rows of the conditions, where negative prompts stand alone, else all that the encoder takes."""
+        held, length = self._artifact.text_encoders, encoder.contract.length
+        if held is None or encoder.negative_before is None:
+            return length
+        rows = [self._shapes[name][0] for name in held.conditions if len(self._shapes[name]) == 2]
+        return min([length, *rows])
 
     def _run(self, loaded: LoadedEncoder, texts: Sequence[Text]) -> NDArray[np.float32]:
         """Encoded [n, size] of n texts, in parts of the bucket that the network is bound to."""
@@ -240,14 +252,15 @@ def _tokens(loaded: LoadedEncoder, texts: Sequence[Text]) -> NDArray[np.int64]:
         raise
     except BaseException as error:  # as in _tokenizer
         raise EngineFileError(f"{damaged} fails ({first_line(error)[:120]}); rebuild the engine") from None
-    for text, one in zip(framed, encoded, strict=True):
+    for text, one, (_, negative) in zip(framed, encoded, texts, strict=True):
         if len(one.ids) != length:
             raise EngineFileError(f"{damaged} makes {len(one.ids)} tokens, expected {length}; rebuild the engine")
-        kept = max(end for _, end in one.offsets)
+        most = loaded.rows if negative else length
+        kept = max(end for _, end in one.offsets[:most])
         left = text[kept : len(text) - len(encoder.after)]
-        if one.overflowing and left.strip():
+        if (one.overflowing or sum(one.attention_mask) > most) and left.strip():
             warnings.warn(
-                f"the prompt is cut at {encoder.contract.length} tokens of {encoder.contract.name}; left out is "
+                f"the {'negative ' * negative}prompt is cut at {most} tokens of {encoder.contract.name}; left out is "
                 f"'{' '.join(left.split())}'",
                 RuntimeWarning,
                 stacklevel=7,

@@ -54,7 +54,7 @@ def by_measurement(
         return why_slow(precision, on_gpu=given["asked"].for_gpu)
 
     with tempfile.TemporaryDirectory(prefix="pfdiff-precisions-") as folder:
-        asked = (given["asked"].bound, given["asked"].prompts)
+        asked = (given["asked"].bound, given["asked"].given)
         found = fastest(make, lambda one: Engine.open(one, **loading), why_not_here, Path(folder), *asked, say)
         with locked_for_build(place, say):
             return _moved(found.artifact, place, {CHOICE: found.record}, say)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from ...engine.artifact import ENCODERS
+from ...engine.backends.casting import cast_copy
 from ...engine.contract.contract import Contract, TextEncoderContract
 from ...engine.contract.text_encoders import TextEncoder, TextEncoders
 from ...engine.errors import InputError
@@ -76,6 +78,11 @@ class PipelineEncoders:
         self._lengths = {name: size + self._dropped(name) for name, size in sizes.items()}
         self._places = places(self._parts, self._shapes, sizes, self._configs)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of those that a prompt stands for."""
+        return tuple(self._shapes)
+
     def _dropped(self, name: str) -> int:
         """Tokens of a prompt that are no rows of a condition: of what stands before it."""
         if self._given.prompting.instruction:
@@ -125,11 +132,11 @@ class PipelineEncoders:
             found.update(self._tokenizer_json(name).encode())
         return found.hexdigest()
 
-    def write(self, folder: Path, precision: str, progress: Lines) -> TextEncoders:
-        """Write encoders/ for a network of `precision`. Raises InputError, BackendError."""
+    def write(self, folder: Path, precision: str, progress: Lines, only: Collection[str] | None = None) -> TextEncoders:
+        """Write encoders/ for a network of `precision`; only: some by name. Raises InputError, BackendError."""
         (folder / ENCODERS).mkdir(exist_ok=True)
         encoders = []
-        for name in self._given.sources:
+        for name in self._given.sources if only is None else only:
             encoders.append(self._write_one(name, folder, precision, progress))
             return_memory()  # each is freed before the next is read
         return TextEncoders(tuple(self._shapes), tuple(encoders), self._given.zeros)
@@ -145,22 +152,24 @@ class PipelineEncoders:
         (folder / tokenizer).write_text(text, encoding="utf-8")
         encoder = load_encoder(source) if isinstance(source, Path) else source
         module = self._module(name, encoder, self._places[name])
-        with prepared(module, PRECISION_DTYPES[used]) as encode:
-            export_module(encode, contract, folder / file)
-
-        def run(case: TrialInputs, dtype: torch.dtype) -> Any:
-            with prepared(module, dtype) as encode, torch.no_grad():
-                return encode(torch.from_numpy(case.x)).float().numpy()
-
-        check_export(
-            folder / file,
-            contract,
-            lambda case: run(case, torch.float32),
-            None if used == "fp32" else lambda case: run(case, PRECISION_DTYPES[used]),
-            _trials(text, self._around),
-        )
-        if isinstance(source, Path):
+        trials = _trials(text, self._around)
+        with prepared(module, torch.float32) as encode:  # first, since the float32 weights may go
+            exact = {id(case): _run(encode, case) for case in trials}
+        dtype = PRECISION_DTYPES[used]
+        owned = isinstance(source, Path)
+        module = module.eval() if owned else module
+        if owned and dtype != torch.float32:
+            module = cast_copy(module, dtype).eval()
             free_weights(encoder)
+            return_memory()
+        with contextlib.nullcontext(module) if owned else prepared(module, dtype) as encode:
+            plain = {} if used == "fp32" else {id(case): _run(encode, case) for case in trials}
+            export_module(encode, contract, folder / file)
+        if owned:
+            free_weights(module)
+            return_memory()
+        short = (lambda case: plain[id(case)]) if plain else None
+        check_export(folder / file, contract, lambda case: exact[id(case)], short, trials)
         prompting, frame = self._given.prompting, self._around
         return TextEncoder(
             file,
@@ -182,6 +191,11 @@ class PipelineEncoders:
     def _tokenizer_json(self, name: str) -> str:
         right = self._given.prompting.right
         return tokenizer_json(self._tokenizers[name], name, self._lengths[name], right=right)
+
+
+@torch.no_grad()
+def _run(encode: nn.Module, case: TrialInputs) -> Any:
+    return encode(torch.from_numpy(case.x)).float().numpy()
 
 
 def _trials(tokenizer: str, frame: Around) -> list[TrialInputs]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -34,9 +35,11 @@ class Encoders:
         """Write the image encoder into encoders/ for a network of `precision`. Raises InputError."""
         return self.image.write(folder, precision, progress) if self.image else None
 
-    def write_text(self, folder: Path, precision: str, progress: Lines) -> TextEncoders | None:
-        """Write the text encoders, one after the other, likewise. Raises InputError, BackendError."""
-        return self.text.write(folder, precision, progress) if self.text else None
+    def write_text(
+        self, folder: Path, precision: str, progress: Lines, only: Collection[str] | None = None
+    ) -> TextEncoders | None:
+        """Write the text encoders, or some by name, one after the other, likewise. Raises InputError, BackendError."""
+        return self.text.write(folder, precision, progress, only) if self.text else None
 
 
 def open_encoders(described: Described, network: Contract, decoder: Any) -> Encoders | None:

@@ -1,6 +1,7 @@
 """diffusers' denoisers as networks of ours: forward(x [B, *shape], t [B], conditions...) -> prediction.
 
-One family, one file; each defines the names of `family.Family`. Conditions bear the names of forward's parameters.
+A new family is a file here that defines the names of `family.Family`, and a line of FAMILIES below for its class.
+Conditions bear the names of forward's parameters.
 """
 
 from __future__ import annotations

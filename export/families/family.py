@@ -29,12 +29,14 @@ class Beside:
     """What the other parts of a pipeline say.
 
     tokens: of a prompt, as the caller gives it. pooled: size of a pooled prompt. pixels: of a latent's side.
-    pipeline: the class's name, "" for a model alone. options: its own, such as is_distilled.
+    shift: of its autoencoder, in scaled latents. pipeline: the class's name, "" for a model alone. options: its own,
+    such as is_distilled.
     """
 
     tokens: int | None = None
     pooled: int | None = None
     pixels: int = 8
+    shift: float = 0.0
     pipeline: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 

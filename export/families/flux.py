@@ -20,10 +20,11 @@ from .parts.own_sigmas import scheduled as scheduled
 from .parts.patched import from_patches, places, to_patches
 
 TOKENS = 512
+GUIDANCE = "guidance"
 ALIASES: Mapping[str, str] = {
     "encoder_hidden_states": "prompt_embeds",
     "pooled_projections": "pooled_prompt_embeds",
-    "guidance": "guidance_scale",
+    GUIDANCE: "guidance_scale",
 }
 TIME_UNIT: float = 1e-3
 
@@ -43,7 +44,7 @@ def patches(config: Config, shape: tuple[int, ...]) -> int:
 def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
     return (
         *text_and_pooled(config, beside, TOKENS),
-        *((Condition("guidance", "float32", default=3.5),) if config["guidance_embeds"] else ()),
+        *((Condition(GUIDANCE, "float32", default=3.5),) if config["guidance_embeds"] else ()),
     )
 
 

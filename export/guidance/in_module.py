@@ -1,4 +1,4 @@
-"""Classifier-free guidance of an nn.Module: both halves in one batch, combined in float32."""
+"""Classifier-free guidance of an nn.Module: both halves in one batch, combined in float32; or the conditional alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..sources.module_call import Normalised
+from ...engine.backends.guided import Guided, UnitScale
+from ..sources.module_call import Call, Normalised
 from .options import NAME, Halves
 
 if TYPE_CHECKING:
@@ -50,12 +51,35 @@ class ClassifierFreeModule(nn.Module):
             guided = guided * (_length(conditional, self.keep) / _length(guided, self.keep))
         return guided
 
+    def conditional(self, x: Tensor, t: Tensor, /, **given: Tensor) -> Tensor:
+        """What forward returns where the scale is 1, to rounding: the prediction with the condition, float32."""
+        return self.network(x, t, *(given[name] for name in self.names)).float()
+
     def _unconditional(self, name: str, given: dict[str, Tensor]) -> Tensor:
         other = dict(self.at_run_time).get(name)
         if other is not None:
             return given[other]
         value = getattr(self, f"unconditional_{name}", None)
         return given[name] if value is None else value.to(given[name].dtype).expand_as(given[name])
+
+
+@final
+class GuidedCall(nn.Module, Guided):
+    """forward(x, t, *conditions) -> guided prediction in the dtype of x: what backend torch evaluates."""
+
+    def __init__(self, module: ClassifierFreeModule, call: Call) -> None:
+        super().__init__()
+        self.network = Normalised(module, call)
+        self.module = module
+        self.names = call.parameters[2:]
+        self.unit_scale = UnitScale(NAME, module.offset, module.interval)
+
+    def forward(self, x: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
+        return self.network(x, t, *conditions)
+
+    def conditional(self, *inputs: Tensor) -> Tensor:
+        x, t, *conditions = inputs
+        return self.module.conditional(x, t, **dict(zip(self.names, conditions, strict=True))).to(x.dtype)
 
 
 def _length(x: Tensor, keep: str) -> Tensor:

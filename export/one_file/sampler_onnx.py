@@ -83,10 +83,7 @@ def export_sampler(
     _check_fit(artifact.contract)
     if pixels:
         shape_of_pixels(artifact)
-    target = Path(out)
-    if target.suffix != ".onnx" or not target.parent.is_dir():
-        raise InputError(f"out '{target}', expected a file ending in .onnx in a folder that exists")
-    check_outside(target)
+    target = _target(out)
     say(f"reading {artifact.network_path}")
     network = onnx.load(str(artifact.network_path), load_external_data=False)
     model = make_sampler(network, artifact.contract, program, from_seeds=from_seeds)
@@ -118,6 +115,14 @@ def export_sampler(
     latents = "; its samples are latents, the engine's decoder.onnx decodes them" if artifact.decoder else ""
     latents = "; pixels are its second output" if pixels else latents
     say(f"{target}: {program.nfe} evaluations, {program.solver}{latents}")
+    return target
+
+
+def _target(out: str | os.PathLike[str]) -> Path:
+    target = Path(out)
+    if target.suffix != ".onnx" or not target.parent.is_dir():
+        raise InputError(f"out '{target}', expected a file ending in .onnx in a folder that exists")
+    check_outside(target)
     return target
 
 
@@ -225,17 +230,7 @@ def _body(
         constants["U"] = np.float32(program.U).reshape(*program.U.shape, *(1 for _ in range(rank)))
         add("Add", ["S_product", add("Mul", [add("Gather", ["U", "n"], "U_n"), raw], "kept")], "S_next")
     if program.noises:
-        factors = np.float32(program.V).reshape(*program.V.shape, *(1 for _ in range(rank)))
-        V_n = drawing.add("Gather", factors, f"{SAMPLER_PREFIX}n", axis=0)
-        if noise:
-            xi = noise.draw(drawing, drawing.add("Add", f"{SAMPLER_PREFIX}n", np.int64(1)))
-        else:
-            place = np.zeros(program.nfe, np.int64)  # in steps_noise; where nothing is drawn, V is 0
-            place[list(program.draws)] = np.arange(program.noises)
-            xi = drawing.add("Gather", "steps_noise", drawing.add("Gather", place, f"{SAMPLER_PREFIX}n"), axis=0)
-        added = drawing.add("Mul", V_n, xi)
-        nodes += drawing.nodes
-        nodes.append(helper.make_node("Add", [f"{SAMPLER_PREFIX}S_product", added], [f"{SAMPLER_PREFIX}S_next"]))
+        nodes += _noise_added(drawing, program, noise, rank)
     add("Identity", ["go"], "go_next")
 
     states = [program.buffers, contract.fixed_batch or "batch", *contract.shape]
@@ -243,6 +238,22 @@ def _body(
     body.initializer.extend(network.initializer)
     body.sparse_initializer.extend(network.sparse_initializer)
     return body
+
+
+def _noise_added(drawing: Nodes, program: Program, noise: SeededNoise | None, rank: int) -> list[onnx.NodeProto]:
+    """S_next = S_product + V_n xi_n, xi of the seeds or from steps_noise."""
+    from onnx import helper
+
+    factors = np.float32(program.V).reshape(*program.V.shape, *(1 for _ in range(rank)))
+    V_n = drawing.add("Gather", factors, f"{SAMPLER_PREFIX}n", axis=0)
+    if noise:
+        xi = noise.draw(drawing, drawing.add("Add", f"{SAMPLER_PREFIX}n", np.int64(1)))
+    else:
+        place = np.zeros(program.nfe, np.int64)  # in steps_noise; where nothing is drawn, V is 0
+        place[list(program.draws)] = np.arange(program.noises)
+        xi = drawing.add("Gather", "steps_noise", drawing.add("Gather", place, f"{SAMPLER_PREFIX}n"), axis=0)
+    added = drawing.add("Mul", V_n, xi)
+    return [*drawing.nodes, helper.make_node("Add", [f"{SAMPLER_PREFIX}S_product", added], [f"{SAMPLER_PREFIX}S_next"])]
 
 
 def _feed(add: Callable[..., str], contract: Contract, program: Program, element: int, state: str) -> dict[str, Any]:

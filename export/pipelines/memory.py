@@ -11,14 +11,16 @@ bench/results/amd-epyc-2-cores.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from ...engine.errors import InputError, first_line
+
 BASE_BYTES = 700 << 20  # torch, diffusers, transformers and the exporter
 # (denoiser, text encoder): peaks as multiples of their float32 weights.
-# Of half precisions estimates: the float32 model stays beside its cast copy while both are compared.
+# Of half precisions upper bounds: measured while the float32 weights still stood beside their cast copy.
 FACTORS = {"fp32": (3.1, 4.0), "fp16": (3.6, 4.0), "bf16": (3.6, 4.0)}
 # Of weights below 1 GiB, which are written inside the graph's own file: all of it is once more in memory then.
 INSIDE_BYTES = 1 << 30
@@ -37,10 +39,13 @@ class Need:
     encoders: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, denoiser: Any, decoder: Any, texts: Mapping[str, tuple[Any, Any]]) -> Need:
-        """Of modules, or of folders, whose weights are not read. texts: (encoder, tokenizer) by name."""
+    def of(cls, denoiser: Sequence[Any], decoder: Any, texts: Mapping[str, tuple[Any, Any]]) -> Need:
+        """Of modules, or of folders, whose weights are not read; None for none.
+
+        denoiser: with its ControlNet, which is exported with it. texts: (encoder, tokenizer) by name.
+        """
         encoders = {name: parameters_of(encoder) for name, (encoder, _) in texts.items()}
-        return cls(parameters_of(denoiser), parameters_of(decoder), encoders)
+        return cls(sum(map(parameters_of, denoiser)), parameters_of(decoder), encoders)
 
     def bytes(self, precision: str, *, frees: bool = True) -> int:
         """Peak of the resident set, about. frees: each network goes before the next is read."""
@@ -77,7 +82,7 @@ def _factors(parameters: int, precision: str) -> tuple[float, float]:
 
 
 def parameters_of(source: Any) -> int:
-    """Of a module, or of the safetensors in a folder; 0 where there is neither."""
+    """Of a module, or of the safetensors in a folder; 0 where there is neither. Raises InputError: a damaged file."""
     if not isinstance(source, Path):
         return sum(one.numel() for one in source.parameters()) if hasattr(source, "parameters") else 0
     from safetensors import SafetensorError, safe_open
@@ -97,8 +102,8 @@ def parameters_of(source: Any) -> int:
                 continue
             with safe_open(path, "pt") as file:
                 total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-        except (OSError, SafetensorError):
-            return 0  # whoever loads it says what is wrong
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"'{path}' is damaged ({first_line(error)[:120]}); copy it again") from None
     return total
 
 

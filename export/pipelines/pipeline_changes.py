@@ -1,4 +1,4 @@
-"""What is changed in a pipeline before it is exported: LoRA in its weights, a ControlNet before its U-Net."""
+"""What is changed in a pipeline before it is exported: LoRA in its weights, a ControlNet before its denoiser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ...engine.contract.contract import Condition
 from ...engine.errors import InputError
 from ..encoders.from_pipeline import load_encoder
-from ..sources.controlnet import CLASS, LATENT, check_class, check_fits, control_conditions
+from ..sources.controlnet import check_class, check_fits, control_conditions, control_of
 from ..sources.lora import Lora, fuse
 from .hub import fetch, is_hub_id
 from .pipeline_prompts import Texts
@@ -31,27 +31,37 @@ def with_loras(pipeline: str, class_name: str, model: Any, texts: Texts, loras: 
     return denoiser, loaded
 
 
-def controlnet_of(
-    own: Any, given: str | None, model: Any, class_name: str, shape: tuple[int, ...], pixels: int
-) -> tuple[Any, tuple[Condition, ...]]:
-    """The ControlNet that is given, or the pipeline's own, with its conditions; None and none without."""
+def controlnet_source(own: Any, given: str | None, class_name: str) -> tuple[Any, float]:
+    """The ControlNet that is given, or the pipeline's own, as a folder or an object, and its strength.
+
+    None without. Nothing is loaded. Raises InputError for one that stands before another denoiser than `class_name`.
+    """
     found, strength = own, 1.0
     if given is not None:
         found, strength = with_strength("controlnet", given)
         found = fetch(str(found)).folder if is_hub_id(str(found)) else found
-    if found is None:
-        return None, ()
     if isinstance(own, Path) and given is None and own.with_name("controlnet_1").exists():
         raise InputError("its pipeline has several ControlNets, which are not supported; leave all but one out")
     if isinstance(found, Path):
-        config = read_json(found / "config.json") if (found / "config.json").is_file() else {}
-        if config.get("_class_name") in LATENT:
-            check_class(str(config["_class_name"]))
-        if config.get("_class_name") != CLASS:
+        name = read_json(found / "config.json").get("_class_name") if (found / "config.json").is_file() else None
+        if name is None:
+            what = "no class" if (found / "config.json").is_file() else "no config.json"
             raise InputError(
-                f"controlnet '{found}' holds {config.get('_class_name', 'no config.json')}, expected a {CLASS} "
-                "that save_pretrained wrote"
+                f"controlnet '{found}' holds {what}, expected a {control_of(class_name).class_name} that "
+                "save_pretrained wrote"
             )
-        found = load_model(found, CLASS)
+        check_class(str(name), class_name)
+    return found, strength
+
+
+def controlnet_of(
+    source: tuple[Any, float], model: Any, class_name: str, shape: tuple[int, ...], pixels: int
+) -> tuple[Any, tuple[Condition, ...]]:
+    """What `controlnet_source` found, loaded, with its conditions; None and none without."""
+    found, strength = source
+    if found is None:
+        return None, ()
+    if isinstance(found, Path):
+        found = load_model(found, control_of(class_name).class_name)
     check_fits(found, model, class_name)
-    return found, control_conditions(found, shape, pixels, strength)
+    return found, control_conditions(found, class_name, shape, pixels, strength)

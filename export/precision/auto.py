@@ -8,7 +8,7 @@ fp8 too, where it has that.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +19,10 @@ import numpy as np
 from ...engine.backends.registry import is_installed
 from ...engine.errors import BackendError, InputError, first_line
 from ..choice.measured_choice import reference_of
-from .prompts import Texts, tables_of
-from .tasks import HALF
+from .calibration.given import Given
+from .calibration.observations import Observations
+from .prompts import Texts
+from .tasks import HALF, rows_of
 from .trajectory import CHECK_SEED, Array, Trajectories, untypical
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 CANDIDATES = ("fp32", "bf16", "fp16", "int8", "fp8")  # each expected to be no slower than those before
 GAIN = 0.95  # a precision takes the place of a wider one when its time is below this part of the wider one's
-SEEDS = 8  # whose samples are compared
+SEEDS = 16  # whose samples are compared, where no engine was measured by more or fewer: its bound is then this one
 TURNS, TURN_S, QUIET_S = 5, 0.2, 0.05
 
 
@@ -51,12 +53,12 @@ def fastest(
     runs: Callable[[str], str],
     folder: Path,
     bound: float | None,
-    prompts: tuple[str, ...],
+    given: Given,
     say: Lines,
 ) -> Fastest:
     """The fastest candidate. make(precision, place) writes an engine, runs(precision) is why it cannot run here, or "".
 
-    Engines are written into `folder`. prompts: of a pipeline. Raises InputError, BackendError when fp32 itself fails.
+    Engines are written into `folder`. given: what conditions have. Raises InputError, BackendError: fp32 itself fails.
     """
     made: dict[str, Artifact] = {}
     said: list[str] = []
@@ -75,25 +77,20 @@ def fastest(
                     raise
                 said.append(f"{precision}: {first_line(error)}")
         first = made["fp32"]
-        texts = None if first.text_encoders is None else Texts(first.path, first.text_encoders, prompts)
-        tables = tables_of(texts, first.contract)
+        tables = _tables(first, given)
         if untypical(first.contract, tables):
             raise InputError(
                 "precision auto compares samples, and a condition has no default or labels to sample with; "
-                "give it a default (conditions=), or name a precision"
+                "give values of it, or a policy's observations (calibrate_conditions), or name a precision"
             )
-        samples, trial = _samples(engines, first, tables)
+        samples, trial = _samples(engines, first, tables, _seeds(made.values()))
         bounds, own = _bounds(open_engine, first, trial, samples["fp32"], bound)
         times = _times(engines, first, tables)
     errors = {
         name: {nfe: trial.distance(found[nfe], samples["fp32"][nfe]) for nfe in found}
         for name, found in samples.items()
     }
-    chosen = "fp32"
-    for name in made:
-        fits = all(error <= bounds[nfe] for nfe, error in errors[name].items())
-        if fits and times[name] < GAIN * times[chosen]:
-            chosen = name
+    chosen = _chosen(errors, bounds, times)
     for line in [*said, *_lines(times, errors, bounds, chosen)]:
         say(line)
     record = {
@@ -106,6 +103,16 @@ def fastest(
         "batch": first.batch[0],
     }
     return Fastest(chosen, made[chosen], record)
+
+
+def _tables(first: Artifact, given: Given) -> dict[str, Array]:
+    """By condition [m, *shape]: of prompts and observations by the float32 engine's encoders, and as given."""
+    found: dict[str, Array] = {}
+    if first.text_encoders is not None:
+        found |= Texts(first.path, first.text_encoders, given.prompts).tables(first.contract)
+    if first.policy is not None and given.observations:
+        found |= Observations(first.path, first.policy, given.observations).tables(first.contract)
+    return found | dict(given.conditions)
 
 
 def why_slow(precision: str, *, on_gpu: bool) -> str:
@@ -123,11 +130,19 @@ def why_slow(precision: str, *, on_gpu: bool) -> str:
     return ""
 
 
+def _seeds(made: Iterable[Artifact]) -> int:
+    """As many as int8 or fp8 was checked on, so that its bound here is the bound that its layers were chosen by."""
+    counts = [one.provenance.get("precision_record", {}).get("calibration_seeds", 0) for one in made]
+    return max(counts) or SEEDS
+
+
 def _samples(
-    engines: Mapping[str, Engine], first: Artifact, tables: Mapping[str, Array]
+    engines: Mapping[str, Engine], first: Artifact, tables: Mapping[str, Array], count: int
 ) -> tuple[dict[str, dict[int, Array]], Trajectories]:
     contract = first.contract
-    trial = Trajectories.of(contract, CHECK_SEED, SEEDS, clips=first.decoder is None, tables=tables)
+    trial = Trajectories.of(
+        contract, CHECK_SEED, count, clips=first.decoder is None, tables=rows_of(tables, check=True)
+    )
     return {
         name: {nfe: _sample(engine, trial, nfe) for nfe in first.programs} for name, engine in engines.items()
     }, trial
@@ -171,6 +186,16 @@ def _times(engines: Mapping[str, Engine], first: Artifact, tables: Mapping[str, 
             if now > end:
                 break
     return {name: float(value) for name, value in times.items()}
+
+
+def _chosen(errors: Mapping[str, Mapping[int, float]], bounds: Mapping[int, float], times: Mapping[str, float]) -> str:
+    """The fastest whose errors are within the bounds; a precision takes the place of those before by GAIN or more."""
+    chosen = "fp32"
+    for name, found in errors.items():
+        fits = all(error <= bounds[nfe] for nfe, error in found.items())
+        if fits and times[name] < GAIN * times[chosen]:
+            chosen = name
+    return chosen
 
 
 def _lines(

@@ -1,19 +1,20 @@
-"""Text encoders and the image encoder of an int8 engine in eight bits, each by what its error does in the end.
+"""Encoders of an int8 or fp8 engine in eight bits too, each by what its error does in the end.
 
-text encoders   judged by samples: what noise in the conditions changes in samples says how large an error of an
-                encoding may be; the encoders together are then measured by samples of prompts that calibrated nothing
-image encoder   judged by latents: at most half of the distance that pictures have from their own latents, on the way
+of conditions   text encoders and a policy's observation encoder, judged by samples: what noise in the conditions
+                changes in samples says how large an error of an encoding may be; an engine's encoders together are
+                then measured by samples of prompts or observations that calibrated nothing
+of images       judged by latents: at most half of the distance that pictures have from their own latents, on the way
                 latents -> picture -> latents
 
-Neither may be off by more than a tenth, whatever samples can bear.
-
-What does not fit stays float32, and says so. Nothing is done for a GPU, where both stay fp16.
+None may be off by more than a tenth, whatever samples can bear. What does not fit stays as it was written, and says so.
+Each is calibrated by its float32 graph, and gets the kind of eight bits that the layers around it take (ranges.py).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -21,12 +22,12 @@ import numpy as np
 
 from ...engine.artifact import DECODER, IMAGE_ENCODER
 from ...engine.contract.contract import Contract, DecoderContract
-from ...engine.contract.text_encoders import TextEncoder
 from ...engine.errors import InputError
 from ..check import OnnxRun, TrialInputs
-from .prompts import Texts
+from .calibration.makers import Makers, Part
+from .observe import LARGEST_BYTES
 from .quantise import Quantised, quantise
-from .ranges import kind_of
+from .ranges import Kind, fitted
 from .tasks import HALF, NetworkTask
 from .trajectory import Array, Evaluate
 
@@ -35,123 +36,121 @@ if TYPE_CHECKING:
 
     from ...engine.progress import Lines, Stages
 
-TRIAL = ".int8"  # ends the name of a file until its samples were seen
 MOST = 0.1  # of the RMS of encodings, and of latents
 NOISE = 0.01  # of the RMS of the conditions: what samples are tried with
+FLOATS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @final
-class TextTask:
-    """Encodings of prompts: every second one calibrates, the others check. bound: RMS over all of an encoding."""
+@dataclass(eq=False)
+class EncoderTask:
+    """What an encoder makes of cases, `encodings` or `latents`. The first cases calibrate, the others check.
 
-    time = ""
+    exact: of each of the two, in float32. bound: RMS of an error, over all of them.
+    """
 
-    def __init__(self, texts: Texts, encoder: TextEncoder, bound: float) -> None:
-        self.inputs, self.output = encoder.contract.inputs, encoder.contract.output
-        tokens = texts.tokens(encoder)
-        self._cases, self._others = (
-            [TrialInputs(tokens[n : n + 1], np.empty(0), ()) for n in range(first, len(tokens), 2)] for first in (0, 1)
-        )
-        self._others = self._others or self._cases
-        self._bound = bound
-        run = OnnxRun(texts.folder / encoder.file, self.inputs, self.output)
-        self._exact = [[run(one.inputs) for one in cases] for cases in (self._cases, self._others)]
+    inputs: tuple[str, ...]
+    output: str
+    made: str
+    both: tuple[list[TrialInputs], list[TrialInputs]]
+    exact: tuple[Array, Array]
+    bound: float
+    time: str = ""
 
     def cases(self, evaluate: Evaluate) -> list[TrialInputs]:
-        return self._cases
+        return self.both[0]
 
     def others(self, evaluate: Evaluate) -> list[TrialInputs]:
-        return self._others
+        return self.both[1]
 
     def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]:
-        found = np.concatenate([evaluate(one) for one in (self._others if check else self._cases)])
-        return {"encodings": (_rms(found - np.concatenate(self._exact[check])), self._bound)}
+        found = np.concatenate([evaluate(one) for one in self.both[check]])
+        return {self.made: (_rms(found - self.exact[check]), self.bound)}
 
 
-@final
-class ImageTask:
+def encoding_task(part: Part, bound: float) -> EncoderTask:
+    """Encodings of prompts or observations: every second input calibrates, the others check."""
+    first, second = ([_case(part.inputs[n : n + 1]) for n in range(start, len(part.inputs), 2)] for start in (0, 1))
+    both = first, second or first
+    contract = part.contract
+    run = OnnxRun(part.exact, contract.inputs, contract.output)
+    exact = _made(both, lambda case: run(case.inputs))
+    return EncoderTask(contract.inputs, contract.output, "encodings", both, exact, bound)
+
+
+def image_task(
+    contract: DecoderContract,
+    latents: tuple[Array, Array, Array],
+    decode: Evaluate,
+    encode: Evaluate,
+    bound: float | None,
+) -> EncoderTask:
     """Latents of pictures that the decoder made. bound: None for half of what the way there and back costs, or less."""
-
-    time = ""
-
-    def __init__(
-        self,
-        contract: DecoderContract,
-        latents: tuple[Array, Array, Array],
-        decode: Evaluate,
-        encode: Evaluate,
-        bound: float | None,
-    ) -> None:
-        self.inputs, self.output = contract.inputs, contract.output
-        pictures = [[decode(TrialInputs(one[None], np.empty(0), ())) for one in some] for some in latents[:2]]
-        self._cases, self._others = ([TrialInputs(one, np.empty(0), ()) for one in some] for some in pictures)
-        self._exact = [np.concatenate([encode(one) for one in some]) for some in (self._cases, self._others)]
-        around = HALF * _rms(self._exact[1] - latents[1])
-        self.bound = min(around, MOST * _rms(latents[1])) if bound is None else bound
-
-    def cases(self, evaluate: Evaluate) -> list[TrialInputs]:
-        return self._cases
-
-    def others(self, evaluate: Evaluate) -> list[TrialInputs]:
-        return self._others
-
-    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]:
-        found = np.concatenate([evaluate(one) for one in (self._others if check else self._cases)])
-        return {"latents": (_rms(found - self._exact[check]), self.bound)}
+    first, second = ([_case(decode(_case(one[None]))) for one in some] for some in latents[:2])
+    exact = _made((first, second), encode)
+    around = HALF * _rms(exact[1] - latents[1])
+    bound = min(around, MOST * _rms(latents[1])) if bound is None else bound
+    return EncoderTask(contract.inputs, contract.output, "latents", (first, second), exact, bound)
 
 
-# Text encoders.
-def quantise_texts(
-    texts: Texts, contract: Contract, task: NetworkTask, evaluate: Evaluate, say: Lines, progress: Stages | None
+def _case(values: Array) -> TrialInputs:
+    return TrialInputs(values, np.empty(0), ())
+
+
+def _made(both: tuple[list[TrialInputs], list[TrialInputs]], evaluate: Evaluate) -> tuple[Array, Array]:
+    first, second = (np.concatenate([evaluate(one) for one in some]) for some in both)
+    return first, second
+
+
+# Encoders of conditions.
+def quantise_encoders(
+    makers: Makers,
+    contract: Contract,
+    task: NetworkTask,
+    evaluate: Evaluate,
+    kind: Kind,
+    say: Lines,
+    progress: Stages | None,
 ) -> dict[str, Any]:
-    """Every text encoder that can be, in int8 in its place; by name its record, or {"float32": why it stays so}.
+    """Every encoder that can be, in eight bits in its place; by name its record, or {"float32": why it stays so}.
 
     task, evaluate: the network in float32, whose samples judge.
     """
-    encoders = texts.encoders.encoders
-    allowed = _allowed(texts, contract, task, evaluate) / math.sqrt(len(encoders))
+    parts = makers.parts()
+    if not parts:
+        return {}
+    allowed = _allowed(makers, contract, task, evaluate) / math.sqrt(len(parts))
     found: dict[str, Any] = {}
-    short: dict[str, TextEncoder] = {}
-    for one in encoders:
-        name = one.contract.name
-        try:
-            made = quantise(
-                _loaded(texts.folder / one.file),
-                TextTask(texts, one, allowed),
-                kind_of("int8", for_gpu=False),
-                say=say,
-                progress=progress,
-            )
-        except InputError as error:
-            found[name] = _stays(name, str(error), say)
-            continue
-        found[name], short[name] = made.record, replace(one, file=f"{one.file}{TRIAL}")
-        _write(made, texts.folder / short[name].file)
-    if not short:
-        return found
-    taken = tuple(short.get(one.contract.name, one) for one in encoders)
-    tables = replace(texts, encoders=replace(texts.encoders, encoders=taken)).tables(contract)
-    added = task.changed(tables, evaluate)
-    samples = {f"NFE {nfe}": {"added": error, "bound": task.bounds[nfe]} for nfe, error in added.items()}
-    fits = all(one["added"] <= one["bound"] for one in samples.values())
-    for one in encoders:
-        name = one.contract.name
-        if name not in short:
-            continue
-        trial = texts.folder / short[name].file
-        if fits:
-            found[name]["samples"] |= samples
-            trial.replace(texts.folder / one.file)
-        else:
-            trial.unlink()
-            found[name] = _stays(name, "in int8 its prompts change samples by more than the bound", say)
+    trials: dict[str, Path] = {}
+    with tempfile.TemporaryDirectory(prefix=".eight-bits-", dir=parts[0].place.parent) as folder:
+        for one in parts:
+            try:
+                of, asked = fitted(kind, one.contract.precision), encoding_task(one, allowed)
+                made = quantise(loaded(one.exact), asked, of, contract=one.contract, say=say, progress=progress)
+            except InputError as error:
+                found[one.name] = stays(one.name, one.contract.precision, str(error), say)
+                continue
+            found[one.name], trials[one.name] = made.record, Path(folder) / one.place.name
+            write(made, trials[one.name])
+        if not trials:
+            return found
+        added = task.changed(makers.of_files(trials).tables(contract), evaluate)
+        samples = {f"NFE {nfe}": {"added": error, "bound": task.bounds[nfe]} for nfe, error in added.items()}
+        fits = all(one["added"] <= one["bound"] for one in samples.values())
+        for one in parts:
+            if one.name in trials and fits:
+                found[one.name]["samples"] |= samples
+                _moved(trials[one.name], one.place)
+            elif one.name in trials:
+                why = f"in {kind.name} its conditions change samples by more than the bound"
+                found[one.name] = stays(one.name, one.contract.precision, why, say)
     return found
 
 
-def _allowed(texts: Texts, contract: Contract, task: NetworkTask, evaluate: Evaluate) -> float:
+def _allowed(makers: Makers, contract: Contract, task: NetworkTask, evaluate: Evaluate) -> float:
     """RMS of an error of the encodings that samples can bear, by what noise in them does; linear in it."""
-    tables = texts.tables(contract)
-    names = [name for name in texts.encoders.conditions if not np.isin(tables[name], (0, 1)).all()]  # masks stay
+    tables = makers.tables(contract)
+    names = [name for name in makers.conditions if not np.isin(tables[name], (0, 1)).all()]  # masks stay
     size = NOISE * _rms(np.concatenate([tables[name].ravel() for name in names]))
     generator = np.random.default_rng(0)
     noisy = {
@@ -162,50 +161,66 @@ def _allowed(texts: Texts, contract: Contract, task: NetworkTask, evaluate: Eval
     return min(size / ratio, most) if ratio > 0 else most
 
 
-def _stays(name: str, why: str, say: Lines) -> dict[str, Any]:
-    say(f"{name} stays float32: {why}")
-    return {"float32": why}
+def _moved(trial: Path, place: Path) -> None:
+    """The trial with its weights, if they lie beside it, in place of a file with its own."""
+    place.with_name(f"{place.name}.data").unlink(missing_ok=True)
+    for one in trial.parent.glob(f"{trial.name}*"):
+        one.replace(place.parent / one.name)
 
 
-def _loaded(path: Path) -> onnx.ModelProto:
-    """Raises InputError for weights of more than 1 GiB, which lie beside the file."""
+def stays(name: str, precision: str, why: str, say: Lines) -> dict[str, Any]:
+    """Says that a part is not quantised; its record."""
+    say(f"{name} stays {FLOATS[precision]}: {why}")
+    return {FLOATS[precision]: why}
+
+
+def loaded(path: Path) -> onnx.ModelProto:
+    """With its weights, also those beside the file. Raises InputError above 2 GiB, before they are read."""
     import onnx
 
-    if path.with_name(f"{path.name}.data").exists():
-        raise InputError(f"'{path.name}' has more than 1 GiB of weights")
+    held = sum(one.stat().st_size for one in path.parent.glob(f"{path.name}*"))
+    if held > LARGEST_BYTES:
+        raise InputError(
+            f"'{path.name}' has {held / 2**30:.1f} GiB, and a graph to measure in memory is one protobuf message of at "
+            "most 2"
+        )
     return onnx.load(path)
 
 
 # The image encoder.
 def quantise_image_encoder(
     folder: Path,
+    exact: Path,
     encoder: DecoderContract,
     decoder: DecoderContract,
     latents: tuple[Array, Array, Array] | None,
     bound: float | None,
+    kind: Kind,
     say: Lines,
     progress: Stages | None,
 ) -> dict[str, Any] | None:
-    """encoders/image.onnx in int8, beside decoder.onnx in float32: its record, or why it stays float32.
+    """encoders/image.onnx in eight bits in `folder`: its record, or why it stays; None where nothing is done.
 
-    None where nothing is done: of a GPU, or of another precision.
+    exact: where both graphs are in float32. encoder, decoder: as they are in `folder`.
     """
-    if latents is None or encoder.precision != "fp32":
+    path = exact / IMAGE_ENCODER
+    if latents is None or not path.exists():
         return None
-    path = folder / IMAGE_ENCODER
-    decode = OnnxRun(folder / DECODER, decoder.inputs, decoder.output)
+    decode = OnnxRun(exact / DECODER, decoder.inputs, decoder.output)
     encode = OnnxRun(path, encoder.inputs, encoder.output)
     name = "the image encoder"
     try:
-        task = ImageTask(encoder, latents, lambda case: decode(case.inputs), lambda case: encode(case.inputs), bound)
-        made = quantise(_loaded(path), task, kind_of("int8", for_gpu=False), say=say, progress=progress)
+        task = image_task(encoder, latents, lambda case: decode(case.inputs), lambda case: encode(case.inputs), bound)
+        of = fitted(kind, encoder.precision)
+        made = quantise(loaded(path), task, of, contract=encoder, say=say, progress=progress)
     except InputError as error:
-        return _stays(name, str(error), say)
-    _write(made, path)
+        return stays(name, encoder.precision, str(error), say)
+    write(made, folder / IMAGE_ENCODER)
     return made.record
 
 
-def _write(made: Quantised, path: Path) -> None:
+def write(made: Quantised, path: Path) -> None:
+    """The graph at `path`, in place of what is there."""
     import onnx_ir
 
     from ..to_onnx import save_model

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ...engine.contract.contract import Contract
+from ...engine.contract.contract import AnyContract, Contract
 from ...engine.errors import InputError, first_line
 from ..check import EPSILON, TrialInputs
 from .float32_parts import float32_by_rule, out_of_range
@@ -47,7 +47,7 @@ class Half:
     error: float
 
 
-def convert(model: onnx.ModelProto, contract: Contract, precision: str, cases: Sequence[TrialInputs]) -> Half:
+def convert(model: onnx.ModelProto, contract: AnyContract, precision: str, cases: Sequence[TrialInputs]) -> Half:
     """The float32 `model` with x, out and weights in `precision` (fp16, bf16).
 
     The time and other inputs keep their dtypes. Raises InputError where a graph cannot be converted, or its output is
@@ -56,7 +56,7 @@ def convert(model: onnx.ModelProto, contract: Contract, precision: str, cases: S
     model = prepared(model)
     graph = _graph(model)
     opset = graph.opset_imports.get("", 1)
-    kept = float32_by_rule(graph, contract.time, opset)
+    kept = float32_by_rule(graph, contract.time if isinstance(contract, Contract) else "", opset)
     names = float_tensors(model)
     if precision == "fp16":
         largest = largest_values(model, contract.inputs, names, cases)
@@ -118,7 +118,7 @@ def _graph(model: onnx.ModelProto) -> onnx_ir.Graph:
 
 
 # Casting.
-def _cast(model: onnx.ModelProto, contract: Contract, precision: str, kept: set[str]) -> onnx.ModelProto:
+def _cast(model: onnx.ModelProto, contract: AnyContract, precision: str, kept: set[str]) -> onnx.ModelProto:
     import onnx
     from onnxruntime.transformers import float16
 
@@ -223,7 +223,7 @@ def _compared(
     model: onnx.ModelProto,
     float_run: GraphRun,
     plain: onnx.ModelProto,
-    contract: Contract,
+    contract: AnyContract,
     precision: str,
     cases: Sequence[TrialInputs],
 ) -> tuple[float, set[str]]:

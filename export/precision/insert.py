@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 SWITCH = "pfdiff_quantised"
+AXES_OPSET = 18  # from which ReduceMean takes its axes as an input
 
 
 def insert(
@@ -34,8 +35,9 @@ def insert(
     *,
     outputs: bool = False,
     switched: bool = False,
+    shifts: Mapping[str, Array] | None = None,
 ) -> None:
-    """Quantise `layers` of a float32 graph in place. ranges: by tensor."""
+    """Quantise `layers` of a float32 graph in place. ranges: by tensor. shifts: by layer, what its bias gains."""
     writer = _Writer(graph, kind, ranges)
     nodes = {node.name: node for node in graph}
     switch = _switch(graph, len(layers)) if switched else None
@@ -46,8 +48,41 @@ def insert(
             before = node.inputs[index]
             chosen = value if flag is None or before is None else writer.chosen(node, flag, value, before)
             node.replace_input_with(index, chosen)
+        if shifts and layer.name in shifts:
+            writer.bias(node, shifts[layer.name], flag)
         if outputs and layer.output in ranges:
             writer.output(node, ranges[layer.output], flag)
+
+
+def insert_differences(
+    graph: onnx_ir.Graph,
+    layers: Sequence[Layer],
+    ranges: Mapping[str, Range],
+    kind: Kind,
+    ranks: Mapping[str, int],
+) -> dict[str, str]:
+    """Every layer a second time, rounded; by layer the new tensor [channels]: the mean of exact less rounded output.
+
+    ranks: by layer, of its output.
+    """
+    import onnx_ir
+
+    writer = _Writer(graph, kind, ranges)
+    nodes = {node.name: node for node in graph}
+    found: dict[str, str] = {}
+    for layer in layers:
+        node, stem = nodes[layer.name], f"{layer.name}_rounded"
+        inputs = [writer.activation(node, layer.input), writer.weights(node, layer), *node.inputs[2:]]
+        rounded = onnx_ir.node(node.op_type, inputs, dict(node.attributes), name=stem)
+        less = onnx_ir.node("Sub", [node.outputs[0], rounded.outputs[0]], name=f"{stem}_less")
+        channels = 1 if layer.kind == "convolution" else ranks[layer.name] - 1
+        others = [axis for axis in range(ranks[layer.name]) if axis != channels]
+        mean = writer.mean(less.outputs[0], others, f"{stem}_mean")
+        for one in (rounded, less, mean):
+            one.outputs[0].name = f"{one.name}_out"
+        graph.insert_after(node, [rounded, less, mean])
+        found[layer.name] = f"{mean.name}_out"
+    return found
 
 
 def _switch(graph: onnx_ir.Graph, count: int) -> onnx_ir.Value:
@@ -90,6 +125,30 @@ class _Writer:
         zero = self._constant(f"{stem}_zero", zeros, _stored_dtype(self._kind, weights=True))
         made = onnx_ir.node("DequantizeLinear", [stored, scale, zero], {"axis": layer.axis}, name=f"{stem}_dq")
         return self._placed(node, made, f"{stem}_dequantised")
+
+    def bias(self, node: onnx_ir.Node, shift: Array, flag: onnx_ir.Value | None) -> None:
+        """`shift` [channels] added where a constant is added anyway; nothing where there is none."""
+        place = _bias_of(node)
+        if place is None:
+            return
+        adder, index = place
+        before = adder.inputs[index] if index < len(adder.inputs) else None
+        held = np.zeros_like(shift) if before is None else _numbers(before)
+        after = self._constant(f"{node.name}_shifted_bias", (held + shift).astype(np.float32))
+        if flag is not None:
+            exact = self._constant(f"{node.name}_exact_bias", held) if before is None else before
+            after = self.chosen(adder, flag, after, exact)
+        if before is None:
+            adder.resize_inputs(index + 1)
+        adder.replace_input_with(index, after)
+
+    def mean(self, value: onnx_ir.Value, axes: list[int], name: str) -> onnx_ir.Node:
+        import onnx_ir
+
+        if self._graph.opset_imports.get("", 1) < AXES_OPSET:
+            return onnx_ir.node("ReduceMean", [value], {"axes": axes, "keepdims": 0}, name=name)
+        given = self._constant(f"{name}_axes", np.array(axes, np.int64))
+        return onnx_ir.node("ReduceMean", [value, given], {"keepdims": 0}, name=name)
 
     def output(self, node: onnx_ir.Node, found: Range, flag: onnx_ir.Value | None) -> None:
         """The output through eight bits, for every reader; an output of the graph stays as it is."""
@@ -148,6 +207,29 @@ class _Writer:
         value = onnx_ir.Value(name=name, shape=onnx_ir.Shape(numbers.shape), type=kind, const_value=tensor)
         self._graph.register_initializer(value)
         return value
+
+
+def _bias_of(node: onnx_ir.Node) -> tuple[onnx_ir.Node, int] | None:
+    """Where a constant is added to a layer's channels: (node, input); for free, or None."""
+    if node.op_type == "MatMul":
+        uses = list(node.outputs[0].uses())
+        if len(uses) != 1 or uses[0].node.op_type != "Add":
+            return None
+        adder, index = uses[0].node, 1 - uses[0].idx
+    else:
+        adder, index = node, 2
+        beta = node.attributes.get("beta")
+        if beta is not None and beta.as_float() != 1.0:
+            return None
+    given = adder.inputs[index] if index < len(adder.inputs) else None
+    if given is not None and (given.const_value is None or _numbers(given).ndim != 1):
+        return None
+    return adder, index
+
+
+def _numbers(value: onnx_ir.Value) -> Array:
+    assert value.const_value is not None
+    return value.const_value.numpy().astype(np.float32)
 
 
 def _stored_dtype(kind: Kind, *, weights: bool) -> Any:

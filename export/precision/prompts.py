@@ -7,10 +7,9 @@ They are encoded by the exported encoders themselves. A built-in list stands in 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -21,10 +20,10 @@ from ...engine.contract.contract import Contract
 from ...engine.contract.text_encoders import NEGATIVE, TextEncoder, TextEncoders
 from ...engine.errors import InputError, shown
 from ..check import OnnxRun
+from .calibration.makers import Part, split
 
 Array = NDArray[Any]
 MOST = 1000  # prompts of a file: each is held encoded
-# Fifteen, and no power of two: the seeds of calibration and of the check then begin with other prompts.
 USUAL = (
     "a lighthouse on a cliff in fog, oil on canvas",
     "portrait of an old fisherman, soft window light, 85 mm photograph",
@@ -47,11 +46,31 @@ USUAL = (
 @final
 @dataclass(frozen=True)
 class Texts:
-    """Text encoders that were written into `folder`, and the prompts to encode."""
+    """Text encoders that were written into `folder`, and the prompts to encode.
+
+    paths: by an encoder's name, the file that encodes in place of the engine's.
+    """
 
     folder: Path
     encoders: TextEncoders
     prompts: tuple[str, ...]
+    paths: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return self.encoders.conditions
+
+    def parts(self) -> list[Part]:
+        return [
+            Part(one.contract.name, self.folder / one.file, self._path(one), one.contract, self.tokens(one))
+            for one in self.encoders.encoders
+        ]
+
+    def of_files(self, paths: Mapping[str, Path]) -> Texts:
+        return replace(self, paths={**self.paths, **paths})
+
+    def _path(self, encoder: TextEncoder) -> Path:
+        return self.paths.get(encoder.contract.name, self.folder / encoder.file)
 
     def tables(self, contract: Contract) -> dict[str, Array]:
         """By condition float32 [m, *shape], of negative prompts [1, *shape]; seed s takes row s mod m.
@@ -59,20 +78,20 @@ class Texts:
         Raises InputError, EngineFileError.
         """
         names = {one.name for one in contract.conditions}
-        found = self.split(sum(self.encoded(one) for one in self.encoders.encoders), contract)
+        found = split(np.asarray(sum(map(self.encoded, self.encoders.encoders))), self.conditions, contract)
         twins = [name for name in self.encoders.conditions if name + NEGATIVE in names]
         if twins:
             if self.encoders.zeros:
                 empty = {name: np.zeros_like(found[name][:1]) for name in twins}
             else:
                 rows = sum(self.encoded(one, [""], negative=True) for one in self.encoders.encoders)
-                empty = self.split(rows, contract)
+                empty = split(np.asarray(rows), self.conditions, contract)
             found |= {name + NEGATIVE: empty[name] for name in twins}
         return found
 
     def encoded(self, encoder: TextEncoder, texts: Sequence[str] | None = None, *, negative: bool = False) -> Array:
         """float32 [m, size] of one encoder, as its file makes them."""
-        run = OnnxRun(self.folder / encoder.file, encoder.contract.inputs, encoder.contract.output)
+        run = OnnxRun(self._path(encoder), encoder.contract.inputs, encoder.contract.output)
         tokens = self.tokens(encoder, texts, negative=negative)
         return np.concatenate([run((tokens[n : n + 1],)) for n in range(len(tokens))])
 
@@ -83,16 +102,6 @@ class Texts:
         tokenizer = Tokenizer.from_file(str(self.folder / encoder.tokenizer))
         framed = [encoder.framed(one, negative=negative) for one in (self.prompts if texts is None else texts)]
         return np.array([[one.ids, one.attention_mask] for one in tokenizer.encode_batch(framed)], np.int64)
-
-    def split(self, rows: Any, contract: Contract) -> dict[str, Array]:
-        """Encoded [m, size] by condition, [m, *shape] each."""
-        shapes = {one.name: one.shape for one in contract.conditions}
-        found, start = {}, 0
-        for name in self.encoders.conditions:
-            size = math.prod(shapes[name])
-            found[name] = np.asarray(rows)[:, start : start + size].reshape(-1, *shapes[name])
-            start += size
-        return found
 
 
 def prompts_from(given: str | os.PathLike[str] | Sequence[str] | None) -> tuple[str, ...]:
@@ -120,8 +129,3 @@ def prompts_from(given: str | os.PathLike[str] | Sequence[str] | None) -> tuple[
 def digest_of(prompts: Sequence[str]) -> str:
     """sha256 hex."""
     return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
-
-
-def tables_of(texts: Texts | None, contract: Contract) -> Mapping[str, Array]:
-    """The tables of the prompts, {} for a network without text encoders."""
-    return {} if texts is None else texts.tables(contract)

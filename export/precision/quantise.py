@@ -1,7 +1,8 @@
 """A float32 graph becomes an int8 or fp8 one, calibrated on what the engine itself feeds it.
 
     1. the engine's programs run in float32 from seeds of calibration; every layer's input is observed
-    2. each input gets the range whose rounding costs least, each output channel of the weights its own scale
+    2. each input gets the range whose rounding costs least, each output channel of the weights its own scale, and the
+       bias takes back the mean error (calibration/bias.py)
     3. whole samples of other seeds are compared with float32; layers are given back until their distance is at most
        half of the sampler's own error to many evaluations, or what the caller allows
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from ...engine.errors import InputError
 from ..check import TrialInputs
+from .calibration.bias import shifts_of
 from .give_back import Chosen, choose
 from .half import convert, prepared
 from .insert import SWITCH, insert
@@ -31,7 +33,7 @@ from .trajectory import Array, Evaluate, relative_error
 if TYPE_CHECKING:
     import onnx
 
-    from ...engine.contract.contract import Contract
+    from ...engine.contract.contract import AnyContract
     from ...engine.progress import Lines, Stages
 
 LEAST_SHARE = 5e-4  # of all multiplications: a smaller layer gains nothing
@@ -71,23 +73,23 @@ def quantise(
     task: Task,
     kind: Kind,
     *,
-    contract: Contract | None = None,
+    contract: AnyContract | None = None,
     outputs: bool = False,
     say: Lines,
     progress: Stages | None = None,
 ) -> Quantised:
-    """The float32 `model` in eight bits. contract: of a network whose other layers become fp16 (`kind.halves`).
+    """The float32 `model` in eight bits. contract: of a graph whose other layers become fp16 (`kind.halves`).
 
     outputs: also quantise what convolutions write, for ONNX Runtime's CPU kernels. Raises InputError, one line: nothing
     to quantise, values that are not finite, no layer within the bound.
     """
     start = time.monotonic()
-    model = prepared(_of_opset(model, HALF_OPSET if kind.halves else 13))
+    model = prepared(_of_opset(model, HALF_OPSET if kind.halves or kind.name == "fp8" else 13))
     run = GraphRun(model, task.inputs)
     exact = _evaluate(run, task.output)
     cases = task.cases(exact)
     layers, costs, seen = _calibrated(model, task, cases, outputs=outputs)
-    ranges, session = _best_ranges(model, task, kind, layers, seen, outputs=outputs)
+    found, session = _best_of_rules(model, task, kind, layers, seen, cases, outputs=outputs)
 
     def measure(check: bool) -> Callable[[Array], float]:
         return lambda flags: _ratio(task, session, flags, check=check)
@@ -104,7 +106,7 @@ def quantise(
             f"{kind.name}: no layer's error is within the bound, so nothing would be quantised; build with bf16 or "
             "fp16, or allow more (quantise_error, --quantise-error)"
         )
-    final = _inserted(model, taken, ranges, kind, outputs=outputs)
+    final = _inserted(model, taken, found, kind, outputs=outputs)
     if kind.halves:
         assert contract is not None
         final = convert(final, contract, "fp16", cases).model
@@ -169,17 +171,35 @@ def _say_saturated(
         )
 
 
-def _best_ranges(
-    model: onnx.ModelProto, task: Task, kind: Kind, layers: Sequence[Layer], seen: Mapping[str, Seen], *, outputs: bool
-) -> tuple[dict[str, Range], GraphRun]:
-    """The ranges by the rule that costs samples least with every layer quantised, and the graph with switches."""
-    best: tuple[float, dict[str, Range], GraphRun] | None = None
+@final
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """By tensor its range, by layer what its bias gains."""
+
+    ranges: Mapping[str, Range]
+    shifts: Mapping[str, Array]
+
+
+def _best_of_rules(
+    model: onnx.ModelProto,
+    task: Task,
+    kind: Kind,
+    layers: Sequence[Layer],
+    seen: Mapping[str, Seen],
+    cases: Sequence[TrialInputs],
+    *,
+    outputs: bool,
+) -> tuple[Rounding, GraphRun]:
+    """Of the rules the best, by samples with every layer quantised, and the graph with switches."""
+    best: tuple[float, Rounding, GraphRun] | None = None
+    ranks = {one.name: max(len(seen[one.input].shape), one.axis + 1) for one in layers}
     for rule in rules_for(kind):
         ranges = {name: activation_range(one.values, one.low, one.high, kind, name, rule) for name, one in seen.items()}
-        session = GraphRun(_inserted(model, layers, ranges, kind, outputs=outputs, switched=True), task.inputs)
+        tried = Rounding(ranges, shifts_of(model, task.inputs, layers, ranges, kind, cases, ranks))
+        session = GraphRun(_inserted(model, layers, tried, kind, outputs=outputs, switched=True), task.inputs)
         ratio = _ratio(task, session, np.ones(len(layers), bool), check=False)
         if best is None or ratio < best[0]:
-            best = ratio, ranges, session
+            best = ratio, tried, session
     assert best is not None
     return best[1], best[2]
 
@@ -193,7 +213,7 @@ def _ratio(task: Task, session: GraphRun, flags: Array, *, check: bool) -> float
 def _inserted(
     model: onnx.ModelProto,
     layers: Sequence[Layer],
-    ranges: Mapping[str, Range],
+    found: Rounding,
     kind: Kind,
     *,
     outputs: bool,
@@ -203,7 +223,7 @@ def _inserted(
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     read = onnx_ir.from_proto(model)
-    insert(read.graph, layers, ranges, kind, outputs=outputs, switched=switched)
+    insert(read.graph, layers, found.ranges, kind, outputs=outputs, switched=switched, shifts=found.shifts)
     RemoveUnusedNodesPass()(read)
     return prepared(onnx_ir.to_proto(read)) if kind.halves and not switched else onnx_ir.to_proto(read)
 

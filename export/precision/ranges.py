@@ -19,7 +19,7 @@ Weights have a scale for each output channel and their full range. Scale and zer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 import numpy as np
@@ -78,6 +78,11 @@ def kind_of(precision: str, *, for_gpu: bool) -> Kind:
     if precision == "fp8":
         return FP8
     return INT8_GPU if for_gpu else INT8_SMALL if machine.adds_in_16_bits() else INT8_CPU
+
+
+def fitted(kind: Kind, precision: str) -> Kind:
+    """The kind for a part whose layers in floating point are of `precision`: fp16 scales only between fp16 layers."""
+    return replace(kind, halves=kind.halves and precision == "fp16")
 
 
 def rules_for(kind: Kind) -> tuple[str, ...]:

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine import machine
-from ...engine.artifact import WEIGHT_BITS
+from ...engine.artifact import DECODER, WEIGHT_BITS
 from ...engine.backends.registry import TENSORRT
-from ...engine.contract.contract import PRECISIONS
+from ...engine.contract.contract import PRECISIONS, QUANTISED
 from ...engine.device import why_not_cuda
 from ...engine.errors import InputError
 from .encoders import quantise_image_encoder
 from .inside import inside, widest_weight
 from .prompts import digest_of
-from .ranges import INT8_SMALL
+from .ranges import INT8_SMALL, kind_of
 from .write import Asked, Written, quantise_decoder
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ RECORD, CHOICE = "precision_record", "precision_choice"
 
 def records_of_precision(
     folder: Path,
+    exact: Path,
     made: Written,
     decoder: DecoderContract | None,
     images: DecoderContract | None,
@@ -42,7 +43,10 @@ def records_of_precision(
     asked: Asked,
     say: Lines,
 ) -> dict[str, Any]:
-    """Entries for the provenance, after decoder.onnx and encoders/image.onnx, if there are any, were quantised too."""
+    """Entries for the provenance, after decoder.onnx and encoders/image.onnx, if there are any, were quantised too.
+
+    exact: where their float32 graphs are, `folder` itself where those are what was written.
+    """
     import onnx
 
     held = onnx.load(folder / "network.onnx", load_external_data=False)
@@ -52,11 +56,12 @@ def records_of_precision(
     if made.record is None:
         return found
     record = made.record
-    if decoder is not None and images is not None and precision == "int8" and not asked.for_gpu:  # by the exact decoder
-        given = folder, images, decoder, made.latents, asked.bound
+    if decoder is not None and images is not None and precision in QUANTISED:  # by the exact decoder
+        kind = kind_of(precision, for_gpu=asked.for_gpu)
+        given = folder, exact, images, decoder, made.latents, asked.bound, kind
         record["image_encoder"] = quantise_image_encoder(*given, say, asked.progress)
-    if decoder is not None:
-        record["decoder"] = quantise_decoder(folder / "decoder.onnx", decoder, made, precision, asked, say)
+    if decoder is not None and precision in QUANTISED:
+        record["decoder"] = quantise_decoder(*(folder / DECODER, exact / DECODER, decoder, made, precision, asked, say))
     return {**found, RECORD: record}
 
 
@@ -68,7 +73,8 @@ def is_measured(record: Any, asked: Asked) -> bool:
     eight = record.get("precision") == "int8" and record.get("weight_bits", 8) == 8
     if eight and not asked.for_gpu and machine.adds_in_16_bits():
         return False  # of a CPU with VNNI
-    same = same and record.get("prompts") in (None, digest_of(asked.prompts))
+    same = same and record.get("prompts") in (None, digest_of(asked.given.prompts))
+    same = same and record.get("given") == asked.given.digest
     return same and record.get("quantise_error") == asked.bound and record.get("for_gpu") == asked.for_gpu
 
 

@@ -24,7 +24,10 @@ REFERENCE_NFE = 48
 
 @final
 class NetworkTask:
-    """Samples of the engine's programs. bound: None for half of each program's own error. tables: see trajectory.py."""
+    """Samples of the engine's programs. bound: None for half of each program's own error. tables: see trajectory.py.
+
+    Every second row of a table calibrates, the others check.
+    """
 
     def __init__(
         self,
@@ -37,9 +40,12 @@ class NetworkTask:
     ) -> None:
         self.inputs, self.output, self.time = contract.inputs, contract.output, contract.time
         self._programs = programs
+        self._tables = tables or {}
         count = seeds_for(contract, programs, evaluate)
-        self.calibration = Trajectories.of(contract, CALIBRATION_SEED, count, clips=clips, tables=tables)
-        self.check = Trajectories.of(contract, CHECK_SEED, count, clips=clips, tables=tables)
+        self.calibration, self.check = (
+            Trajectories.of(contract, first, count, clips=clips, tables=rows_of(self._tables, check=check))
+            for first, check in ((CALIBRATION_SEED, False), (CHECK_SEED, True))
+        )
         self._exact = {
             check: {nfe: of.sample(program, evaluate) for nfe, program in programs.items()}
             for check, of in ((False, self.calibration), (True, self.check))
@@ -70,7 +76,7 @@ class NetworkTask:
 
     def changed(self, tables: Mapping[str, Array], evaluate: Evaluate) -> dict[int, float]:
         """By NFE how far the check's samples move with the conditions of other tables."""
-        of = self.check.of_tables(tables)
+        of = self.check.of_tables(rows_of({**self._tables, **tables}, check=True))
         return {
             nfe: of.distance(of.sample(program, evaluate), self._exact[True][nfe])
             for nfe, program in self._programs.items()
@@ -120,6 +126,11 @@ class DecoderTask:
     def _distance(self, found: Array, wanted: Array) -> float:
         difference = np.clip(found, *self._range).astype(np.float64) - np.clip(wanted, *self._range)
         return float(np.sqrt(np.mean(np.square(difference)))) if np.isfinite(found).all() else float("inf")
+
+
+def rows_of(tables: Mapping[str, Array], *, check: bool) -> dict[str, Array]:
+    """Every second row of each table, from its second on for the check; a table of one row whole."""
+    return {name: one[int(check) :: 2] if len(one) > 1 else one for name, one in tables.items()}
 
 
 def _cases(latents: Array, contract: DecoderContract) -> list[TrialInputs]:

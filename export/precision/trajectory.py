@@ -113,8 +113,8 @@ def check_typical(contract: Contract, precision: str, tables: Mapping[str, Array
     if missing := untypical(contract, tables):
         raise InputError(
             f"precision {precision} is calibrated on samples, and condition '{missing[0]}' has no default or labels to "
-            "sample with; give it a default (conditions=), keep a pipeline's text encoders, or build with precision "
-            "fp16 or bf16"
+            "sample with; give values of it, or a policy's observations (calibrate_conditions, "
+            "--calibrate-conditions FILE), keep a pipeline's text encoders, or build with precision fp16 or bf16"
         )
 
 

@@ -16,20 +16,23 @@ from ...engine.contract.contract import PRECISIONS, QUANTISED, Contract, Decoder
 from ...engine.errors import InputError
 from ..check import OnnxRun
 from ..sources.from_module import ModuleSource
-from .encoders import quantise_texts
+from .calibration.given import Given
+from .calibration.makers import Makers
+from .calibration.observations import NAME as OBSERVATION
+from .calibration.observations import Observations
+from .encoders import loaded, quantise_encoders, stays
+from .encoders import write as write_graph
 from .half import convert, rounded
 from .inside import layers_line
 from .observe import GraphRun
-from .prompts import USUAL, Texts, digest_of, tables_of
-from .quantise import Quantised, quantise
-from .ranges import kind_of
+from .prompts import Texts, digest_of
+from .quantise import quantise
+from .ranges import fitted, kind_of
 from .speed import milliseconds
 from .tasks import DecoderTask, NetworkTask
 from .trajectory import CALIBRATION_SEED, Trajectories, check_typical, usual_programs
 
 if TYPE_CHECKING:
-    import onnx
-
     from ...engine.compiler.program import Program
     from ...engine.progress import Lines, Stages
     from ..guidance.apply import Source
@@ -46,7 +49,7 @@ class Asked:
 
     bound: the added error allowed, None for half of the sampler's own. for_gpu: for TensorRT, which takes symmetric
     int8 between float16 layers. clips: errors are those of values within the data's range. outputs: see insert.py.
-    prompts: to calibrate a pipeline with; texts: its text encoders, once they are written.
+    given: what the user gives to calibrate with. texts, observations: what makes conditions, once it is written.
     """
 
     programs: Mapping[int, Program] = field(default_factory=dict)
@@ -55,8 +58,17 @@ class Asked:
     clips: bool = True
     outputs: bool = False
     progress: Stages | None = None
-    prompts: tuple[str, ...] = USUAL
+    given: Given = field(default_factory=Given)
     texts: Texts | None = None
+    observations: Observations | None = None
+
+    def tables(self, contract: Contract) -> dict[str, Array]:
+        """By condition float32 [m, *shape] of prompts, of observations, and as given. Raises InputError."""
+        makers: list[Makers] = [one for one in (self.texts, self.observations) if one is not None]
+        found: dict[str, Array] = {}
+        for one in makers:
+            found |= one.tables(contract)
+        return found | dict(self.given.conditions)
 
 
 @final
@@ -70,13 +82,22 @@ class Written:
 
 
 def write_network(
-    source: Source, path: Path, precision: str, asked: Asked, say: Lines, *, external: bool | None
+    source: Source,
+    path: Path,
+    precision: str,
+    asked: Asked,
+    say: Lines,
+    *,
+    external: bool | None,
+    consumes: bool = False,
 ) -> Written:
-    """Write `path`. Raises InputError, one line."""
+    """Write `path`. consumes: the source's weights may be freed on the way. Raises InputError, one line."""
     if precision not in ALL:
         raise InputError(f"precision '{precision}', expected one of {', '.join(ALL)}")
     held = source.contract.precision
-    if precision not in QUANTISED and (isinstance(source, ModuleSource) or precision == held):
+    if precision not in QUANTISED and isinstance(source, ModuleSource):
+        return Written(source.write(path, precision, external=external, consumes=consumes))
+    if precision not in QUANTISED and precision == held:
         return Written(source.write(path, precision, external=external))
     if held != "fp32":
         raise InputError(
@@ -105,6 +126,9 @@ def check_for_target(precision: str, targets: tuple[str, ...]) -> None:
 # Half precision.
 def _half(whole: Path, path: Path, contract: Contract, precision: str, asked: Asked, say: Lines) -> Written:
     import onnx
+    import onnx_ir
+
+    from ..to_onnx import save_model
 
     run = OnnxRun(whole, contract.inputs, contract.output)
     trial = Trajectories.of(contract, CALIBRATION_SEED, TRIAL_SEEDS, clips=asked.clips)
@@ -116,7 +140,7 @@ def _half(whole: Path, path: Path, contract: Contract, precision: str, asked: As
         exact = trial.sample(program, lambda case: run(case.inputs))
         found = trial.sample(program, lambda case: short(case)[contract.output])
         samples[f"NFE {nfe}"] = {"added": trial.distance(found, exact)}
-    _save(half.model, path)
+    save_model(onnx_ir.from_proto(half.model), path)
     record = {
         "precision": precision,
         "float32_nodes": sorted(half.kept),
@@ -132,7 +156,7 @@ def _half(whole: Path, path: Path, contract: Contract, precision: str, asked: As
 def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, asked: Asked, say: Lines) -> Written:
     import onnx
 
-    tables = tables_of(asked.texts, contract)
+    tables = asked.tables(contract)
     check_typical(contract, precision, tables)
     kind = kind_of(precision, for_gpu=asked.for_gpu)
     run = OnnxRun(whole, contract.inputs, contract.output)
@@ -147,7 +171,7 @@ def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, ask
         say=say,
         progress=asked.progress,
     )
-    _save(made.model, path)
+    write_graph(made, path)
     record = made.record
     record["calibration_seeds"] = len(task.calibration.seeds)
     record["quantise_error"], record["for_gpu"] = asked.bound, asked.for_gpu
@@ -159,40 +183,36 @@ def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, ask
     if not kind.halves:  # those are for another machine
         times = record["milliseconds"] = milliseconds({"fp32": (whole, contract), precision: (path, written)})
         say(speed_line(times, precision))
+    makers = contract, task, lambda case: run(case.inputs), kind, say, asked.progress
+    record["given"] = asked.given.digest
     if asked.texts is not None:
-        record["prompts"] = digest_of(asked.texts.prompts)
-        if not kind.halves:
-            given = asked.texts, contract, task, lambda case: run(case.inputs)
-            record["text_encoders"] = quantise_texts(*given, say, asked.progress)
+        record["prompts"] = digest_of(asked.given.prompts)
+        record["text_encoders"] = quantise_encoders(asked.texts, *makers)
+    if asked.observations is not None:
+        record["observation_encoder"] = quantise_encoders(asked.observations, *makers).get(OBSERVATION)
     latents = None if asked.clips else task.latents(lambda case: run(case.inputs))
     return Written(written, record, latents)
 
 
 def quantise_decoder(
-    path: Path, contract: DecoderContract, written: Written, precision: str, asked: Asked, say: Lines
+    path: Path, exact: Path, contract: DecoderContract, written: Written, precision: str, asked: Asked, say: Lines
 ) -> dict[str, Any] | None:
-    """decoder.onnx at `path`, float32, in int8, calibrated on latents that the sampler made; its record."""
-    import onnx
+    """decoder.onnx at `path` in eight bits, calibrated on latents that the sampler made; its record.
 
-    if written.latents is None or precision != "int8" or asked.for_gpu or contract.precision != "fp32":
+    exact: its float32 graph, which may be the same file. None where nothing is done.
+    """
+    if written.latents is None or not exact.exists():
         return None
-    run = OnnxRun(path, contract.inputs, contract.output)
+    run = OnnxRun(exact, contract.inputs, contract.output)
+    kind = fitted(kind_of(precision, for_gpu=asked.for_gpu), contract.precision)
+    span = written.contract.data_range
     try:
-        task = DecoderTask(
-            contract, written.latents, lambda case: run(case.inputs), asked.bound, written.contract.data_range
-        )
-        made: Quantised = quantise(
-            onnx.load(path),
-            task,
-            kind_of(precision, for_gpu=False),
-            outputs=asked.outputs,
-            say=say,
-            progress=asked.progress,
-        )
+        task = DecoderTask(contract, written.latents, lambda case: run(case.inputs), asked.bound, span)
+        given = {"contract": contract, "outputs": asked.outputs and not kind.symmetric}
+        made = quantise(loaded(exact), task, kind, **given, say=say, progress=asked.progress)
     except InputError as error:
-        say(f"the decoder stays float32: {error}")
-        return {"float32": str(error)}
-    _save(made.model, path)
+        return stays("the decoder", contract.precision, str(error), say)
+    write_graph(made, path)
     say(f"decoder: {described(made.record)}")
     return made.record
 
@@ -227,11 +247,3 @@ def speed_line(times: Mapping[str, float], precision: str) -> str:
         return f"{precision}: no library here runs it and fp32, so its speed is not known"
     line = f"{precision}: {times[precision]:.3g} ms an evaluation here, fp32 {times['fp32']:.3g} ms"
     return f"{line}; it is slower here than fp32" if times[precision] > times["fp32"] else line
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    import onnx_ir
-
-    from ..to_onnx import save_model
-
-    save_model(onnx_ir.from_proto(model), path)

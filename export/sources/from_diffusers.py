@@ -25,13 +25,13 @@ from ..described import Described, Given
 from ..families import FAMILIES, LEGACY
 from ..families.family import Beside, Family
 from ..pipelines.memory import Need
-from ..pipelines.pipeline_changes import controlnet_of, with_loras
+from ..pipelines.pipeline_changes import controlnet_of, controlnet_source, with_loras
 from ..pipelines.pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
 from ..pipelines.saved_models import DECODERS, load_model, read_json
 from ..pipelines.scheduler_classes import CLASSES, REFUSED
 from ..pipelines.stochastic_classes import STOCHASTIC
 from ..time_map import parse_prediction
-from .controlnet import ControlledUnet
+from .controlnet import control_of
 from .diffusers_config import convention_of, dynamic_mu, read_config
 from .lora import parse_lora
 
@@ -110,6 +110,7 @@ def _folder(path: Path) -> PipelineParts:
             pipeline=str(index.get("_class_name")),
             pooled=read_json(encoder).get("projection_dim") if encoder.is_file() else None,
             pixels=_pixels(autoencoder),
+            shift=_shift(autoencoder),
             options=index,
         ),
         vae,
@@ -143,6 +144,7 @@ def _object(source: Any) -> PipelineParts | None:
             pipeline=name,
             pooled=None if encoder is None else getattr(encoder.config, "projection_dim", None),
             pixels=_pixels({} if vae is None else vae.config),
+            shift=_shift({} if vae is None else vae.config),
             options=source.config,
         ),
         vae,
@@ -163,6 +165,10 @@ def _config_of(scheduler: Any) -> dict[str, Any]:
 def _pixels(config: Mapping[str, Any]) -> int:
     blocks = config.get("block_out_channels") or config.get("decoder_block_out_channels") or (0,) * 4
     return 2 ** (len(blocks) - 1)
+
+
+def _shift(config: Mapping[str, Any]) -> float:
+    return (config.get("shift_factor") or 0.0) * (config.get("scaling_factor") or 1.0)
 
 
 def _denoiser_class(module: Any) -> str | None:
@@ -195,8 +201,9 @@ def _described(parts: PipelineParts, given: Given) -> Described:
     # Before gigabytes are read.
     _check_schedule(parts, given)
     _check_parts(parts, given)
+    control = controlnet_source(parts.controlnet, given.controlnet, parts.class_name)
     texts = parts.texts if given.encoders else {}
-    need = Need.of(parts.model, parts.vae if given.decoder is None else None, texts)
+    need = Need.of((parts.model, control[0]), parts.vae if given.decoder is None else None, texts)
     if isinstance(parts.model, Path) and need.warning:
         warnings.warn(f"network '{parts.name}': {need.warning}", RuntimeWarning, stacklevel=2)
     loras = [parse_lora(one) for one in given.lora]
@@ -214,7 +221,7 @@ def _described(parts: PipelineParts, given: Given) -> Described:
     if len(shape) != 1 + len(family.AXES) or shape[0] != channels:
         raise InputError(f"shape {list(shape)}, expected [{channels}, {', '.join(family.AXES)}] as its in_channels say")
     pixels = parts.beside.pixels
-    controlnet, controls = controlnet_of(parts.controlnet, given.controlnet, model, parts.class_name, shape, pixels)
+    controlnet, controls = controlnet_of(control, model, parts.class_name, shape, pixels)
     conditions = _conditions(family, config, shape, parts.beside, given, controls)
     convention = _convention(parts, family, config, shape, given)
     decoder = None
@@ -224,7 +231,9 @@ def _described(parts: PipelineParts, given: Given) -> Described:
     prompts = prompts_of(prompting, parts.texts, zeros=parts.zeros)
     schedule = given.schedule or (convention.schedule if convention else "")
     flow = parse_schedule(schedule).velocity == "flow"
-    adapted = family.adapted(model, shape, conditions) if controlnet is None else ControlledUnet(model, controlnet)
+    adapted = family.adapted(model, shape, conditions)
+    if controlnet is not None:
+        adapted = control_of(parts.class_name).module(adapted, controlnet, parts.beside.shift)
     return Described(
         adapted.eval(),
         parts.name,
@@ -241,14 +250,14 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         prompts=prompts,
         guidance=guidance_of(prompts),
         need=need,
-        owned=_owned(parts, given),
+        owned=_owned(parts, given, control[0]),
         origin={"lora": [one.record for one in loras]} if loras else {},
     )
 
 
-def _owned(parts: PipelineParts, given: Given) -> frozenset[str]:
+def _owned(parts: PipelineParts, given: Given, controlnet: Any) -> frozenset[str]:
     """The parts that are read from files; with LoRA a denoiser is a copy."""
-    network = isinstance(parts.model, Path) or bool(given.lora)
+    network = (isinstance(parts.model, Path) or bool(given.lora)) and isinstance(controlnet, Path | None)
     decoder = isinstance(parts.vae, Path) and given.decoder is None
     return frozenset(name for name, own in (("network", network), ("decoder", decoder)) if own)
 

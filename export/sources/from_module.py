@@ -9,12 +9,13 @@ from typing import final
 import torch
 from torch import nn
 
+from ...engine.backends.casting import cast_copy
 from ...engine.contract.contract import Contract
 from ...engine.errors import InputError
 from ...engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
-from ..check import Array, TrialInputs, check_export
+from ..check import LARGE_BYTES, Array, TrialInputs, check_export, trial_inputs
 from ..described import Described
-from ..pipelines.weights import free_weights
+from ..pipelines.weights import free_weights, return_memory
 from ..to_onnx import export_module, named_line, prepared
 from .module_call import Call, Normalised, left_out, probe, read_conditions, read_signature
 from .module_digest import content_digest
@@ -107,25 +108,49 @@ class ModuleSource:
         """The module on the CPU at `precision`, as float32 [B, *shape]. Raises InputError when forward fails."""
         if self._freed:
             raise InputError(f"network '{self.contract.name}': its weights were freed by a build; make it again")
+        with prepared(self.module, PRECISION_DTYPES[precision]) as network:
+            return self._run(network, case, precision)
+
+    @torch.no_grad()
+    def _run(self, network: nn.Module, case: TrialInputs, precision: str) -> Array:
+        """The same of a module that is at `precision` already."""
         x = torch.from_numpy(case.x).to(PRECISION_DTYPES[precision])
         conditions = (
             torch.from_numpy(value).to(TORCH_DTYPES[one.dtype])
             for value, one in zip(case.conditions, self.contract.conditions, strict=True)
         )
-        with prepared(self.module, PRECISION_DTYPES[precision]) as network, torch.no_grad():
-            try:
-                out = Normalised(network, self.call)(x, torch.from_numpy(case.t), *conditions)
-            except Exception as error:  # whatever the user's forward raises
-                raise InputError(
-                    f"network '{self.contract.name}': forward fails at {case.where}, {precision} "
-                    f"({named_line(error)}); it must take any batch size, time and condition that the contract allows"
-                ) from error
+        try:
+            out = Normalised(network, self.call)(x, torch.from_numpy(case.t), *conditions)
+        except Exception as error:  # whatever the user's forward raises
+            raise InputError(
+                f"network '{self.contract.name}': forward fails at {case.where}, {precision} "
+                f"({named_line(error)}); it must take any batch size, time and condition that the contract allows"
+            ) from error
         return out.float().numpy()
 
-    def write(self, path: Path, precision: str, *, external: bool | None) -> Contract:
+    def write(self, path: Path, precision: str, *, external: bool | None, consumes: bool = False) -> Contract:
+        """consumes: the weights may be freed on the way, which a half precision does."""
         contract = replace(self.contract, precision=precision)
+        if consumes and precision != "fp32":
+            self._write_short(path, contract, external=external)
+            return contract
         with prepared(self.module, PRECISION_DTYPES[precision]) as network:
             export_module(Normalised(network, self.call), contract, path, external=external)
         plain = None if precision == "fp32" else lambda case: self.evaluate(case, precision)
         check_export(path, contract, self.evaluate, plain)
         return contract
+
+    def _write_short(self, path: Path, contract: Contract, *, external: bool | None) -> None:
+        """In a half precision: what the float32 weights give, what the cast ones give, then the file, one by one."""
+        precision = contract.precision
+        size = sum(one.numel() for one in self.module.parameters()) * PRECISION_DTYPES[precision].itemsize
+        cases = tuple(trial_inputs(contract, large=size > LARGE_BYTES))
+        exact = {id(case): self.evaluate(case) for case in cases}
+        short = cast_copy(self.module, PRECISION_DTYPES[precision]).eval()
+        self.free()
+        return_memory()
+        plain = {id(case): self._run(short, case, precision) for case in cases}
+        export_module(Normalised(short, self.call), contract, path, external=external)
+        free_weights(short)
+        return_memory()
+        check_export(path, contract, lambda case: exact[id(case)], lambda case: plain[id(case)], cases)

@@ -3,6 +3,7 @@
 #include "element.h"
 #include "grid.cuh"
 #include "launch.h"
+#include "vectors.cuh"
 
 namespace pfdiff {
 namespace {
@@ -24,14 +25,7 @@ __global__ void __launch_bounds__(threads) images_kernel(std::uint8_t* pixels, c
         if (first + e < count) bytes[e] = pixel(from[std::int64_t{channel} * area + place], low, factor);
         if (++channel == channels) channel = 0, ++place;
     }
-    std::uint8_t* to = pixels + image * count + first;
-    if constexpr (Aligned) {
-        *reinterpret_cast<uint4*>(to) = bits;
-    } else {
-#pragma unroll
-        for (int e = 0; e < width; ++e)
-            if (first + e < count) to[e] = bytes[e];
-    }
+    store_vector<Aligned>(pixels + image * count, bits, first, count);
 }
 
 }  // namespace

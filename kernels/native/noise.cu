@@ -2,6 +2,7 @@
 #include "element.h"
 #include "grid.cuh"
 #include "launch.h"
+#include "vectors.cuh"
 
 namespace pfdiff {
 namespace {
@@ -19,14 +20,7 @@ __global__ void __launch_bounds__(threads)
     auto* value = reinterpret_cast<float*>(&values);
 #pragma unroll
     for (int e = 0; e < width; ++e) value[e] = normal32(seed, static_cast<std::uint64_t>(first + e));
-    float* to = z + sample * elements + first;
-    if constexpr (Aligned) {
-        *reinterpret_cast<float4*>(to) = values;
-    } else {
-#pragma unroll
-        for (int e = 0; e < width; ++e)
-            if (first + e < elements) to[e] = value[e];
-    }
+    store_vector<Aligned>(z + sample * elements, values, first, elements);
 }
 
 }  // namespace

@@ -1,31 +1,26 @@
 // The fused update alone: a kernel for each number of states, and one for data that are not aligned.
+#include <utility>
+
 #include "element.h"
 #include "step.cuh"
 
 namespace pfdiff {
+namespace {
+
+template <std::size_t... Fewer>
+cudaError_t launch_whole(const Step& step, cudaStream_t stream, std::index_sequence<Fewer...>) {
+    using Launch = cudaError_t (*)(const Step&, cudaStream_t);
+    constexpr Launch by_states[] = {launch<static_cast<int>(Fewer) + 1, 8>...};
+    return by_states[step.buffers - 1](step, stream);
+}
+
+}  // namespace
 
 cudaError_t launch_step(const Step& step, cudaStream_t stream) {
     if (!fits(step)) return cudaErrorInvalidValue;
     if (step.elements == 0) return cudaSuccess;
     if (!aligned(step)) return launch<step_buffers, 1>(step, stream);
-    switch (step.buffers) {
-        case 1:
-            return launch<1, 8>(step, stream);
-        case 2:
-            return launch<2, 8>(step, stream);
-        case 3:
-            return launch<3, 8>(step, stream);
-        case 4:
-            return launch<4, 8>(step, stream);
-        case 5:
-            return launch<5, 8>(step, stream);
-        case 6:
-            return launch<6, 8>(step, stream);
-        case 7:
-            return launch<7, 8>(step, stream);
-        default:
-            return launch<step_buffers, 8>(step, stream);
-    }
+    return launch_whole(step, stream, std::make_index_sequence<step_buffers>());
 }
 
 }  // namespace pfdiff

@@ -61,5 +61,21 @@ __device__ __forceinline__ void store(Element* to, const float (&from)[Width]) {
     }
 }
 
+// A vector to `row` + first at once; where addresses promise nothing, one by one those of its elements below `count`.
+template <bool Aligned, class Vector, class Element>
+__device__ __forceinline__ void store_vector(Element* row, const Vector& vector, std::int64_t first,
+                                             std::int64_t count) {
+    Element* to = row + first;
+    if constexpr (Aligned) {
+        *reinterpret_cast<Vector*>(to) = vector;
+    } else {
+        constexpr int width = sizeof(Vector) / sizeof(Element);
+        const auto* elements = reinterpret_cast<const Element*>(&vector);
+#pragma unroll
+        for (int e = 0; e < width; ++e)
+            if (first + e < count) to[e] = elements[e];
+    }
+}
+
 }  // namespace
 }  // namespace pfdiff

@@ -22,12 +22,13 @@ from ...engine.progress import Stages
 from ...engine.runtime.noise import noise
 from ..sampling.budget import Budget
 from ..sampling.pool import Floats, Pool, Rows
-from ..sampling.reference import FEW, Reference, Trajectory, targets, trajectory
+from ..sampling.reference import FEW, Paths, Reference, Trajectory, targets, trajectory
 from ..sampling.subject import BlackBox, Subject
 from ..search.candidates import Setting
 
 CHECKED = 2  # seeds on which the error of a short reference is found
 ENOUGH = 0.1  # of the default sampler's error
+PATH_BYTES = 64 << 20  # of states along the reference's way
 MOST_OF_BUDGET = 0.4  # that an exacter reference may take; else the first is kept, and its error told
 
 
@@ -56,6 +57,7 @@ class ErrorCriterion:
         self.reference: Reference | None = None  # what the targets are, and how far they are from twice its evaluations
         self.reference_error: float | None = None
         self.trajectory: Trajectory | None = None
+        self.paths: Paths | None = None  # the reference's way of the first seeds
         self._seen: set[bytes] = set()
 
     def square(self, program: Program, rows: Rows) -> float:
@@ -107,18 +109,21 @@ class _References:
     store: ArrayStore
     progress: Stages
 
-    def samples(self, chosen: Reference, count: int) -> tuple[Floats, list[str]]:
-        """Of the first `count` seeds, and the keys of what they depend on."""
+    def samples(self, chosen: Reference, count: int, paths: int = 0) -> tuple[Floats, list[str], Paths | None]:
+        """Of the first `count` seeds, the keys of what they depend on, and the way of the first `paths`."""
         program, budget = self._program(chosen), self.budget
         self.subject.contract.feed_times(program.network_times)
         head = (self.subject.digest, program.digest)
         keys = [content_key(*head, self.seeds[row], *self.given[row]) for row in range(count)]
         stage = f"reference: {program.solver} in {program.nfe} evaluations, {count} seeds"
         expected = budget.spent + program.nfe * count
+        pool, elements = self._part(count), self.pool.noise.shape[1]
+        paths = min(paths, count, PATH_BYTES // (4 * program.nfe * elements))
+        states = np.empty((program.nfe, paths, elements), np.float32) if paths else None
         found = targets(
-            self._part(count), program, keys, self.store, budget, lambda done: self.progress(stage, done, expected)
+            pool, program, keys, self.store, budget, lambda done: self.progress(stage, done, expected), states
         )
-        return found, keys
+        return found, keys, None if states is None else Paths(program.times, states)
 
     def trajectory(self, chosen: Reference, count: int) -> Trajectory:
         """The whole way of the first `count` seeds."""
@@ -151,11 +156,13 @@ def make_error_criterion(
     budget: Budget,
     progress: Stages,
     exact_enough: Program | None = None,
+    paths: int = 0,
 ) -> ErrorCriterion:
     """The criterion on `seeds`, its targets from the cache or computed now. Raises InputError, BudgetSpentError.
 
     exact_enough: a sampler, for instance the default, to whose error that of a short reference is compared; where it is
-    more than a tenth of it, a reference of twice the evaluations is computed.
+    more than a tenth of it, a reference of twice the evaluations is computed. paths: seeds whose whole way is kept, as
+    many as fit into PATH_BYTES.
     """
     conditions = conditions_of(subject.contract, given, seeds)
     pool = Pool(BlackBox(backend, subject.contract, conditions), noise(seeds, subject.contract.shape).numpy())
@@ -164,7 +171,7 @@ def make_error_criterion(
     long = _References(subject, pool, seeds, data, setting, budget, store, progress)
 
     error, way, few = None, None, min(CHECKED, len(seeds))
-    found, keys = long.samples(reference, len(seeds))
+    found, keys, kept = long.samples(reference, len(seeds), paths)
     if exact_enough is not None and reference.nfe == FEW:
         way = long.trajectory(reference.doubled(), few)
         error = rms(found[:few], way.samples, subject.sample_range)
@@ -174,10 +181,10 @@ def make_error_criterion(
         left = budget.left()
         if inexact and (left is None or reference.doubled().nfe * len(seeds) < MOST_OF_BUDGET * left):
             reference = reference.doubled()
-            found, keys = long.samples(reference, len(seeds))
+            found, keys, kept = long.samples(reference, len(seeds), paths)
     journal = Journal(cache_folder() / "search" / f"{subject.digest}.jsonl")
     criterion = ErrorCriterion(pool, found, subject.sample_range, budget, journal, keys)
-    criterion.reference, criterion.reference_error = reference, error
+    criterion.reference, criterion.reference_error, criterion.paths = reference, error, kept
     criterion.trajectory = way or (long.trajectory(reference, few) if exact_enough is not None else None)
     return criterion
 

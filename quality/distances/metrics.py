@@ -1,4 +1,4 @@
-"""Distances between two sets of feature vectors: Frechet, kernel, precision and recall.
+"""Distances between two sets of feature vectors: Frechet (FD, FID on Inception's), kernel, precision and recall.
 
     FD   = |mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^1/2)                      Heusel et al., arXiv 1706.08500
     KID  = MMD^2 with k(a, b) = (a.b / d + 1)^3, mean over random subsets          Binkowski et al., arXiv 1801.01401
@@ -6,7 +6,8 @@
     of the balls around its members that reach to their k-th neighbour             Kynkaanniemi et al., arXiv 1904.06991
 
 FD and KID are torchmetrics'. Precision and recall are written here: torchmetrics has none, torch-fidelity's come with
-torchvision, and the package prdc with scikit-learn, for what are two matrices of distances.
+torchvision, and the package prdc with scikit-learn, for what are two matrices of distances. The gradient of FD, which
+refining follows, is in quality/perceptual/frechet_pull.py.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..perceptual.frechet import FrechetPull
+from ..perceptual.frechet_pull import FrechetPull
 from ..perceptual.layers import Layers
 
 OUTSIDE = 0.1
@@ -103,8 +103,10 @@ class Aim:
 
     def residual(self, samples: Tensor, rows: Tensor) -> Tensor:
         """[m, elements]: what the squares of the loss are of, pixels and features; their sum over all is m times it."""
-        difference = self._clipped(samples) - self.targets[rows] + OUTSIDE * self._beyond(samples)
-        parts = [difference.flatten(1) * (self.pixel_weight / difference[0].numel()) ** 0.5]
+        inside, beyond = self._clipped(samples) - self.targets[rows], self._beyond(samples)
+        # The root of inside^2 + (OUTSIDE beyond)^2, with inside's sign where nothing is beyond.
+        whole = torch.where(beyond == 0, inside, torch.hypot(inside, OUTSIDE * beyond) * beyond.sign())
+        parts = [whole.flatten(1) * (self.pixel_weight / whole[0].numel()) ** 0.5]
         if self.layers is not None:
             ours, theirs = self.layers(self._clipped(samples)), self.layers(self.targets[rows])
             for weight, a, b in zip(self.layer_weights, ours, theirs, strict=True):

@@ -1,4 +1,4 @@
-"""Adam over the whole table: gradients through the network's module, or by forward differences of a black box."""
+"""Adam over the whole table, gradients through the network's module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from .descend import Descent, Plan
 from .options import Found, Task, aim_of
 from .refine import finished
 from .through_module import ThroughModule
-from .through_pool import ThroughPool, gradient_cost
 
 STEPS, BATCH = 80, 32  # where no budget says otherwise
 FEWEST_STEPS = 20  # below which Gauss-Newton gains more from the same evaluations
@@ -38,32 +37,22 @@ def by_module(task: Task) -> Found:
     return _descended(task, through, module_steps(task))
 
 
-def by_differences(task: Task) -> Found:
-    """Gradients by forward differences: any network on any backend."""
-    through = ThroughPool(task.criterion.pool, task.start.program, task.criterion.budget)
-    return _descended(task, through, difference_steps(task))
-
-
 def module_steps(task: Task) -> int:
     """Steps that the budget pays for, a way back counting as two evaluations."""
-    return _steps(task, 3 * task.start.program.nfe)
-
-
-def difference_steps(task: Task) -> int:
-    """Steps that the budget pays for."""
-    return _steps(task, gradient_cost(task.start.program.nfe))
-
-
-def _steps(task: Task, cost: int) -> int:
     left = task.criterion.budget.left()
-    return STEPS if left is None else int(min(FOR_STEPS * left / (BATCH * cost), 2 * STEPS))
+    return STEPS if left is None else int(min(FOR_STEPS * left * STEPS / adam_cost(task.start.program.nfe), 2 * STEPS))
 
 
-def _descended(task: Task, through: ThroughModule | ThroughPool, steps: int) -> Found:
+def adam_cost(nfe: int) -> int:
+    """Evaluations of STEPS steps."""
+    return 3 * STEPS * BATCH * nfe
+
+
+def _descended(task: Task, through: ThroughModule, steps: int) -> Found:
     criterion, options = task.criterion, task.options
     journal, budget, pool, validation = criterion.journal, criterion.budget, criterion.pool, task.validation
     aim, steps = aim_of(criterion, options), max(steps, 8)
-    key = f"descent 2 {type(through).__name__} {task.key(steps)}"
+    key = f"descent 3 {task.key(steps)}"
     spent = budget.spent
 
     def charge(count: int) -> None:

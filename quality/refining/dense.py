@@ -45,7 +45,7 @@ def fits(nfe: int, buffers: int | None) -> bool:
 def with_table(program: Program, table: Float64s, times: Float64s | None = None) -> Program:
     """The program with that table over its answers, asked at `times`. Its dense table in a basis stays behind."""
     init, W, w, V = lower(table)
-    changed = replace(program, init=init, W=W, w=w, V=V)
+    changed = replace(program, init=init, W=W, w=w, V=V, U=np.zeros_like(w))
     return changed if times is None else at_times(changed, times)
 
 

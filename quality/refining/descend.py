@@ -25,7 +25,6 @@ from ..sampling.budget import BudgetSpentError
 from .aim import Aim
 from .dense import entries, table_of, with_table
 from .through_module import ThroughModule, gaps_between
-from .through_pool import ThroughPool
 
 DIFFERENCE = 0.01  # of a forward difference, in root mean square of the state that it moves
 DAMPING = 1e-4  # of the largest eigenvalue
@@ -76,7 +75,7 @@ class Descent:
 
     def __init__(
         self,
-        through: ThroughModule | ThroughPool,
+        through: ThroughModule,
         aim: Aim,
         training: np.ndarray,
         judge: Callable[[Program], float],
@@ -204,8 +203,6 @@ class Descent:
         """(d loss / d u, loss) of one batch of the training rows."""
         generator = np.random.default_rng([self.plan.seed, step])
         rows = torch.from_numpy(generator.choice(self.training, min(self.plan.batch, len(self.training)), False))
-        if not isinstance(self.through, ThroughModule):
-            return self._by_differences(self.mixing @ u, rows, frozen)
         theta = torch.from_numpy(self.mixing @ u).requires_grad_()
         loss = 0.0
         for part in rows.split(self.micro):
@@ -215,20 +212,6 @@ class Descent:
             loss += float(one.detach())
         assert theta.grad is not None
         return self.mixing.T @ theta.grad.numpy(), loss
-
-    def _by_differences(self, theta: Float64s, rows: Tensor, frozen: Float64s | None) -> tuple[Float64s, float]:
-        """(d loss / d u, loss) of the squares of the residual, by forward runs alone."""
-        table, times = self._tables(torch.from_numpy(theta), frozen)
-        slope, loss = np.zeros(len(theta)), 0.0
-        for part in rows.split(self.micro):
-            kept: list[Tensor] = []
-            samples = self.through.run(table, times, part, kept)
-            residual = self.aim.residual(samples, part).double().flatten().numpy()
-            slope += self._jacobian(part, table, times, samples, kept[1::2]) @ residual
-            loss += float(residual @ residual)
-        if frozen is not None:
-            slope[len(self.places) :] = 0
-        return self.mixing.T @ (2 * slope / len(rows)), loss / len(rows)
 
     def _adam(self, state: State, gradient: Float64s, step: int) -> None:
         beta_1, beta_2 = 0.9, 0.98

@@ -5,7 +5,8 @@
 The residual is that of an `Aim`: pixels, and features beside them. A column of its Jacobian is the forward difference
 (residual(sample + change) - residual(sample)) / h, for which evaluations before the changed row are kept, so the last
 row costs none. The Jacobian is taken on a few of the training seeds, other ones at each step: it has far more elements
-than parameters. A step has to lower the loss on all training seeds; validation seeds decide which one is kept.
+than parameters. A step has to lower the loss on all training seeds. What is kept is best on the validation seeds and
+on the training seeds, which count as many as are outside a step's Jacobian: few seeds carry most of the error.
 """
 
 from __future__ import annotations
@@ -113,13 +114,17 @@ class GaussNewton:
                     keep(count, after, self.budget.spent - spent)
                 slow = slow + 1 if after.training[-1] > (1 - GAIN) * here.training[-1] else 0
                 here = after
-                best = here if here.validation[-1] < best.validation[-1] else best
+                best = here if self._score(here) < self._score(best) else best
                 tell(here)
                 if slow > 1 or len(here.validation) - len(best.validation) >= PATIENCE:
                     break
         except BudgetSpentError:
             pass
         return best if best.validation else first
+
+    def _score(self, step: Step) -> float:
+        fresh = max(0, len(self.training) - self.metric_rows)
+        return fresh * step.training[-1] + len(self.validation) * step.validation[-1]
 
     def program_at(self, step: Step) -> Program:
         """The program of a step."""

@@ -14,7 +14,7 @@ from ...engine.compiler.program import Program
 from ...engine.contract.contract import Contract
 from ...engine.progress import Stages
 from ..criteria.error import ErrorCriterion
-from ..perceptual.frechet import FrechetPull
+from ..perceptual.frechet_pull import FrechetPull
 from ..perceptual.layers import Layers
 from ..ranking import Ranked
 from ..sampling.pool import Floats

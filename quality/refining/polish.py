@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.compiler.program import Program
+from ...engine.compiler.program import MOST_BUFFERS, Program
 from ...engine.errors import InputError
 from ...engine.progress import Stages
 from ..criteria.error import ErrorCriterion
@@ -16,17 +16,18 @@ from ..ranking import Ranked
 from ..sampling.budget import BudgetSpentError
 from ..sampling.pool import Floats
 from .aim import as_tensor
-from .by_descent import FEWEST_STEPS, by_differences, by_module, difference_steps, module_steps
-from .dense import fits, jacobian_cost
+from .by_descent import FEWEST_STEPS, adam_cost, by_module, module_steps
+from .dense import entries, fits, jacobian_cost
 from .gauss_newton import GaussNewton, Step
 from .options import TRAINING, VALIDATION, Found, Refining, Task, aim_of
 from .refine import Refinement, finished
+from .regression import SHARE, SOLVERS, regressed, usual_regression
 
 FEWEST = 16, 8  # training and validation seeds that a small budget leaves
 STEPS = 24  # at most; refining stops by itself
-OWN_TRAINING = 96  # of the training seeds, for a program's own buffers before the whole table
+USUAL_STEPS = 7  # until then
 PERCEPTUAL = 512  # training seeds where features count
-METRIC_ROWS = 2, 24  # seeds of a Jacobian, least and most
+METRIC_ROWS = 2, 24  # seeds of a Jacobian, least and most; without a budget as many as entries of the table
 BARELY = 0.4  # of the seeds that fit a table well, which a small budget has to pay for
 FIT = 8  # elements of the samples for each parameter of a table
 ITERATIONS = 5  # that a budget should pay for
@@ -57,6 +58,19 @@ def seeds_to_fit(nfe: int, elements: int) -> int:
     return math.ceil(FIT * parameters / elements)
 
 
+def usual_cost(options: Refining, nfe: int, elements: int) -> int:
+    """Evaluations of a refinement that no budget bounds, about."""
+    watched = options.training + options.validation
+    if not fits(nfe, options.buffers):
+        columns = 2 * (options.buffers or MOST_BUFFERS) + 1  # of each update, and each runs what follows it
+        return USUAL_STEPS * options.training * columns * nfe * (nfe + 1) // 2
+    regression = usual_regression(nfe, options.training)
+    if options.by_gradient:
+        return regression + adam_cost(nfe) + 6 * nfe * options.validation
+    rows = metric_rows(nfe, None, watched, elements)
+    return regression + USUAL_STEPS * (rows * (jacobian_cost(nfe) + TRIED * nfe) + nfe * watched)
+
+
 def refined(
     criterion: ErrorCriterion,
     ranked: list[Ranked],
@@ -79,8 +93,12 @@ def refined(
         )
     spent = criterion.budget.spent
     task = Task(criterion, start, training, validation, options, tell)
-    method = _method(task) if dense else "own buffers"
     judging = (calibration + 2 * len(held_out) + 2 * len(validation)) * start.program.nfe
+    regression = None
+    if dense:
+        with criterion.budget.reserving(judging + int((1 - SHARE) * (criterion.budget.left() or 0))):
+            task, regression = regressed(task, _others(ranked))
+    method = _method(task) if dense else "own buffers"
     with criterion.budget.reserving(judging):
         program, record = METHODS[method](task)
     record = {
@@ -93,6 +111,7 @@ def refined(
         "training_seeds": len(training),
         "validation_seeds": len(validation),
         **record,
+        "regression": regression,
         "buffers_before": start.program.buffers,
         "buffers": program.buffers,
         "evaluations": criterion.budget.spent - spent,
@@ -102,7 +121,8 @@ def refined(
     }
     try:
         error = _error(criterion, program, np.arange(calibration))
-        better = bool(record["steps"]) and _better(criterion, start, program, held_out, options, record)
+        changed = bool(record["steps"]) or bool(regression and regression["kept"])
+        better = changed and _better(criterion, start, program, held_out, options, record)
     except BudgetSpentError:
         return ranked, record
     if not better:
@@ -111,6 +131,14 @@ def refined(
     held = record["held_out_after"]
     found = replace(start, solver=program.solver, error=error, held_out_error=held, program=program)
     return [found, *ranked], record
+
+
+def _others(ranked: list[Ranked]) -> list[Program]:
+    """The best of each other solver."""
+    first: dict[str, Program] = {}
+    for one in ranked:
+        first.setdefault(one.solver, one.program)
+    return list(first.values())[1:SOLVERS]
 
 
 def _better(
@@ -154,11 +182,9 @@ def _aimed(
 
 
 def _method(task: Task) -> str:
-    """Of METHODS, for the whole table. Few evaluations gain most by Gauss-Newton, many by Adam."""
-    perceptual = task.options.layers is not None
-    if task.options.by_gradient and (perceptual or module_steps(task) >= FEWEST_STEPS):
-        return "adam"
-    return "adam by differences" if difference_steps(task) >= FEWEST_STEPS and not perceptual else "levenberg-marquardt"
+    """Of METHODS, for the whole table. Few evaluations gain most by Gauss-Newton, many gradients by Adam."""
+    many = task.options.layers is not None or module_steps(task) >= FEWEST_STEPS
+    return "adam" if task.options.by_gradient and many else "levenberg-marquardt"
 
 
 def _whole_table(task: Task) -> Found:
@@ -167,7 +193,7 @@ def _whole_table(task: Task) -> Found:
     program, journal = task.start.program, criterion.journal
     watched = len(training) + len(validation)
     rows = metric_rows(program.nfe, criterion.budget.left(), watched, criterion.pool.noise.shape[1])
-    key = f"table 2 {task.key(rows)}"
+    key = f"table 3 {task.key(rows)}"
 
     def known(count: int) -> Step | None:
         held = journal.get(f"{key} {count}") if journal else None
@@ -208,7 +234,7 @@ def metric_rows(nfe: int, left: int | None, watched: int, elements: int) -> int:
     """Seeds of a Jacobian, so that what is left pays for some iterations, and no fewer than determine it."""
     least, most = (max(one, seeds_to_fit(nfe, elements)) for one in METRIC_ROWS)
     if left is None:
-        return most
+        return max(most, len(entries(nfe)))
     one = jacobian_cost(nfe) + TRIED * nfe
     return int(np.clip((left / ITERATIONS - watched * nfe) / one, least, most))
 
@@ -230,16 +256,8 @@ def _own_buffers(task: Task) -> Found:
     return finished(found.program, task.start.solver), record
 
 
-def _own_first(task: Task) -> Found:
-    """The coefficients of the program's own buffers on a part of the training seeds, which also moves whole times."""
-    own, first = _own_buffers(replace(task, training=task.training[:OWN_TRAINING]))
-    program, record = by_differences(replace(task, start=replace(task.start, program=own)))
-    return program, {**record, "steps": first["steps"] + record["steps"], "own_buffers": first}
-
-
 METHODS = {
     "adam": by_module,
-    "adam by differences": _own_first,
     "levenberg-marquardt": _whole_table,
     "own buffers": _own_buffers,
 }

@@ -15,7 +15,7 @@ import numpy as np
 from ...engine.cache import ArrayStore
 from ...engine.compiler.compile import compile
 from ...engine.compiler.program import Program
-from ...engine.compiler.schedule import parse_schedule
+from ...engine.compiler.schedule import Float64s, parse_schedule
 from ...engine.compiler.start import SHORT
 from .budget import Budget
 from .pool import Floats, Pool
@@ -86,6 +86,15 @@ class Reference:
 
 @final
 @dataclass(frozen=True, eq=False)
+class Paths:
+    """Of a many-step program: states float32 [M, seeds, elements] at its times [M]."""
+
+    times: Float64s
+    states: Floats
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """Of a many-step program: states, answers float32 [M, seeds, elements] at its times, samples [seeds, elements]."""
 
@@ -115,27 +124,37 @@ def targets(
     store: ArrayStore,
     budget: Budget,
     tell: Callable[[int], None] | None = None,
+    states: Floats | None = None,
 ) -> Floats:
     """Samples float32 [n, elements] of `program` for the pool's n seeds; keys [n] name what each depends on.
 
-    What the store holds is not computed again. tell(evaluations done) is called after each block.
+    What the store holds is not computed again. tell(evaluations done) is called after each block. states float32
+    [N, k, elements]: gets the states of the first k seeds at the program's N times.
     Raises BudgetSpentError.
     """
     result = np.empty_like(pool.noise)
     missing: list[int] = []
     for row, key in enumerate(keys):
         held = store.get(key, result[row].shape)
+        if held is not None and states is not None and row < states.shape[1]:
+            known = store.get(f"{key}-states", states[:, row].shape)
+            states[:, row] = 0 if known is None else known
+            held = None if known is None else held
         if held is None:
             missing.append(row)
-        else:
-            budget.charge(program.nfe, cached=True)
-            result[row] = held
+            continue
+        budget.charge(program.nfe, cached=True)
+        result[row] = held
     for first in range(0, len(missing), BLOCK):
         rows = np.array(missing[first : first + BLOCK], np.intp)
         budget.charge(program.nfe * len(rows))
-        result[rows] = pool.sample(program, rows, budget.passes)
-        for row in missing[first : first + BLOCK]:
+        way: list[Floats] | None = [] if states is not None and rows[0] < states.shape[1] else None
+        result[rows] = pool.sample(program, rows, budget.passes, way)
+        for place, row in enumerate(missing[first : first + BLOCK]):
             store.put(keys[row], result[row])
+            if way and states is not None and row < states.shape[1]:
+                states[:, row] = np.stack([state[place] for state in way[::2]])
+                store.put(f"{keys[row]}-states", states[:, row])
         if tell:
             tell(budget.spent)
     return result

@@ -90,14 +90,17 @@ def _fewest(count: int) -> int:
     return max(FEWEST_OF_FEW, min(FEWEST, count // 8))
 
 
-def plan_line(pace: Pace, budget: Budget, nfe: int, *, refine: bool) -> str:
-    """What will be done, how long that takes at the speed so far, and what more would bring, before it is begun."""
+def plan_line(pace: Pace, budget: Budget, nfe: int, refining: int) -> str:
+    """What will be done, how long that takes at the speed so far, and what more would bring, before it is begun.
+
+    refining: evaluations that it takes without a budget, 0 without it.
+    """
     speed = budget.speed
     limit = budget.left()
-    total = pace.allowance if limit is None else limit
+    total = pace.allowance + refining if limit is None else limit
     takes = "" if not speed else f", about {duration(total / speed)} at {1000 / speed:.3g} ms an evaluation"
     more = f"twice that would begin with {2 * pace.candidates}"
-    rest = " and refining" if refine else ""
+    rest = " and refining" if refining else ""
     return (
         f"plan: {total} evaluations for the search{rest}{takes}; it begins with {pace.candidates} samplers of "
         f"{nfe} evaluations, {more}"

@@ -27,7 +27,7 @@ for (const [path, methods] of Object.entries(schema.paths)) {
   for (const [method, route] of Object.entries(methods)) {
     const section = element("section", "", element("code", `${method.toUpperCase()} ${path}`), element("p", route.summary));
     const content = route.requestBody?.content ?? {};
-    const body = content["application/json"]?.schema;
+    const body = (content["application/json"] ?? content["multipart/form-data"])?.schema;
     if (body) section.append(element("table", "", ...fieldsOf(body)));
     document.getElementById("routes").append(section);
   }

@@ -1,11 +1,13 @@
 // The page: a state in the address, three requests for it, pictures and times side by side.
 
 import * as controls from "/controls.js";
+import * as start from "/picture.js";
 
 const $ = (id) => document.getElementById(id);
 const TITLES = { ddim: "DDIM", pfdiff: "PFDiff", engine: "This engine" };
 const ORDER = ["ddim", "pfdiff", "engine"];
 const COUNTS = [1, 4, 8, 10, 16];
+const MOST_FROM_PICTURE = 10; // of /v1/images/edits
 const SMALL = 128; // pixels: smaller pictures are shown with hard edges, eight a row
 const HELD = 150; // answers kept, so that the slider goes back at once
 const PAUSE_MS = 60;
@@ -20,7 +22,7 @@ const answers = new Map();
 // Talking to the server.
 async function call(path, body, signal) {
   const key = sessionStorage.getItem("key");
-  const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
+  const headers = { ...(typeof body === "string" && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
   const answer = await fetch(path, { method: body ? "POST" : "GET", headers, body, signal });
   if (answer.status === 401) {
     await askForKey();
@@ -28,7 +30,8 @@ async function call(path, body, signal) {
   }
   const content = await answer.json();
   if (!answer.ok) throw Object.assign(new Error(content.error.message), { retry: answer.headers.get("Retry-After") });
-  return content;
+  const timing = [...(answer.headers.get("Server-Timing") ?? "").matchAll(/(\w+);dur=([\d.]+)/g)];
+  return { timing: Object.fromEntries(timing.map(([, name, ms]) => [`${name}_ms`, Number(ms)])), ...content };
 }
 
 function askForKey() {
@@ -45,12 +48,31 @@ function seeds() {
   return Array.from({ length: Number($("count").value) }, (_, i) => BigInt.asUintN(64, first + BigInt(i)));
 }
 
-// Prompts stand for the others.
+// Prompts and pictures stand for the others.
 function shownConditions() {
-  return engine.contract.conditions.filter((one) => !engine.encoded.includes(one.name));
+  return engine.contract.conditions.filter((one) => ![...engine.encoded, ...engine.from_picture].includes(one.name));
 }
 
+// What is asked for: path, body, and the key by which the answer is remembered.
 function request(sampler) {
+  if (!start.given()) return { path: "/v1/samples", body: bodyOf(sampler), key: bodyOf(sampler) };
+  const body = new FormData();
+  const fields = fieldsOf(sampler);
+  for (const [name, value] of Object.entries(fields)) body.append(name, value);
+  for (const [kind, one] of start.files()) body.append(kind, one.cut, one.name);
+  return { path: "/v1/images/edits", body, key: JSON.stringify([fields, start.words()]) };
+}
+
+function fieldsOf(sampler) {
+  const chosen = seeds();
+  const fields = { model: engine.name, sampler, nfe: stops[$("nfe").value], seed: String(chosen[0]), n: chosen.length, ...start.fields() };
+  fields.conditions = JSON.stringify(controls.values($("conditions"), shownConditions(), chosen[0], chosen.length));
+  if (engine.takes_prompt) fields.prompt = $("prompt").value;
+  if (engine.takes_negative_prompt && $("negative").value) fields.negative_prompt = $("negative").value;
+  return fields;
+}
+
+function bodyOf(sampler) {
   const chosen = seeds();
   const body = { engine: engine.name, sampler, nfe: stops[$("nfe").value], format: "json" };
   body.conditions = controls.values($("conditions"), shownConditions(), chosen[0], chosen.length);
@@ -66,6 +88,7 @@ function link() {
     if (engine.takes_negative_prompt && $("negative").value) words.set("negative", $("negative").value);
   }
   for (const [name, text] of Object.entries(controls.texts($("conditions"), shownConditions()))) words.set(`c.${name}`, text);
+  for (const [name, text] of start.words()) words.set(name, text);
   return `${location.origin}/?${words}`;
 }
 
@@ -99,6 +122,7 @@ function setUp(words) {
   $("count").value = COUNTS.includes(Number(words.get("n"))) ? words.get("n") : small ? 8 : 1;
   const given = Object.fromEntries([...words].filter(([name]) => name.startsWith("c.")).map(([name, text]) => [name.slice(2), text]));
   controls.build($("conditions"), shownConditions(), given, changed);
+  start.setUp(engine, words, changed);
   $("rows").replaceChildren(...ORDER.filter((name) => engine.samplers[name]).map(newRow));
   draw();
 }
@@ -131,8 +155,14 @@ async function draw() {
   running?.abort(); // the server does not sample for who has left
   const mine = running = new AbortController();
   history.replaceState(null, "", link());
+  boundCount();
   $("rows").classList.toggle("single", $("count").value === "1");
-  $("status").textContent = "";
+  const missing = start.missing(engine);
+  $("status").textContent = missing || start.warning();
+  if (missing) {
+    for (const row of $("rows").children) empty(row, "");
+    return;
+  }
   for (const row of $("rows").children) {
     if (mine.signal.aborted) return;
     try {
@@ -146,6 +176,18 @@ async function draw() {
   if (!mine.signal.aborted) document.body.dataset.shown = link();
 }
 
+// Fewer pictures start from one.
+function boundCount() {
+  for (const option of $("count").options) option.disabled = start.given() && Number(option.value) > MOST_FROM_PICTURE;
+  if ($("count").selectedOptions[0].disabled) $("count").value = MOST_FROM_PICTURE;
+}
+
+function empty(row, why) {
+  show(row, [Object.assign(document.createElement("p"), { textContent: why })]);
+  row.classList.add("absent");
+  row.querySelector(".time").textContent = "";
+}
+
 async function drawRow(row, signal) {
   const sampler = row.dataset.sampler;
   const held = engine.samplers[sampler][stops[$("nfe").value]];
@@ -153,19 +195,16 @@ async function drawRow(row, signal) {
   row.classList.toggle("absent", instead !== "");
   row.querySelector("h2").textContent = sampler === "engine" && held?.tuned ? "Tuned" : TITLES[sampler];
   row.querySelector(".solver").textContent = held ? `${held.solver}, ${held.grid}` : "";
-  if (instead) {
-    show(row, [Object.assign(document.createElement("p"), { textContent: instead })]);
-    row.querySelector(".time").textContent = "";
-    return;
-  }
-  const body = request(sampler);
-  let answer = answers.get(body);
+  if (instead) return empty(row, instead);
+  const { path, body, key } = request(sampler);
+  let answer = answers.get(key);
   if (!answer) {
     row.classList.add("drawing");
-    const start = performance.now();
-    answer = await call("/v1/samples", body, signal);
-    answer.total = performance.now() - start;
-    answers.set(body, answer);
+    const begun = performance.now();
+    answer = await call(path, body, signal);
+    answer.total = performance.now() - begun;
+    answer.samples ??= answer.data.map((one) => ({ seed: one.seed, png: one.b64_json }));
+    answers.set(key, answer);
     if (answers.size > HELD) answers.delete(answers.keys().next().value);
   }
   row.classList.remove("drawing");
@@ -232,10 +271,16 @@ async function copy(button, text) {
 
 function curl() {
   const sampler = engine.samplers.engine[stops[$("nfe").value]] ? "engine" : "pfdiff";
-  const body = request(sampler).replace('"format":"json"', `"format":"${engine.image ? "png" : "npz"}"`).replaceAll("'", "'\\''");
-  const file = engine.image ? "samples.png" : "samples.npz";
   const key = sessionStorage.getItem("key") ? ' -H "Authorization: Bearer $PFDIFF_API_KEY"' : "";
-  return `curl ${location.origin}/v1/samples -H 'Content-Type: application/json'${key} -d '${body}' -o ${file}`;
+  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+  if (start.given()) {
+    const files = start.files().map(([kind, one]) => `-F ${quoted(`${kind}=@"${one.name}"`)}`);
+    const fields = Object.entries(fieldsOf(sampler)).map(([name, value]) => `--form-string ${quoted(`${name}=${value}`)}`);
+    return `curl ${location.origin}/v1/images/edits${key} ${[...files, ...fields].join(" ")} -o samples.json`;
+  }
+  const body = bodyOf(sampler).replace('"format":"json"', `"format":"${engine.image ? "png" : "npz"}"`);
+  const file = engine.image ? "samples.png" : "samples.npz";
+  return `curl ${location.origin}/v1/samples -H 'Content-Type: application/json'${key} -d ${quoted(body)} -o ${file}`;
 }
 
 function step(field, by) {

@@ -15,6 +15,7 @@ from ...quality.pictures import write as pictures
 from ..about import About
 from ..limits import MOST_NUMBERS
 from ..orders import Drawn, NotDrawnError, Order
+from .npz import npz_bytes
 
 
 def png_of(image: NDArray[np.uint8]) -> bytes:
@@ -29,9 +30,7 @@ def sheet_of(images: NDArray[np.uint8]) -> bytes:
 
 def npz_of(drawn: Drawn, order: Order) -> bytes:
     """`samples` float32 [n, *shape], `seeds` uint64 [n] and the conditions."""
-    file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **{**order.conditions, "samples": drawn.rows, "seeds": order.seeds})
-    return file.getvalue()
+    return npz_bytes({**order.conditions, "samples": drawn.rows, "seeds": order.seeds})
 
 
 def samples_of(drawn: Drawn, order: Order) -> list[dict[str, Any]]:

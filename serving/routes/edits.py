@@ -17,7 +17,7 @@ from ...engine.contract.condition import INPAINTING
 from ..about import About
 from ..orders import NotDrawnError, Picture, Start
 from .forms import check_origin, read_form
-from .openai import order_of_pictures, pictures
+from .openai import TAGS, order_of_pictures, pictures
 from .parsing import host_of
 from .schema import EditsBody, read_fields
 from .served import Served, away
@@ -36,12 +36,12 @@ def schema() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {FORM_TYPES[0]: {"schema": described}}}}
 
 
-def router(served: Served) -> APIRouter:
+def add(routes: APIRouter, served: Served) -> None:
     """The route of this file."""
-    routes = APIRouter(prefix="/v1", tags=["openai"])
 
     @routes.post(
-        "/images/edits",
+        "/v1/images/edits",
+        tags=TAGS,
         summary="Pictures that start from another one",
         openapi_extra=schema(),
         response_class=Response,
@@ -56,8 +56,6 @@ def router(served: Served) -> APIRouter:
         start = Start(body.strength, body.strength_counts, picture.mask is not None)
         order = order_of_pictures(body, body.prompt, host.about, start, picture)
         return await pictures(served, request, host, order)
-
-    return routes
 
 
 def _picture(files: Mapping[str, bytes], about: About) -> Picture:

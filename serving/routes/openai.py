@@ -1,7 +1,7 @@
 """POST /v1/images/generations and GET /v1/models, as OpenAI's clients call them, for engines with text encoders.
 
 https://platform.openai.com/docs/api-reference/images/create: prompt, model, n, size, response_format b64_json. What is
-not theirs (seed, nfe, guidance, negative_prompt) goes into extra_body of their Python client.
+not theirs (seed, nfe, guidance, negative_prompt, sampler, conditions) goes into extra_body of their Python client.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import base64
 import json
 import secrets
 import time
+from enum import Enum
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from ..about import About
 from ..hosts import Host
@@ -26,30 +27,34 @@ from .parsing import guidance_of, host_of, nfe_of, order_for, seeds_from, words_
 from .schema import ImagesBody, PicturesBody, read
 from .served import JSON_TYPES, Served, server_timing
 
+TAGS: list[str | Enum] = ["openai"]
 SCHEMA: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": ImagesBody.model_json_schema()}}}
 }
 DRAWN_SEED_BITS = 32  # so that JavaScript can hold the seed
 
 
-def router(served: Served) -> APIRouter:
+def add(routes: APIRouter, served: Served) -> None:
     """The routes of this file."""
-    routes = APIRouter(prefix="/v1", tags=["openai"])
 
-    @routes.get("/models", summary="The engines, as OpenAI's clients list models")
-    async def models() -> dict[str, Any]:
+    @routes.get("/v1/models", tags=TAGS, summary="The engines, as OpenAI's clients list models")
+    async def models(request: Request) -> Response:
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "pfdiff"} for name in served.hosts]
-        return {"object": "list", "data": listed}
+        return JSONResponse({"object": "list", "data": listed})
 
-    @routes.post("/images/generations", summary="Pictures from a prompt", openapi_extra=SCHEMA, response_class=Response)
+    @routes.post(
+        "/v1/images/generations",
+        tags=TAGS,
+        summary="Pictures from a prompt",
+        openapi_extra=SCHEMA,
+        response_class=Response,
+    )
     async def images(request: Request) -> Response:
         _, raw = await served.body(request, JSON_TYPES)
         body = read(ImagesBody, raw)
         host = host_of(served.hosts, body.model, "model")
         order = order_of_pictures(body, body.prompt, host.about)
         return await pictures(served, request, host, order)
-
-    return routes
 
 
 async def pictures(served: Served, request: Request, host: Host, order: Order) -> Response:
@@ -80,9 +85,11 @@ def order_of_pictures(
     height, width, _ = about.image
     if body.size not in (None, "auto", f"{width}x{height}"):
         raise NotDrawnError(400, f"size {body.size!r}, this engine draws {width}x{height}")
-    nfe = nfe_of(about, OWN, max(about.samplers[OWN]) if body.nfe is None else body.nfe)
+    held = about.samplers.get(body.sampler) or about.samplers[OWN]
+    nfe = nfe_of(about, body.sampler, max(held) if body.nfe is None else body.nfe)
     first = secrets.randbits(DRAWN_SEED_BITS) if body.seed is None else body.seed
     count = body.n or 1
     seeds = np.array(seeds_from(first, count), np.uint64)
-    kind = Kind(OWN, nfe, pixels=True, start=start)
-    return order_for(about, kind, seeds, guidance_of(about, body.guidance), prompt, body.negative_prompt, picture)
+    kind = Kind(body.sampler, nfe, pixels=True, start=start)
+    given = {**body.conditions, **guidance_of(about, body.guidance, body.conditions)}
+    return order_for(about, kind, seeds, given, prompt, body.negative_prompt, picture)

@@ -15,13 +15,13 @@ FILES = {
     "/page.css": "text/css",
     "/page.js": "text/javascript",
     "/controls.js": "text/javascript",
+    "/picture.js": "text/javascript",
     "/api.js": "text/javascript",
 }
 
 
-def router() -> APIRouter:
+def add(routes: APIRouter) -> None:
     """One route for each file, all of them read here, once."""
-    routes = APIRouter(include_in_schema=False)
     frame = Template((FOLDER / "frame.html").read_text(encoding="utf-8"))
     for path, (title, name) in PAGES.items():
         body = (FOLDER / f"{name}.html").read_text(encoding="utf-8")
@@ -29,14 +29,13 @@ def router() -> APIRouter:
         _add(routes, path, page.encode(), "text/html")
     for path, media in FILES.items():
         _add(routes, path, (FOLDER / path.removeprefix("/")).read_bytes(), media)
-    return routes
 
 
 def _add(routes: APIRouter, path: str, content: bytes, media: str) -> None:
     tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
 
-    @routes.get(path, response_class=Response)
+    @routes.get(path, include_in_schema=False)
     async def file(request: Request) -> Response:
         if request.headers.get("if-none-match") == tag:
             return Response(None, 304, headers)

@@ -196,10 +196,12 @@ def seeds_from(first: int, count: int) -> Sequence[int]:
     return [(first + index) % (1 << 64) for index in range(count)]
 
 
-def guidance_of(about: About, guidance: float | None) -> dict[str, Any]:
-    """The condition that OpenAI's route calls guidance. Raises NotDrawnError where there is none."""
+def guidance_of(about: About, guidance: float | None, beside: Collection[str] = ()) -> dict[str, Any]:
+    """The condition that OpenAI's route calls guidance. Raises NotDrawnError: there is none, or it is `beside` too."""
     if guidance is None:
         return {}
+    if "guidance" in beside:
+        raise NotDrawnError(400, "guidance: got it twice, also in conditions; give it once")
     if not any("guidance" in (one.name, one.alias) for one in about.contract.conditions):
         raise NotDrawnError(400, f"engine '{about.name}' was built without guidance; leave guidance out")
     return {"guidance": guidance}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from enum import Enum
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from ..hosts import Host
 from ..orders import Drawn, Order
@@ -16,6 +17,7 @@ from .parsing import body_from_npz, host_of, order_of
 from .schema import SamplesBody, read
 from .served import JSON_TYPES, Served, away, server_timing
 
+TAGS: list[str | Enum] = ["samples"]
 MEDIA = {"png": "image/png", "npz": "application/x-npz", "json": "application/json"}
 NPZ_TYPES = ("application/x-npz", "application/octet-stream", "application/zip")
 SCHEMA: dict[str, Any] = {
@@ -29,18 +31,12 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def router(served: Served) -> APIRouter:
+def add(routes: APIRouter, served: Served) -> None:
     """The routes of this file."""
-    routes = APIRouter(prefix="/v1", tags=["samples"])
 
-    @routes.get("/engines", summary="What is served: contracts, NFE, samplers, batch sizes, backends")
-    async def engines() -> dict[str, Any]:
-        return {
-            "engines": [host.about.as_json() for host in served.hosts.values()],
-            "limits": {"samples": served.limits.queue, "body_bytes": served.most_bytes},
-        }
-
-    @routes.post("/samples", summary="Samples of any engine", openapi_extra=SCHEMA, response_class=Response)
+    @routes.post(
+        "/v1/samples", tags=TAGS, summary="Samples of any engine", openapi_extra=SCHEMA, response_class=Response
+    )
     async def samples(request: Request) -> Response:
         kind, raw = await served.body(request, (*JSON_TYPES, *NPZ_TYPES))
 
@@ -61,7 +57,14 @@ def router(served: Served) -> APIRouter:
         header = server_timing(drawn.timing, 1e3 * (time.perf_counter() - start))
         return Response(content, media_type=MEDIA[body.format], headers={"Server-Timing": header})
 
-    return routes
+    @routes.get("/v1/engines", tags=TAGS, summary="What is served: contracts, NFE, samplers, batch sizes, backends")
+    async def engines(request: Request) -> Response:
+        return JSONResponse(
+            {
+                "engines": [host.about.as_json() for host in served.hosts.values()],
+                "limits": {"samples": served.limits.queue, "body_bytes": served.most_bytes},
+            }
+        )
 
 
 def _encoded(body: SamplesBody, order: Order, drawn: Drawn, host: Host) -> bytes:

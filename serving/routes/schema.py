@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from ..limits import MOST_PICTURES, MOST_PROMPT_LETTERS
 from ..orders import NotDrawnError
@@ -39,7 +39,7 @@ class SamplesBody(BaseModel):
 
 
 class PicturesBody(BaseModel):
-    """What both of OpenAI's routes for pictures take. nfe, seed, guidance and negative_prompt are ours."""
+    """What both of OpenAI's routes for pictures take, with fields of ours behind theirs (from seed on)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
@@ -54,6 +54,8 @@ class PicturesBody(BaseModel):
     nfe: int | None = Field(None, description="Default: the most that the engine has.")
     guidance: float | None = Field(None, allow_inf_nan=False)
     negative_prompt: str | None = Field(None, max_length=MOST_PROMPT_LETTERS)
+    sampler: SamplerName = Field("engine", description="As in POST /v1/samples.")
+    conditions: dict[str, Any] = Field({}, description="As in POST /v1/samples.", examples=[{"label": "bag"}])
 
 
 class ImagesBody(PicturesBody):
@@ -71,6 +73,7 @@ class EditsBody(PicturesBody):
     model_config = ConfigDict(strict=False)
 
     prompt: str | None = Field(None, max_length=MOST_PROMPT_LETTERS, description="Of engines with text encoders.")
+    conditions: Json[dict[str, Any]] = Field({}, description="As in POST /v1/samples, as a text in JSON.")
     strength: float | None = Field(None, gt=0, le=1, description="How much is drawn anew; default 0.8, with a mask 1.")
     strength_counts: Literal["part", "whole"] = Field("part", description="whole: nfe counts as diffusers counts.")
 

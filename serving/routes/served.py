@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, TypeVar, final
 
 from starlette.requests import Request
@@ -27,11 +28,11 @@ class Served:
         self.limits = limits
         self.metrics = metrics
 
-    @property
+    @cached_property
     def most_bytes(self) -> int:
         return body_bytes((host.about.contract for host in self.hosts.values()), self.limits.queue)
 
-    @property
+    @cached_property
     def most_form_bytes(self) -> int:
         return form_bytes(host.about.image for host in self.hosts.values())
 
@@ -44,16 +45,15 @@ class Served:
 
     async def draw(self, request: Request, host: Host, order: Order) -> Drawn:
         """What the engine draws; given up when the client leaves. Raises NotDrawnError, 499 then."""
-        drawing = asyncio.ensure_future(host.draw(order))
-        leaving = asyncio.ensure_future(until_left(request))
         try:
-            await asyncio.wait({drawing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not drawing.done():
-                raise NotDrawnError(499, "the client has left")
-            drawn = drawing.result()
-        finally:
-            drawing.cancel()
-            leaving.cancel()
+            async with asyncio.timeout(None) as patience:
+                watching = asyncio.ensure_future(end_when_left(request, patience))
+                try:
+                    drawn = await host.draw(order)
+                finally:
+                    watching.cancel()
+        except TimeoutError:
+            raise NotDrawnError(499, "the client has left") from None
         self.metrics.drawn(host.about.name, order.kind.sampler, order.kind.nfe, drawn)
         return drawn
 
@@ -91,8 +91,9 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-async def until_left(request: Request) -> None:
-    """Return when the client has gone; the body must have been read."""
+async def end_when_left(request: Request, patience: asyncio.Timeout) -> None:
+    """Let `patience` run out when the client has gone; the body must have been read."""
     message: dict[str, Any] = {"type": ""}
     while message["type"] != "http.disconnect":
         message = dict(await request.receive())
+    patience.reschedule(0)

@@ -102,8 +102,9 @@ def test_the_plan_draws_every_cell_once_and_none_that_is_not_defined() -> None:
 
 
 def test_a_cell_is_drawn_with_its_seeds_labels_and_solver(tmp_path: Path) -> None:
-    made = plan.draw(Cell("conditional", "ddim@uniform", 2), np.arange(12, 16), tmp_path / "fashion.engine", 1)
-    with pfdiff.load(tmp_path / "fashion.engine") as engine:
+    cell = Cell("conditional", "ddim@uniform", 2)
+    with plan.built(cell, tmp_path / "fashion.engine", 1) as engine:
+        made = plan.draw(engine, cell, np.arange(12, 16))
         assert engine.programs[2].digest == pfdiff.compile("ddim", "linear:1000", 2, "uniform", prediction="v").digest
         pixels = engine.images(seeds=[12, 13, 14, 15], label=[2, 3, 4, 5]).numpy()
     np.testing.assert_allclose(made.pooled, extractor("fashion")(pixels).pooled, atol=2e-2)

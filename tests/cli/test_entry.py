@@ -225,11 +225,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--nope"], "No such option: --nope"),
     (["info", "tiny.engine", "--nfe", "x"], "got 'x', expected a positive integer"),
     # Networks.
-    (build("missing.onnx"), "missing.onnx"),
-    (build("empty.onnx"), "empty.onnx"),
-    (build("junk.onnx"), "junk.onnx"),
-    (build("truncated.onnx"), "truncated.onnx"),
-    (build("nets.py"), "nets.py"),
+    *((build(name), name) for name in ("missing.onnx", "empty.onnx", "junk.onnx", "truncated.onnx", "nets.py")),
     (build("nets.py:absent"), "absent"),
     (build("nets.py:not_callable"), "not_callable"),
     (build("nets.py:no_module"), "no_module"),

@@ -50,7 +50,7 @@ def test_they_decode_and_encode_as_diffusers_does(made: Callable[[], Any], tmp_p
         pixels = engine.images(seeds=range(2))
         assert_same_pixels(pixels, pixels_of(autoencoder.decode(latents / 0.5).sample))
         picture = torch.rand(1, *engine.decoder.image, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr]
-        found = engine._pictures._encoded(picture)
+        found = engine._pictures.encoded(picture)
     encoded = autoencoder.encode(picture)
     wanted = 0.5 * (encoded.latent if made is deep else encoded.latents)
     torch.testing.assert_close(found, wanted, atol=1e-4 * float(wanted.abs().max()), rtol=1e-4)

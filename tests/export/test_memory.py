@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import pfdiff
 from pfdiff.cli import main
@@ -16,7 +18,7 @@ from pfdiff.engine.errors import InputError
 from pfdiff.export.pipelines import memory
 from pfdiff.export.pipelines.memory import GIB, Need
 
-from ..small.diffusers import FAMILIES, WARNINGS
+from ..small.diffusers import FAMILIES, WARNINGS, pipeline_of
 from ..small.texts import whole_pipeline
 
 pytestmark = [*WARNINGS, pytest.mark.slow]
@@ -141,3 +143,49 @@ def test_the_need_is_said_before_anything_is_read(
     ):
         pfdiff.Network(pipeline, **WORDS)
     assert len(said) == 1
+
+
+def test_a_half_precision_takes_the_place_of_float32(tmp_path: Path) -> None:
+    """The same file as with the weights kept, and their memory is free before the export."""
+    pipeline_of(FAMILIES["unet"]).unet.save_pretrained(tmp_path / "unet")
+    words: dict[str, Any] = {"schedule": "linear:1000", "prediction": "eps"}
+    files = []
+    for kept in (True, False):
+        network = pfdiff.Network(tmp_path / "unet", **words)
+        source: Any = network._source
+        held = [*source.module.parameters()]
+        (tmp_path / str(kept)).mkdir()
+        (network.kept() if kept else network.disposable()).write(tmp_path / str(kept), "fp16")
+        files.append((tmp_path / str(kept) / "network.onnx").read_bytes())
+        assert {one.numel() > 0 for one in held} == {kept}
+    assert files[0] == files[1]
+    with pytest.raises(InputError, match="its weights were freed by a build"):
+        network.evaluate(torch.zeros(1, *network.contract.shape), 5.0)
+
+
+def test_a_damaged_file_is_found_before_anything_is_read(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pfdiff.export.sources.from_diffusers.load_model", lambda *_: pytest.fail("it was read"))
+    for part in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
+        shutil.copytree(pipeline, tmp_path / "sd1", dirs_exist_ok=True)
+        path = tmp_path / "sd1" / f"{part}.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(InputError, match=rf"network 'sd1': '.*{part}.safetensors' is damaged \(.*; copy") as error:
+            pfdiff.Network(tmp_path / "sd1")
+        assert "\n" not in str(error.value)
+
+
+def test_a_text_encoder_in_half_precision_is_the_same_file(pipeline: Path, tmp_path: Path) -> None:
+    """Read from a folder, its float32 weights go before the export; of an object they stay."""
+    owned = whole_pipeline("sd1", FAMILIES["sd1"])
+    owned.text_encoder.load_state_dict(load_file(pipeline / "text_encoder" / "model.safetensors"))
+    files = []
+    for name, source in (("folder", pipeline), ("object", owned)):
+        encoders = pfdiff.Network(source, **WORDS).encoders
+        assert encoders is not None
+        (tmp_path / name).mkdir()
+        encoders.write_text(tmp_path / name, "fp16", lambda line: None)
+        files.append((tmp_path / name / "encoders" / "text_encoder.onnx").read_bytes())
+    assert files[0] == files[1]
+    assert all(one.numel() for one in owned.text_encoder.parameters())

@@ -49,11 +49,6 @@ def latent_engine(network: str, decoder: str, *, graph: bool = True) -> Engine:
     return Engine.open(artifact, device="cuda", backend="torch", options=options, **modules)
 
 
-@pytest.fixture(autouse=True)
-def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-
-
 @pytest.mark.parametrize(("network", "decoder"), PRECISIONS)
 def test_replay_equals_the_launches_and_the_decoded_samples(network: str, decoder: str) -> None:
     with latent_engine(network, decoder) as captured, latent_engine(network, decoder, graph=False) as plain:

@@ -29,11 +29,6 @@ SIZES = [1, 997, BLOCK - 1, BLOCK, BLOCK + 1, 64 * BLOCK, 1_000_003]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(autouse=True)
-def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-
-
 def inputs(buffers: int, size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """States [B, n], network output [n] and a table of three rows, on the CPU."""
     generator = torch.Generator().manual_seed(size + buffers)

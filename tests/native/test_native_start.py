@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_one_line(built: Path, folder: Path, tmp_path: Path
             ("--start", start, "--image", tmp_path / "two.npy"),
             "--image: got |u1 [2, 8, 7, 3], expected uint8 [",
         ),
-        (("--start", start, "--image", tmp_path / "wide.npy"), "--image: got |u1 [8, 8, 3], expected uint8 [8, 7, 3]"),
+        (("--start", start, "--image", tmp_path / "wide.npy"), "or one for each seed; resize it to 7 x 8 pixels"),
         (("--start", start, "--image", tmp_path / "nan.npy"), "--image has NaN or infinite values"),
         (
             ("--start", start, "--image", image, "--mask", tmp_path / "wide.npy"),

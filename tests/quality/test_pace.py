@@ -50,10 +50,13 @@ def test_the_plan_says_evaluations_time_and_what_more_brings() -> None:
     budget = Budget(seconds=600.0)
     budget.assumed = 10.0
     pace = pace_of(budget, 5, 4, 4)
-    line = plan_line(pace, budget, 5, refine=False)
+    line = plan_line(pace, budget, 5, 0)
     assert "about 9 min at 100 ms an evaluation" in line
     assert f"begins with {pace.candidates} samplers" in line
     assert f"twice that would begin with {2 * pace.candidates}" in line
+    unlimited = pace_of(Budget(), 5, 4, 4)
+    said = f"plan: {unlimited.allowance + 700} evaluations for the search and refining"
+    assert said in plan_line(unlimited, Budget(), 5, 700)
 
 
 def test_a_search_ends_within_its_budget_and_is_complete() -> None:

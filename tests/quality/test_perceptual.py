@@ -13,7 +13,7 @@ import pfdiff
 from pfdiff.engine.contract.contract import Contract
 from pfdiff.engine.errors import InputError
 from pfdiff.quality.distances.metrics import FrechetDistance
-from pfdiff.quality.perceptual.frechet import FrechetPull
+from pfdiff.quality.perceptual.frechet_pull import FrechetPull
 from pfdiff.quality.perceptual.layers import filter_bank, together
 from pfdiff.quality.perceptual.named import layers_of
 from pfdiff.quality.refining.aim import Aim

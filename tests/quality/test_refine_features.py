@@ -64,6 +64,9 @@ def test_a_file_is_refined_without_gradients(tmp_path: Path) -> None:
     ranking = pfdiff.tune(source, 3, budget=9000, conditions=given, **FEW)
     assert ranking.refinement is not None
     assert ranking.refinement["method"] == "levenberg-marquardt"
+    regression = ranking.refinement["regression"]
+    assert regression["kept"] == (regression["validation"][1] < regression["validation"][0])
+    assert 0 < regression["evaluations"] <= ranking.refinement["evaluations"]
     assert ranking.evaluations <= 9000
     first, *rest = ranking
     assert first.held_out_error is not None

@@ -35,7 +35,14 @@ def test_a_table_over_answers_is_the_program(solver, schedule, prediction, clip)
 def test_a_full_table_takes_as_many_buffers_as_are_said():
     program = pfdiff.compile("ddim", "vp", 6, "uniform")
     full = np.tril(np.random.default_rng(1).standard_normal((7, 7)))
-    assert with_table(program, full).buffers == most_buffers(6) == 4
+    wide = with_table(program, full)
+    assert wide.buffers == most_buffers(6) == 4
+    noise = np.random.default_rng(2).standard_normal((3, 5))
+    known = [noise]  # the noise and the answers so far
+    for n in range(6):
+        known.append(np.tanh(sum(full[n, m] * one for m, one in enumerate(known))))
+    sample = sum(full[6, m] * one for m, one in enumerate(known))
+    np.testing.assert_allclose(wide.evaluate(lambda x, t: np.tanh(x), noise), sample, atol=1e-12)
     assert fits(6, 4)
     assert not fits(6, 3)
     assert not fits(40, None)

@@ -228,7 +228,7 @@ def test_what_watchers_see(served: Client) -> None:
 
 
 def test_the_page_needs_no_foreign_host(served: Client) -> None:
-    for path in ("/", "/page.css", "/page.js", "/controls.js", "/api", "/api.js"):
+    for path in ("/", "/page.css", "/page.js", "/controls.js", "/picture.js", "/api", "/api.js"):
         answer = served(path)
         assert answer.status == 200, path
         text = answer.body.decode()

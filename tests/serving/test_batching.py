@@ -100,6 +100,50 @@ def test_nobody_waits_for_a_larger_bucket_that_is_no_faster() -> None:
     assert taken(queue) == list(range(8))  # at once, by a clock that stands
 
 
+def test_clients_that_come_back_wait_for_each_other_alone() -> None:
+    """Three of them before a bucket of four: the first batch waits for a fourth, the later ones do not."""
+    clock = Clock()
+    queue = batcher(clock)
+    for first in (0, 10, 20):
+        for seed in range(first, first + 3):
+            queue.put(order(seed))
+        clock.now += 1.0 if first == 0 else 0.0
+        assert taken(queue) == [first, first + 1, first + 2]
+        queue.sampled(3, 4, 8, 1.0)
+        clock.now += 0.1
+
+
+def test_who_is_not_back_yet_is_waited_for() -> None:
+    """Two of three stand in the queue while one is drawn: all three make the next batch."""
+    clock = Clock()
+    queue = batcher(clock)
+    queue.put(order(0))
+    clock.now += 1.0
+    assert taken(queue) == [0]
+    queue.put(order(1, 2))
+    clock.now += 0.1
+    queue.sampled(1, 4, 8, 0.1)
+    back = threading.Timer(0.05, lambda: queue.put(order(3)))
+    back.start()
+    assert taken(queue) == [1, 2, 3]
+    back.join()
+
+
+def test_after_a_pause_others_are_waited_for_again() -> None:
+    clock = Clock()
+    queue = batcher(clock)
+    queue.put(order(0))
+    clock.now += 1.0
+    assert taken(queue) == [0]
+    queue.sampled(1, 4, 8, 0.1)
+    clock.now += 9.0
+    queue.put(order(1))
+    joining = threading.Timer(0.05, lambda: queue.put(order(2, 3, 4)))
+    joining.start()
+    assert taken(queue) == [1, 2, 3, 4]
+    joining.join()
+
+
 def test_less_than_the_smallest_bucket_is_padded() -> None:
     assert batcher(Clock(), 4, 8).fitting(3) == 3
 

@@ -1,6 +1,7 @@
 """Bodies that nobody would write: every answer is 200 or says in one line what does not fit, and the server lives.
 
-PFDIFF_BODIES says how many; 5,000 took 82 s on two busy cores.
+PFDIFF_BODIES says how many, PFDIFF_BODIES_RECORD a file for what was answered. bench/results/serve_bodies.json is the
+record of 5,000.
 """
 
 from __future__ import annotations
@@ -8,13 +9,17 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from pfdiff.bench.measuring.machine import describe
 
 from ..small.engine import write_engine
 from ..small.serving import NPZ, Answer, Client, TextEngine, serving
@@ -26,6 +31,8 @@ QUICK = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+RECORD = os.environ.get("PFDIFF_BODIES_RECORD")
+ANSWERS: Counter[tuple[str, int]] = Counter()  # by kind of body and status
 FINE = {"engine": "small", "seeds": [1], "nfe": 4, "format": "npz"}
 
 anything = st.recursive(
@@ -68,7 +75,8 @@ def expected(client: Client) -> bytes:
     return client("/v1/samples", FINE).body
 
 
-def check(answer: Answer) -> None:
+def check(kind: str, answer: Answer) -> None:
+    ANSWERS[kind, answer.status] += 1
     assert answer.status in (200, 400, 404, 413, 415, 422), answer.body[:500]
     assert b"Traceback" not in answer.body
     assert b'File "' not in answer.body
@@ -82,7 +90,7 @@ def check(answer: Answer) -> None:
 @QUICK
 @given(raw=bodies, path=st.sampled_from(["/v1/samples", "/v1/images/generations"]))
 def test_json(client: Client, raw: bytes, path: str) -> None:
-    check(client(path, raw))
+    check(f"json {path}", client(path, raw))
 
 
 @st.composite
@@ -106,12 +114,22 @@ def archives(draw: st.DrawFn) -> bytes:
     raw=archives(), query=st.sampled_from(["engine=small&nfe=4", "engine=small", "nfe=x", "path=/etc", "format=png"])
 )
 def test_npz(client: Client, raw: bytes, query: str) -> None:
-    check(client(f"/v1/samples?{query}", raw, NPZ))
+    check("npz /v1/samples", client(f"/v1/samples?{query}", raw, NPZ))
 
 
 def test_the_server_has_lived_through_all_of_it(client: Client, expected: bytes) -> None:
     assert client("/healthz").json == {"status": "ok"}
     assert client("/v1/samples", FINE).body == expected
+    if RECORD:
+        record(Path(RECORD))
+
+
+def record(path: Path) -> None:
+    """How many bodies of each kind got which status."""
+    kinds = sorted({kind for kind, _ in ANSWERS})
+    statuses = {kind: {str(status): n for (of, status), n in sorted(ANSWERS.items()) if of == kind} for kind in kinds}
+    held = {"bodies": sum(ANSWERS.values()), "statuses": statuses, "machine": describe()}
+    path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
 
 
 def test_every_documented_operation_exists(client: Client) -> Any:

@@ -98,6 +98,20 @@ def test_what_is_transparent_is_drawn_anew(client: Client, engine: Engine) -> No
     assert np.array_equal(drawn(post(client, form({"image": png(opaque)}, **given))), plain)
 
 
+def test_samplers_and_conditions_as_in_samples(client: Client, engine: Engine) -> None:
+    """Each sampler with its own program, although all of them start from pictures on one network."""
+    given = {"model": "shade", "seed": 2, "n": 2, "nfe": 8, "strength": 0.5, "conditions": '{"label": ["bag", "boot"]}'}
+    expected = engine.images(seeds=[2, 3], nfe=8, image=SHIRT[..., None], strength=0.5, label=[1, 2]).numpy()
+    assert np.array_equal(drawn(post(client, form({"image": png(SHIRT)}, **given))), expected)
+    own = engine.programs[8]
+    ddim = pfdiff.compile("ddim", own.schedule, 8, own.grid, own.basis)
+    beside = engine.with_programs({8: ddim}).images(
+        seeds=[2, 3], nfe=8, image=SHIRT[..., None], strength=0.5, label=[1, 2]
+    )
+    assert np.array_equal(drawn(post(client, form({"image": png(SHIRT)}, sampler="ddim", **given))), beside.numpy())
+    assert not np.array_equal(beside.numpy(), expected)
+
+
 def test_pictures_of_several_clients_share_a_batch(client: Client, engine: Engine) -> None:
     """Each gets its own."""
     shirts = [RNG.integers(0, 256, (8, 6), np.uint8) for _ in range(4)]
@@ -136,6 +150,10 @@ GOOD = {"image": png(SHIRT)}
         (GOOD, {"size": "512x512"}, "size '512x512', this engine draws 6x8"),
         (GOOD, {"prompt": "a boat"}, "engine 'shade' takes no prompt"),
         (GOOD, {"nfe": 5, "strength": 0.1, "strength_counts": "whole"}, "strength 0.1 of 5 evaluations is none"),
+        (GOOD, {"conditions": '{"label": 7}'}, "expected values in 0..2"),
+        (GOOD, {"conditions": "label"}, "conditions: Invalid JSON"),
+        (GOOD, {"conditions": "[1]"}, "conditions: Input should be a valid dictionary"),
+        (GOOD, {"sampler": "heun"}, "sampler: Input should be 'engine', 'ddim' or 'pfdiff'"),
         (GOOD, {"model": "text"}, "engine 'text' starts from no picture: it holds no image encoder"),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_poisoned_order_spoils_nobodys_batch() -> None:
             raise BackendError("the network's output is not finite at evaluation 1 of 8, time 999; check the network")
 
     engines = Engines(not_finite)
-    with serving(Limits(max_wait_ms=300), text=engines) as client:
+    with serving(Limits(max_wait_ms=5000), text=engines) as client:
         prompts = {0: "a cat", 1: "poison", 2: "a dog", 3: "a fox"}
         found = together({seed: lambda s=seed, p=prompt: ask(client, s, p) for seed, prompt in prompts.items()})
     assert found[1].status == 422
@@ -95,7 +95,7 @@ def test_a_poisoned_order_spoils_nobodys_batch() -> None:
 
 def test_words_of_a_batch_stay_with_their_seeds() -> None:
     engines = Engines()
-    with serving(Limits(max_wait_ms=300), text=engines) as client:
+    with serving(Limits(max_wait_ms=5000), text=engines) as client:
         found = together(
             {
                 0: lambda: ask(client, 0, "a cat", negative_prompt="fog"),

@@ -54,16 +54,7 @@ class LikeDiffusers(Mixing):
         super().__init__()
         self.text = nn.Linear(5, 2)
 
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        mask: Tensor | None = None,
-        *,
-        strength: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> Output:
+    def forward(self, sample, timestep, encoder_hidden_states, mask=None, *, strength=None, return_dict=True) -> Output:
         y = wave(self.mix(sample), timestep) + self.text(encoder_hidden_states).mean(1)[:, :, None, None]
         if strength is not None:
             y = y * strength[:, None, None, None]

@@ -15,6 +15,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -88,19 +89,25 @@ def plan(blocks: int) -> Iterator[tuple[Cell, int]]:
         yield from ((cell, block) for block in range(blocks) for cell in chosen)
 
 
-def draw(cell: Cell, seeds: np.ndarray, engine_folder: Path, threads: int) -> Features:
-    """Features of the samples of these seeds, drawn as pixels by an engine of this cell."""
+def built(cell: Cell, engine_folder: Path, threads: int, precision: str = "fp32") -> pfdiff.Engine:
+    """An engine of this cell."""
     solver, _, grid = cell.sampler.partition("@")
+    return pfdiff.build(
+        "fashion", cell.nfe, solver, grid=grid, batch=BATCH, threads=threads, precision=precision, out=engine_folder
+    )
+
+
+def draw(engine: pfdiff.Engine, cell: Cell, seeds: np.ndarray) -> Features:
+    """Features of the samples of these seeds, drawn as pixels."""
     labels = seeds % 10 if cell.kind == "conditional" else np.full(len(seeds), NO_LABEL)
-    settings = {"grid": grid, "batch": BATCH, "threads": threads, "out": engine_folder}
-    with pfdiff.build("fashion", cell.nfe, solver, **settings) as engine:
-        pixels = engine.images(seeds=seeds, nfe=cell.nfe, label=labels).numpy()
-    return extractor("fashion")(pixels)
+    return extractor("fashion")(engine.images(seeds=seeds, nfe=cell.nfe, label=labels).numpy())
 
 
-def check_same(folder: Path) -> None:
+def check_same(folder: Path, precision: str = "fp32") -> None:
     """Say in `folder` what its cells are made of; exit where they were made of something else."""
     now = {"network": pfdiff.Network("fashion").digest, "features": extractor("fashion").digest}
+    if precision != "fp32":
+        now["precision"] = precision
     path = folder / "made_by.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,17 +116,25 @@ def check_same(folder: Path) -> None:
         raise SystemExit(f"{folder} holds cells of another network or of other features; name another folder")
 
 
-def draw_missing(cells: Iterable[tuple[Cell, int]], out: Path, threads: int, size: int = BLOCK) -> None:
-    """The features of each (cell, block of `size` seeds) that `out` lacks; exits where `out` holds those of others."""
+def draw_missing(
+    cells: Iterable[tuple[Cell, int]], out: Path, threads: int, size: int = BLOCK, precision: str = "fp32"
+) -> None:
+    """The features of each (cell, block of `size` seeds) that `out` lacks; exits where `out` holds those of others.
+
+    The engine of a cell is built once.
+    """
     torch.set_num_threads(threads)
-    check_same(out)
-    with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder:
+    check_same(out, precision)
+    engines: dict[Cell, pfdiff.Engine] = {}
+    with tempfile.TemporaryDirectory(prefix="pfdiff-") as folder, ExitStack() as stack:
         for cell, block in cells:
             path = cell.file(out, block)
             if path.exists():
                 continue
-            seeds = np.arange(block * size, (block + 1) * size)
-            features = draw(cell, seeds, Path(folder) / "fashion.engine", threads)
+            if cell not in engines:
+                place = Path(folder) / f"{len(engines)}.engine"
+                engines[cell] = stack.enter_context(built(cell, place, threads, precision))
+            features = draw(engines[cell], cell, np.arange(block * size, (block + 1) * size))
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as part, open(part, "wb") as file:
                 np.savez(file, pooled=features.pooled, spatial=np.asarray(features.spatial))

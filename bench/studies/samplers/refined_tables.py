@@ -34,7 +34,7 @@ from ....export.sources.module_call import Normalised
 from ....export.zoo.fashion_data import load_fashion
 from ....quality.distances.features import extractor
 from ....quality.distances.metrics import FrechetDistance
-from ....quality.perceptual.frechet import FrechetPull
+from ....quality.perceptual.frechet_pull import FrechetPull
 from ....quality.perceptual.layers import filter_bank, together
 from ....quality.perceptual.named import layers_of
 from ....quality.refining.aim import Aim

@@ -1,7 +1,8 @@
 """Figures of stochastic_cells: `python -m pfdiff.bench.studies.samplers.stochastic_tables --cells DIR --data DIR`.
 
 Frechet distances on the shipped classifier's features to the training set (no FID). Every NFE has one sample count, the
-largest that all its cells have. Distances fall with the count: `real` has those of as many real test pictures.
+largest that all its cells have. Distances fall with the count: `real` has those of as many real test pictures. Samplers
+that draw nothing are taken from fashion_paper.json where it has them.
 
 --grids measures the grids that stochastic_cells has of stochastic samplers, one solver of a family, on 250 seeds from
 2,000,000 on.
@@ -23,8 +24,8 @@ from ....quality.distances.features import Features, extractor, joined
 from ....quality.distances.metrics import FrechetDistance, thinned
 from ....quality.distances.real_pictures import reference_features
 from ...measuring.machine import RESULTS, describe
-from ..paper.cells import Cell, check_same, draw
-from .stochastic_cells import BLOCK, NFE, cells
+from ..paper.cells import Cell, built, check_same, draw
+from .stochastic_cells import BLOCK, DETERMINISTIC, NFE, PAPER_NFE, cells
 
 GRIDS, GRID_NFE, GRID_SOLVERS = ("trailing", "logsnr"), 8, ("ddpm", "dpm++:2m-sde", "tada:order=2")
 GRID_SEEDS = range(2_000_000, 2_000_250)
@@ -58,6 +59,17 @@ def table(folder: Path, distance: FrechetDistance) -> dict[str, Any]:
     return {"samples": {str(nfe): count * BLOCK for nfe, count in counts.items()}, "rows": rows}
 
 
+def of_the_paper(path: Path) -> dict[str, dict[str, Any]]:
+    """{sampler: {nfe: {"fd", "samples"}}} of fashion_paper.json: the same seeds, labels and features, in fp32."""
+    held = json.loads(path.read_text())["conditional"]
+    return {
+        sampler: {
+            str(nfe): {"fd": held["rows"][sampler][str(nfe)]["fd"], "samples": held["samples"]} for nfe in PAPER_NFE
+        }
+        for sampler in DETERMINISTIC
+    }
+
+
 def grids(distance: FrechetDistance, threads: int) -> dict[str, Any]:
     """Distances by sampler and grid."""
     found: dict[str, dict[str, float]] = {}
@@ -65,7 +77,8 @@ def grids(distance: FrechetDistance, threads: int) -> dict[str, Any]:
         for solver in GRID_SOLVERS:
             for grid in GRIDS:
                 cell = Cell("conditional", f"{solver}@{grid}", GRID_NFE)
-                pooled = draw(cell, np.array(GRID_SEEDS), Path(folder) / "fashion.engine", threads).pooled
+                with built(cell, Path(folder) / "fashion.engine", threads) as engine:
+                    pooled = draw(engine, cell, np.array(GRID_SEEDS)).pooled
                 found.setdefault(solver, {})[grid] = round(distance(pooled), 4)
                 print(solver, grid, found[solver][grid], flush=True)
     return {"nfe": GRID_NFE, "seeds": len(GRID_SEEDS), "fd": found}
@@ -79,6 +92,7 @@ def main() -> None:
     parser.add_argument("--grids", action="store_true", help="measure the grids alone")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", default="fp32", help="of the cells")
     given = parser.parse_args()
     if not (given.grids or given.cells):
         parser.error("the table needs --cells")
@@ -91,10 +105,12 @@ def main() -> None:
     if given.grids:
         found["grids"] = {"machine": describe(), **grids(distance, given.threads)}
     else:
-        check_same(given.cells)
+        check_same(given.cells, given.precision)
         test, _ = load_fashion(given.data, "test")
         drawn = table(given.cells, distance)
-        found |= {"machine": describe(), "features": network.digest, **drawn}
+        for sampler, row in of_the_paper(RESULTS / "fashion_paper.json").items():
+            drawn["rows"][sampler] = row | drawn["rows"].get(sampler, {})
+        found |= {"machine": describe(), "features": network.digest, "precision": given.precision, **drawn}
         found["real"] = {
             str(count): round(distance(network(thinned(test[..., None], count)).pooled), 4)
             for count in sorted({*drawn["samples"].values()} - {0})

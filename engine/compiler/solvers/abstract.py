@@ -37,6 +37,11 @@ class Solver(ABC):
         """The basis of the paper's formula (eps or x0); None where the formula holds in the user's basis."""
 
     @property
+    def default_basis(self) -> str | None:
+        """What is stored where the caller names no basis; None for that of the schedule."""
+        return None
+
+    @property
     @abstractmethod
     def evaluations(self) -> int:
         """Network evaluations in one grid interval; integer grid times are at least this far apart."""

@@ -20,8 +20,8 @@ t_i -> t_{i+k+1}; over `analytic-ddim` it has the variance that is optimal for t
 at t_i. The springboard, which is thrown away, stays the deterministic step: so its noise level is right and it draws
 nothing. (The authors' code, with eta alone, draws a noise of its own for the springboard.) Neither changes the
 evaluations. In x0 the springboard keeps the noise that the anchor holds, old and new; in eps it moves by a past eps
-that knows nothing of the new noise, which long steps then amplify (test_stochastic_moments.py): take basis x0 with few
-evaluations.
+that knows nothing of the new noise, which long steps then amplify (test_stochastic_moments.py). So x0 is the default
+with noise.
 """
 
 from __future__ import annotations
@@ -97,6 +97,10 @@ class PFDiff(analytic.Analytic):
     @property
     def parameterisation(self) -> str | None:
         return BASES[self.base].parameterisation
+
+    @property
+    def default_basis(self) -> str | None:
+        return "x0" if self.eta or self.base == ANALYTIC else None
 
     @property
     def evaluations(self) -> int:

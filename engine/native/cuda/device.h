@@ -18,11 +18,14 @@ inline void check(cudaError_t status, const char* what) {
     throw backend_error(std::string("CUDA fails to ") + what + ": " + cudaGetErrorString(status));
 }
 
+template <cudaError_t (*release)(void*)>
 struct Free {
-    void operator()(void* memory) const { static_cast<void>(cudaFree(memory)); }
+    void operator()(void* memory) const { static_cast<void>(release(memory)); }
 };
 template <class Element>
-using Memory = std::unique_ptr<Element[], Free>;
+using Memory = std::unique_ptr<Element[], Free<cudaFree>>;
+template <class Element>
+using PinnedMemory = std::unique_ptr<Element[], Free<cudaFreeHost>>;
 
 // Zeroed: kernels that read every state multiply what nobody wrote by zero, which must not be a NaN.
 template <class Element>
@@ -42,12 +45,6 @@ Memory<Element> copied(const std::vector<Element>& values) {
           "copy the coefficients");
     return memory;
 }
-
-struct FreePinned {
-    void operator()(void* memory) const { static_cast<void>(cudaFreeHost(memory)); }
-};
-template <class Element>
-using PinnedMemory = std::unique_ptr<Element[], FreePinned>;
 
 // Host memory that the device reads by itself: a copy from it does not wait for what the stream has to do before.
 template <class Element>

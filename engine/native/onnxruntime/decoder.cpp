@@ -72,9 +72,7 @@ struct pfd_onnxruntime_decoder_t final {
 extern "C" pfd_status_t pfd_onnxruntime_decoder_create(const pfd_engine_t* engine, int32_t threads,
                                                        pfd_onnxruntime_decoder_t** decoder) {
     return pfdiff::guarded([&] {
-        if (engine == nullptr || decoder == nullptr || threads < 0)
-            throw pfdiff::input_error("an ONNX Runtime decoder without an engine or a place, or with negative threads");
-        *decoder = nullptr;
+        pfdiff::check_place(engine, decoder, threads, "decoder");
         const auto view = view_of(engine, pfd_decoder, "decoder, its samples are the result");
         const auto shape = pfdiff::Feed(engine).shape;
         *decoder = std::make_unique<pfd_onnxruntime_decoder_t>(engine, view, "decoder", shape, "decoder.onnx", threads)
@@ -85,9 +83,7 @@ extern "C" pfd_status_t pfd_onnxruntime_decoder_create(const pfd_engine_t* engin
 extern "C" pfd_status_t pfd_onnxruntime_image_encoder_create(const pfd_engine_t* engine, int32_t threads,
                                                              pfd_onnxruntime_decoder_t** encoder) {
     return pfdiff::guarded([&] {
-        if (engine == nullptr || encoder == nullptr || threads < 0)
-            throw pfdiff::input_error("an ONNX Runtime encoder without an engine or a place, or with negative threads");
-        *encoder = nullptr;
+        pfdiff::check_place(engine, encoder, threads, "encoder");
         const auto view = view_of(engine, pfd_image_encoder, "image encoder; give samples, or build it with encoders");
         const auto pictures = view_of(engine, pfd_decoder, "decoder, so its image encoder has no pictures");
         std::vector<std::int64_t> shape(pictures.image, pictures.image + pictures.rank);

@@ -57,9 +57,7 @@ struct pfd_onnxruntime_t final {
 extern "C" pfd_status_t pfd_onnxruntime_create(const pfd_engine_t* engine, int32_t threads,
                                                pfd_onnxruntime_t** network) {
     return pfdiff::guarded([&] {
-        if (engine == nullptr || network == nullptr || threads < 0)
-            throw pfdiff::input_error("an ONNX Runtime network without an engine or a place, or with negative threads");
-        *network = nullptr;
+        pfdiff::check_place(engine, network, threads, "network");
         *network = std::make_unique<pfd_onnxruntime_t>(engine, threads).release();
     });
 }

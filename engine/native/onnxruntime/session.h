@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "../error.h"
 #include "../pfdiff.h"
 #include "load.h"
 
@@ -37,5 +38,14 @@ class Session final {
     Owned<OrtMemoryInfo> memory_{nullptr, api_.ReleaseMemoryInfo};
     Owned<OrtSession> session_{nullptr, api_.ReleaseSession};
 };
+
+// Throws Error where an object cannot be made of what was given; else its place holds nothing yet.
+template <class Made>
+void check_place(const pfd_engine_t* engine, Made** place, std::int32_t threads, const char* what) {
+    if (engine == nullptr || place == nullptr || threads < 0)
+        throw input_error(std::string("an ONNX Runtime ") + what +
+                          " without an engine or a place, or with negative threads");
+    *place = nullptr;
+}
 
 }  // namespace pfdiff

@@ -63,6 +63,33 @@ std::vector<std::uint64_t> parse_seeds(const std::string& text) {
     return seeds;
 }
 
+namespace {
+
+// NAME=VALUE, or NAME=FILE.npy.
+void set_condition(Options& options, const std::string& text) {
+    const auto equals = text.find('=');
+    if (equals == std::string::npos) throw input_error("--condition " + quoted(text) + ", expected NAME=VALUE");
+    const auto given = text.substr(equals + 1);
+    auto& values = options.conditions[text.substr(0, equals)];
+    if (given.ends_with(".npy"))
+        values = read_npy(given).values;
+    else
+        values = {parse_number<double>(given, "--condition")};
+}
+
+// What options say together.
+void check(const Options& options) {
+    if (options.start.empty() != options.image.empty())
+        throw input_error("--start and --image belong together; write --start by `pfdiff table export --strength 0.6`");
+    if (!options.mask.empty() && options.image.empty())
+        throw input_error("--mask without --image, of which it says what is kept; give both");
+    if (!options.help && options.engine.empty()) throw input_error("no engine; see pfdiff-run --help");
+    if (!options.help && !options.output.ends_with(".npy"))
+        throw input_error("output " + quoted(options.output) + ", expected a name that ends in .npy; give -o FILE.npy");
+}
+
+}  // namespace
+
 Options parse_options(int count, const char* const* words) {
     Options options;
     for (int at = 1; at < count; ++at) {
@@ -103,15 +130,7 @@ Options parse_options(int count, const char* const* words) {
         } else if (word == "--threads") {
             options.threads = static_cast<int>(in_range(1, 1024));
         } else if (word == "--condition") {
-            const auto text = value();
-            const auto equals = text.find('=');
-            if (equals == std::string::npos) throw input_error("--condition " + quoted(text) + ", expected NAME=VALUE");
-            const auto given = text.substr(equals + 1);
-            auto& values = options.conditions[text.substr(0, equals)];
-            if (given.ends_with(".npy"))
-                values = read_npy(given).values;
-            else
-                values = {parse_number<double>(given, word)};
+            set_condition(options, value());
         } else if (word.starts_with("-")) {
             throw input_error("unknown option " + quoted(word) + "; see pfdiff-run --help");
         } else if (options.engine.empty()) {
@@ -120,13 +139,7 @@ Options parse_options(int count, const char* const* words) {
             throw input_error("two engines, " + quoted(options.engine) + " and " + quoted(word) + "; give one");
         }
     }
-    if (options.start.empty() != options.image.empty())
-        throw input_error("--start and --image belong together; write --start by `pfdiff table export --strength 0.6`");
-    if (!options.mask.empty() && options.image.empty())
-        throw input_error("--mask without --image, of which it says what is kept; give both");
-    if (!options.help && options.engine.empty()) throw input_error("no engine; see pfdiff-run --help");
-    if (!options.help && !options.output.ends_with(".npy"))
-        throw input_error("output " + quoted(options.output) + ", expected a name that ends in .npy; give -o FILE.npy");
+    check(options);
     return options;
 }
 

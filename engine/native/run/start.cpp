@@ -26,6 +26,12 @@ std::string listed(const Shape& shape) {
     return text + "]";
 }
 
+// What to do with a picture that is not [C, H, W]; none where there are only too few or too many of them.
+std::string remedy(std::int64_t rows, const Shape& shown) {
+    if (rows != 0) return "";
+    return "; resize it to " + std::to_string(shown[2]) + " x " + std::to_string(shown[1]) + " pixels";
+}
+
 std::int64_t product(const Shape& shape) {
     std::int64_t found = 1;
     for (const auto size : shape) found *= size;
@@ -108,7 +114,8 @@ void read_image(Start& start, const pfd_engine_t* engine, const pfd_contract_vie
     if ((!bytes && given.kind != "<f4" && given.kind != "<f8") || (rows != 1 && rows != seeds))
         throw input_error("--image: got " + printable(given.kind, 4) + " " + listed(given.shape) + ", expected uint8 " +
                           listed({shown[1], shown[2], shown[0]}) + ", floats " + listed(shown) +
-                          (shown == sample ? "" : " or samples " + listed(sample)) + ", or one for each seed");
+                          (shown == sample ? "" : " or samples " + listed(sample)) + ", or one for each seed" +
+                          remedy(rows, shown));
     const float low = static_cast<float>(contract.data_range[0]),
                 range = static_cast<float>(contract.data_range[1] - contract.data_range[0]);
     if (bytes) {
@@ -140,7 +147,7 @@ void read_mask(Start& start, const Options& options, const Shape& shown, const S
     if (rows == 0) size = side(sample), rows = rows_of(given.shape, size);
     if (rows != 1 && rows != seeds)
         throw input_error("--mask: got " + listed(given.shape) + ", expected " + listed(side(shown)) +
-                          ", or one for each seed; resize it to the picture");
+                          ", or one for each seed" + remedy(rows, shown));
     double high = 0;
     const bool bytes = given.kind == "|u1", floats = given.kind == "<f4" || given.kind == "<f8";
     for (const auto value : given.values) {

@@ -1,1 +1,4 @@
-"""A program on a CUDA device: loop.py prepares and replays, batch.py holds what is captured, capture.py captures it."""
+"""A program on a CUDA device: what one evaluation launches is in batch.py, what a call does around it in loop.py.
+
+capture.py captures the launches of a batch in a graph.
+"""

@@ -1,4 +1,4 @@
-"""One batch of a program on a CUDA device: its static buffers and the launches over them.
+"""One batch of a program on a CUDA device, evaluation by evaluation: its static buffers and the launches over them.
 
     {noise from seeds, start, N x (network, step), decoder of a latent model, pixels}
 
@@ -33,7 +33,8 @@ from .inputs import InputRing, Slot
 class BatchKind:
     """What one captured graph is for: its bucket, whether it makes its own noise, whether it ends in pixels.
 
-    given: the noise of the way comes from the caller. masked: part of a picture is kept.
+    given: the noise of the way comes from the caller. masked: part of a picture is kept. halved: of each evaluation
+    whether the scale of guidance is 1 for all samples; empty without guidance.
     """
 
     bucket: int
@@ -41,6 +42,7 @@ class BatchKind:
     pixels: bool
     given: bool = False
     masked: bool = False
+    halved: tuple[bool, ...] = ()
 
 
 @final
@@ -131,7 +133,10 @@ class CudaBatch:
         x = (static.states[0] if static.y_in is None else static.y_in).view(shape)
         times = [row[: kind.bucket] if contract.time_rank else row[0] for row in static.program.times]
         conditions = static.inputs.block.conditions
-        self.evaluations = backend.bind([Buffers(x, t, conditions, static.out) for t in times])
+        halved = kind.halved or (False,) * len(times)
+        self.evaluations = backend.bind(
+            [Buffers(x, t, conditions, static.out, half) for t, half in zip(times, halved, strict=True)]
+        )
 
     def fits(self, tables: Tables) -> bool:
         """Whether the launches of this program differ from these in numbers alone."""

@@ -1,6 +1,6 @@
-"""The whole schedule of a program on a CUDA device: captured once, replayed with one launch a batch.
+"""What a call does around the captured schedule of a CUDA device: one launch a batch. One evaluation is in batch.py.
 
-The loop over evaluations is `CudaBatch.launch` in batch.py. This file prepares and calls it.
+The loop over evaluations is `CudaBatch.launch` there. This file prepares, captures and replays it.
 
 What a call asks of the driver, for one batch of seeds with conditions on the host:
 
@@ -35,7 +35,7 @@ from ...device import check_batch_fits
 from ...errors import BackendError, PfdiffError, first_line
 from ...tensors import lasting
 from ..decoder import LoadedDecoder, not_finite
-from ..inputs import Inputs, look_at_device_values
+from ..inputs import Inputs, Values, look_at_device_values
 from ..loop import Chunk, Loop, Tables, result_shape, slices
 from .batch import BatchKind, CudaBatch, bytes_needed
 from .capture import NotCapturedError, record
@@ -85,13 +85,12 @@ class CudaLoop(Loop):
 
     def run(self, tables: Tables, chunks: Sequence[Chunk], inputs: Inputs, *, pixels: bool) -> torch.Tensor:
         self._check_stream()
-        draws_given = inputs.draws is not None and inputs.draws.given is not None
         shape = (inputs.count, *result_shape(self._contract, self._decoder, pixels=pixels))
         into = torch.empty(shape, dtype=torch.uint8 if pixels else torch.float32, device=self.device)
         with self._ordered() as done:
             for part, bucket in slices(chunks):
                 given = inputs if len(chunks) == 1 else inputs.part(part)
-                kind = BatchKind(bucket, given.seeds is not None, pixels, draws_given, given.masked is not None)
+                kind = self._kind(tables, bucket, given, pixels)
                 done.append(self._run(tables, self._batch(tables, kind, given), given, into[part]))
         return into
 
@@ -153,8 +152,26 @@ class CudaLoop(Loop):
         return bare
 
     def _seeded(self, tables: Tables, size: int) -> CudaBatch:
+        """The batch of a call that gives seeds and nothing else."""
         self._check_stream()
-        return self._batch(tables, BatchKind(size, True, False), None)
+        return self._batch(tables, BatchKind(size, True, False, halved=self._halved(tables, None)), None)
+
+    def _kind(self, tables: Tables, bucket: int, inputs: Inputs, pixels: bool) -> BatchKind:
+        given = inputs.draws is not None and inputs.draws.given is not None
+        halved = self._halved(tables, inputs.conditions)
+        return BatchKind(bucket, inputs.seeds is not None, pixels, given, inputs.masked is not None, halved)
+
+    def _halved(self, tables: Tables, conditions: Sequence[Values] | None) -> tuple[bool, ...]:
+        """For each evaluation whether the conditional half of guidance is enough; empty without guidance.
+
+        conditions: None for their defaults.
+        """
+        unit = self._backend.unit_scale
+        if unit is None:
+            return ()
+        place = [one.name for one in self._contract.conditions].index(unit.condition)
+        scale = self._contract.conditions[place].values(None, 1) if conditions is None else conditions[place]
+        return tuple(unit.known(scale, tables.times).tolist())
 
     def wait(self) -> None:
         self._stream.synchronize()

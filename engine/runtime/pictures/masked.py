@@ -77,9 +77,11 @@ def check_mask(mask: Any, shown: tuple[int, ...], contract: Contract, count: int
     size = list(shown[1:] if plane else contract.shape)
     latent = f", {list(contract.shape[1:])} of latents" if plane and shown[1:] != contract.shape[1:] else ""
     dtype = str(given.dtype).removeprefix("torch.")
+    remedy = f"resize it to {size[1]} x {size[0]} pixels" if plane else "give one of that shape"
+    remedy = f"give 1 or {count}" if list(given.shape[1:]) == size else remedy
     raise InputError(
         f"mask: got {dtype} {list(given.shape)}, expected {size}{latent}, or one for each sample, {[count, *size]}; "
-        "resize it to the picture"
+        f"{remedy}"
     )
 
 

@@ -77,14 +77,14 @@ class PictureStart:
     def __init__(self, artifact: Artifact, beside: Beside) -> None:
         self._artifact = artifact
         self._beside = beside
-        self._tables: dict[tuple[int, float, str], Tables] = {}
+        self._tables: dict[tuple[Program, float, str], Tables] = {}
         # Latents float32 [n, *shape] of pixels in the data's range.
-        self._encoded = LaterNetwork(artifact, beside, "the image encoder", IMAGE_ENCODER, artifact.image_encoder)
+        self.encoded = LaterNetwork(artifact, beside, "the image encoder", IMAGE_ENCODER, artifact.image_encoder)
 
     def tables(self, program: Program, strength: float, count: str) -> Tables:
         """The tables of the last `strength` of `program`'s way. Raises InputError."""
         check_strength(strength, count)
-        key = (program.nfe, float(strength), count)
+        key = (program, float(strength), count)  # not its NFE: several faces of an engine share these
         if key not in self._tables:
             if len(self._tables) >= LARGEST_CACHE:
                 self._tables.pop(next(iter(self._tables)))
@@ -119,7 +119,7 @@ class PictureStart:
             )
         whole = check_mask(mask, self.shown, replace(self._artifact.contract, shape=self.shown), count)
         kept = image * (whole.reshape(-1, *self.shown) == 0).to(image.device)
-        latents = self._encoded(kept) if self._artifact.image_encoder else kept
+        latents = self.encoded(kept) if self._artifact.image_encoder else kept
         anew = small.reshape(-1, *self._artifact.contract.shape)[:, :1].float()
         return {INPAINT_MASK: anew.expand(count, -1, -1, -1), MASKED_IMAGE: latents.expand(count, -1, -1, -1)}
 
@@ -158,12 +158,12 @@ class PictureStart:
     def _samples(self, rows: torch.Tensor) -> torch.Tensor:
         """x_0 float32 [n or 1, elements] on the engine's device, of what `_picture` gives."""
         shape = self._artifact.contract.shape
-        x_0 = rows if tuple(rows.shape[1:]) == shape else self._encoded(rows)
+        x_0 = rows if tuple(rows.shape[1:]) == shape else self.encoded(rows)
         return x_0.to(self._beside.device, torch.float32).reshape(len(rows), math.prod(shape))
 
     def close(self) -> None:
         """Free the image encoder."""
-        self._encoded.close()
+        self.encoded.close()
 
 
 def _check_range(rows: torch.Tensor, data_range: tuple[float, float]) -> None:
@@ -190,4 +190,15 @@ def _misfit(given: torch.Tensor, shown: tuple[int, ...], contract: Contract, enc
     pixels = f"uint8 [{count}, {shown[1]}, {shown[2]}, {shown[0]}] or " if len(shown) == 3 else ""
     latent = f", or latents {[count, *contract.shape]}" if encoded else ""
     dtype = str(given.dtype).removeprefix("torch.")
-    return f"image: got {dtype} {list(given.shape)}, expected {pixels}{floats}{latent}, or one for all samples"
+    got = f"image: got {dtype} {list(given.shape)}, expected {pixels}{floats}{latent}, or one for all samples"
+    return f"{got}; {_remedy(tuple(given.shape), shown, count)}" if len(shown) == 3 else got
+
+
+def _remedy(given: tuple[int, ...], shown: tuple[int, ...], count: int) -> str:
+    """What to do with pictures of that shape to have them [C, H, W]."""
+    channels, height, width = shown
+    if given[1:] in ((height, width, channels), shown):
+        return f"give 1 or {count}"
+    if given[-3:-1] == (height, width) or given[-2:] == (height, width):
+        return {1: "make it grey", 3: "make it RGB"}.get(channels, f"give {channels} channels")
+    return f"resize it to {width} x {height} pixels"

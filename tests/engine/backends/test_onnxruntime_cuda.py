@@ -36,11 +36,20 @@ class Session:
     """An InferenceSession as far as the backend uses it."""
 
     made: list[Session]
+    asked: list[str]
     starts: bool
+    nhwc: str
 
-    def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+    def __init__(self, path: str, options: Any, providers: list[Any], enable_fallback: int = 1) -> None:
+        if enable_fallback:
+            print("EP Error, falling back to CPUExecutionProvider")
+        type(self).asked.append(providers[0][1].get("prefer_nhwc", "0"))
         if "absent" in path:
             raise RuntimeError("No such file\nlong C++ trace")
+        if self.asked[-1] == "1" and self.nhwc == "refused":
+            raise ValueError("Unknown provider option: prefer_nhwc")
+        if self.asked[-1] == "1" and self.nhwc == "not started":
+            self.starts = False
         self.providers, self.runs = providers, []
         type(self).made.append(self)
 
@@ -56,15 +65,15 @@ class Session:
 
 @pytest.fixture
 def sessions(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
-    kind = type("Fresh", (Session,), {"made": [], "starts": True})
+    kind = type("Fresh", (Session,), {"made": [], "asked": [], "starts": True, "nhwc": "taken"})
     Machine(count=2).install(monkeypatch)
     monkeypatch.setattr(ort_cuda, "own_stream", lambda _: types.SimpleNamespace(cuda_stream=4711))
     monkeypatch.setattr(ort_cuda.onnxruntime, "InferenceSession", kind)
     return kind
 
 
-def source(path: str = "here", **options: Any) -> NetworkFiles:
-    return NetworkFiles(Path(path), replace(CONTRACT, precision="fp16"), options=CudaOptions(**options))
+def source(path: str = "here", precision: str = "fp16", **options: Any) -> NetworkFiles:
+    return NetworkFiles(Path(path), replace(CONTRACT, precision=precision), options=CudaOptions(**options))
 
 
 def test_every_buffer_is_bound_and_runs_do_not_wait(sessions: type[Session]) -> None:
@@ -72,7 +81,7 @@ def test_every_buffer_is_bound_and_runs_do_not_wait(sessions: type[Session]) -> 
     [session] = sessions.made
     name, settings = session.providers[0]
     assert name == PROVIDER
-    assert settings == {"device_id": "1", "user_compute_stream": "4711", "use_tf32": "0"}
+    assert settings == {"device_id": "1", "user_compute_stream": "4711", "use_tf32": "0", "prefer_nhwc": "1"}
     x, out = torch.zeros(2, *SHAPE, dtype=torch.float16), torch.zeros(2, *SHAPE, dtype=torch.float16)
     conditions = (torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 1))
     sets = [Buffers(x, t, conditions, out) for t in torch.zeros(3, 2)]
@@ -106,6 +115,32 @@ def test_it_is_not_captured_and_frees_its_host_arrays_now_and_then(sessions: typ
         except RuntimeError:  # it has no such entry
             waits.append(n)
     assert waits == [ort_cuda.WAIT_EVERY, 2 * ort_cuda.WAIT_EVERY]
+
+
+@pytest.mark.parametrize(
+    ("precision", "tf32", "wanted"),
+    [("fp16", False, "1"), ("fp32", True, "1"), ("fp32", False, "0"), ("bf16", False, "0")],
+)
+def test_nhwc_is_for_tensor_cores(sessions: type[Session], precision: str, tf32: bool, wanted: str) -> None:
+    OnnxRuntimeCuda(source(precision=precision, tf32=tf32), SECOND)
+    assert sessions.asked == [wanted]
+
+
+@pytest.mark.parametrize("nhwc", ["refused", "not started"])
+def test_a_provider_without_nhwc_runs_as_before_and_nothing_is_said(
+    sessions: type[Session], nhwc: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sessions.nhwc = nhwc
+    backend = OnnxRuntimeCuda(source(), SECOND)
+    assert sessions.asked == ["1", "0"]
+    assert "prefer_nhwc" not in sessions.made[-1].providers[0][1]
+    x = torch.zeros(2, *SHAPE, dtype=torch.float16)
+    [evaluate] = backend.bind(
+        [Buffers(x, torch.zeros(2), (torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 1)), x)]
+    )
+    evaluate()
+    assert len(sessions.made[-1].runs) == 1
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_is_refused(sessions: type[Session]) -> None:

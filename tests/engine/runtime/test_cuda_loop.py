@@ -15,7 +15,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pfdiff.engine.backends.abstract import NetworkFiles
+from pfdiff.engine.backends.guided import Guided, UnitScale
 from pfdiff.engine.backends.torch_cuda import TorchCuda
+from pfdiff.engine.contract.condition import Condition
 from pfdiff.engine.contract.contract import DecoderContract
 from pfdiff.engine.errors import BackendError, InputError
 from pfdiff.engine.runtime.cuda import batch as cuda_batch
@@ -123,6 +125,59 @@ def test_one_capture_for_each_kind_and_one_replay_for_each_call(cuda: Notes) -> 
     draw(loop, tables(6))
     assert cuda.count("record in pool") == 4
     assert loop.execution == "one CUDA graph a batch"
+
+
+class Doubled(torch.nn.Module, Guided):
+    """Guidance between `small` with and without its first input; the batches of its evaluations."""
+
+    unit_scale = UnitScale("guidance")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def __deepcopy__(self, memo: Any) -> Doubled:
+        return self
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+        self.batches.append(2 * len(x))
+        c, u = small(torch.cat((x, x * 0)), torch.cat((t, t))).chunk(2)
+        return u + guidance.reshape(-1, 1, 1, 1) * (c - u)
+
+    def conditional(self, *inputs: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(inputs[0]))
+        return small(*inputs[:2])
+
+
+def test_scale_1_has_a_graph_of_its_own_without_the_doubled_batch(cuda: Notes) -> None:
+    contract = replace(CONTRACT, conditions=(Condition("guidance", "float32", default=1.0),))
+    module = Doubled()
+    backend = TorchCuda(NetworkFiles(Path("none"), contract, module), CPU)
+    backend.stream = cuda  # type: ignore[assignment]
+    loop, held = CudaLoop(backend, contract), make_tables(program(4, contract), contract)
+
+    def sampled(*scale: float, device: str = "cpu") -> torch.Tensor:
+        seeds, scales = np.arange(len(scale), dtype=np.uint64), np.array(scale, np.float32)
+        given = scales if device == "cpu" else torch.from_numpy(scales)  # a tensor here stands for one on the device
+        module.batches.clear()
+        cuda.clear()
+        return loop.run(held, [(len(scale), 4)], Inputs(seeds, None, [given]), pixels=False)
+
+    exact = program(4, contract).evaluate(small, noise(range(2), SHAPE))
+    for scale, captures, batch in (((2, 2), 1, 8), ((1, 1), 1, 4), ((1, 2), 0, 8), ((1, 1), 0, 4), ((3, 1), 0, 8)):
+        x = sampled(*scale)
+        assert cuda.count("record in pool") == captures
+        assert set(module.batches) == {batch}
+        if scale == (1, 1):
+            torch.testing.assert_close(x, exact, rtol=1e-5, atol=1e-5)
+    on_device = sampled(1, 1, device="cuda")
+    assert set(module.batches) == {8}  # it is not read
+    torch.testing.assert_close(on_device, exact, rtol=1e-5, atol=1e-5)
+    assert len(loop._held) == 2
+    module.batches.clear()
+    loop.floor(held, 4)()
+    assert set(module.batches) == {4}  # what `bench` compares a call at the default scale with
+    assert len(loop._held) == 2
 
 
 def test_the_oldest_graph_makes_room(cuda: Notes) -> None:

@@ -168,7 +168,7 @@ def test_a_network_that_inpaints_shows_what_it_takes(engines: Any, capsys: pytes
             engine.sample(**given, image=torch.zeros(4, 8, 8), mask=mask)
         pixels = (picture[0] * 255).to(torch.uint8).movedim(0, -1)
         image = pixels.float().movedim(-1, 0)[None] / 255 * 2 - 1
-        latents = engine._pictures._encoded(image * (mask < 0.5))
+        latents = engine._pictures.encoded(image * (mask < 0.5))
         by_hand: dict[str, Any] = {"inpaint_mask": (mask >= 0.5).float()[None], "masked_image_latents": latents}
         assert torch.equal(engine.sample(**given, **by_hand), engine.sample(**given, image=pixels, mask=mask))
 
@@ -194,6 +194,6 @@ def test_on_the_command_line(engines: Any, tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert main([*start, "--mask", str(tmp_path / "small.png"), "-o", str(tmp_path / "y.npy")]) == 2
     said = capsys.readouterr().err
-    assert "mask: got uint8 [4, 8], expected [8, 8], or one for each sample, [1, 8, 8]; resize it to the pic" in said
+    assert "mask: got uint8 [4, 8], expected [8, 8], or one for each sample, [1, 8, 8]; resize it to 8 x 8 p" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "y.npy").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import pytest
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.engine.artifact import read_artifact
-from pfdiff.engine.contract.contract import TextEncoderContract
+from pfdiff.engine.contract.contract import DecoderContract, TextEncoderContract
 from pfdiff.engine.contract.text_encoders import TextEncoder, TextEncoders
 from pfdiff.engine.errors import InputError
-from pfdiff.export.precision import tasks
-from pfdiff.export.precision.encoders import quantise_texts
+from pfdiff.export.check import OnnxRun
+from pfdiff.export.precision import encoders, tasks
+from pfdiff.export.precision.encoders import quantise_encoders, quantise_image_encoder
 from pfdiff.export.precision.prompts import USUAL, Texts, prompts_from
-from pfdiff.export.precision.trajectory import CALIBRATION_SEED, CHECK_SEED
+from pfdiff.export.precision.ranges import FP8, INT8_CPU, INT8_GPU, Kind
+from pfdiff.export.precision.tasks import rows_of
 
 from ...small.diffusers import FAMILIES, WARNINGS
 from ...small.texts import whole_pipeline
@@ -35,8 +38,10 @@ def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:
     assert prompts_from(tmp_path / "p.txt") == prompts_from(str(tmp_path / "p.txt")) == ("a cat", "ein Hügel")
     assert prompts_from(["a cat"]) == ("a cat",)
     assert prompts_from(None) == USUAL
-    first = [seed % len(USUAL) for one in (CALIBRATION_SEED, CHECK_SEED) for seed in (one, one + 1)]
-    assert len(set(first)) == 4  # even two seeds are calibrated and checked with other prompts
+    rows = {"text": np.arange(15)[:, None], "empty": np.zeros((1, 2))}
+    calibrating, checking = (rows_of(rows, check=check) for check in (False, True))
+    assert not set(calibrating["text"].ravel()) & set(checking["text"].ravel())
+    assert len(calibrating["empty"]) == len(checking["empty"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -164,7 +169,7 @@ def test_samples_say_whether_an_encoder_may_have_eight_bits(texts: Texts, gain: 
     contract, lines = conditioned(), []
     exact, before = texts.tables(contract), (texts.folder / "encoder.onnx").read_bytes()
     task: Any = ByHand(gain, exact)
-    record = quantise_texts(texts, contract, task, lambda case: case.x, lines.append, None)["encoder"]
+    record = quantise_encoders(texts, contract, task, lambda case: case.x, INT8_CPU, lines.append, None)["encoder"]
     found = texts.tables(contract)["text"] - exact["text"]
     if taken:
         assert record["layers"] == {"linear layer": [2, 2]}
@@ -174,7 +179,99 @@ def test_samples_say_whether_an_encoder_may_have_eight_bits(texts: Texts, gain: 
         assert "no layer's error is within the bound" in record["float32"]
         assert lines[-1].startswith("encoder stays float32: ")
         assert (texts.folder / "encoder.onnx").read_bytes() == before
-    assert not list(texts.folder.glob("*.int8"))
+    assert not list(texts.folder.glob(".eight-bits-*"))
+
+
+@pytest.mark.parametrize(("kind", "stored"), [(INT8_GPU, onnx.TensorProto.INT8), (FP8, onnx.TensorProto.FLOAT8E4M3FN)])
+def test_an_encoder_for_a_gpu_is_made_of_its_float32_graph(texts: Texts, kind: Kind, stored: int) -> None:
+    """The engine's own file is in float16, and is replaced by eight bits between float16."""
+    exact = texts.folder / "exact"
+    exact.mkdir()
+    (texts.folder / "encoder.onnx").rename(exact / "encoder.onnx")
+    (texts.folder / "encoder.onnx").write_text("the float16 graph")
+    (encoder,) = texts.encoders.encoders
+    short = replace(encoder, contract=replace(encoder.contract, precision="fp16"))
+    texts = replace(texts, encoders=replace(texts.encoders, encoders=(short,)))
+    calibrated = texts.of_files({"encoder": exact / "encoder.onnx"})
+    contract = conditioned()
+    tables = calibrated.tables(contract)
+    task: Any = ByHand(1.0, tables)
+    words = task, lambda case: case.x, kind, lambda line: None, None
+    record = quantise_encoders(calibrated, contract, *words)["encoder"]
+    assert record["precision"] == kind.name
+    assert record["layers"] == {"linear layer": [2, 2]}
+    found = texts.tables(contract)["text"] - tables["text"]
+    assert 0 < np.sqrt(np.mean(found**2)) <= 1.1 * record["samples"]["encodings"]["bound"]
+    model = onnx.load(texts.folder / "encoder.onnx")
+    constants = {one.name: one.data_type for one in model.graph.initializer}
+    assert stored in constants.values()
+    scales = {one.input[1] for one in model.graph.node if one.op_type == "QuantizeLinear"}
+    assert {constants[one] for one in scales} == {onnx.TensorProto.FLOAT16}
+    assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+
+
+LARGER, SMALLER = (
+    f"""<ir_version: 10, opset_import: ["" : 21]> net (float[b,2,{8 // n},{8 // n}] {x}) =>
+(float[b,2,{8 * n // 2},{8 * n // 2}] {out}) {{ bent = Conv<pads = [1, 1, 1, 1]>({x}, w)  {layer} }}"""
+    for x, out, n, layer in (
+        ("latents", "image", 2, 'image = Resize<mode = "nearest">(bent, none, scales)'),
+        ("image", "latents", 1, "latents = AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(bent)"),
+    )
+)
+
+
+@pytest.mark.parametrize("kind", [INT8_CPU, INT8_GPU, FP8])
+def test_an_image_encoder_is_judged_by_latents(tmp_path: Path, kind: Kind) -> None:
+    generator = np.random.default_rng(3)
+    weights = np.zeros((2, 2, 3, 3), np.float32)
+    weights[[0, 1], [0, 1], 1, 1] = 1
+    weights += 0.05 * generator.standard_normal(weights.shape).astype(np.float32)
+    exact, folder = tmp_path / "exact", tmp_path / "engine"
+    for place in (exact, folder):
+        (place / "encoders").mkdir(parents=True)
+    for text, file in ((LARGER, "decoder.onnx"), (SMALLER, "encoders/image.onnx")):
+        model = onnx.parser.parse_model(text)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+        if file == "decoder.onnx":
+            scales = np.array([1, 1, 2, 2], np.float32)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(scales, "scales"))
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(0, np.float32), "none"))
+        onnx.save(model, exact / file)
+    precision = "fp16" if kind.halves else "fp32"
+    decoder = DecoderContract("d", (2, 4, 4), (2, 8, 8), precision=precision)
+    encoder = DecoderContract("d", (2, 8, 8), (2, 4, 4), input="image", output="latents", precision=precision)
+    first, second, third = generator.standard_normal((3, 6, 2, 4, 4)).astype(np.float32)
+    given = folder, exact, encoder, decoder, (first, second, third), None, kind
+    record = quantise_image_encoder(*given, lambda line: None, None)
+    assert record is not None
+    held = record["samples"]["latents"]
+    assert 0 < held["added"] <= held["bound"]
+    run = OnnxRun(folder / "encoders" / "image.onnx", ("image",), "latents")
+    pictures = OnnxRun(exact / "decoder.onnx", ("latents",), "image")((second,))
+    error = run((pictures,)) - OnnxRun(exact / "encoders" / "image.onnx", ("image",), "latents")((pictures,))
+    assert 0 < np.sqrt(np.mean(error**2)) <= 1.1 * held["bound"]
+    wanted = onnx.TensorProto.FLOAT16 if kind.halves else onnx.TensorProto.FLOAT
+    assert onnx.load(folder / "encoders" / "image.onnx").graph.input[0].type.tensor_type.elem_type == wanted
+
+
+def test_weights_beside_the_file_are_read_and_above_2_gib_refused(
+    texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, contract = texts.folder / "encoder.onnx", conditioned()
+    model = onnx.load(place)
+    place.unlink()
+    onnx.save(model, place, save_as_external_data=True, location="encoder.onnx.data", size_threshold=64)
+    task: Any = ByHand(1.0, texts.tables(contract))
+    words = contract, task, lambda case: case.x, INT8_CPU, lambda line: None, None
+    with monkeypatch.context() as patched:
+        patched.setattr(encoders, "LARGEST_BYTES", 1000)
+        said = quantise_encoders(texts, *words)["encoder"]["float32"]
+        assert (
+            said == "'encoder.onnx' has 0.0 GiB, and a graph to measure in memory is one protobuf message of at most 2"
+        )
+    assert quantise_encoders(texts, *words)["encoder"]["layers"] == {"linear layer": [2, 2]}
+    assert not place.with_name("encoder.onnx.data").exists()
+    texts.tables(contract)  # it runs without them
 
 
 def test_an_encoder_that_samples_refuse_in_the_end_is_put_back(texts: Texts) -> None:
@@ -183,7 +280,7 @@ def test_an_encoder_that_samples_refuse_in_the_end_is_put_back(texts: Texts) -> 
     answers = iter([{4: 1e-9}, {4: 0.2}])
     task: Any = ByHand(1.0, texts.tables(contract))
     task.changed = lambda tables, evaluate: next(answers)
-    record = quantise_texts(texts, contract, task, lambda case: case.x, lambda line: None, None)["encoder"]
-    assert record == {"float32": "in int8 its prompts change samples by more than the bound"}
+    record = quantise_encoders(texts, contract, task, lambda case: case.x, INT8_CPU, lambda line: None, None)["encoder"]
+    assert record == {"float32": "in int8 its conditions change samples by more than the bound"}
     assert (texts.folder / "encoder.onnx").read_bytes() == before
-    assert not list(texts.folder.glob("*.int8"))
+    assert not list(texts.folder.glob(".eight-bits-*"))

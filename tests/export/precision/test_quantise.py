@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from pfdiff.engine.errors import BackendError, InputError
 from pfdiff.engine.runtime.noise import noise
 from pfdiff.export.build import build
 from pfdiff.export.check import TrialInputs
+from pfdiff.export.engine_directory import write_programs
 from pfdiff.export.network import Network
+from pfdiff.export.precision import tasks
 from pfdiff.export.precision.quantise import quantise
 from pfdiff.export.precision.ranges import INT8_CPU
+from pfdiff.export.precision.write import Asked
 
 from ...small.precision import SAMPLER, SHAPE, WORDS, Small, small_file
 
@@ -233,6 +237,61 @@ def test_the_decoder_of_a_latent_model_is_quantised_by_its_pictures(file: Path, 
         decoded = Decoder().double()(torch.from_numpy(exact_samples(program, Small()))).numpy()
     exact = (np.clip(decoded, -1, 1).transpose(0, 2, 3, 1) + 1) * 127.5
     assert 0.1 < rms(found - exact) < 12  # of 255
+
+
+class Unshuffled(torch.nn.Module):
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(latents.repeat(1, 2, 1, 1)[:, :3])
+
+
+@pytest.mark.parametrize(
+    ("precision", "stored"), [("int8", onnx.TensorProto.INT8), ("fp8", onnx.TensorProto.FLOAT8E4M3FN)]
+)
+def test_a_decoder_for_a_gpu_is_quantised_between_float16(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, stored: int
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(tasks, "MOST_SEEDS", 4)
+    out = tmp_path / "e"
+    given: dict[str, Any] = {**SAMPLER, "backend": "onnxruntime", "out": out, "target": "sm89", "quantise_error": 0.2}
+    with build(Network(file, **WORDS, decoder=Decoder()), 2, **given, precision=precision) as engine:
+        latents = engine.sample(seeds=SEEDS).float()
+        found = engine.images(seeds=SEEDS).numpy().astype(np.float64)
+    artifact = read_artifact(out)
+    record = artifact.provenance["precision_record"]["decoder"]
+    assert record["layers"] == {"convolution": [2, 2]}
+    assert record["samples"]["pictures"]["added"] <= record["samples"]["pictures"]["bound"] == 0.2
+    assert artifact.contracts["decoder.onnx"].precision == "fp16"
+    constants = {one.name: one for one in onnx.load(out / "decoder.onnx").graph.initializer}
+    assert {one.data_type for one in constants.values() if len(one.dims) == 4} == {stored}
+    scales = {one.input[1] for one in onnx.load(out / "decoder.onnx").graph.node if one.op_type == "QuantizeLinear"}
+    assert {constants[one].data_type for one in scales} == {onnx.TensorProto.FLOAT16}
+    with torch.no_grad():
+        exact = Decoder().double()(latents.double()).clamp(-1, 1).permute(0, 2, 3, 1).numpy()
+    added = rms(found - (exact + 1) * 127.5) / 127.5  # rounding to 255 steps alone is 0.0023
+    assert 0.001 < added < 2 * record["samples"]["pictures"]["added"] + 0.0023
+    assert len(list((out / "plans").glob("*.plan"))) == 2
+    assert not list(out.glob(".*"))  # the float32 graphs are gone
+
+
+def test_a_decoder_without_layers_stays_as_the_gpu_takes_it(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "MOST_SEEDS", 4)
+    lines: list[str] = []
+    network, asked = Network(file, **WORDS, decoder=Unshuffled()), Asked({}, 0.2, for_gpu=True, clips=False)
+    program = compile_program("ddim", "linear:1000", 2, "trailing", prediction="v")
+    artifact = write_programs(
+        *(tmp_path / "e", network, {2: program}),
+        precision="int8",
+        batch=(1,),
+        asked=replace(asked, programs={2: program}),
+        say=lines.append,
+    )
+    assert any(line.startswith("the decoder stays float16: the network has no convolution") for line in lines)
+    assert list(artifact.provenance["precision_record"]["decoder"]) == ["float16"]
+    assert artifact.contracts["decoder.onnx"].precision == "fp16"
+    assert onnx.load(tmp_path / "e" / "decoder.onnx").graph.input[0].type.tensor_type.elem_type == 10  # float16
 
 
 def test_tune_refines_the_sampler_on_the_quantised_network(file: Path, tmp_path: Path) -> None:

@@ -139,22 +139,30 @@ def test_a_factory_imports_its_neighbours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "factory", "message"),
+    ("source", "message"),
     [
-        (None, "make", "there is no file"),
-        ("def make(:\n", "make", "cannot be imported .SyntaxError"),
-        ("import pfdiff_no_such_module\n", "make", "cannot be imported .ModuleNotFoundError"),
-        ("def build(): ...\n", "make", "no function 'make'; it has build"),
-        ("def make(): return 3\n", "make", "returned int, expected an nn.Module"),
-        ("def make(): raise OSError('no weights')\n", "make", "failed .OSError: no weights"),
-        ("def make(width): ...\n", "make", "called without arguments"),
-        ("make = 3\n", "ma ke", "expected file.py:factory"),
+        (None, "there is no file"),
+        ("def make(:\n", "cannot be imported .SyntaxError"),
+        ("import pfdiff_no_such_module\n", "cannot be imported .ModuleNotFoundError"),
+        ("def build(): ...\n", "no function 'make'; it has build"),
+        ("def make(): return 3\n", "returned int, expected an nn.Module"),
+        ("def make(): raise OSError('no weights')\n", "failed .OSError: no weights"),
+        ("def make(width): ...\n", "called without arguments"),
     ],
 )
-def test_a_bad_factory_is_one_line(tmp_path: Path, source: str | None, factory: str, message: str) -> None:
+def test_a_bad_factory_is_one_line(tmp_path: Path, source: str | None, message: str) -> None:
     file = tmp_path / "nets.py"
     if source is not None:
         file.write_text(source)
+    check_refused(f"{file}:make", message)
+
+
+def test_a_factory_is_a_name(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text("make = 3\n")
+    check_refused(f"{tmp_path / 'nets.py'}:ma ke", "expected file.py:factory")
+
+
+def check_refused(source: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        Network(f"{file}:{factory}", shape=SHAPE, **WORDS)
+        Network(source, shape=SHAPE, **WORDS)
     assert "\n" not in str(caught.value)

@@ -218,8 +218,11 @@ def test_a_part_of_the_way_with_a_mask(engine: Any) -> None:
 @pytest.mark.parametrize(
     ("mask", "says"),
     [
-        (np.ones((4, 4)), "mask: got float64 [4, 4], expected [3, 5], or one for each sample, [3, 3, 5]; resize it"),
-        (np.ones((2, 3, 5)), "mask: got float64 [2, 3, 5]"),
+        (
+            np.ones((4, 4)),
+            "mask: got float64 [4, 4], expected [3, 5], or one for each sample, [3, 3, 5]; resize it to 5",
+        ),
+        (np.ones((2, 3, 5)), "or one for each sample, [3, 3, 5]; give 1 or 3"),
         (np.full((3, 5), 2), "mask has values 2 to 2, expected 0 and 1, or uint8 0 to 255"),
         (np.full((3, 5), -0.5), "mask has values outside 0 to 1"),
         (np.full((3, 5), np.nan), "mask has values outside 0 to 1"),

@@ -4,7 +4,7 @@
     G = 1 - C_r^1/2 (C_r^1/2 C C_r^1/2)^-1/2 C_r^1/2
 
 mu and C come from the last few thousand samples of training, so a batch of any size has the gradient of the distance of
-thousands. phi: features float64 [n, d].
+thousands. phi: features float64 [n, d]. `evaluate` and `tune` measure the distance by quality/distances/metrics.py.
 """
 
 from __future__ import annotations
