@@ -30,7 +30,15 @@ from .tune import tune
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 LONGEST_LINE = 600  # of a message
-FILE_OPTIONS = ("-o", "--out", "--json", "--csv", "--pictures", "--calibrate-prompts")  # '' would be the current folder
+FILE_OPTIONS = (
+    "-o",
+    "--out",
+    "--json",
+    "--csv",
+    "--pictures",
+    "--calibrate-prompts",
+    "--calibrate-conditions",
+)  # '' would be the current folder
 # BadParameter < UsageError < ClickException; Typer keeps the last in its own copy of Click.
 ClickException: Any = typer.BadParameter.__mro__[2]
 

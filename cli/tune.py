@@ -143,7 +143,7 @@ def _refinement_line(record: dict[str, Any]) -> str:
     if record["kept"]:
         regression = "by regression and " if (record.get("regression") or {}).get("kept") else ""
         return f"refined {record['from']} {regression}in {record['steps']} steps, {trained_on(record)}{errors}"
-    return f"refining {record['from']} gained nothing on held-out seeds{errors}; the unrefined one is kept"
+    return f"refining {record['from']} gained no more than chance on held-out seeds{errors}; the unrefined one is kept"
 
 
 def trained_on(record: dict[str, Any]) -> str:

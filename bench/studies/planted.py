@@ -88,7 +88,7 @@ def plant_updates(*, slower: bool) -> None:
         nfe, owed = tables.nfe, 0
         longer = nfe + slower
         again = tables.update[[*range(nfe), 0]]
-        derived = {"update": again, "nfe": nfe, "buffers": tables.buffers, "scaled": tables.scaled}
+        derived = {"update": again, "nfe": nfe, "buffers": tables.buffers, "scaled": tables.scaled, "adds": tables.adds}
         given: Any = SimpleNamespace(**{**vars(tables), **derived})  # Tables whose N changes from call to call
         bare = loop(self, given, size)
 

@@ -86,15 +86,16 @@ def picture_from(option: str, text: str, *, grey: bool = False) -> Any:
         from ...engine.files.array_files import read_array
 
         return read_array(path)
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     from ...quality.pictures.read import FORMATS, MOST_PIXELS
 
     try:
-        with Image.open(path, formats=FORMATS) as picture:  # others start programs of their own
-            width, height = picture.size
+        with Image.open(path, formats=FORMATS) as opened:  # others start programs of their own
+            width, height = opened.size
             if width * height > MOST_PIXELS:
                 raise InputError(f"{option} '{text}': {width} x {height} pixels, expected at most {MOST_PIXELS} in all")
+            picture = ImageOps.exif_transpose(opened)  # as the camera was held
             if picture.mode[0] in "IF":
                 raise InputError(f"{option} '{text}': pixels of kind {picture.mode}, expected 8 bits a channel")
             plain = "L" if grey or picture.mode in ("1", "L", "LA") else "RGB"

@@ -52,7 +52,7 @@ def _descended(task: Task, through: ThroughModule, steps: int) -> Found:
     criterion, options = task.criterion, task.options
     journal, budget, pool, validation = criterion.journal, criterion.budget, criterion.pool, task.validation
     aim, steps = aim_of(criterion, options), max(steps, 8)
-    key = f"descent 3 {task.key(steps)}"
+    key = f"descent 4 {task.key(steps)}"
     spent = budget.spent
 
     def charge(count: int) -> None:

@@ -32,6 +32,7 @@ RATE = 0.02  # of Adam, in u, of which the optimum lies at about 1; falls as a c
 ROUNDED = 0.6
 AVERAGE = 0.9  # what the running average of u keeps at each step
 CHECKS = 4  # looks at the validation seeds on the way
+ARRAYS = ("u", "average", "first", "second", "best", "best_times", "frozen")  # of a state
 
 
 @final
@@ -48,24 +49,29 @@ class Plan:
 @final
 @dataclass(eq=False)
 class State:
-    """Where a run stands: u, its average and Adam's two moments [P]; errors on the validation seeds so far."""
+    """Where a run stands: u, its average and Adam's two moments [P]; errors on the validation seeds so far.
+
+    best [N+1, N+1], best_times [N]: the table that is kept. frozen [N]: times that stay, empty before they do.
+    """
 
     step: int
     u: Float64s
     average: Float64s
     first: Float64s
     second: Float64s
-    best: Float64s  # theta
     checks: list[float]
     losses: list[float]
+    best: Float64s
+    best_times: Float64s
+    frozen: Float64s
 
     def to_data(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name).tolist() for name in ("u", "average", "first", "second", "best")}
+        plain = {name: getattr(self, name).tolist() for name in ARRAYS}
         return {**plain, "step": self.step, "checks": list(self.checks), "losses": list(self.losses)}
 
     @staticmethod
     def from_data(data: Any) -> State:
-        arrays = {name: np.asarray(data[name], np.float64) for name in ("u", "average", "first", "second", "best")}
+        arrays = {name: np.asarray(data[name], np.float64) for name in ARRAYS}
         return State(step=int(data["step"]), checks=list(data["checks"]), losses=list(data["losses"]), **arrays)
 
 
@@ -96,15 +102,15 @@ class Descent:
         self.mixing = np.zeros((0, 0))
 
     # Parameters.
-    def _tables(self, theta: Tensor, frozen: Float64s | None) -> tuple[Tensor, Tensor]:
-        """(table, times) of theta [P], times kept where they are `frozen`."""
+    def _tables(self, theta: Tensor, frozen: Float64s) -> tuple[Tensor, Tensor]:
+        """(table, times) of theta [P]; the times are those that are `frozen` if there are any."""
         count = len(self.places)
         rows, columns = np.array(self.places).T
         table = torch.from_numpy(self.start_table.copy())
         step = theta[:count] * torch.from_numpy(self.units[:count])
         table = table.index_put((torch.from_numpy(rows), torch.from_numpy(columns)), step, accumulate=True)
-        if frozen is not None or not self.moves_times:
-            return table, torch.from_numpy(self.start_times if frozen is None else frozen)
+        if len(frozen) or not self.moves_times:
+            return table, torch.from_numpy(frozen if len(frozen) else self.start_times)
         process = parse_schedule(self.through.program.schedule)
         times = torch.from_numpy(self.start_times) + theta[count:] * torch.from_numpy(self.units[count:])
         return table, times.clamp(process.first, process.last)
@@ -160,46 +166,48 @@ class Descent:
 
     # Steps.
     def run(self, held: Any = None, keep: Callable[[Any], None] | None = None) -> tuple[Program, State]:
-        """The best program by `judge`, and the last state. held: data of a state to go on from; keep: gets it on."""
+        """The best program by `judge`, and the last state. held: data of a state to go on from; keep: gets it on.
+
+        A run that goes on gathers what `Aim.pull` knows of the samples anew, so it does not end in the same bits.
+        """
         self._prepare()
         count = len(self.units)
         nothing = np.zeros(count)
-        state = State(0, nothing, nothing, nothing, nothing, nothing, [], [])
+        table, times = self._whole(nothing, np.zeros(0))
+        state = State(0, nothing, nothing, nothing, nothing, [], [], table, times, np.zeros(0))
         if held is not None:
             state = State.from_data(held)
         if not state.checks:
-            state.checks.append(self.judge(self.program_at(nothing)))
-        frozen = self._frozen(state.u) if state.step > self._rounding_step() else None
+            state.checks.append(self.judge(with_table(self.through.program, table, times)))
         with suppress(BudgetSpentError):
-            self._steps(state, frozen, keep)
-        return self.program_at(state.best), state
+            self._steps(state, keep)
+        return with_table(self.through.program, state.best, state.best_times), state
 
-    def _steps(self, state: State, frozen: Float64s | None, keep: Callable[[Any], None] | None) -> None:
+    def _steps(self, state: State, keep: Callable[[Any], None] | None) -> None:
         """All steps that are left. Raises BudgetSpentError."""
         plan = self.plan
         for step in range(state.step, plan.steps):
             if step == self._rounding_step():
-                frozen = self._frozen(state.u)
-            gradient, loss = self._gradient(state.u, step, frozen)
+                state.frozen = self._frozen(state.u)
+            gradient, loss = self._gradient(state.u, step, state.frozen)
             self._adam(state, gradient, step)
             state.losses.append(loss)
             state.step = step + 1
             if (step + 1) % max(1, plan.steps // CHECKS) == 0 or step + 1 == plan.steps:
                 self._check(state)
-            if keep is not None and (step + 1) % 10 == 0:
+            if keep is not None and ((step + 1) % 10 == 0 or step + 1 == plan.steps):
                 keep(state.to_data())
 
     def _rounding_step(self) -> int:
         return math.ceil(ROUNDED * self.plan.steps)
 
-    def _frozen(self, u: Float64s) -> Float64s | None:
-        """The times of u as they will stay, whole on discrete schedules."""
+    def _frozen(self, u: Float64s) -> Float64s:
+        """The times of u as they will stay, whole on discrete schedules; empty on others, which move to the end."""
         if not self.moves_times or not parse_schedule(self.through.program.schedule).discrete:
-            return None
-        _, times = self._tables(torch.from_numpy(self.mixing @ u), None)
-        return np.rint(times.numpy())
+            return np.zeros(0)
+        return self._whole(self.mixing @ u, np.zeros(0))[1]
 
-    def _gradient(self, u: Float64s, step: int, frozen: Float64s | None) -> tuple[Float64s, float]:
+    def _gradient(self, u: Float64s, step: int, frozen: Float64s) -> tuple[Float64s, float]:
         """(d loss / d u, loss) of one batch of the training rows."""
         generator = np.random.default_rng([self.plan.seed, step])
         rows = torch.from_numpy(generator.choice(self.training, min(self.plan.batch, len(self.training)), False))
@@ -224,17 +232,17 @@ class Descent:
 
     def _check(self, state: State) -> None:
         theta = self.mixing @ (state.average / (1 - AVERAGE**state.step))
-        error = self.judge(self.program_at(theta))
+        table, times = self._whole(theta, state.frozen)
+        error = self.judge(with_table(self.through.program, table, times))
         if error < min(state.checks):
-            state.best = theta
+            state.best, state.best_times = table, times
         state.checks.append(error)
 
-    def program_at(self, theta: Float64s) -> Program:
-        """The program of theta [P], with whole times on discrete schedules."""
-        table, times = self._tables(torch.from_numpy(theta), None)
+    def _whole(self, theta: Float64s, frozen: Float64s) -> tuple[Float64s, Float64s]:
+        """(table, times) of theta [P], the times whole on discrete schedules."""
+        table, times = self._tables(torch.from_numpy(theta), frozen)
         whole = parse_schedule(self.through.program.schedule).discrete
-        found = np.rint(times.numpy()) if whole else times.numpy()
-        return with_table(self.through.program, table.numpy(), found)
+        return table.numpy(), np.rint(times.numpy()) if whole else times.numpy()
 
 
 def _length(field: Tensor) -> float:

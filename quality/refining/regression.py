@@ -188,11 +188,12 @@ def regressed(task: Task, further: Iterable[Program] = ()) -> tuple[Task, dict[s
     spent = criterion.budget.spent
     search = Regression(criterion, program, seeds, task.key(), task.tell)
     starts = [_places(criterion.paths.times, one.times) for one in (program, *further)]
-    found = search.search(dict.fromkeys(starts))
+    with criterion.budget.reserving(2 * len(task.validation) * program.nfe):
+        found = search.search(dict.fromkeys(starts))
+        found = found and _again(task, found, criterion.paths.states.shape[1])
     record: dict[str, Any] = {"seeds": seeds, "kept": False}
     with suppress(BudgetSpentError):
         if found is not None:
-            found = _again(task, found, criterion.paths.states.shape[1])
             times = criterion.paths.times[list(found.places)]
             better = with_table(program, found.table, times)
             before, after = (_error(criterion, one, task.validation) for one in (program, better))

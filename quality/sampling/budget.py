@@ -60,13 +60,14 @@ class Budget:
 
     @contextmanager
     def reserving(self, evaluations: int) -> Iterator[None]:
-        """Within it the budget ends so many evaluations earlier: what comes after has them."""
-        self.reserved = evaluations
-        self._reserved_seconds = evaluations / self.speed if self.speed else 0.0
+        """Within it the budget ends so many evaluations earlier: what comes after has them. May be nested."""
+        before = self.reserved, self._reserved_seconds
+        self.reserved += evaluations
+        self._reserved_seconds += evaluations / self.speed if self.speed else 0.0
         try:
             yield
         finally:
-            self.reserved, self._reserved_seconds = 0, 0.0
+            self.reserved, self._reserved_seconds = before
 
     def left(self) -> int | None:
         """Evaluations that what is left pays for, None without a limit; with one in time at the speed so far."""

@@ -6,24 +6,27 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from ...quality.pictures.pixels import MODES
 from ..orders import NotDrawnError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+ON_ITS_SIDE = (5, 6, 7, 8)  # orientations of EXIF that change width and height
 READ = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # modes of 8 bits that can be converted
 
 
 def picture_of(raw: bytes, name: str, size: tuple[int, int, int]) -> Image.Image:
-    """The picture, loaded, of the size [H, W, C] of the engine's. Raises NotDrawnError."""
+    """The picture, loaded and upright, of the size [H, W, C] of the engine's. Raises NotDrawnError."""
     try:
         picture = Image.open(io.BytesIO(raw), formats=FORMATS)
         height, width, _ = size
-        if picture.size != (width, height):
-            got = "x".join(map(str, picture.size))
+        sides = picture.size[::-1] if picture.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE else picture.size
+        if sides != (width, height):
+            got = "x".join(map(str, sides))
             raise NotDrawnError(400, f"{name}: got {got} pixels, this engine draws {width}x{height}; resize it first")
         picture.load()
+        picture = ImageOps.exif_transpose(picture)  # as the camera was held
     except NotDrawnError:
         raise
     except Exception:  # each format has exceptions of its own

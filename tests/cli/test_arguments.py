@@ -358,6 +358,18 @@ def test_latents_of_a_controlnet_are_taken_as_they_are(tmp_path: Path) -> None:
         conditions_from(["--control_image", str(tmp_path / "three.npy")], contract, 2)
 
 
+def test_a_picture_is_turned_as_the_camera_was_held(tmp_path: Path) -> None:
+    """Orientation 6: the camera lay on its left side, and the first row is the last column."""
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    pixels[0] = 255
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(pixels).save(tmp_path / "day.png", exif=exif)
+    found = picture_from("--image", str(tmp_path / "day.png"))
+    np.testing.assert_array_equal(found, np.rot90(pixels, -1))
+    assert found.shape == (3, 2, 3)
+
+
 # Pictures that are transparent in parts.
 def save_clear(kind: str, path: Path) -> None:
     """A red pixel, and one that is black and transparent."""

@@ -19,6 +19,8 @@ from PIL import Image
 import pfdiff
 from pfdiff.engine.api import Engine
 from pfdiff.serving.limits import FORM_BYTES, MOST_FORM_BYTES, form_bytes
+from pfdiff.serving.orders import NotDrawnError
+from pfdiff.serving.routes.uploads import picture_of
 
 from ..small.serving import Answer, Client, TextEngine, serving, write_pictures
 
@@ -82,6 +84,17 @@ def test_the_same_pixels_as_the_engine(client: Client, engine: Engine) -> None:
     assert np.array_equal(drawn(post(client, form({"image": png(SHIRT), "mask": png(MASK)}, **given))), masked)
     assert np.array_equal(masked[:, MASK == 0, 0], np.broadcast_to(SHIRT[MASK == 0], (3, (MASK == 0).sum())))
     assert len({one.tobytes() for one in (expected, part, masked)}) == 3
+
+
+def test_a_picture_on_its_side_is_turned() -> None:
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    pixels[0] = 255
+    exif, raw = Image.Exif(), io.BytesIO()
+    exif[0x112] = 6
+    Image.fromarray(pixels).save(raw, "PNG", exif=exif)
+    np.testing.assert_array_equal(np.asarray(picture_of(raw.getvalue(), "image", (3, 2, 3))), np.rot90(pixels, -1))
+    with pytest.raises(NotDrawnError, match="got 2x3 pixels, this engine draws 3x2"):
+        picture_of(raw.getvalue(), "image", (2, 3, 3))
 
 
 def test_what_is_transparent_is_drawn_anew(client: Client, engine: Engine) -> None:

@@ -100,7 +100,7 @@ WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")
 BROKEN: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "pickled weights": (only_pickled, {}, r"has pickled weights only \(diffusion_pytorch_model.bin\).*safe_serializ"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), {}, "has no diffusion_pytorch_model.safetensors"),
-    "damaged weights": (lambda folder: cut(folder / WEIGHTS), {}, "cannot be loaded .*save it again"),
+    "damaged weights": (lambda folder: cut(folder / WEIGHTS), {}, "is damaged .*copy it again"),
     "other weights": (
         lambda folder: edited(folder / "unet" / "config.json", time_cond_proj_dim=8),
         {},
