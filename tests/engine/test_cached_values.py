@@ -91,7 +91,7 @@ def test_two_processes_append_whole_lines(tmp_path: Path) -> None:
     for one in threads:
         one.join()
     lines = (tmp_path / "j").read_text().splitlines()
-    # A line that another is seen to be writing looks cut short, and is ended once more: an empty line, which is skipped.
+    # A line that is being written looks cut short and is ended once more: an empty line, which a reader skips.
     assert len([json.loads(line) for line in lines if line]) == 400
     assert len(Journal(tmp_path / "j")._values) == 400
 
