@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import types
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -18,94 +16,25 @@ from pfdiff.engine.backends.abstract import NetworkFiles
 from pfdiff.engine.backends.guided import Guided, UnitScale
 from pfdiff.engine.backends.torch_cuda import TorchCuda
 from pfdiff.engine.contract.condition import Condition
-from pfdiff.engine.contract.contract import DecoderContract
 from pfdiff.engine.errors import BackendError, InputError
 from pfdiff.engine.runtime.cuda import batch as cuda_batch
 from pfdiff.engine.runtime.cuda import loop as cuda_loop
-from pfdiff.engine.runtime.cuda.batch import BatchKind, bytes_needed
+from pfdiff.engine.runtime.cuda.batch import BatchKind
 from pfdiff.engine.runtime.cuda.capture import NotCapturedError
 from pfdiff.engine.runtime.cuda.loop import CudaLoop
-from pfdiff.engine.runtime.decoder import LoadedDecoder
 from pfdiff.engine.runtime.inputs import Conditions, Inputs, look_at_device_values
-from pfdiff.engine.runtime.loop import Tables, make_tables
+from pfdiff.engine.runtime.loop import make_tables
 from pfdiff.engine.runtime.noise import noise
 from pfdiff.engine.runtime.session import Session
-from pfdiff.kernels import eager
 
+from ...small.cuda_loop import CPU, PLAIN, Notes, draw, loop_of, noted, tables
 from ...small.engine import CONTRACT, SHAPE, Small, program, small
 from ..test_devices import MIB, Machine
-
-CPU = torch.device("cpu")
-PLAIN = replace(CONTRACT, conditions=())
-
-
-class Notes(list[str]):
-    """What was asked of CUDA, in order; it is also the stream."""
-
-    cuda_stream = 7
-    device = CPU
-
-    def synchronize(self) -> None:
-        self.append("synchronize")
-
-    def wait_event(self, event: Any) -> None:
-        self.append("wait")
-
-
-class Event:
-    """A CUDA event that is done as soon as it was recorded, unless `pending`."""
-
-    pending = False
-    notes: Notes
-
-    def record(self, stream: Any) -> None:
-        self.notes.append("event")
-
-    def query(self) -> bool:
-        return not self.pending
-
-    def synchronize(self) -> None:
-        self.notes.append("synchronize event")
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Notes:
-    notes = Notes()
-    Machine().install(monkeypatch)
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: notes)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "Event", type("Event", (Event,), {"notes": notes}))
-    monkeypatch.setattr(torch.cuda, "MemPool", lambda: "pool")
-
-    def record(launch: Any, stream: Any, pool: Any) -> Any:
-        notes.append(f"record in {pool}")
-
-        def replay() -> None:
-            notes.append("replay")
-            launch()
-
-        return types.SimpleNamespace(replay=replay)
-
-    monkeypatch.setattr(cuda_loop, "record", record)
-    monkeypatch.setattr(cuda_batch, "record", record)
-    return notes
-
-
-def loop_of(notes: Notes, module: Any = small, decoder: LoadedDecoder | None = None, **options: Any) -> CudaLoop:
-    backend = TorchCuda(NetworkFiles(Path("none"), PLAIN, module), CPU)
-    backend.stream = notes  # type: ignore[assignment]
-    return CudaLoop(backend, PLAIN, decoder, **options)
-
-
-def tables(nfe: int = 4) -> Tables:
-    return make_tables(program(nfe, PLAIN), PLAIN)
-
-
-def draw(loop: CudaLoop, held: Tables, size: int = 4, count: int = 3, pixels: bool = False) -> torch.Tensor:
-    return loop.run(held, [(count, size)], Inputs(np.arange(count, dtype=np.uint64), None, ()), pixels=pixels)
+    return noted(monkeypatch)
 
 
 def test_one_capture_for_each_kind_and_one_replay_for_each_call(cuda: Notes) -> None:
@@ -311,71 +240,6 @@ def test_the_session_cuts_requests_for_the_device_loop_too(cuda: Notes) -> None:
     session.close()
     with pytest.raises(BackendError, match="is closed"):
         session.run(held, Inputs(keys, None, ()))
-
-
-# A latent model's decoder.
-def decode(latents: torch.Tensor) -> torch.Tensor:
-    """[B, 2, 3, 5] -> [B, 3, 6, 10]: both channels and their mean, twice as large."""
-    return torch.cat((latents, latents.mean(1, keepdim=True)), 1).repeat_interleave(2, 2).repeat_interleave(2, 3) / 2
-
-
-def decoder_of(function: Any = decode, precision: str = "fp32") -> LoadedDecoder:
-    contract = DecoderContract("twice", SHAPE, (3, 6, 10), precision=precision)
-    return LoadedDecoder(TorchCuda(NetworkFiles(Path("none"), contract, function), CPU), contract)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_decoder_runs_inside_the_graph_after_the_last_step(precision: str, cuda: Notes) -> None:
-    def evaluate(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        cuda.append("network")
-        return small(x, t)
-
-    def decoding(latents: torch.Tensor) -> torch.Tensor:
-        cuda.append(f"decoder {latents.dtype}")
-        return decode(latents)
-
-    loop, held = loop_of(cuda, evaluate, decoder_of(decoding, precision)), tables()
-    first = draw(loop, held, pixels=True)
-    cuda.clear()
-    assert torch.equal(draw(loop, held, pixels=True), first)
-    dtype = {"fp32": torch.float32, "fp16": torch.float16}[precision]
-    assert cuda == ["event", "wait", "replay", *["network"] * 4, f"decoder {dtype}", "event", "wait"]
-    wanted = torch.empty_like(first)
-    images = decode(program(4, PLAIN).evaluate(small, noise(range(3), SHAPE)).to(dtype)).float()
-    eager.images(wanted, images, *PLAIN.data_range)
-    assert (first.int() - wanted.int()).abs().max() <= 1
-    latents = draw(loop, held)
-    assert torch.allclose(latents, program(4, PLAIN).evaluate(small, noise(range(3), SHAPE)), rtol=1e-5, atol=1e-5)
-    assert cuda.count(f"decoder {dtype}") == 1  # samples are not decoded
-
-
-def test_images_that_are_not_finite(cuda: Notes) -> None:
-    loop = loop_of(cuda, decoder=decoder_of(lambda latents: decode(latents) / 0))
-    with pytest.raises(BackendError, match="the decoder's images are not finite in fp32; check its weights and its sc"):
-        draw(loop, tables(), pixels=True)
-
-
-def test_a_decoder_that_cannot_be_captured(cuda: Notes) -> None:
-    decoder = decoder_of()
-    decoder.backend.not_capturable = "its library says no"
-    loop = loop_of(cuda, decoder=decoder)
-    draw(loop, tables())
-    assert loop.execution == "one CUDA graph a batch"
-    with pytest.warns(RuntimeWarning, match=r"cannot be captured in a CUDA graph \(its library says no\)"):
-        draw(loop, tables(), pixels=True)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_decoders_buffers_are_counted(precision: str, cuda: Notes) -> None:
-    decoder, held = decoder_of(precision=precision), tables()
-    plain = bytes_needed(held, PLAIN, BatchKind(1, True, False), torch.float32, decoder)
-    pixels = bytes_needed(held, PLAIN, BatchKind(1, True, True), torch.float32, decoder)
-    converted = 2 * (30 + 180) if precision == "fp16" else 0  # latents and image in its own dtype
-    assert pixels - plain == 180 + 4 * 180 + converted
-    loop = loop_of(cuda, decoder=decoder)
-    loop._backend.bytes_per_sample, decoder.backend.bytes_per_sample = 1000, 5000
-    assert loop._bytes_per_sample(held, BatchKind(4, True, True)) == pixels + 5000
-    assert loop._bytes_per_sample(held, BatchKind(4, True, False)) == plain + 1000
 
 
 # The host's work before a replay.
