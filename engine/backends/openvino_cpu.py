@@ -14,10 +14,11 @@ from typing import Any, final
 import openvino
 import torch
 
-from ..contract.contract import AnyContract
+from ..contract.contract import AnyContract, Contract
 from ..errors import BackendError, first_line
 from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 from .openvino_rewrites import rewrite
+from .openvino_time import time_in_float32
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 CAPABILITIES = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16"}
@@ -82,7 +83,10 @@ class OpenVino(OneByOne[Any]):
             model = loaded.clone()
             try:
                 model.reshape({one.any_name: _with_batch(one.partial_shape, batch) for one in model.inputs})
-                rewrite(model, self._files.contract.precision)
+                contract = self._files.contract
+                if contract.precision != "fp32" and isinstance(contract, Contract):
+                    time_in_float32(model, contract.time)
+                rewrite(model, contract.precision)
                 self._compiled[batch] = _core().compile_model(model, "CPU", self._options)
             except RuntimeError as error:
                 raise BackendError(f"openvino refuses '{self._files.onnx}': {first_line(error)}") from error

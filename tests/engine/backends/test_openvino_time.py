@@ -1,0 +1,112 @@
+"""On OpenVINO the time of a bf16 network keeps its digits, as network.onnx says and PyTorch computes."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pfdiff.engine.backends.abstract import Buffers, NetworkFiles
+from pfdiff.engine.backends.casting import cast_copy
+from pfdiff.engine.backends.registry import open_backend
+from pfdiff.engine.contract.contract import Contract
+from pfdiff.export.to_onnx import export_module
+
+openvino = pytest.importorskip("openvino")
+openvino_cpu = pytest.importorskip("pfdiff.engine.backends.openvino_cpu")
+times = pytest.importorskip("pfdiff.engine.backends.openvino_time")
+
+SHAPE = (2, 4, 4)
+MARK = "DisablePrecisionConversion_0"
+
+
+@final
+class Embedded(nn.Module):
+    """The time as sine and cosine of eight angles up to itself, and as a row of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Linear(16, 8)
+        self.table = nn.Embedding(1000, 8)
+        self.first, self.last = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        angles = t.float()[:, None] * torch.logspace(0, -3, 8)
+        waves = torch.cat((angles.cos(), angles.sin()), 1).to(x.dtype)
+        rows = self.table(t.long())
+        return self.last(torch.tanh(self.first(x) + (self.embed(waves) + rows)[:, :, None, None]))
+
+
+@pytest.fixture(scope="module", params=["float32", "int64"])
+def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NetworkFiles:
+    time_dtype: str = request.param
+    contract = Contract("embedded", SHAPE, "linear:1000", "v", time_dtype=time_dtype, precision="bf16")
+    path = tmp_path_factory.mktemp("time") / "network.onnx"
+    export_module(cast_copy(Embedded(), torch.bfloat16).eval(), contract, path)
+    return NetworkFiles(path, contract)
+
+
+def static(files: NetworkFiles) -> Any:
+    model = openvino.Core().read_model(str(files.onnx))
+    model.reshape({"x": [2, *SHAPE], "t": [2]})
+    return model
+
+
+def test_the_part_of_the_time_alone_is_marked(files: NetworkFiles) -> None:
+    model = static(files)
+    times.time_in_float32(model, "t")
+    model.validate_nodes_and_infer_types()
+    kinds = {node.get_type_name(): MARK in node.get_rt_info() for node in model.get_ordered_ops()}
+    assert {name: kinds[name] for name in ("Cos", "Sin", "Convolution", "Tanh", "MatMul")} == {
+        "Cos": True,
+        "Sin": True,
+        "Convolution": False,
+        "Tanh": False,
+        "MatMul": False,
+    }
+    (product,) = (one.input_value(0).get_node() for one in model.get_ordered_ops() if one.get_type_name() == "Cos")
+    assert product.get_type_name() == "Multiply"
+    assert MARK in product.get_rt_info()
+    shaped = [one.get_node() for one in (product.input_value(0), product.input_value(1))]
+    assert all(MARK in one.get_rt_info() for one in shaped if one.get_type_name() not in ("Constant", "Parameter"))
+
+
+def test_values_are_those_of_the_network(files: NetworkFiles) -> None:
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    found: list[np.ndarray] = []
+    x, t = torch.randn(2, *SHAPE, generator=torch.manual_seed(1)), torch.tensor([999.0, 641.0])
+    for changed in (False, True):
+        model = static(files)
+        if changed:
+            times.time_in_float32(model, "t")
+        ends = openvino.preprocess.PrePostProcessor(model)
+        for end in (ends.input("x"), ends.output("out")):
+            end.tensor().set_element_type(openvino.Type.f32)
+        compiled = openvino.Core().compile_model(ends.build(), "CPU", options)
+        dtype = np.int64 if files.contract.time_dtype == "int64" else np.float32
+        found.append(compiled({"x": x.numpy(), "t": t.numpy().astype(dtype)})[0])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("t", [999.0, 641.0, 640.37, 3.0])
+def test_the_error_is_at_most_twice_pytorchs(files: NetworkFiles, t: float) -> None:
+    if "bf16" not in openvino_cpu.cpu_precisions():
+        pytest.skip("this CPU has no bf16 arithmetic")
+    if files.contract.time_dtype == "int64" and t != int(t):
+        pytest.skip("a time between two integers is none of an int64 network")
+    backend = open_backend("openvino", files, 1)
+    buffers = Buffers.of(files.contract, 2, backend.dtype)
+    buffers.x.copy_(torch.randn(2, *SHAPE, generator=torch.manual_seed(1)))
+    buffers.t.fill_(t)
+    (evaluate,) = backend.bind([buffers])
+    time = torch.full((2,), t, dtype=torch.float64)
+    with torch.no_grad():
+        x = buffers.x.float()
+        exact = Embedded().eval()(x, time.float()).double()
+        plain = cast_copy(Embedded(), torch.bfloat16).eval()(x.bfloat16(), time.float()).double()
+    error, usual = ((one - exact).norm() / exact.norm() for one in (evaluate().double(), plain))
+    assert 0 < error <= 2 * usual
