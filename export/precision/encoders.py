@@ -25,15 +25,14 @@ from ...engine.contract.contract import Contract, DecoderContract
 from ...engine.errors import InputError
 from ..check import OnnxRun, TrialInputs
 from .calibration.makers import Makers, Part
-from .observe import LARGEST_BYTES
-from .quantise import Quantised, quantise
+from .large.outside import loaded
+from .large.outside import write as write_graph
+from .quantise import quantise
 from .ranges import Kind, fitted
 from .tasks import HALF, NetworkTask
 from .trajectory import Array, Evaluate
 
 if TYPE_CHECKING:
-    import onnx
-
     from ...engine.progress import Lines, Stages
 
 MOST = 0.1  # of the RMS of encodings, and of latents
@@ -131,7 +130,7 @@ def quantise_encoders(
                 found[one.name] = stays(one.name, one.contract.precision, str(error), say)
                 continue
             found[one.name], trials[one.name] = made.record, Path(folder) / one.place.name
-            write(made, trials[one.name])
+            write_graph(made.model, trials[one.name])
         if not trials:
             return found
         added = task.changed(makers.of_files(trials).tables(contract), evaluate)
@@ -174,19 +173,6 @@ def stays(name: str, precision: str, why: str, say: Lines) -> dict[str, Any]:
     return {FLOATS[precision]: why}
 
 
-def loaded(path: Path) -> onnx.ModelProto:
-    """With its weights, also those beside the file. Raises InputError above 2 GiB, before they are read."""
-    import onnx
-
-    held = sum(one.stat().st_size for one in path.parent.glob(f"{path.name}*"))
-    if held > LARGEST_BYTES:
-        raise InputError(
-            f"'{path.name}' has {held / 2**30:.1f} GiB, and a graph to measure in memory is one protobuf message of at "
-            "most 2"
-        )
-    return onnx.load(path)
-
-
 # The image encoder.
 def quantise_image_encoder(
     folder: Path,
@@ -215,17 +201,8 @@ def quantise_image_encoder(
         made = quantise(loaded(path), task, of, contract=encoder, say=say, progress=progress)
     except InputError as error:
         return stays(name, encoder.precision, str(error), say)
-    write(made, folder / IMAGE_ENCODER)
+    write_graph(made.model, folder / IMAGE_ENCODER)
     return made.record
-
-
-def write(made: Quantised, path: Path) -> None:
-    """The graph at `path`, in place of what is there."""
-    import onnx_ir
-
-    from ..to_onnx import save_model
-
-    save_model(onnx_ir.from_proto(made.model), path)
 
 
 def _rms(values: Array) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir
 
 LAYERS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -86,3 +87,55 @@ def _subgraphs(node: onnx_ir.Node) -> Iterator[object]:
     for attribute in node.attributes.values():
         if attribute.type.name in ("GRAPH", "GRAPHS"):
             yield attribute
+
+
+def captured_as_float32(model: onnx.ModelProto, kept: set[str]) -> None:
+    """What graphs inside nodes (If, Loop) read of the graph around them comes by a float32 copy, as they stay float32.
+
+    The copies are nodes of the model, in place, and join `kept`. Without a type, they get no cast behind them.
+    """
+    import onnx
+
+    floats = {one.name for one in (*model.graph.value_info, *model.graph.input) if one.type.tensor_type.elem_type == 1}
+    floats |= {one.name for one in model.graph.initializer if one.data_type == 1}
+    nodes: list[onnx.NodeProto] = []
+    made: set[str] = set()
+    for node in model.graph.node:
+        for graph in _graphs(node):
+            for name in sorted(_captured(graph) & floats):
+                fresh = f"{name}_captured"
+                if fresh not in made:
+                    nodes.append(onnx.helper.make_node("Identity", [name], [fresh], name=f"{fresh}_node"))
+                    kept.add(f"{fresh}_node")
+                    made.add(fresh)
+                _rename(graph, name, fresh)
+        nodes.append(node)
+    if made:
+        held = onnx.GraphProto(node=nodes)  # copies, which the next line does not empty
+        del model.graph.node[:]
+        model.graph.node.extend(held.node)
+
+
+def _graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [graph for one in node.attribute for graph in (*([one.g] if one.HasField("g") else []), *one.graphs)]
+
+
+def _captured(graph: onnx.GraphProto) -> set[str]:
+    """Names that a graph reads and does not define."""
+    own = {one.name for one in (*graph.input, *graph.initializer)}
+    own |= {name for node in graph.node for name in node.output}
+    read = {name for node in graph.node for name in node.input}
+    for node in graph.node:
+        for inner in _graphs(node):
+            read |= _captured(inner)
+    return read - own - {""}
+
+
+def _rename(graph: onnx.GraphProto, name: str, fresh: str) -> None:
+    for node in graph.node:
+        for index, one in enumerate(node.input):
+            if one == name:
+                node.input[index] = fresh
+        for inner in _graphs(node):
+            if name in _captured(inner):
+                _rename(inner, name, fresh)

@@ -15,14 +15,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
 from ...engine.contract.contract import AnyContract, Contract
 from ...engine.errors import InputError, first_line
 from ..check import EPSILON, TrialInputs
-from .float32_parts import float32_by_rule, out_of_range
+from .float32_parts import captured_as_float32, float32_by_rule, out_of_range
+from .large.outside import as_inputs, put_back
 from .observe import GraphRun, float_tensors, largest_values
 from .trajectory import Array, relative_error
 
@@ -124,8 +125,11 @@ def _cast(model: onnx.ModelProto, contract: AnyContract, precision: str, kept: s
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    kept = set(kept)
+    captured_as_float32(copy, kept)
     _own_constants(copy, kept)
-    original = {one.name: one for one in _copied(copy).graph.initializer}
+    original = _copied(copy)
+    weights = as_inputs(copy)
     stays = [one.name for one in copy.graph.input if one.name != contract.input]
     logging.getLogger(float16.__name__).setLevel(logging.ERROR)
     try:
@@ -141,7 +145,7 @@ def _cast(model: onnx.ModelProto, contract: AnyContract, precision: str, kept: s
             f"network '{contract.name}' cannot be converted to {precision} ({first_line(error)[:160]}); "
             "build with fp32, or give the nn.Module"
         ) from error
-    return _tidied(cast, original, precision)
+    return _tidied(cast, original, weights, precision)
 
 
 def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -154,7 +158,7 @@ def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _own_constants(model: onnx.ModelProto, kept: set[str]) -> None:
     """Float32 constants of float32 nodes that others read too get a copy, which is not rounded."""
-    floats = {one.name: one for one in model.graph.initializer if one.data_type == 1}
+    floats = {one.name: one for one in model.graph.initializer if one.data_type == 1 and not one.data_location}
     others = {name for node in model.graph.node if node.name not in kept for name in node.input if name in floats}
     made: set[str] = set()
     for node in model.graph.node:
@@ -170,7 +174,9 @@ def _own_constants(model: onnx.ModelProto, kept: set[str]) -> None:
                 node.input[index] = name + SUFFIX
 
 
-def _tidied(model: onnx.ModelProto, original: dict[str, Any], precision: str) -> onnx.ModelProto:
+def _tidied(
+    model: onnx.ModelProto, original: onnx.ModelProto, weights: dict[str, onnx.TensorProto], precision: str
+) -> onnx.ModelProto:
     """Constants rounded from the original, casts there and back removed, bfloat16 for float16, in order."""
     import ml_dtypes
     import onnx
@@ -182,19 +188,26 @@ def _tidied(model: onnx.ModelProto, original: dict[str, Any], precision: str) ->
     graph = read.graph
     half = onnx_ir.DataType.FLOAT16 if precision == "fp16" else onnx_ir.DataType.BFLOAT16
     numbers = np.float16 if precision == "fp16" else ml_dtypes.bfloat16
+    constants = {one.name: one for one in original.graph.initializer}
+    held = {(node.name, one.name): one.t for node in original.graph.node for one in node.attribute if one.HasField("t")}
     for name, value in graph.initializers.items():
         if value.const_value is not None and value.const_value.dtype == onnx_ir.DataType.FLOAT16:
-            exact = numpy_helper.to_array(original[name])
+            exact = numpy_helper.to_array(constants[name])
             value.const_value = onnx_ir.tensor(exact.astype(numbers), dtype=half, name=name)
             value.dtype = half
     for node in graph:
         target = node.attributes.get("to") if node.op_type == "Cast" else node.attributes.get("dtype")
+        for name, one in list(node.attributes.items()):
+            if one.type.name == "TENSOR" and one.as_tensor().dtype == onnx_ir.DataType.FLOAT16:
+                exact = numpy_helper.to_array(held[node.name or "", name])
+                node.attributes[name] = onnx_ir.AttrTensor(name, onnx_ir.tensor(exact.astype(numbers), dtype=half))
         if target is not None and target.as_int() == int(onnx_ir.DataType.FLOAT16):
             node.attributes[target.name] = onnx_ir.AttrInt64(target.name, int(half))
     for value in (*graph.inputs, *graph.outputs, *(one for node in graph for one in node.outputs)):
         if value.dtype == onnx_ir.DataType.FLOAT16:
             value.dtype = half
     graph.sort()
+    put_back(graph, weights)
     _join_casts(graph)
     RemoveUnusedNodesPass()(read)
     found = onnx_ir.to_proto(read)

@@ -54,7 +54,7 @@ def _layer(node: onnx_ir.Node) -> Layer | None:
     if x is None or weights is None or x.const_value is not None or weights.const_value is None:
         return None
     shape, output = weights.const_value.shape, node.outputs[0].name
-    if not weights.const_value.dtype.is_floating_point() or len(shape) < 2 or not x.name or not output:
+    if weights.const_value.dtype.name != "FLOAT" or len(shape) < 2 or not x.name or not output:
         return None
     axis = 0
     if node.op_type == "MatMul":

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from ...engine.errors import InputError, first_line
 from ..check import TrialInputs
+from .large.outside import LARGEST_BYTES, for_a_session
 
 if TYPE_CHECKING:
     import onnx
 
 Array = NDArray[Any]
-LARGEST_BYTES = (1 << 31) - (1 << 20)  # of a graph that is one protobuf message
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 
 
@@ -34,8 +34,8 @@ class GraphRun:
 
         if model.ByteSize() > LARGEST_BYTES:
             raise InputError(
-                f"the network has {model.ByteSize() / 2**30:.1f} GiB, and at most 2 are converted; "
-                "give the nn.Module, or a file in the precision itself"
+                f"the graph to measure has {model.ByteSize() / 2**30:.1f} GiB, and a protobuf message holds at most 2; "
+                "build with fp16 or bf16"
             )
         held = {one.name for one in model.graph.output}
         asked = [onnx.ValueInfoProto(name=name) for name in also if name not in held]
@@ -47,8 +47,9 @@ class GraphRun:
         if exact:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            data = model.SerializeToString()
-            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            with for_a_session(model, options):
+                data = model.SerializeToString()
+                self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise InputError(f"ONNX Runtime refuses the converted graph ({first_line(error)[:200]})") from error
         finally:

@@ -25,6 +25,7 @@ from .calibration.bias import shifts_of
 from .give_back import Chosen, choose
 from .half import convert, prepared
 from .insert import SWITCH, insert
+from .large.outside import check_eight_bits
 from .layers import Layer, counted, quantisable
 from .observe import GraphRun, Seen, observed
 from .ranges import INT8_SMALL, Kind, Range, activation_range, rules_for
@@ -143,6 +144,7 @@ def _calibrated(
     costs = [one.products(shapes, weights[one.weights]) for one in every]
     least = LEAST_SHARE * sum(costs)
     pairs = [(layer, cost) for layer, cost in zip(every, costs, strict=True) if cost >= least]
+    check_eight_bits(graph, {one.weights for one, _ in pairs})
     wanted = {one.input for one, _ in pairs}
     wanted |= {one.output for one, _ in pairs if one.kind == "convolution"} if outputs else set()
     return [one for one, _ in pairs], [cost for _, cost in pairs], {name: held[name] for name in wanted}

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any, final
 
 from ...engine.contract.contract import PRECISIONS, QUANTISED, Contract, DecoderContract
 from ...engine.errors import InputError
-from ..check import OnnxRun
+from ..check import LARGE_BYTES, OnnxRun
 from ..sources.from_module import ModuleSource
 from .calibration.given import Given
 from .calibration.makers import Makers
 from .calibration.observations import NAME as OBSERVATION
 from .calibration.observations import Observations
-from .encoders import loaded, quantise_encoders, stays
-from .encoders import write as write_graph
+from .encoders import quantise_encoders, stays
 from .half import convert, rounded
 from .inside import layers_line
+from .large.outside import loaded, size_of
+from .large.outside import write as write_graph
 from .observe import GraphRun
 from .prompts import Texts, digest_of
 from .quantise import quantise
@@ -123,24 +124,23 @@ def check_for_target(precision: str, targets: tuple[str, ...]) -> None:
         )
 
 
+def _run_of(whole: Path, contract: Contract) -> OnnxRun:
+    return OnnxRun(whole, contract.inputs, contract.output, large=size_of(whole) > LARGE_BYTES)
+
+
 # Half precision.
 def _half(whole: Path, path: Path, contract: Contract, precision: str, asked: Asked, say: Lines) -> Written:
-    import onnx
-    import onnx_ir
-
-    from ..to_onnx import save_model
-
-    run = OnnxRun(whole, contract.inputs, contract.output)
+    run = _run_of(whole, contract)
     trial = Trajectories.of(contract, CALIBRATION_SEED, TRIAL_SEEDS, clips=asked.clips)
     cases = trial.inputs(asked.programs, lambda case: run(case.inputs))
-    half = convert(onnx.load(whole), contract, precision, cases)
+    half = convert(loaded(whole), contract, precision, cases)
     short = GraphRun(rounded(half.model) if precision == "bf16" else half.model, contract.inputs)
     samples: dict[str, Any] = {}
     for nfe, program in asked.programs.items():
         exact = trial.sample(program, lambda case: run(case.inputs))
         found = trial.sample(program, lambda case: short(case)[contract.output])
         samples[f"NFE {nfe}"] = {"added": trial.distance(found, exact)}
-    save_model(onnx_ir.from_proto(half.model), path)
+    write_graph(half.model, path)
     record = {
         "precision": precision,
         "float32_nodes": sorted(half.kept),
@@ -154,16 +154,14 @@ def _half(whole: Path, path: Path, contract: Contract, precision: str, asked: As
 
 # Eight bits.
 def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, asked: Asked, say: Lines) -> Written:
-    import onnx
-
     tables = asked.tables(contract)
     check_typical(contract, precision, tables)
     kind = kind_of(precision, for_gpu=asked.for_gpu)
-    run = OnnxRun(whole, contract.inputs, contract.output)
+    run = _run_of(whole, contract)
     say(f"measuring samples in float32, to quantise {contract.name} by")
     task = NetworkTask(contract, asked.programs, lambda case: run(case.inputs), asked.bound, asked.clips, tables)
     made = quantise(
-        onnx.load(whole),
+        loaded(whole),
         task,
         kind,
         contract=contract,
@@ -171,7 +169,7 @@ def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, ask
         say=say,
         progress=asked.progress,
     )
-    write_graph(made, path)
+    write_graph(made.model, path)
     record = made.record
     record["calibration_seeds"] = len(task.calibration.seeds)
     record["quantise_error"], record["for_gpu"] = asked.bound, asked.for_gpu
@@ -212,7 +210,7 @@ def quantise_decoder(
         made = quantise(loaded(exact), task, kind, **given, say=say, progress=asked.progress)
     except InputError as error:
         return stays("the decoder", contract.precision, str(error), say)
-    write_graph(made, path)
+    write_graph(made.model, path)
     say(f"decoder: {described(made.record)}")
     return made.record
 

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,20 @@ def test_the_form(source: NetworkFiles) -> None:
     assert before["MatMul"] - after["MatMul"] == after["VariadicSplit"] == 1
     assert after["ConvolutionBackpropData"] == before["Convolution"] - after["Convolution"] == 2
     assert before["Interpolate"] - after["Interpolate"] == 2
+
+
+def test_weights_used_both_ways_are_two_constants() -> None:
+    """x W^T W, with one constant for both; OpenVINO alone computes another matrix."""
+    op = openvino.opset13
+    generator = np.random.default_rng(0)
+    w = generator.standard_normal((32, 32), np.float32)
+    x = generator.standard_normal((2, 16, 16, 32), np.float32)
+    value, weights = op.parameter(list(x.shape), np.float32, name="x"), op.constant(w)
+    model = openvino.Model([op.matmul(op.matmul(value, weights, False, True), weights, False, False)], [value], "tied")
+    rewrites.tied_weights(model)
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    wanted = x.astype(np.float64) @ w.T @ w
+    np.testing.assert_allclose(compiled({"x": x})[0], wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_fp16_keeps_its_group_normalisation(source: NetworkFiles) -> None:

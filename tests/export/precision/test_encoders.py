@@ -17,8 +17,9 @@ from pfdiff.engine.contract.contract import DecoderContract, TextEncoderContract
 from pfdiff.engine.contract.text_encoders import TextEncoder, TextEncoders
 from pfdiff.engine.errors import InputError
 from pfdiff.export.check import OnnxRun
-from pfdiff.export.precision import encoders, tasks
+from pfdiff.export.precision import tasks
 from pfdiff.export.precision.encoders import quantise_encoders, quantise_image_encoder
+from pfdiff.export.precision.large import outside
 from pfdiff.export.precision.prompts import USUAL, Texts, prompts_from
 from pfdiff.export.precision.ranges import FP8, INT8_CPU, INT8_GPU, Kind
 from pfdiff.export.precision.tasks import rows_of
@@ -254,21 +255,17 @@ def test_an_image_encoder_is_judged_by_latents(tmp_path: Path, kind: Kind) -> No
     assert onnx.load(folder / "encoders" / "image.onnx").graph.input[0].type.tensor_type.elem_type == wanted
 
 
-def test_weights_beside_the_file_are_read_and_above_2_gib_refused(
-    texts: Texts, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("outside_above", [1 << 30, 1000])
+def test_weights_beside_the_file_are_read_at_once_or_stay_there(
+    texts: Texts, monkeypatch: pytest.MonkeyPatch, outside_above: int
 ) -> None:
+    monkeypatch.setattr(outside, "EXTERNAL_ABOVE_BYTES", outside_above)
     place, contract = texts.folder / "encoder.onnx", conditioned()
     model = onnx.load(place)
     place.unlink()
     onnx.save(model, place, save_as_external_data=True, location="encoder.onnx.data", size_threshold=64)
     task: Any = ByHand(1.0, texts.tables(contract))
     words = contract, task, lambda case: case.x, INT8_CPU, lambda line: None, None
-    with monkeypatch.context() as patched:
-        patched.setattr(encoders, "LARGEST_BYTES", 1000)
-        said = quantise_encoders(texts, *words)["encoder"]["float32"]
-        assert (
-            said == "'encoder.onnx' has 0.0 GiB, and a graph to measure in memory is one protobuf message of at most 2"
-        )
     assert quantise_encoders(texts, *words)["encoder"]["layers"] == {"linear layer": [2, 2]}
     assert not place.with_name("encoder.onnx.data").exists()
     texts.tables(contract)  # it runs without them

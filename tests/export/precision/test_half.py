@@ -138,6 +138,38 @@ def test_a_constant_that_both_sides_read_is_rounded_on_one_only() -> None:
     assert stored == [TensorProto.FLOAT, TensorProto.FLOAT16]
 
 
+def test_graphs_inside_read_float32_of_what_is_around_them() -> None:
+    """A branch reads a product, and a constant that others read too."""
+    text = HEAD + (
+        "<float[4] w = {0.1, 0.7, -0.3, 2.0}, int64 zero = {0}, float half = {500}> {\n"
+        "y = Mul(x, w)\n first = Gather(t, zero)\n late = Greater(first, half)\n"
+        "z = If (late) <then_branch = th () => (float[b,4] a) { a = Mul(y, w) },"
+        " else_branch = el () => (float[b,4] a) { a = Identity(y) }>\n out = Add(z, x) }"
+    )
+    x = np.array([[1.0, -2.0, 0.25, 3.0]])
+    model, out, kept = halved(text, x)
+    w = np.array([0.1, 0.7, -0.3, 2.0])
+    np.testing.assert_allclose(out, x * w + x, rtol=2e-3)  # t is 7
+    case = TrialInputs(x.astype(np.float32), np.full(1, 700, np.float32), ())
+    late = GraphRun(model, contract_of((4,)).inputs)(case)["out"]
+    np.testing.assert_allclose(late, x * w * w + x, rtol=2e-3)
+    assert len(kept) >= 1
+
+
+def test_a_filled_tensor_has_the_dtype_of_the_graph() -> None:
+    text = HEAD + (
+        "{ form = Shape(x)\n y = ConstantOfShape<value = float[1] {0.3}>(form)\n z = Mul(x, y)\n out = Add(z, x) }"
+    )
+    x = np.array([[1.0, -2.0, 0.25, 3.0]])
+    case = TrialInputs(x.astype(np.float32), np.full(1, 7, np.float32), ())
+    half = convert(graph(text), contract_of((4,)), "bf16", [case])
+    (node,) = (one for one in half.model.graph.node if one.op_type == "ConstantOfShape")
+    (value,) = (one.t for one in node.attribute if one.name == "value")
+    assert value.data_type == TensorProto.BFLOAT16
+    out = GraphRun(rounded(half.model), contract_of((4,)).inputs)(case)["out"]
+    np.testing.assert_allclose(out, 1.3 * x, rtol=1e-2)
+
+
 def test_what_is_not_finite_in_any_precision_is_refused_in_one_line() -> None:
     text = HEAD + "<float[1] zero = {0}> { y = Div(x, zero)\n out = Identity(y) }"
     with pytest.raises(InputError, match=r"not finite in fp16 on the sampler's own inputs.*build with bf16 or fp32"):
