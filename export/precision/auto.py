@@ -83,7 +83,7 @@ def fastest(
                 "precision auto compares samples, and a condition has no default or labels to sample with; "
                 "give values of it, or a policy's observations (calibrate_conditions), or name a precision"
             )
-        samples, trial = _samples(engines, first, tables, _seeds(made.values()))
+        samples, trial = _samples(engines, first, tables, _seeds(made.values()), said)
         bounds, own = _bounds(open_engine, first, trial, samples["fp32"], bound)
         times = _times(engines, first, tables)
     errors = {
@@ -137,15 +137,23 @@ def _seeds(made: Iterable[Artifact]) -> int:
 
 
 def _samples(
-    engines: Mapping[str, Engine], first: Artifact, tables: Mapping[str, Array], count: int
+    engines: dict[str, Engine], first: Artifact, tables: Mapping[str, Array], count: int, said: list[str]
 ) -> tuple[dict[str, dict[int, Array]], Trajectories]:
+    """Of every engine by NFE. One whose samples fail, such as by values that are not finite, leaves `engines`."""
     contract = first.contract
     trial = Trajectories.of(
         contract, CHECK_SEED, count, clips=first.decoder is None, tables=rows_of(tables, check=True)
     )
-    return {
-        name: {nfe: _sample(engine, trial, nfe) for nfe in first.programs} for name, engine in engines.items()
-    }, trial
+    found: dict[str, dict[int, Array]] = {}
+    for name, engine in list(engines.items()):
+        try:
+            found[name] = {nfe: _sample(engine, trial, nfe) for nfe in first.programs}
+        except (InputError, BackendError) as error:
+            if name == "fp32":
+                raise
+            said.append(f"{name}: {first_line(error)}")
+            del engines[name]
+    return found, trial
 
 
 def _sample(engine: Engine, trial: Trajectories, nfe: int) -> Array:

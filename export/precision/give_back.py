@@ -56,9 +56,11 @@ def choose(costs: Sequence[float], alone: Measure, together: Measure, say: Calla
     scale = everything / total if math.isfinite(everything) and 0 < total < math.inf else 1.0
     aim, position = SAFETY, 0
     while position < count:
-        while position < count and (position == 0 or scale * math.sqrt(_left(squares, flags)) > aim):
+        more = True  # a layer at least, or the same would be measured again
+        while position < count and more:
             flags[order[position]] = False
             position += 1
+            more = scale * math.sqrt(_left(squares, flags)) > aim
         if not flags.any() or together(flags) <= 1:
             break
         aim *= TIGHTER

@@ -132,6 +132,10 @@ def _calibrated(
 
     graph = onnx_ir.from_proto(model).graph
     every = quantisable(graph, task.time)
+    if not every and any(node.op_type == "DequantizeLinear" for node in model.graph.node):
+        raise InputError(
+            "the network's layers are in eight bits already (Q/DQ); build with precision fp32, which keeps them so"
+        )
     if not every:
         raise InputError(
             "the network has no convolution and no linear layer with constant weights in float32, so there is nothing "

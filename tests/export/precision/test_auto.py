@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pfdiff.engine.artifact import read_artifact
-from pfdiff.engine.errors import InputError
+from pfdiff.engine.errors import BackendError, InputError
 from pfdiff.export.build import build
 from pfdiff.export.network import Network
 from pfdiff.export.precision import auto
@@ -68,3 +68,19 @@ def test_an_engine_of_another_network_is_not_replaced(
     build(Network(file, **{**WORDS, "prediction": "eps"}, name="small"), 2, **SAMPLER, backend="onnxruntime").close()
     with pytest.raises(InputError, match="holds another network; give the engine another name"):
         build(Network(file, **WORDS, name="small"), 2, **SAMPLER, precision="auto", backend="onnxruntime")
+
+
+def test_a_precision_whose_samples_fail_is_left_out(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = auto._sample
+
+    def failing(engine: Any, trial: Any, nfe: int) -> Any:
+        if engine.precision == "int8":
+            raise BackendError("the network's output is not finite")
+        return sample(engine, trial, nfe)
+
+    monkeypatch.setattr(auto, "_sample", failing)
+    precision, lines = built(file, tmp_path / "e", monkeypatch, {"fp32": 3.0, "int8": 1.0})
+    assert precision == "fp32"
+    assert "int8: the network's output is not finite" in lines

@@ -63,3 +63,16 @@ def test_a_layer_without_a_finite_error_goes_back() -> None:
 def test_none_stay_where_none_fits() -> None:
     chosen = choose(COSTS, lambda flags: 5.0, lambda flags: 5.0 * flags.any(), lambda done, count: None)
     assert not chosen.flags.any()
+
+
+def test_layers_without_an_error_of_their_own_on_calibrations_seeds_go_back_too() -> None:
+    """Where others' samples differ all the same, as with labels that calibration has not seen."""
+    asked: list[int] = []
+
+    def together(flags: np.ndarray) -> float:
+        asked.append(int(flags.sum()))
+        return 5.0 if flags[2] else 0.5
+
+    found = choose([4.0, 3.0, 2.0, 1.0], lambda flags: 0.0, together, lambda done, count: None)
+    assert found.flags.tolist() == [False, False, False, True]
+    assert asked == [4, 3, 2, 1]

@@ -170,6 +170,18 @@ def test_a_filled_tensor_has_the_dtype_of_the_graph() -> None:
     np.testing.assert_allclose(out, 1.3 * x, rtol=1e-2)
 
 
+def test_scales_of_a_quantised_file_stay_float32_in_bf16() -> None:
+    text = HEAD + (
+        "<float scale = {0.05}, int8 zero = {0}> { q = QuantizeLinear(x, scale, zero)\n"
+        "y = DequantizeLinear(q, scale, zero)\n z = Mul(y, y)\n out = Add(z, x) }"
+    )
+    case = TrialInputs(np.array([[1.0, -2.0, 0.25, 3.0]], np.float32), np.full(1, 7, np.float32), ())
+    half = convert(graph(text), contract_of((4,)), "bf16", [case])
+    stored = {one.name: one.data_type for one in half.model.graph.initializer}
+    rounding = [one for one in half.model.graph.node if one.op_type.endswith("izeLinear")]
+    assert [stored[one.input[1]] for one in rounding] == [TensorProto.FLOAT] * 2
+
+
 def test_what_is_not_finite_in_any_precision_is_refused_in_one_line() -> None:
     text = HEAD + "<float[1] zero = {0}> { y = Div(x, zero)\n out = Identity(y) }"
     with pytest.raises(InputError, match=r"not finite in fp16 on the sampler's own inputs.*build with bf16 or fp32"):

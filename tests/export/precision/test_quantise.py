@@ -186,6 +186,11 @@ def test_bad_input_is_refused_in_one_line(file: Path, tmp_path: Path, given: dic
     assert not (tmp_path / "e").exists()
 
 
+def test_a_file_in_eight_bits_is_not_quantised_again(engine: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"in eight bits already .*; build with precision fp32, which keeps them so"):
+        build(Network(engine / "network.onnx", **WORDS), 2, **SAMPLER, precision="int8", out=tmp_path / "e")
+
+
 def test_a_backend_without_eight_bits_says_so(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="'torch' has no int8 on this CPU"):
         build(Network(Small(), shape=SHAPE, **WORDS), 2, precision="int8", backend="torch", out=tmp_path / "e")
