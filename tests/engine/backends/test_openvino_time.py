@@ -43,11 +43,15 @@ class Embedded(nn.Module):
 
 @pytest.fixture(scope="module", params=["float32", "int64"])
 def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NetworkFiles:
-    time_dtype: str = request.param
-    contract = Contract("embedded", SHAPE, "linear:1000", "v", time_dtype=time_dtype, precision="bf16")
+    contract = Contract("embedded", SHAPE, "linear:1000", "v", time_dtype=request.param, precision="bf16")
     path = tmp_path_factory.mktemp("time") / "network.onnx"
     export_module(cast_copy(Embedded(), torch.bfloat16).eval(), contract, path)
     return NetworkFiles(path, contract)
+
+
+def time_dtype(files: NetworkFiles) -> str:
+    assert isinstance(files.contract, Contract)
+    return files.contract.time_dtype
 
 
 def static(files: NetworkFiles) -> Any:
@@ -87,7 +91,7 @@ def test_values_are_those_of_the_network(files: NetworkFiles) -> None:
         for end in (ends.input("x"), ends.output("out")):
             end.tensor().set_element_type(openvino.Type.f32)
         compiled = openvino.Core().compile_model(ends.build(), "CPU", options)
-        dtype = np.int64 if files.contract.time_dtype == "int64" else np.float32
+        dtype = np.int64 if time_dtype(files) == "int64" else np.float32
         found.append(compiled({"x": x.numpy(), "t": t.numpy().astype(dtype)})[0])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-6, atol=1e-6)
 
@@ -96,11 +100,12 @@ def test_values_are_those_of_the_network(files: NetworkFiles) -> None:
 def test_the_error_is_at_most_twice_pytorchs(files: NetworkFiles, t: float) -> None:
     if "bf16" not in openvino_cpu.cpu_precisions():
         pytest.skip("this CPU has no bf16 arithmetic")
-    if files.contract.time_dtype == "int64" and t != int(t):
+    if time_dtype(files) == "int64" and t != int(t):
         pytest.skip("a time between two integers is none of an int64 network")
     backend = open_backend("openvino", files, 1)
     buffers = Buffers.of(files.contract, 2, backend.dtype)
     buffers.x.copy_(torch.randn(2, *SHAPE, generator=torch.manual_seed(1)))
+    assert buffers.t is not None
     buffers.t.fill_(t)
     (evaluate,) = backend.bind([buffers])
     time = torch.full((2,), t, dtype=torch.float64)

@@ -11,6 +11,7 @@ from onnx import TensorProto, numpy_helper
 
 from pfdiff.engine.compiler.compile import compile as compile_program
 from pfdiff.engine.errors import InputError
+from pfdiff.export.check import TrialInputs
 from pfdiff.export.network import Network
 from pfdiff.export.precision.large import outside
 from pfdiff.export.precision.observe import GraphRun
@@ -78,8 +79,9 @@ def test_the_graph_in_memory_holds_no_large_weight(file: Path, monkeypatch: pyte
     ]
     assert set(places) == {str(file.parent / "net.onnx.data")}
     names = [one.name for one in model.graph.input]
-    feed = [np.random.default_rng(0).standard_normal((2, 2, 8, 8), np.float32), np.float32([3, 700])]
-    runs = [GraphRun(one, names)._session.run(None, dict(zip(names, feed, strict=True)))[0] for one in (model, whole)]
+    feed = [np.random.default_rng(0).standard_normal((2, 2, 8, 8), np.float32), np.array([3, 700], np.float32)]
+    case = TrialInputs(feed[0], feed[1], ())
+    runs = [GraphRun(one, names)(case)["out"] for one in (model, whole)]
     np.testing.assert_allclose(runs[0], runs[1], rtol=1e-5, atol=1e-6)
     assert [one.external_data[0].value for one in model.graph.initializer if one.data_location] == places
 
