@@ -111,9 +111,8 @@ def build(
     sizes = _check_batch(batch, source)
     targets = _check_targets(target)
     check_for_target(precision, targets)
-    if precision == AUTO_PRECISION or backend == "torch" or (backend == "auto" and not _is_cpu(device)):
-        source.kept()  # the module is needed to the end: exported at each precision, or run by PyTorch
-    module = None if source.frees else _module_of(source, required=backend == "torch")
+    runs = backend == "torch" or (backend == "auto" and not _is_cpu(device))  # PyTorch may
+    module = _module_of(source, required=backend == "torch") if runs else None
     check_runnable(backend, "fp32" if precision == AUTO_PRECISION else precision, module, parse_device(device))
     settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}
     counts = _integers("nfe", nfe)
@@ -129,15 +128,18 @@ def build(
         progress=plan_progress,
         given=calibrated,
     )
-    decoder = source.decoder.module if source.decoder and not source.frees else None
+    decoder = source.decoder.module if source.decoder and runs else None
     loading = {"device": device, "backend": backend, "threads": threads, "progress": plan_progress}
     loading |= {"module": module, "decoder_module": decoder}
     given = {"batch": sizes, "replaces": out is not None, "search": records, "asked": asked, "say": say}
     if precision == AUTO_PRECISION:
-        artifact = by_measurement(place, source, programs, given, loading)
+        artifact = by_measurement(place, source, programs, given, loading, ready=source.restore if runs else None)
     else:
         artifact = write_programs(place, source, programs, precision=precision, **given)
     _build_plans(artifact, targets, say, plan_progress)
+    if runs:
+        source.restore()
+        source.kept()  # the engine may hold it
     return Engine.open(artifact, **loading)
 
 

@@ -117,8 +117,10 @@ class OnnxRun:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # what Q/DQ nodes say, by float kernels
-        if large:  # packed copies of the weights would double the memory
+        if large:  # weights stay in their file: no packed copies, none folded into others, no float32 ones of float16
             options.add_session_config_entry("session.disable_prepacking", "1")
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.enable_cpu_mem_arena = False
         self._inputs, self._output, self._name = inputs, output, path.name
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -26,8 +26,11 @@ PRECISIONS = ("fp32", "fp16")
 MIB = 1 << 20
 
 
-def save(folder: Path, channels: int) -> dict[str, int]:
-    """The pipeline's folder, and how many parameters each part has. channels: of the U-Net's first block."""
+def save(folder: Path, channels: int, side: int = 16) -> dict[str, int]:
+    """The pipeline's folder, and how many parameters each part has. channels: of the U-Net's first block.
+
+    side: of a latent. Half precisions take long on a CPU, by its square.
+    """
     import torch
 
     diffusers: Any = import_module("diffusers")
@@ -36,7 +39,7 @@ def save(folder: Path, channels: int) -> dict[str, int]:
     blocks: dict[str, Any] = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
     blocks |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
     unet = diffusers.UNet2DConditionModel(
-        sample_size=16,
+        sample_size=side,
         block_out_channels=(channels, 2 * channels),
         cross_attention_dim=8 * channels // 5,
         layers_per_block=1,
@@ -99,6 +102,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / folder_name() / "build_memory.json")
     parser.add_argument("--folder", type=Path, help="where the pipeline and the engines go; kept; a temporary one")
     parser.add_argument("--channels", type=int, nargs="+", default=[640], help="multiples of 80")
+    parser.add_argument("--side", type=int, default=16, help="of a latent")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--precision", choices=PRECISIONS, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -108,17 +112,18 @@ def main() -> None:
     sizes: list[dict[str, Any]] = []
     for channels in given.channels:
         with tempfile.TemporaryDirectory() as made:
-            sizes.append(measure((given.folder or Path(made)) / str(channels), channels, given.precisions))
+            folder = (given.folder or Path(made)) / str(channels)
+            sizes.append(measure(folder, channels, given.side, given.precisions))
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps({"machine": describe(), "sizes": sizes}, indent=1) + "\n")
 
 
-def measure(folder: Path, channels: int, precisions: Sequence[str]) -> dict[str, Any]:
+def measure(folder: Path, channels: int, side: int, precisions: Sequence[str]) -> dict[str, Any]:
     """Stages and estimates of each precision for one size of pipeline."""
     folder.mkdir(parents=True)
-    parameters = save(folder, channels)
+    parameters = save(folder, channels, side)
     need = Need(parameters["unet"], parameters["vae"], {"text_encoder": parameters["text_encoder"]})
-    figures: dict[str, Any] = {"channels": channels, "parameters": parameters}
+    figures: dict[str, Any] = {"channels": channels, "side": side, "parameters": parameters}
     for precision in precisions:
         own = ["--folder", str(folder), "--precision", precision]
         command = [sys.executable, "-m", "pfdiff.bench.studies.build_memory", *own]
