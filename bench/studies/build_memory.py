@@ -1,8 +1,8 @@
 """Peak memory of a whole pipeline in a build: `python -m pfdiff.bench.studies.build_memory [--out FILE.json]`.
 
 A pipeline like Stable Diffusion XL of middle size, random weights in fp16 files, is built by the command line's own
-code, in fp32 and in fp16, each in a process of its own. With several --channels it is made in several sizes; 1840 gives
-a U-Net as large as that of Stable Diffusion XL, 2.6 G parameters. Every stage, from one line of progress to
+code, in fp32 and in fp16, each in a process of its own. With several --channels it is made in several sizes; 1920 gives
+a U-Net of 2.8 G parameters, where that of Stable Diffusion XL has 2.6 G. Every stage, from one line of progress to
 the next, reports its largest resident set (VmHWM, reset between them; Linux).
 `export/pipelines/memory.py` takes its factors from here.
 """
@@ -74,7 +74,8 @@ def save(folder: Path, channels: int, side: int = 16) -> dict[str, int]:
 
 def build(folder: Path, precision: str) -> list[dict[str, Any]]:
     """The stages of a build with the peak of each."""
-    import pfdiff
+    from ...export.build import built
+    from ...export.network import Network
 
     stages: list[dict[str, Any]] = []
 
@@ -85,9 +86,9 @@ def build(folder: Path, precision: str) -> list[dict[str, Any]]:
         Path("/proc/self/clear_refs").write_text("5")
 
     stage("reading the pipeline")
-    network = pfdiff.Network(folder / "pipeline").disposable()
+    network = Network(folder / "pipeline").disposable()
     words: dict[str, Any] = {"solver": "ddim", "precision": precision, "backend": "onnxruntime", "device": "cpu"}
-    pfdiff.build(network, 1, **words, progress=stage, out=folder / f"{precision}.engine").close()
+    built(network, 1, **words, progress=stage, out=folder / f"{precision}.engine")
     stages[-1]["peak_bytes"] = _peak()
     return stages
 
@@ -101,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / folder_name() / "build_memory.json")
     parser.add_argument("--folder", type=Path, help="where the pipeline and the engines go; kept; a temporary one")
-    parser.add_argument("--channels", type=int, nargs="+", default=[640], help="multiples of 80")
+    parser.add_argument("--channels", type=int, nargs="+", default=[640], help="multiples of 160")
     parser.add_argument("--side", type=int, default=16, help="of a latent")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--precision", choices=PRECISIONS, help=argparse.SUPPRESS)

@@ -169,7 +169,7 @@ def test_the_command_line_gives_its_network_away(pipeline: Path, monkeypatch: py
     def build(network: pfdiff.Network, *_: Any, **__: Any) -> Any:
         raise InputError(f"frees: {network.frees}")
 
-    monkeypatch.setattr(pfdiff, "build", build)
+    monkeypatch.setattr("pfdiff.export.build.built", build)
     assert main(["build", str(pipeline), "--nfe", "4"]) == 2
     assert "frees: True" in capsys.readouterr().err
 

@@ -308,6 +308,7 @@ with pfdiff.load({str(path)!r}, device="cpu", backend="onnxruntime") as engine:
     assert np.load(tmp_path / "a.npy").shape == (1, 8, 8, 3)
 
 
+@pytest.mark.filterwarnings("default:--image:RuntimeWarning")
 def test_the_lines_of_the_readme(
     engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
