@@ -179,8 +179,9 @@ def test_the_need_is_said_before_anything_is_read(
 ) -> None:
     need = Need(denoiser=10**9, decoder=10**8, encoders={"one": 5 * 10**8, "two": 10**8})
     freed, kept = need.bytes("fp32"), need.bytes("fp32", frees=False)
-    assert freed == memory.BASE_BYTES + int(4 * (3.1e9 + 1e8))
-    assert kept == memory.BASE_BYTES + int(4 * max(3.1e9 + 1e8, 1.1e9 + 4 * 5e8))
+    assert freed == memory.BASE_BYTES + int(4 * 2.2e9)
+    assert kept == memory.BASE_BYTES + int(4 * (1.1e9 + 4 * 5e8))
+    assert need.bytes("fp16") < freed < need.bytes("int8") < need.bytes("bf16")
     small = Need(denoiser=10**8, encoders={"one": 10**8})
     assert small.bytes("fp32") == memory.BASE_BYTES + int(4 * 5.0e8)
     large = Need(denoiser=10**9, encoders={"t5": 5 * 10**9})
