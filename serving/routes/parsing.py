@@ -67,7 +67,7 @@ def order_for(
     own = sorted(about.encoded & set(conditions))
     if words and words.negative is not None:
         own.append("negative_prompt")
-    return Order(replace(kind, given=tuple(own)), seeds, conditions, words, picture)
+    return Order(replace(kind, given=tuple(own)) if own else kind, seeds, conditions, words, picture)
 
 
 def nfe_of(about: About, sampler: str, nfe: int | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, TypeVar, final
+from typing import TypeVar, final
 
 from starlette.requests import Request
 
@@ -45,15 +45,16 @@ class Served:
 
     async def draw(self, request: Request, host: Host, order: Order) -> Drawn:
         """What the engine draws; given up when the client leaves. Raises NotDrawnError, 499 then."""
+        drawing = host.draw(order)
+        watching = asyncio.ensure_future(cancel_when_left(request, drawing))
         try:
-            async with asyncio.timeout(None) as patience:
-                watching = asyncio.ensure_future(end_when_left(request, patience))
-                try:
-                    drawn = await host.draw(order)
-                finally:
-                    watching.cancel()
-        except TimeoutError:
+            drawn = await drawing
+        except asyncio.CancelledError:
+            if not watching.done():  # it is the server that ends
+                raise
             raise NotDrawnError(499, "the client has left") from None
+        finally:
+            watching.cancel()
         self.metrics.drawn(host.about.name, order.kind.sampler, order.kind.nfe, drawn)
         return drawn
 
@@ -91,9 +92,8 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-async def end_when_left(request: Request, patience: asyncio.Timeout) -> None:
-    """Let `patience` run out when the client has gone; the body must have been read."""
-    message: dict[str, Any] = {"type": ""}
-    while message["type"] != "http.disconnect":
-        message = dict(await request.receive())
-    patience.reschedule(0)
+async def cancel_when_left(request: Request, drawing: asyncio.Future[Drawn]) -> None:
+    """Cancel `drawing` when the client has gone; the body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    drawing.cancel()
