@@ -142,20 +142,20 @@ class Worker:
         return call(seeds=order.seeds, nfe=order.kind.nfe, **said).cpu().numpy()
 
     def _serve(self, batch: Batch) -> None:
-        begun = time.perf_counter()
-        bucket = next((size for size in self._engine.batch if size >= batch.count), batch.count)
+        begun, count = time.perf_counter(), batch.count
+        bucket = next((size for size in self._engine.batch if size >= count), count)
         try:
             rows = self._draw(batch.orders)
         except Exception as error:
             self._isolate(batch, error)
             return
         seconds = time.perf_counter() - begun
-        self.batcher.sampled(batch.count, bucket, batch.kind.nfe, seconds)
+        self.batcher.sampled(count, bucket, batch.kind.nfe, seconds)
         told: list[Told] = []
         first = 0
         for piece in batch.pieces:
-            counted = [(batch.count, bucket)] if piece is batch.pieces[0] else []
-            told += _given(piece.job, rows[first : first + piece.count], seconds, counted, batch.count)
+            counted = [(count, bucket)] if piece is batch.pieces[0] else []
+            told += _given(piece.job, rows[first : first + piece.count], seconds, counted, count)
             first += piece.count
         tell(told)
 

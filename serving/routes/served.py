@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TypeVar, final
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from ..hosts import Host
 from ..limits import BODY_SECONDS, SKIPPED_BODY_BYTES, Limits, body_bytes, form_bytes
@@ -72,17 +72,19 @@ def server_timing(timing: Timing, encode_ms: float) -> str:
 async def read_body(request: Request, most_bytes: int) -> bytes:
     """The whole body. Raises NotDrawnError 413 for a larger one, 408 for a slow one."""
     parts: list[bytes] = []
-    size = 0
+    size, more = 0, True
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
+            while more and size <= SKIPPED_BODY_BYTES:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                more, part = message.get("more_body", False), message.get("body", b"")
                 size += len(part)
                 if size <= most_bytes:
                     parts.append(part)
                 else:
                     parts.clear()  # the rest is read and dropped: a client that is still sending sees no answer
-                if size > SKIPPED_BODY_BYTES:
-                    break
     except TimeoutError:
         raise NotDrawnError(408, f"the body took longer than {BODY_SECONDS:g} s") from None
     if size > most_bytes:
