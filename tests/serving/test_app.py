@@ -225,6 +225,14 @@ def test_what_watchers_see(served: Client) -> None:
     for name in ("pfdiff_requests_total", "pfdiff_queue_samples", "pfdiff_batch_fill_count", "pfdiff_wait_seconds_sum"):
         assert name in text
     assert 'pfdiff_engine_up{engine="small"} 1.0' in text
+    assert 'pfdiff_requests_total{route="/v1/samples",status="200"}' in text
+    assert "pfdiff_requests_running 1.0" in text  # this one
+    assert served("/v1/samples").status == 405
+    assert served("/v1/models/none").status == 404
+    text = served("/metrics").body.decode()
+    assert 'route="/v1/samples",status="405"' in text
+    assert 'route="other",status="404"' in text
+    assert "models/none" not in text
 
 
 def test_the_page_needs_no_foreign_host(served: Client) -> None:

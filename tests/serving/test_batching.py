@@ -221,3 +221,32 @@ def test_take_wakes_for_a_new_order() -> None:
     put(queue, order(5))
     thread.join(10)
     assert found == [[5]]
+
+
+@pytest.mark.parametrize(
+    "second", [order(0, kind=OTHER), order(1), order(1, 2)], ids=["another kind", "the rest of a batch", "too much"]
+)
+def test_take_that_waits_is_woken_by_what_is_due_now(second: Order) -> None:
+    """The first order may wait for a minute, by a real clock; the second fills a batch of two, or of its own kind."""
+    queue = Batcher((2,), max_wait_s=60, room=8)
+    queue.sampled(2, 2, 8, 1.0)
+    found: list[list[int]] = []
+    thread = threading.Thread(target=lambda: found.append(taken(queue)))
+    thread.start()
+    put(queue, order(0))
+    if second.kind == OTHER:
+        put(queue, second)
+    put(queue, second)
+    thread.join(20)
+    assert found == [[0, 0] if second.kind == OTHER else [0, 1]]
+
+
+def test_closing_wakes_who_waits_for_more() -> None:
+    queue = Batcher((2,), max_wait_s=60, room=8)
+    found: list[list[int]] = []
+    thread = threading.Thread(target=lambda: found.append(taken(queue)))
+    thread.start()
+    put(queue, order(7))
+    queue.close(NotDrawnError(503, "shutting down"))
+    thread.join(20)
+    assert found == [[7]]
