@@ -200,12 +200,17 @@ def test_bodies_that_are_none(served: Client, raw: bytes, headers: Any, status: 
 def test_nothing_is_unpickled_and_no_bomb_is_unpacked(served: Client) -> None:
     pickled = io.BytesIO()
     np.savez(pickled, seeds=np.array([0]), label=np.array([{"a": 1}], dtype=object))
-    assert served("/v1/samples?engine=small&nfe=4", pickled.getvalue(), NPZ).status == 400
+    refused = served("/v1/samples?engine=small&nfe=4", pickled.getvalue(), NPZ)
+    assert (refused.status, "array 'label': got object, expected real numbers" in refused.error) == (400, True)
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("seeds.npy", bytes(64 << 20))
     assert len(bomb.getvalue()) < 70_000
     assert served("/v1/samples?engine=small&nfe=4", bomb.getvalue()[:65_000], NPZ).status == 400
+    fractions = io.BytesIO()
+    np.savez(fractions, seeds=np.arange(2.0))
+    refused = served("/v1/samples?engine=small&nfe=4", fractions.getvalue(), NPZ)
+    assert (refused.status, "seeds of float64 [2], expected integers [n]" in refused.error) == (400, True)
     lying = io.BytesIO()
     np.savez(lying, seeds=np.array([0]))
     claims = lying.getvalue().replace(b"(1,)", b"(9,)")
