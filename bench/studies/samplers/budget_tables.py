@@ -5,8 +5,8 @@
 search   `tune` with a budget of 4,000 evaluations, on MNIST and `fashion`
 long     what a search of 60,000 to 105,000 evaluations found before searches had budgets, judged like the others
 few      the same with 4 calibration and 4 held-out seeds and 3,300 evaluations
-refine   `tune --refine` without a budget, three seeds of training
 short    `tune --refine` with 32 calibration seeds and 7,200 evaluations
+small    `tune` and `tune --refine` with 1,000 to 6,000 evaluations
 guard    `tune --refine` with 8,000 evaluations on the small networks of the study of defaults
 
 The errors are RMS distances to a reference (DDIM over all times for MNIST, UniPC-2 in 72 evaluations for `fashion`) on
@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ LONG: dict[tuple[str, int], tuple[str, list[int], str, float, int]] = {
         99606,
     ),
 }
+SMALL = (1000, 2000, 3000, 6000)
 SHOWN = ("error", "before", "ddim", "evaluations", "processor_seconds")
 WIDE = (-9.0, 9.0)  # of data that is not in -1..1
 
@@ -72,13 +74,14 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True, help="what small_networks has trained")
     parser.add_argument("--data", type=Path, required=True, help="folder with the MNIST network")
-    parser.add_argument("--parts", nargs="+", default=["search", "long", "few", "short", "guard", "refine"])
+    parser.add_argument("--parts", nargs="+", default=["search", "long", "few", "short", "small", "guard"])
     given = parser.parse_args(words)
     torch.set_num_threads(1)
     held: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for part in given.parts:
         for name, nfe, settings in runs(part):
-            key = f"{part} {name} {nfe} {settings.get('seed', 0)}"
+            words = list(settings.values()) if part == "small" else [settings.get("seed", 0)]
+            key = " ".join(map(str, (part, name, nfe, *words)))
             if key in held:
                 continue
             network = networks(name, given.weights, given.data)
@@ -107,10 +110,11 @@ def runs(part: str) -> list[tuple[str, int, dict[str, Any]]]:
             return [(name, nfe, few) for name, nfe in both]
         case "short":
             return [(name, nfe, short) for name, nfe in both]
-        case "guard":
-            return [(name, nfe, {"budget": 8000, "refine": True}) for name in small for nfe in (5, 8)]
+        case "small":
+            pairs = [(budget, refine) for budget in SMALL for refine in (False, True)]
+            return [(name, nfe, {"budget": one, "refine": refine}) for name, nfe in both for one, refine in pairs]
         case _:
-            return [(name, nfe, {"refine": True, "seed": seed}) for seed in range(3) for name, nfe in both]
+            return [(name, nfe, {"budget": 8000, "refine": True}) for name in small for nfe in (5, 8)]
 
 
 def networks(name: str, weights: Path, data: Path) -> pfdiff.Network:
@@ -127,12 +131,17 @@ def networks(name: str, weights: Path, data: Path) -> pfdiff.Network:
     return pfdiff.Network(load(name, weights), **words)
 
 
-def judge(subject: Subject, backend: Any, nfe: int) -> ErrorCriterion:
+def judge(
+    subject: Subject,
+    backend: Any,
+    nfe: int,
+    seeds: Sequence[int] = range(FIRST_JUDGED, FIRST_JUDGED + JUDGED),
+    t_start: float | None = None,
+) -> ErrorCriterion:
     """On seeds of its own."""
-    setting = make_setting(subject, nfe, None, None, None)
+    setting = make_setting(subject, nfe, None, t_start, None)
     chosen = Reference.of_search(setting.schedule, setting.t_start, setting.prediction)
     chosen = chosen.doubled() if chosen.solver != "ddim" else chosen
-    seeds = range(FIRST_JUDGED, FIRST_JUDGED + JUDGED)
     found = make_error_criterion(subject, backend, seeds, None, setting, chosen, Budget(), lambda *_: None)
     found.journal = None
     return found
