@@ -24,8 +24,9 @@ from .refine import Refinement, finished
 from .regression import SHARE, SOLVERS, regressed, regressed_alone, usual_regression
 
 FEWEST = 16, 8  # training and validation seeds that a small budget leaves
-SURE_OF_FEW = 2  # standard errors that a gain has to be, where the held-out seeds alone judge
-STEPS_PAID = 5  # of Gauss-Newton, below which a budget goes to regression alone
+SURE = 1  # standard errors that a gain has to be
+SURE_OF_FEW, FEW = 2, 12  # the same where fewer seeds judge
+STEPS_PAID = 3  # of Gauss-Newton, below which a budget goes to regression alone
 STEPS = 24  # at most; refining stops by itself
 USUAL_STEPS = 7  # until then
 PERCEPTUAL = 512  # training seeds where features count
@@ -217,7 +218,7 @@ def _better(
     gain = float(np.mean(gains))
     record |= {"gain": gain, "gain_standard_error": doubt}
     after = record["held_out_after"]
-    sure = 1 if options.validation else SURE_OF_FEW
+    sure = SURE_OF_FEW if len(rows) < FEW else SURE
     return gain > sure * doubt and (after is None or after < (start.held_out_error or math.inf))
 
 

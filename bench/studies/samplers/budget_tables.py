@@ -10,7 +10,7 @@ small    `tune` and `tune --refine` with 1,000 to 6,000 evaluations
 guard    `tune --refine` with 8,000 evaluations on the small networks of the study of defaults
 
 The errors are RMS distances to a reference (DDIM over all times for MNIST, UniPC-2 in 72 evaluations for `fashion`) on
-64 seeds that no run has seen. bench/results/search_budget.json; what is there is not measured again.
+64 seeds that no run has seen, of `small` on 256. bench/results/search_budget.json; what is there is not measured again.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ LONG: dict[tuple[str, int], tuple[str, list[int], str, float, int]] = {
         99606,
     ),
 }
-SMALL = (1000, 2000, 3000, 6000)
+SMALL, JUDGED_SMALL = (1000, 2000, 3000, 6000), 256
 SHOWN = ("error", "before", "ddim", "evaluations", "processor_seconds")
 WIDE = (-9.0, 9.0)  # of data that is not in -1..1
 
@@ -85,7 +85,10 @@ def main(words: list[str] | None = None) -> None:
             if key in held:
                 continue
             network = networks(name, given.weights, given.data)
-            held[key] = judged_long(network, name, nfe) if part == "long" else measured(network, nfe, settings)
+            if part == "long":
+                held[key] = judged_long(network, name, nfe)
+            else:
+                held[key] = measured(network, nfe, settings, JUDGED_SMALL if part == "small" else JUDGED)
             RESULTS.write_text(json.dumps(held, indent=1) + "\n")
             row = held[key]
             print(
@@ -161,23 +164,24 @@ def judged_long(network: pfdiff.Network, name: str, nfe: int) -> dict[str, Any]:
     return {"solver": solver, "grid": grid, "error": error, "evaluations": evaluations}
 
 
-def measured(network: pfdiff.Network, nfe: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """The record of one run of tune, judged."""
+def measured(network: pfdiff.Network, nfe: int, settings: dict[str, Any], judged: int = JUDGED) -> dict[str, Any]:
+    """The record of one run of tune, judged on so many seeds."""
     began, used = time.monotonic(), time.process_time()
     ranking = pfdiff.tune(network, nfe, threads=1, **settings)
     seconds, processor = time.monotonic() - began, time.process_time() - used
-    subject, rows = Subject.of(network), np.arange(JUDGED)
+    subject, rows = Subject.of(network), np.arange(judged)
     with subject.opened("auto", 1) as backend:
-        criterion = judge(subject, backend, nfe)
+        criterion = judge(subject, backend, nfe, range(FIRST_JUDGED, FIRST_JUDGED + judged))
 
         def error(program: pfdiff.Program) -> float:
-            return math.sqrt(criterion.square(program, rows) / JUDGED)
+            return math.sqrt(criterion.square(program, rows) / judged)
 
         first = ranking[0]
         before = ranking[1] if ranking.refinement and ranking.refinement["kept"] else first
         plain = next((one for one in ranking if one.solver == "ddim"), None)
         record = {
             "settings": settings,
+            "judging_seeds": judged,
             "solver": first.solver,
             "grid": first.grid,
             "buffers": first.program.buffers,
