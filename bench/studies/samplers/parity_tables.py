@@ -5,7 +5,8 @@ rule-based solver, which is the best of all solvers on all grid rules and on gri
 that `tune --refine` makes. Each is chosen on 16 seeds, three times other ones. All are judged by the RMS distance to
 UniPC-2 in 144 evaluations on 10,000 seeds that no search has seen. A table of N evaluations, as the median of three, is
 compared with the median of the three rules of N + 2, and with the best of them. Few samples end in another mode than
-the reference's and carry the error; it is also given without them. bench/results/search_parity.json.
+the reference's and carry the error; it is also given without them. bench/results/search_parity.json, or
+search_parity_N.json with other --calibration.
 
 What is in --work is not computed again.
 """
@@ -34,11 +35,11 @@ from pfdiff.quality.search.candidates import make_setting
 from .budget_tables import FIRST_JUDGED
 from .subjects import MIXTURE_SEED, MIXTURES
 
-RESULTS = Path(__file__).parents[2] / "results" / "search_parity.json"
+RESULTS = Path(__file__).parents[2] / "results"
 NAME = "mixture-edm"
 RULES, SAVED = (5, 6, 7, 8, 9, 10), 2
 SEEDS = (0, 1, 2)
-CALIBRATION, HELD_OUT = 16, 64
+CALIBRATION, HELD_OUT = 16, 64  # seeds
 SWITCHED = 0.5  # RMS error of a sample above which it has ended in another mode; others are far below, these far above
 JUDGED, BLOCK = 10_000, 1000
 REFERENCE = Reference("unipc:order=2", "angle:power=1.5", 144)
@@ -77,30 +78,33 @@ def network() -> pfdiff.Network:
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="where what is computed is kept")
+    parser.add_argument("--calibration", type=int, default=CALIBRATION)
+    parser.add_argument("--held-out", type=int, default=HELD_OUT)
     parser.add_argument("--rules", type=int, nargs="+", default=RULES, help="evaluations of the rules")
     given = parser.parse_args(words)
     torch.set_num_threads(1)
     given.work.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"judging_seeds": JUDGED, "nfe": {}}
     for nfe in given.rules:
-        rules = [made(given.work, "rule", nfe, seed) for seed in SEEDS]
-        tables = [made(given.work, "table", nfe - SAVED, seed) for seed in SEEDS]
+        rules = [made(given, "rule", nfe, seed) for seed in SEEDS]
+        tables = [made(given, "table", nfe - SAVED, seed) for seed in SEEDS]
         row: dict[str, Any] = {"best rule": min(one["error"] for one in rules)}
         for kind, several in (("rule", rules), ("table", tables)):
             for name in ("error", "switched", "error_of_others"):
                 row[f"{kind} {name}"] = statistics.median(one[name] for one in several)
         print(nfe, nfe - SAVED, row, flush=True)
         found["nfe"][str(nfe)] = {**row, "rules": rules, "tables": tables}
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    suffix = "" if given.calibration == CALIBRATION else f"_{given.calibration}"
+    (RESULTS / f"search_parity{suffix}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def made(work: Path, kind: str, nfe: int, seed: int) -> dict[str, Any]:
+def made(given: argparse.Namespace, kind: str, nfe: int, seed: int) -> dict[str, Any]:
     """A sampler with its error on the seeds that judge."""
-    path = work / f"{kind}_{nfe}_{seed}.json"
+    path = given.work / f"{kind}_{nfe}_{seed}_{given.calibration}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    settings: dict[str, Any] = {"calibration": CALIBRATION, "held_out": HELD_OUT, "threads": 1, "seed": seed}
-    ranking = pfdiff.tune(network(), nfe, **settings, local=kind == "table", refine=kind == "table")
+    settings: dict[str, Any] = {"calibration": given.calibration, "held_out": given.held_out, "seed": seed}
+    ranking = pfdiff.tune(network(), nfe, **settings, threads=1, local=kind == "table", refine=kind == "table")
     best = ranking[0] if kind == "table" else min(ranking, key=lambda one: one.held_out_error or math.inf)
     record = {
         "solver": best.solver,
