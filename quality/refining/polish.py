@@ -26,7 +26,7 @@ from .regression import SHARE, SOLVERS, regressed, regressed_alone, usual_regres
 FEWEST = 16, 8  # training and validation seeds that a small budget leaves
 SURE = 1  # standard errors that a gain has to be
 SURE_OF_FEW, FEW = 2, 64  # the same where fewer seeds judge
-STEPS_PAID = 3  # of Gauss-Newton, below which a budget goes to regression alone
+STEPS_PAID = 4  # of Gauss-Newton, below which a budget goes to regression alone
 STEPS = 24  # at most; refining stops by itself
 USUAL_STEPS = 7  # until then
 PERCEPTUAL = 512  # training seeds where features count
