@@ -135,6 +135,8 @@ def print_ranking(ranking: Ranking) -> None:
 def _refinement_line(record: dict[str, Any]) -> str:
     from ..quality.ranking import error_text
 
+    if record.get("skipped"):
+        return record["skipped"]
     before, after = (error_text(record[name]) for name in ("held_out_before", "held_out_after"))
     errors = f": held-out error {before} before, {after} after" if before and after else ""
     losses = [record.get(f"held_out_loss_{when}") for when in ("before", "after")]
@@ -142,7 +144,8 @@ def _refinement_line(record: dict[str, Any]) -> str:
         errors += f"; with features the held-out loss is {losses[0]:.3f} before, {losses[1]:.3f} after"
     if record["kept"]:
         regression = "by regression and " if (record.get("regression") or {}).get("kept") else ""
-        return f"refined {record['from']} {regression}in {record['steps']} steps, {trained_on(record)}{errors}"
+        how = "by regression" if record["method"] == "regression" else f"{regression}in {record['steps']} steps"
+        return f"refined {record['from']} {how}, {trained_on(record)}{errors}"
     return f"refining {record['from']} gained no more than chance on held-out seeds{errors}; the unrefined one is kept"
 
 

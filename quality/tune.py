@@ -34,6 +34,7 @@ from .criteria.on_ray import crew
 from .distances.real_pictures import RealPictures
 from .perceptual.named import beside_filters, features_of_pictures
 from .ranking import Ranked, Ranking
+from .refining.dense import fits
 from .refining.options import Refining
 from .refining.polish import FEWEST as FEWEST_REFINING
 from .refining.polish import refined, sized, usual_cost
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 
 METRICS = ("error", "fd")
 FOR_SEARCH = 0.45  # of a budget, where refining has the rest
+FOR_LONE_SEARCH = 0.6  # where refining is regression alone
+LEAST_RUNS = 120  # behind the reference, of a search that shares a budget with refining
 SEEDS = {"error": (16, 32), "fd": (512, 512), "cost": (64, 128)}  # calibration and held-out ones by metric
 FEWEST = 4  # seeds of either kind that a small budget leaves
 Aim = RealPictures | Reference | Cost  # what samples are judged by
@@ -134,7 +137,8 @@ def tune(
     check_destination(subject, out)
     refining = None
     if refine and isinstance(aim, Reference):
-        refining = _refining(subject, nfe, calibration, limit, aim, features, pictures, scale, buffers, backend)
+        words = (features, pictures, scale, buffers, backend)
+        refining = _refining(subject, nfe, calibration, held_out, limit, aim, *words)
     own = 0 if refining is None else refining.training - calibration + refining.validation
     seeds = chosen_seeds(seed, calibration + own, held_out)
     if refining is not None and refining.by_gradient:
@@ -150,7 +154,8 @@ def tune(
             result = _searched(search, aim, seed, only, local=local, refining=refining, tell=tell)
     except BudgetSpentError:  # before the search, which ends with what it has
         assert isinstance(aim, Reference)
-        raise InputError(_too_little(limit, aim, len(seeds), refine=refine)) from None
+        own = sum(FEWEST_REFINING) if refining is not None and refining.validation else 0
+        raise InputError(_too_little(limit, aim, len(seeds), own)) from None
     write_winner(subject, result, out, lambda line: tell(line, limit.spent, limit.spent))
     return result
 
@@ -205,6 +210,7 @@ def _refining(
     subject: Subject,
     nfe: int,
     calibration: int,
+    held_out: int,
     limit: Budget,
     aim: Reference,
     features: str | nn.Module | None,
@@ -223,9 +229,12 @@ def _refining(
     if pictures is not None and layers is not None:
         real = features_of_pictures(pictures, layers, subject.contract)
     elements = math.prod(subject.contract.shape)
-    training, validation = sized(
-        calibration, limit.affords() or None, aim.nfe, elements, nfe, perceptual=layers is not None
-    )
+    words = {"perceptual": layers is not None, "whole": fits(nfe, buffers)}
+    training, validation = sized(calibration, limit.affords() or None, aim.nfe, elements, nfe, **words)
+    if not held_out and not validation:
+        raise InputError(
+            f"budget {limit} leaves no seeds that judge a refined sampler; give --held-out 4 or a larger budget"
+        )
     module = subject.module() if backend in ("auto", "torch") else None
     return Refining(training, validation, buffers, layers, real, module, subject.contract)
 
@@ -303,11 +312,15 @@ def _searched(
     criterion, setting, limit = search.criterion, search.setting, search.criterion.budget
     solvers, grids, bases = only
     candidates, pace, plan = all_candidates(setting, solvers=solvers, grids=grids, bases=bases), None, None
+    skipped: str | None = None
     if isinstance(criterion, ErrorCriterion):
         way = criterion.trajectory
         measured = ReferenceGrids(way).candidates(setting) if way is not None and grids is None else ()
         candidates = in_order(candidates, setting, only, measured)
-        share = FOR_SEARCH if refining else 1.0
+        left = limit.left()
+        if refining and not refining.validation and left is not None and left < LEAST_RUNS * setting.nfe:
+            refining, skipped = None, _no_refining(limit, setting.nfe)
+        share = 1.0 if refining is None else FOR_SEARCH if refining.validation else FOR_LONE_SEARCH
         pace = pace_of(limit, setting.nfe, search.calibration, len(search.held_out), share)
         elements = criterion.pool.noise.shape[1]
         cost = 0 if refining is None else usual_cost(refining, setting.nfe, elements)
@@ -322,7 +335,8 @@ def _searched(
             "or infinity; start later (t_start, --t-start), clip x0 (clip, --clip 1), or repair the network"
         )
     trials, guard = guarded(trials)
-    ranked, refinement = [_ranked(trial, setting) for trial in trials], None
+    ranked: list[Ranked] = [_ranked(trial, setting) for trial in trials]
+    refinement: dict[str, Any] | None = None if skipped is None else {"kept": False, "skipped": skipped}
     if refining and search.complete and isinstance(criterion, ErrorCriterion):
         ranked, refinement = refined(criterion, ranked, search.chosen_on, search.held_out, refining, tell)
     reference = criterion.reference if isinstance(criterion, ErrorCriterion) else None
@@ -359,16 +373,25 @@ def _ranked(trial: Trial, setting: Setting) -> Ranked:
     )
 
 
-def _too_little(limit: Budget, reference: Reference, seeds: int, *, refine: bool) -> str:
-    """Why the reference was not done, and what fits if half of the budget goes into it and half into the search."""
+def _no_refining(limit: Budget, nfe: int) -> str:
+    return (
+        f"not refined: behind the reference budget {limit} pays for fewer than {LEAST_RUNS} samples of {nfe} "
+        "evaluations, which the search had; give more to refine"
+    )
+
+
+def _too_little(limit: Budget, reference: Reference, seeds: int, extra: int) -> str:
+    """Why the reference was not done, and what fits if half of the budget goes into it and half into the search.
+
+    extra: seeds of refining's own, at least.
+    """
     said = (
         f"budget {limit} does not pay for the reference of {seeds} seeds in {reference.nfe} evaluations "
         f"({seeds * reference.nfe})"
     )
     fits = limit.affords() // (2 * reference.nfe)
-    extra = sum(FEWEST_REFINING) if refine else 0
     if fits <= extra:
-        less = " without refine" if refine else ""
+        less = " without refine" if extra else ""
         half = max(1, reference.nfe // 2)
         return f"{said}; give a larger budget, or fewer evaluations of the reference (--reference {half}){less}"
     calibration = max(1, (fits - extra) // 3)
