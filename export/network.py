@@ -259,11 +259,12 @@ class Network:
         """Free the weights of "network" or "decoder" if `frees`, and nothing else."""
         if not self.frees or part not in self._owned:
             return
+        size = 0
         if part == "network" and isinstance(self._source, ModuleSource):
-            self._source.free()
+            size = self._source.free()
         elif part == "decoder" and isinstance(self.decoder, ModuleDecoder):
-            free_weights(self.decoder.module)
-        return_memory()
+            size = free_weights(self.decoder.module)
+        return_memory(size)
 
     def evaluate(self, x: Tensor, t: Any, conditions: Mapping[str, Any] | None = None) -> Tensor:
         """The prediction [B, *shape] float32 of the source itself, in float32.

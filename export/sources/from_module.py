@@ -99,10 +99,10 @@ class ModuleSource:
     def content(self) -> bytes:
         return content_digest(self.module, self._code + repr(self.call).encode())
 
-    def free(self) -> None:
-        """Free the weights. What needs them afterwards is refused."""
-        free_weights(self.module)
+    def free(self) -> int:
+        """Free the weights; how many bytes they were. What needs them afterwards is refused."""
         self._freed = True
+        return free_weights(self.module)
 
     def evaluate(self, case: TrialInputs, precision: str = "fp32") -> Array:
         """The module on the CPU at `precision`, as float32 [B, *shape]. Raises InputError when forward fails."""
@@ -147,10 +147,9 @@ class ModuleSource:
         cases = tuple(trial_inputs(contract, large=size > LARGE_BYTES))
         exact = {id(case): self.evaluate(case) for case in cases}
         short = cast_copy(self.module, PRECISION_DTYPES[precision]).eval()
-        self.free()
-        return_memory()
+        return_memory(self.free())
         plain = {id(case): self._run(short, case, precision) for case in cases}
         export_module(Normalised(short, self.call), contract, path, external=external)
-        free_weights(short)
-        return_memory()
+        return_memory(free_weights(short))
         check_export(path, contract, lambda case: exact[id(case)], lambda case: plain[id(case)], cases)
+        return_memory(size)
