@@ -44,6 +44,7 @@ from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
 from .runtime.timing.deadline import Deadlines
 from .runtime.timing.latency import Latency, Ran, TimedParts, measured
+from .tensors import check_plain
 
 if TYPE_CHECKING:
     from .backends.abstract import Module
@@ -346,6 +347,8 @@ class Engine:
         pixels: bool = False,
     ) -> torch.Tensor:
         tables = self._tables[self._artifact.program(nfe).nfe]
+        pictures = {"image": asked.image, "mask": asked.mask, "strength": asked.strength}
+        check_plain({"noise": given_noise, "steps_noise": steps_noise, **pictures, **conditions})
         both = bool(tables.draws) and seeds is not None and given_noise is not None  # the seeds are of the draws alone
         if (seeds is None) == (given_noise is None) and not both:
             got = "both" if given_noise is not None else "neither"
