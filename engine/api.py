@@ -39,12 +39,12 @@ from .runtime.noise import noise
 from .runtime.opened import Opened, Wanted, open_networks
 from .runtime.pictures.control import ControlPicture
 from .runtime.pictures.picture_start import PictureStart, inpaints
+from .runtime.plain import check_plain
 from .runtime.policy import PolicyRuntime
 from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
 from .runtime.timing.deadline import Deadlines
 from .runtime.timing.latency import Latency, Ran, TimedParts, measured
-from .tensors import check_plain
 
 if TYPE_CHECKING:
     from .backends.abstract import Module

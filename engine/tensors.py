@@ -7,14 +7,11 @@ PRECISION_DTYPES   what a network computes in, by its precision
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-from .errors import InputError
 
 TORCH_DTYPES = {
     "float32": torch.float32,
@@ -35,18 +32,6 @@ def lasting() -> Iterator[None]:
     """
     with torch.inference_mode(False), torch.device("cpu"):
         yield
-
-
-def check_plain(given: Mapping[str, Any]) -> None:
-    """Raises InputError for a tensor without values, or without one for each element. given: by name, as it came."""
-    for name, tensor in given.items():
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        if tensor.device.type == "meta":
-            raise InputError(f"{name}: got a tensor on device meta, which has no values; give one on the CPU")
-        if tensor.layout != torch.strided:
-            kind = str(tensor.layout).removeprefix("torch.")
-            raise InputError(f"{name}: got a {kind} tensor, expected a dense one; give {name}.to_dense()")
 
 
 def fill(buffer: torch.Tensor, values: torch.Tensor) -> None:
