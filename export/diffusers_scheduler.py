@@ -171,7 +171,10 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         return self._begin
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at this entry of `timesteps`, from a sample of that time (image to image)."""
+        """Start at this entry of `timesteps`, from a sample of that time (image to image). Raises InputError."""
+        steps = self.num_inference_steps
+        if begin_index < 0 or (steps is not None and begin_index >= steps):
+            raise InputError(f"begin_index {begin_index}, expected 0 up to the number of steps, {steps}, less 1")
         self._begin = begin_index
 
     def set_timesteps(

@@ -7,6 +7,11 @@ With x_0 = 0 the state is x_t = sigma_t eps, and a network that has learned anyt
 A network whose time or sign is the other way round predicts the reverse at the noisiest time or in the middle. An
 untrained one predicts neither, and nothing is said of it.
 
+A flow network whose time and sign both run the other way is noticed in the middle alone, where it predicts
+-(1 - s^2) / (1 + s^2) of eps for normal data of deviation s: below REVERSED[1] for s < 0.42. With 1 / s in place of s
+it would be a right one, so more cannot be told without data. Samples of few numbers are not asked there: zero may be
+far from all of their data, and a right network then predicts the reverse as well.
+
 The raw F of an EDM network predicts next to nothing of eps at its largest sigma (arXiv 2206.00364, equation 7 and
 section 5). A denoiser D(x, sigma), which is fed c_in x and c_noise in its place, gives back a part of it.
 """
@@ -26,6 +31,7 @@ from .check import Array, TrialInputs, random_condition
 REVERSED = (-1.3, -0.7)  # the share of eps that a reversed network predicts
 RETURNED = 0.1  # the share of eps above which it is no raw F
 AGAINST = -0.8  # the cosine between such a prediction and eps, at most
+FEW = 64  # numbers of a sample
 
 
 def doubt_of_time(contract: Contract, evaluate: Callable[[TrialInputs], Array]) -> str | None:
@@ -35,7 +41,8 @@ def doubt_of_time(contract: Contract, evaluate: Callable[[TrialInputs], Array]) 
     process, generator = parse_schedule(contract.schedule), np.random.default_rng(0)
     batch, denoiser = contract.fixed_batch or 2, contract.prediction == "edm"
     middle = float(process.time_from_lambda(0.0))
-    for time in (process.last, round(middle) if process.discrete else middle)[: 1 if denoiser else 2]:
+    last_alone = denoiser or math.prod(contract.shape) < FEW
+    for time in (process.last, round(middle) if process.discrete else middle)[: 1 if last_alone else 2]:
         noise = generator.standard_normal((batch, *contract.shape), dtype=np.float32)
         scale = contract.time_scale
         asked = math.log(time) / 4 if denoiser else time

@@ -12,7 +12,7 @@ from .defaults import AUTO, filled
 from .grid import Grid, make_grid
 from .lower import lower
 from .own_eps import fold_own_eps
-from .program import Program
+from .program import MOST_NFE, Program
 from .schedule import Float64s, Schedule, parse_schedule
 from .solvers import parse_solver
 from .solvers.ddim import OWN, Ddim
@@ -123,6 +123,8 @@ def program_of(
 def check_options(nfe: object, basis: str | None, prediction: str, clip: float | None, sigma_data: float) -> None:
     if isinstance(nfe, bool) or not isinstance(nfe, int | np.integer) or nfe < 1:
         raise InputError(f"NFE must be a whole number of at least 1, got {shown(nfe)}")
+    if nfe > MOST_NFE:
+        raise InputError(f"NFE {shown(int(nfe))}, expected at most {MOST_NFE}")
     if prediction not in PREDICTIONS:
         raise InputError(f"unknown prediction {shown(prediction)}; known: {', '.join(PREDICTIONS)}")
     if basis is not None and basis not in BASES:

@@ -176,6 +176,40 @@ def test_a_network_that_is_described_rightly_is_not(tmp_path: Path) -> None:
         Network("fashion").write(tmp_path)
 
 
+class Points(nn.Module):
+    """The exact velocity, noise at t = 1, of two points at 1 and -1: zero is no such data."""
+
+    points: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("points", torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        t = t.reshape(-1, 1).clamp(1e-3, 1.0)
+        away = (x[:, None] - (1 - t[:, None]) * self.points).square().sum(-1)
+        return (x - torch.softmax(-away / (2 * t**2), 1) @ self.points) / t
+
+
+class Tutorial(nn.Module):
+    """The same with time 0 at noise and the target data - noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points = Points()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return -self.points(x, 1 - t)
+
+
+def test_points_beside_zero_are_no_reason_to_warn(tmp_path: Path) -> None:
+    words: dict[str, Any] = {"shape": (2,), "schedule": "flow", "prediction": "flow"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Network(Points(), **words).write(tmp_path)
+        Network(Tutorial(), **words, time_map="1-t").write(tmp_path)
+
+
 class Denoiser(nn.Module):
     """The exact D(x, sigma) of data N(0, 0.5^2); raw: the F of the same data, which is 0, and some error."""
 

@@ -260,6 +260,9 @@ def test_wrong_use_is_said() -> None:
     ours.set_timesteps(2)
     with pytest.raises(InputError, match="is none of"):
         ours.step(x, 500, x)
+    for index in (-1, 2):
+        with pytest.raises(InputError, match=f"begin_index {index}, expected 0"):
+            ours.set_begin_index(index)
     with pytest.raises(InputError, match="eta 1"):
         ours.step(x, ours.timesteps[0], x, eta=1.0)
     with pytest.raises(InputError, match="expected the sample's"):

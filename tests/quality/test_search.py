@@ -187,6 +187,12 @@ def test_reference_is_far_more_exact_than_what_it_judges():
 
 
 # pfdiff.tune.
+@pytest.mark.parametrize("seed", [-1, 1 << 43, 1 << 64])
+def test_seeds_that_would_leave_64_bits_are_refused(network, seed):
+    with pytest.raises(pfdiff.InputError, match=r"expected an integer in 0 \.\. 8796093022207"):
+        pfdiff.tune(network, 4, seed=seed)
+
+
 def test_tune_is_a_ranked_list(network):
     ranking = pfdiff.tune(network, 4, **QUICK, **FEW)
     assert isinstance(ranking, list)

@@ -21,6 +21,7 @@ from pfdiff.engine.bulk.on_ray import Actor
 from pfdiff.engine.bulk.recipe import make_recipe
 from pfdiff.engine.bulk.shards import tries
 from pfdiff.engine.bulk.worker import MOST_TRIES, Worker, Workplace
+from pfdiff.engine.machine import cores
 
 from ...small.bulk import tree
 from ...small.engine import write_engine
@@ -40,7 +41,7 @@ def test_killed_workers_and_a_killed_driver_leave_no_trace(tmp_path: Path) -> No
     said = tmp_path / "stderr"
     with said.open("wb") as file:
         driver = subprocess.Popen(
-            [sys.executable, *command, "--ray", "local", "--workers", "2"],
+            [sys.executable, *command, "--ray", "local", "--workers", str(min(2, cores()))],
             env={**os.environ, "PYTHONPATH": str(root)},
             stderr=file,
         )

@@ -251,6 +251,7 @@ def test_damaged_json(damage):
     ("options", "says"),
     [
         ({"nfe": 0}, "NFE must be a whole number of at least 1, got 0"),
+        ({"nfe": 4097}, "NFE 4097, expected at most 4096"),
         ({"nfe": -3}, "NFE must be a whole number of at least 1, got -3"),
         ({"nfe": 2.5}, "NFE must be a whole number of at least 1, got 2.5"),
         ({"nfe": True}, "NFE must be a whole number of at least 1, got True"),

@@ -201,6 +201,6 @@ def test_an_observation_encoder_is_quantised_by_the_actions_that_it_leads_to(
     model = onnx.load(tmp_path / "e" / OBSERVATION_ENCODER)
     assert "QuantizeLinear" in {one.op_type for one in model.graph.node}
     assert artifact.contracts[OBSERVATION_ENCODER].precision == "fp32"
-    assert 0 < np.sqrt(np.mean(((found - wanted) / (2, 1, 1, 0.5)) ** 2)) < 0.25
+    assert 0 < np.sqrt(np.mean(((found - wanted) / (2, 1, 1, 0.5)) ** 2)) < 0.5  # of about 100
     if target:
         assert len(list((tmp_path / "e" / "plans").glob("*.plan"))) == 2
