@@ -6,6 +6,7 @@ line on stderr), 130 an interruption. Results go to stdout. Progress goes to std
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import sys
@@ -50,6 +51,8 @@ ClickException: Any = typer.BadParameter.__mro__[2]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 2 after bad input, 130 after an interruption."""
+    if arguments is None:
+        atexit.register(gc.freeze)  # no search for garbage in what ends with the process
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     for before, one in zip(("", *given), given, strict=False):
         if any("\ud800" <= letter <= "\udfff" for letter in one):

@@ -47,6 +47,7 @@ def shortcuts() -> Iterator[None]:
 # One table of ONNX functions.
 @contextlib.contextmanager
 def _one_registry() -> Iterator[None]:
+    from onnxscript._internal.values import TracedOnnxFunction
     from torch.onnx._internal.exporter._registration import OnnxDecompMeta, ONNXRegistry
 
     made: Callable[..., Any] = ONNXRegistry.from_torchlib
@@ -55,7 +56,12 @@ def _one_registry() -> Iterator[None]:
 
     def kept(opset_version: int) -> Any:
         if opset_version not in _registries:
-            with _replaced(OnnxDecompMeta, "__post_init__", lambda meta: None):
+            # The function's IR would be made, and its Python code parsed, for the domain alone.
+            unparsed = property(lambda function: types.SimpleNamespace(domain=function.opset.domain))
+            with (
+                _replaced(OnnxDecompMeta, "__post_init__", lambda meta: None),
+                _replaced(TracedOnnxFunction, "function_ir", unparsed),
+            ):
                 _registries[opset_version] = made(opset_version)
         return _registries[opset_version]
 
@@ -227,17 +233,19 @@ def _traced_types() -> Iterator[None]:
     run: Callable[[Any, torch.fx.Node], Any] = _TypePromotionInterpreter.run_node
 
     def run_node(interpreter: Any, node: torch.fx.Node) -> Any:
-        """What `node` gives. A change may have others after it, so from the first on all are run."""
+        """What `node` gives. From the first on that gives another dtype than in the trace, all are run."""
         if node.op != "call_function" or "val" not in node.meta or interpreter in changed:
             return run(interpreter, node)
-        before = node.target, node.args, node.kwargs, len(node.users)
+        traced, before = node.meta["val"], (node.target, node.args, node.kwargs, len(node.users))
         with interpreter._set_current_node(node):
             if rule := get_type_promotion_rule(node, interpreter.type_promotion_table):
                 interpreter._maybe_promote_node(node, rule)
         if before == (node.target, node.args, node.kwargs, len(node.users)):
-            return node.meta["val"]
-        changed.add(interpreter)
-        return run(interpreter, node)
+            return traced
+        found = run(interpreter, node)
+        if getattr(found, "dtype", None) != getattr(traced, "dtype", None):
+            changed.add(interpreter)
+        return found
 
     changed: set[Any] = set()
     with _replaced(_TypePromotionInterpreter, "run_node", run_node):
