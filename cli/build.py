@@ -66,7 +66,7 @@ def build(
     with stages() as progress:
         progress("reading the network")
         from .. import Network
-        from .. import build as build_engine
+        from ..export.build import built
 
         chosen: list[str] = []
 
@@ -80,8 +80,10 @@ def build(
         settings |= {"progress": say, "plan_progress": progress.step}
         with warnings.catch_warnings():  # the doubts below say it in one line
             warnings.filterwarnings("ignore", "NFE .* starts from pure noise")
-            with build_engine(source, evaluations, solver, **settings) as engine:
-                programs = [engine.programs[count] for count in evaluations]
+            made = built(source, evaluations, solver, **settings)
+            programs = [made.artifact.programs[count] for count in evaluations]
+            if not made.is_large_on_cpu:
+                made.open().close()  # it works here, and the first sample finds the fastest library chosen
     print(*chosen, progress.last, sep="\n")
     _say(source.notes, programs)
 

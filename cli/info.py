@@ -146,8 +146,9 @@ def _facts(artifact: Artifact, running: Mapping[str, str]) -> Table:
         ),
         *(("plan", line) for line in _plans(artifact)),
         *(
-            (key.replace("_", " "), str(value))
+            (key.replace("_", " "), line)
             for key, value in artifact.provenance.items()
+            for line in _came_from(key, value)
             if key not in ("network", "search", "precision_record", "precision_choice")
         ),
         *_precision(artifact.provenance),
@@ -191,6 +192,15 @@ def _condition(condition: Condition, encoded: Collection[str] = ()) -> str:
     words.append(given if condition.default is None else f"default {condition.default}")
     labels = f": {', '.join(condition.labels)}" if condition.labels else ""
     return " ".join(words) + labels
+
+
+def _came_from(key: str, value: Any) -> list[str]:
+    """A line for each LoRA, one for a repository of the hub, and whatever else is there as it is."""
+    if key == "lora" and isinstance(value, list) and all(isinstance(one, dict) for one in value):
+        return [f"{one.get('file')}:{one.get('strength')}, sha256 {str(one.get('sha256'))[:12]}" for one in value]
+    if key == "hub" and isinstance(value, dict):
+        return [f"{value.get('repository')} at {value.get('commit')}"]
+    return [str(value)]
 
 
 def _precision(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:

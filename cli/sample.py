@@ -63,13 +63,13 @@ def sample(
     artifact = read_engine(engine, backend=backend, device=device)
     evaluations = artifact.program(nfe).nfe
     pictures = kind in ("grid", "folder", "video")
+    shape = artifact.decoder.image if artifact.decoder else artifact.contract.shape
     if pictures:
-        shape = artifact.decoder.image if artifact.decoder else artifact.contract.shape
         check_shape(shape, frames=kind != "grid" and artifact.decoder is not None)
         if kind == "video":
             check_video(shape, Path(out))
     typed = {name: context.params[name] for name in ASKED if context.params[name] is not None}
-    extra, asked = asked_from(typed, artifact.contract)
+    extra, asked = asked_from(typed, artifact.contract, shape)
     encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING, CONTROL_LATENTS}
     conditions = conditions_from([*context.args, *extra], artifact.contract, len(chosen), encoded)
     check_asked(asked, conditions, artifact)

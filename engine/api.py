@@ -37,7 +37,7 @@ from .runtime.inputs import Conditions, Inputs, check_noise
 from .runtime.loop import make_tables
 from .runtime.noise import noise
 from .runtime.opened import Opened, Wanted, open_networks
-from .runtime.pictures.control import ControlPicture
+from .runtime.pictures.control import ControlPicture, Shown
 from .runtime.pictures.picture_start import PictureStart, inpaints
 from .runtime.plain import check_plain
 from .runtime.policy import PolicyRuntime
@@ -147,6 +147,11 @@ class Engine:
     def takes_image(self) -> bool:
         """Whether sampling may start from pixels; a latent model needs its image encoder for that."""
         return self.decoder is None or self._artifact.image_encoder is not None
+
+    @property
+    def control_picture(self) -> Shown | None:
+        """What it takes as the picture of its ControlNet; None without one."""
+        return self._control.shown
 
     @property
     def takes_prompt(self) -> bool:

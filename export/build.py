@@ -10,8 +10,9 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from ..engine.api import Engine
 from ..engine.artifact import (
@@ -33,6 +34,7 @@ from ..engine.errors import BackendError, InputError
 from ..engine.plans.key import check_target, parse_targets, plan_key
 from ..engine.plans.store import obtain_plan
 from ..engine.progress import Lines
+from .check import LARGE_BYTES
 from .choice.measured_choice import is_remembered, measured
 from .choice.measured_precision import by_measurement
 from .choice.sampler_choice import chosen_program, described_choice, is_open
@@ -101,6 +103,77 @@ def build(
     is not, and an InputError. After an error, an interruption or a full disk it is as it was. Raises InputError,
     BackendError, EngineFileError.
     """
+    return built(
+        network,
+        nfe,
+        solver,
+        grid=grid,
+        basis=basis,
+        clip=clip,
+        t_start=t_start,
+        end=end,
+        batch=batch,
+        precision=precision,
+        backend=backend,
+        device=device,
+        target=target,
+        quantise_error=quantise_error,
+        calibrate_prompts=calibrate_prompts,
+        calibrate_conditions=calibrate_conditions,
+        out=out,
+        threads=threads,
+        progress=progress,
+        plan_progress=plan_progress,
+    ).open()
+
+
+@final
+@dataclass(frozen=True)
+class Built:
+    """What was built, and how it is loaded. source: where its modules may have been freed, None elsewhere."""
+
+    artifact: Artifact
+    loading: Mapping[str, Any]
+    source: Network | None
+
+    @property
+    def is_large_on_cpu(self) -> bool:
+        """Whether it runs on the CPU, and its network has so many weights that nothing is timed when it is loaded."""
+        size = sum(one.bytes for name, one in self.artifact.files.items() if name.startswith(NETWORK))
+        return size > LARGE_BYTES and _is_cpu(self.loading["device"])
+
+    def open(self) -> Engine:
+        """The engine. Raises BackendError, EngineFileError; InputError where files of the network have changed."""
+        if self.source:
+            self.source.restore()
+            self.source.kept()  # the engine may hold it
+        return Engine.open(self.artifact, **self.loading)
+
+
+def built(
+    network: Network | nn.Module | str | Path | DiffusionPipeline,
+    nfe: int | Iterable[int],
+    solver: str = AUTO,
+    *,
+    grid: Grid | None = None,
+    basis: str | None = None,
+    clip: float | None = None,
+    t_start: float | None = None,
+    end: str | float | None = None,
+    batch: int | Iterable[int] | None = None,
+    precision: str = "fp32",
+    backend: str = "auto",
+    device: str = "auto",
+    target: str | Iterable[str] = (),
+    quantise_error: float | None = None,
+    calibrate_prompts: str | os.PathLike[str] | Sequence[str] | None = None,
+    calibrate_conditions: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    progress: Lines | None = None,
+    plan_progress: BuildProgress | None = None,
+) -> Built:
+    """The same without loading it, which takes more memory than the build where the network is large."""
     say: Lines = progress or (lambda line: None)
     source = network if isinstance(network, Network) else Network(network).disposable()
     for note in source.notes:
@@ -112,9 +185,8 @@ def build(
     sizes = _check_batch(batch, source)
     targets = _check_targets(target)
     check_for_target(precision, targets)
-    if precision == AUTO_PRECISION or backend == "torch" or (backend == "auto" and not _is_cpu(device)):
-        source.kept()  # the module is needed to the end: exported at each precision, or run by PyTorch
-    module = None if source.frees else _module_of(source, required=backend == "torch")
+    runs = backend == "torch" or (backend == "auto" and not _is_cpu(device))  # PyTorch may
+    module = _module_of(source, required=backend == "torch") if runs else None
     check_runnable(backend, "fp32" if precision == AUTO_PRECISION else precision, module, parse_device(device))
     settings = {"grid": grid, "basis": basis, "clip": clip, "t_start": t_start, "end": end}
     counts = _integers("nfe", nfe)
@@ -130,16 +202,16 @@ def build(
         progress=plan_progress,
         given=calibrated,
     )
-    decoder = source.decoder.module if source.decoder and not source.frees else None
+    decoder = source.decoder.module if source.decoder and runs else None
     loading = {"device": device, "backend": backend, "threads": threads, "progress": plan_progress}
     loading |= {"module": module, "decoder_module": decoder}
     given = {"batch": sizes, "replaces": out is not None, "search": records, "asked": asked, "say": say}
     if precision == AUTO_PRECISION:
-        artifact = by_measurement(place, source, programs, given, loading)
+        artifact = by_measurement(place, source, programs, given, loading, ready=source.restore if runs else None)
     else:
         artifact = write_programs(place, source, programs, precision=precision, **given)
     _build_plans(artifact, targets, say, plan_progress)
-    return Engine.open(artifact, **loading)
+    return Built(artifact, loading, source if runs else None)
 
 
 def _programs(

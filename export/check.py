@@ -109,16 +109,25 @@ def random_condition(condition: Condition, batch: int, generator: np.random.Gene
 
 # Running a graph.
 class OnnxRun:
-    """An ONNX file on ONNX Runtime's CPU provider, fed by position: x, t, conditions. Raises InputError, one line."""
+    """An ONNX file on ONNX Runtime's CPU provider, fed by position: x, t, conditions. Raises InputError, one line.
 
-    def __init__(self, path: Path, inputs: tuple[str, ...], output: str, *, large: bool = False) -> None:
+    large: no packed copies of the weights, which would double the memory. in_file: nor folded ones, nor float32 ones of
+    float16, so that weights stay in their file. Each evaluation is slower then.
+    """
+
+    def __init__(
+        self, path: Path, inputs: tuple[str, ...], output: str, *, large: bool = False, in_file: bool = False
+    ) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # what Q/DQ nodes say, by float kernels
-        if large:  # packed copies of the weights would double the memory
+        if large:
             options.add_session_config_entry("session.disable_prepacking", "1")
+        if in_file:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.enable_cpu_mem_arena = False
         self._inputs, self._output, self._name = inputs, output, path.name
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -196,7 +205,7 @@ def check_export(
     large = path.stat().st_size + (data.stat().st_size if data.exists() else 0) > LARGE_BYTES
     with tempfile.TemporaryDirectory() as folder:
         graph = widen(path, Path(folder)) if contract.precision == "bf16" else path
-        run = OnnxRun(graph, contract.inputs, contract.output, large=large)
+        run = OnnxRun(graph, contract.inputs, contract.output, large=large, in_file=large)
         worst: tuple[float, float, TrialInputs] | None = None
         for case in cases or _random_inputs(contract, large=large):
             wanted = exact(case)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .encoders.from_pipeline import PromptSources
     from .guidance.options import ClassifierFree
     from .pipelines.memory import Need
+    from .pipelines.reread import Reread
     from .policies.options import Policy
 
 
@@ -59,8 +60,7 @@ class Described:
     the scheduler that came with the network, with its times, clip and end. prompts: the text encoders beside it;
     guidance: its pipeline's own, where they are. policy: what makes actions of observations. origin: what an engine's
     provenance says of where it comes from.
-    need: parameters of its parts, where a pipeline says them. owned: of "network" and "decoder", those that were read
-    from files and that nobody else holds.
+    need: parameters of its parts, where a pipeline says them. weights: of a source that is read from files.
     """
 
     source: nn.Module | str
@@ -87,7 +87,7 @@ class Described:
     policy: Policy | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     need: Need | None = None
-    owned: frozenset[str] = frozenset()
+    weights: Reread | None = None
 
     def contract(
         self,

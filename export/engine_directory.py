@@ -133,12 +133,13 @@ def _exported(target: Path, source: Network, precision: str, held: Held, asked: 
     provenance |= source.origin
     provenance |= _searched(held.search, {})
     with writing(target), replacing_folder(target) as folder:
-        eight = precision in QUANTISED  # its prompts are encoded while the network is there
-        if source.need is not None and (line := source.need.line(precision, frees=source.frees and not eight)):
+        eight = precision in QUANTISED
+        if source.need is not None and (line := source.need.line(precision, frees=source.frees)):
             say(line)
         exact = ExactParts(folder, source, precision_between(precision, for_gpu=asked.for_gpu), say)
         texts = policy = None
         if eight:  # first, since what they make calibrates the network
+            source.free("network")  # which is read again
             texts, asked = exact.texts(asked)
             policy, asked = exact.policy(asked)
         made = source.written(folder, precision, asked, say)

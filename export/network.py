@@ -17,6 +17,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -29,12 +30,11 @@ from ..engine.errors import InputError
 from ..engine.notebook import html_table
 from .check import LARGE_BYTES
 from .decoders.from_module import ModuleDecoder
-from .decoders.open import OpenedDecoder, open_decoder
+from .decoders.open import OpenedDecoder, open_decoder, read_decoder
 from .describe import describe
 from .described import Given
 from .encoders.open import Encoders, open_encoders
 from .guidance.apply import Source, guide
-from .pipelines.weights import free_weights, return_memory
 from .policies.open import OpenedPolicy
 from .precision.write import Asked, Written, write_network
 from .sources.from_module import ModuleSource
@@ -135,6 +135,8 @@ class Network:
             controlnet=None if controlnet is None else str(controlnet),
             policy=policy,
         )
+        if decoder is not None:  # read and freed before the network is read
+            given = replace(given, decoder=read_decoder(decoder))
         described = describe(source, given)
         opened = open_source(described)
         guidance = described.guidance if guidance is None else None if guidance == "none" else guidance
@@ -148,7 +150,6 @@ class Network:
         self.convention: Convention | None = described.convention
         self.origin: Mapping[str, Any] = described.origin
         self.need: Need | None = described.need
-        self._owned = described.owned
         self._frees = False
         self.encoders: Encoders | None = open_encoders(described, self.contract, self.decoder) if encoders else None
 
@@ -209,7 +210,7 @@ class Network:
         """
         path = Path(folder) / "network.onnx"
         say(f"exporting {self.contract.name} to ONNX ({precision})")
-        consumes = self.frees and "network" in self._owned
+        consumes = self.frees
         doubt = doubt_of_time(self.contract, self._source.evaluate) if consumes else None  # before its weights go
         try:
             made = write_network(self._source, path, precision, asked, say, external=external, consumes=consumes)
@@ -239,13 +240,13 @@ class Network:
 
     @property
     def frees(self) -> bool:
-        """Whether a build frees weights as soon as they are written: see `disposable`."""
-        return self._frees and bool(self._owned)
+        """Whether a build frees the network's weights once they are written: see `disposable`."""
+        return self._frees and isinstance(self._source, ModuleSource) and self._source.weights is not None
 
     def disposable(self) -> Network:
-        """Itself, whose weights a build may free, each part's once it is written, where nobody else holds them.
+        """Itself, whose weights a build may free, each part's once it is written, where they come from files.
 
-        What was built can then be loaded, not evaluated by this object. Weights that came as an object are not freed.
+        Who evaluates it afterwards reads them again. Weights that came as an object are not freed.
         """
         self._frees = True
         return self
@@ -256,15 +257,16 @@ class Network:
         return self
 
     def free(self, part: str) -> None:
-        """Free the weights of "network" or "decoder" if `frees`, and nothing else."""
-        if not self.frees or part not in self._owned:
-            return
-        size = 0
-        if part == "network" and isinstance(self._source, ModuleSource):
-            size = self._source.free()
-        elif part == "decoder" and isinstance(self.decoder, ModuleDecoder):
-            size = free_weights(self.decoder.module)
-        return_memory(size)
+        """Free the weights of "network" or "decoder" where `disposable` lets it and they come from files."""
+        one = self._source if part == "network" else self.decoder
+        if self._frees and isinstance(one, (ModuleSource, ModuleDecoder)):
+            one.free()
+
+    def restore(self) -> None:
+        """Read again what was freed of network and decoder. Raises InputError for files that have changed since."""
+        for one in (self._source, self.decoder):
+            if isinstance(one, (ModuleSource, ModuleDecoder)):
+                one.whole()
 
     def evaluate(self, x: Tensor, t: Any, conditions: Mapping[str, Any] | None = None) -> Tensor:
         """The prediction [B, *shape] float32 of the source itself, in float32.

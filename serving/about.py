@@ -14,6 +14,7 @@ from ..engine.contract.condition import INPAINTING
 from ..engine.contract.contract import Contract, DecoderContract
 from ..engine.contract.text_encoders import NEGATIVE, TextEncoders
 from ..engine.runtime.noise import Seeds
+from ..engine.runtime.pictures.control import Shown
 from .samplers import OWN, Sampler, compared, described
 
 PICTURE_CHANNELS = (1, 3, 4)
@@ -24,6 +25,7 @@ class Drawing(Protocol):
 
     An engine with text encoders has `takes_prompt` true, and its `images` and `sample` take prompt= and
     negative_prompt=, one text for all samples or a list with one for each. What they stand for is `text_encoders`'.
+    The picture of a ControlNet is a condition, as `control_picture` describes it.
     An engine with `takes_image` true takes image=, mask=, strength= and strength_counts= there.
     """
 
@@ -49,9 +51,9 @@ class Drawing(Protocol):
 class About:
     """image: [H, W, C] of a picture, None where samples are none. samplers: by name and NFE.
 
-    takes_image: whether it starts from pictures of that size. encoded: the conditions, by the contract's names, that
-    prompts stand for. usual_negative: the text that the engine takes for a negative prompt when there is none; None
-    where it takes no text, or zeros.
+    takes_image: whether it starts from pictures of that size. shown: what its ControlNet takes, None without one.
+    encoded: the conditions, by the contract's names, that prompts stand for. usual_negative: the text that the engine
+    takes for a negative prompt when there is none; None where it takes no text, or zeros.
     """
 
     name: str
@@ -66,6 +68,7 @@ class About:
     takes_negative_prompt: bool
     usual_negative: str | None
     takes_image: bool
+    shown: Shown | None
     encoded: frozenset[str]
     latent: bool
     samplers: Mapping[str, Mapping[int, Sampler]]
@@ -90,12 +93,22 @@ class About:
             "takes_negative_prompt": self.takes_negative_prompt,
             "takes_image": self.takes_image,
             "from_picture": [one.name for one in self.contract.conditions if one.name in INPAINTING],
+            "control_picture": self._control_picture,
             "encoded": sorted(self.encoded),
             "latent": self.latent,
             "samplers": {
                 name: {str(nfe): asdict(one) for nfe, one in held.items()} for name, held in self.samplers.items()
             },
         }
+
+    @property
+    def _control_picture(self) -> dict[str, Any] | None:
+        """The condition that a ControlNet's picture is given as, and its [H, W, C]."""
+        shown = self.shown
+        if shown is None or (shown.latents and shown.encoded is None):
+            return None
+        channels, height, width = shown.shape
+        return {"condition": shown.condition.name, "image": [height, width, channels]}
 
 
 def faces(engine: Drawing) -> dict[str, Drawing]:
@@ -125,6 +138,7 @@ def about(name: str, engine: Drawing, held: Mapping[str, Drawing]) -> About:
         takes_prompt=takes_prompt,
         takes_negative_prompt=takes_negative,
         usual_negative="" if takes_negative and not (encoders and encoders.zeros) else None,
+        shown=getattr(engine, "control_picture", None),
         takes_image=image is not None and bool(getattr(engine, "takes_image", False)),
         encoded=encoded,
         latent=engine.decoder is not None,

@@ -1,8 +1,8 @@
 """Peak memory of a whole pipeline in a build: `python -m pfdiff.bench.studies.build_memory [--out FILE.json]`.
 
 A pipeline like Stable Diffusion XL of middle size, random weights in fp16 files, is built by the command line's own
-code, in fp32 and in fp16, each in a process of its own. With several --channels it is made in several sizes; 1840 gives
-a U-Net as large as that of Stable Diffusion XL, 2.6 G parameters. Every stage, from one line of progress to
+code, in fp32 and in fp16, each in a process of its own. With several --channels it is made in several sizes; 1920 gives
+a U-Net of 2.8 G parameters, where that of Stable Diffusion XL has 2.6 G. Every stage, from one line of progress to
 the next, reports its largest resident set (VmHWM, reset between them; Linux).
 `export/pipelines/memory.py` takes its factors from here.
 """
@@ -26,8 +26,11 @@ PRECISIONS = ("fp32", "fp16")
 MIB = 1 << 20
 
 
-def save(folder: Path, channels: int) -> dict[str, int]:
-    """The pipeline's folder, and how many parameters each part has. channels: of the U-Net's first block."""
+def save(folder: Path, channels: int, side: int = 16) -> dict[str, int]:
+    """The pipeline's folder, and how many parameters each part has. channels: of the U-Net's first block.
+
+    side: of a latent. Half precisions take long on a CPU, by its square.
+    """
     import torch
 
     diffusers: Any = import_module("diffusers")
@@ -36,7 +39,7 @@ def save(folder: Path, channels: int) -> dict[str, int]:
     blocks: dict[str, Any] = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
     blocks |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
     unet = diffusers.UNet2DConditionModel(
-        sample_size=16,
+        sample_size=side,
         block_out_channels=(channels, 2 * channels),
         cross_attention_dim=8 * channels // 5,
         layers_per_block=1,
@@ -71,7 +74,8 @@ def save(folder: Path, channels: int) -> dict[str, int]:
 
 def build(folder: Path, precision: str) -> list[dict[str, Any]]:
     """The stages of a build with the peak of each."""
-    import pfdiff
+    from ...export.build import built
+    from ...export.network import Network
 
     stages: list[dict[str, Any]] = []
 
@@ -82,9 +86,9 @@ def build(folder: Path, precision: str) -> list[dict[str, Any]]:
         Path("/proc/self/clear_refs").write_text("5")
 
     stage("reading the pipeline")
-    network = pfdiff.Network(folder / "pipeline").disposable()
+    network = Network(folder / "pipeline").disposable()
     words: dict[str, Any] = {"solver": "ddim", "precision": precision, "backend": "onnxruntime", "device": "cpu"}
-    pfdiff.build(network, 1, **words, progress=stage, out=folder / f"{precision}.engine").close()
+    built(network, 1, **words, progress=stage, out=folder / f"{precision}.engine")
     stages[-1]["peak_bytes"] = _peak()
     return stages
 
@@ -98,7 +102,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / folder_name() / "build_memory.json")
     parser.add_argument("--folder", type=Path, help="where the pipeline and the engines go; kept; a temporary one")
-    parser.add_argument("--channels", type=int, nargs="+", default=[640], help="multiples of 80")
+    parser.add_argument("--channels", type=int, nargs="+", default=[640], help="multiples of 160")
+    parser.add_argument("--side", type=int, default=16, help="of a latent")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--precision", choices=PRECISIONS, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -108,17 +113,18 @@ def main() -> None:
     sizes: list[dict[str, Any]] = []
     for channels in given.channels:
         with tempfile.TemporaryDirectory() as made:
-            sizes.append(measure((given.folder or Path(made)) / str(channels), channels, given.precisions))
+            folder = (given.folder or Path(made)) / str(channels)
+            sizes.append(measure(folder, channels, given.side, given.precisions))
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps({"machine": describe(), "sizes": sizes}, indent=1) + "\n")
 
 
-def measure(folder: Path, channels: int, precisions: Sequence[str]) -> dict[str, Any]:
+def measure(folder: Path, channels: int, side: int, precisions: Sequence[str]) -> dict[str, Any]:
     """Stages and estimates of each precision for one size of pipeline."""
     folder.mkdir(parents=True)
-    parameters = save(folder, channels)
+    parameters = save(folder, channels, side)
     need = Need(parameters["unet"], parameters["vae"], {"text_encoder": parameters["text_encoder"]})
-    figures: dict[str, Any] = {"channels": channels, "parameters": parameters}
+    figures: dict[str, Any] = {"channels": channels, "side": side, "parameters": parameters}
     for precision in precisions:
         own = ["--folder", str(folder), "--precision", precision]
         command = [sys.executable, "-m", "pfdiff.bench.studies.build_memory", *own]

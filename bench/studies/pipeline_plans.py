@@ -22,12 +22,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engines", type=Path, nargs="+")
     parser.add_argument("--cc", default="89")
+    parser.add_argument("--files", nargs="+", help="only these of each engine, such as network.onnx")
     parser.add_argument("--out", type=Path, default=RESULTS / "pipeline_plans.json")
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for path in given.engines:
         artifact = read_artifact(path)
         for file, contract in artifact.contracts.items():
+            if given.files and file not in given.files:
+                continue
             row = {"engine": path.stem, "file": file, "precision": contract.precision}
             start = time.monotonic()
             try:

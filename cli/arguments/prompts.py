@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 ASKED = ("prompt", "negative_prompt", "image", "mask", "strength", "strength_counts")
 
 
-def asked_from(typed: Mapping[str, str], contract: Contract) -> tuple[list[str], dict[str, Any]]:
-    """(arguments that are conditions of the network, the rest as keywords of `Engine.sample`). Raises InputError."""
+def asked_from(typed: Mapping[str, str], contract: Contract, shape: Sequence[int]) -> tuple[list[str], dict[str, Any]]:
+    """(arguments that are conditions of the network, the rest as keywords of `Engine.sample`). Raises InputError.
+
+    shape: [C, H, W] of the engine's pictures.
+    """
     names = {name for one in contract.conditions for name in (one.name, one.alias)}
     extra = [word for name, text in typed.items() if name in names for word in (f"--{name}", text)]
     asked: dict[str, Any] = {name: text for name, text in typed.items() if name not in names}
@@ -29,7 +32,7 @@ def asked_from(typed: Mapping[str, str], contract: Contract) -> tuple[list[str],
         except ValueError:
             raise InputError(f"--strength '{asked['strength']}': expected a number, such as 0.6") from None
     if "image" in asked:
-        asked["image"] = picture_from("--image", asked["image"])
+        asked["image"] = _out_of_sheet(asked["image"], picture_from("--image", asked["image"]), shape)
     if "mask" in asked:
         asked["mask"] = mask_from("--mask", asked["mask"])
     return extra, asked
@@ -93,6 +96,21 @@ def prompted_conditions(
 
     where = {name: params[name] for name in ("device", "backend", "threads") if params.get(name) is not None}
     return prompt_conditions(engine, texts.get("prompt"), texts.get("negative_prompt"), given, **where)
+
+
+def _out_of_sheet(text: str, given: Any, shape: Sequence[int]) -> Any:
+    """The picture in a page with margins, as `pfdiff sample` writes it; of several the first, which is said."""
+    from ...quality.pictures.sheet import tiles
+
+    if Path(text).suffix != ".png" or len(shape) != 3 or given.shape[:2] == tuple(shape[1:]):
+        return given
+    found = tiles(given, shape[1], shape[2], shape[0])
+    if found is None:
+        return given
+    if len(found) > 1:
+        said = f"--image '{text}' is a page of {len(found)} pictures, of which the first is taken"
+        warnings.warn(said, RuntimeWarning, stacklevel=3)
+    return found[0]
 
 
 def mask_from(option: str, text: str) -> Any:

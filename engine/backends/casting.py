@@ -17,22 +17,29 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 
-def cast_copy(module: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu") -> nn.Module:
+def cast_copy(
+    module: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu", *, consumes: bool = False
+) -> nn.Module:
     """A copy of `module` on `device` with weights of `dtype`, each cast once on the way; the module stays as it is.
 
-    No second copy in the old dtype ever exists. Raises InputError when the module cannot be copied.
+    No second copy in the old dtype ever exists. consumes: each weight of the module gives its memory back once it is
+    cast. Raises InputError when the module cannot be copied.
     """
     memo: dict[int, Any] = {}
     changed = False
     for owner in module.modules():
         learns = any(parameter.requires_grad for parameter in owner.parameters(recurse=False))
         for parameter in owner.parameters(recurse=False):
+            if consumes and id(parameter) in memo:
+                continue  # shared, and cast
             # A frozen vector beside learned weights is a table of frequencies: float32, like the time it multiplies.
             constant = learns and not parameter.requires_grad and parameter.ndim <= 1
             kept = not parameter.is_floating_point()
             target = parameter.dtype if kept else torch.float32 if constant else dtype
             changed |= target != parameter.dtype
             memo[id(parameter)] = nn.Parameter(_own(parameter, device, target), requires_grad=False)
+            if consumes:
+                parameter.data = parameter.data.new_empty(0)
         # Buffers are frequencies and the like and stay float32; running statistics go with their weights.
         statistics = isinstance(owner, nn.modules.batchnorm._NormBase)
         for buffer in owner.buffers(recurse=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,12 @@ def by_measurement(
     programs: Mapping[int, Program],
     given: Mapping[str, Any],
     loading: Mapping[str, Any],
+    ready: Callable[[], None] | None = None,
 ) -> Artifact:
-    """The engine in the precision that is the fastest here: the one that stands there, or measured now."""
+    """The engine in the precision that is the fastest here: the one that stands there, or measured now.
+
+    ready: called before an engine is opened, for modules of `loading` whose weights an export freed.
+    """
     say: Lines = given["say"]
     former = former_at(place, lambda line: None)
     if former and CHOICE in former.provenance and difference(former, source, None) is None:
@@ -46,6 +50,11 @@ def by_measurement(
         alone = {**given, "batch": batch, "replaces": True}
         return write_programs(path, source, programs, precision=precision, **alone)
 
+    def opened(artifact: Artifact) -> Engine:
+        if ready is not None:
+            ready()
+        return Engine.open(artifact, **loading)
+
     def why_not_here(precision: str) -> str:
         try:
             check_runnable(loading["backend"], precision, loading["module"], parse_device(loading["device"]))
@@ -55,7 +64,7 @@ def by_measurement(
 
     with tempfile.TemporaryDirectory(prefix="pfdiff-precisions-") as folder:
         asked = (given["asked"].bound, given["asked"].given)
-        found = fastest(make, lambda one: Engine.open(one, **loading), why_not_here, Path(folder), *asked, say)
+        found = fastest(make, opened, why_not_here, Path(folder), *asked, say)
         with locked_for_build(place, say):
             return _moved(found.artifact, place, {CHOICE: found.record}, say)
 

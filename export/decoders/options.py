@@ -21,6 +21,8 @@ from ...engine.json_fields import is_number
 if TYPE_CHECKING:
     from torch import nn
 
+    from .from_module import Autoencoder
+
 Constant = float | tuple[float, ...]  # one number, or one a channel
 FORMAT = "pfdiff decoder 1"  # part of every digest: changes when the same source would be exported otherwise
 USAGE = (
@@ -42,7 +44,7 @@ class Decoder:
     precision  fp32, fp16 or bf16; None: the network's, but fp32 for fp16 where the config says `force_upcast`
     """
 
-    source: nn.Module | str | Path
+    source: nn.Module | str | Path | Autoencoder
     scaling: float | Sequence[float] | None = None
     shift: float | Sequence[float] | None = None
     precision: str | None = None

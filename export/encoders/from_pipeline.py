@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from ...engine.progress import Lines
 from ...engine.tensors import PRECISION_DTYPES
 from ..check import TrialInputs, check_export
 from ..families.family import Prompting
-from ..pipelines.weights import free_weights, load_pretrained, return_memory, variant_of
+from ..pipelines.reread import Reading
+from ..pipelines.weights import free_weights, load_pretrained, return_memory, unseen, variant_of
 from ..sources.module_digest import content_digest
 from ..to_onnx import export_module, prepared, quiet
 from .text import Encode, Place, Rows, places, size_of
@@ -41,15 +42,37 @@ TRIALS = ("", "a lighthouse in fog, oil on canvas")
 
 
 @final
+class FusedEncoder:
+    """A text encoder with LoRA in its weights: read for its digest, freed, and read again when it is exported.
+
+    given: what it is without, a folder or an object.
+    """
+
+    def __init__(self, given: nn.Module | Path, reading: Reading) -> None:
+        self.given, self._reading, self._stamp = given, reading, reading.stamp
+        module = reading.read()
+        self.content = content_digest(module, b"")
+        return_memory(free_weights(module))
+
+    def read(self) -> nn.Module:
+        """Raises InputError for files that have changed since."""
+        self._reading.check(self._stamp)
+        return self._reading.read()
+
+
+EncoderSource: TypeAlias = "nn.Module | Path | FusedEncoder"
+
+
+@final
 @dataclass(frozen=True)
 class PromptSources:
-    """What a pipeline has for prompts. sources: (encoder, tokenizer) by the encoder's name, folders or objects.
+    """What a pipeline has for prompts. sources: (encoder, tokenizer) by the encoder's name, from folders or objects.
 
     zeros: without a negative prompt its conditions are zero.
     """
 
     prompting: Prompting
-    sources: Mapping[str, tuple[nn.Module | Path, Any]]
+    sources: Mapping[str, tuple[EncoderSource, Any]]
     zeros: bool = False
 
 
@@ -128,7 +151,7 @@ class PipelineEncoders:
         found.update(json.dumps(words, sort_keys=True).encode())
         for name, (source, _) in self._given.sources.items():
             found.update(name.encode())
-            found.update(_files_digest(source) if isinstance(source, Path) else content_digest(source, b""))
+            found.update(_digest(source))
             found.update(self._tokenizer_json(name).encode())
         return found.hexdigest()
 
@@ -151,16 +174,16 @@ class PipelineEncoders:
         progress(f"exporting {name} to ONNX ({used})")
         text = self._tokenizer_json(name)
         (folder / tokenizer).write_text(text, encoding="utf-8")
-        encoder = load_encoder(source) if isinstance(source, Path) else source
+        encoder = _read(source)
         module = self._module(name, encoder, self._places[name])
         trials = _trials(text, self._around)
         with prepared(module, torch.float32) as encode:  # first, since the float32 weights may go
             exact = {id(case): _run(encode, case) for case in trials}
         dtype = PRECISION_DTYPES[used]
-        owned = isinstance(source, Path)
+        owned = isinstance(source, (Path, FusedEncoder))
         module = module.eval() if owned else module
         if owned and dtype != torch.float32:
-            module = cast_copy(module, dtype).eval()
+            module = cast_copy(module, dtype, consumes=True).eval()
             return_memory(free_weights(encoder))
         with contextlib.nullcontext(module) if owned else prepared(module, dtype) as encode:
             plain = {} if used == "fp32" else {id(case): _run(encode, case) for case in trials}
@@ -207,7 +230,20 @@ def _trials(tokenizer: str, frame: Around) -> list[TrialInputs]:
 
 
 # Reading them.
+def _read(source: EncoderSource) -> nn.Module:
+    if isinstance(source, FusedEncoder):
+        return source.read()
+    return load_encoder(source) if isinstance(source, Path) else source
+
+
+def _digest(source: EncoderSource) -> bytes:
+    if isinstance(source, FusedEncoder):
+        return source.content
+    return _files_digest(source) if isinstance(source, Path) else content_digest(source, b"")
+
+
 def _class_name(source: Any) -> str:
+    source = source.given if isinstance(source, FusedEncoder) else source
     if not isinstance(source, Path):
         return type(source).__name__
     try:
@@ -219,6 +255,7 @@ def _class_name(source: Any) -> str:
 
 def _config(name: str, source: Any) -> Any:
     found = _class_name(source)
+    source = source.given if isinstance(source, FusedEncoder) else source
     if found not in CLASSES:
         raise InputError(
             f"{name} is a {found}, expected {' or '.join(CLASSES)}; leave the encoders out {OUT} and give prompt_embeds"
@@ -235,14 +272,8 @@ def load_encoder(folder: Path) -> nn.Module:
     variant = variant_of(folder, "model")
     transformers = transformers_for(folder)
     kind = getattr(transformers, _class_name(folder))
-    bars = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()  # our own progress says what is read
-    try:
+    with unseen(transformers):
         return load_pretrained(kind, folder, variant, dtype=torch.float32)
-    finally:
-        if shown:
-            bars.enable_progress_bar()
 
 
 def _files_digest(folder: Path) -> bytes:

@@ -93,6 +93,7 @@ class ImageEncoder:
         progress(f"exporting the image encoder of {contract.name} to ONNX ({used})")
         path = folder / IMAGE_ENCODER
         path.parent.mkdir(exist_ok=True)
+        self._decoder.whole()
         with prepared(self._module, PRECISION_DTYPES[used]) as encode:
             export_module(encode, contract, path)
             made = tuple(encode(torch.zeros(1, *contract.shape, dtype=PRECISION_DTYPES[used])).shape[1:])

@@ -1,11 +1,11 @@
 """How much memory a pipeline's build takes, said before it starts: from the numbers of parameters in its files.
 
-    need = base + 4 bytes x max(a denoiser + decoder, b encoder)        b of the largest text encoder
+    need = base + 4 bytes x max(a denoiser, a decoder, b encoder)        b of the largest text encoder
 
-The denoiser is loaded in float32, beside its autoencoder, and freed once it is exported, and so are the text encoders,
-one by one. Where the caller keeps the network, or its module is to run, the second term is denoiser + decoder +
-b encoder. The factors are rounded up from build_memory.json, build_memory_sizes.json and memory.json in
-bench/results/amd-epyc-2-cores.
+Each network is read in float32 and freed once it is exported. Where the caller keeps the denoiser, the last term is
+denoiser + decoder + b encoder. What an evaluation needs beside the weights is not counted. The factors are rounded up
+from build_memory_freed.json in bench/results/amd-epyc-2-cores, those of bf16, eight bits and large text encoders from
+build_memory.json, build_memory_sizes.json and memory.json there.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ...engine.errors import InputError, first_line
 
 BASE_BYTES = 700 << 20  # torch, diffusers, transformers and the exporter
 # (denoiser, text encoder): peaks as multiples of their float32 weights.
-# Of half precisions upper bounds: measured while the float32 weights still stood beside their cast copy.
-FACTORS = {"fp32": (3.1, 4.0), "fp16": (3.6, 4.0), "bf16": (3.6, 4.0)}
+# Of bf16 upper bounds: its graph is compared in a float32 copy, and was measured with the weights beside their cast.
+FACTORS = {"fp32": (2.2, 4.0), "fp16": (1.6, 4.0), "bf16": (3.6, 4.0), "int8": (3.1, 4.0), "fp8": (3.1, 4.0)}
 # Of weights below 1 GiB, which are written inside the graph's own file: all of it is once more in memory then.
 INSIDE_BYTES = 1 << 30
-INSIDE_FACTORS = {"fp32": (4.1, 5.0), "fp16": (3.8, 4.0), "bf16": (3.8, 4.0)}
+INSIDE_FACTORS = {"fp32": (4.1, 5.0), "fp16": (2.5, 2.5), "bf16": (3.8, 4.0)}
 WORTH_SAYING_BYTES = 2 << 30
 GIB = 1 << 30
 
@@ -51,8 +51,9 @@ class Need:
         """Peak of the resident set, about. frees: each network goes before the next is read."""
         largest = max(self.encoders.values(), default=0)
         own, encoder = (_factors(one, precision)[place] for place, one in enumerate((self.denoiser, largest)))
+        decoder = _factors(self.decoder, precision)[0]
         stays = 0 if frees else self.denoiser + self.decoder
-        return BASE_BYTES + int(4 * max(own * self.denoiser + self.decoder, stays + encoder * largest))
+        return BASE_BYTES + int(4 * max(own * self.denoiser, decoder * self.decoder, stays + encoder * largest))
 
     def line(self, precision: str, *, frees: bool = True) -> str:
         """One line, "" for what every machine has."""
@@ -78,7 +79,7 @@ class Need:
 def _factors(parameters: int, precision: str) -> tuple[float, float]:
     """Of a denoiser and of a text encoder with so many parameters."""
     table = INSIDE_FACTORS if 4 * parameters < INSIDE_BYTES else FACTORS
-    return table.get(precision, table["fp32"])
+    return table.get(precision, INSIDE_FACTORS["fp32"])
 
 
 def parameters_of(source: Any) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +56,21 @@ def load_pretrained(kind: Any, folder: Path, variant: str | None, **dtype: torch
             what = f"{len(report[key])} {key.replace('_keys', '')} weights, such as {min(map(str, report[key]))}"
             raise InputError(f"'{folder}' has {what}; config.json and the weights do not fit: save them again")
     return model.eval()
+
+
+@contextlib.contextmanager
+def unseen(transformers: Any) -> Iterator[None]:
+    """No bars and log lines of transformers: our own progress says what is read."""
+    bars = transformers.utils.logging
+    shown, level = bars.is_progress_bar_enabled(), bars.get_verbosity()
+    bars.disable_progress_bar()
+    bars.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        bars.set_verbosity(level)
+        if shown:
+            bars.enable_progress_bar()
 
 
 def free_weights(module: nn.Module) -> int:

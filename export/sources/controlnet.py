@@ -49,6 +49,11 @@ class Control:
 
 def _unet_conditions(controlnet: Any, shape: tuple[int, ...], pixels: int) -> tuple[Condition, ...]:
     """The picture, for samples of `shape` with `pixels` to a latent's side. Raises InputError."""
+    if controlnet.config.get("global_pool_conditions"):  # as that of shuffled pictures
+        raise InputError(
+            "the ControlNet pools what it adds (global_pool_conditions), and diffusers adds that to the half with the "
+            "prompt alone, which is not supported; give another ControlNet"
+        )
     scale = 2 ** (len(controlnet.config.conditioning_embedding_out_channels) - 1)
     if scale != pixels:
         raise InputError(

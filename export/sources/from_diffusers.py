@@ -4,9 +4,9 @@
     Network("unet", schedule="scaled_linear:1000", prediction="eps")        one model's folder: config.json and weights
     Network(pipeline)                                           an object; its denoiser and its scheduler are used
 
-Denoiser, autoencoder and text encoders are loaded, from safetensors; pickled weights (.bin) are executable code and are
-refused. The scheduler's config says schedule, prediction, times, clip and end; the model's config shape,
-conditions and variance.
+Denoiser, autoencoder and text encoders are loaded one after the other, from safetensors; pickled weights (.bin) are
+executable code and are refused. The scheduler's config says schedule, prediction, times, clip and end; the model's
+config shape, conditions and variance.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from ...engine.compiler.schedule import parse_schedule
 from ...engine.contract.condition import Condition
 from ...engine.errors import InputError
 from ..convention import Convention
+from ..decoders.open import read_decoder
 from ..described import Described, Given
 from ..families import FAMILIES, LEGACY
 from ..families.family import Beside, Family
 from ..pipelines.memory import Need
-from ..pipelines.pipeline_changes import controlnet_of, controlnet_source, with_loras
+from ..pipelines.pipeline_changes import Changes, controlnet_of, controlnet_source, weights_of
 from ..pipelines.pipeline_prompts import Texts, guidance_of, prompts_of, texts_in_folder, texts_of_object
-from ..pipelines.saved_models import DECODERS, load_model, read_json
+from ..pipelines.saved_models import DECODERS, read_json
 from ..pipelines.scheduler_classes import CLASSES, REFUSED
 from ..pipelines.stochastic_classes import STOCHASTIC
 from ..time_map import parse_prediction
@@ -207,10 +208,13 @@ def _described(parts: PipelineParts, given: Given) -> Described:
     if isinstance(parts.model, Path) and need.warning:
         warnings.warn(f"network '{parts.name}': {need.warning}", RuntimeWarning, stacklevel=2)
     loras = [parse_lora(one) for one in given.lora]
-    if loras:
-        model, texts = with_loras(parts.beside.pipeline, parts.class_name, parts.model, texts, loras)
-        parts = replace(parts, model=model, texts=texts)
-    model: Any = load_model(parts.model, parts.class_name) if isinstance(parts.model, Path) else parts.model
+    changes = Changes(parts.beside.pipeline, parts.class_name, parts.model, loras)
+    # Each is read and freed before the next. The denoiser is last, since it is exported first.
+    parts = replace(parts, texts=changes.texts(texts))
+    decoder = parts.vae if given.decoder is None else None
+    decoder = read_decoder(decoder) if isinstance(decoder, Path) else decoder
+    reading = changes.denoiser
+    model: Any = reading.read() if reading else parts.model
     model = getattr(model, "_orig_mod", model)
     config: Mapping[str, Any] = model.config
     learned_sigma = family.learned_sigma(config)
@@ -222,11 +226,9 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         raise InputError(f"shape {list(shape)}, expected [{channels}, {', '.join(family.AXES)}] as its in_channels say")
     pixels = parts.beside.pixels
     controlnet, controls = controlnet_of(control, model, parts.class_name, shape, pixels)
+    weights = None if reading is None else weights_of(model, reading, controlnet, control[0], parts.class_name)
     conditions = _conditions(family, config, shape, parts.beside, given, controls)
     convention = _convention(parts, family, config, shape, given)
-    decoder = None
-    if given.decoder is None:
-        decoder = load_model(parts.vae, parts.vae_class) if isinstance(parts.vae, Path) else parts.vae
     prompting = family.prompting(config, parts.beside) if given.encoders else None
     prompts = prompts_of(prompting, parts.texts, zeros=parts.zeros)
     schedule = given.schedule or (convention.schedule if convention else "")
@@ -250,16 +252,9 @@ def _described(parts: PipelineParts, given: Given) -> Described:
         prompts=prompts,
         guidance=guidance_of(prompts),
         need=need,
-        owned=_owned(parts, given, control[0]),
+        weights=weights,
         origin={"lora": [one.record for one in loras]} if loras else {},
     )
-
-
-def _owned(parts: PipelineParts, given: Given, controlnet: Any) -> frozenset[str]:
-    """The parts that are read from files; with LoRA a denoiser is a copy."""
-    network = (isinstance(parts.model, Path) or bool(given.lora)) and isinstance(controlnet, Path | None)
-    decoder = isinstance(parts.vae, Path) and given.decoder is None
-    return frozenset(name for name, own in (("network", network), ("decoder", decoder)) if own)
 
 
 def _check_parts(parts: PipelineParts, given: Given) -> None:

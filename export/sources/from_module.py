@@ -15,6 +15,7 @@ from ...engine.errors import InputError
 from ...engine.tensors import PRECISION_DTYPES, TORCH_DTYPES
 from ..check import LARGE_BYTES, Array, TrialInputs, check_export, trial_inputs
 from ..described import Described
+from ..pipelines.reread import Reread
 from ..pipelines.weights import free_weights, return_memory
 from ..to_onnx import export_module, named_line, prepared
 from .module_call import Call, Normalised, left_out, probe, read_conditions, read_signature
@@ -31,7 +32,7 @@ class ModuleSource:
     def __init__(self, module: nn.Module, code: bytes, described: Described) -> None:
         self.module: nn.Module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
         self._code = code
-        self._freed = False
+        self.weights: Reread | None = described.weights
         if isinstance(self.module, torch.jit.ScriptModule):
             raise InputError(
                 f"network '{described.name}': it is TorchScript, which is not exported; give the nn.Module that was "
@@ -97,18 +98,22 @@ class ModuleSource:
         return replace(contract, conditions=tuple(ranged))
 
     def content(self) -> bytes:
-        return content_digest(self.module, self._code + repr(self.call).encode())
+        return content_digest(self.whole(), self._code + repr(self.call).encode())
 
-    def free(self) -> int:
-        """Free the weights; how many bytes they were. What needs them afterwards is refused."""
-        self._freed = True
-        return free_weights(self.module)
+    def free(self) -> None:
+        """Free weights that were read from files. Who needs them afterwards reads them again."""
+        if self.weights is not None:
+            self.weights.free()
+
+    def whole(self) -> nn.Module:
+        """The module with its weights. Raises InputError where their files have changed since they were freed."""
+        if self.weights is not None:
+            self.weights.restore()
+        return self.module
 
     def evaluate(self, case: TrialInputs, precision: str = "fp32") -> Array:
         """The module on the CPU at `precision`, as float32 [B, *shape]. Raises InputError when forward fails."""
-        if self._freed:
-            raise InputError(f"network '{self.contract.name}': its weights were freed by a build; make it again")
-        with prepared(self.module, PRECISION_DTYPES[precision]) as network:
+        with prepared(self.whole(), PRECISION_DTYPES[precision]) as network:
             return self._run(network, case, precision)
 
     @torch.no_grad()
@@ -134,7 +139,7 @@ class ModuleSource:
         if consumes and precision != "fp32":
             self._write_short(path, contract, external=external)
             return contract
-        with prepared(self.module, PRECISION_DTYPES[precision]) as network:
+        with prepared(self.whole(), PRECISION_DTYPES[precision]) as network:
             export_module(Normalised(network, self.call), contract, path, external=external)
         plain = None if precision == "fp32" else lambda case: self.evaluate(case, precision)
         check_export(path, contract, self.evaluate, plain)
@@ -146,10 +151,10 @@ class ModuleSource:
         size = sum(one.numel() for one in self.module.parameters()) * PRECISION_DTYPES[precision].itemsize
         cases = tuple(trial_inputs(contract, large=size > LARGE_BYTES))
         exact = {id(case): self.evaluate(case) for case in cases}
-        short = cast_copy(self.module, PRECISION_DTYPES[precision]).eval()
-        return_memory(self.free())
+        short = cast_copy(self.module, PRECISION_DTYPES[precision], consumes=True).eval()
+        self.free()
+        return_memory(size)
         plain = {id(case): self._run(short, case, precision) for case in cases}
         export_module(Normalised(short, self.call), contract, path, external=external)
         return_memory(free_weights(short))
         check_export(path, contract, lambda case: exact[id(case)], lambda case: plain[id(case)], cases)
-        return_memory(size)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,12 @@ from typing import Any, final
 
 from ...engine.errors import BackendError, InputError, first_line
 from ..pipelines.strength import with_strength
+from ..pipelines.weights import unseen
 
+DENOISER = "denoiser"
+# How layers of text encoders begin: kohya's names and diffusers'.
+TEXTS = {"lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te_": "text_encoder"}
+TEXTS |= {f"text_encoder{number}.": f"text_encoder{number}" for number in ("", "_2", "_3")}
 USAGE = "such as style.safetensors or style.safetensors:0.8"
 
 
@@ -48,25 +54,30 @@ def parse_lora(text: str) -> Lora:
     return Lora(path, strength)
 
 
-def fuse(pipeline: str, modules: Mapping[str, Any], loras: Sequence[Lora]) -> None:
-    """Fuse the files into `modules`, a denoiser and text encoders by their names in the class `pipeline`, in place.
+def fuse(pipeline: str, module: Any, part: str, loras: Sequence[Lora], beside: Mapping[str, Any]) -> None:
+    """Fuse the files into `module`, the denoiser or a text encoder that is called `part` in `pipeline`, in place.
 
-    Raises InputError when a file is none of this pipeline's, or some of its layers have no place; BackendError without
-    peft.
+    pipeline: a class of diffusers. beside: other parts of it, which need no numbers and are left as they are. Raises
+    InputError when a file is none of this pipeline's, or some of its layers have no place; BackendError without peft.
     """
     try:
         import diffusers
 
         import_module("peft")
+        transformers = import_module("transformers")
     except ImportError as error:
         raise BackendError(f"a LoRA needs diffusers and peft ({error}); pip install 'pfdiff[diffusers]'") from None
-    kind = getattr(diffusers, pipeline, None)
+    with unseen(transformers):
+        kind = getattr(diffusers, pipeline, None)
     if kind is None or not hasattr(kind, "load_lora_weights"):
         named = f"the pipeline {pipeline}" if kind else "a model alone"
         raise InputError(f"lora: diffusers loads none into {named}; give the folder of a pipeline that takes them")
-    parts = _pipeline(kind, modules)
+    parts = _pipeline(kind, {**beside, part: module})
     for number, lora in enumerate(loras):
-        _fuse_one(parts, modules, lora, f"lora_{number}")
+        wanted = layers_of(lora.path)[part if part in TEXTS.values() else DENOISER]
+        if wanted:
+            with unseen(transformers):
+                _fuse_one(parts, module, part, lora, wanted, f"lora_{number}")
 
 
 def _pipeline(kind: Any, modules: Mapping[str, Any]) -> Any:
@@ -74,26 +85,32 @@ def _pipeline(kind: Any, modules: Mapping[str, Any]) -> Any:
 
     needed = [one.name for one in inspect.signature(kind).parameters.values() if one.default is one.empty]
     options = {"requires_safety_checker": False} if "safety_checker" in needed else {}
-    return kind(**{name: modules.get(name) for name in needed}, **options)
+    made = kind(**{name: modules.get(name) for name in needed}, **options)
+    load = getattr(made, "load_lora_into_text_encoder", None)
+
+    def load_where_there_is(*given: Any, text_encoder: Any, **words: Any) -> None:
+        if load is not None and text_encoder is not None:
+            load(*given, text_encoder=text_encoder, **words)
+
+    made.load_lora_into_text_encoder = load_where_there_is  # diffusers' fails for an encoder that is not there
+    return made
 
 
-def _fuse_one(pipeline: Any, modules: Mapping[str, Any], lora: Lora, adapter: str) -> None:
+def _fuse_one(pipeline: Any, module: Any, part: str, lora: Lora, wanted: int, adapter: str) -> None:
     from ..to_onnx import quiet
 
     tuned = import_module("peft.tuners.tuners_utils").BaseTunerLayer
 
-    wanted = _layers(lora.path, modules)
     try:
         with quiet():
             pipeline.load_lora_weights(
                 str(lora.path.parent), weight_name=lora.path.name, adapter_name=adapter, local_files_only=True
             )
-        layers = (one for module in modules.values() for one in module.modules() if isinstance(one, tuned))
+        layers = (one for one in module.modules() if isinstance(one, tuned))
         found = sum(adapter in {**one.lora_A, **one.lora_embedding_A} for one in layers)  # type: ignore[operator]
-        if found and found >= wanted:
-            names = [name for name in pipeline.get_list_adapters() if name in modules]
+        if found >= wanted:
             with quiet():
-                pipeline.fuse_lora(components=names, lora_scale=lora.strength, adapter_names=[adapter])
+                pipeline.fuse_lora(components=[part], lora_scale=lora.strength, adapter_names=[adapter])
                 pipeline.unload_lora_weights()
             return
     except Exception as error:  # of diffusers, peft and torch, without a common base
@@ -105,8 +122,17 @@ def _fuse_one(pipeline: Any, modules: Mapping[str, Any], lora: Lora, adapter: st
     )
 
 
-def _layers(path: Path, modules: Mapping[str, Any]) -> int:
-    """How many layers the file has updates for, without those of absent text encoders. Raises InputError."""
+def check_layers(loras: Sequence[Lora], encoders: Collection[str]) -> None:
+    """Raises InputError for a file whose layers are all of text encoders that are not among `encoders`."""
+    for lora in loras:
+        found = layers_of(lora.path)
+        if not found.keys() & {DENOISER, *encoders}:
+            names = ", ".join(found)
+            raise InputError(f"lora '{lora.path}' has layers of {names} alone, which are not here; leave it out")
+
+
+def layers_of(path: Path) -> Counter[str]:
+    """How many layers the file has updates for, by text encoder and of the "denoiser". Raises InputError."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -119,7 +145,4 @@ def _layers(path: Path, modules: Mapping[str, Any]) -> int:
     ]
     if not downs:
         raise InputError(f"lora '{path}' holds no LoRA ({keys[0] if keys else 'it is empty'}); give {USAGE}")
-    texts = {"lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te_": "text_encoder"}
-    texts |= {f"text_encoder{number}.": f"text_encoder{number}" for number in ("", "_2", "_3")}
-    absent = tuple(prefix for prefix, name in texts.items() if name not in modules)
-    return sum(not key.startswith(absent) for key in downs) if absent else len(downs)
+    return Counter(next((TEXTS[one] for one in TEXTS if key.startswith(one)), DENOISER) for key in downs)

@@ -32,6 +32,7 @@ def wrapped(
         sigma_data=contract.sigma_data,
         data_range=contract.data_range,
         example={} if contract.time_rank else {"t": torch.zeros(())},
+        weights=source.weights,
     )
     made = ModuleSource(module, source.content(), described)
     made.left_out = source.left_out

@@ -44,6 +44,34 @@ def grid(images: Pixels, columns: int | None = None) -> Image.Image:
     return page
 
 
+def tiles(page: Pixels, height: int, width: int, channels: int) -> Pixels | None:
+    """The images uint8 [n, height, width, channels] that `grid` made of them `page`, [H, W, 3 or 4]; None of others.
+
+    Tiles of paper alone at the end are none.
+    """
+    scale, gap = _magnification(height), GRID_GAP
+    down, across = scale * height + gap, scale * width + gap
+    rows, columns = (page.shape[0] - gap) // down, (page.shape[1] - gap) // across
+    if min(rows, columns) < 1 or page.shape[:2] != (rows * down + gap, columns * across + gap):
+        return None
+    if channels > page.shape[2] or (channels == 1 and (page[..., :1] != page).any()):
+        return None
+    page = page[..., :channels]
+    inner = page[gap:, gap:].reshape(rows, down, columns, across, -1).swapaxes(1, 2)
+    paper = np.ones(inner.shape[2:4], bool)
+    paper[:-gap, :-gap] = False
+    edges = page[:gap], page[:, :gap], inner[:, :, paper]
+    if not all((one == PAPER[0]).all() for one in edges):
+        return None
+    found = inner[:, :, : scale * height : scale, : scale * width : scale]
+    whole = np.repeat(np.repeat(found, scale, 2), scale, 3)
+    if (whole != inner[:, :, :-gap, :-gap]).any():
+        return None
+    found = found.reshape(-1, *found.shape[2:])
+    last = max((n for n, one in enumerate(found) if (one != PAPER[0]).any()), default=0)
+    return np.ascontiguousarray(found[: last + 1])
+
+
 def columns_for(count: int) -> int:
     """Columns of a grid: 32 pictures make 8 x 4, without holes; where no full rectangle is near a square, a square."""
     square = math.ceil(math.sqrt(count))

@@ -93,7 +93,7 @@ class Subject:
     def module(self) -> nn.Module | None:
         """forward(x, t, *conditions) -> prediction, where the subject is a module; else None."""
         source = self.network._source if self.network else None
-        return Normalised(source.module, source.call) if isinstance(source, ModuleSource) else None
+        return Normalised(source.whole(), source.call) if isinstance(source, ModuleSource) else None
 
 
 def speed_of(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...engine.contract.controls import CONTROL_IMAGE, CONTROL_LATENTS
 from ...quality.pictures import write as pictures
 from ..about import About
 from ..limits import MOST_NUMBERS
@@ -29,8 +30,9 @@ def sheet_of(images: NDArray[np.uint8]) -> bytes:
 
 
 def npz_of(drawn: Drawn, order: Order) -> bytes:
-    """`samples` float32 [n, *shape], `seeds` uint64 [n] and the conditions."""
-    return npz_bytes({**order.conditions, "samples": drawn.rows, "seeds": order.seeds})
+    """`samples` float32 [n, *shape], `seeds` uint64 [n] and the conditions, without a ControlNet's picture."""
+    said = {name: one for name, one in order.conditions.items() if name not in (CONTROL_IMAGE, CONTROL_LATENTS)}
+    return npz_bytes({**said, "samples": drawn.rows, "seeds": order.seeds})
 
 
 def samples_of(drawn: Drawn, order: Order) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ...engine.contract.condition import INPAINTING
+from ...engine.contract.controls import CONTROL_IMAGE, CONTROL_LATENTS, is_control_picture
 from ...engine.errors import InputError
 from ...engine.runtime.noise import parse_seeds
 from ..about import About
@@ -67,6 +68,8 @@ def order_for(
     own = sorted(about.encoded & set(conditions))
     if words and words.negative is not None:
         own.append("negative_prompt")
+    if about.shown and about.shown.latents and is_control_picture(about.shown.condition, conditions[CONTROL_LATENTS]):
+        own.append(CONTROL_IMAGE)  # in batches of their own, since latents have another shape
     return Order(replace(kind, given=tuple(own)), seeds, conditions, words, picture)
 
 
@@ -125,11 +128,32 @@ def conditions_of(about: About, given: Mapping[str, Any], count: int, *, from_pi
         named = about.contract.by_name(given)
         made = {*about.encoded, *(INPAINTING if from_picture else ())}
         taken = [one for one in about.contract.conditions if one.name in named or one.name not in made]
-        return {one.name: one.values(named.get(one.name), count) for one in taken}
+        shown = control_rows(about, named, count)
+        return shown | {one.name: one.values(named.get(one.name), count) for one in taken if one.name not in shown}
     except InputError as error:
         raise NotDrawnError(400, " ".join(str(error).split())[:500]) from None
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise NotDrawnError(400, "conditions: lists of different lengths, or something else than numbers") from None
+
+
+def control_rows(about: About, named: Mapping[str, Any], count: int) -> dict[str, NDArray[Any]]:
+    """The picture of a ControlNet as float32 [count, C, H, W] in 0..1; {} where it has a default, or for latents.
+
+    Raises InputError.
+    """
+    shown = about.shown
+    if shown is None or shown.condition.name not in named:
+        if shown and shown.latents:
+            raise InputError(f"control_image is missing; give {shown.expected}")
+        return {}
+    picture = named[shown.condition.name]
+    picture = picture if isinstance(picture, np.ndarray) else np.asarray(picture, np.float32)  # numbers in JSON
+    if shown.latents and not is_control_picture(shown.condition, picture):
+        return {}
+    rows = shown.rows(picture).numpy()
+    if len(rows) not in (1, count):
+        raise InputError(f"control_image: got {len(rows)} pictures for {count} seeds; give one, or one for each")
+    return {shown.condition.name: np.broadcast_to(rows, (count, *rows.shape[1:]))}
 
 
 # An .npz body.

@@ -263,6 +263,16 @@ def test_info_shows_names_as_they_are(engine: Path, capsys: pytest.CaptureFixtur
     assert "[bold]\\x1b]0;title\\x07" in text
     assert "\x1b" not in text
     assert main(["info", "small.engine", "--nfe", "4"]) == 0
+    lora = {"file": "style.safetensors", "sha256": 64 * "d", "strength": 0.8}
+    hub = {"repository": "owner/name", "commit": "abc"}
+    write_manifest(replace(artifact, provenance={**artifact.provenance, "lora": [lora, "x"], "hub": hub}))
+    assert main(["info", "small.engine"]) == 0
+    assert "owner/name at abc" in capsys.readouterr().out
+    write_manifest(replace(artifact, provenance={**artifact.provenance, "lora": [lora]}))
+    assert main(["info", "small.engine"]) == 0
+    assert "style.safetensors:0.8, sha256 dddddddddddd\n" in "".join(
+        f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines()
+    )
 
 
 def test_messages_hold_no_control_characters(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

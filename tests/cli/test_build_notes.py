@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 import pfdiff
 from pfdiff.cli import main
+from pfdiff.engine.api import Engine
 
 NETWORK = """
 from torch import nn
@@ -32,12 +32,11 @@ def test_an_optional_input_is_named(
     (tmp_path / "net.py").write_text(NETWORK)
     program = pfdiff.compile("ddim", "linear:1000", 2, "uniform")
 
-    @contextlib.contextmanager
-    def build(*_: Any, progress: Any, **__: Any) -> Iterator[Any]:
+    def built(*_: Any, progress: Any, **__: Any) -> Any:
         progress("net.engine is written: NFE 2")
-        yield SimpleNamespace(programs={2: program})
+        return SimpleNamespace(artifact=SimpleNamespace(programs={2: program}), is_large_on_cpu=True)
 
-    monkeypatch.setattr(pfdiff, "build", build)
+    monkeypatch.setattr("pfdiff.export.build.built", built)
     words = ["--nfe", "2", "--shape", "1x4x4", "--schedule", "linear:1000", "--prediction", "eps"]
     monkeypatch.setattr(sys, "argv", ["pfdiff", "build", f"{tmp_path / 'net.py'}:load", *words])
     with contextlib.suppress(SystemExit):
@@ -46,3 +45,23 @@ def test_an_optional_input_is_named(
     assert out == "net.engine is written: NFE 2\n"
     assert "optional y keeps its default" in err
     assert "--condition y:" in err
+
+
+@pytest.mark.parametrize(("large", "opened"), [(0, 0), (1 << 30, 1)])
+def test_a_large_engine_is_not_loaded_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int, opened: int
+) -> None:
+    """Loading it would take more memory than the build. A small one shows that it works here."""
+    (tmp_path / "net.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pfdiff.export.build.LARGE_BYTES", large)
+    calls: list[Path] = []
+
+    def opens(artifact: Any, **_: Any) -> Any:
+        calls.append(artifact.path)
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(Engine, "open", opens)
+    words = ["--nfe", "2", "--shape", "1x4x4", "--schedule", "linear:1000", "--prediction", "eps", "--solver", "ddim"]
+    assert main(["build", "net.py:load", *words, "--device", "cpu", "-o", "net.engine"]) == 0
+    assert calls == [tmp_path.resolve() / "net.engine"] * opened

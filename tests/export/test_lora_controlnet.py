@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from torch import Tensor
 import pfdiff
 from pfdiff.engine.artifact import read_artifact
 
+from ..small.bare import run_bare
 from ..small.diffusers import FAMILIES, WARNINGS, controlnet_of, diffusers
 from ..small.texts import whole_pipeline
 
@@ -22,6 +24,7 @@ pytestmark = [*WARNINGS, pytest.mark.slow]
 
 STEPS, SCALE, STRENGTH = 3, 3.0, 0.7
 PROMPT, NEGATIVE = "the fog in the boats", "text"
+SAID: dict[str, Any] = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "guidance": SCALE}
 GIVEN: dict[str, Any] = {"solver": "ddim", "grid": "diffusers", "backend": "onnxruntime", "device": "cpu"}
 
 
@@ -42,6 +45,20 @@ def theirs(pipeline: Any, noise: Tensor, **given: Any) -> Tensor:
 
 def assert_same(got: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(got, wanted, atol=1e-4 * float(wanted.abs().max()), rtol=1e-4)
+
+
+def in_a_fresh_process(engine: Path, noise: Tensor, **given: Any) -> Tensor:
+    """What the engine samples where there is neither diffusers nor transformers nor peft."""
+    folder = engine.parent
+    arrays: dict[str, Any] = {name: np.asarray(one) for name, one in given.items()}
+    np.savez(folder / "given.npz", noise=noise.numpy(), **arrays)
+    code = f"""
+given = {{name: one if one.ndim else one.item() for name, one in numpy.load("given.npz").items()}}
+with pfdiff.load({str(engine)!r}, device="cpu", backend="onnxruntime") as engine:
+    numpy.save("fresh.npy", engine.sample(**given).numpy())
+"""
+    run_bare(code, folder)
+    return torch.from_numpy(np.load(folder / "fresh.npy"))
 
 
 # LoRA.
@@ -102,7 +119,9 @@ def test_a_lora_is_in_the_weights(
     network = pfdiff.Network(source, lora=f"{tmp_path / 'style.safetensors'}:{STRENGTH}")
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     with pfdiff.build(network, STEPS, **GIVEN, out=tmp_path / "e.engine") as engine:
-        got = engine.sample(noise=noise, prompt=PROMPT, negative_prompt=NEGATIVE, guidance=SCALE)
+        got = engine.sample(noise=noise, **SAID)
+    if written is as_peft:
+        torch.testing.assert_close(in_a_fresh_process(tmp_path / "e.engine", noise, **SAID), got, atol=1e-5, rtol=1e-5)
     wanted = theirs(added_by_hand(own, updates, STRENGTH * factor), noise)
     assert_same(got, wanted)
     assert (theirs(own, noise) - wanted).abs().max() > 0.01  # also: the pipeline that was given is as it was
@@ -162,11 +181,13 @@ def test_a_controlnet_is_part_of_the_network(pipeline: tuple[Any, Path], tmp_pat
     kind = diffusers.StableDiffusionControlNetPipeline
     other = kind(**own.components, controlnet=controlnet, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
-    given: dict[str, Any] = {"noise": noise, "prompt": PROMPT, "negative_prompt": NEGATIVE, "guidance": SCALE}
+    given: dict[str, Any] = {"noise": noise, **SAID}
     with pfdiff.build(network, STEPS, **GIVEN, out=tmp_path / "e.engine") as engine:
         full = engine.sample(**given, control_image=picture)
         half = engine.sample(**given, control_image=picture, control_strength=0.5)
         assert engine.execution
+    fresh = in_a_fresh_process(tmp_path / "e.engine", noise, **SAID, control_image=picture, control_strength=0.5)
+    torch.testing.assert_close(fresh, half, atol=1e-5, rtol=1e-5)
     assert_same(full, theirs(other, noise, image=picture))
     assert_same(half, theirs(other, noise, image=picture, controlnet_conditioning_scale=0.5))
     assert (full - half).abs().max() > 1e-3
@@ -174,3 +195,7 @@ def test_a_controlnet_is_part_of_the_network(pipeline: tuple[Any, Path], tmp_pat
     assert pfdiff.Network(tmp_path / "whole", name="edges").digest == network.digest
     with pytest.raises(pfdiff.InputError, match="the ControlNet has cross_attention_dim 8, the model 16"):
         pfdiff.Network(whole_pipeline("sdxl", FAMILIES["sdxl"]), controlnet=tmp_path / "edges")
+    controlnet.register_to_config(global_pool_conditions=True)  # it counts for the prompt's half alone
+    controlnet.save_pretrained(tmp_path / "shuffle")
+    with pytest.raises(pfdiff.InputError, match=r"the ControlNet pools what it adds \(global_pool_conditions\), and"):
+        pfdiff.Network(folder, controlnet=tmp_path / "shuffle")

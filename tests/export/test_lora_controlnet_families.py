@@ -77,7 +77,7 @@ def fused(network: pfdiff.Network, pipeline: Any, part: str) -> nn.Module:
     """The part as the network holds it."""
     if part.startswith("text_encoder"):
         held: Any = network.encoders
-        return held.text._given.sources[part][0]
+        return held.text._given.sources[part][0].read()
     kind = type(getattr(pipeline, part))
     source: Any = network._source
     return next(one for one in source.module.modules() if isinstance(one, kind))
@@ -104,6 +104,24 @@ def test_a_lora_is_in_the_weights(tmp_path: Path, name: str, written: Any, facto
                     a, b = updates[part, layer]
                     wanted = module.weight.double() + STRENGTH * factor * (b.double() @ a.double())
                 torch.testing.assert_close(got, wanted.float(), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_without_encoders_the_denoisers_layers_count(tmp_path: Path) -> None:
+    """Layers of text encoders that are left out have no place, and a file that has no others is refused."""
+    pytest.importorskip("peft")
+    pipeline, words = made("sdxl")
+    updates = updates_of(pipeline, PARTS["sdxl"])
+    save_file(as_peft(updates), tmp_path / "style.safetensors")
+    network = pfdiff.Network(pipeline, **words, encoders=False, lora=tmp_path / "style.safetensors")
+    (part, layer), (a, b) = next(iter(updates.items()))
+    got, own = fused(network, pipeline, part), pipeline.unet.get_submodule(layer).weight
+    torch.testing.assert_close(got.get_submodule(layer).weight, own + b @ a, atol=1e-5, rtol=1e-5)
+    save_file(
+        {k: one for k, one in as_peft(updates).items() if k.startswith("text_encoder")}, tmp_path / "t.safetensors"
+    )
+    with pytest.raises(InputError, match="has layers of text_encoder, text_encoder_2 alone, which are not here"):
+        pfdiff.Network(pipeline, **words, encoders=False, lora=tmp_path / "t.safetensors")
 
 
 def test_kohyas_files_of_flux_have_other_names(tmp_path: Path) -> None:

@@ -308,7 +308,10 @@ with pfdiff.load({str(path)!r}, device="cpu", backend="onnxruntime") as engine:
     assert np.load(tmp_path / "a.npy").shape == (1, 8, 8, 3)
 
 
-def test_the_lines_of_the_readme(engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("default:--image:RuntimeWarning")
+def test_the_lines_of_the_readme(
+    engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As a new user types them, with a tiny folder in place of the hub's."""
     readme = Path(next(iter(pfdiff.__path__)), "README.md").read_text(encoding="utf-8")
     lines = [shlex.split(line) for line in readme.splitlines() if line.startswith("pfdiff") and "sd.engine" in line]
@@ -318,6 +321,12 @@ def test_the_lines_of_the_readme(engines: Any, tmp_path: Path, monkeypatch: pyte
     for line in lines:
         assert main(line[1:]) == 0
     assert (tmp_path / "lighthouse.png").stat().st_size > 100
+    # What it wrote is a picture to start from, although pages have margins.
+    again = ["sample", "sd.engine", "--nfe", "4", "--prompt", "a", "--strength", "0.6", "--image"]
+    assert main([*again, "lighthouse.png", "--seeds", "1", "-o", "night.png"]) == 0
+    assert "'lighthouse.png' is a page of 4 pictures, of which the first is taken" in capsys.readouterr().err
+    assert main([*again, "night.png", "--seeds", "1", "-o", "late.png"]) == 0
+    assert capsys.readouterr().err == ""
     names = [one.name for one in read_artifact(tmp_path / "sd.engine").contract.conditions]
     assert names == ["encoder_hidden_states"]  # without guidance
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pfdiff.engine.errors import InputError
 from pfdiff.quality.pictures import write as pictures
-from pfdiff.quality.pictures.sheet import Row, columns_for, grid, sheet
+from pfdiff.quality.pictures.sheet import Row, columns_for, grid, sheet, tiles
 
 
 def images(count: int, height: int = 5, width: int = 7, channels: int = 3) -> np.ndarray:
@@ -28,6 +28,26 @@ def test_a_grid_holds_every_image_in_order(tmp_path: Path) -> None:
         row, column = divmod(index, 3)
         y, x = gap + row * (5 * scale + gap), gap + column * (7 * scale + gap)
         assert (page[y : y + 5 * scale : scale, x : x + 7 * scale : scale] == image).all()
+
+
+@pytest.mark.parametrize("size", [(8, 6, 1), (5, 7, 3), (70, 64, 3)])
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_the_images_of_a_grid_are_read_back(tmp_path: Path, count: int, size: tuple[int, int, int]) -> None:
+    """Also where holes are left; other pages are none, whatever their size."""
+    given = images(count, *size)
+    pictures.write_images(tmp_path / "grid.png", given, range(count))
+    page = np.array(Image.open(tmp_path / "grid.png"))
+    found = tiles(page, *size)
+    assert found is not None
+    assert (found == given).all()
+    height, width, channels = size
+    assert tiles(page, height, width + 1, channels) is None
+    assert tiles(page[1:], *size) is None
+    for y, x in ((0, 5), (5, 1), (3, 3)):  # margins, and a pixel of one magnified, or of none
+        changed = page.copy()
+        changed[y, x] ^= 1
+        again = tiles(changed, *size)
+        assert again is None or (height > 63 and y == x == 3)
 
 
 @pytest.mark.parametrize(
