@@ -102,6 +102,8 @@ def _report(rankings: Sequence[Ranking], json: Path | None, out: Path | None) ->
         write_json(json, {str(ranking.nfe): ranking.to_dict() for ranking in rankings})
     if out is not None:
         print(f"{out}: NFE {', '.join(str(ranking.nfe) for ranking in rankings)}, each with its best sampler")
+    else:
+        print("no engine is written; with -o ENGINE the same command takes this from the cache and keeps the best")
 
 
 def print_ranking(ranking: Ranking) -> None:
@@ -122,8 +124,8 @@ def print_ranking(ranking: Ranking) -> None:
     console.print(ranking.summary)
     console.print(table)
     best = ranking[0]
-    if ranking.guard:
-        print(ranking.guard)
+    for line in filter(None, (*ranking.left_out, ranking.guard, ranking.stored)):
+        print(line)
     if not isinstance(best.grid, str):
         print(f"times of 1: {','.join(f'{t:.6g}' for t in best.grid)}")
     ended = "" if ranking.complete else "; the budget ended the search early, without held-out seeds and refining"

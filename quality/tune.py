@@ -42,13 +42,15 @@ from .sampling.budget import Budget, BudgetSpentError, parse_budget
 from .sampling.reference import FEW, Reference
 from .sampling.seeds import chosen_seeds
 from .sampling.subject import Subject, speed_of
-from .search.candidates import Candidate, Setting, all_candidates, by_default, lacks_variances, make_setting
+from .search.candidates import Candidate, Setting, all_candidates, by_default, make_setting
 from .search.criterion import Criterion
 from .search.guard import guarded
 from .search.halving import Search, Trial
+from .search.left_out import left_out
 from .search.pace import pace_of, plan_line
 from .search.prior import in_order
 from .search.reference_grids import ReferenceGrids
+from .stored import against_stored, evaluations_of, stored_program
 from .winner import check_destination, write_winner
 
 if TYPE_CHECKING:
@@ -115,7 +117,8 @@ def tune(
     that the features are distributed as theirs. backend, threads: as in `pfdiff.load`, a module by PyTorch.
     budget: evaluations (samples through the network once, the reference included), or a time such as "2min".
     ray, workers: for fd of an engine directory, draw on the Ray cluster at this address (local, auto, HOST:PORT).
-    out: an engine of this network to extend with the winner and the record of the search, or where to build one.
+    out: an engine of this network to extend with the winner and the record of the search, or where to build one. A
+    program of as many evaluations that it holds is judged on the same seeds and kept where it is better.
 
     The same arguments give the same ranking, but for a budget in time, and an interrupted search goes on where it
     was: what was computed is in the cache folder. Raises InputError, BackendError, EngineFileError.
@@ -135,7 +138,7 @@ def tune(
     setting = replace(make_setting(subject, nfe, clip, t_start, end), draws=metric != "error")
     aim = _aim(metric, pictures, features, scale, criterion, setting, refine=refine, reference=reference)
     check_destination(subject, out)
-    refining = None
+    stored, refining = stored_program(out, setting), None
     if refine and isinstance(aim, Reference):
         words = (features, pictures, scale, buffers, backend)
         refining = _refining(subject, nfe, calibration, held_out, limit, aim, *words)
@@ -151,7 +154,9 @@ def tune(
         ) as judged:
             search = Search(judged, setting, calibration, np.arange(len(seeds) - held_out, len(seeds)), tell)
             only = (solvers, grids, bases)
-            result = _searched(search, aim, seed, only, local=local, refining=refining, tell=tell)
+            with limit.reserving(evaluations_of(stored, calibration, held_out)):
+                result = _searched(search, aim, seed, only, local=local, refining=refining, tell=tell)
+            result = against_stored(result, stored, search, out)
     except BudgetSpentError:  # before the search, which ends with what it has
         assert isinstance(aim, Reference)
         own = sum(FEWEST_REFINING) if refining is not None and refining.validation else 0
@@ -328,7 +333,7 @@ def _searched(
         tell(plan, limit.spent, 0)
     trials = search.run(candidates, seed, local=local, pace=pace)
     if not trials:
-        raise InputError(_nothing_found(setting, solvers, grids, bases, limit))
+        raise InputError(_nothing_found(setting, solvers, grids, bases, spent=not search.complete))
     if not math.isfinite(trials[0].error()):
         raise InputError(
             f"no candidate for NFE {setting.nfe} has a finite error: the network gives all, or the reference, NaN "
@@ -355,6 +360,7 @@ def _searched(
         reference_error=criterion.reference_error if isinstance(criterion, ErrorCriterion) else None,
         plan=plan,
         guard=guard,
+        left_out=left_out(setting, solvers, grids, bases),
     )
 
 
@@ -390,19 +396,18 @@ def _too_little(limit: Budget, reference: Reference, seeds: int, extra: int) -> 
         f"({seeds * reference.nfe})"
     )
     fits = limit.affords() // (2 * reference.nfe)
+    enough = f"give at least {2 * seeds * reference.nfe}" if limit.evaluations is not None else "give more time"
     if fits <= extra:
-        less = " without refine" if extra else ""
-        half = max(1, reference.nfe // 2)
-        return f"{said}; give a larger budget, or fewer evaluations of the reference (--reference {half}){less}"
+        return f"{said}; {enough}{', or leave refine out' if extra else ''}"
     calibration = max(1, (fits - extra) // 3)
     held_out = min(2 * calibration, fits - extra - calibration)
-    return f"{said}; give more, or fewer seeds: --calibration {calibration} --held-out {held_out}"
+    return f"{said}; {enough}, or fewer seeds: --calibration {calibration} --held-out {held_out}"
 
 
-def _nothing_found(setting: Setting, solvers: Any, grids: Any, bases: Any, limit: Budget) -> str:
-    if limit.evaluations is not None or limit.seconds is not None:
+def _nothing_found(setting: Setting, solvers: Any, grids: Any, bases: Any, *, spent: bool) -> str:
+    if spent:
         return "the budget is spent before one candidate was run; give more"
-    if lacking := next(filter(lacks_variances, solvers or ()), None):
-        return f"{lacking} is no candidate of a search: pfdiff build estimates its variances; give it with x0_var="
+    if lines := left_out(setting, solvers, grids, bases):
+        return f"no candidate is left: {'; '.join(lines)}"
     asked = f"solvers {solvers or 'all'}, grids {grids or 'all'}, bases {bases or 'all'}"
     return f"no candidate is defined for NFE {setting.nfe} on schedule {setting.schedule} ({asked}); allow more"

@@ -118,7 +118,7 @@ def described_choice(
     ways: dict[str, list[str]] = {}
     for one in programs:
         how = "as given" if solver != AUTO and settings["grid"] is not None else _way((records or {}).get(one.nfe))
-        ways.setdefault(how, []).append(f"NFE {one.nfe} {one.solver} on {_named(one.grid)}")
+        ways.setdefault(how, []).append(f"NFE {one.nfe} {one.solver} on {_named(one.grid)} in {one.basis}")
     names = "; ".join(f"{how}: {', '.join(of)}" for how, of in ways.items())
     if solver != AUTO and settings["grid"] is not None:
         return f"sampler {names}"

@@ -59,6 +59,15 @@ EARLY: list[tuple[list[str], str]] = [
     (["sample", "small.engine", "--nfe", "4", "-o", "/proc/x.npy"], "/proc/x.npy"),
     (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--label", "2.5"], "--label: got fractions"),
     (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--label=11"], "--label: got 11, expected values in 0..9"),
+    (
+        ["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--prompt", "a cat"],
+        "--prompt: this engine holds",
+    ),
+    (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--strength", "0.5"], "--strength without a picture"),
+    (
+        ["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--strength-counts", "whole"],
+        "--strength-counts w",
+    ),
     (["compare", "small.engine", "--nfe", "4", "-o", "plot.jpg"], "ends in '.jpg'"),
     (["compare", "small.engine", "--nfe", "4", "--csv", "/proc/x.csv"], "cannot write /proc/x.csv"),
     (["generate", "small.engine", "--nfe", "5", "--count", "9", "-o", "run"], "this engine has 4, 6"),

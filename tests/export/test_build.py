@@ -19,7 +19,7 @@ import pytest
 from pfdiff.engine.artifact import FileRecord, read_artifact
 from pfdiff.engine.errors import BackendError, EngineFileError, InputError, PfdiffError
 from pfdiff.export import engine_directory
-from pfdiff.export.build import build
+from pfdiff.export.build import build, check_place
 from pfdiff.export.network import Network
 
 from ..small.engine import CONDITIONS, SHAPE, Small, write_onnx
@@ -297,3 +297,10 @@ def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
     artifact = read_artifact(tmp_path / "e")
     data = (tmp_path / "e" / "network.onnx").read_bytes()
     assert artifact.files["network.onnx"] == FileRecord(hashlib.sha256(data).hexdigest(), len(data))
+
+
+@pytest.mark.parametrize("name", [".engine", ".png", ".ONNX"])
+def test_an_ending_is_no_name_of_an_engine(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is an ending without a name"):
+        check_place(tmp_path / name)
+    assert check_place(tmp_path / f"unet{name}").name == f"unet{name}"
