@@ -38,6 +38,7 @@ from .refining.dense import fits
 from .refining.options import Refining
 from .refining.polish import FEWEST as FEWEST_REFINING
 from .refining.polish import refined, sized, usual_cost
+from .refusals import LEAST_RUNS, check_asked, no_refining, nothing_found, too_little
 from .sampling.budget import Budget, BudgetSpentError, parse_budget
 from .sampling.reference import FEW, Reference
 from .sampling.seeds import chosen_seeds
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
 METRICS = ("error", "fd")
 FOR_SEARCH = 0.45  # of a budget, where refining has the rest
 FOR_LONE_SEARCH = 0.6  # where refining is regression alone
-LEAST_RUNS = 120  # behind the reference, of a search that shares a budget with refining
 SEEDS = {"error": (16, 32), "fd": (512, 512), "cost": (64, 128)}  # calibration and held-out ones by metric
 FEWEST = 4  # seeds of either kind that a small budget leaves
 Aim = RealPictures | Reference | Cost  # what samples are judged by
@@ -135,6 +135,7 @@ def tune(
     if limit.seconds is not None and metric == "error":
         limit.assumed = speed_of(subject, conditions, backend, threads)
     calibration, held_out = _checked_seeds(metric, calibration, held_out, limit)
+    check_asked(nfe, solvers or (), reference)
     setting = replace(make_setting(subject, nfe, clip, t_start, end), draws=metric != "error")
     aim = _aim(metric, pictures, features, scale, criterion, setting, refine=refine, reference=reference)
     check_destination(subject, out)
@@ -160,7 +161,7 @@ def tune(
     except BudgetSpentError:  # before the search, which ends with what it has
         assert isinstance(aim, Reference)
         own = sum(FEWEST_REFINING) if refining is not None and refining.validation else 0
-        raise InputError(_too_little(limit, aim, len(seeds), own)) from None
+        raise InputError(too_little(limit, aim, len(seeds), own)) from None
     write_winner(subject, result, out, lambda line: tell(line, limit.spent, limit.spent))
     return result
 
@@ -324,7 +325,7 @@ def _searched(
         candidates = in_order(candidates, setting, only, measured)
         left = limit.left()
         if refining and not refining.validation and left is not None and left < LEAST_RUNS * setting.nfe:
-            refining, skipped = None, _no_refining(limit, setting.nfe)
+            refining, skipped = None, no_refining(limit, setting.nfe)
         share = 1.0 if refining is None else FOR_SEARCH if refining.validation else FOR_LONE_SEARCH
         pace = pace_of(limit, setting.nfe, search.calibration, len(search.held_out), share)
         elements = criterion.pool.noise.shape[1]
@@ -333,7 +334,7 @@ def _searched(
         tell(plan, limit.spent, 0)
     trials = search.run(candidates, seed, local=local, pace=pace)
     if not trials:
-        raise InputError(_nothing_found(setting, solvers, grids, bases, spent=not search.complete))
+        raise InputError(nothing_found(setting, solvers, grids, bases, spent=not search.complete))
     if not math.isfinite(trials[0].error()):
         raise InputError(
             f"no candidate for NFE {setting.nfe} has a finite error: the network gives all, or the reference, NaN "
@@ -377,37 +378,3 @@ def _ranked(trial: Trial, setting: Setting) -> Ranked:
         trial.held_out_error,
         trial.program,
     )
-
-
-def _no_refining(limit: Budget, nfe: int) -> str:
-    return (
-        f"not refined: behind the reference budget {limit} pays for fewer than {LEAST_RUNS} samples of {nfe} "
-        "evaluations, which the search had; give more to refine"
-    )
-
-
-def _too_little(limit: Budget, reference: Reference, seeds: int, extra: int) -> str:
-    """Why the reference was not done, and what fits if half of the budget goes into it and half into the search.
-
-    extra: seeds of refining's own, at least.
-    """
-    said = (
-        f"budget {limit} does not pay for the reference of {seeds} seeds in {reference.nfe} evaluations "
-        f"({seeds * reference.nfe})"
-    )
-    fits = limit.affords() // (2 * reference.nfe)
-    enough = f"give at least {2 * seeds * reference.nfe}" if limit.evaluations is not None else "give more time"
-    if fits <= extra:
-        return f"{said}; {enough}{', or leave refine out' if extra else ''}"
-    calibration = max(1, (fits - extra) // 3)
-    held_out = min(2 * calibration, fits - extra - calibration)
-    return f"{said}; {enough}, or fewer seeds: --calibration {calibration} --held-out {held_out}"
-
-
-def _nothing_found(setting: Setting, solvers: Any, grids: Any, bases: Any, *, spent: bool) -> str:
-    if spent:
-        return "the budget is spent before one candidate was run; give more"
-    if lines := left_out(setting, solvers, grids, bases):
-        return f"no candidate is left: {'; '.join(lines)}"
-    asked = f"solvers {solvers or 'all'}, grids {grids or 'all'}, bases {bases or 'all'}"
-    return f"no candidate is defined for NFE {setting.nfe} on schedule {setting.schedule} ({asked}); allow more"

@@ -114,8 +114,9 @@ def test_tensors_without_values_of_their_own_are_refused(engine: Engine, name: s
         (zeros.to("meta"), "a tensor on device meta, which has no values"),
         (zeros.to_sparse(), "a sparse_coo tensor, expected a dense one"),
     ):
+        given: dict[str, Any] = {name: tensor} if name == "noise" else {"seeds": [1], name: tensor}
         with pytest.raises(InputError, match=f"^{name}: got {what}"):
-            engine.sample(nfe=4, **{"seeds": [1]} if name != "noise" else {}, **{name: tensor})
+            engine.sample(nfe=4, **given)
 
 
 def test_conditions_by_value_label_and_default(engine: Engine) -> None:
