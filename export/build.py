@@ -319,6 +319,8 @@ def check_place(out: Path) -> Path:
     target = Path(os.path.realpath(out))
     if not target.parent.is_dir():
         raise InputError(f"out '{out}': the folder {target.parent} does not exist; create it first")
+    if (target.parent / MANIFEST).exists():
+        raise InputError(f"out '{out}' is inside the engine {target.parent}; give a folder beside it")
     if not target.exists():
         return target
     if not target.is_dir():

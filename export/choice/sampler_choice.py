@@ -128,7 +128,7 @@ def described_choice(
     convention = source.convention
     has_own = convention is not None and convention.spacing != "rule" and few_step_grid(convention)
     if has_own and settings["grid"] is None:
-        exact = f" (the scheduler's own times: grid {EXACT})"
+        exact = f" (grid {EXACT} keeps the scheduler's own times)"
     return (
         f"sampler {names}{exact}; pfdiff tune may find a better one in about "
         f"{TUNE_EVALUATIONS:,} evaluations for each NFE"

@@ -219,7 +219,8 @@ def _better(
     record |= {"gain": gain, "gain_standard_error": doubt}
     after = record["held_out_after"]
     sure = SURE_OF_FEW if len(rows) < FEW else SURE
-    return gain > sure * doubt and (after is None or after < (start.held_out_error or math.inf))
+    before = math.inf if start.held_out_error is None else start.held_out_error
+    return gain > sure * doubt and (after is None or after < before)
 
 
 def _aimed(

@@ -222,6 +222,14 @@ def test_bad_input_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
 
 
+def test_an_engine_holds_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "engine.json").touch()
+    no_export(monkeypatch)
+    with pytest.raises(InputError, match=r"is inside the engine .*; give a folder beside it"):
+        build(onnx_network(tmp_path), 4, out=tmp_path / "e" / "inner")
+
+
 # Failures on the way.
 @pytest.mark.parametrize(
     ("cause", "kind", "message"),
