@@ -28,9 +28,12 @@ NEAR = 0.6  # of DDIM's error: no further grid makes up for more
 FURTHER: tuple[tuple[str, float | None], ...] = (
     ("quadratic", 0.08),
     ("logsnr", 0.08),
+    ("karras:rho=3", None),
+    ("karras", 0.08),
     ("leading", 0.08),
     ("quadratic", None),
     ("uniform", 0.08),
+    ("karras", 0.03),
     ("logsnr", 0.03),
     ("uniform", 0.03),
 )
