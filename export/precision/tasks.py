@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, final
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 HALF = 0.5  # of the sampler's own error: what may be added to it
 MOST_SEEDS, FEWEST_SEEDS = 24, 2
 SECONDS = 60.0  # that the sampler's own error may take: decides how many seeds
+# Of small samples, such as actions, 24 say little: so many elements in all, or seeds, as far as they take seconds.
+ELEMENTS, MOST_SMALL, SECONDS_SMALL = 4096, 256, 5.0
 REFERENCE_NFE = 48
 
 
@@ -146,5 +149,11 @@ def seeds_for(contract: Contract, programs: Mapping[int, Program], evaluate: Eva
     start = time.monotonic()
     trial.sample(program, evaluate)
     seconds = (time.monotonic() - start) / program.nfe / len(trial.seeds)
-    affordable = SECONDS / max(seconds, 1e-9) / (REFERENCE_NFE * len(programs))
-    return int(min(MOST_SEEDS, max(FEWEST_SEEDS, affordable)))
+    return seeds_in(math.prod(contract.shape), seconds * REFERENCE_NFE * len(programs))
+
+
+def seeds_in(elements: int, seconds: float) -> int:
+    """How many seeds of samples with so many elements, whose references take so many seconds each."""
+    few = min(MOST_SEEDS, SECONDS / max(seconds, 1e-9))
+    more = min(MOST_SMALL, math.ceil(ELEMENTS / elements), SECONDS_SMALL / max(seconds, 1e-9))
+    return int(max(FEWEST_SEEDS, few, more))

@@ -256,7 +256,7 @@ def test_a_decoder_for_a_gpu_is_quantised_between_float16(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, stored: int
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr(tasks, "MOST_SEEDS", 4)
+    monkeypatch.setattr(tasks, "seeds_for", lambda *given: 4)
     out = tmp_path / "e"
     given: dict[str, Any] = {**SAMPLER, "backend": "onnxruntime", "out": out, "target": "sm89", "quantise_error": 0.2}
     with build(Network(file, **WORDS, decoder=Decoder()), 2, **given, precision=precision) as engine:
@@ -282,7 +282,7 @@ def test_a_decoder_for_a_gpu_is_quantised_between_float16(
 def test_a_decoder_without_layers_stays_as_the_gpu_takes_it(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "MOST_SEEDS", 4)
+    monkeypatch.setattr(tasks, "seeds_for", lambda *given: 4)
     lines: list[str] = []
     network, asked = Network(file, **WORDS, decoder=Unshuffled()), Asked({}, 0.2, for_gpu=True, clips=False)
     program = compile_program("ddim", "linear:1000", 2, "trailing", prediction="v")
@@ -314,3 +314,14 @@ def test_tune_refines_the_sampler_on_the_quantised_network(file: Path, tmp_path:
     assert after.programs[3].digest == ranking[0].program.digest != before.programs[3].digest
     assert ranking.refinement is not None
     assert ranking.refinement["validation"][-1] <= ranking.refinement["validation"][0]
+
+
+@pytest.mark.parametrize(
+    ("elements", "seconds", "seeds"),
+    [(8, 1e-4, 256), (64, 1e-3, 64), (8, 0.1, 50), (8, 1.0, 24), (3072, 1e-3, 24), (3072, 6.0, 10), (3072, 90.0, 2)],
+)
+def test_small_samples_are_measured_on_more_seeds_where_that_is_cheap(
+    elements: int, seconds: float, seeds: int
+) -> None:
+    """In a minute up to 24; 4096 elements or 256 seeds where these take up to five seconds."""
+    assert tasks.seeds_in(elements, seconds) == seeds
