@@ -325,3 +325,20 @@ def test_small_samples_are_measured_on_more_seeds_where_that_is_cheap(
 ) -> None:
     """In a minute up to 24; 4096 elements or 256 seeds where these take up to five seconds."""
     assert tasks.seeds_in(elements, seconds) == seeds
+
+
+def test_layers_of_a_slow_network_are_measured_on_fewer_evaluations(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is chosen is still within the bound, as samples show, and no line is said where no layer is given back."""
+    monkeypatch.setattr(tasks, "seeds_for", lambda *given: 8)
+    monkeypatch.setattr("pfdiff.export.precision.quantise.SECONDS_ALONE", 0.0)
+    for bound, expected in ((0.002, 1), (0.5, 0)):
+        lines: list[str] = []
+        words: dict[str, Any] = {**SAMPLER, "precision": "int8", "backend": "onnxruntime", "quantise_error": bound}
+        out = tmp_path / f"e{bound}"
+        build(Network(file, **WORDS), 4, **words, out=out, progress=lines.append).close()
+        record = read_artifact(out).provenance["precision_record"]
+        assert sum("measured on 1 of 4 evaluations" in line for line in lines) == expected
+        assert bool(record["given_back"]) == bool(expected)
+        assert record["samples"]["NFE 4"]["added"] <= bound
