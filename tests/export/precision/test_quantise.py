@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from pfdiff.cli import main
 from pfdiff.engine.api import load
 from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.compiler.compile import compile as compile_program
@@ -342,3 +343,24 @@ def test_layers_of_a_slow_network_are_measured_on_fewer_evaluations(
         assert sum("measured on 1 of 4 evaluations" in line for line in lines) == expected
         assert bool(record["given_back"]) == bool(expected)
         assert record["samples"]["NFE 4"]["added"] <= bound
+
+
+@pytest.mark.parametrize(
+    ("seconds", "counts", "minutes"), [(0.01, [5], None), (1.0, [5], None), (2.0, [5], "6"), (2.0, [5, 8], "14")]
+)
+def test_how_long_it_takes_is_said_before_where_it_is_long(
+    seconds: float, counts: list[int], minutes: str | None
+) -> None:
+    """Counted by hand: 48 evaluations of the reference and 24 passes for each program, five minutes for layers."""
+    line = tasks.length_line(seconds, counts)
+    assert (line is None) == (minutes is None)
+    assert line is None or line.startswith(f"eight bits take about {minutes} minutes here, and 5 more or longer")
+
+
+def test_the_command_says_at_once_how_long_it_takes(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tasks, "LONG", 0.0)
+    words = ["build", str(file), "--nfe", "2", "--schedule", "linear:1000", "--prediction", "v", "--solver", "ddim"]
+    assert main([*words, "--precision", "int8", "--quantise-error", "0.5", "-o", str(tmp_path / "e")]) == 0
+    assert "pfdiff: eight bits take about 0 minutes here" in capsys.readouterr().err
