@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..engine.errors import InputError
 from .arguments import options
 from .arguments.networks import SAMPLED, Calibration, NetworkOrEngine, Reference, opened, takes
 
@@ -70,6 +71,8 @@ def compare(
     print_comparison(result)
     for path in filter(None, (out, csv, sheet)):
         print(path)
+    if all(point.error is None for point in result.points):
+        raise InputError(f"nothing could be compared: {result.points[0].note}")
 
 
 def print_comparison(result: Comparison) -> None:

@@ -10,7 +10,7 @@ import typer
 from .arguments import options
 
 Out = Annotated[
-    Path, typer.Option("--out", "-o", help=".png (one sheet), .mp4, .npy, .npz, or a folder of PNGs, or frames.")
+    str, typer.Option("--out", "-o", help=".png (one sheet), .mp4, .npy, .npz, or a folder of PNGs, or frames.")
 ]
 Seeds = Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")]
 PromptOption = Annotated[str | None, typer.Option("--prompt", help="Of engines with text encoders.")]
@@ -54,7 +54,7 @@ def sample(
     from ..quality.pictures.write import kind_of, write_images, write_samples
     from .arguments.conditions import conditions_from
     from .arguments.networks import read_engine
-    from .arguments.prompts import ASKED, asked_from
+    from .arguments.prompts import ASKED, asked_from, check_asked
     from .arguments.values import seeds_from
     from .output.progress import bar, opened
 
@@ -67,11 +67,12 @@ def sample(
     if pictures:
         check_shape(shape, frames=kind != "grid" and artifact.decoder is not None)
         if kind == "video":
-            check_video(shape, out)
+            check_video(shape, Path(out))
     typed = {name: context.params[name] for name in ASKED if context.params[name] is not None}
     extra, asked = asked_from(typed, artifact.contract, shape)
     encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING, CONTROL_LATENTS}
     conditions = conditions_from([*context.args, *extra], artifact.contract, len(chosen), encoded)
+    check_asked(asked, conditions, artifact)
 
     with opened(engine, device, backend, threads) as loaded:
         draw = loaded.images if pictures else loaded.sample

@@ -102,6 +102,8 @@ def _report(rankings: Sequence[Ranking], json: Path | None, out: Path | None) ->
         write_json(json, {str(ranking.nfe): ranking.to_dict() for ranking in rankings})
     if out is not None:
         print(f"{out}: NFE {', '.join(str(ranking.nfe) for ranking in rankings)}, each with its best sampler")
+    else:
+        print("no engine is written; with -o ENGINE the same command takes this from the cache and keeps the best")
 
 
 def print_ranking(ranking: Ranking) -> None:
@@ -122,8 +124,8 @@ def print_ranking(ranking: Ranking) -> None:
     console.print(ranking.summary)
     console.print(table)
     best = ranking[0]
-    if ranking.guard:
-        print(ranking.guard)
+    for line in filter(None, (*ranking.left_out, ranking.guard, ranking.stored)):
+        print(line)
     if not isinstance(best.grid, str):
         print(f"times of 1: {','.join(f'{t:.6g}' for t in best.grid)}")
     ended = "" if ranking.complete else "; the budget ended the search early, without held-out seeds and refining"
@@ -135,6 +137,8 @@ def print_ranking(ranking: Ranking) -> None:
 def _refinement_line(record: dict[str, Any]) -> str:
     from ..quality.ranking import error_text
 
+    if record.get("skipped"):
+        return record["skipped"]
     before, after = (error_text(record[name]) for name in ("held_out_before", "held_out_after"))
     errors = f": held-out error {before} before, {after} after" if before and after else ""
     losses = [record.get(f"held_out_loss_{when}") for when in ("before", "after")]
@@ -142,7 +146,8 @@ def _refinement_line(record: dict[str, Any]) -> str:
         errors += f"; with features the held-out loss is {losses[0]:.3f} before, {losses[1]:.3f} after"
     if record["kept"]:
         regression = "by regression and " if (record.get("regression") or {}).get("kept") else ""
-        return f"refined {record['from']} {regression}in {record['steps']} steps, {trained_on(record)}{errors}"
+        how = "by regression" if record["method"] == "regression" else f"{regression}in {record['steps']} steps"
+        return f"refined {record['from']} {how}, {trained_on(record)}{errors}"
     return f"refining {record['from']} gained no more than chance on held-out seeds{errors}; the unrefined one is kept"
 
 

@@ -39,6 +39,7 @@ from .runtime.noise import noise
 from .runtime.opened import Opened, Wanted, open_networks
 from .runtime.pictures.control import ControlPicture, Shown
 from .runtime.pictures.picture_start import PictureStart, inpaints
+from .runtime.plain import check_plain
 from .runtime.policy import PolicyRuntime
 from .runtime.prompts import Prompt, Prompts
 from .runtime.session import Session
@@ -351,6 +352,8 @@ class Engine:
         pixels: bool = False,
     ) -> torch.Tensor:
         tables = self._tables[self._artifact.program(nfe).nfe]
+        pictures = {"image": asked.image, "mask": asked.mask, "strength": asked.strength}
+        check_plain({"noise": given_noise, "steps_noise": steps_noise, **pictures, **conditions})
         both = bool(tables.draws) and seeds is not None and given_noise is not None  # the seeds are of the draws alone
         if (seeds is None) == (given_noise is None) and not both:
             got = "both" if given_noise is not None else "neither"

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import EngineFileError
+from .old_leftovers import old_leftovers
 from .progress import Lines
 
 AT_FDCWD = -100
@@ -281,7 +282,10 @@ def _sweep(target: Path) -> None:
     """Remove what killed writers of this target left, or bring back the folder that they had moved aside."""
     beginnings = (part_prefix(target.name), f".{target.name}.building-", former := f".{target.name}.former-")
     with contextlib.suppress(OSError):
-        for name in [name for name in os.listdir(target.parent) if name.startswith(beginnings)]:
+        names = os.listdir(target.parent)
+        for left in list(old_leftovers(target, names)):
+            remove(left)
+        for name in [name for name in names if name.startswith(beginnings)]:
             with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
                 left = target.with_name(name)
                 if _hold(stack, left) is None:

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from ..engine.compiler.grid import Grid
     from ..engine.progress import BuildProgress
 
+ENDINGS = (".engine", ".onnx", ".png", ".npy", ".npz", ".mp4", ".json", ".safetensors")
 LARGEST_BATCH = 1 << 16  # the exporter's bound on the dynamic batch dimension
 
 
@@ -313,9 +314,13 @@ def check_place(out: Path) -> Path:
 
     Raises InputError.
     """
+    if out.name.lower() in ENDINGS:
+        raise InputError(f"out '{out}' is an ending without a name; expected, for instance, unet.engine")
     target = Path(os.path.realpath(out))
     if not target.parent.is_dir():
         raise InputError(f"out '{out}': the folder {target.parent} does not exist; create it first")
+    if (target.parent / MANIFEST).exists():
+        raise InputError(f"out '{out}' is inside the engine {target.parent}; give a folder beside it")
     if not target.exists():
         return target
     if not target.is_dir():

@@ -1,10 +1,11 @@
-"""Three shortcuts through torch.onnx's exporter: the same graph in half the time.
+"""Four shortcuts through torch.onnx's exporter: the same graph in half the time.
 
 The exporter traces a network twice, the second time to replace operators that have no ONNX form. In most networks those
 are a handful whose replacement is known, so they are replaced in the first trace (`simplified`). The optimiser of
 onnxscript tries every rule on every node, of which the rule that joins slices walks the whole graph each time; here a
-rule is tried where its operator is (`_targeted_rules`). The table of ONNX functions, whose Python code is parsed, is
-made once for a process (`_one_registry`).
+rule is tried where its operator is (`_targeted_rules`). The table of ONNX functions is made once for a process, and the
+Python code of a function is parsed where the network has its operator (`_one_registry`). The pass that looks for mixed
+dtypes runs every operator again; here it takes what the trace found until it has changed something (`_traced_types`).
 
 All reach into internals of torch and onnxscript. Where a version has other internals, or a network other operators,
 the exporter's own way is gone: slower, with the same result.
@@ -37,7 +38,7 @@ CHECKS = (
 def shortcuts() -> Iterator[None]:
     """All, while a network is exported; fewer where internals differ."""
     with contextlib.ExitStack() as stack:
-        for patch in (_one_registry, _one_trace, _targeted_rules):
+        for patch in (_one_registry, _one_trace, _traced_types, _targeted_rules):
             with contextlib.suppress(ImportError, AttributeError):
                 stack.enter_context(patch())
         yield
@@ -46,16 +47,34 @@ def shortcuts() -> Iterator[None]:
 # One table of ONNX functions.
 @contextlib.contextmanager
 def _one_registry() -> Iterator[None]:
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
+    from onnxscript._internal.values import TracedOnnxFunction
+    from torch.onnx._internal.exporter._registration import OnnxDecompMeta, ONNXRegistry
 
     made: Callable[..., Any] = ONNXRegistry.from_torchlib
+    parsed: Callable[[Any], None] = OnnxDecompMeta.__post_init__
+    found: Callable[[Any, Any], Any] = ONNXRegistry.get_decomps
 
     def kept(opset_version: int) -> Any:
         if opset_version not in _registries:
-            _registries[opset_version] = made(opset_version)
+            # The function's IR would be made, and its Python code parsed, for the domain alone.
+            unparsed = property(lambda function: types.SimpleNamespace(domain=function.opset.domain))
+            with (
+                _replaced(OnnxDecompMeta, "__post_init__", lambda meta: None),
+                _replaced(TracedOnnxFunction, "function_ir", unparsed),
+            ):
+                _registries[opset_version] = made(opset_version)
         return _registries[opset_version]
 
-    with _replaced(ONNXRegistry, "from_torchlib", staticmethod(kept)):
+    def parsed_where_asked(registry: Any, target: Any) -> Any:
+        metas = found(registry, target)
+        for meta in metas:
+            parsed(meta)  # which looks whether it was
+        return metas
+
+    with (
+        _replaced(ONNXRegistry, "from_torchlib", staticmethod(kept)),
+        _replaced(ONNXRegistry, "get_decomps", parsed_where_asked),
+    ):
         yield
 
 
@@ -204,6 +223,33 @@ REPLACED: dict[Any, Callable[[torch.fx.Node], Step | None]] = {
     ATEN.reshape.default: _reshape,
     ATEN.chunk.default: _chunk,
 }
+
+
+# Dtypes as they were traced.
+@contextlib.contextmanager
+def _traced_types() -> Iterator[None]:
+    from torch.onnx._internal.fx.passes.type_promotion import _TypePromotionInterpreter, get_type_promotion_rule
+
+    run: Callable[[Any, torch.fx.Node], Any] = _TypePromotionInterpreter.run_node
+
+    def run_node(interpreter: Any, node: torch.fx.Node) -> Any:
+        """What `node` gives. From the first on that gives another dtype than in the trace, all are run."""
+        if node.op != "call_function" or "val" not in node.meta or interpreter in changed:
+            return run(interpreter, node)
+        traced, before = node.meta["val"], (node.target, node.args, node.kwargs, len(node.users))
+        with interpreter._set_current_node(node):
+            if rule := get_type_promotion_rule(node, interpreter.type_promotion_table):
+                interpreter._maybe_promote_node(node, rule)
+        if before == (node.target, node.args, node.kwargs, len(node.users)):
+            return traced
+        found = run(interpreter, node)
+        if getattr(found, "dtype", None) != getattr(traced, "dtype", None):
+            changed.add(interpreter)
+        return found
+
+    changed: set[Any] = set()
+    with _replaced(_TypePromotionInterpreter, "run_node", run_node):
+        yield
 
 
 # Rules where they can match.

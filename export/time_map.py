@@ -34,6 +34,7 @@ QUANTITIES = ("t", "sigma", "logsnr", "c_noise")
 USAGE = "1-t, 1000*t, 1000-1000*t, sigma, logsnr or c_noise, with numbers before * and around + and -"
 # What others call the predictions.
 ALIASES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+MEANT = {"noise": "eps", "image": "x0", "data": "x0", "denoised": "x0", "original": "x0", "vector_field": "flow"}
 
 
 @final
@@ -108,10 +109,11 @@ def parse_prediction(text: str) -> tuple[str, bool]:
     """(one of our predictions, whether its sign is turned): 'epsilon' is 'eps', '-flow' a turned 'flow'."""
     name = text.removeprefix("-")
     name = ALIASES.get(name, name)
-    if name == "velocity":
+    if name.lower() == "velocity":
         raise InputError(f"prediction '{text}' has two meanings: give v for alpha eps - sigma x0, or flow for eps - x0")
     if name and name not in PREDICTIONS:
-        near = difflib.get_close_matches(name, (*PREDICTIONS, *ALIASES), 1, 0.4)
+        known = (*PREDICTIONS, *ALIASES, *MEANT)
+        near = [MEANT.get(one, one) for one in difflib.get_close_matches(name.lower(), known, 1, 0.4)]
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"prediction '{text}', expected one of {', '.join((*PREDICTIONS, *ALIASES))}{hint}")
     if text.startswith("-") and name != "flow":

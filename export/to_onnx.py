@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 OPSET = 21
 # How torch says that a traced size is none but the example's.
 FIXED_BATCH = ("Constraints violated", "ConstraintViolation", "conflicts between user-specified ranges")
-COLLECTED_ABOVE_BYTES = 32 << 20  # of weights; looking for garbage takes a tenth of a second
 EXTERNAL_ABOVE_BYTES = 1 << 30  # one protobuf file holds at most 2 GiB
 
 
@@ -117,8 +116,7 @@ def _let_go(model: onnx_ir.Model) -> None:
     for value in model.graph.initializers.values():
         size += 0 if value.const_value is None else value.const_value.nbytes
         value.const_value = None
-    if size > COLLECTED_ABOVE_BYTES:
-        return_memory()
+    return_memory(size)
 
 
 @final

@@ -29,6 +29,7 @@ from .output_files import OutputFiles
 from .pictures.pixels import MODES
 from .pictures.plot import write_plot
 from .pictures.write import replaced, write_picture
+from .refusals import check_asked
 from .sampling.budget import parse_budget
 from .sampling.pool import Floats
 from .sampling.reference import Reference
@@ -82,6 +83,7 @@ def compare(
     settings = [make_setting(subject, count, clip, t_start, end) for count in counts]
     chosen = Reference.of(settings[0].schedule, settings[0].t_start, reference)
     candidates = {text: parse_sampler(text, grid or AUTO, basis) for text in samplers}
+    check_asked(max(counts), (one.solver for one in candidates.values() if one.solver != AUTO), reference)
     _check_noise(candidates.values(), settings[0])
     calibration = calibration if any(one.grid == "best" for one in candidates.values()) else 0
     tell, budget = progress or (lambda stage, done, expected: None), parse_budget(None)

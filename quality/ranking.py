@@ -60,6 +60,9 @@ class Ranking(list[Ranked]):
     reference_error              how far the reference is from one of twice its evaluations, None where not measured
     plan                         what the search was going to do, said before it was done
     guard                        None, or why the default or DDIM stands before what was best on the calibration seeds
+    stored                       None, or how the program fares that the engine of `out` holds already
+    keeps                        whether that program stays in the engine
+    left_out                     of the solvers that were asked for, those without a candidate, and why
     refinement                   None, or {"from": .., "training": [..], "validation": [..], "kept": bool, ..}
     """
 
@@ -78,6 +81,9 @@ class Ranking(list[Ranked]):
         self.reference_error: float | None = record.get("reference_error")
         self.plan: str | None = record.get("plan")
         self.guard: str | None = record.get("guard")
+        self.left_out: tuple[str, ...] = record.get("left_out", ())
+        self.stored: str | None = None
+        self.keeps = False
 
     def distinct(self) -> list[Ranked]:
         """Of samplers that differ in single times only, the best; best first."""

@@ -34,20 +34,24 @@ from .criteria.on_ray import crew
 from .distances.real_pictures import RealPictures
 from .perceptual.named import beside_filters, features_of_pictures
 from .ranking import Ranked, Ranking
+from .refining.dense import fits
 from .refining.options import Refining
 from .refining.polish import FEWEST as FEWEST_REFINING
 from .refining.polish import refined, sized, usual_cost
+from .refusals import LEAST_RUNS, check_asked, no_refining, nothing_found, too_little
 from .sampling.budget import Budget, BudgetSpentError, parse_budget
 from .sampling.reference import FEW, Reference
 from .sampling.seeds import chosen_seeds
 from .sampling.subject import Subject, speed_of
-from .search.candidates import Candidate, Setting, all_candidates, by_default, lacks_variances, make_setting
+from .search.candidates import Candidate, Setting, all_candidates, by_default, make_setting
 from .search.criterion import Criterion
 from .search.guard import guarded
 from .search.halving import Search, Trial
+from .search.left_out import left_out
 from .search.pace import pace_of, plan_line
 from .search.prior import in_order
 from .search.reference_grids import ReferenceGrids
+from .stored import against_stored, evaluations_of, stored_program
 from .winner import check_destination, write_winner
 
 if TYPE_CHECKING:
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
 
 METRICS = ("error", "fd")
 FOR_SEARCH = 0.45  # of a budget, where refining has the rest
+FOR_LONE_SEARCH = 0.6  # where refining is regression alone
 SEEDS = {"error": (16, 32), "fd": (512, 512), "cost": (64, 128)}  # calibration and held-out ones by metric
 FEWEST = 4  # seeds of either kind that a small budget leaves
 Aim = RealPictures | Reference | Cost  # what samples are judged by
@@ -112,7 +117,8 @@ def tune(
     that the features are distributed as theirs. backend, threads: as in `pfdiff.load`, a module by PyTorch.
     budget: evaluations (samples through the network once, the reference included), or a time such as "2min".
     ray, workers: for fd of an engine directory, draw on the Ray cluster at this address (local, auto, HOST:PORT).
-    out: an engine of this network to extend with the winner and the record of the search, or where to build one.
+    out: an engine of this network to extend with the winner and the record of the search, or where to build one. A
+    program of as many evaluations that it holds is judged on the same seeds and kept where it is better.
 
     The same arguments give the same ranking, but for a budget in time, and an interrupted search goes on where it
     was: what was computed is in the cache folder. Raises InputError, BackendError, EngineFileError.
@@ -129,12 +135,14 @@ def tune(
     if limit.seconds is not None and metric == "error":
         limit.assumed = speed_of(subject, conditions, backend, threads)
     calibration, held_out = _checked_seeds(metric, calibration, held_out, limit)
+    check_asked(nfe, solvers or (), reference)
     setting = replace(make_setting(subject, nfe, clip, t_start, end), draws=metric != "error")
     aim = _aim(metric, pictures, features, scale, criterion, setting, refine=refine, reference=reference)
     check_destination(subject, out)
-    refining = None
+    stored, refining = stored_program(out, setting), None
     if refine and isinstance(aim, Reference):
-        refining = _refining(subject, nfe, calibration, limit, aim, features, pictures, scale, buffers, backend)
+        words = (features, pictures, scale, buffers, backend)
+        refining = _refining(subject, nfe, calibration, held_out, limit, aim, *words)
     own = 0 if refining is None else refining.training - calibration + refining.validation
     seeds = chosen_seeds(seed, calibration + own, held_out)
     if refining is not None and refining.by_gradient:
@@ -147,10 +155,13 @@ def tune(
         ) as judged:
             search = Search(judged, setting, calibration, np.arange(len(seeds) - held_out, len(seeds)), tell)
             only = (solvers, grids, bases)
-            result = _searched(search, aim, seed, only, local=local, refining=refining, tell=tell)
+            with limit.reserving(evaluations_of(stored, calibration, held_out)):
+                result = _searched(search, aim, seed, only, local=local, refining=refining, tell=tell)
+            result = against_stored(result, stored, search, out)
     except BudgetSpentError:  # before the search, which ends with what it has
         assert isinstance(aim, Reference)
-        raise InputError(_too_little(limit, aim, len(seeds), refine=refine)) from None
+        own = sum(FEWEST_REFINING) if refining is not None and refining.validation else 0
+        raise InputError(too_little(limit, aim, len(seeds), own)) from None
     write_winner(subject, result, out, lambda line: tell(line, limit.spent, limit.spent))
     return result
 
@@ -205,6 +216,7 @@ def _refining(
     subject: Subject,
     nfe: int,
     calibration: int,
+    held_out: int,
     limit: Budget,
     aim: Reference,
     features: str | nn.Module | None,
@@ -223,9 +235,12 @@ def _refining(
     if pictures is not None and layers is not None:
         real = features_of_pictures(pictures, layers, subject.contract)
     elements = math.prod(subject.contract.shape)
-    training, validation = sized(
-        calibration, limit.affords() or None, aim.nfe, elements, nfe, perceptual=layers is not None
-    )
+    words = {"perceptual": layers is not None, "whole": fits(nfe, buffers)}
+    training, validation = sized(calibration, limit.affords() or None, aim.nfe, elements, nfe, **words)
+    if not held_out and not validation:
+        raise InputError(
+            f"budget {limit} leaves no seeds that judge a refined sampler; give --held-out 4 or a larger budget"
+        )
     module = subject.module() if backend in ("auto", "torch") else None
     return Refining(training, validation, buffers, layers, real, module, subject.contract)
 
@@ -303,11 +318,15 @@ def _searched(
     criterion, setting, limit = search.criterion, search.setting, search.criterion.budget
     solvers, grids, bases = only
     candidates, pace, plan = all_candidates(setting, solvers=solvers, grids=grids, bases=bases), None, None
+    skipped: str | None = None
     if isinstance(criterion, ErrorCriterion):
         way = criterion.trajectory
         measured = ReferenceGrids(way).candidates(setting) if way is not None and grids is None else ()
         candidates = in_order(candidates, setting, only, measured)
-        share = FOR_SEARCH if refining else 1.0
+        left = limit.left()
+        if refining and not refining.validation and left is not None and left < LEAST_RUNS * setting.nfe:
+            refining, skipped = None, no_refining(limit, setting.nfe)
+        share = 1.0 if refining is None else FOR_SEARCH if refining.validation else FOR_LONE_SEARCH
         pace = pace_of(limit, setting.nfe, search.calibration, len(search.held_out), share)
         elements = criterion.pool.noise.shape[1]
         cost = 0 if refining is None else usual_cost(refining, setting.nfe, elements)
@@ -315,14 +334,15 @@ def _searched(
         tell(plan, limit.spent, 0)
     trials = search.run(candidates, seed, local=local, pace=pace)
     if not trials:
-        raise InputError(_nothing_found(setting, solvers, grids, bases, limit))
+        raise InputError(nothing_found(setting, solvers, grids, bases, spent=not search.complete))
     if not math.isfinite(trials[0].error()):
         raise InputError(
             f"no candidate for NFE {setting.nfe} has a finite error: the network gives all, or the reference, NaN "
             "or infinity; start later (t_start, --t-start), clip x0 (clip, --clip 1), or repair the network"
         )
     trials, guard = guarded(trials)
-    ranked, refinement = [_ranked(trial, setting) for trial in trials], None
+    ranked: list[Ranked] = [_ranked(trial, setting) for trial in trials]
+    refinement: dict[str, Any] | None = None if skipped is None else {"kept": False, "skipped": skipped}
     if refining and search.complete and isinstance(criterion, ErrorCriterion):
         ranked, refinement = refined(criterion, ranked, search.chosen_on, search.held_out, refining, tell)
     reference = criterion.reference if isinstance(criterion, ErrorCriterion) else None
@@ -341,6 +361,7 @@ def _searched(
         reference_error=criterion.reference_error if isinstance(criterion, ErrorCriterion) else None,
         plan=plan,
         guard=guard,
+        left_out=left_out(setting, solvers, grids, bases),
     )
 
 
@@ -357,29 +378,3 @@ def _ranked(trial: Trial, setting: Setting) -> Ranked:
         trial.held_out_error,
         trial.program,
     )
-
-
-def _too_little(limit: Budget, reference: Reference, seeds: int, *, refine: bool) -> str:
-    """Why the reference was not done, and what fits if half of the budget goes into it and half into the search."""
-    said = (
-        f"budget {limit} does not pay for the reference of {seeds} seeds in {reference.nfe} evaluations "
-        f"({seeds * reference.nfe})"
-    )
-    fits = limit.affords() // (2 * reference.nfe)
-    extra = sum(FEWEST_REFINING) if refine else 0
-    if fits <= extra:
-        less = " without refine" if refine else ""
-        half = max(1, reference.nfe // 2)
-        return f"{said}; give a larger budget, or fewer evaluations of the reference (--reference {half}){less}"
-    calibration = max(1, (fits - extra) // 3)
-    held_out = min(2 * calibration, fits - extra - calibration)
-    return f"{said}; give more, or fewer seeds: --calibration {calibration} --held-out {held_out}"
-
-
-def _nothing_found(setting: Setting, solvers: Any, grids: Any, bases: Any, limit: Budget) -> str:
-    if limit.evaluations is not None or limit.seconds is not None:
-        return "the budget is spent before one candidate was run; give more"
-    if lacking := next(filter(lacks_variances, solvers or ()), None):
-        return f"{lacking} is no candidate of a search: pfdiff build estimates its variances; give it with x0_var="
-    asked = f"solvers {solvers or 'all'}, grids {grids or 'all'}, bases {bases or 'all'}"
-    return f"no candidate is defined for NFE {setting.nfe} on schedule {setting.schedule} ({asked}); allow more"

@@ -52,9 +52,12 @@ def write_winner(
 ) -> None:
     """Build or extend the engine at `out` with the best program, its record under provenance "search".
 
+    Of a program that is there already and stays, the record stays too.
     Raises InputError, EngineFileError.
     """
     if out is None:
+        return
+    if ranking.keeps and str(ranking.nfe) in read_artifact(out, verify=False).provenance.get("search", {}):
         return
     programs, search = {ranking.nfe: ranking[0].program}, {ranking.nfe: ranking.to_dict()}
     if subject.network is not None:

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import final
 
 import numpy as np
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from .guard import Access, Guard, error_response
+from .front import Front
+from .guard import Access, error_response
 from .hosts import Host
-from .layer import Layer, Sending
 from .limits import Limits
 from .metrics import Metrics
-from .orders import NotDrawnError
 from .routes import edits, openai, page, samples
 from .routes.answers import png_of
-from .routes.plain import plain_routes
 from .routes.served import Served
 
 TITLE = "pfdiff"
-COUNTED = (
-    "/v1/samples",
-    "/v1/images/generations",
-    "/v1/images/edits",
-    "/v1/engines",
-    "/v1/models",
-    "/",
-    "/metrics",
-    "/healthz",
-)
 
 
 def make_app(hosts: Mapping[str, Host], limits: Limits, access: Access) -> ASGIApp:
@@ -60,22 +46,18 @@ def make_app(hosts: Mapping[str, Host], limits: Limits, access: Access) -> ASGIA
         docs_url=None,  # both pages would load scripts from a foreign host; ours is /api
         redoc_url=None,
     )
-    routes = plain_routes(app)
+    routes = app.router
     samples.add(routes, served)
     openai.add(routes, served)
     edits.add(routes, served)
     page.add(routes)
     _add_watching(routes, hosts, metrics)
 
-    @app.exception_handler(NotDrawnError)
-    async def not_drawn(request: Request, error: NotDrawnError) -> Response:
-        return error_response(error.status, error.message, error.retry_s)
-
     @app.exception_handler(AnyHTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
         return error_response(error.status_code, f"{request.method} {request.url.path[:100]}: {error.detail}")
 
-    return Guard(_Counting(app, metrics), access)
+    return Front(app, access, metrics)
 
 
 def _add_watching(routes: APIRouter, hosts: Mapping[str, Host], metrics: Metrics) -> None:
@@ -87,25 +69,3 @@ def _add_watching(routes: APIRouter, hosts: Mapping[str, Host], metrics: Metrics
     @routes.get("/metrics", tags=["watching"], summary="For Prometheus", response_class=Response)
     async def show(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
-
-
-@final
-class _Counting(Layer):
-    """Counts requests by route and status, and how long those of samples took."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        super().__init__(app)
-        self._metrics = metrics
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending, start = Sending(send), time.perf_counter()
-        route = scope["path"] if scope["path"] in COUNTED else "other"
-        self._metrics.running.inc()
-        try:
-            await self._app(scope, receive, sending)
-        finally:
-            status = sending.status or 500
-            self._metrics.running.dec()
-            self._metrics.requests.labels(route, status).inc()
-            if scope["method"] == "POST" and status == 200:
-                self._metrics.latency.labels(route).observe(time.perf_counter() - start)

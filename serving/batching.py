@@ -10,21 +10,23 @@ bounds the wait.
 A batch has the bucket that draws most of the waiting samples a second, padded where they do not fill it; of buckets
 that are equally fast (`EQUAL`) the smallest, whose samples are ready first. On a CPU, where a bucket takes about as
 long as it is large, that is a small one; on a GPU the largest. Times are measured: by the warm-up, then by every batch.
+
+Where network and server share the cores, all that is done here is taken from the network. So nothing walks over the
+waiting orders, and `take` is woken for what makes a batch due, not for every order.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import final
 
-import numpy as np
-from numpy.typing import NDArray
-
+from .jobs import Batch, Job, Piece, again, tell
 from .orders import Drawn, Kind, NotDrawnError, Order
 
 RETRY_MOST_S = 60
@@ -34,60 +36,12 @@ EQUAL = 0.97  # of samples a second; running means of batches differ by more on 
 
 @final
 @dataclass(eq=False)
-class Job:
-    """An order on its way: `given` samples are in batches, `rows` are what came back, `future` is waited for."""
-
-    order: Order
-    arrived: float
-    future: Future[Drawn] = field(default_factory=Future)
-    given: int = 0
-    rows: list[NDArray[Any]] = field(default_factory=list)
-    started: float | None = None
-    sample_s: float = 0.0
-    batches: list[tuple[int, int]] = field(default_factory=list)
-    shared: int = 0
-
-    @property
-    def left(self) -> int:
-        return self.order.count - self.given
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """Some samples of a job."""
-
-    job: Job
-    part: slice
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Pieces of one kind, at most the largest bucket together."""
+class Line:
+    """Jobs of one kind, oldest first, never none; `left` of their samples wait."""
 
     kind: Kind
-    pieces: Sequence[Piece]
-
-    @property
-    def count(self) -> int:
-        return sum(piece.part.stop - piece.part.start for piece in self.pieces)
-
-    @property
-    def orders(self) -> list[Order]:
-        """The orders, cut to the samples in this batch."""
-        return [cut(piece.job.order, piece.part) for piece in self.pieces]
-
-
-def again(error: NotDrawnError) -> NotDrawnError:
-    """A copy, since an exception that is raised twice keeps both tracebacks."""
-    return NotDrawnError(error.status, error.message, error.retry_s)
-
-
-def cut(order: Order, part: slice) -> Order:
-    """Some samples of an order."""
-    conditions = {name: values[part] for name, values in order.conditions.items()}
-    return Order(order.kind, order.seeds[part], conditions, order.words, order.picture)
+    jobs: deque[Job] = field(default_factory=deque)
+    left: int = 0
 
 
 @final
@@ -102,7 +56,7 @@ class Here:
 
 @final
 class Batcher:
-    """Thread-safe: `put` and `leave` are called by who serves, `take` by the one thread that samples."""
+    """Thread-safe: `put` and `drop` are called by who serves, `take` by the one thread that samples."""
 
     def __init__(
         self, buckets: Sequence[int], *, max_wait_s: float, room: int, clock: Callable[[], float] = time.perf_counter
@@ -110,65 +64,72 @@ class Batcher:
         """buckets: ascending batch sizes. room: samples that may wait. clock: seconds, for tests."""
         self.buckets = tuple(buckets)
         self.room = room
+        self.waiting = 0  # samples that no batch has taken yet
         self._max_wait_s = max_wait_s
         self._clock = clock
-        self._jobs: list[Job] = []
+        self._lines: dict[Kind, Line] = {}
         self._changed = threading.Condition()
+        self._alarm = -math.inf  # when `take` wakes by itself, while it waits
         self._closed: NotDrawnError | None = None
         self._seconds_each = 0.0  # of one sample, a running mean
         self._evaluation_s: dict[int, float] = {}  # of one evaluation of each bucket, running means
+        self._enough = self.buckets[-1]  # samples that wait for no more
         self._here: Here | None = None
 
-    @property
-    def waiting(self) -> int:
-        """Samples that no batch has taken yet."""
-        with self._changed:
-            return sum(job.left for job in self._jobs)
-
-    def put(self, order: Order) -> Job:
-        """Raises NotDrawnError: 429 when the queue is full, 503 when it is closed, 400 for more than it could hold."""
-        if order.count > self.room:
+    def check(self, count: int) -> None:
+        """Raises what `put` would raise for so many samples."""
+        if count > self.room:
+            raise NotDrawnError(400, f"{count} samples, this server takes at most {self.room} at once; ask in parts")
+        if self._closed:
+            raise again(self._closed)
+        waiting = self.waiting
+        if waiting + count > self.room:
+            seconds = math.ceil(waiting * self._seconds_each)
             raise NotDrawnError(
-                400, f"{order.count} samples, this server takes at most {self.room} at once; ask in parts"
+                429,
+                f"the queue is full: {waiting} samples wait, it holds {self.room}; try again later",
+                min(max(1, seconds), RETRY_MOST_S),
             )
+
+    def put(self, order: Order, future: asyncio.Future[Drawn]) -> Job:
+        """future: gets what is drawn, or why nothing is. Raises NotDrawnError.
+
+        429 when the queue is full, 503 when it is closed, 400 for more than it could hold.
+        """
         with self._changed:
-            if self._closed:
-                raise again(self._closed)
-            waiting = sum(job.left for job in self._jobs)
-            if waiting + order.count > self.room:
-                seconds = math.ceil(waiting * self._seconds_each)
-                raise NotDrawnError(
-                    429,
-                    f"the queue is full: {waiting} samples wait, it holds {self.room}; try again later",
-                    min(max(1, seconds), RETRY_MOST_S),
-                )
-            job = Job(order, self._clock())
-            self._jobs.append(job)
-            self._changed.notify()
+            self.check(order.count)
+            job = Job(order, self._clock(), future)
+            line = self._lines.get(order.kind)
+            if line is None:
+                line = self._lines[order.kind] = Line(order.kind)
+            line.jobs.append(job)
+            self._count(line, order.count)
+            if self._due_at(line) < self._alarm:
+                self._changed.notify()
             return job
 
-    def leave(self, job: Job) -> None:
-        """The client has left: what no batch has taken yet is not sampled."""
+    def drop(self, job: Job) -> None:
+        """What no batch has taken yet of a job is not sampled: its client has left, or a part of it has failed."""
         with self._changed:
-            job.future.cancel()
-            if job in self._jobs:
-                self._jobs.remove(job)
+            line = self._lines.get(job.order.kind)
+            if line is not None and job in line.jobs:
+                line.jobs.remove(job)
+                self._count(line, -job.left)
 
     def take(self) -> Batch | None:
         """The next batch, waited for; None when the queue is closed and empty."""
         with self._changed:
             while True:
-                self._jobs = [job for job in self._jobs if not job.future.done()]
-                if not self._jobs:
-                    if self._closed:
-                        return None
-                    self._changed.wait()
-                    continue
-                kind, due_at = self._next()
+                line = min(self._lines.values(), key=self._due_at, default=None)
+                if line is None and self._closed:
+                    return None
                 now = self._clock()
-                if due_at <= now:
-                    return self._taken(kind, now)
-                self._changed.wait(due_at - now)
+                due_at = self._due_at(line) if line else math.inf
+                if line and due_at <= now:
+                    return self._taken(line, now)
+                self._alarm = due_at
+                self._changed.wait(None if line is None else due_at - now)
+                self._alarm = -math.inf
 
     def sampled(self, count: int, bucket: int, nfe: int, seconds: float) -> None:
         """How long a batch of `count` samples in `bucket` took: for Retry-After and for the size of later batches.
@@ -177,12 +138,14 @@ class Batcher:
         """
         with self._changed:
             if self._here:
-                kind, waiting = self._here.kind, self._sizes().get(self._here.kind, 0)
+                kind = self._here.kind
+                waiting = self._lines[kind].left if kind in self._lines else 0
                 self._here = Here(kind, self._here.count + waiting, self._clock())
             self._seconds_each = _mean(self._seconds_each, seconds / count)
             own = _mean(self._evaluation_s.get(bucket, 0.0), seconds / nfe)
             forgotten = {size: FORGET * one for size, one in self._evaluation_s.items()}
             self._evaluation_s = {**forgotten, bucket: own}
+            self._enough = self._best(self.buckets[-1])
 
     def fitting(self, count: int) -> int:
         """How many of `count` samples go into the next batch."""
@@ -200,62 +163,52 @@ class Batcher:
         with self._changed:
             self._closed = why
             if refuse_waiting:
-                for job in self._jobs:
-                    if job.future.set_running_or_notify_cancel():
-                        job.future.set_exception(again(why))
-                self._jobs.clear()
+                tell([(job, why) for line in self._lines.values() for job in line.jobs])
+                self._lines.clear()
+                self.waiting = 0
             self._changed.notify_all()
 
-    def _next(self) -> tuple[Kind, float]:
-        """The kind that is due first, and when; as many as the fastest bucket takes are due at once."""
-        best: tuple[Kind, float] | None = None
-        enough = self._best(self.buckets[-1])
-        for kind, size in self._sizes().items():  # in the order of their oldest jobs
-            oldest = next(job.arrived for job in self._jobs if job.order.kind == kind)
-            full = self._closed is not None or size >= enough or self._all_here(kind, size, oldest)
-            due_at = oldest if full else oldest + self._max_wait_s
-            if best is None or due_at < best[1]:
-                best = kind, due_at
-        assert best is not None
-        return best
+    # With the lock held.
+    def _count(self, line: Line, samples: int) -> None:
+        """So many more of them wait, or fewer."""
+        line.left += samples
+        self.waiting += samples
+        if not line.left:
+            del self._lines[line.kind]
 
-    def _sizes(self) -> dict[Kind, int]:
-        """Samples that wait, by kind."""
-        sizes: dict[Kind, int] = {}
-        for job in self._jobs:
-            sizes[job.order.kind] = sizes.get(job.order.kind, 0) + job.left
-        return sizes
+    def _due_at(self, line: Line) -> float:
+        """When its next batch is due; as many samples as the fastest bucket takes are due at once."""
+        oldest = line.jobs[0].arrived
+        at_once = self._closed is not None or line.left >= self._enough or self._all_here(line, oldest)
+        return oldest if at_once else oldest + self._max_wait_s
 
-    def _all_here(self, kind: Kind, size: int, oldest: float) -> bool:
+    def _all_here(self, line: Line, oldest: float) -> bool:
         """Whether as many samples wait as were here a moment ago."""
         here = self._here
-        return here is not None and here.kind == kind and size >= here.count and oldest <= here.when + self._max_wait_s
+        return (
+            here is not None
+            and line.left >= here.count
+            and here.kind == line.kind
+            and oldest <= here.when + self._max_wait_s
+        )
 
-    def _taken(self, kind: Kind, now: float) -> Batch:
+    def _taken(self, line: Line, now: float) -> Batch:
         pieces: list[Piece] = []
-        jobs = [job for job in self._jobs if job.order.kind == kind]
-        free = self.fitting(sum(job.left for job in jobs))
-        for job in jobs:
-            size = min(job.left, free)
-            pieces.append(Piece(job, slice(job.given, job.given + size)))
-            job.given += size
-            job.started = now if job.started is None else job.started
-            free -= size
+        size = free = self.fitting(line.left)
+        while free:
+            job = line.jobs[0]
+            count = min(job.left, free)
+            pieces.append(Piece(job, slice(job.given, job.given + count)))
+            job.started = job.started or now
+            job.given += count
+            free -= count
             if not job.left:
-                self._jobs.remove(job)
-            if not free:
-                break
-        self._here = Here(kind, sum(piece.job.order.count for piece in pieces if not piece.job.left))
-        return Batch(kind, pieces)
+                line.jobs.popleft()
+        self._count(line, -size)
+        self._here = Here(line.kind, sum(piece.job.order.count for piece in pieces if not piece.job.left))
+        return Batch(line.kind, pieces)
 
 
 def _mean(former: float, value: float) -> float:
     """A running mean that forgets."""
     return 0.8 * former + 0.2 * value if former else value
-
-
-def joined(orders: Sequence[Order]) -> Order:
-    """One order of all their samples; words and pictures must be looked at before."""
-    first = orders[0]
-    conditions = {name: np.concatenate([one.conditions[name] for one in orders]) for name in first.conditions}
-    return Order(first.kind, np.concatenate([one.seeds for one in orders]), conditions, first.words)

@@ -1,25 +1,20 @@
-"""What stands before every route: whose request it is, and that no traceback leaves.
+"""Whose requests are answered, and what an error looks like.
 
-Plain ASGI, so that it costs a few microseconds. A server on loopback answers to loopback's names only: a page of
-another origin that had its own name point here (DNS rebinding) would otherwise read the answers.
+A server on loopback answers to loopback's names only: a page of another origin that had its own name point here (DNS
+rebinding) would otherwise read the answers.
 """
 
 from __future__ import annotations
 
 import hmac
 import json
-import logging
 from dataclasses import dataclass
 from typing import final
 
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
-from .layer import Layer, Sending
 from .routes.page import FILES, PAGES
-
-log = logging.getLogger("pfdiff.serving")
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 OPEN_PATHS = frozenset({*PAGES, *FILES, "/openapi.json", "/healthz"})
@@ -29,15 +24,6 @@ HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 TYPES = {400: "invalid_request_error", 401: "authentication_error", 429: "rate_limit_error"}
-
-
-@final
-@dataclass(frozen=True)
-class Access:
-    """api_key: without it nothing but the page and /healthz answers. loopback: refuse other names in Host."""
-
-    api_key: str | None = None
-    loopback: bool = True
 
 
 def error_response(status: int, message: str, retry_s: int | None = None) -> Response:
@@ -51,38 +37,24 @@ def error_response(status: int, message: str, retry_s: int | None = None) -> Res
 
 
 @final
-class Guard(Layer):
-    """The application behind checks."""
+@dataclass(frozen=True)
+class Access:
+    """api_key: without it nothing but the page and /healthz answers. loopback: refuse other names in Host."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        super().__init__(app)
-        self._access = access
+    api_key: str | None = None
+    loopback: bool = True
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = Sending(send, HEADERS)
-        refused = self._refused(scope)
-        if refused is not None:
-            await refused(scope, receive, sending)
-            return
-        try:
-            await self._app(scope, receive, sending)
-        except ClientDisconnect:
-            pass
-        except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            if sending.status is None:
-                await error_response(500, "internal error; the server's log says why")(scope, receive, sending)
-
-    def _refused(self, scope: Scope) -> Response | None:
+    def refusal(self, scope: Scope) -> Response | None:
+        """The answer to who may not ask."""
         headers = dict(scope["headers"])
-        if self._access.loopback:
+        if self.loopback:
             host = headers.get(b"host", b"").decode("latin-1").lower()
             name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
             if name not in LOOPBACK:
                 return error_response(
                     421, "this server listens on loopback and answers to localhost; start it with --host for others"
                 )
-        key = self._access.api_key
+        key = self.api_key
         if key is not None and scope["path"] not in OPEN_PATHS:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), key.encode()):

@@ -35,8 +35,12 @@ class Host(ABC):
     async def open(self) -> None: ...
 
     @abstractmethod
-    async def draw(self, order: Order) -> Drawn:
-        """Raises NotDrawnError. When this is cancelled, what was not begun is not sampled."""
+    def check_room(self, count: int) -> None:
+        """Before an order of so many samples is made: raises NotDrawnError if the queue would not take it."""
+
+    @abstractmethod
+    def draw(self, order: Order) -> asyncio.Future[Drawn]:
+        """Raises NotDrawnError, or the future does. When that is cancelled, what was not begun is not sampled."""
 
     @abstractmethod
     async def close(self) -> None: ...
@@ -65,13 +69,15 @@ class LocalHost(Host):
     async def open(self) -> None:
         pass
 
-    async def draw(self, order: Order) -> Drawn:
-        job = self._worker.batcher.put(order)
-        try:
-            return await asyncio.wrap_future(job.future)
-        except asyncio.CancelledError:
-            self._worker.batcher.leave(job)
-            raise
+    def check_room(self, count: int) -> None:
+        self._worker.batcher.check(count)
+
+    def draw(self, order: Order) -> asyncio.Future[Drawn]:
+        batcher = self._worker.batcher
+        future: asyncio.Future[Drawn] = asyncio.get_running_loop().create_future()
+        job = batcher.put(order, future)
+        future.add_done_callback(lambda done: batcher.drop(job) if done.cancelled() else None)
+        return future
 
     async def close(self) -> None:
         await asyncio.to_thread(self._worker.stop)

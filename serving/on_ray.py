@@ -102,7 +102,13 @@ class RayHost(Host):
         self.about = await handle.about.remote()
         self._handle = handle
 
-    async def draw(self, order: Order) -> Drawn:
+    def check_room(self, count: int) -> None:
+        """Only the replicas know."""
+
+    def draw(self, order: Order) -> asyncio.Future[Drawn]:
+        return asyncio.ensure_future(self._drawn(order))
+
+    async def _drawn(self, order: Order) -> Drawn:
         from ray.exceptions import RayError
         from ray.serve.exceptions import BackPressureError, RayServeException
 

@@ -68,7 +68,7 @@ def described(programs: Mapping[int, Program], provenance: Mapping[str, Any] | N
             one.grid if isinstance(one.grid, str) else f"{len(one.grid)} times",
             one.basis,
             one.digest[:16],
-            str(nfe) in tuned,
+            "calls" not in tuned.get(str(nfe), {"calls": 0}),  # which the choice of a build has
         )
         for nfe, one in programs.items()
     }

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from ..engine.api import Engine, load
 from ..engine.errors import BackendError, InputError
 from .about import About, Drawing, about, faces
-from .batching import Batch, Batcher, Job, again, joined
+from .batching import Batcher
+from .jobs import Batch, Job, Told, joined, tell
 from .limits import STUCK_SECONDS, Limits
-from .orders import Drawn, Kind, NotDrawnError, Order, Timing, Words
+from .orders import Kind, NotDrawnError, Order, Words
 from .samplers import OWN
 
 Say = Callable[[str], None]
@@ -107,7 +108,8 @@ class Worker:
                 self._serve(batch)
             except Exception:  # a fault of this file must not end the thread
                 log.exception("engine %s: a batch was lost", self.name)
-                _fail([piece.job for piece in batch.pieces], NotDrawnError(500, "sampling failed"))
+                for piece in batch.pieces:
+                    self._refuse(piece.job, NotDrawnError(500, "sampling failed"))
             self._busy_since = None
         self._engine.close()
 
@@ -140,21 +142,22 @@ class Worker:
         return call(seeds=order.seeds, nfe=order.kind.nfe, **said).cpu().numpy()
 
     def _serve(self, batch: Batch) -> None:
-        begun = time.perf_counter()
-        bucket = next((size for size in self._engine.batch if size >= batch.count), batch.count)
+        begun, count = time.perf_counter(), batch.count
+        bucket = next((size for size in self._engine.batch if size >= count), count)
         try:
             rows = self._draw(batch.orders)
         except Exception as error:
             self._isolate(batch, error)
             return
         seconds = time.perf_counter() - begun
-        self.batcher.sampled(batch.count, bucket, batch.kind.nfe, seconds)
+        self.batcher.sampled(count, bucket, batch.kind.nfe, seconds)
+        told: list[Told] = []
         first = 0
         for piece in batch.pieces:
-            size = piece.part.stop - piece.part.start
-            counted = [(batch.count, bucket)] if piece is batch.pieces[0] else []
-            _give(piece.job, rows[first : first + size], seconds, counted, batch.count)
-            first += size
+            counted = [(count, bucket)] if piece is batch.pieces[0] else []
+            told += _given(piece.job, rows[first : first + piece.count], seconds, counted, count)
+            first += piece.count
+        tell(told)
 
     def _isolate(self, batch: Batch, error: Exception) -> None:
         """Each order of a failed batch by itself."""
@@ -167,13 +170,20 @@ class Worker:
                 rows = self._draw([order])
             except Exception as failed:
                 why, suspect = _reason(failed)
+                if suspect:  # and no mistake of the client's
+                    log.warning("engine %s: an order failed: %s: %s", self.name, type(failed).__name__, failed)
                 broken = broken or suspect
-                log.warning("engine %s: an order failed: %s: %s", self.name, type(failed).__name__, failed)
-                _fail([piece.job], why)
+                self._refuse(piece.job, why)
             else:
-                _give(piece.job, rows, time.perf_counter() - begun, [(order.count, order.count)], order.count)
+                counted = [(order.count, order.count)]
+                tell(_given(piece.job, rows, time.perf_counter() - begun, counted, order.count))
         if broken and not self._passes_trial():
             self._reload()
+
+    def _refuse(self, job: Job, why: NotDrawnError) -> None:
+        """Tell the client why, and sample no more of the job."""
+        self.batcher.drop(job)
+        tell([(job, why)])
 
     def _passes_trial(self) -> bool:
         nfe = min(self._engine.programs)
@@ -213,11 +223,13 @@ def _reason(error: Exception) -> tuple[NotDrawnError, bool]:
 
 def _words(orders: Sequence[Order]) -> dict[str, Any]:
     """prompt and negative_prompt where the orders have them: one text where all agree, else one for each sample."""
+    if not orders[0].words:  # as all of one kind
+        return {}
     words = [one.words for one in orders if one.words for _ in range(one.count)]
     found: dict[str, Any] = {}
     prompts, negatives = [one.prompt for one in words], [one.negative for one in words]
     for name, texts in (("prompt", prompts), ("negative_prompt", negatives)):
-        if texts and texts[0] is not None:  # as all of one kind
+        if texts[0] is not None:
             found[name] = texts[0] if len(set(texts)) == 1 else texts
     return found
 
@@ -235,23 +247,13 @@ def _pictures(orders: Sequence[Order]) -> dict[str, Any]:
     return {**found, "strength": start.strength, "strength_counts": start.counts}
 
 
-def _give(job: Job, rows: NDArray[Any], seconds: float, batches: Sequence[tuple[int, int]], shared: int) -> None:
-    """Rows of one batch to their job, which is answered with its last ones."""
+def _given(
+    job: Job, rows: NDArray[Any], seconds: float, batches: Sequence[tuple[int, int]], shared: int
+) -> Sequence[Told]:
+    """Rows of one batch go to their job; its answer if they were the last ones."""
     job.rows.append(rows)
     job.sample_s += seconds
     job.batches += batches
     job.shared = max(job.shared, shared)
-    if job.future.done() or sum(map(len, job.rows)) < job.order.count:
-        return
-    if not job.future.set_running_or_notify_cancel():  # left a moment ago
-        return
-    assert job.started is not None
-    wait_ms = 1e3 * (job.started - job.arrived)
-    timing = Timing(wait_ms, 1e3 * job.sample_s, tuple(job.batches), job.shared)
-    job.future.set_result(Drawn(job.rows[0] if len(job.rows) == 1 else np.concatenate(job.rows), timing))
-
-
-def _fail(jobs: Sequence[Job], why: NotDrawnError) -> None:
-    for job in jobs:
-        if not job.future.done() and job.future.set_running_or_notify_cancel():
-            job.future.set_exception(again(why))
+    drawn = job.drawn()
+    return [(job, drawn)] if drawn else []

@@ -24,7 +24,7 @@ ROOMS = (
     ("compiler", "atomic"),
     ("files",),
     ("json_fields", "philox"),
-    ("streams", "tensors", "machine", "progress", "errors", "version", "notebook"),
+    ("streams", "tensors", "machine", "progress", "errors", "version", "notebook", "old_leftovers"),
 )
 
 

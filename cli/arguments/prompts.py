@@ -12,6 +12,7 @@ from ...engine.errors import InputError
 if TYPE_CHECKING:
     import typer
 
+    from ...engine.artifact import Artifact
     from ...engine.contract.contract import Contract
 
 ASKED = ("prompt", "negative_prompt", "image", "mask", "strength", "strength_counts")
@@ -35,6 +36,35 @@ def asked_from(typed: Mapping[str, str], contract: Contract, shape: Sequence[int
     if "mask" in asked:
         asked["mask"] = mask_from("--mask", asked["mask"])
     return extra, asked
+
+
+def check_asked(asked: Mapping[str, Any], conditions: Mapping[str, Any], artifact: Artifact) -> None:
+    """What `Engine.sample` refuses of these, as far as engine.json decides it: before the network is loaded.
+
+    conditions: those that were typed. Raises InputError.
+    """
+    encoders = artifact.text_encoders
+    if encoders is None and (word := next((one for one in ("prompt", "negative_prompt") if one in asked), None)):
+        option = "--" + word.replace("_", "-")
+        taken = ", ".join(f"--{one.alias or one.name}" for one in artifact.contract.conditions) or "none"
+        raise InputError(
+            f"{option}: this engine holds no text encoders; build it from a pipeline that has them, or give what they "
+            f"make; its conditions: {taken}"
+        )
+    if encoders is not None and "prompt" not in asked:
+        given = artifact.contract.by_name(conditions)
+        needed = [one.name for one in artifact.contract.conditions if one.default is None]
+        if missing := [name for name in encoders.conditions if name in needed and name not in given]:
+            raise InputError(f"the prompt is missing; give --prompt '...', or what it stands for: {', '.join(missing)}")
+    for name, what in (("strength", "start from"), ("strength_counts", "start from"), ("mask", "keep a part of")):
+        if name in asked and "image" not in asked:
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option} without a picture to {what}; give --image too")
+    strength, counts = asked.get("strength", 1.0), asked.get("strength_counts", "part")
+    if not 0 < strength <= 1:
+        raise InputError(f"--strength {strength:g}, expected a number above 0 and at most 1, such as 0.6")
+    if counts not in ("part", "whole"):
+        raise InputError(f"--strength-counts '{counts}', expected part or whole")
 
 
 def prompted_conditions(

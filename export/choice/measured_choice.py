@@ -5,6 +5,8 @@ decided in the first, noisiest steps, where it spends few evaluations: a mixture
 times the error of DDIM on its best grid. An untrained network may be far better off with DDIM. So `build` runs the
 rule and `RIVALS`, among them DDIM on its grids, on a few seeds and keeps the best.
 
+What calls are left then go into a finer reference and into further grids of DDIM (second_look.py), where they matter.
+
 At most 600 calls of the network and 30 seconds are spent (meter.py). A slow network is measured on two seeds with
 fewer rivals; an NFE that the time does not pay for keeps the rule, and its record says so. An engine remembers its
 records, under provenance "search", and does not measure the same again.
@@ -28,6 +30,7 @@ from ...engine.compiler.start import SHORT, default_start, time_of_alpha
 from ...engine.errors import InputError
 from ...engine.progress import Stages
 from .meter import CALLS, Meter, SpentError, has_typical_inputs
+from .second_look import Look, finer, on_further_grids
 
 if TYPE_CHECKING:
     from ..network import Network
@@ -83,6 +86,8 @@ def measured(source: Network, by_rule: Mapping[int, Program], progress: Stages |
     reference = reference_of(by_rule[min(by_rule)])
     expected = reference.nfe + sum(nfe * len(plan) for nfe, plan in plans.items())
     found = {nfe: Measured(one, _record([one], [math.inf], 0, 0, reference, meter)) for nfe, one in by_rule.items()}
+    looks: dict[int, Look] = {}
+    truth, doubt, seeds = None, 0.0, 0
     try:
         seeds = meter.fit(min(expected, CALLS))
         meter.expected = min(expected, meter.calls + meter.left)
@@ -99,18 +104,28 @@ def measured(source: Network, by_rule: Mapping[int, Program], progress: Stages |
             names = _first(plan, best_first)[: min(share, left // nfe)]
             if len(names) < 2:
                 continue
-            squares = [_squares(meter.sample(plan[name]), truth) for name in names]
-            errors = [math.sqrt(one.mean()) for one in squares]
-            best_first = [names[i] for i in np.argsort(errors)]
-            best = int(np.argmin(errors))
-            best = best if _is_better(squares[best], squares[0]) else 0
-            ones = [plan[name] for name in names]
-            best = _or_ddim(ones, errors, best, doubt)
-            record = _record(ones, errors, best, seeds, reference, meter)
-            found[nfe] = Measured(ones[best], {**record, "doubt": doubt})
+            look = Look([plan[name] for name in names], [meter.sample(plan[name]) for name in names])
+            looks[nfe] = look
+            best_first = [names[i] for i in np.argsort(look.errors(truth))]
+        reference, truth, doubt = finer(reference, truth, doubt, looks, meter, _like)
+        for look in looks.values():
+            on_further_grids(look, truth, meter, _like)
     except SpentError:
         pass
+    if truth is not None:
+        found |= {nfe: _best(look, truth, doubt, seeds, reference, meter) for nfe, look in looks.items()}
     return found
+
+
+def _best(look: Look, truth: Tensor, doubt: float, seeds: int, reference: Program, meter: Meter) -> Measured:
+    """The best of one NFE, and the record."""
+    squares = [_squares(one, truth) for one in look.samples]
+    errors = [math.sqrt(one.mean()) for one in squares]
+    best = int(np.argmin(errors))
+    best = best if _is_better(squares[best], squares[0]) else 0
+    best = _or_ddim(look.programs, errors, best, doubt)
+    record = _record(look.programs, errors, best, seeds, reference, meter)
+    return Measured(look.programs[best], {**record, "doubt": doubt})
 
 
 def is_remembered(record: Any, by_rule: Program, held: Program | None) -> bool:

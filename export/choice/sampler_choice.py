@@ -118,7 +118,7 @@ def described_choice(
     ways: dict[str, list[str]] = {}
     for one in programs:
         how = "as given" if solver != AUTO and settings["grid"] is not None else _way((records or {}).get(one.nfe))
-        ways.setdefault(how, []).append(f"NFE {one.nfe} {one.solver} on {_named(one.grid)}")
+        ways.setdefault(how, []).append(f"NFE {one.nfe} {one.solver} on {_named(one.grid)} in {one.basis}")
     names = "; ".join(f"{how}: {', '.join(of)}" for how, of in ways.items())
     if solver != AUTO and settings["grid"] is not None:
         return f"sampler {names}"
@@ -128,7 +128,7 @@ def described_choice(
     convention = source.convention
     has_own = convention is not None and convention.spacing != "rule" and few_step_grid(convention)
     if has_own and settings["grid"] is None:
-        exact = f" (the scheduler's own times: grid {EXACT})"
+        exact = f" (grid {EXACT} keeps the scheduler's own times)"
     return (
         f"sampler {names}{exact}; pfdiff tune may find a better one in about "
         f"{TUNE_EVALUATIONS:,} evaluations for each NFE"

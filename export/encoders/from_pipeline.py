@@ -52,8 +52,7 @@ class FusedEncoder:
         self.given, self._reading, self._stamp = given, reading, reading.stamp
         module = reading.read()
         self.content = content_digest(module, b"")
-        free_weights(module)
-        return_memory()
+        return_memory(free_weights(module))
 
     def read(self) -> nn.Module:
         """Raises InputError for files that have changed since."""
@@ -162,7 +161,8 @@ class PipelineEncoders:
         encoders = []
         for name in self._given.sources if only is None else only:
             encoders.append(self._write_one(name, folder, precision, progress))
-            return_memory()  # each is freed before the next is read
+            written = sum(one.stat().st_size for one in (folder / ENCODERS).iterdir())
+            return_memory(written)  # each is freed before the next is read
         return TextEncoders(tuple(self._shapes), tuple(encoders), self._given.zeros)
 
     def _write_one(self, name: str, folder: Path, precision: str, progress: Lines) -> TextEncoder:
@@ -184,14 +184,12 @@ class PipelineEncoders:
         module = module.eval() if owned else module
         if owned and dtype != torch.float32:
             module = cast_copy(module, dtype, consumes=True).eval()
-            free_weights(encoder)
-            return_memory()
+            return_memory(free_weights(encoder))
         with contextlib.nullcontext(module) if owned else prepared(module, dtype) as encode:
             plain = {} if used == "fp32" else {id(case): _run(encode, case) for case in trials}
             export_module(encode, contract, folder / file)
         if owned:
-            free_weights(module)
-            return_memory()
+            return_memory(free_weights(module))
         short = (lambda case: plain[id(case)]) if plain else None
         check_export(folder / file, contract, lambda case: exact[id(case)], short, trials)
         prompting, frame = self._given.prompting, self._around

@@ -46,6 +46,7 @@ class Reread:
 
     def __init__(self, models: Iterable[tuple[nn.Module, Reading]]) -> None:
         self._models = [(_tensors(model), reading, reading.stamp) for model, reading in models]
+        self._bytes = sum(tensor.data.nbytes for held, _, _ in self._models for tensor in held.values())
         self.freed = False
 
     def free(self) -> None:
@@ -54,7 +55,7 @@ class Reread:
             for tensor in held.values():
                 tensor.data = tensor.data.new_empty(0)
         self.freed = True
-        return_memory()
+        return_memory(self._bytes)
 
     def restore(self) -> None:
         """Reads what was freed. Raises InputError for files that have changed since."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+COLLECTED_ABOVE_BYTES = 32 << 20  # of weights; looking for garbage takes half a second beside torch and diffusers
 
 
 def variant_of(folder: Path, stem: str) -> str | None:
@@ -72,17 +73,26 @@ def unseen(transformers: Any) -> Iterator[None]:
             bars.enable_progress_bar()
 
 
-def free_weights(module: nn.Module) -> None:
+def free_weights(module: nn.Module) -> int:
     """Every weight of `module` gives its memory back and has no elements any more; it cannot be evaluated again.
 
     That is so whoever still holds the weights: rules of onnxscript's (0.7) hold the last graph that they looked at.
+    Returns how many bytes they were.
     """
+    size = 0
     for tensor in (*module.parameters(), *module.buffers()):
+        size += tensor.data.nbytes
         tensor.data = tensor.data.new_empty(0)
+    return size
 
 
-def return_memory() -> None:
-    """What is no longer used goes back to the system: garbage is collected, and glibc gives back what it holds free."""
+def return_memory(size: int | None = None) -> None:
+    """What is no longer used goes back to the system: garbage is collected, and glibc gives back what it holds free.
+
+    size: how many bytes of weights that is about, if known. For few of them nothing is done.
+    """
+    if size is not None and size <= COLLECTED_ABOVE_BYTES:
+        return
     gc.collect()
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -153,9 +153,8 @@ class ModuleSource:
         exact = {id(case): self.evaluate(case) for case in cases}
         short = cast_copy(self.module, PRECISION_DTYPES[precision], consumes=True).eval()
         self.free()
-        return_memory()
+        return_memory(size)
         plain = {id(case): self._run(short, case, precision) for case in cases}
         export_module(Normalised(short, self.call), contract, path, external=external)
-        free_weights(short)
-        return_memory()
+        return_memory(free_weights(short))
         check_export(path, contract, lambda case: exact[id(case)], lambda case: plain[id(case)], cases)

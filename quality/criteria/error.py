@@ -73,6 +73,11 @@ class ErrorCriterion:
             self.journal.put(key, result)
         return result
 
+    def samples(self, program: Program, rows: Rows) -> Floats:
+        """[m, elements], counted but for what was run on these rows before. Raises BudgetSpentError."""
+        self.budget.charge(self.pool.cost(program, rows, self._seen))
+        return self.pool.sample(program, rows, self.budget.passes)
+
     def tally(self, program: Program, rows: Rows) -> float:
         """Sum of squares: see `Criterion`."""
         return self.square(program, rows)

@@ -21,9 +21,12 @@ from .dense import entries, fits, jacobian_cost
 from .gauss_newton import GaussNewton, Step
 from .options import TRAINING, VALIDATION, Found, Refining, Task, aim_of
 from .refine import Refinement, finished
-from .regression import SHARE, SOLVERS, regressed, usual_regression
+from .regression import SHARE, SOLVERS, regressed, regressed_alone, usual_regression
 
 FEWEST = 16, 8  # training and validation seeds that a small budget leaves
+SURE = 1  # standard errors that a gain has to be
+SURE_OF_FEW, FEW = 2, 64  # the same where fewer seeds judge
+STEPS_PAID = 4  # of Gauss-Newton, below which a budget goes to regression alone
 STEPS = 24  # at most; refining stops by itself
 USUAL_STEPS = 7  # until then
 PERCEPTUAL = 512  # training seeds where features count
@@ -35,15 +38,25 @@ TRIED = 4  # runs of the Jacobian's seeds in which dampings are tried
 
 
 def sized(
-    calibration: int, affordable: int | None, reference: int, elements: int, nfe: int, *, perceptual: bool = False
+    calibration: int,
+    affordable: int | None,
+    reference: int,
+    elements: int,
+    nfe: int,
+    *,
+    perceptual: bool = False,
+    whole: bool = True,
 ) -> tuple[int, int]:
     """(training, validation) seeds for so many affordable evaluations, the reference being a fifth of them at most.
 
-    Samples of few elements take more seeds, so that the table has fewer parameters than there is to fit.
+    Samples of few elements take more seeds, so that the table has fewer parameters than there is to fit. No validation
+    seeds where a whole table is fitted to pixels by regression alone, since the budget pays for little more.
     """
     training, validation = (PERCEPTUAL, PERCEPTUAL // 4) if perceptual else (TRAINING, VALIDATION)
     if affordable is not None:
         both = affordable // (5 * reference)
+        if whole and not perceptual and affordable < STEPS_PAID * METRIC_ROWS[1] * (jacobian_cost(nfe) + TRIED * nfe):
+            return max(calibration, both // 2), 0
         training = max(FEWEST[0], min(training, both * 3 // 4))
         validation = max(FEWEST[1], min(validation, training // 3))
     needed = seeds_to_fit(nfe, elements)
@@ -85,22 +98,21 @@ def refined(
         raise InputError(f"{start.program.solver} takes the network's output twice and is not refined; search ddim too")
     first = options.training
     training, validation = np.arange(first), np.arange(first, first + options.validation)
+    judges = np.append(validation, held_out)
+    if not len(held_out):
+        validation, judges = np.split(validation, [len(validation) // 2])
     dense = fits(start.program.nfe, options.buffers) and not start.program.noises
     if not dense and options.layers is not None:
         raise InputError(
             f"features need the whole table, which {start.program.nfe} evaluations do not fit into "
             f"{options.buffers or 'the most'} buffers; leave features out, or allow more"
         )
-    spent = criterion.budget.spent
+    spent, nfe = criterion.budget.spent, start.program.nfe
     task = Task(criterion, start, training, validation, options, tell)
-    judging = (calibration + 2 * len(held_out) + 2 * len(validation)) * start.program.nfe
-    regression = None
-    if dense:
-        with criterion.budget.reserving(judging + int((1 - SHARE) * (criterion.budget.left() or 0))):
-            task, regression = regressed(task, _others(ranked))
-    method = _method(task) if dense else "own buffers"
+    alone = dense and not options.validation
+    judging = (calibration + 2 * len(judges)) * nfe
     with criterion.budget.reserving(judging):
-        program, record = METHODS[method](task)
+        method, programs, made = _alone(task, ranked) if alone else _trained(task, ranked, dense=dense)
     record = {
         "from": start.solver,
         "grid": start.grid,
@@ -110,27 +122,66 @@ def refined(
         "features": None if options.layers is None else options.layers.name,
         "training_seeds": len(training),
         "validation_seeds": len(validation),
-        **record,
-        "regression": regression,
+        "judging_seeds": len(judges),
+        **made,
         "buffers_before": start.program.buffers,
-        "buffers": program.buffers,
+        "buffers": programs[0].buffers if programs else start.program.buffers,
         "evaluations": criterion.budget.spent - spent,
         "held_out_before": start.held_out_error,
         "held_out_after": None,
         "kept": False,
     }
     try:
-        error = _error(criterion, program, np.arange(calibration))
-        changed = bool(record["steps"]) or bool(regression and regression["kept"])
-        better = changed and _better(criterion, start, program, held_out, options, record)
+        program = _best(criterion, start, programs, judges, held_out, options, record)
+        error = None if program is None else _error(criterion, program, np.arange(calibration))
     except BudgetSpentError:
         return ranked, record
-    if not better:
+    if program is None or error is None:
         return ranked, record
-    record["kept"] = True
+    record |= {"kept": True, "buffers": program.buffers}
     held = record["held_out_after"]
     found = replace(start, solver=program.solver, error=error, held_out_error=held, program=program)
     return [found, *ranked], record
+
+
+def _alone(task: Task, ranked: list[Ranked]) -> tuple[str, list[Program], dict[str, Any]]:
+    """Regression alone, for a budget that pays for no more."""
+    found = regressed_alone(task, _others(ranked))
+    return "regression", [finished(one, task.start.solver) for one in found], {"steps": 0, "regression": None}
+
+
+def _trained(task: Task, ranked: list[Ranked], *, dense: bool) -> tuple[str, list[Program], dict[str, Any]]:
+    """Regression and what comes after it, or a method for few buffers."""
+    budget, regression = task.criterion.budget, None
+    if dense:
+        with budget.reserving(int((1 - SHARE) * (budget.left() or 0))):
+            task, regression = regressed(task, _others(ranked))
+    method = _method(task) if dense else "own buffers"
+    program, record = METHODS[method](task)
+    changed = bool(record["steps"]) or bool(regression and regression["kept"])
+    return method, [program] if changed else [], {**record, "regression": regression}
+
+
+def _best(
+    criterion: ErrorCriterion,
+    start: Ranked,
+    programs: list[Program],
+    judges: np.ndarray,
+    held_out: np.ndarray,
+    options: Refining,
+    record: dict[str, Any],
+) -> Program | None:
+    """The one that is best on the held-out seeds, and better than the start; its errors go into the record."""
+    best, errors = None, {}
+    samples = [criterion.samples(one, judges) for one in (start.program, *programs)] if programs else []
+    for program, after in zip(programs, samples[1:], strict=True):
+        found: dict[str, Any] = {}
+        better = _better(criterion, start, (samples[0], after), judges, held_out, options, found)
+        if better and (best is None or found["held_out_after"] < errors["held_out_after"]):
+            best, errors = program, found
+        errors = errors or found
+    record |= errors
+    return best
 
 
 def _others(ranked: list[Ranked]) -> list[Program]:
@@ -144,19 +195,17 @@ def _others(ranked: list[Ranked]) -> list[Program]:
 def _better(
     criterion: ErrorCriterion,
     start: Ranked,
-    program: Program,
+    samples: tuple[Floats, Floats],
+    rows: np.ndarray,
     held_out: np.ndarray,
     options: Refining,
     record: dict[str, Any],
 ) -> bool:
-    """Whether the refined program is better on the held-out seeds, in what it was refined for, and not by chance.
+    """Whether the refined program is better on the seeds `rows`, in what it was refined for, and not by chance.
 
-    The record gets the held-out error, and what was compared. Validation seeds count too where chance is judged.
+    samples: of the start and of the refined program. rows: the validation and the held-out seeds, these last; where
+    there are none, validation seeds that no step has watched. The record gets the held-out error and what was compared.
     """
-    first = record["training_seeds"]
-    rows = np.append(np.arange(first, first + record["validation_seeds"]), held_out)
-    criterion.budget.charge(2 * len(rows) * program.nfe)
-    samples = [criterion.pool.sample(one, rows) for one in (start.program, program)]
     squares = [criterion.squares(one, rows) for one in samples]
     judged = squares[1][len(rows) - len(held_out) :]
     record["held_out_after"] = float(np.sqrt(np.mean(judged))) if len(held_out) else None
@@ -165,14 +214,17 @@ def _better(
         record |= {"held_out_loss_before": before, "held_out_loss_after": after}
         return after < before
     gains = squares[0] - squares[1]
-    gain, doubt = float(np.mean(gains)), float(np.std(gains, ddof=1) / math.sqrt(len(rows)))
+    doubt = float(np.std(gains, ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else math.inf
+    gain = float(np.mean(gains))
     record |= {"gain": gain, "gain_standard_error": doubt}
     after = record["held_out_after"]
-    return gain > doubt and (after is None or after < (start.held_out_error or math.inf))
+    sure = SURE_OF_FEW if len(rows) < FEW else SURE
+    before = math.inf if start.held_out_error is None else start.held_out_error
+    return gain > sure * doubt and (after is None or after < before)
 
 
 def _aimed(
-    criterion: ErrorCriterion, samples: list[Floats], rows: np.ndarray, options: Refining
+    criterion: ErrorCriterion, samples: tuple[Floats, Floats], rows: np.ndarray, options: Refining
 ) -> tuple[float, float]:
     """The loss of two programs' samples on the seeds `rows`, each part 1 for the first."""
     aim, shape = aim_of(criterion, options), criterion.pool.shape

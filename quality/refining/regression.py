@@ -25,7 +25,7 @@ from ...engine.progress import Stages
 from ..criteria.error import ErrorCriterion
 from ..sampling.budget import BudgetSpentError
 from .aim import OUTSIDE, as_tensor
-from .dense import with_table
+from .dense import table_of, with_table
 from .jacobian import at_times
 from .options import Task
 from .through_module import combined
@@ -81,6 +81,19 @@ class Regression:
                 if not self.best.error < (1 - GAIN) * before:
                     break
         return self.best
+
+    def program_of(self, found: Fit) -> Program:
+        """With the table and the times of a fit."""
+        return with_table(self.program, found.table, self.paths.times[list(found.places)])
+
+    def last_row(self) -> Program:
+        """The program on its own times, its last row solved anew. Raises BudgetSpentError."""
+        program, way = self.program, []
+        self.criterion.budget.charge(program.nfe * len(self.rows))
+        self.criterion.pool.sample(program, self.rows, self.criterion.budget.passes, way)
+        table = table_of(program)
+        table[-1], _ = self._last_row(_flat([self._noise, *map(as_tensor, way[1::2])]))
+        return with_table(program, table)
 
     def _slide(self, n: int) -> None:
         """Move time n while that helps."""
@@ -180,27 +193,61 @@ def regressed(task: Task, further: Iterable[Program] = ()) -> tuple[Task, dict[s
     further: programs whose times are tried beside the start's. Uses at most SHARE of what the budget has left.
     """
     criterion, program = task.criterion, task.start.program
-    if criterion.paths is None or len(criterion.paths.times) <= program.nfe:
+    if not has_paths(task):
         return task, None
+    assert criterion.paths is not None
     seeds = seeds_that_choose(criterion.budget.left(), program.nfe, criterion.paths.states.shape[1])
     if seeds is None:
         return task, None
     spent = criterion.budget.spent
     search = Regression(criterion, program, seeds, task.key(), task.tell)
-    starts = [_places(criterion.paths.times, one.times) for one in (program, *further)]
     with criterion.budget.reserving(2 * len(task.validation) * program.nfe):
-        found = search.search(dict.fromkeys(starts))
+        found = search.search(_starts(task, further))
         found = found and _again(task, found, criterion.paths.states.shape[1])
     record: dict[str, Any] = {"seeds": seeds, "kept": False}
     with suppress(BudgetSpentError):
         if found is not None:
-            times = criterion.paths.times[list(found.places)]
-            better = with_table(program, found.table, times)
+            better = search.program_of(found)
             before, after = (_error(criterion, one, task.validation) for one in (program, better))
             kept = after < before
-            record |= {"times": times.tolist(), "validation": [before, after], "kept": kept}
+            record |= {"times": better.times.tolist(), "validation": [before, after], "kept": kept}
             task = replace(task, start=replace(task.start, program=better)) if kept else task
     return task, {**record, "evaluations": criterion.budget.spent - spent}
+
+
+def regressed_alone(task: Task, further: Iterable[Program] = ()) -> list[Program]:
+    """With all that the budget has left: a table with times of its own, and the start with its last row solved anew.
+
+    Both are fitted to all training seeds. Few may be fitted too well by the first, so that other seeds have to choose.
+    """
+    criterion, program = task.criterion, task.start.program
+    if not has_paths(task):
+        return []
+    assert criterion.paths is not None
+    paths, budget, last = criterion.paths.states.shape[1], criterion.budget, None
+    with suppress(BudgetSpentError):
+        last = Regression(criterion, program, paths, task.key()).last_row()
+    left, again = budget.left(), paths * program.nfe
+    most = min(SEEDS[1], paths)
+    seeds = most if left is None else min(most, max(SEEDS[0], (left - again) // _slides(program.nfe)))
+    search = Regression(criterion, program, seeds, task.key(), task.tell)
+    with budget.reserving(again if seeds < paths else 0):
+        found = search.search(_starts(task, further))
+    found = found and (_again(task, found, paths) if seeds < paths else found)
+    programs = [None if found is None else search.program_of(found), last]
+    return [one for one in programs if one is not None]
+
+
+def has_paths(task: Task) -> bool:
+    """Whether the reference's way is known, at more times than the program has."""
+    paths = task.criterion.paths
+    return paths is not None and len(paths.times) > task.start.program.nfe
+
+
+def _starts(task: Task, further: Iterable[Program]) -> dict[tuple[int, ...], None]:
+    """Places of the start's times and of the further programs', each once."""
+    assert task.criterion.paths is not None
+    return dict.fromkeys(_places(task.criterion.paths.times, one.times) for one in (task.start.program, *further))
 
 
 def _again(task: Task, found: Fit, seeds: int) -> Fit:

@@ -245,7 +245,7 @@ function showTime(row, answer) {
   const parts = { wait, sample, encode, rest: Math.max(0, answer.total - wait - sample - encode) };
   const each = (sample / answer.nfe).toFixed(sample < 10 * answer.nfe ? 1 : 0);
   const time = row.querySelector(".time");
-  time.replaceChildren(Object.assign(document.createElement("b"), { textContent: `${answer.total.toFixed(0)} ms` }), ` = ${answer.nfe} × ${each} ms + ${(answer.total - sample).toFixed(0)} ms`);
+  time.replaceChildren(Object.assign(document.createElement("b"), { textContent: `${answer.total.toFixed(0)} ms` }), ` = ${answer.nfe} × ${each} + ${(answer.total - sample).toFixed(0)}`);
   const bar = row.querySelector(".bar");
   bar.replaceChildren(...Object.entries(parts).map(([name, ms]) => {
     const part = document.createElement("i");

@@ -50,12 +50,20 @@ def add(routes: APIRouter, served: Served) -> None:
         check_origin(request)
         _, raw = await served.body(request, FORM_TYPES, served.most_form_bytes)
         fields, files = await away(len(raw), lambda: read_form(request.headers["content-type"], raw))
+        _check_files(fields)
         body = read_fields(EditsBody, fields)
         host = host_of(served.hosts, body.model, "model")
         picture = await away(len(raw), lambda: _picture(files, host.about))
         start = Start(body.strength, body.strength_counts, picture.mask is not None)
         order = order_of_pictures(body, body.prompt, host.about, start, picture)
         return await pictures(served, request, host, order)
+
+
+def _check_files(fields: Mapping[str, str]) -> None:
+    """Raises NotDrawnError 400 for a picture that came as a text."""
+    for name in FILES:
+        if name in fields:
+            raise NotDrawnError(400, f"{name}: got a text, expected a file; with curl: -F '{name}=@day.png'")
 
 
 def _picture(files: Mapping[str, bytes], about: About) -> Picture:

@@ -32,8 +32,8 @@ def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     offset = 0
     for name, array in arrays.items():
         entry = f"{name}.npy".encode()
-        head, data = _npy_head(array.dtype, array.shape), array.tobytes()
-        checksum, size = zlib.crc32(data, zlib.crc32(head)), len(head) + len(data)
+        (head, checksum), data = _npy_head(array.dtype, array.shape), array.tobytes()
+        checksum, size = zlib.crc32(data, checksum), len(head) + len(data)
         said = (VERSION, UTF8, 0, 0, DAY, checksum, size, size, len(entry), 0)
         parts += [LOCAL.pack(b"PK\3\4", *said), entry, head, data]
         central += [CENTRAL.pack(b"PK\1\2", VERSION, *said, 0, 0, 0, READABLE, offset), entry]
@@ -46,8 +46,8 @@ def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 
 @functools.lru_cache(256)
-def _npy_head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """What stands before the numbers in a .npy of version 1.0."""
+def _npy_head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[bytes, int]:
+    """What stands before the numbers in a .npy of version 1.0, and its checksum."""
     file = io.BytesIO()
     npy.write_array_header_1_0(file, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
-    return file.getvalue()
+    return file.getvalue(), zlib.crc32(file.getvalue())

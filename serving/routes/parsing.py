@@ -70,7 +70,7 @@ def order_for(
         own.append("negative_prompt")
     if about.shown and about.shown.latents and is_control_picture(about.shown.condition, conditions[CONTROL_LATENTS]):
         own.append(CONTROL_IMAGE)  # in batches of their own, since latents have another shape
-    return Order(replace(kind, given=tuple(own)), seeds, conditions, words, picture)
+    return Order(replace(kind, given=tuple(own)) if own else kind, seeds, conditions, words, picture)
 
 
 def nfe_of(about: About, sampler: str, nfe: int | None) -> int:
@@ -173,7 +173,8 @@ def body_from_npz(raw: bytes, query: Mapping[str, str], most_bytes: int) -> Samp
         raise NotDrawnError(400, "nfe: expected one integer")
     seeds = arrays.pop("seeds", None)
     if seeds is None or seeds.ndim != 1 or seeds.dtype.kind not in "iu":
-        raise NotDrawnError(400, "the .npz has no array 'seeds' of integers [n]")
+        got = "no array 'seeds'" if seeds is None else f"seeds of {seeds.dtype} {list(seeds.shape)}"
+        raise NotDrawnError(400, f"the .npz has {got}, expected integers [n]")
     try:
         return SamplesBody(**values, seeds=seeds.tolist(), conditions=arrays)
     except ValidationError as error:
@@ -195,14 +196,18 @@ def read_npz(raw: bytes, most_bytes: int) -> dict[str, NDArray[Any]]:
                 left -= len(unpacked)
                 if left < 0:
                     raise NotDrawnError(413, f"the .npz is more than {most_bytes} bytes unpacked; send fewer samples")
-                found[entry.filename.removesuffix(".npy")] = read_npy(unpacked)
+                name = entry.filename.removesuffix(".npy")
+                found[name] = read_npy(unpacked, name)
     except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, zlib.error):
         raise NotDrawnError(400, "the body is no .npz of plain arrays, as numpy.savez writes it") from None
     return found
 
 
-def read_npy(raw: bytes) -> NDArray[Any]:
-    """One array; its header is compared with the bytes before anything is made of it. Raises ValueError."""
+def read_npy(raw: bytes, name: str) -> NDArray[Any]:
+    """One array; its header is compared with the bytes before anything is made of it.
+
+    Raises NotDrawnError for what is no number, ValueError for what is no .npy.
+    """
     file = io.BytesIO(raw)
     version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -210,8 +215,10 @@ def read_npy(raw: bytes) -> NDArray[Any]:
     read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = read_header(file)
     held = raw[file.tell() :]
-    if dtype.hasobject or dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize != len(held):
-        raise ValueError("not plain numbers, or not as many as its header says")
+    if dtype.hasobject or dtype.kind not in "biuf":
+        raise NotDrawnError(400, f"array {name!r:.60}: got {dtype!s:.60}, expected real numbers")
+    if math.prod(shape) * dtype.itemsize != len(held):
+        raise ValueError("not as many numbers as its header says")
     return np.frombuffer(held, dtype).reshape(shape, order="F" if fortran else "C")
 
 

@@ -46,6 +46,7 @@ def add(routes: APIRouter, served: Served) -> None:
             else:
                 body = read(SamplesBody, raw)
             host = host_of(served.hosts, body.engine)
+            host.check_room(len(body.seeds))
             if body.format == "json":
                 answers.check_json(host.about, len(body.seeds))
             return body, host, order_of(body, host.about)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, TypeVar, final
+from typing import TypeVar, final
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from ..hosts import Host
 from ..limits import BODY_SECONDS, SKIPPED_BODY_BYTES, Limits, body_bytes, form_bytes
@@ -45,15 +45,16 @@ class Served:
 
     async def draw(self, request: Request, host: Host, order: Order) -> Drawn:
         """What the engine draws; given up when the client leaves. Raises NotDrawnError, 499 then."""
+        drawing = host.draw(order)
+        watching = asyncio.ensure_future(cancel_when_left(request, drawing))
         try:
-            async with asyncio.timeout(None) as patience:
-                watching = asyncio.ensure_future(end_when_left(request, patience))
-                try:
-                    drawn = await host.draw(order)
-                finally:
-                    watching.cancel()
-        except TimeoutError:
+            drawn = await drawing
+        except asyncio.CancelledError:
+            if not watching.done():  # it is the server that ends
+                raise
             raise NotDrawnError(499, "the client has left") from None
+        finally:
+            watching.cancel()
         self.metrics.drawn(host.about.name, order.kind.sampler, order.kind.nfe, drawn)
         return drawn
 
@@ -71,17 +72,19 @@ def server_timing(timing: Timing, encode_ms: float) -> str:
 async def read_body(request: Request, most_bytes: int) -> bytes:
     """The whole body. Raises NotDrawnError 413 for a larger one, 408 for a slow one."""
     parts: list[bytes] = []
-    size = 0
+    size, more = 0, True
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
+            while more and size <= SKIPPED_BODY_BYTES:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                more, part = message.get("more_body", False), message.get("body", b"")
                 size += len(part)
                 if size <= most_bytes:
                     parts.append(part)
                 else:
                     parts.clear()  # the rest is read and dropped: a client that is still sending sees no answer
-                if size > SKIPPED_BODY_BYTES:
-                    break
     except TimeoutError:
         raise NotDrawnError(408, f"the body took longer than {BODY_SECONDS:g} s") from None
     if size > most_bytes:
@@ -91,9 +94,8 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-async def end_when_left(request: Request, patience: asyncio.Timeout) -> None:
-    """Let `patience` run out when the client has gone; the body must have been read."""
-    message: dict[str, Any] = {"type": ""}
-    while message["type"] != "http.disconnect":
-        message = dict(await request.receive())
-    patience.reschedule(0)
+async def cancel_when_left(request: Request, drawing: asyncio.Future[Drawn]) -> None:
+    """Cancel `drawing` when the client has gone; the body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    drawing.cancel()

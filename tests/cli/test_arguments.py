@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 import pfdiff
 from pfdiff.cli import main
-from pfdiff.cli.arguments.conditions import conditions_from, given_conditions
-from pfdiff.cli.arguments.prompts import picture_from
+from pfdiff.cli.arguments.conditions import given_conditions
 from pfdiff.cli.arguments.values import seeds_from
 from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.contract.condition import Condition
@@ -59,6 +57,15 @@ EARLY: list[tuple[list[str], str]] = [
     (["sample", "small.engine", "--nfe", "4", "-o", "/proc/x.npy"], "/proc/x.npy"),
     (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--label", "2.5"], "--label: got fractions"),
     (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--label=11"], "--label: got 11, expected values in 0..9"),
+    (
+        ["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--prompt", "a cat"],
+        "--prompt: this engine holds",
+    ),
+    (["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--strength", "0.5"], "--strength without a picture"),
+    (
+        ["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--strength-counts", "whole"],
+        "--strength-counts w",
+    ),
     (["compare", "small.engine", "--nfe", "4", "-o", "plot.jpg"], "ends in '.jpg'"),
     (["compare", "small.engine", "--nfe", "4", "--csv", "/proc/x.csv"], "cannot write /proc/x.csv"),
     (["generate", "small.engine", "--nfe", "5", "--count", "9", "-o", "run"], "this engine has 4, 6"),
@@ -338,68 +345,3 @@ def test_a_pipe_is_no_condition(engine: Path, capfd: pytest.CaptureFixture[str])
     os.mkfifo("x.npy")
     assert main(["sample", "small.engine", "--nfe", "4", "--label", "@x.npy", "-o", "y.npy"]) == 2
     assert "--label: 'x.npy' is no regular file" in capfd.readouterr().err
-
-
-# The picture of a ControlNet.
-def controlled(name: str, shape: tuple[int, ...]) -> Contract:
-    shown = Condition(name, "float32", shape, alias="control_image" if name == "control_latents" else "")
-    return Contract("small", (4, 2, 2), "linear:1000", "eps", conditions=(shown,))
-
-
-@pytest.mark.parametrize(("name", "shape"), [("control_image", (3, 6, 5)), ("control_latents", (4, 2, 2))])
-def test_a_controlnets_picture_comes_from_a_file(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
-    pixels = np.random.default_rng(3).integers(0, 256, (6, 5, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "edges.png")
-    for option in ("--control_image", "--control-image"):
-        typed = [option, str(tmp_path / "edges.png")]
-        (found,) = conditions_from(typed, controlled(name, shape), 2).values()
-        assert found.shape == (2, 3, 6, 5)
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found[1], pixels.transpose(2, 0, 1) / 255, atol=1e-6)
-
-
-def test_latents_of_a_controlnet_are_taken_as_they_are(tmp_path: Path) -> None:
-    np.save(tmp_path / "latents.npy", np.ones((4, 2, 2), np.float32))
-    contract = controlled("control_latents", (4, 2, 2))
-    (found,) = conditions_from(["--control_latents", str(tmp_path / "latents.npy")], contract, 2).values()
-    assert found.shape == (2, 4, 2, 2)
-    np.save(tmp_path / "three.npy", np.ones((3, 3, 6, 5), np.float32))
-    with pytest.raises(pfdiff.InputError, match=r"--control_image: got \[3, 3, 6, 5\], expected one picture"):
-        conditions_from(["--control_image", str(tmp_path / "three.npy")], contract, 2)
-
-
-def test_a_picture_is_turned_as_the_camera_was_held(tmp_path: Path) -> None:
-    """Orientation 6: the camera lay on its left side, and the first row is the last column."""
-    pixels = np.zeros((2, 3, 3), np.uint8)
-    pixels[0] = 255
-    exif = Image.Exif()
-    exif[0x112] = 6
-    Image.fromarray(pixels).save(tmp_path / "day.png", exif=exif)
-    found = picture_from("--image", str(tmp_path / "day.png"))
-    np.testing.assert_array_equal(found, np.rot90(pixels, -1))
-    assert found.shape == (3, 2, 3)
-
-
-# Pictures that are transparent in parts.
-def save_clear(kind: str, path: Path) -> None:
-    """A red pixel, and one that is black and transparent."""
-    pixels = np.array([[[255, 0, 0, 255], [0, 0, 0, 0]]], np.uint8)
-    picture = Image.fromarray(pixels)
-    if kind == "palette":
-        indexed = Image.new("P", (2, 1))
-        indexed.putpalette([255, 0, 0, 0, 0, 0])
-        indexed.putdata([0, 1])
-        indexed.save(path, transparency=1)
-    else:
-        picture.save(path)
-
-
-@pytest.mark.parametrize("kind", ["alpha", "palette"])
-def test_what_is_transparent_becomes_white_and_is_said(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "day.png"
-    save_clear(kind, path)
-    with pytest.warns(RuntimeWarning, match="day.png' is transparent in parts, which become white; give a picture"):
-        found = picture_from("--image", str(path))
-    np.testing.assert_array_equal(found, [[[255, 0, 0], [255, 255, 255]]])
-    Image.fromarray(np.full((1, 2, 4), 255, np.uint8)).save(path)  # an alpha that covers nothing
-    assert picture_from("--image", str(path)).shape == (1, 2, 3)

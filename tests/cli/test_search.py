@@ -10,7 +10,7 @@ import pytest
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.cli.arguments.networks import network_arguments
-from pfdiff.cli.tune import print_ranking
+from pfdiff.cli.tune import _report, print_ranking
 from pfdiff.quality.sampling.reference import Reference
 from pfdiff.quality.tune import Ranked, Ranking
 
@@ -123,3 +123,20 @@ def test_an_engine_is_not_described_again(
     assert capfd.readouterr().err == (
         f"pfdiff: small.engine is an engine, which has its own {words[0]}; leave it out\n"
     )
+
+
+def test_a_comparison_without_a_figure_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = write_engine(tmp_path / "small.engine").path
+    words = ["--backend", "onnxruntime", "--seeds", "2", "--reference", "4", "--csv", str(tmp_path / "x.csv")]
+    assert main(["compare", str(engine), "--nfe", "1", "--solver", "dpm-solver:order=2", *words]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("pfdiff: nothing could be compared: ")
+    assert printed.err.count("\n") == 1
+    assert (tmp_path / "x.csv").exists()
+
+
+def test_a_search_says_that_no_engine_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    _report([ranking()], None, None)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("no engine is written; with -o ENGINE ")
+    _report([ranking()], None, Path("e.engine"))
+    assert capsys.readouterr().out.splitlines()[-1] == "e.engine: NFE 4, each with its best sampler"

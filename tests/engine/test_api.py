@@ -107,6 +107,18 @@ def test_no_seeds_give_an_empty_result(engine: Engine) -> None:
     assert engine.images(seeds=range(0), nfe=4).shape == (0, 3, 5, 2)
 
 
+@pytest.mark.parametrize("name", ["noise", "shift", "image"])
+def test_tensors_without_values_of_their_own_are_refused(engine: Engine, name: str) -> None:
+    zeros = torch.zeros(1, *SHAPE)
+    for tensor, what in (
+        (zeros.to("meta"), "a tensor on device meta, which has no values"),
+        (zeros.to_sparse(), "a sparse_coo tensor, expected a dense one"),
+    ):
+        given: dict[str, Any] = {name: tensor} if name == "noise" else {"seeds": [1], name: tensor}
+        with pytest.raises(InputError, match=f"^{name}: got {what}"):
+            engine.sample(nfe=4, **given)
+
+
 def test_conditions_by_value_label_and_default(engine: Engine) -> None:
     by_label = engine.sample(seeds=[1, 2], nfe=4, label=["two", "one"])
     assert torch.equal(by_label, engine.sample(seeds=[1, 2], nfe=4, label=torch.tensor([2, 1])))

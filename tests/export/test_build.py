@@ -19,7 +19,7 @@ import pytest
 from pfdiff.engine.artifact import FileRecord, read_artifact
 from pfdiff.engine.errors import BackendError, EngineFileError, InputError, PfdiffError
 from pfdiff.export import engine_directory
-from pfdiff.export.build import build
+from pfdiff.export.build import build, check_place
 from pfdiff.export.network import Network
 
 from ..small.engine import CONDITIONS, SHAPE, Small, write_onnx
@@ -222,6 +222,14 @@ def test_bad_input_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
 
 
+def test_an_engine_holds_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "engine.json").touch()
+    no_export(monkeypatch)
+    with pytest.raises(InputError, match=r"is inside the engine .*; give a folder beside it"):
+        build(onnx_network(tmp_path), 4, out=tmp_path / "e" / "inner")
+
+
 # Failures on the way.
 @pytest.mark.parametrize(
     ("cause", "kind", "message"),
@@ -297,3 +305,10 @@ def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
     artifact = read_artifact(tmp_path / "e")
     data = (tmp_path / "e" / "network.onnx").read_bytes()
     assert artifact.files["network.onnx"] == FileRecord(hashlib.sha256(data).hexdigest(), len(data))
+
+
+@pytest.mark.parametrize("name", [".engine", ".png", ".ONNX"])
+def test_an_ending_is_no_name_of_an_engine(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is an ending without a name"):
+        check_place(tmp_path / name)
+    assert check_place(tmp_path / f"unet{name}").name == f"unet{name}"

@@ -40,12 +40,22 @@ class Unusual(nn.Module):
         return x.unflatten(1, (2, 3)).roll(1, 1).reshape(-1, 6) * t[:, None]
 
 
+class Mixed(nn.Module):
+    """Integers, bools and floats meet: some operators get casts, of which some change what later ones take."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        n = t.to(torch.int64)
+        halves, parts, both = n / 2, n * 1.5, x / 1 * 4
+        late = (n > 3)[:, None] * both + n[:, None]
+        return (late.double() * halves[:, None]).to(torch.float32) + parts[:, None] + (n + n)[:, None] * x
+
+
 @contextlib.contextmanager
 def without() -> Iterator[None]:
     yield
 
 
-@pytest.mark.parametrize("network", [Usual, Unusual])
+@pytest.mark.parametrize("network", [Usual, Unusual, Mixed])
 def test_the_graph_is_the_exporters_own(
     network: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,3 +204,20 @@ def test_a_network_of_the_other_direction_samples_the_same(
             made.append(engine.sample(noise=noise, nfe=6))
     torch.testing.assert_close(made[1], made[0], rtol=1e-4, atol=1e-4)
     assert abs(float(made[0].mean()) - 0.3) < 0.2  # of 72 numbers of deviation 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Velocity", "has two meanings"),
+        ("noise", "did you mean eps?"),
+        ("Noise", "did you mean eps?"),
+        ("image", "did you mean x0?"),
+        ("EPS", "did you mean eps?"),
+        ("epsilonn", "did you mean epsilon?"),
+    ],
+)
+def test_a_prediction_by_another_name_is_answered(text: str, said: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        parse_prediction(text)
+    assert said in str(refusal.value)

@@ -130,7 +130,7 @@ def test_sampler_refuses(text):
         ({"nfe": 4, "out": "missing/plot.svg"}, "create it first"),
         ({"nfe": 4, "sheet": "sheet.npy"}, "ends in .png"),
         ({"nfe": 4, "csv": "missing/table.csv"}, "create it first"),
-        ({"nfe": 4, "solvers": ["nonsense"], "out": "plot.png"}, "nothing to plot"),
+        ({"nfe": 4, "solvers": ["nonsense"], "out": "plot.png"}, "unknown solver .nonsense."),
     ],
 )
 def test_compare_refuses(network, tmp_path, monkeypatch, arguments, message):

@@ -100,6 +100,18 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], match: str) -> Non
 def test_samples_of_few_elements_take_more_seeds() -> None:
     assert sized(16, None, 36, 784, 5) == (256, 96)
     assert sized(16, None, 36, 1, 8)[0] == 8 * (45 + 8)
-    training, validation = sized(4, 7000, 36, 12288, 8)
-    assert 16 <= training <= 48
+    training, validation = sized(4, 30_000, 36, 12288, 8)
+    assert 64 <= training <= 166
     assert validation >= 8
+
+
+def test_a_small_budget_leaves_no_validation_seeds() -> None:
+    """Regression alone needs none; features and few buffers do."""
+    training, validation = sized(4, 7000, 36, 12288, 8)
+    assert 4 <= training <= 48
+    assert validation == 0
+    assert sized(32, 7000, 36, 12288, 8) == (32, 0)
+    for words in ({"perceptual": True}, {"whole": False}):
+        training, validation = sized(4, 7000, 36, 12288, 8, **words)
+        assert training >= 16
+        assert validation >= 8

@@ -248,8 +248,23 @@ def test_tune_with_too_small_a_budget_names_seeds_that_fit(network, refine):
     settings = {**FEW, "calibration": calibration, "held_out": held_out}
     ranking = pfdiff.tune(network, 4, t_start=58, **settings, budget=budget, refine=refine)
     assert ranking.evaluations <= budget
-    with pytest.raises(pfdiff.InputError, match=r"give a larger budget.*--reference 29\)"):
-        pfdiff.tune(network, 4, **FEW, t_start=58, calibration=300, held_out=300, budget=100, refine=refine)
+    few = {**FEW, "t_start": 58, "calibration": 4, "held_out": 4}
+    with pytest.raises(pfdiff.InputError, match=r"; give at least \d+") as refusal:
+        pfdiff.tune(network, 4, **few, budget=50, refine=refine)
+    assert str(refusal.value).endswith(", or leave refine out") == refine
+    enough = int(re.findall(r"at least (\d+)", str(refusal.value))[0])
+    assert pfdiff.tune(network, 4, **few, budget=enough, refine=refine).evaluations <= enough
+
+
+@pytest.mark.parametrize("budget", [None, 2000])
+def test_solvers_without_a_candidate_are_named(network, budget):
+    words = {"t_start": 58, "calibration": 2, "held_out": 2, "grids": ["uniform"], "local": False, "budget": budget}
+    ranking = pfdiff.tune(network, 4, solvers=["ddim", "analytic-ddim", "heun"], **words)
+    variances = "analytic-ddim is left out: pfdiff build estimates its variances; give it with x0_var="
+    assert ranking.left_out == (variances,)
+    assert ranking[0].solver in ("ddim", "heun")
+    with pytest.raises(pfdiff.InputError, match=r"no candidate is left: heun is left out: .*; analytic-ddim is left"):
+        pfdiff.tune(network, 3, solvers=["heun", "analytic-ddim"], **words)
 
 
 def test_a_budget_in_time_ends_the_reference_between_two_evaluations(tmp_path, monkeypatch):
@@ -279,8 +294,9 @@ def test_a_budget_in_time_ends_the_reference_between_two_evaluations(tmp_path, m
         ({"nfe": 4, "calibration": 0}, "calibration=0"),
         ({"nfe": 4, "held_out": -1}, "held_out=-1"),
         ({"nfe": 4, "t_start": 99}, "outside this schedule"),
-        ({"nfe": 4, "solvers": ["nonsense"]}, "no candidate is defined"),
-        ({"nfe": 4, "solvers": ["nonsense", "analytic-ddim"]}, "analytic-ddim is no candidate of a search"),
+        ({"nfe": 4, "solvers": ["nonsense"]}, "unknown solver .nonsense."),
+        ({"nfe": 4, "solvers": ["analytic-ddim"]}, "analytic-ddim is left out"),
+        ({"nfe": 4, "reference": 7}, "a reference of 7 evaluations for NFE 4, expected at least 8"),
         ({"nfe": 4, "conditions": {"label": 3}}, "unknown condition 'label'"),
         ({"nfe": 4, "backend": "nonsense"}, "backend 'nonsense'"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -200,12 +201,17 @@ def test_bodies_that_are_none(served: Client, raw: bytes, headers: Any, status: 
 def test_nothing_is_unpickled_and_no_bomb_is_unpacked(served: Client) -> None:
     pickled = io.BytesIO()
     np.savez(pickled, seeds=np.array([0]), label=np.array([{"a": 1}], dtype=object))
-    assert served("/v1/samples?engine=small&nfe=4", pickled.getvalue(), NPZ).status == 400
+    refused = served("/v1/samples?engine=small&nfe=4", pickled.getvalue(), NPZ)
+    assert (refused.status, "array 'label': got object, expected real numbers" in refused.error) == (400, True)
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("seeds.npy", bytes(64 << 20))
     assert len(bomb.getvalue()) < 70_000
     assert served("/v1/samples?engine=small&nfe=4", bomb.getvalue()[:65_000], NPZ).status == 400
+    fractions = io.BytesIO()
+    np.savez(fractions, seeds=np.arange(2.0))
+    refused = served("/v1/samples?engine=small&nfe=4", fractions.getvalue(), NPZ)
+    assert (refused.status, "seeds of float64 [2], expected integers [n]" in refused.error) == (400, True)
     lying = io.BytesIO()
     np.savez(lying, seeds=np.array([0]))
     claims = lying.getvalue().replace(b"(1,)", b"(9,)")
@@ -225,6 +231,14 @@ def test_what_watchers_see(served: Client) -> None:
     for name in ("pfdiff_requests_total", "pfdiff_queue_samples", "pfdiff_batch_fill_count", "pfdiff_wait_seconds_sum"):
         assert name in text
     assert 'pfdiff_engine_up{engine="small"} 1.0' in text
+    assert 'pfdiff_requests_total{route="/v1/samples",status="200"}' in text
+    assert re.search(r"^pfdiff_requests_running [1-9]", text, re.M)  # at least this one
+    assert served("/v1/samples").status == 405
+    assert served("/v1/models/none").status == 404
+    text = served("/metrics").body.decode()
+    assert 'route="/v1/samples",status="405"' in text
+    assert 'route="other",status="404"' in text
+    assert "models/none" not in text
 
 
 def test_the_page_needs_no_foreign_host(served: Client) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pfdiff.serving.batching import Batch, Batcher, joined
+from pfdiff.serving.batching import Batcher
+from pfdiff.serving.jobs import Batch, Job, joined
 from pfdiff.serving.orders import Kind, NotDrawnError, Order
 
 KIND = Kind("engine", 8, pixels=False)
@@ -26,6 +28,13 @@ def order(*seeds: int, kind: Kind = KIND) -> Order:
     return Order(kind, np.array(seeds, np.uint64), {"label": np.array(seeds)})
 
 
+def put(queue: Batcher, one: Order) -> Job:
+    """As a server does, whose loop nobody runs here."""
+    loop = asyncio.new_event_loop()
+    loop.close()
+    return queue.put(one, loop.create_future())
+
+
 def batcher(clock: Clock, *buckets: int, room: int = 10, max_wait_s: float = 1.0) -> Batcher:
     return Batcher(buckets or (4,), max_wait_s=max_wait_s, room=room, clock=clock)
 
@@ -38,8 +47,8 @@ def taken(queue: Batcher) -> list[int]:
 
 def test_a_full_bucket_goes_at_once_and_a_larger_order_is_cut() -> None:
     queue = batcher(Clock())
-    queue.put(order(0, 1, 2))
-    queue.put(order(3, 4, 5, 6, 7))
+    put(queue, order(0, 1, 2))
+    put(queue, order(3, 4, 5, 6, 7))
     assert taken(queue) == [0, 1, 2, 3]
     assert taken(queue) == [4, 5, 6, 7]
     assert queue.waiting == 0
@@ -48,9 +57,9 @@ def test_a_full_bucket_goes_at_once_and_a_larger_order_is_cut() -> None:
 def test_others_are_waited_for_no_longer_than_told() -> None:
     clock = Clock()
     queue = batcher(clock)
-    queue.put(order(0))
+    put(queue, order(0))
     clock.now += 0.6
-    queue.put(order(1))
+    put(queue, order(1))
     clock.now += 0.4
     assert taken(queue) == [0, 1]
 
@@ -58,8 +67,8 @@ def test_others_are_waited_for_no_longer_than_told() -> None:
 def test_kinds_never_mix_and_the_oldest_due_goes_first() -> None:
     clock = Clock()
     queue = batcher(clock, room=20)
-    queue.put(order(0, kind=OTHER))
-    queue.put(order(1, 2, 3, 4, 5))
+    put(queue, order(0, kind=OTHER))
+    put(queue, order(1, 2, 3, 4, 5))
     assert taken(queue) == [1, 2, 3, 4]  # full, while the other kind may still wait
     clock.now += 1.0
     assert taken(queue) == [0]
@@ -69,9 +78,9 @@ def test_kinds_never_mix_and_the_oldest_due_goes_first() -> None:
 def test_a_kind_that_is_always_full_does_not_starve_another() -> None:
     clock = Clock()
     queue = batcher(clock, room=20)
-    queue.put(order(99, kind=OTHER))
+    put(queue, order(99, kind=OTHER))
     clock.now += 1.1
-    queue.put(order(1, 2, 3, 4))
+    put(queue, order(1, 2, 3, 4))
     assert taken(queue) == [99]
 
 
@@ -96,7 +105,7 @@ def test_nobody_waits_for_a_larger_bucket_that_is_no_faster() -> None:
     queue = batcher(clock, 1, 8, 32, room=40)
     for bucket, one in {1: 1.0, 8: 5.0, 32: 20.0}.items():
         queue.sampled(bucket, bucket, 5, 5 * one)
-    queue.put(order(*range(8)))
+    put(queue, order(*range(8)))
     assert taken(queue) == list(range(8))  # at once, by a clock that stands
 
 
@@ -106,7 +115,7 @@ def test_clients_that_come_back_wait_for_each_other_alone() -> None:
     queue = batcher(clock)
     for first in (0, 10, 20):
         for seed in range(first, first + 3):
-            queue.put(order(seed))
+            put(queue, order(seed))
         clock.now += 1.0 if first == 0 else 0.0
         assert taken(queue) == [first, first + 1, first + 2]
         queue.sampled(3, 4, 8, 1.0)
@@ -117,13 +126,13 @@ def test_who_is_not_back_yet_is_waited_for() -> None:
     """Two of three stand in the queue while one is drawn: all three make the next batch."""
     clock = Clock()
     queue = batcher(clock)
-    queue.put(order(0))
+    put(queue, order(0))
     clock.now += 1.0
     assert taken(queue) == [0]
-    queue.put(order(1, 2))
+    put(queue, order(1, 2))
     clock.now += 0.1
     queue.sampled(1, 4, 8, 0.1)
-    back = threading.Timer(0.05, lambda: queue.put(order(3)))
+    back = threading.Timer(0.05, lambda: put(queue, order(3)))
     back.start()
     assert taken(queue) == [1, 2, 3]
     back.join()
@@ -132,13 +141,13 @@ def test_who_is_not_back_yet_is_waited_for() -> None:
 def test_after_a_pause_others_are_waited_for_again() -> None:
     clock = Clock()
     queue = batcher(clock)
-    queue.put(order(0))
+    put(queue, order(0))
     clock.now += 1.0
     assert taken(queue) == [0]
     queue.sampled(1, 4, 8, 0.1)
     clock.now += 9.0
-    queue.put(order(1))
-    joining = threading.Timer(0.05, lambda: queue.put(order(2, 3, 4)))
+    put(queue, order(1))
+    joining = threading.Timer(0.05, lambda: put(queue, order(2, 3, 4)))
     joining.start()
     assert taken(queue) == [1, 2, 3, 4]
     joining.join()
@@ -151,7 +160,7 @@ def test_less_than_the_smallest_bucket_is_padded() -> None:
 def test_what_is_left_of_a_bucket_goes_next() -> None:
     clock = Clock()
     queue = batcher(clock, 2, 8)
-    queue.put(order(1, 2, 3))
+    put(queue, order(1, 2, 3))
     clock.now += 1
     assert taken(queue) == [1, 2]
     assert taken(queue) == [3]
@@ -159,8 +168,8 @@ def test_what_is_left_of_a_bucket_goes_next() -> None:
 
 def test_conditions_follow_their_samples_through_cuts() -> None:
     queue = batcher(Clock())
-    queue.put(order(7, 8, 9))
-    queue.put(order(1, 2, 3, 4, 5))
+    put(queue, order(7, 8, 9))
+    put(queue, order(1, 2, 3, 4, 5))
     for expected in ([7, 8, 9, 1], [2, 3, 4, 5]):
         batch = queue.take()
         assert batch is not None
@@ -172,34 +181,34 @@ def test_conditions_follow_their_samples_through_cuts() -> None:
 def test_a_full_queue_says_when_to_come_back() -> None:
     queue = batcher(Clock(), 100)
     queue.sampled(10, 100, 8, 25.0)
-    queue.put(order(0, 1, 2))
+    put(queue, order(0, 1, 2))
     with pytest.raises(NotDrawnError, match="3 samples wait, it holds 10") as refused:
-        queue.put(order(*range(8)))
+        put(queue, order(*range(8)))
     assert (refused.value.status, refused.value.retry_s) == (429, 8)  # 3 samples of 2.5 s
-    queue.put(order(*range(7)))
+    put(queue, order(*range(7)))
     with pytest.raises(NotDrawnError) as refused:
-        queue.put(order(*range(11)))
+        put(queue, order(*range(11)))
     assert refused.value.status == 400
 
 
 def test_who_left_is_not_sampled_for() -> None:
     clock = Clock()
     queue = batcher(clock)
-    gone, half_gone = queue.put(order(0, 1)), queue.put(order(2, 3, 4))
-    queue.leave(gone)
-    assert gone.future.cancelled()
+    gone, half_gone = put(queue, order(0, 1)), put(queue, order(2, 3, 4))
+    queue.drop(gone)
+    assert queue.waiting == 3
     clock.now += 1.0
     assert taken(queue) == [2, 3, 4]
-    queue.leave(half_gone)
+    queue.drop(half_gone)
     assert queue.waiting == 0
 
 
 def test_closing_lets_what_waits_go_first() -> None:
     queue = batcher(Clock())
-    queue.put(order(0))
+    put(queue, order(0))
     queue.close(NotDrawnError(503, "shutting down"))
     with pytest.raises(NotDrawnError, match="shutting down"):
-        queue.put(order(1))
+        put(queue, order(1))
     assert taken(queue) == [0]
     assert queue.take() is None
 
@@ -209,6 +218,35 @@ def test_take_wakes_for_a_new_order() -> None:
     found: list[list[int]] = []
     thread = threading.Thread(target=lambda: found.append(taken(queue)))
     thread.start()
-    queue.put(order(5))
+    put(queue, order(5))
     thread.join(10)
     assert found == [[5]]
+
+
+@pytest.mark.parametrize(
+    "second", [order(0, kind=OTHER), order(1), order(1, 2)], ids=["another kind", "the rest of a batch", "too much"]
+)
+def test_take_that_waits_is_woken_by_what_is_due_now(second: Order) -> None:
+    """The first order may wait for a minute, by a real clock; the second fills a batch of two, or of its own kind."""
+    queue = Batcher((2,), max_wait_s=60, room=8)
+    queue.sampled(2, 2, 8, 1.0)
+    found: list[list[int]] = []
+    thread = threading.Thread(target=lambda: found.append(taken(queue)))
+    thread.start()
+    put(queue, order(0))
+    if second.kind == OTHER:
+        put(queue, second)
+    put(queue, second)
+    thread.join(20)
+    assert found == [[0, 0] if second.kind == OTHER else [0, 1]]
+
+
+def test_closing_wakes_who_waits_for_more() -> None:
+    queue = Batcher((2,), max_wait_s=60, room=8)
+    found: list[list[int]] = []
+    thread = threading.Thread(target=lambda: found.append(taken(queue)))
+    thread.start()
+    put(queue, order(7))
+    queue.close(NotDrawnError(503, "shutting down"))
+    thread.join(20)
+    assert found == [[7]]

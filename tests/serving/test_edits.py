@@ -143,6 +143,8 @@ GOOD = {"image": png(SHIRT)}
     ("files", "fields", "says"),
     [
         ({}, {}, "got no file 'image', expected the files image and"),
+        ({}, {"image": "day.png"}, "image: got a text, expected a file; with curl: -F 'image=@day.png'"),
+        (GOOD, {"mask": "sky.png"}, "mask: got a text, expected a file"),
         ({**GOOD, "other": b"x"}, {}, "got a file 'other'"),
         ({"image": png(SHIRT.T.copy())}, {}, "image: got 8x6 pixels, this engine draws 6x8; resize it first"),
         ({**GOOD, "mask": png(MASK.T.copy())}, {}, "mask: got 8x6 pixels, this engine draws 6x8"),

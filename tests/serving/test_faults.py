@@ -116,7 +116,9 @@ def test_words_of_a_batch_stay_with_their_seeds() -> None:
         (InputError("prompt has 9 words, expected 3"), 400, "prompt has 9 words"),
     ],
 )
-def test_an_error_names_no_insides(error: Exception, status: int, message: str) -> None:
+def test_an_error_names_no_insides(
+    error: Exception, status: int, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(given: Any) -> None:
         if given["prompt"] == "bad":
             raise error
@@ -129,6 +131,10 @@ def test_an_error_names_no_insides(error: Exception, status: int, message: str) 
             assert word not in answer.body
         assert ask(client, 1).status == 200
     assert len(engines.made) == 1  # a trial sample passed: the engine is not what is broken
+    logged = [record.getMessage() for record in caplog.records if record.name == "pfdiff.serving"]
+    assert (
+        any("CUDA error" in line for line in logged) if status == 500 else not logged
+    )  # a client's mistake is no news
 
 
 def test_a_broken_engine_is_loaded_again_once() -> None:
@@ -205,6 +211,7 @@ def test_a_full_queue_answers_429_with_retry_after_and_forgets_nobody() -> None:
         assert refused.status == 429
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json["error"]["type"] == "rate_limit_error"
+        assert ask(client, 4, conditions={"size": 3}).status == 429  # before conditions are looked at
         gate.opened.set()
         for thread in (holding, *waiting):
             thread.join()

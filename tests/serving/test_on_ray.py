@@ -17,7 +17,7 @@ from pfdiff.serving.worker import Opening
 
 from ..small.engine import write_engine
 from ..small.serving import Answer
-from .ray_serve import check_installed, on_ray
+from .ray_serve import check_installed, cluster, on_ray
 
 
 def replicas(name: str) -> list[int]:
@@ -67,6 +67,7 @@ def test_more_replicas_than_there_is_room_for(tmp_path: Path) -> None:
     engine = write_engine(tmp_path / "lone.engine").path
     where = Where("local", 1000, "127.0.0.1", 0)
     with (
+        cluster(),
         pytest.raises(InputError, match="1000 replicas, the cluster has room for"),
         deployed({"lone": engine}, Opening("cpu"), Limits(), where, lambda line: None),
     ):

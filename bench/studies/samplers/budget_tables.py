@@ -5,12 +5,13 @@
 search   `tune` with a budget of 4,000 evaluations, on MNIST and `fashion`
 long     what a search of 60,000 to 105,000 evaluations found before searches had budgets, judged like the others
 few      the same with 4 calibration and 4 held-out seeds and 3,300 evaluations
-refine   `tune --refine` without a budget, three seeds of training
 short    `tune --refine` with 32 calibration seeds and 7,200 evaluations
+small    `tune` and `tune --refine` with 1,000 to 6,000 evaluations
 guard    `tune --refine` with 8,000 evaluations on the small networks of the study of defaults
 
 The errors are RMS distances to a reference (DDIM over all times for MNIST, UniPC-2 in 72 evaluations for `fashion`) on
-64 seeds that no run has seen. bench/results/search_budget.json; what is there is not measured again.
+64 seeds that no run has seen, of `small` on 256, of `guard` on 512. bench/results/search_budget.json; what is there is
+not measured again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,8 @@ LONG: dict[tuple[str, int], tuple[str, list[int], str, float, int]] = {
         99606,
     ),
 }
+SMALL = (1000, 2000, 3000, 6000)
+JUDGED_MORE = {"small": 256, "guard": 512}  # few seeds of a network can carry the error of 64
 SHOWN = ("error", "before", "ddim", "evaluations", "processor_seconds")
 WIDE = (-9.0, 9.0)  # of data that is not in -1..1
 
@@ -72,17 +76,21 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True, help="what small_networks has trained")
     parser.add_argument("--data", type=Path, required=True, help="folder with the MNIST network")
-    parser.add_argument("--parts", nargs="+", default=["search", "long", "few", "short", "guard", "refine"])
+    parser.add_argument("--parts", nargs="+", default=["search", "long", "few", "short", "small", "guard"])
     given = parser.parse_args(words)
     torch.set_num_threads(1)
     held: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for part in given.parts:
         for name, nfe, settings in runs(part):
-            key = f"{part} {name} {nfe} {settings.get('seed', 0)}"
+            words = list(settings.values()) if part == "small" else [settings.get("seed", 0)]
+            key = " ".join(map(str, (part, name, nfe, *words)))
             if key in held:
                 continue
             network = networks(name, given.weights, given.data)
-            held[key] = judged_long(network, name, nfe) if part == "long" else measured(network, nfe, settings)
+            if part == "long":
+                held[key] = judged_long(network, name, nfe)
+            else:
+                held[key] = measured(network, nfe, settings, JUDGED_MORE.get(part, JUDGED))
             RESULTS.write_text(json.dumps(held, indent=1) + "\n")
             row = held[key]
             print(
@@ -107,10 +115,11 @@ def runs(part: str) -> list[tuple[str, int, dict[str, Any]]]:
             return [(name, nfe, few) for name, nfe in both]
         case "short":
             return [(name, nfe, short) for name, nfe in both]
-        case "guard":
-            return [(name, nfe, {"budget": 8000, "refine": True}) for name in small for nfe in (5, 8)]
+        case "small":
+            pairs = [(budget, refine) for budget in SMALL for refine in (False, True)]
+            return [(name, nfe, {"budget": one, "refine": refine}) for name, nfe in both for one, refine in pairs]
         case _:
-            return [(name, nfe, {"refine": True, "seed": seed}) for seed in range(3) for name, nfe in both]
+            return [(name, nfe, {"budget": 8000, "refine": True}) for name in small for nfe in (5, 8)]
 
 
 def networks(name: str, weights: Path, data: Path) -> pfdiff.Network:
@@ -127,12 +136,17 @@ def networks(name: str, weights: Path, data: Path) -> pfdiff.Network:
     return pfdiff.Network(load(name, weights), **words)
 
 
-def judge(subject: Subject, backend: Any, nfe: int) -> ErrorCriterion:
+def judge(
+    subject: Subject,
+    backend: Any,
+    nfe: int,
+    seeds: Sequence[int] = range(FIRST_JUDGED, FIRST_JUDGED + JUDGED),
+    t_start: float | None = None,
+) -> ErrorCriterion:
     """On seeds of its own."""
-    setting = make_setting(subject, nfe, None, None, None)
+    setting = make_setting(subject, nfe, None, t_start, None)
     chosen = Reference.of_search(setting.schedule, setting.t_start, setting.prediction)
     chosen = chosen.doubled() if chosen.solver != "ddim" else chosen
-    seeds = range(FIRST_JUDGED, FIRST_JUDGED + JUDGED)
     found = make_error_criterion(subject, backend, seeds, None, setting, chosen, Budget(), lambda *_: None)
     found.journal = None
     return found
@@ -152,23 +166,24 @@ def judged_long(network: pfdiff.Network, name: str, nfe: int) -> dict[str, Any]:
     return {"solver": solver, "grid": grid, "error": error, "evaluations": evaluations}
 
 
-def measured(network: pfdiff.Network, nfe: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """The record of one run of tune, judged."""
+def measured(network: pfdiff.Network, nfe: int, settings: dict[str, Any], judged: int = JUDGED) -> dict[str, Any]:
+    """The record of one run of tune, judged on so many seeds."""
     began, used = time.monotonic(), time.process_time()
     ranking = pfdiff.tune(network, nfe, threads=1, **settings)
     seconds, processor = time.monotonic() - began, time.process_time() - used
-    subject, rows = Subject.of(network), np.arange(JUDGED)
+    subject, rows = Subject.of(network), np.arange(judged)
     with subject.opened("auto", 1) as backend:
-        criterion = judge(subject, backend, nfe)
+        criterion = judge(subject, backend, nfe, range(FIRST_JUDGED, FIRST_JUDGED + judged))
 
         def error(program: pfdiff.Program) -> float:
-            return math.sqrt(criterion.square(program, rows) / JUDGED)
+            return math.sqrt(criterion.square(program, rows) / judged)
 
         first = ranking[0]
         before = ranking[1] if ranking.refinement and ranking.refinement["kept"] else first
         plain = next((one for one in ranking if one.solver == "ddim"), None)
         record = {
             "settings": settings,
+            "judging_seeds": judged,
             "solver": first.solver,
             "grid": first.grid,
             "buffers": first.program.buffers,

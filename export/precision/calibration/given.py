@@ -91,6 +91,7 @@ def _read(path: str | os.PathLike[str], contract: Contract, policy: PolicyContra
         return {name: read_array(path, (name,)) for name in held}
     names = tuple(one.name for one in policy.observations) if policy else ()
     names = names or tuple(one.name for one in contract.conditions if one.default is None and not one.labels)
+    names = names or (contract.conditions[0].name,) if len(contract.conditions) == 1 else names
     if len(names) != 1:
         why = f"is {' or '.join(names)}" if names else "is any condition, since none is without values"
         raise InputError(f"'{Path(path)}' has one array and does not say whether it {why}; write .npz or .safetensors")

@@ -91,7 +91,7 @@ def test_diffusers_networks_take_the_open_grid_and_say_so(stable, flow):
         found = chosen_program(flow, solver, 5, OPEN).times
         np.testing.assert_allclose(found, 3 * u / (1 + 2 * u), rtol=1e-12)
     line = described_choice([program], stable, "ddim", OPEN)
-    assert "ddim on trailing (the scheduler's own times: grid diffusers)" in line
+    assert "ddim on trailing in eps (grid diffusers keeps the scheduler's own times)" in line
     assert "\n" not in line
 
 

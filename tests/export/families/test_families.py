@@ -71,7 +71,7 @@ def test_a_family_makes_what_its_pipeline_makes(networks: Any, name: str) -> Non
     assert latents.std() > 0.05
     torch.testing.assert_close(got, latents, atol=1e-4 * float(latents.abs().max()), rtol=1e-4)
     assert network.decoder is not None
-    image = network.decoder.module(got).detach()
+    image = network.decoder.whole()(got).detach()
     pixels = ((image + 1) * 127.5).clamp(0, 255).movedim(1, -1)
     assert pixels.shape == wanted.shape
     assert (pixels - wanted).abs().max() < 0.05

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,10 @@ def test_a_nameless_array_is_of_the_only_thing_without_values(tmp_path: Path) ->
     with pytest.raises(InputError, match="does not say whether it is picture or text or n"):
         given(tmp_path / "rows.npy")
     alone = Contract("net", (4,), "linear:1000", "eps", conditions=(Condition("picture", "float32", (2, 3)),))
-    found = given_values(tmp_path / "rows.npy", alone, None, (), ())
-    np.testing.assert_array_equal(found.conditions["picture"], ROWS)
+    default = Condition("picture", "float32", (2, 3), default=0.0)
+    for one in (alone, replace(alone, conditions=(default,))):
+        found = given_values(tmp_path / "rows.npy", one, None, (), ())
+        np.testing.assert_array_equal(found.conditions["picture"], ROWS)
     np.savez(tmp_path / "empty.npz")
     with pytest.raises(InputError, match=r"holds no arrays"):
         given(tmp_path / "empty.npz")

@@ -1,0 +1,62 @@
+"""What a search cannot do, in one line: what was asked for, what was expected, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..engine.compiler.solvers import parse_solver
+from ..engine.errors import InputError
+from .sampling.budget import Budget
+from .sampling.reference import Reference
+from .search.candidates import Setting
+from .search.left_out import left_out
+
+LEAST_RUNS = 120  # behind the reference, of a search that shares a budget with refining
+
+
+def check_asked(nfe: int, solvers: Iterable[str], reference: int | None) -> None:
+    """Raises InputError for an unknown solver and for a reference hardly finer than what it judges."""
+    for solver in solvers:
+        parse_solver(solver)
+    if reference is not None and reference < 2 * nfe:
+        raise InputError(
+            f"a reference of {reference} evaluations for NFE {nfe}, expected at least {2 * nfe}; leave it out for the "
+            "usual one"
+        )
+
+
+def no_refining(limit: Budget, nfe: int) -> str:
+    """Why a search with refining is one without."""
+    return (
+        f"not refined: behind the reference budget {limit} pays for fewer than {LEAST_RUNS} samples of {nfe} "
+        "evaluations, which the search had; give more to refine"
+    )
+
+
+def too_little(limit: Budget, reference: Reference, seeds: int, extra: int) -> str:
+    """Why the reference was not done, and what fits if half of the budget goes into it and half into the search.
+
+    extra: seeds of refining's own, at least.
+    """
+    said = (
+        f"budget {limit} does not pay for the reference of {seeds} seeds in {reference.nfe} evaluations "
+        f"({seeds * reference.nfe})"
+    )
+    fits = limit.affords() // (2 * reference.nfe)
+    enough = f"give at least {2 * seeds * reference.nfe}" if limit.evaluations is not None else "give more time"
+    if fits <= extra:
+        return f"{said}; {enough}{', or leave refine out' if extra else ''}"
+    calibration = max(1, (fits - extra) // 3)
+    held_out = min(2 * calibration, fits - extra - calibration)
+    return f"{said}; {enough}, or fewer seeds: --calibration {calibration} --held-out {held_out}"
+
+
+def nothing_found(setting: Setting, solvers: Any, grids: Any, bases: Any, *, spent: bool) -> str:
+    """Why a search ended without a candidate."""
+    if spent:
+        return "the budget is spent before one candidate was run; give more"
+    if lines := left_out(setting, solvers, grids, bases):
+        return f"no candidate is left: {'; '.join(lines)}"
+    asked = f"solvers {solvers or 'all'}, grids {grids or 'all'}, bases {bases or 'all'}"
+    return f"no candidate is defined for NFE {setting.nfe} on schedule {setting.schedule} ({asked}); allow more"
