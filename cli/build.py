@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Lines of a build that stay on the screen: the samplers chosen, what a precision gains and costs.
 KEPT = ("sampler ", "precision ", "decoder: ", "fp32: ", "bf16: ", "fp16: ", "int8: ", "fp8: ")
+AT_ONCE = "eight bits take "  # how long, which is of use only before
 
 
 @takes(BUILT, before="solver")
@@ -71,6 +72,8 @@ def build(
         chosen: list[str] = []
 
         def say(line: str) -> None:
+            if line.startswith(AT_ONCE):
+                print("pfdiff:", line, file=sys.stderr, flush=True)
             if line.startswith(KEPT):
                 chosen.append(line)
             progress(line)

@@ -33,21 +33,24 @@ class Chosen:
     all_quantised: float
 
 
-def choose(costs: Sequence[float], alone: Measure, together: Measure, say: Callable[[int, int], None]) -> Chosen:
+def choose(
+    costs: Sequence[float], alone: Callable[[], Measure], together: Measure, say: Callable[[int, int], None]
+) -> Chosen:
     """The layers to quantise. costs: multiplications of each layer.
 
-    alone, together: errors as parts of the bound, on seeds of calibration and on others. say: layers measured, of all.
+    together: errors as parts of the bound. alone: makes a measure of single layers, where they must be told apart, on
+    other inputs, and to any scale while all samples are finite. say: layers measured, of all.
     """
     count = len(costs)
     flags = np.ones(count, bool)
     everything = together(flags)
     if everything <= 1:
         return Chosen(flags, None, everything)
-    errors = np.zeros(count)
+    errors, measure = np.zeros(count), alone()
     for layer in range(count):
         only = np.zeros(count, bool)
         only[layer] = True
-        errors[layer] = alone(only)
+        errors[layer] = measure(only)
         say(layer + 1, count)
     squares = np.where(np.isfinite(errors), errors, np.inf) ** 2
     order = np.argsort(-squares / np.maximum(costs, 1e-30), kind="stable")

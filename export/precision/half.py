@@ -253,16 +253,9 @@ def _compared(
     found: list[Array] = []
     wanted: list[Array] = []
     for case in cases:
-        exact, short = float_run(case), run(case)
-        for name, value in exact.items():
-            if value.dtype.kind != "f" or name not in short:
-                continue
-            with np.errstate(all="ignore"):
-                scale = float(np.sqrt(np.mean(np.square(value, dtype=np.float64)))) or 1.0
-                error = float(np.sqrt(np.mean(np.square(short[name].astype(np.float64) - value)))) / scale
-            squares[name] = max(squares.get(name, 0.0), np.inf if np.isnan(error) else error)
-        found.append(short[contract.output])
-        wanted.append(exact[contract.output])
+        short, exact = _squared(run, float_run, case, contract.output, squares)
+        found.append(short)
+        wanted.append(exact)
     epsilon = EPSILON[precision]
     suspects = set[str]()
     for node in plain.graph.node:
@@ -273,6 +266,21 @@ def _compared(
         if np.isfinite(before) and after > JUMP * (before + epsilon):
             suspects.add(node.name)
     return relative_error(found, wanted), suspects
+
+
+def _squared(
+    run: GraphRun, float_run: GraphRun, case: TrialInputs, output: str, squares: dict[str, float]
+) -> tuple[Array, Array]:
+    """Both outputs; of every tensor the relative error, if larger, into `squares`. The tensors are freed at its end."""
+    exact, short = float_run(case), run(case)
+    for name, value in exact.items():
+        if value.dtype.kind != "f" or name not in short:
+            continue
+        with np.errstate(all="ignore"):
+            scale = float(np.sqrt(np.mean(np.square(value, dtype=np.float64)))) or 1.0
+            error = float(np.sqrt(np.mean(np.square(short[name].astype(np.float64) - value)))) / scale
+        squares[name] = max(squares.get(name, 0.0), np.inf if np.isnan(error) else error)
+    return short[output], exact[output]
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:

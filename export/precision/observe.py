@@ -44,6 +44,7 @@ class GraphRun:
         options.log_severity_level = 4
         # Integer kernels of some graphs are refused (ONNX Runtime 1.32, int8 before a Reshape); values are the same.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options.enable_cpu_mem_arena = not asked  # what hundreds of tensors take is given back after each run
         if exact:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
@@ -66,8 +67,8 @@ class GraphRun:
         except Exception as error:
             raise InputError(f"the converted graph fails at {case.where} ({first_line(error)[:200]})") from error
         return {
-            name: np.asarray(value).astype(np.float32) if np.asarray(value).dtype.kind == "f" else np.asarray(value)
-            for name, value in zip(self.outputs, found, strict=True)
+            name: value.astype(np.float32, copy=False) if value.dtype.kind == "f" else value
+            for name, value in zip(self.outputs, map(np.asarray, found), strict=True)
         }
 
     def _fit(self, name: str, value: Array) -> Array:
@@ -138,4 +139,5 @@ def observed(
         values = {**dict(zip(inputs, case.inputs, strict=True)), **run(case)}
         for name, seen in found.items():
             seen.add(values[name], generator)
+        del values  # before the next are computed
     return found

@@ -22,7 +22,7 @@ import numpy as np
 from ...engine.errors import InputError
 from ..check import TrialInputs
 from .calibration.bias import shifts_of
-from .give_back import Chosen, choose
+from .give_back import Chosen, Measure, choose
 from .half import convert, prepared
 from .insert import SWITCH, insert
 from .large.outside import check_eight_bits
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 LEAST_SHARE = 5e-4  # of all multiplications: a smaller layer gains nothing
 SATURATED = 0.01  # of a layer's inputs on other seeds: more beyond what calibration saw gets a line
+SECONDS_ALONE = 300.0  # that the errors of single layers may take: decides on how many evaluations
 HALF_OPSET = 19  # from which Q/DQ have float16 scales, and float8
 
 
@@ -99,7 +100,14 @@ def quantise(
         if progress:
             progress("measuring layers", done, count)
 
-    chosen = choose(costs, measure(False), measure(True), told)
+    def alone() -> Measure:
+        few = _few_cases(session, task, cases, len(layers))
+        if len(few) == len(cases):
+            return measure(False)
+        say(f"{kind.name}: single layers are measured on {len(few)} of {len(cases)} evaluations, since these are slow")
+        return _alone(session, task, few, [exact(case) for case in few])
+
+    chosen = choose(costs, alone, measure(True), told)
     kept = {layer.name for layer, flag in zip(layers, chosen.flags, strict=True) if not flag}
     taken = [layer for layer in layers if layer.name not in kept]
     if not taken:
@@ -214,6 +222,26 @@ def _ratio(task: Task, session: GraphRun, flags: Array, *, check: bool) -> float
     """The error with the layers of `flags` quantised, as a part of the bound; of all samples the largest part."""
     found = task.errors(_evaluate(session, task.output, **{SWITCH: flags}), check=check)
     return max(error / bound for error, bound in found.values())
+
+
+def _few_cases(session: GraphRun, task: Task, cases: Sequence[TrialInputs], layers: int) -> Sequence[TrialInputs]:
+    """The evaluations to measure single layers on: all, or as many as the time allows, evenly."""
+    start = time.monotonic()
+    _evaluate(session, task.output, **{SWITCH: np.ones(layers, bool)})(cases[0])
+    count = max(1, int(SECONDS_ALONE / layers / max(time.monotonic() - start, 1e-9)))
+    if count >= len(cases):
+        return cases
+    return [cases[(2 * n + 1) * len(cases) // (2 * count)] for n in range(count)]
+
+
+def _alone(session: GraphRun, task: Task, cases: Sequence[TrialInputs], wanted: Sequence[Array]) -> Measure:
+    """The relative error of single evaluations in place of that of samples; `choose` scales it to what samples show."""
+
+    def measure(flags: Array) -> float:
+        evaluate = _evaluate(session, task.output, **{SWITCH: flags})
+        return relative_error([evaluate(case) for case in cases], wanted)
+
+    return measure
 
 
 def _inserted(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, final
 
 import numpy as np
@@ -11,22 +12,28 @@ import numpy as np
 from ...engine.contract.contract import Contract, DecoderContract
 from ...engine.errors import InputError
 from ..check import TrialInputs
+from .quantise import SECONDS_ALONE
 from .trajectory import CALIBRATION_SEED, CHECK_SEED, Array, Evaluate, Trajectories
 
 if TYPE_CHECKING:
     from ...engine.compiler.program import Program
+    from ...engine.progress import Lines
 
 HALF = 0.5  # of the sampler's own error: what may be added to it
 MOST_SEEDS, FEWEST_SEEDS = 24, 2
 SECONDS = 60.0  # that the sampler's own error may take: decides how many seeds
+# Of small samples, such as actions, 24 say little: so many elements in all, or seeds, as far as they take seconds.
+ELEMENTS, MOST_SMALL, SECONDS_SMALL = 4096, 256, 5.0
 REFERENCE_NFE = 48
+PASSES = 24  # of every program, that int8 takes beside the reference; slower ones counted twice
+LONG = 600.0  # seconds, from which on it is said how long
 
 
 @final
 class NetworkTask:
     """Samples of the engine's programs. bound: None for half of each program's own error. tables: see trajectory.py.
 
-    Every second row of a table calibrates, the others check.
+    Every second row of a table calibrates, the others check. say: gets a line where all of it takes long.
     """
 
     def __init__(
@@ -37,11 +44,12 @@ class NetworkTask:
         bound: float | None,
         clips: bool,
         tables: Mapping[str, Array] | None = None,
+        say: Lines = lambda line: None,
     ) -> None:
         self.inputs, self.output, self.time = contract.inputs, contract.output, contract.time
         self._programs = programs
         self._tables = tables or {}
-        count = seeds_for(contract, programs, evaluate)
+        count = seeds_for(contract, programs, evaluate, say)
         self.calibration, self.check = (
             Trajectories.of(contract, first, count, clips=clips, tables=rows_of(self._tables, check=check))
             for first, check in ((CALIBRATION_SEED, False), (CHECK_SEED, True))
@@ -139,12 +147,33 @@ def _cases(latents: Array, contract: DecoderContract) -> list[TrialInputs]:
     return [TrialInputs(latents[i : i + size], np.empty(0), ()) for i in range(0, whole, size)]
 
 
-def seeds_for(contract: Contract, programs: Mapping[int, Program], evaluate: Evaluate) -> int:
+def seeds_for(contract: Contract, programs: Mapping[int, Program], evaluate: Evaluate, say: Lines) -> int:
     """How many seeds the reference takes in the time, by a timed evaluation; a fixed batch is one call."""
     trial = Trajectories.of(contract, CALIBRATION_SEED, FEWEST_SEEDS)
     program = programs[min(programs)]
     start = time.monotonic()
     trial.sample(program, evaluate)
     seconds = (time.monotonic() - start) / program.nfe / len(trial.seeds)
-    affordable = SECONDS / max(seconds, 1e-9) / (REFERENCE_NFE * len(programs))
-    return int(min(MOST_SEEDS, max(FEWEST_SEEDS, affordable)))
+    count = seeds_in(math.prod(contract.shape), seconds * REFERENCE_NFE * len(programs))
+    if (line := length_line(seconds * (contract.fixed_batch or count), programs)) is not None:
+        say(line)
+    return count
+
+
+def length_line(seconds: float, programs: Iterable[int]) -> str | None:
+    """How long eight bits take, if long. seconds: of an evaluation of all seeds. programs: their NFE."""
+    counts = list(programs)
+    total = seconds * (REFERENCE_NFE * len(counts) + PASSES * sum(counts))
+    if total + SECONDS_ALONE < LONG:
+        return None
+    return (
+        f"eight bits take about {total / 60:.0f} minutes here, and {SECONDS_ALONE / 60:.0f} more or longer if layers "
+        "have to be told apart; fp16 and bf16 take a fraction of that"
+    )
+
+
+def seeds_in(elements: int, seconds: float) -> int:
+    """How many seeds of samples with so many elements, whose references take so many seconds each."""
+    few = min(MOST_SEEDS, SECONDS / max(seconds, 1e-9))
+    more = min(MOST_SMALL, math.ceil(ELEMENTS / elements), SECONDS_SMALL / max(seconds, 1e-9))
+    return int(max(FEWEST_SEEDS, few, more))

@@ -159,7 +159,7 @@ def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, ask
     kind = kind_of(precision, for_gpu=asked.for_gpu)
     run = _run_of(whole, contract)
     say(f"measuring samples in float32, to quantise {contract.name} by")
-    task = NetworkTask(contract, asked.programs, lambda case: run(case.inputs), asked.bound, asked.clips, tables)
+    task = NetworkTask(contract, asked.programs, lambda case: run(case.inputs), asked.bound, asked.clips, tables, say)
     made = quantise(
         loaded(whole),
         task,

@@ -114,7 +114,7 @@ def pictured(folder: Path) -> Path:
 def test_a_condition_without_default_is_calibrated_on_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "MOST_SEEDS", 4)
+    monkeypatch.setattr(tasks, "seeds_for", lambda *given: 4)
     words = ["build", str(pictured(tmp_path)), "--nfe", "2", "--schedule", "linear:1000", "--prediction", "eps"]
     words += [*SAMPLER, "--precision", "int8", "--quantise-error", "0.5", "-o", str(tmp_path / "e")]
     assert main(words) == 2
@@ -178,7 +178,7 @@ def test_an_observation_encoder_is_quantised_by_the_actions_that_it_leads_to(
 ) -> None:
     if target:
         pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr(tasks, "MOST_SEEDS", 6)
+    monkeypatch.setattr(tasks, "seeds_for", lambda *given: 6)
     policy = pfdiff.Policy({"arm": (2, 3), "camera": (2, 1, 8, 8)}, Encoder(), scale=(2.0, 1.0, 1.0, 0.5))
     words: dict[str, Any] = {"shape": (3, 4), "schedule": "linear:1000", "prediction": "eps", "name": "head"}
     words |= {"conditions": {"cache": Condition("cache", "float32", (8,))}, "policy": policy}

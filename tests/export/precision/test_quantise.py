@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from pfdiff.cli import main
 from pfdiff.engine.api import load
 from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.compiler.compile import compile as compile_program
@@ -256,7 +257,7 @@ def test_a_decoder_for_a_gpu_is_quantised_between_float16(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, stored: int
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr(tasks, "MOST_SEEDS", 4)
+    monkeypatch.setattr(tasks, "seeds_for", lambda *given: 4)
     out = tmp_path / "e"
     given: dict[str, Any] = {**SAMPLER, "backend": "onnxruntime", "out": out, "target": "sm89", "quantise_error": 0.2}
     with build(Network(file, **WORDS, decoder=Decoder()), 2, **given, precision=precision) as engine:
@@ -282,7 +283,7 @@ def test_a_decoder_for_a_gpu_is_quantised_between_float16(
 def test_a_decoder_without_layers_stays_as_the_gpu_takes_it(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "MOST_SEEDS", 4)
+    monkeypatch.setattr(tasks, "seeds_for", lambda *given: 4)
     lines: list[str] = []
     network, asked = Network(file, **WORDS, decoder=Unshuffled()), Asked({}, 0.2, for_gpu=True, clips=False)
     program = compile_program("ddim", "linear:1000", 2, "trailing", prediction="v")
@@ -314,3 +315,52 @@ def test_tune_refines_the_sampler_on_the_quantised_network(file: Path, tmp_path:
     assert after.programs[3].digest == ranking[0].program.digest != before.programs[3].digest
     assert ranking.refinement is not None
     assert ranking.refinement["validation"][-1] <= ranking.refinement["validation"][0]
+
+
+@pytest.mark.parametrize(
+    ("elements", "seconds", "seeds"),
+    [(8, 1e-4, 256), (64, 1e-3, 64), (8, 0.1, 50), (8, 1.0, 24), (3072, 1e-3, 24), (3072, 6.0, 10), (3072, 90.0, 2)],
+)
+def test_small_samples_are_measured_on_more_seeds_where_that_is_cheap(
+    elements: int, seconds: float, seeds: int
+) -> None:
+    """In a minute up to 24; 4096 elements or 256 seeds where these take up to five seconds."""
+    assert tasks.seeds_in(elements, seconds) == seeds
+
+
+def test_layers_of_a_slow_network_are_measured_on_fewer_evaluations(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is chosen is still within the bound, as samples show, and no line is said where no layer is given back."""
+    monkeypatch.setattr(tasks, "seeds_for", lambda *given: 8)
+    monkeypatch.setattr("pfdiff.export.precision.quantise.SECONDS_ALONE", 0.0)
+    for bound, expected in ((0.002, 1), (0.5, 0)):
+        lines: list[str] = []
+        words: dict[str, Any] = {**SAMPLER, "precision": "int8", "backend": "onnxruntime", "quantise_error": bound}
+        out = tmp_path / f"e{bound}"
+        build(Network(file, **WORDS), 4, **words, out=out, progress=lines.append).close()
+        record = read_artifact(out).provenance["precision_record"]
+        assert sum("measured on 1 of 4 evaluations" in line for line in lines) == expected
+        assert bool(record["given_back"]) == bool(expected)
+        assert record["samples"]["NFE 4"]["added"] <= bound
+
+
+@pytest.mark.parametrize(
+    ("seconds", "counts", "minutes"), [(0.01, [5], None), (1.0, [5], None), (2.0, [5], "6"), (2.0, [5, 8], "14")]
+)
+def test_how_long_it_takes_is_said_before_where_it_is_long(
+    seconds: float, counts: list[int], minutes: str | None
+) -> None:
+    """Counted by hand: 48 evaluations of the reference and 24 passes for each program, five minutes for layers."""
+    line = tasks.length_line(seconds, counts)
+    assert (line is None) == (minutes is None)
+    assert line is None or line.startswith(f"eight bits take about {minutes} minutes here, and 5 more or longer")
+
+
+def test_the_command_says_at_once_how_long_it_takes(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tasks, "LONG", 0.0)
+    words = ["build", str(file), "--nfe", "2", "--schedule", "linear:1000", "--prediction", "v", "--solver", "ddim"]
+    assert main([*words, "--precision", "int8", "--quantise-error", "0.5", "-o", str(tmp_path / "e")]) == 0
+    assert "pfdiff: eight bits take about 0 minutes here" in capsys.readouterr().err
