@@ -93,21 +93,8 @@ def quantise(
     layers, costs, seen = _calibrated(model, task, cases, outputs=outputs)
     found, session = _best_of_rules(model, task, kind, layers, seen, cases, outputs=outputs)
 
-    def measure(check: bool) -> Callable[[Array], float]:
-        return lambda flags: _ratio(task, session, flags, check=check)
-
-    def told(done: int, count: int) -> None:
-        if progress:
-            progress("measuring layers", done, count)
-
-    def alone() -> Measure:
-        few = _few_cases(session, task, cases, len(layers))
-        if len(few) == len(cases):
-            return measure(False)
-        say(f"{kind.name}: single layers are measured on {len(few)} of {len(cases)} evaluations, since these are slow")
-        return _alone(session, task, few, [exact(case) for case in few])
-
-    chosen = choose(costs, alone, measure(True), told)
+    chosen = _chosen(session, task, kind, costs, cases, exact, say, progress)
+    del session  # and its memory, before further graphs are made
     kept = {layer.name for layer, flag in zip(layers, chosen.flags, strict=True) if not flag}
     taken = [layer for layer in layers if layer.name not in kept]
     if not taken:
@@ -222,6 +209,35 @@ def _ratio(task: Task, session: GraphRun, flags: Array, *, check: bool) -> float
     """The error with the layers of `flags` quantised, as a part of the bound; of all samples the largest part."""
     found = task.errors(_evaluate(session, task.output, **{SWITCH: flags}), check=check)
     return max(error / bound for error, bound in found.values())
+
+
+def _chosen(
+    session: GraphRun,
+    task: Task,
+    kind: Kind,
+    costs: Sequence[float],
+    cases: Sequence[TrialInputs],
+    exact: Evaluate,
+    say: Lines,
+    progress: Stages | None,
+) -> Chosen:
+    """The layers within the bound, of the graph with switches."""
+
+    def measure(check: bool) -> Callable[[Array], float]:
+        return lambda flags: _ratio(task, session, flags, check=check)
+
+    def told(done: int, count: int) -> None:
+        if progress:
+            progress("measuring layers", done, count)
+
+    def alone() -> Measure:
+        few = _few_cases(session, task, cases, len(costs))
+        if len(few) == len(cases):
+            return measure(False)
+        say(f"{kind.name}: single layers are measured on {len(few)} of {len(cases)} evaluations, since these are slow")
+        return _alone(session, task, few, [exact(case) for case in few])
+
+    return choose(costs, alone, measure(True), told)
 
 
 def _few_cases(session: GraphRun, task: Task, cases: Sequence[TrialInputs], layers: int) -> Sequence[TrialInputs]:
