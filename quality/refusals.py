@@ -19,9 +19,9 @@ def check_asked(nfe: int, solvers: Iterable[str], reference: int | None) -> None
     """Raises InputError for an unknown solver and for a reference hardly finer than what it judges."""
     for solver in solvers:
         parse_solver(solver)
-    if reference is not None and reference < 2 * nfe:
+    if reference is not None and reference <= nfe:
         raise InputError(
-            f"a reference of {reference} evaluations for NFE {nfe}, expected at least {2 * nfe}; leave it out for the "
+            f"a reference of {reference} evaluations for NFE {nfe}, expected more than {nfe}; leave it out for the "
             "usual one"
         )
 

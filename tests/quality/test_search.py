@@ -251,7 +251,6 @@ def test_tune_with_too_small_a_budget_names_seeds_that_fit(network, refine):
     few = {**FEW, "t_start": 58, "calibration": 4, "held_out": 4}
     with pytest.raises(pfdiff.InputError, match=r"; give at least \d+") as refusal:
         pfdiff.tune(network, 4, **few, budget=50, refine=refine)
-    assert str(refusal.value).endswith(", or leave refine out") == refine
     enough = int(re.findall(r"at least (\d+)", str(refusal.value))[0])
     assert pfdiff.tune(network, 4, **few, budget=enough, refine=refine).evaluations <= enough
 
@@ -296,7 +295,7 @@ def test_a_budget_in_time_ends_the_reference_between_two_evaluations(tmp_path, m
         ({"nfe": 4, "t_start": 99}, "outside this schedule"),
         ({"nfe": 4, "solvers": ["nonsense"]}, "unknown solver .nonsense."),
         ({"nfe": 4, "solvers": ["analytic-ddim"]}, "analytic-ddim is left out"),
-        ({"nfe": 4, "reference": 7}, "a reference of 7 evaluations for NFE 4, expected at least 8"),
+        ({"nfe": 4, "reference": 4}, "a reference of 4 evaluations for NFE 4, expected more than 4"),
         ({"nfe": 4, "conditions": {"label": 3}}, "unknown condition 'label'"),
         ({"nfe": 4, "backend": "nonsense"}, "backend 'nonsense'"),
     ],
