@@ -101,7 +101,7 @@ def test_info_shows_a_line_for_each_search(tmp_path: Path, capsys: pytest.Captur
     assert len(searched) == 2
     assert searched[0].startswith("search NFE 4: ")
     assert ", held out " in searched[0]
-    assert searched[1] == f"search NFE 6: {best.solver} on {best.grid}, error {best.error:.3g}"
+    assert searched[1] == f"search NFE 6: {best.solver} on {best.grid}, error {best.error:.3g}, 2 seeds"
 
 
 OTHERS: dict[str, tuple[float, dict[str, str], str]] = {
