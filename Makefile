@@ -1,4 +1,4 @@
-# make demo | test | test-smaller | test-ray | bench | lint     each creates .venv when it is missing; make gpu takes python3 as it is
+# make demo | test | test-smaller | test-bare | test-ray | bench | lint     each creates .venv when it is missing; make gpu takes python3 as it is
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
@@ -9,7 +9,7 @@ TORCH := $(shell grep -o '^torch==[^ ]*' constraints.txt)
 # An NVIDIA GPU asks for the CUDA build of torch and for the GPU extras; anything else gets the CPU build, a tenth of the size.
 GPU := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: demo test test-smaller test-ray bench lint gpu clean
+.PHONY: demo test test-smaller test-bare test-ray bench lint gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -23,6 +23,17 @@ SMALLER := tests/engine/backends tests/engine/test_api.py tests/engine/test_devi
   tests/export/test_to_onnx.py
 test-smaller: $(VENV)/.installed-dev
 	@PFDIFF_HIDE_CPU=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SMALLER)
+
+# Engines of pipelines in an environment of their own, from the wheel, where no library that built them is installed.
+BARE := tests/export/test_prompts.py tests/export/test_lora_controlnet.py tests/export/families/test_latent_controls.py
+test-bare: $(VENV)/bare/.installed
+	@PFDIFF_BARE=$(CURDIR)/$(VENV)/bare/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(BARE) -m bare
+
+$(VENV)/bare/.installed: $(VENV)/.installed-dev
+	@echo "installing the wheel into $(VENV)/bare ..."
+	@$(MAKE) -s VENV=$(VENV)/bare $(VENV)/bare/.torch
+	@$(VENV)/bare/bin/python -m pip -qq --disable-pip-version-check install -c constraints.txt ".[text]"
+	@touch $@
 
 # pfdiff serve --ray: 39 packages of Ray Serve's that `make test` does without, and skips for.
 test-ray: $(VENV)/.installed-dev

@@ -107,6 +107,7 @@ def added_by_hand(pipeline: Any, updates: Any, factor: float) -> Any:
     return changed
 
 
+@pytest.mark.bare
 @pytest.mark.parametrize(("written", "factor"), [(as_peft, 1.0), (as_kohya, 2 / 4)])
 def test_a_lora_is_in_the_weights(
     pipeline: tuple[Any, Path], tmp_path: Path, written: Callable[[Any], dict[str, Tensor]], factor: float
@@ -171,6 +172,7 @@ def test_what_is_not_there_is_said(pipeline: tuple[Any, Path], given: dict[str, 
 
 
 # ControlNet.
+@pytest.mark.bare
 def test_a_controlnet_is_part_of_the_network(pipeline: tuple[Any, Path], tmp_path: Path) -> None:
     own, folder = pipeline
     controlnet = controlnet_of(own.unet)

@@ -296,16 +296,23 @@ def test_prompts_of_bulk_runs_and_comparisons(engines: Any, tmp_path: Path, caps
     assert "is missing" in capsys.readouterr().err
 
 
-def test_it_samples_where_neither_diffusers_nor_transformers_is(engines: Any, tmp_path: Path) -> None:
-    _, _, path = engines("sd1")
+@pytest.mark.bare
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux"])
+def test_it_samples_where_neither_diffusers_nor_transformers_is(engines: Any, tmp_path: Path, name: str) -> None:
+    _, _, path = engines(name)
+    negative = {} if name == "flux" else {"negative_prompt": "text"}
     code = f"""
 with pfdiff.load({str(path)!r}, device="cpu", backend="onnxruntime") as engine:
-    picture = engine.images(seeds=[5], prompt={PROMPTS[0]!r}, negative_prompt="text", guidance=3.0)
-    masked = engine.images(seeds=[5], prompt="a", image=picture, strength=0.5, mask=numpy.eye(8))
-    numpy.save("a.npy", masked.numpy())
+    picture = engine.images(seeds=[5], prompt={PROMPTS[0]!r}, guidance=3.0, **{negative})
+    masked = engine.images(seeds=[5], prompt="a", image=picture, strength=0.5, mask=numpy.eye(picture.shape[1]))
+    numpy.savez("a.npz", picture=picture.numpy(), masked=masked.numpy())
 """
     run_bare(code, tmp_path)
-    assert np.load(tmp_path / "a.npy").shape == (1, 8, 8, 3)
+    found = np.load(tmp_path / "a.npz")
+    with pfdiff.load(path, device="cpu", backend="onnxruntime") as engine:
+        wanted = engine.images(seeds=[5], prompt=PROMPTS[0], guidance=3.0, **negative).numpy()
+    assert np.abs(found["picture"].astype(int) - wanted).max() <= 1
+    assert found["masked"].shape == wanted.shape
 
 
 @pytest.mark.filterwarnings("default:--image:RuntimeWarning")

@@ -162,6 +162,7 @@ with pfdiff.load("edges.engine", device="cpu", backend="onnxruntime") as engine:
 """
 
 
+@pytest.mark.bare
 @pytest.mark.slow
 def test_an_engine_encodes_the_picture(tmp_path: Path) -> None:
     name, pipe = "sd3", pipeline("sd3", of_sd3())
