@@ -29,5 +29,5 @@ assert not {{*{REFUSED}}} & {{*sys.modules}}
 def run_bare(code: str, folder: Path) -> None:
     """Run `code`, which has numpy and pfdiff, in `folder`. Raises CalledProcessError."""
     other = os.environ.get("PFDIFF_BARE")
-    start = "import numpy, pfdiff\n" if other else START
+    start = "import sys, numpy, pfdiff\n" if other else START
     subprocess.run([other or sys.executable, "-c", start + code + END], check=True, cwd=folder)
