@@ -300,7 +300,7 @@ def test_prompts_of_bulk_runs_and_comparisons(engines: Any, tmp_path: Path, caps
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux"])
 def test_it_samples_where_neither_diffusers_nor_transformers_is(engines: Any, tmp_path: Path, name: str) -> None:
     _, _, path = engines(name)
-    negative = {} if name == "flux" else {"negative_prompt": "text"}
+    negative: dict[str, Any] = {} if name == "flux" else {"negative_prompt": "text"}
     code = f"""
 with pfdiff.load({str(path)!r}, device="cpu", backend="onnxruntime") as engine:
     picture = engine.images(seeds=[5], prompt={PROMPTS[0]!r}, guidance=3.0, **{negative})
