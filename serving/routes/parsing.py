@@ -191,6 +191,10 @@ def read_npz(raw: bytes, most_bytes: int) -> dict[str, NDArray[Any]]:
             if len(entries) > MOST_ENTRIES:
                 raise NotDrawnError(400, f"the .npz has {len(entries)} arrays, expected at most {MOST_ENTRIES}")
             for entry in entries:
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise NotDrawnError(
+                        400, "the .npz is packed in another way than numpy's; write it with numpy.savez"
+                    )
                 with archive.open(entry) as file:
                     unpacked = file.read(left + 1)
                 left -= len(unpacked)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pfdiff.serving.orders import NotDrawnError
 from pfdiff.serving.routes.npz import npz_bytes
+from pfdiff.serving.routes.parsing import read_npz
 
 RNG = np.random.default_rng(3)
 ARRAYS = {
@@ -57,3 +59,13 @@ def test_an_archive_ends_where_it_says() -> None:
     with pytest.raises(zipfile.BadZipFile):
         entries(raw[:-1])
     assert entries(raw)["seeds.npy"].endswith(ARRAYS["seeds"].tobytes())
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_is_packed_in_another_way_is_refused(packed: int) -> None:
+    """Their decoders raise errors of their own on damaged bytes."""
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w", packed) as archive:
+        archive.writestr("seeds.npy", bytes(100))
+    with pytest.raises(NotDrawnError, match="packed in another way"):
+        read_npz(body.getvalue(), 1000)
