@@ -78,7 +78,9 @@ def read_table(path: str | os.PathLike[str]) -> Table:
         with Path(path).open("rb") as file:
             data = read_at_most(file, MOST_BYTES)
     except OSError as error:
-        raise InputError(f"table '{path}': {error.strerror or error}") from error
+        raise InputError(
+            f"table '{path}': {error.strerror or error}; expected a file that pfdiff table export wrote"
+        ) from error
     if data is None:
         raise InputError(f"table '{path}': larger than {MOST_BYTES >> 20} MiB, which no table is")
     try:
