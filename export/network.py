@@ -32,7 +32,7 @@ from .check import LARGE_BYTES
 from .decoders.from_module import ModuleDecoder
 from .decoders.open import OpenedDecoder, open_decoder, read_decoder
 from .describe import describe
-from .described import Given
+from .described import Given, controlnet_path
 from .encoders.open import Encoders, open_encoders
 from .guidance.apply import Source, guide
 from .policies.open import OpenedPolicy
@@ -132,7 +132,7 @@ class Network:
             decoder=decoder,
             encoders=encoders,
             lora=tuple(map(str, (lora,) if isinstance(lora, (str, Path)) else lora)),
-            controlnet=None if controlnet is None else str(controlnet),
+            controlnet=controlnet_path(controlnet),
             policy=policy,
         )
         if decoder is not None:  # read and freed before the network is read
