@@ -200,9 +200,11 @@ def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def built_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """`network_arguments` of a network that is built: with LoRA, ControlNet and encoders of a pipeline."""
-    controlnets = given["controlnet"] or ()
+    controlnets = given["controlnet"] or []
     if len(controlnets) > 1:
-        raise InputError(f"--controlnet: got {' and '.join(controlnets)}, expected one; an engine holds at most one")
+        raise InputError(
+            f"--controlnet is given {len(controlnets)} times, and an engine holds one; leave all others out"
+        )
     parts = {"lora": given["lora"] or (), "controlnet": next(iter(controlnets), None)}
     parts |= {"encoders": not given["no_encoders"]}
     return {**network_arguments(network, given), **parts}

@@ -211,12 +211,6 @@ def test_numbers_of_thousands_of_digits_are_one_short_line(
     assert len(error) < 300
 
 
-def test_a_second_controlnet_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["build", "sd", "--nfe", "4", "--controlnet", "canny", "--controlnet", "depth:0.5"]) == 2
-    said = "pfdiff: --controlnet: got canny and depth:0.5, expected one; an engine holds at most one\n"
-    assert capfd.readouterr().err == said
-
-
 def test_seeds_of_any_size() -> None:
     assert seeds_from("0-2,007,18446744073709551615") == [0, 1, 2, 7, 2**64 - 1]
 
