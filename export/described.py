@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, final
 
 from ..engine.contract.condition import Condition
 from ..engine.contract.contract import Contract
-from ..engine.errors import InputError
 from .time_map import TimeMap
 
 if TYPE_CHECKING:
@@ -49,18 +48,6 @@ class Given:
     lora: tuple[str, ...] = ()
     controlnet: str | None = None
     policy: Policy | None = None
-
-
-def controlnet_path(controlnet: object) -> str | None:
-    """`controlnet=` of `Network` as a text. Raises InputError for several, and for an object."""
-    if controlnet is None or isinstance(controlnet, (str, Path)):
-        return None if controlnet is None else str(controlnet)
-    if isinstance(controlnet, (list, tuple)):
-        raise InputError(f"controlnet: got {len(controlnet)} in a list, expected one; an engine holds at most one")
-    raise InputError(
-        f"controlnet: got {type(controlnet).__name__}, expected a folder that save_pretrained wrote; "
-        "or give the ControlNet's own pipeline as the network"
-    )
 
 
 @final

@@ -32,11 +32,12 @@ from .check import LARGE_BYTES
 from .decoders.from_module import ModuleDecoder
 from .decoders.open import OpenedDecoder, open_decoder, read_decoder
 from .describe import describe
-from .described import Given, controlnet_path
+from .described import Given
 from .encoders.open import Encoders, open_encoders
 from .guidance.apply import Source, guide
 from .policies.open import OpenedPolicy
 from .precision.write import Asked, Written, write_network
+from .sources.controlnet import controlnet_path
 from .sources.from_module import ModuleSource
 from .sources.open import open_source
 from .time_check import doubt_of_time
