@@ -47,12 +47,20 @@ def tokenizer_of(source: Any, name: str) -> Any:
     library = transformers_for(source)
     try:
         with quiet():
-            return library.AutoTokenizer.from_pretrained(source, local_files_only=True, use_fast=True)
+            return library.AutoTokenizer.from_pretrained(
+                source, local_files_only=True, use_fast=True, trust_remote_code=False
+            )
     except Exception as error:  # of transformers, tokenizers and sentencepiece, without a common base
         raise InputError(
-            f"the tokenizer '{source}' cannot be read ({first_line(error)}); save it again, or leave the encoders out "
-            f"{OUT}"
+            f"the tokenizer '{source}' cannot be read ({why_not_read(error)}); save it again, or leave the encoders "
+            f"out {OUT}"
         ) from error
+
+
+def why_not_read(error: Exception) -> str:
+    """The library's first line; of a folder with code of its own, which is never run, that."""
+    said = first_line(error)
+    return "its class is code in the folder, which is never run" if "trust_remote_code" in str(error) else said
 
 
 def longest(tokenizer: Any) -> int | None:

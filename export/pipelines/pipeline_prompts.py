@@ -28,7 +28,8 @@ def texts_in_folder(path: Path, index: Mapping[str, Any]) -> Texts:
     for number in NUMBERS:
         name, tokenizer = f"text_encoder{number}", f"tokenizer{number}"
         named = index.get(name)
-        if (isinstance(named, (list, tuple)) and any(named)) or (name not in index and (path / name).is_dir()):
+        null = named is None or (isinstance(named, list) and not any(named))
+        if not null or (name not in index and (path / name).is_dir()):
             found[name] = path / name, path / tokenizer
     return found
 

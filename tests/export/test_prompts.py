@@ -348,6 +348,17 @@ def another_class(folder: Path) -> None:
     config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["LlamaModel"]}))
 
 
+def no_class(folder: Path) -> None:
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": "CLIPTextModel"}))
+
+
+def tokenizer_of_its_own(folder: Path) -> None:
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **own}))
+
+
 def no_tokenizer_files(folder: Path) -> None:
     for path in (folder / "tokenizer").iterdir():
         if path.name != "tokenizer_config.json":
@@ -360,6 +371,8 @@ def no_tokenizer_files(folder: Path) -> None:
         (lambda folder: shutil.rmtree(folder / "text_encoder"), r"text_encoder/ is missing.*leave the encoders out"),
         (lambda folder: shutil.rmtree(folder / "tokenizer"), r"tokenizer' is missing; copy .*--no-encoders"),
         (another_class, "text_encoder is a LlamaModel, expected CLIPTextModel or .*--no-encoders"),
+        (no_class, "config.json' names no class .architectures: 'CLIPTextModel'.; copy it again"),
+        (tokenizer_of_its_own, "tokenizer.* cannot be read .its class is code in the folder, which is never run"),
         (no_tokenizer_files, "tokenizer.* cannot be read: it needs tokenizer.json, or vocab.json and merges.txt"),
     ],
 )
