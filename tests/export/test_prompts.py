@@ -270,6 +270,27 @@ def test_the_command_line_makes_pictures(engines: Any, tmp_path: Path, capfd: py
     assert np.abs(np.asarray(Image.open(picture)).astype(int) - pixels[0].numpy()).max() <= 1
 
 
+def test_the_command_line_gives_each_seed_its_own(engines: Any, tmp_path: Path, capfd: Any) -> None:
+    """Two prompts, in turn by the seeds; a picture and a mask for each; three seeds in batches of at most two."""
+    _, _, path = engines("sd1")
+    images, masks = np.random.default_rng(1).random((3, 3, 8, 8), np.float32), np.zeros((3, 8, 8), bool)
+    masks[0, 4:] = masks[1, :, 3:] = masks[2, :2] = True
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "masks.npy", masks)
+    texts = ["--prompt", PROMPTS[0], "--prompt", PROMPTS[1], "--negative-prompt", NEGATIVE, "--guidance", "3"]
+    given = ["--image", str(tmp_path / "images.npy"), "--mask", str(tmp_path / "masks.npy"), "--strength", "0.7"]
+    run = ["--seeds", "5-7", "--backend", "onnxruntime", "--device", "cpu", "-o", str(tmp_path / "o.npy")]
+    assert main(["sample", str(path), *texts, *given, *run]) == 0
+    with pfdiff.load(path, device="cpu", backend="onnxruntime") as engine:
+        words = {"prompt": [PROMPTS[seed % 2] for seed in (5, 6, 7)], "negative_prompt": NEGATIVE, "guidance": 3.0}
+        wanted = engine.sample(seeds=[5, 6, 7], **words, image=images, mask=masks, strength=0.7)
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "o.npy")), wanted, atol=1e-5, rtol=1e-5)
+    capfd.readouterr()
+    _, _, other = engines("flux")
+    assert main(["sample", str(other), "--prompt", "a", "--negative-prompt", "b", *run]) == 2
+    assert "--negative-prompt: this engine is not guided by one; leave it out" in capfd.readouterr().err
+
+
 def test_prompts_of_bulk_runs_and_comparisons(engines: Any, tmp_path: Path, capsys: Any) -> None:
     """Two prompts, in turn by the seeds; the commands equal Python's functions with the encoded conditions."""
     _, folder, path = engines("sd1")
