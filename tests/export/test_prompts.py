@@ -407,6 +407,37 @@ def test_a_missing_part_is_named(engines: Any, tmp_path: Path, change: Any, mess
     assert pfdiff.Network(folder, encoders=False).contract.conditions[0].name == "encoder_hidden_states"
 
 
+def test_an_encoder_that_alone_makes_a_condition_is_needed(engines: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(engines("flux")[1], tmp_path / "tiny"))
+    index = json.loads((folder / "model_index.json").read_text())
+    nothing = {"text_encoder_2": [None, None], "tokenizer_2": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps({**index, **nothing}))
+    for name in nothing:
+        shutil.rmtree(folder / name)
+    words = {key: one for key, one in FAMILIES["flux"].words.items() if key != "guidance"}
+    with pytest.raises(
+        pfdiff.InputError, match="has no text_encoder_2, which makes 'encoder_hidden_states' of prompts"
+    ):
+        pfdiff.Network(folder, **words)
+    assert pfdiff.Network(folder, encoders=False, **words).encoders is None
+
+
+def test_pieces_alone_ask_for_their_library(
+    engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(engines("sd1")[1], tmp_path / "tiny"))
+    no_tokenizer_files(folder)
+    (folder / "tokenizer" / "spiece.model").write_bytes(b"damaged")
+    monkeypatch.setattr("pfdiff.export.encoders.tokenizer.find_spec", lambda _: None)
+    capfd.readouterr()
+    with pytest.raises(pfdiff.BackendError, match=r"has spiece.model and no tokenizer.json.*pip install sentencepiece"):
+        pfdiff.Network(folder)
+    monkeypatch.undo()
+    with pytest.raises((pfdiff.InputError, pfdiff.BackendError), match=r"tokenizer.*(cannot be read|sentencepiece)"):
+        pfdiff.Network(folder)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_pickled_encoders_are_refused(engines: Any, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(engines("sd1")[1], tmp_path / "tiny"))
     only_pickled(folder)
