@@ -62,7 +62,8 @@ def load_pretrained(kind: Any, folder: Path, variant: str | None, **dtype: torch
 def unseen(library: Any) -> Iterator[None]:
     """No bars and log lines of transformers or diffusers: our own progress says what is read."""
     bars = library.utils.logging
-    shown, level = bars.is_progress_bar_enabled(), bars.get_verbosity()
+    asked = getattr(bars, "is_progress_bar_enabled", lambda: True)  # not in older diffusers
+    shown, level = asked(), bars.get_verbosity()
     bars.disable_progress_bar()
     bars.set_verbosity(logging.CRITICAL)
     try:
