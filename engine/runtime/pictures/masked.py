@@ -78,7 +78,8 @@ def check_mask(mask: Any, shown: tuple[int, ...], contract: Contract, count: int
     latent = f", {list(contract.shape[1:])} of latents" if plane and shown[1:] != contract.shape[1:] else ""
     dtype = str(given.dtype).removeprefix("torch.")
     remedy = f"resize it to {size[1]} x {size[0]} pixels" if plane else "give one of that shape"
-    remedy = f"give 1 or {count}" if list(given.shape[1:]) == size else remedy
+    if list(given.shape[1:]) == size:
+        remedy = f"give 1 or {count}" if count > 1 else "give 1"
     raise InputError(
         f"mask: got {dtype} {list(given.shape)}, expected {size}{latent}, or one for each sample, {[count, *size]}; "
         f"{remedy}"

@@ -198,7 +198,7 @@ def _remedy(given: tuple[int, ...], shown: tuple[int, ...], count: int) -> str:
     """What to do with pictures of that shape to have them [C, H, W]."""
     channels, height, width = shown
     if given[1:] in ((height, width, channels), shown):
-        return f"give 1 or {count}"
+        return f"give 1 or {count}" if count > 1 else "give 1"
     if given[-3:-1] == (height, width) or given[-2:] == (height, width):
         return {1: "make it grey", 3: "make it RGB"}.get(channels, f"give {channels} channels")
     return f"resize it to {width} x {height} pixels"
