@@ -21,6 +21,7 @@ import numpy as np
 
 from ...engine.errors import InputError
 from ..check import TrialInputs
+from .added import Added
 from .calibration.bias import shifts_of
 from .give_back import Chosen, Measure, choose
 from .half import convert, prepared
@@ -47,7 +48,7 @@ class Task(Protocol):
     """What a graph is for: its names, inputs to calibrate on, and errors of what comes out in the end.
 
     cases: of calibration's seeds; others: of the seeds of the check.
-    errors(evaluate, check) -> by name (error, bound): of calibration's seeds or, with `check`, of others.
+    errors(evaluate, check) -> by name: of calibration's seeds or, with `check`, of others.
     """
 
     inputs: tuple[str, ...]
@@ -58,7 +59,7 @@ class Task(Protocol):
 
     def others(self, evaluate: Evaluate) -> list[TrialInputs]: ...
 
-    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]: ...
+    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, Added]: ...
 
 
 @final
@@ -208,7 +209,7 @@ def _best_of_rules(
 def _ratio(task: Task, session: GraphRun, flags: Array, *, check: bool) -> float:
     """The error with the layers of `flags` quantised, as a part of the bound; of all samples the largest part."""
     found = task.errors(_evaluate(session, task.output, **{SWITCH: flags}), check=check)
-    return max(error / bound for error, bound in found.values())
+    return max(one.part for one in found.values())
 
 
 def _chosen(
@@ -325,5 +326,5 @@ def _record(
         **({"weight_bits": 7 if kind.most == INT8_SMALL.most else 8} if kind.name == "int8" else {}),
         "evaluation_error": float(np.float32(error)),
         "all_quantised": chosen.all_quantised if np.isfinite(chosen.all_quantised) else None,
-        "samples": {name: {"added": added, "bound": bound} for name, (added, bound) in samples.items()},
+        "samples": {name: one.record for name, one in samples.items()},
     }

@@ -12,6 +12,7 @@ import numpy as np
 from ...engine.contract.contract import Contract, DecoderContract
 from ...engine.errors import InputError
 from ..check import TrialInputs
+from .added import Added
 from .quantise import SECONDS_ALONE
 from .trajectory import CALIBRATION_SEED, CHECK_SEED, Array, Evaluate, Trajectories
 
@@ -23,7 +24,7 @@ HALF = 0.5  # of the sampler's own error: what may be added to it
 MOST_SEEDS, FEWEST_SEEDS = 24, 2
 SECONDS = 60.0  # that the sampler's own error may take: decides how many seeds
 # Of small samples, such as actions, 24 say little: so many elements in all, or seeds, as far as they take seconds.
-ELEMENTS, MOST_SMALL, SECONDS_SMALL = 4096, 256, 5.0
+ELEMENTS, MOST_SMALL, SECONDS_SMALL = 16_384, 1024, 5.0
 REFERENCE_NFE = 48
 PASSES = 24  # of every program, that int8 takes beside the reference; slower ones counted twice
 LONG = 600.0  # seconds, from which on it is said how long
@@ -75,10 +76,10 @@ class NetworkTask:
     def others(self, evaluate: Evaluate) -> list[TrialInputs]:
         return self.check.inputs(self._programs, evaluate)
 
-    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]:
+    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, Added]:
         of, exact = (self.check, self._exact[True]) if check else (self.calibration, self._exact[False])
         return {
-            f"NFE {nfe}": (of.distance(of.sample(program, evaluate), exact[nfe]), self.bounds[nfe])
+            f"NFE {nfe}": of.added(of.sample(program, evaluate), exact[nfe], self.bounds[nfe])
             for nfe, program in self._programs.items()
         }
 
@@ -116,7 +117,7 @@ class DecoderTask:
         self._calibration, self._check, reference = (_cases(one, contract) for one in latents)
         self._exact = {check: self._pictures(evaluate, check) for check in (False, True)}
         truth = np.concatenate([evaluate(case) for case in reference])
-        self.own = self._distance(self._exact[True], truth)
+        self.own = self._added(self._exact[True], truth, math.inf).error
         self.bound = HALF * self.own if bound is None else bound
 
     def cases(self, evaluate: Evaluate) -> list[TrialInputs]:
@@ -125,15 +126,16 @@ class DecoderTask:
     def others(self, evaluate: Evaluate) -> list[TrialInputs]:
         return self._check
 
-    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]:
-        return {"pictures": (self._distance(self._pictures(evaluate, check), self._exact[check]), self.bound)}
+    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, Added]:
+        return {"pictures": self._added(self._pictures(evaluate, check), self._exact[check], self.bound)}
 
     def _pictures(self, evaluate: Evaluate, check: bool) -> Array:
         return np.concatenate([evaluate(case) for case in (self._check if check else self._calibration)])
 
-    def _distance(self, found: Array, wanted: Array) -> float:
-        difference = np.clip(found, *self._range).astype(np.float64) - np.clip(wanted, *self._range)
-        return float(np.sqrt(np.mean(np.square(difference)))) if np.isfinite(found).all() else float("inf")
+    def _added(self, found: Array, wanted: Array, bound: float) -> Added:
+        if not np.isfinite(found).all():
+            return Added(math.inf, bound, None)
+        return Added.of(np.clip(found, *self._range).astype(np.float64) - np.clip(wanted, *self._range), bound)
 
 
 def rows_of(tables: Mapping[str, Array], *, check: bool) -> dict[str, Array]:

@@ -24,6 +24,7 @@ from ...engine.runtime.noise import noise
 from ..check import TrialInputs, random_condition
 from ..choice.measured_choice import reference_of
 from ..choice.meter import class_numbers
+from .added import Added
 
 if TYPE_CHECKING:
     from ...engine.compiler.program import Program
@@ -84,11 +85,14 @@ class Trajectories:
 
     def distance(self, found: Array, wanted: Array) -> float:
         """RMS; infinite where a sample is not finite."""
+        return self.added(found, wanted, math.inf).error
+
+    def added(self, found: Array, wanted: Array, bound: float) -> Added:
+        """The distance with its standard error; infinite where a sample is not finite."""
         low, high = self.contract.data_range if self.clips else (-math.inf, math.inf)
         if not np.isfinite(found).all():
-            return math.inf
-        difference = np.clip(found, low, high).astype(np.float64) - np.clip(wanted, low, high)
-        return float(np.sqrt(np.mean(np.square(difference))))
+            return Added(math.inf, bound, None)
+        return Added.of(np.clip(found, low, high).astype(np.float64) - np.clip(wanted, low, high), bound)
 
     def own_error(self, program: Program, evaluate: Evaluate, sample: Array | None = None) -> float:
         """RMS distance of the program's samples to those of many evaluations, in float32."""

@@ -6,6 +6,7 @@ made of the float32 graph.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from ...engine.contract.contract import PRECISIONS, QUANTISED, Contract, Decoder
 from ...engine.errors import InputError
 from ..check import LARGE_BYTES, OnnxRun
 from ..sources.from_module import ModuleSource
+from .added import said
 from .calibration.given import Given
 from .calibration.makers import Makers
 from .calibration.observations import NAME as OBSERVATION
@@ -30,8 +32,8 @@ from .prompts import Texts, digest_of
 from .quantise import quantise
 from .ranges import fitted, kind_of
 from .speed import milliseconds
-from .tasks import DecoderTask, NetworkTask
-from .trajectory import CALIBRATION_SEED, Trajectories, check_typical, usual_programs
+from .tasks import MOST_SMALL, DecoderTask, NetworkTask
+from .trajectory import CALIBRATION_SEED, CHECK_SEED, Trajectories, check_typical, usual_programs
 
 if TYPE_CHECKING:
     from ...engine.compiler.program import Program
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 ALL = (*PRECISIONS, *QUANTISED)
 TRIAL_SEEDS = 4  # of the inputs that a half-precision graph is compared on
+TRIAL_ELEMENTS = 4096  # of the samples that it is compared by, at least, where these are small
 
 
 @final
@@ -131,15 +134,17 @@ def _run_of(whole: Path, contract: Contract) -> OnnxRun:
 # Half precision.
 def _half(whole: Path, path: Path, contract: Contract, precision: str, asked: Asked, say: Lines) -> Written:
     run = _run_of(whole, contract)
-    trial = Trajectories.of(contract, CALIBRATION_SEED, TRIAL_SEEDS, clips=asked.clips)
-    cases = trial.inputs(asked.programs, lambda case: run(case.inputs))
+    few = Trajectories.of(contract, CALIBRATION_SEED, TRIAL_SEEDS, clips=asked.clips)
+    cases = few.inputs(asked.programs, lambda case: run(case.inputs))
+    count = max(TRIAL_SEEDS, min(MOST_SMALL, math.ceil(TRIAL_ELEMENTS / math.prod(contract.shape))))
+    trial = Trajectories.of(contract, CHECK_SEED, count, clips=asked.clips)
     half = convert(loaded(whole), contract, precision, cases)
     short = GraphRun(rounded(half.model) if precision == "bf16" else half.model, contract.inputs)
     samples: dict[str, Any] = {}
     for nfe, program in asked.programs.items():
         exact = trial.sample(program, lambda case: run(case.inputs))
         found = trial.sample(program, lambda case: short(case)[contract.output])
-        samples[f"NFE {nfe}"] = {"added": trial.distance(found, exact)}
+        samples[f"NFE {nfe}"] = trial.added(found, exact, math.inf).record
     write_graph(half.model, path)
     record = {
         "precision": precision,
@@ -223,7 +228,7 @@ def precision_between(precision: str, *, for_gpu: bool) -> str:
 def described(record: Mapping[str, Any]) -> str:
     """One line: what was converted and the errors that it costs."""
     samples = [
-        f"{name} {one['added']:.2g}" + (f" (the sampler's own error {one['own']:.2g})" if "own" in one else "")
+        f"{name} {said(one)}" + (f" (the sampler's own error {one['own']:.2g})" if "own" in one else "")
         for name, one in record["samples"].items()
     ]
     if "layers" in record:
