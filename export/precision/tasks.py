@@ -25,6 +25,7 @@ MOST_SEEDS, FEWEST_SEEDS = 24, 2
 SECONDS = 60.0  # that the sampler's own error may take: decides how many seeds
 # Of small samples, such as actions, 24 say little: so many elements in all, or seeds, as far as they take seconds.
 ELEMENTS, MOST_SMALL, SECONDS_SMALL = 16_384, 1024, 5.0
+TRIAL = 64  # small samples of the trial that says how long they take
 REFERENCE_NFE = 48
 PASSES = 24  # of every program, that int8 takes beside the reference; slower ones counted twice
 LONG = 600.0  # seconds, from which on it is said how long
@@ -151,15 +152,23 @@ def _cases(latents: Array, contract: DecoderContract) -> list[TrialInputs]:
 
 def seeds_for(contract: Contract, programs: Mapping[int, Program], evaluate: Evaluate, say: Lines) -> int:
     """How many seeds the reference takes in the time, by a timed evaluation; a fixed batch is one call."""
-    trial = Trajectories.of(contract, CALIBRATION_SEED, FEWEST_SEEDS)
-    program = programs[min(programs)]
-    start = time.monotonic()
-    trial.sample(program, evaluate)
-    seconds = (time.monotonic() - start) / program.nfe / len(trial.seeds)
-    count = seeds_in(math.prod(contract.shape), seconds * REFERENCE_NFE * len(programs))
+    elements = math.prod(contract.shape)
+    seconds = _seconds(contract, programs, evaluate, FEWEST_SEEDS)
+    if elements * MOST_SEEDS < ELEMENTS and seconds * TRIAL < 1:  # of two seeds a call costs more than the network
+        seconds = _seconds(contract, programs, evaluate, TRIAL)
+    count = seeds_in(elements, seconds * REFERENCE_NFE * len(programs))
     if (line := length_line(seconds * (contract.fixed_batch or count), programs)) is not None:
         say(line)
     return count
+
+
+def _seconds(contract: Contract, programs: Mapping[int, Program], evaluate: Evaluate, count: int) -> float:
+    """Of an evaluation of a sample, among so many."""
+    trial = Trajectories.of(contract, CALIBRATION_SEED, count)
+    program = programs[min(programs)]
+    start = time.monotonic()
+    trial.sample(program, evaluate)
+    return (time.monotonic() - start) / program.nfe / len(trial.seeds)
 
 
 def length_line(seconds: float, programs: Iterable[int]) -> str | None:
