@@ -34,6 +34,7 @@ from .trajectory import Array, Evaluate, relative_error
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir
 
     from ...engine.contract.contract import AnyContract
     from ...engine.progress import Lines, Stages
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 LEAST_SHARE = 5e-4  # of all multiplications: a smaller layer gains nothing
 SATURATED = 0.01  # of a layer's inputs on other seeds: more beyond what calibration saw gets a line
 SECONDS_ALONE = 300.0  # that the errors of single layers may take: decides on how many evaluations
+PART = 1 << 24  # weights that are looked at together
 HALF_OPSET = 19  # from which Q/DQ have float16 scales, and float8
 
 
@@ -142,12 +144,25 @@ def _calibrated(
     shapes = {name: one.shape for name, one in held.items()}
     weights = {name: one.const_value.shape.numpy() for name, one in graph.initializers.items() if one.const_value}
     costs = [one.products(shapes, weights[one.weights]) for one in every]
+    for one in every:
+        _check_finite(graph.initializers[one.weights], one)
     least = LEAST_SHARE * sum(costs)
     pairs = [(layer, cost) for layer, cost in zip(every, costs, strict=True) if cost >= least]
     check_eight_bits(graph, {one.weights for one, _ in pairs})
     wanted = {one.input for one, _ in pairs}
     wanted |= {one.output for one, _ in pairs if one.kind == "convolution"} if outputs else set()
     return [one for one, _ in pairs], [cost for _, cost in pairs], {name: held[name] for name in wanted}
+
+
+def _check_finite(weights: onnx_ir.Value, layer: Layer) -> None:
+    """Raises InputError where a weight is infinite or NaN; weights outside the graph are looked at in parts."""
+    held = weights.const_value
+    assert held is not None
+    if not all(np.isfinite(part).all() for part in np.array_split(held.numpy().reshape(-1), -(-held.size // PART))):
+        raise InputError(
+            f"calibration: weights '{layer.weights}' of '{layer.name}' have infinite values or NaN; build with fp32 "
+            "and check the network"
+        )
 
 
 def _say_saturated(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, final
 
 import numpy as np
@@ -91,6 +92,13 @@ class NetworkTask:
             nfe: of.distance(of.sample(program, evaluate), self._exact[True][nfe])
             for nfe, program in self._programs.items()
         }
+
+    def trial(self, evaluate: Evaluate) -> list[TrialInputs]:
+        """Inputs of single evaluations of one sample, or of a fixed batch, from a seed of the check."""
+        of, nfe = self.check, min(self._programs)
+        if not of.contract.fixed_batch:
+            of = replace(of, seeds=of.seeds[:1], conditions=tuple(one[:1] for one in of.conditions))
+        return of.inputs({nfe: self._programs[nfe]}, evaluate)
 
     def latents(self, evaluate: Evaluate) -> tuple[Array, Array, Array]:
         """Samples for a decoder: of calibration, of the check, and the check's by many evaluations."""

@@ -31,9 +31,9 @@ from .observe import GraphRun
 from .prompts import Texts, digest_of
 from .quantise import quantise
 from .ranges import fitted, kind_of
-from .speed import milliseconds
+from .speed import timed
 from .tasks import MOST_SMALL, DecoderTask, NetworkTask
-from .trajectory import CALIBRATION_SEED, CHECK_SEED, Trajectories, check_typical, usual_programs
+from .trajectory import CALIBRATION_SEED, CHECK_SEED, Trajectories, check_typical, relative_error, usual_programs
 
 if TYPE_CHECKING:
     from ...engine.compiler.program import Program
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 ALL = (*PRECISIONS, *QUANTISED)
 TRIAL_SEEDS = 4  # of the inputs that a half-precision graph is compared on
+FAR, STEPS = 3.0, 0.02  # a library's error beside the graph's: few samples differ, values fall to either side of a step
 TRIAL_ELEMENTS = 4096  # of the samples that it is compared by, at least, where these are small
 
 
@@ -184,8 +185,15 @@ def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, ask
     written = replace(contract, precision=precision_between(precision, for_gpu=asked.for_gpu))
     say(described(record))
     if not kind.halves:  # those are for another machine
-        times = record["milliseconds"] = milliseconds({"fp32": (whole, contract), precision: (path, written)})
-        say(speed_line(times, precision))
+        trial = task.trial(lambda case: run(case.inputs))
+        here = timed({"fp32": (whole, contract), precision: (path, written)}, trial)
+        record["milliseconds"] = here.milliseconds
+        say(speed_line(here.milliseconds, precision))
+        wanted = [run(case.inputs) for case in trial]
+        errors = {name: relative_error(found, wanted) for name, found in here.outputs.get(precision, {}).items()}
+        record["libraries"] = {name: error if math.isfinite(error) else None for name, error in errors.items()}
+        for line in differing_lines(errors, record["evaluation_error"], precision):
+            say(line)
     makers = contract, task, lambda case: run(case.inputs), kind, say, asked.progress
     record["given"] = asked.given.digest
     if asked.texts is not None:
@@ -242,6 +250,17 @@ def described(record: Mapping[str, Any]) -> str:
         f"{record['precision']}: {what}; relative error of an evaluation {record['evaluation_error']:.2g}, "
         f"RMS added to samples: {', '.join(samples)}"
     )
+
+
+def differing_lines(errors: Mapping[str, float], stated: float, precision: str) -> list[str]:
+    """A line for each library whose evaluation is wrong by far more than the graph is. errors: relative, by library."""
+    most = FAR * stated + STEPS
+    return [
+        f"{precision}: {name} computes an evaluation here with a relative error of {error:.2g}, the graph itself has "
+        f"{stated:.2g}; name another backend for this engine"
+        for name, error in errors.items()
+        if not error <= most
+    ]
 
 
 def speed_line(times: Mapping[str, float], precision: str) -> str:

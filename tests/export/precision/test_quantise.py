@@ -75,6 +75,7 @@ def test_samples_of_other_seeds_stay_within_half_of_the_samplers_own_error(engin
     assert held["own"] == pytest.approx(own, rel=0.35)
     assert held["added"] <= held["bound"]
     assert record["evaluation_error"] < 0.1
+    assert 0 < record["libraries"]["onnxruntime"] < 0.1
 
 
 def test_the_engine_says_what_it_is(engine: Path) -> None:
