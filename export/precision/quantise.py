@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-    from ...engine.contract.contract import AnyContract
+    from ...engine.contract.contract import AnyContract, Contract
     from ...engine.progress import Lines, Stages
 
 LEAST_SHARE = 5e-4  # of all multiplications: a smaller layer gains nothing
@@ -121,15 +121,39 @@ def quantise(
     return Quantised(final, record)
 
 
+def check_size(model: onnx.ModelProto, contract: Contract, case: TrialInputs) -> None:
+    """Raises InputError, before anything is sampled, when the layers worth it pass 2 GiB in eight bits.
+
+    case: inputs of an evaluation, which says what each layer multiplies.
+    """
+    import onnx_ir
+
+    graph = onnx_ir.from_proto(model).graph
+    try:
+        check_eight_bits(graph, {one.weights for one in quantisable(graph, contract.time)})
+    except InputError:  # of all layers, also those that are not worth it
+        worth_quantising(prepared(model), contract.inputs, contract.time, [case])
+
+
 # Calibration.
 def _calibrated(
     model: onnx.ModelProto, task: Task, cases: Sequence[TrialInputs], *, outputs: bool
 ) -> tuple[list[Layer], list[float], dict[str, Seen]]:
     """The layers worth it, multiplications of each, and what their tensors hold. Raises InputError."""
+    layers, costs, held = worth_quantising(model, task.inputs, task.time, cases)
+    wanted = {one.input for one in layers}
+    wanted |= {one.output for one in layers if one.kind == "convolution"} if outputs else set()
+    return layers, costs, {name: held[name] for name in wanted}
+
+
+def worth_quantising(
+    model: onnx.ModelProto, inputs: Sequence[str], time: str, cases: Sequence[TrialInputs]
+) -> tuple[list[Layer], list[float], dict[str, Seen]]:
+    """The layers, multiplications of each, and what all their tensors hold on the cases. Raises InputError."""
     import onnx_ir
 
     graph = onnx_ir.from_proto(model).graph
-    every = quantisable(graph, task.time)
+    every = quantisable(graph, time)
     if not every and any(node.op_type == "DequantizeLinear" for node in model.graph.node):
         raise InputError(
             "the network's layers are in eight bits already (Q/DQ); build with precision fp32, which keeps them so"
@@ -140,7 +164,7 @@ def _calibrated(
             "to quantise; build with fp16 or bf16"
         )
     names = [name for one in every for name in (one.input, one.output)]
-    held = observed(model, task.inputs, names, cases)
+    held = observed(model, inputs, names, cases)
     shapes = {name: one.shape for name, one in held.items()}
     weights = {name: one.const_value.shape.numpy() for name, one in graph.initializers.items() if one.const_value}
     costs = [one.products(shapes, weights[one.weights]) for one in every]
@@ -149,9 +173,7 @@ def _calibrated(
     least = LEAST_SHARE * sum(costs)
     pairs = [(layer, cost) for layer, cost in zip(every, costs, strict=True) if cost >= least]
     check_eight_bits(graph, {one.weights for one, _ in pairs})
-    wanted = {one.input for one, _ in pairs}
-    wanted |= {one.output for one, _ in pairs if one.kind == "convolution"} if outputs else set()
-    return [one for one, _ in pairs], [cost for _, cost in pairs], {name: held[name] for name in wanted}
+    return [one for one, _ in pairs], [cost for _, cost in pairs], held
 
 
 def _check_finite(weights: onnx_ir.Value, layer: Layer) -> None:

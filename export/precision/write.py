@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from ...engine.contract.contract import PRECISIONS, QUANTISED, Contract, DecoderContract
 from ...engine.errors import InputError
-from ..check import LARGE_BYTES, OnnxRun
+from ..check import LARGE_BYTES, OnnxRun, trial_inputs
 from ..sources.from_module import ModuleSource
 from .added import said
 from .calibration.given import Given
@@ -29,7 +29,7 @@ from .large.outside import loaded, size_of
 from .large.outside import write as write_graph
 from .observe import GraphRun
 from .prompts import Texts, digest_of
-from .quantise import quantise
+from .quantise import check_size, quantise
 from .ranges import fitted, kind_of
 from .speed import timed
 from .tasks import MOST_SMALL, DecoderTask, NetworkTask
@@ -164,6 +164,7 @@ def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, ask
     check_typical(contract, precision, tables)
     kind = kind_of(precision, for_gpu=asked.for_gpu)
     run = _run_of(whole, contract)
+    check_size(loaded(whole), contract, next(trial_inputs(contract)))
     say(f"measuring samples in float32, to quantise {contract.name} by")
     task = NetworkTask(contract, asked.programs, lambda case: run(case.inputs), asked.bound, asked.clips, tables, say)
     made = quantise(
