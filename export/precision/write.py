@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from ...engine.contract.contract import PRECISIONS, QUANTISED, Contract, DecoderContract
+from ...engine.device import why_not_cuda
 from ...engine.errors import InputError
 from ..check import LARGE_BYTES, OnnxRun, trial_inputs
 from ..sources.from_module import ModuleSource
@@ -120,7 +121,12 @@ def write_network(
 
 
 def check_for_target(precision: str, targets: tuple[str, ...]) -> None:
-    """Raises InputError for fp8 and a compute capability without it."""
+    """Raises InputError for fp8 and a compute capability without it, and for what is measured where no GPU is."""
+    if precision == "auto" and targets and why_not_cuda():
+        raise InputError(
+            f"precision auto takes what is fastest on this machine, which has no GPU, and target {targets[0]} is "
+            "another; name a precision, such as fp16, or leave target out"
+        )
     old = [one for one in targets if int(one.removeprefix("sm")) < 89]
     if precision == "fp8" and old:
         raise InputError(

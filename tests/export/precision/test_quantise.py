@@ -189,6 +189,13 @@ def test_bad_input_is_refused_in_one_line(file: Path, tmp_path: Path, given: dic
     assert not (tmp_path / "e").exists()
 
 
+def test_auto_for_another_machine_is_refused(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pfdiff.export.precision.write.why_not_cuda", lambda: "there is none")
+    given: dict[str, Any] = {**SAMPLER, "precision": "auto", "target": "sm89", "out": tmp_path / "e"}
+    with pytest.raises(InputError, match="this machine, which has no GPU, and target sm89 is another; name a precision"):
+        build(Network(file, **WORDS), 2, **given)
+
+
 def test_a_file_in_eight_bits_is_not_quantised_again(engine: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"in eight bits already .*; build with precision fp32, which keeps them so"):
         build(Network(engine / "network.onnx", **WORDS), 2, **SAMPLER, precision="int8", out=tmp_path / "e")
