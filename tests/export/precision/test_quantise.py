@@ -192,7 +192,7 @@ def test_bad_input_is_refused_in_one_line(file: Path, tmp_path: Path, given: dic
 def test_auto_for_another_machine_is_refused(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pfdiff.export.precision.write.why_not_cuda", lambda: "there is none")
     given: dict[str, Any] = {**SAMPLER, "precision": "auto", "target": "sm89", "out": tmp_path / "e"}
-    with pytest.raises(InputError, match="this machine, which has no GPU, and target sm89 is another; name a precision"):
+    with pytest.raises(InputError, match="which has no GPU, and target sm89 is another; name a precision"):
         build(Network(file, **WORDS), 2, **given)
 
 
