@@ -101,15 +101,18 @@ def quantise(
     kept = {layer.name for layer, flag in zip(layers, chosen.flags, strict=True) if not flag}
     taken = [layer for layer in layers if layer.name not in kept]
     if not taken:
+        beyond = _saturated(model, task, layers, seen, task.others(exact))
         raise InputError(
-            f"{kind.name}: no layer's error is within the bound, so nothing would be quantised; build with bf16 or "
-            "fp16, or allow more (quantise_error, --quantise-error)"
+            f"{kind.name}: no layer's error is within the bound, so nothing would be quantised"
+            f"{f' ({beyond})' if beyond else ''}; build with bf16 or fp16, or allow more (quantise_error, "
+            "--quantise-error)"
         )
     final = _inserted(model, taken, found, kind, outputs=outputs)
     if kind.halves:
         assert contract is not None
         final = convert(final, contract, "fp16", cases).model
-    _say_saturated(model, task, taken, seen, task.others(exact), kind, say)
+    if beyond := _saturated(model, task, taken, seen, task.others(exact)):
+        say(f"{kind.name}: {beyond} and are clipped; check the conditions, or build with bf16")
     record = _record(model, task, kind, layers, kept, chosen, final, exact, cases)
     record["seconds"] = round(time.monotonic() - start, 1)
     worst = max(error / bound for error, bound in ((one["added"], one["bound"]) for one in record["samples"].values()))
@@ -187,27 +190,23 @@ def _check_finite(weights: onnx_ir.Value, layer: Layer) -> None:
         )
 
 
-def _say_saturated(
+def _saturated(
     model: onnx.ModelProto,
     task: Task,
     layers: Sequence[Layer],
     calibrated: Mapping[str, Seen],
     cases: Sequence[TrialInputs],
-    kind: Kind,
-    say: Lines,
-) -> None:
-    """A line for the layer whose inputs on other seeds leave what calibration saw of them most."""
+) -> str:
+    """Of the layer whose inputs on other seeds leave what calibration saw of them most: how many; "" if few."""
     others = observed(model, task.inputs, {one.input for one in layers}, cases)
     beyond = {
         name: float(np.mean((one.values < calibrated[name].low) | (one.values > calibrated[name].high)))
         for name, one in others.items()
     }
     worst = max(beyond, key=beyond.__getitem__)
-    if beyond[worst] > SATURATED:
-        say(
-            f"{kind.name}: {100 * beyond[worst]:.1f} % of '{worst}' on other seeds lie beyond all that calibration "
-            "saw and are clipped; check the conditions, or build with bf16"
-        )
+    if beyond[worst] <= SATURATED:
+        return ""
+    return f"{100 * beyond[worst]:.1f} % of '{worst}' on other seeds lie beyond all that calibration saw"
 
 
 @final

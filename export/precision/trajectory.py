@@ -28,6 +28,7 @@ from .added import Added
 
 if TYPE_CHECKING:
     from ...engine.compiler.program import Program
+    from ...engine.contract.condition import Condition
 
 Array = NDArray[Any]
 Evaluate = Callable[[TrialInputs], Array]
@@ -124,8 +125,18 @@ def check_typical(contract: Contract, precision: str, tables: Mapping[str, Array
 
 def untypical(contract: Contract, tables: Mapping[str, Array]) -> list[str]:
     """Names of the conditions that have no values to measure with, in `tables` or of their own."""
-    own = {**class_numbers(contract), **tables}
+    own = {**every_class(contract), **tables}
     return [one.name for one in contract.conditions if one.default is None and not one.labels and one.name not in own]
+
+
+def every_class(contract: Contract) -> dict[str, Any]:
+    """Every class in turn, for class numbers without names. A default is one class: others would be clipped."""
+    bare = [replace(one, default=None) if _is_class(one) else one for one in contract.conditions]
+    return class_numbers(replace(contract, conditions=tuple(bare)))
+
+
+def _is_class(one: Condition) -> bool:
+    return one.dtype.startswith("int") and one.high is not None and not one.shape
 
 
 def relative_error(found: Sequence[Array], wanted: Sequence[Array]) -> float:
@@ -141,5 +152,5 @@ def _conditions(contract: Contract, seeds: tuple[int, ...], tables: Mapping[str,
     if untypical(contract, tables):
         generator = np.random.default_rng(seeds[0])
         return tuple(random_condition(one, len(seeds), generator) for one in contract.conditions)
-    found = rows(condition_tables(contract, {**class_numbers(contract), **tables}), np.array(seeds, np.uint64))
+    found = rows(condition_tables(contract, {**every_class(contract), **tables}), np.array(seeds, np.uint64))
     return tuple(found[one.name] for one in contract.conditions)
