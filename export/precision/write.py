@@ -170,11 +170,12 @@ def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, ask
     check_typical(contract, precision, tables)
     kind = kind_of(precision, for_gpu=asked.for_gpu)
     run = _run_of(whole, contract)
-    check_size(loaded(whole), contract, next(trial_inputs(contract)))
+    model = loaded(whole)
+    check_size(model, contract, next(trial_inputs(contract)))
     say(f"measuring samples in float32, to quantise {contract.name} by")
     task = NetworkTask(contract, asked.programs, lambda case: run(case.inputs), asked.bound, asked.clips, tables, say)
     made = quantise(
-        loaded(whole),
+        model,
         task,
         kind,
         contract=contract,
