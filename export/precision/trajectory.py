@@ -23,17 +23,16 @@ from ...engine.errors import InputError
 from ...engine.runtime.noise import noise
 from ..check import TrialInputs, random_condition
 from ..choice.measured_choice import reference_of
-from ..choice.meter import class_numbers
 from .added import Added
 
 if TYPE_CHECKING:
     from ...engine.compiler.program import Program
-    from ...engine.contract.condition import Condition
 
 Array = NDArray[Any]
 Evaluate = Callable[[TrialInputs], Array]
 
 CALIBRATION_SEED, CHECK_SEED = 1 << 42, 1 << 43  # those of `tune` and of the measured choice lie lower
+MOST_CLASSES = 23
 USUAL_NFE = 8  # of the program by rule, where no engine's programs are given
 
 
@@ -130,13 +129,24 @@ def untypical(contract: Contract, tables: Mapping[str, Array]) -> list[str]:
 
 
 def every_class(contract: Contract) -> dict[str, Any]:
-    """Every class in turn, for class numbers without names. A default is one class: others would be clipped."""
-    bare = [replace(one, default=None) if _is_class(one) else one for one in contract.conditions]
-    return class_numbers(replace(contract, conditions=tuple(bare)))
+    """Every class in turn and the default, which may be none of them: what is not seen would be clipped.
 
-
-def _is_class(one: Condition) -> bool:
-    return one.dtype.startswith("int") and one.high is not None and not one.shape
+    Of many classes the first, as many as a calibration may have seeds.
+    """
+    found: dict[str, Any] = {}
+    for one in contract.conditions:
+        if one.shape or not one.dtype.startswith("int"):
+            continue
+        if one.labels:
+            classes = [*range(len(one.labels))][:MOST_CLASSES]
+        elif one.low is not None and one.high is not None:
+            classes = [*range(one.low, min(one.high, one.low + MOST_CLASSES - 1) + 1)]
+        else:
+            continue
+        if one.default is not None and (usual := int(np.asarray(one.default))) not in classes:
+            classes.append(usual)
+        found[one.name] = np.array(classes)
+    return found
 
 
 def relative_error(found: Sequence[Array], wanted: Sequence[Array]) -> float:

@@ -217,5 +217,11 @@ def test_classes_are_calibrated_on_whatever_the_default() -> None:
     labels, texts = Trajectories.of(contract, 0, 7).conditions
     assert labels.tolist() == [0, 1, 2, 3, 4, 0, 1]
     assert (texts == 0.5).all()
+    named = Condition("label", "int64", low=0, high=2, labels=("cat", "dog"), default=2)  # 2: no class
+    (labels,) = Trajectories.of(replace(contract, conditions=(named,)), 0, 4).conditions
+    assert labels.tolist() == [0, 1, 2, 0]
+    many = Condition("label", "int64", low=0, high=1000, default=1000)
+    (labels,) = Trajectories.of(replace(contract, conditions=(many,)), 0, 24).conditions
+    assert sorted(labels.tolist()) == [*range(23), 1000]
     labels, _ = Trajectories.of(contract, 0, 3, tables={"label": np.array([2])}).conditions
     assert labels.tolist() == [2, 2, 2]  # what is given is meant
