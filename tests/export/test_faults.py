@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -85,14 +84,47 @@ def test_a_denoiser_taken_for_raw_edm_is_told(tmp_path: Path) -> None:
         network.write(tmp_path)
 
 
-def test_a_graph_that_is_nan_where_its_source_is_not_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fine(nn.Module):
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            return x * 0.5
+class Masked(nn.Module):
+    """Attention in which the first row sees nothing: zeros in PyTorch, 0 / 0 in ONNX's softmax."""
 
-    monkeypatch.setattr("pfdiff.export.check.OnnxRun.__call__", lambda self, values: values[0] * np.float32("nan"))
-    with pytest.raises(InputError, match=r"the exported fp32 graph returns NaN.*its source is finite there"):
-        Network(Fine(), shape=SHAPE, **WORDS).write(tmp_path)
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        rows = x.flatten(2)
+        hidden = torch.zeros(8, 8, dtype=x.dtype).masked_fill(torch.arange(8)[:, None] == 0, float("-inf"))
+        return torch.nn.functional.scaled_dot_product_attention(
+            *(rows.reshape(-1, 1, 8, 8),) * 3, attn_mask=hidden
+        ).reshape(x.shape)
+
+
+class Softplus(nn.Module):
+    """log(exp(100 x) + 1), which ONNX computes as it is written, and PyTorch without the large power."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.logaddexp(x * 100, torch.zeros_like(x)) * 0.01
+
+
+class Sum(nn.Module):
+    """A sum of 64 numbers, which ends above 65,504."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x + (x.abs() * 4000).sum((1, 2, 3), keepdim=True) * 1e-6
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("module", [Masked, Softplus])
+def test_a_graph_that_is_nan_where_its_source_is_not_is_told(
+    module: type[nn.Module], precision: str, tmp_path: Path
+) -> None:
+    says = rf"the source is finite, the exported {precision} graph is not: NaN or infinity .*write that part of forward"
+    with pytest.raises(InputError, match=says):
+        Network(module(), shape=SHAPE, **WORDS).write(tmp_path, precision)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_source_that_is_too_large_for_a_precision_is_told(tmp_path: Path) -> None:
+    network = Network(Sum(), shape=SHAPE, **WORDS)
+    network.write(tmp_path)
+    with pytest.raises(InputError, match=r"PyTorch at fp16 returns NaN or infinity.*build with bf16 or fp32$"):
+        network.write(tmp_path, "fp16")
 
 
 @pytest.mark.parametrize(
