@@ -11,6 +11,7 @@ import typer
 
 from .arguments import options
 from .arguments.networks import BUILT, built_arguments, clip_for, takes
+from .arguments.typed import as_typed
 
 if TYPE_CHECKING:
     from ..engine.compiler.program import Program
@@ -95,5 +96,5 @@ def _say(notes: Sequence[str], programs: Sequence[Program]) -> None:
     """On stderr: the notes of a network, and the first doubt of where a program starts."""
     from ..engine.compiler.start import doubt_of_start
 
-    for line in (*notes, *list(filter(None, map(doubt_of_start, programs)))[:1]):
+    for line in (*map(as_typed, notes), *list(filter(None, map(doubt_of_start, programs)))[:1]):
         print("pfdiff:", line, file=sys.stderr)

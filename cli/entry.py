@@ -16,7 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..engine.errors import PfdiffError
+from ..engine.errors import EngineFileError, PfdiffError
+from .arguments.typed import as_typed
 from .bench import bench
 from .build import build
 from .compare import compare
@@ -69,8 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status if isinstance(status, int) else 0
     except ClickException as error:
         return _fail(_with_help(error))
+    except EngineFileError as error:
+        return _fail(str(error))  # of a file, whose fields are no options
     except PfdiffError as error:
-        return _fail(str(error))
+        return _fail(as_typed(str(error)))
     except BrokenPipeError:
         sys.stderr.close()
         return 1

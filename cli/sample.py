@@ -54,7 +54,7 @@ def sample(
     from ..quality.pictures.write import kind_of, write_images, write_samples
     from .arguments.conditions import conditions_from
     from .arguments.networks import read_engine
-    from .arguments.prompts import ASKED, asked_from, check_asked
+    from .arguments.prompts import ASKED, asked_from, check_asked, check_prompts, part_of
     from .arguments.values import seeds_from
     from .output.progress import bar, opened
 
@@ -70,9 +70,10 @@ def sample(
             check_video(shape, Path(out))
     typed = {name: context.params[name] for name in ASKED if context.params[name] is not None}
     extra, asked = asked_from(typed, artifact.contract, shape)
+    check_prompts(asked, artifact)
     encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING, CONTROL_LATENTS}
     conditions = conditions_from([*context.args, *extra], artifact.contract, len(chosen), encoded)
-    check_asked(asked, conditions, artifact)
+    check_asked(asked, conditions, artifact, len(chosen))
 
     with opened(engine, device, backend, threads) as loaded:
         draw = loaded.images if pictures else loaded.sample
@@ -81,7 +82,7 @@ def sample(
         for start in bar(range(0, len(chosen), batch), "sampling"):
             part = slice(start, start + batch)
             values = {name: value[part] for name, value in conditions.items()}
-            parts.append(draw(seeds=chosen[part], nfe=evaluations, **asked, **values))
+            parts.append(draw(seeds=chosen[part], nfe=evaluations, **part_of(asked, part, artifact), **values))
     import numpy as np
 
     results = np.concatenate([part.cpu().numpy() for part in parts])

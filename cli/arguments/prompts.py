@@ -38,19 +38,24 @@ def asked_from(typed: Mapping[str, str], contract: Contract, shape: Sequence[int
     return extra, asked
 
 
-def check_asked(asked: Mapping[str, Any], conditions: Mapping[str, Any], artifact: Artifact) -> None:
-    """What `Engine.sample` refuses of these, as far as engine.json decides it: before the network is loaded.
-
-    conditions: those that were typed. Raises InputError.
-    """
-    encoders = artifact.text_encoders
-    if encoders is None and (word := next((one for one in ("prompt", "negative_prompt") if one in asked), None)):
+def check_prompts(asked: Mapping[str, Any], artifact: Artifact) -> None:
+    """Raises InputError for a prompt of an engine without text encoders."""
+    word = next((one for one in ("prompt", "negative_prompt") if one in asked), None)
+    if artifact.text_encoders is None and word is not None:
         option = "--" + word.replace("_", "-")
         taken = ", ".join(f"--{one.alias or one.name}" for one in artifact.contract.conditions) or "none"
         raise InputError(
             f"{option}: this engine holds no text encoders; build it from a pipeline that has them, or give what they "
             f"make; its conditions: {taken}"
         )
+
+
+def check_asked(asked: Mapping[str, Any], conditions: Mapping[str, Any], artifact: Artifact, count: int) -> None:
+    """What `Engine.sample` refuses of these, as far as engine.json decides it: before the network is loaded.
+
+    conditions: those that were typed. count: of samples. Raises InputError.
+    """
+    encoders = artifact.text_encoders
     if encoders is not None and "prompt" not in asked:
         given = artifact.contract.by_name(conditions)
         needed = [one.name for one in artifact.contract.conditions if one.default is None]
@@ -65,6 +70,25 @@ def check_asked(asked: Mapping[str, Any], conditions: Mapping[str, Any], artifac
         raise InputError(f"--strength {strength:g}, expected a number above 0 and at most 1, such as 0.6")
     if counts not in ("part", "whole"):
         raise InputError(f"--strength-counts '{counts}', expected part or whole")
+    _check_pictures(asked, conditions, artifact, count)
+
+
+def _check_pictures(asked: Mapping[str, Any], conditions: Mapping[str, Any], artifact: Artifact, count: int) -> None:
+    from ...engine.contract.condition import INPAINTING
+    from ...engine.contract.pictures import check_mask, check_picture, inpaints
+
+    if "image" in asked:
+        check_picture(asked["image"], artifact.pictures, count, called="--image")
+    if "mask" in asked:
+        check_mask(asked["mask"], artifact.pictures.shape, artifact.contract, count, called="--mask")
+    if inpaints(artifact.contract) and "mask" not in asked and not {*INPAINTING} <= {*conditions}:
+        raise InputError("this network inpaints; give --image and --mask, white where the picture is drawn anew")
+
+
+def part_of(asked: Mapping[str, Any], part: slice, artifact: Artifact) -> dict[str, Any]:
+    """The same for a part of the samples: of several pictures and masks those of the part."""
+    several = {name for name, rank in artifact.pictures.ranks.items() if name in asked and asked[name].ndim > rank}
+    return {name: value[part] if name in several else value for name, value in asked.items()}
 
 
 def prompted_conditions(
@@ -133,7 +157,10 @@ def picture_from(option: str, text: str, *, grey: bool = False) -> Any:
     if path.suffix == ".npy":
         from ...engine.files.array_files import read_array
 
-        return read_array(path)
+        try:
+            return read_array(path)
+        except InputError as error:
+            raise InputError(f"{option} {error}") from None
     from PIL import Image, ImageOps
 
     from ...quality.pictures.read import FORMATS, MOST_PIXELS

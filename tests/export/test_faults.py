@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -64,12 +66,35 @@ def test_a_module_that_cannot_be_exported_is_one_line(
     assert not (tmp_path / "x.engine").exists()
 
 
-def test_a_shape_of_one_number() -> None:
-    class Line(nn.Module):
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            return x * 0.5
+class Line(nn.Module):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * 0.5
 
-    assert Network(Line(), shape=2, **WORDS).contract.shape == (2,)
+
+def test_a_shape_of_one_number() -> None:
+    for shape in (2, np.int64(2), torch.tensor(2), [2], torch.Size([2])):
+        assert Network(Line(), shape=shape, **WORDS).contract.shape == (2,)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("shape", 2.5, "shape 2.5, expected one sample's sizes"),
+        ("shape", "1x8x8", "shape '1x8x8', expected one sample's sizes"),
+        ("shape", {"a": 1}, "expected one sample's sizes"),
+        ("prediction", 3, "prediction: got int, expected a text"),
+        ("schedule", 3, "schedule: got int, expected a text"),
+        ("time_map", 3, "time_map: got int, expected a text"),
+        ("conditions", "label", "conditions: got str, expected values by the names"),
+        ("example", [1], "example: got list, expected values by the names"),
+        ("prediction", "score", "a score is -eps / sigma"),
+        ("prediction", "x_start", "did you mean x0?"),
+    ],
+)
+def test_options_of_another_type_are_one_line(option: str, value: Any, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Network(Line(), **{"shape": SHAPE, **WORDS, option: value})
+    assert said in str(caught.value)
 
 
 def test_a_denoiser_taken_for_raw_edm_is_told(tmp_path: Path) -> None:
@@ -133,10 +158,17 @@ def test_a_source_that_is_too_large_for_a_precision_is_told(tmp_path: Path) -> N
         ("weights.safetensors", "file.py:factory"),
         ("weights.pt", "file.py:factory"),
         ("fasion", "did you mean fashion"),
+        ("", "network '': expected a path"),
+        ("nets.py", "nets.py:factory"),
+        ("nets.py:Plian", "did you mean Plain?"),
     ],
 )
-def test_a_network_by_a_name_that_is_none(text: str, said: str) -> None:
-    with pytest.raises(InputError, match=said) as caught:
+def test_a_network_by_a_name_that_is_none(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(FACTORIES)
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
         Network(text, **WORDS)
     assert "\n" not in str(caught.value)
 
