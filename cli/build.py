@@ -14,6 +14,7 @@ from .arguments import options
 from .arguments.networks import BUILT, built_arguments, clip_for, takes
 from .arguments.process import OWN_PROCESS
 from .arguments.typed import as_typed
+from .output.figures import as_name, narrow
 
 if TYPE_CHECKING:
     from ..engine.compiler.program import Program
@@ -92,7 +93,7 @@ def build(
             programs = [made.artifact.programs[count] for count in evaluations]
             if not made.is_large_on_cpu:
                 made.open().close()  # it works here, and the first sample finds the fastest library chosen
-    print(*chosen, progress.last, sep="\n")
+    print(*map(narrow, chosen), as_name(progress.last), sep="\n")
     _say(source.notes, programs)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str], process: object) -> int:
     given = list(arguments) or ["--help"]
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return _fail("the current directory was deleted; change to another one")
     for before, one in zip(("", *given), given, strict=False):
         if any("\ud800" <= letter <= "\udfff" for letter in one):
             return _fail(f"argument {one!a}: its bytes are no UTF-8 text; rename the file")

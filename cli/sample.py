@@ -56,6 +56,7 @@ def sample(
     from .arguments.networks import read_engine
     from .arguments.prompts import ASKED, asked_from, check_asked, check_prompts, part_of
     from .arguments.values import seeds_from
+    from .output.figures import as_name
     from .output.progress import bar, opened
 
     # Everything that engine.json decides, before torch and the network are loaded.
@@ -91,4 +92,5 @@ def sample(
     else:
         write_samples(out, results, chosen, conditions)
     count, spent = len(chosen), "1 evaluation" if evaluations == 1 else f"{evaluations} evaluations"
-    print(f"{out}: 1 sample, {spent}" if count == 1 else f"{out}: {count} samples, {spent} each")
+    named = as_name(out)
+    print(f"{named}: 1 sample, {spent}" if count == 1 else f"{named}: {count} samples, {spent} each")

@@ -83,7 +83,7 @@ def _hint(text: str) -> str:
     if text.endswith(".py"):
         return f"a Python file alone; name the function in it that makes the module, {text}:factory"
     near = difflib.get_close_matches(text, zoo.NAMES, 1)
-    return f"not known; did you mean {near[0]}" if near else "not known"
+    return f"not known; did you mean {near[0]}" if near else "not known: no file or folder of this name is here"
 
 
 def _laid_over(found: Described, given: Given) -> Described:
