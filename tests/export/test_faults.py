@@ -38,6 +38,28 @@ class InPlace(nn.Module):
     def forward(self, x, t):
         x *= 0.9
         return x
+class Halved(nn.Module):
+    def forward(self, x, t):
+        t /= 2
+        return x * t.reshape(-1, 1, 1, 1)
+class Random(nn.Module):
+    def forward(self, x, t):
+        return x + torch.randn_like(x)
+class Raises(nn.Module):
+    def forward(self, x, t):
+        raise KeyError("two\\nlines")
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(Plain())
+def function():
+    return lambda x, t: x
+def weights():
+    return Plain().state_dict()
+def nothing():
+    return None
+def fails():
+    raise RuntimeError("two\\nlines")
 def traced():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated
@@ -51,6 +73,14 @@ def traced():
         ("traced", "it is TorchScript"),
         ("Branch", "cannot be exported to ONNX"),
         ("InPlace", "forward writes to its input x"),
+        ("Halved", "forward writes to its input t"),
+        ("Random", "forward must not turn tensors into Python numbers or draw random ones"),
+        ("Raises", "forward failed with x [2, 1, 8, 8], t [2]"),
+        ("scripted", "it is TorchScript"),
+        ("function", "function() returned function, expected an nn.Module"),
+        ("weights", "weights() returned OrderedDict, expected an nn.Module"),
+        ("nothing", "nothing() returned NoneType, expected an nn.Module"),
+        ("fails", "fails() failed (RuntimeError: two); it is called without arguments"),
     ],
 )
 def test_a_module_that_cannot_be_exported_is_one_line(
