@@ -11,7 +11,9 @@ build_memory.json, build_memory_sizes.json and memory.json there.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -61,7 +63,7 @@ class Need:
         if need < WORTH_SAYING_BYTES:
             return ""
         free = free_bytes()
-        left = "" if free is None else f"; {free / GIB:.1f} GiB are free"
+        left = "" if free is None else f"; {(free + held_bytes()) / GIB:.1f} GiB are free or held by it already"
         return f"this build needs about {need / GIB:.1f} GiB of memory{left}"
 
     @property
@@ -106,6 +108,13 @@ def parameters_of(source: Any) -> int:
         except (OSError, SafetensorError) as error:
             raise InputError(f"'{path}' is damaged ({first_line(error)[:120]}); copy it again") from None
     return total
+
+
+def held_bytes() -> int:
+    """The resident set of this process; 0 where that is not known."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def free_bytes() -> int | None:

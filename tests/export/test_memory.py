@@ -187,17 +187,19 @@ def test_the_need_is_said_before_anything_is_read(
     large = Need(denoiser=10**9, encoders={"t5": 5 * 10**9})
     assert large.bytes("fp32", frees=False) - large.bytes("fp32") == 4 * 10**9
     monkeypatch.setattr(memory, "free_bytes", lambda: 8 * GIB)
-    assert need.line("fp32") == f"this build needs about {freed / GIB:.1f} GiB of memory; 8.0 GiB are free"
+    monkeypatch.setattr(memory, "held_bytes", lambda: 3 * GIB)
+    said = f"this build needs about {freed / GIB:.1f} GiB of memory; 11.0 GiB are free or held by it already"
+    assert need.line("fp32") == said
     assert "8.0 GiB are free, and it may be killed" in need.warning
 
     monkeypatch.setattr(memory, "free_bytes", lambda: 1 << 20)
     monkeypatch.setattr(saved_models, "load_pretrained", lambda *_, **__: pytest.fail("it was read"))
     with (
-        pytest.warns(RuntimeWarning, match="a build of it needs about 0.7 GiB of memory") as said,
+        pytest.warns(RuntimeWarning, match="a build of it needs about 0.7 GiB of memory") as warned,
         pytest.raises(BaseException, match="it was read"),
     ):
         pfdiff.Network(pipeline, **WORDS)
-    assert len(said) == 1
+    assert len(warned) == 1
 
 
 def test_a_half_precision_takes_the_place_of_float32(tmp_path: Path) -> None:
@@ -243,3 +245,9 @@ def test_a_text_encoder_in_half_precision_is_the_same_file(pipeline: Path, tmp_p
         files.append((tmp_path / name / "encoders" / "text_encoder.onnx").read_bytes())
     assert files[0] == files[1]
     assert all(one.numel() for one in owned.text_encoder.parameters())
+
+
+def test_what_the_build_holds_counts_as_its_own() -> None:
+    before = memory.held_bytes()
+    block = np.ones(64 << 17)  # 64 MiB
+    assert 0 < before < memory.held_bytes() - block.nbytes // 2

@@ -37,8 +37,8 @@ SEEDS = {
     "digits": 16,
     "latent": 12,
     "mixture": 256,
-    "fashion": 4,
-    "mnist": 16,
+    "fashion": 16,
+    "mnist": 64,
 }
 
 
