@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from .arguments import options
 from .arguments.networks import BUILT, built_arguments, clip_for, takes
+from .arguments.process import OWN_PROCESS
+from .arguments.typed import as_typed
+from .output.figures import as_name, narrow
 
 if TYPE_CHECKING:
     from ..engine.compiler.program import Program
@@ -66,6 +70,8 @@ def build(
     evaluations = integers_from("--nfe", nfe)
     with stages() as progress:
         progress("reading the network")
+        if context.obj is OWN_PROCESS:
+            _import(network, context.params)
         from .. import Network
         from ..export.build import built
 
@@ -87,13 +93,31 @@ def build(
             programs = [made.artifact.programs[count] for count in evaluations]
             if not made.is_large_on_cpu:
                 made.open().close()  # it works here, and the first sample finds the fastest library chosen
-    print(*chosen, progress.last, sep="\n")
+    print(*map(narrow, chosen), as_name(progress.last), sep="\n")
     _say(source.notes, programs)
+
+
+def _import(network: str, given: Mapping[str, Any]) -> None:
+    """What this build needs, before anything else is made: none of it is ever garbage, which is not looked for."""
+    if network.endswith(".onnx"):
+        return
+    from ..export.pipelines.lean_imports import import_exporter, import_pipeline, is_pipeline_folder
+
+    has_own_code = any(".py" in (given[name] or "") for name in ("decoder", "guidance"))
+    gc.disable()
+    try:
+        if is_pipeline_folder(network) and not given["lora"] and not has_own_code:
+            import_pipeline()
+        else:
+            import_exporter()
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _say(notes: Sequence[str], programs: Sequence[Program]) -> None:
     """On stderr: the notes of a network, and the first doubt of where a program starts."""
     from ..engine.compiler.start import doubt_of_start
 
-    for line in (*notes, *list(filter(None, map(doubt_of_start, programs)))[:1]):
+    for line in (*map(as_typed, notes), *list(filter(None, map(doubt_of_start, programs)))[:1]):
         print("pfdiff:", line, file=sys.stderr)

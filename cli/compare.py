@@ -10,6 +10,7 @@ import typer
 from ..engine.errors import InputError
 from .arguments import options
 from .arguments.networks import SAMPLED, Calibration, NetworkOrEngine, Reference, opened, takes
+from .output.figures import as_name
 
 if TYPE_CHECKING:
     from ..quality.compare import Comparison
@@ -70,7 +71,7 @@ def compare(
         result = measure(found.source, evaluations, solver or SOLVERS, **settings)
     print_comparison(result)
     for path in filter(None, (out, csv, sheet)):
-        print(path)
+        print(as_name(path))
     if all(point.error is None for point in result.points):
         raise InputError(f"nothing could be compared: {result.points[0].note}")
 
@@ -98,5 +99,5 @@ def print_comparison(result: Comparison) -> None:
         f"RMS distance to {reference.solver} in {reference.nfe} evaluations, {result.seeds} seeds; "
         f"{spent}, {result.seconds:.1f} s"
     )
-    for note in notes:
+    for note in (*notes, *filter(None, [result.doubt])):
         console.print(note)

@@ -6,9 +6,9 @@ line on stderr), 130 an interruption. Results go to stdout. Progress goes to std
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..engine.errors import PfdiffError
+from ..engine.errors import EngineFileError, PfdiffError
+from .arguments.process import OWN_PROCESS, ends_with, leave_at_once
+from .arguments.typed import as_typed
 from .bench import bench
 from .build import build
 from .compare import compare
@@ -52,8 +54,17 @@ ClickException: Any = typer.BadParameter.__mro__[2]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 2 after bad input, 130 after an interruption."""
     if arguments is None:
-        atexit.register(gc.freeze)  # no search for garbage in what ends with the process
-    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+        leave_at_once()
+        return ends_with(_run(sys.argv[1:], OWN_PROCESS))
+    return _run(arguments, None)
+
+
+def _run(arguments: Sequence[str], process: object) -> int:
+    given = list(arguments) or ["--help"]
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return _fail("the current directory was deleted; change to another one")
     for before, one in zip(("", *given), given, strict=False):
         if any("\ud800" <= letter <= "\udfff" for letter in one):
             return _fail(f"argument {one!a}: its bytes are no UTF-8 text; rename the file")
@@ -63,14 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), _seldom_collected():
             warnings.showwarning = _announce
-            status = app(given, prog_name="pfdiff", standalone_mode=False)
+            status = app(given, prog_name="pfdiff", standalone_mode=False, obj=process)
         if status == 130:
             return _fail("interrupted", 130)
         return status if isinstance(status, int) else 0
     except ClickException as error:
         return _fail(_with_help(error))
+    except EngineFileError as error:
+        return _fail(str(error))  # of a file, whose fields are no options
     except PfdiffError as error:
-        return _fail(str(error))
+        return _fail(as_typed(str(error)))
     except BrokenPipeError:
         sys.stderr.close()
         return 1
@@ -85,12 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _seldom_collected() -> Iterator[None]:
     """Garbage in cycles is looked for after `OBJECTS` new objects. Large weights do not wait: builds free them."""
-    former = gc.get_threshold()
+    former, frozen = gc.get_threshold(), gc.get_freeze_count()
     gc.set_threshold(OBJECTS, *former[1:])
     try:
         yield
     finally:
         gc.set_threshold(*former)
+        if not frozen:
+            gc.unfreeze()
 
 
 def _announce(message: Warning | str, *_: object, **__: object) -> None:

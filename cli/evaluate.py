@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .arguments import options
+from .output.figures import as_name
 
 if TYPE_CHECKING:
     from ..quality.evaluate import Evaluation
@@ -77,9 +78,9 @@ def print_evaluation(report: Evaluation) -> None:
     source = drawn["engine"] if "engine" in drawn else drawn["files"]
     if "nfe" in drawn:
         solver = f"{drawn['solver']}, " if "solver" in drawn else ""
-        print(f"{source}: {solver}{drawn['nfe']} evaluations, seeds {drawn['seeds']}")
+        print(f"{as_name(source)}: {solver}{drawn['nfe']} evaluations, seeds {drawn['seeds']}")
     else:
-        print(source)
+        print(as_name(source))
     print(f"{report.samples} samples, {report.real} pictures of the reference {report.reference}")
     called = "" if report.names[0] == "FID" else "; so not FID"
     print(f"features {report.extractor}, SHA-256 {report.extractor_digest[:12]}{called}\n")

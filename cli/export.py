@@ -9,6 +9,7 @@ import typer
 
 from ..engine.errors import InputError
 from .arguments import options
+from .output.figures import as_name
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The .onnx file, or the folder of models.")]
 Check = Annotated[bool, typer.Option("--check/--no-check", help="Compare with the engine before the file appears.")]
@@ -54,4 +55,4 @@ def export(
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"cannot write {out}: {reason}; nothing was changed, free some space") from error
-    print(progress.last)
+    print(as_name(progress.last))

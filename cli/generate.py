@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .arguments import options
+from .output.figures import as_name
 
 if TYPE_CHECKING:
     from ..engine.bulk.generate import Generated
@@ -64,6 +65,8 @@ def generate(
 def _print(done: Generated) -> None:
     files = "1 shard" if done.shards == 1 else f"{done.shards} shards"
     kept = f", {done.shards - done.made} of them from before" if done.made < done.shards else ""
-    print(f"{done.path}: {done.count} samples of {done.nfe} evaluations in {files}{kept}, {done.seconds:.1f} s")
+    print(
+        f"{as_name(done.path)}: {done.count} samples of {done.nfe} evaluations in {files}{kept}, {done.seconds:.1f} s"
+    )
     if len(done.made_by) > 1:
         print(f"made by {' and by '.join(done.made_by)}; these agree to rounding, not in every bit")

@@ -10,6 +10,7 @@ import typer
 
 from ..engine.errors import BackendError, InputError
 from .arguments import options
+from .output.figures import as_name
 
 if TYPE_CHECKING:
     from ..kernels.ahead import Record
@@ -37,7 +38,7 @@ def kernels(out: Folder, cc: Capabilities = "75,80,86,89,90,100,103,120,121", wo
     except RuntimeError as error:
         raise BackendError(str(error)) from error
     _print(records)
-    print(f"{out}: {len(records)} kernels; index.json has each one's figures, summary.json the worst of them")
+    print(f"{as_name(out)}: {len(records)} kernels; index.json has each one's figures, summary.json the worst of them")
 
 
 def _print(records: Sequence[Record]) -> None:

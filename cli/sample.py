@@ -52,8 +52,9 @@ def sample(
     from ..quality.pictures.write import kind_of, write_images, write_samples
     from .arguments.conditions import conditions_from
     from .arguments.networks import read_engine
-    from .arguments.prompts import ASKED, asked_from, by_seed, check_asked, check_texts
+    from .arguments.prompts import ASKED, asked_from, check_asked, check_texts, part_of, texts_by_seed
     from .arguments.values import seeds_from
+    from .output.figures import as_name
     from .output.progress import bar, opened
 
     # Everything that engine.json decides, before torch and the network are loaded.
@@ -69,10 +70,10 @@ def sample(
     typed = {name: context.params[name] for name in ASKED if context.params[name] not in (None, [], ())}
     extra, asked = asked_from(typed, artifact.contract, shape)
     check_texts(asked, artifact)
-    each = by_seed(asked, chosen, len(shape))
+    each = texts_by_seed(asked, chosen)
     encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING, CONTROL_LATENTS}
     conditions = conditions_from([*context.args, *extra], artifact.contract, len(chosen), encoded)
-    check_asked(asked, conditions, artifact)
+    check_asked(asked, conditions, artifact, len(chosen))
 
     with opened(engine, device, backend, threads) as loaded:
         draw = loaded.images if pictures else loaded.sample
@@ -80,8 +81,10 @@ def sample(
         parts = []
         for start in bar(range(0, len(chosen), batch), "sampling"):
             part = slice(start, start + batch)
-            values = {**asked, **{name: value[part] for name, value in {**each, **conditions}.items()}}
-            parts.append(draw(seeds=chosen[part], nfe=evaluations, **values))
+            values = {name: value[part] for name, value in {**each, **conditions}.items()}
+            parts.append(
+                draw(seeds=chosen[part], nfe=evaluations, **{**part_of(asked, part, artifact.pictures), **values})
+            )
     import numpy as np
 
     results = np.concatenate([part.cpu().numpy() for part in parts])
@@ -90,4 +93,5 @@ def sample(
     else:
         write_samples(out, results, chosen, conditions)
     count, spent = len(chosen), "1 evaluation" if evaluations == 1 else f"{evaluations} evaluations"
-    print(f"{out}: 1 sample, {spent}" if count == 1 else f"{out}: {count} samples, {spent} each")
+    named = as_name(out)
+    print(f"{named}: 1 sample, {spent}" if count == 1 else f"{named}: {count} samples, {spent} each")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .arguments import options
+from .output.figures import as_name
 
 table = typer.Typer(help="Write an engine's table to a JSON file, or put one from a file into an engine.")
 
@@ -33,12 +34,12 @@ def export_(
         from ..export.starts import export_start
 
         program = export_start(engine, nfe, strength, out, strength_counts or "part")
-        print(f"{out}: strength {strength:g}, {program.solver}, NFE {program.nfe}, {program.buffers} buffers")
+        print(f"{as_name(out)}: strength {strength:g}, {program.solver}, NFE {program.nfe}, {program.buffers} buffers")
         return
     if strength_counts is not None:
         raise InputError("--strength-counts says how --strength counts; give --strength too, or leave it out")
     found = export_table(engine, nfe, out)
-    print(f"{out}: {found.program.solver}, NFE {found.program.nfe}, {found.program.buffers} buffers")
+    print(f"{as_name(out)}: {found.program.solver}, NFE {found.program.nfe}, {found.program.buffers} buffers")
 
 
 @table.command("import")
@@ -54,4 +55,4 @@ def import_(
     from .output.figures import printable
 
     program = import_table(file, engine, another_network=another_network, say=lambda line: print(printable(line)))
-    print(f"{engine}: NFE {program.nfe} is {printable(program.solver)} of {printable(str(file))}")
+    print(f"{as_name(engine)}: NFE {program.nfe} is {printable(program.solver)} of {as_name(file)}")

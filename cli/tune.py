@@ -10,6 +10,7 @@ import typer
 
 from .arguments import options
 from .arguments.networks import SAMPLED, NetworkOrEngine, Reference, opened, takes
+from .output.figures import as_name
 
 if TYPE_CHECKING:
     from ..quality.ranking import Ranking
@@ -101,7 +102,7 @@ def _report(rankings: Sequence[Ranking], json: Path | None, out: Path | None) ->
     if json is not None:
         write_json(json, {str(ranking.nfe): ranking.to_dict() for ranking in rankings})
     if out is not None:
-        print(f"{out}: NFE {', '.join(str(ranking.nfe) for ranking in rankings)}, each with its best sampler")
+        print(f"{as_name(out)}: NFE {', '.join(str(ranking.nfe) for ranking in rankings)}, each with its best sampler")
     else:
         print("no engine is written; with -o ENGINE the same command takes this from the cache and keeps the best")
 
@@ -124,7 +125,7 @@ def print_ranking(ranking: Ranking) -> None:
     console.print(ranking.summary)
     console.print(table)
     best = ranking[0]
-    for line in filter(None, (*ranking.left_out, ranking.guard, ranking.stored)):
+    for line in filter(None, (ranking.held_out_note, ranking.doubt, *ranking.left_out, ranking.guard, ranking.stored)):
         print(line)
     if not isinstance(best.grid, str):
         print(f"times of 1: {','.join(f'{t:.6g}' for t in best.grid)}")

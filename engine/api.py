@@ -24,6 +24,7 @@ from .compiler.program import Program
 from .contract.condition import INPAINTING
 from .contract.contract import Contract, DecoderContract
 from .contract.controls import CONTROL_IMAGE
+from .contract.pictures import inpaints
 from .contract.policy import PolicyContract
 from .contract.text_encoders import TextEncoders
 from .device import parse_device
@@ -38,7 +39,7 @@ from .runtime.loop import make_tables
 from .runtime.noise import noise
 from .runtime.opened import Opened, Wanted, open_networks
 from .runtime.pictures.control import ControlPicture, Shown
-from .runtime.pictures.picture_start import PictureStart, inpaints
+from .runtime.pictures.picture_start import PictureStart
 from .runtime.plain import check_plain
 from .runtime.policy import PolicyRuntime
 from .runtime.prompts import Prompt, Prompts

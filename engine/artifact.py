@@ -30,6 +30,7 @@ from .atomic import part_prefix, replacing, writing
 from .compiler.program import Program
 from .compiler.schedule import held_alphas, hold_alphas
 from .contract.contract import QUANTISED, AnyContract, Contract, DecoderContract
+from .contract.pictures import Pictures
 from .contract.policy import PolicyContract
 from .contract.second import LARGEST_BATCH
 from .contract.text_encoders import TextEncoders
@@ -112,6 +113,12 @@ class Artifact:
             **({IMAGE_ENCODER: self.image_encoder} if self.image_encoder else {}),
             **({OBSERVATION_ENCODER: self.policy.encoder} if self.policy and self.policy.encoder else {}),
         }
+
+    @property
+    def pictures(self) -> Pictures:
+        """What it takes as a picture to start from."""
+        shape = self.image_encoder.shape if self.image_encoder else self.contract.shape
+        return Pictures(self.contract, shape, is_latent=self.decoder is not None and self.image_encoder is None)
 
 
 # Reading.

@@ -8,7 +8,9 @@ values from files are shown in part.
 
 from __future__ import annotations
 
+import difflib
 import reprlib
+from collections.abc import Iterable
 
 LONGEST_MESSAGE = 1000  # characters; a list of backends with their reasons has some hundred
 
@@ -39,6 +41,12 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text that is not empty, at most 200 characters; else the error's class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return printable(lines[0])[:200] if lines else type(error).__name__
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`; did you mean euler?`, the nearest of the known names; empty where none is near."""
+    near = difflib.get_close_matches(given.lower(), list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 # Text from files.

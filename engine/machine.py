@@ -7,6 +7,7 @@ import platform
 import re
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -44,6 +45,17 @@ def _instructions(info: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 def cores() -> int:
     """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def torch_without_cuda() -> str:
+    """Why the installed torch uses no GPU, in one clause, without importing it; empty where it may."""
+    found = find_spec("torch")
+    if found is None or found.origin is None:
+        return ""
+    said = Path(found.origin).with_name("version.py")
+    is_without = said.exists() and re.search(r"^cuda\b.*= None$", said.read_text(), re.MULTILINE)
+    return f"torch {version_of('torch')} is a build without CUDA" if is_without else ""
 
 
 @cache

@@ -233,30 +233,42 @@ def _difference(
             f"network '{contract.name}': the exported graph returns {list(out.shape)} at {case.where}, "
             f"its source {list(wanted.shape)}; forward must treat every sample alike"
         )
-    _check_finite(out, f"the exported {contract.precision} graph", contract, case.where)
     if plain is None:
+        _check_graph(out, contract, case.where)
         scale = float(np.abs(wanted).max()) or 1.0
         return float(np.abs(out - wanted).max()) / scale, FLOAT32_BOUND
     short = plain(case)
     _check_finite(short, f"PyTorch at {contract.precision}", contract, case.where)
+    _check_graph(out, contract, case.where)
     scale = _rms(wanted) or 1.0
     return _rms(out - wanted) / scale, 2 * _rms(short - wanted) / scale + 4 * EPSILON[contract.precision]
 
 
 def _check_finite(values: Array, who: str, contract: AnyContract, where: str) -> None:
+    """Of the source, in float32 or in the contract's precision."""
     if np.isfinite(values).all():
         return
-    share = 100 * (1 - np.isfinite(values).mean())
-    remedy = "build with bf16 or fp32"
-    if contract.precision == "fp32":
-        remedy = "check the weights and the time_scale"
-    if who == SOURCE and isinstance(contract, Contract) and contract.prediction == "edm":
+    remedy = "check the weights and the time_scale"
+    if who != SOURCE:
+        remedy = "build with bf16 or fp32" if contract.precision == "fp16" else "build with fp32"
+    elif isinstance(contract, Contract) and contract.prediction == "edm":
         remedy = "if it is D(x, sigma), which returns the denoised sample, give schedule='edm' and prediction='x0'"
-    if who != SOURCE and contract.precision == "fp32":
-        remedy = "its source is finite there, so the export changed an operator: write that part of forward otherwise"
+    raise InputError(f"network '{contract.name}': {who} returns NaN or infinity at {_share(values, where)}; {remedy}")
+
+
+def _check_graph(values: Array, contract: AnyContract, where: str) -> None:
+    """Of the graph, where its source is finite."""
+    if np.isfinite(values).all():
+        return
     raise InputError(
-        f"network '{contract.name}': {who} returns NaN or infinity at {where} ({share:.0f} % of the values); {remedy}"
+        f"network '{contract.name}': the source is finite, the exported {contract.precision} graph is not: NaN or "
+        f"infinity at {_share(values, where)}; an operator changed, such as attention with rows that are masked "
+        "throughout, or logaddexp: write that part of forward otherwise"
     )
+
+
+def _share(values: Array, where: str) -> str:
+    return f"{where} ({100 * (1 - np.isfinite(values).mean()):.0f} % of the values)"
 
 
 def _rms(values: Array) -> float:

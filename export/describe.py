@@ -12,6 +12,7 @@ from ..engine.compiler.schedule import named_by_content, parse_schedule
 from ..engine.contract.condition import Condition
 from ..engine.contract.contract import PREDICTIONS
 from ..engine.errors import InputError
+from ..engine.files.file_records import MANIFEST
 from . import zoo
 from .described import Described, Given
 from .pipelines.hub import fetch, is_hub_id
@@ -45,6 +46,10 @@ def describe(source: nn.Module | str | Path | DiffusionPipeline, given: Given) -
         named = replace(given, name=given.name or fetched.name)
         described = describe(fetched.folder, named)
         return replace(described, origin={**fetched.origin, **described.origin})
+    if text == "":
+        raise InputError(f"network '': expected {FORMS}")
+    if text is not None and (Path(text) / MANIFEST).is_file():
+        raise InputError(f"network '{text}' is an engine already; load it, or give the network that it was built from")
     # With a role said by name a diffusers model is a module like any.
     roles = (given.input, given.time, given.output)
     if text is not None and text in zoo.NAMES:
@@ -76,8 +81,10 @@ def _hint(text: str) -> str:
     """What a text may be that is no form of network."""
     if text.endswith(WEIGHTS):
         return "not known: weights alone; write a function that makes the module and loads them, file.py:factory"
+    if text.endswith(".py"):
+        return f"a Python file alone; name the function in it that makes the module, {text}:factory"
     near = difflib.get_close_matches(text, zoo.NAMES, 1)
-    return f"not known; did you mean {near[0]}" if near else "not known"
+    return f"not known; did you mean {near[0]}" if near else "not known: no file or folder of this name is here"
 
 
 def _laid_over(found: Described, given: Given) -> Described:

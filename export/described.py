@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from ..engine.contract.condition import Condition
 from ..engine.contract.contract import Contract
+from ..engine.errors import InputError, shown
 from .time_map import TimeMap
 
 if TYPE_CHECKING:
@@ -48,6 +50,28 @@ class Given:
     lora: tuple[str, ...] = ()
     controlnet: str | None = None
     policy: Policy | None = None
+
+
+def as_shape(given: Any) -> tuple[Any, ...]:
+    """One size as a tuple of one; sizes in any sequence as a tuple, which the contract checks. Raises InputError."""
+    if hasattr(given, "__index__") and not isinstance(given, bool):  # of tensors those of one whole number
+        try:
+            return (operator.index(given),)
+        except TypeError:
+            pass
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise InputError(f"shape {shown(given)}, expected one sample's sizes, such as shape=(3, 64, 64)")
+    return tuple(given)
+
+
+def check_types(texts: Mapping[str, Any], mappings: Mapping[str, Any]) -> None:
+    """Raises InputError for what is neither None nor a text, or neither None nor a mapping by names."""
+    for name, given in texts.items():
+        if given is not None and not isinstance(given, str):
+            raise InputError(f"{name}: got {type(given).__name__}, expected a text")
+    for name, given in mappings.items():
+        if given is not None and not isinstance(given, Mapping):
+            raise InputError(f"{name}: got {type(given).__name__}, expected values by the names of forward's inputs")
 
 
 @final

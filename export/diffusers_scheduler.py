@@ -193,6 +193,8 @@ class PFDiffScheduler(SchedulerMixin, ConfigMixin):
         differ from those given. Raises InputError.
         """
         given = timesteps if timesteps is not None else [one for one in sigmas if one > 0] if sigmas is not None else ()
+        if num_inference_steps is None and not len(given):
+            raise InputError("num_inference_steps is missing; give the number of evaluations, or timesteps or sigmas")
         steps = len(given) if num_inference_steps is None else step_count(num_inference_steps)
         if timesteps is not None and sigmas is not None:
             raise InputError("got timesteps and sigmas; give one of them")

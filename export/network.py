@@ -32,7 +32,7 @@ from .check import LARGE_BYTES
 from .decoders.from_module import ModuleDecoder
 from .decoders.open import OpenedDecoder, open_decoder, read_decoder
 from .describe import describe
-from .described import Given
+from .described import Given, as_shape, check_types
 from .encoders.open import Encoders, open_encoders
 from .guidance.apply import Source, guide
 from .policies.open import OpenedPolicy
@@ -114,8 +114,10 @@ class Network:
         controlnet: str | Path | None = None,
         policy: Policy | None = None,
     ) -> None:
+        texts = {"schedule": schedule, "prediction": prediction, "time_map": time_map}
+        check_types(texts, {"conditions": conditions, "example": example})
         given = Given(
-            shape=(shape,) if isinstance(shape, int) else None if shape is None else tuple(shape),
+            shape=None if shape is None else as_shape(shape),
             schedule=schedule,
             prediction=prediction,
             conditions=dict(conditions or {}),

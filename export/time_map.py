@@ -34,7 +34,10 @@ QUANTITIES = ("t", "sigma", "logsnr", "c_noise")
 USAGE = "1-t, 1000*t, 1000-1000*t, sigma, logsnr or c_noise, with numbers before * and around + and -"
 # What others call the predictions.
 ALIASES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
-MEANT = {"noise": "eps", "image": "x0", "data": "x0", "denoised": "x0", "original": "x0", "vector_field": "flow"}
+MEANT = {
+    **{"noise": "eps", "image": "x0", "data": "x0", "denoised": "x0", "original": "x0", "vector_field": "flow"},
+    **{"x_0": "x0", "x_start": "x0", "x0_pred": "x0", "pred_x0": "x0", "vpred": "v", "rectified": "flow"},
+}
 
 
 @final
@@ -111,6 +114,10 @@ def parse_prediction(text: str) -> tuple[str, bool]:
     name = ALIASES.get(name, name)
     if name.lower() == "velocity":
         raise InputError(f"prediction '{text}' has two meanings: give v for alpha eps - sigma x0, or flow for eps - x0")
+    if name.lower() == "score":
+        raise InputError(
+            f"prediction '{text}': a score is -eps / sigma; multiply it by -sigma in forward, and give eps"
+        )
     if name and name not in PREDICTIONS:
         known = (*PREDICTIONS, *ALIASES, *MEANT)
         near = [MEANT.get(one, one) for one in difflib.get_close_matches(name.lower(), known, 1, 0.4)]

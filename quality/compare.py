@@ -183,6 +183,7 @@ class _Bench:
             cached=budget.cached,
             seconds=budget.elapsed,
             data_range=self._criterion.data_range,
+            doubt=self._criterion.doubt,
             samples=kept,
             reference_samples=self.truth,
         )

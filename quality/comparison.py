@@ -49,7 +49,8 @@ class Point:
 class Comparison:
     """What `compare` found. points: for each sampler asked for, each NFE. seeds: those of the errors.
 
-    samples: by (sampler as asked for, NFE), float32 [shown, *shape]; reference_samples likewise.
+    samples: by (sampler as asked for, NFE), float32 [shown, *shape]; reference_samples likewise. doubt: None, or why
+    the errors say little.
     """
 
     network: str
@@ -64,6 +65,7 @@ class Comparison:
     data_range: tuple[float, float]
     samples: Mapping[tuple[str, int], Floats]
     reference_samples: Floats
+    doubt: str | None = None
 
     def table(self) -> list[list[str]]:
         """A row for each sampler: its name, its grid, then its error at each NFE, empty where there is none.

@@ -63,6 +63,7 @@ class Ranking(list[Ranked]):
     stored                       None, or how the program fares that the engine of `out` holds already
     keeps                        whether that program stays in the engine
     left_out                     of the solvers that were asked for, those without a candidate, and why
+    doubt                        None, or why the errors say little
     refinement                   None, or {"from": .., "training": [..], "validation": [..], "kept": bool, ..}
     """
 
@@ -82,6 +83,7 @@ class Ranking(list[Ranked]):
         self.plan: str | None = record.get("plan")
         self.guard: str | None = record.get("guard")
         self.left_out: tuple[str, ...] = record.get("left_out", ())
+        self.doubt: str | None = record.get("doubt")
         self.stored: str | None = None
         self.keeps = False
 
@@ -98,6 +100,18 @@ class Ranking(list[Ranked]):
         plain = next(((rank, one) for rank, one in ranked if one.solver == "ddim"), None)
         rows = ranked[:most]
         return rows if plain is None or plain in rows else [*rows, plain]
+
+    @property
+    def held_out_note(self) -> str | None:
+        """Why cells of the last column are empty; None where none is."""
+        rows = [one for _, one in self.shown()]
+        missing = sum(one.held_out_error is None for one in rows)
+        if not missing:
+            return None
+        if missing == len(rows):
+            why = "no seeds were held out" if not self.held_out else "the budget ended before held-out seeds were run"
+            return f"held out: {why}"
+        return f"held out: only the best on the calibration seeds are judged on them, {len(rows) - missing} here"
 
     def table(self) -> list[tuple[str, ...]]:
         """The rows of `shown` under COLUMNS, as text."""
@@ -135,7 +149,7 @@ class Ranking(list[Ranked]):
             ).rstrip()
             for row in rows
         ]
-        return "\n".join([self.summary, *lines])
+        return "\n".join(filter(None, [self.summary, *lines, self.held_out_note, self.doubt]))
 
     def _repr_html_(self) -> str:
         """The table, for notebooks."""

@@ -361,6 +361,7 @@ def _searched(
         reference_error=criterion.reference_error if isinstance(criterion, ErrorCriterion) else None,
         plan=plan,
         guard=guard,
+        doubt=criterion.doubt if isinstance(criterion, ErrorCriterion) else None,
         left_out=left_out(setting, solvers, grids, bases),
     )
 

@@ -9,6 +9,7 @@ The parts are seconds inside one function each, from one further build.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -24,8 +25,12 @@ from typing import Any
 
 from ..measuring.machine import RESULTS, ROOT, describe, folder_name
 
-# What each import is counted without those before it; module and function of what the build then does.
-IMPORTS = ("diffusers", "diffusers.models.unets.unet_2d_condition", "onnxscript", "onnxruntime")
+# Module and function of what a build imports, each counted without those before it, and of what it then does.
+LEAN = "pfdiff.export.pipelines.lean_imports"
+IMPORTS = {
+    "import torch.export and onnxscript": (LEAN, "import_exporter"),
+    "import diffusers and transformers": (LEAN, "import_pipeline"),
+}
 PARTS = {
     "trace (torch.export)": ("torch.export", "export"),
     "table of ONNX functions": ("torch.onnx._internal.exporter._registration", "ONNXRegistry.from_torchlib"),
@@ -87,8 +92,11 @@ def parts_of_a_build(pipeline: Path, work: Path) -> dict[str, float]:
 
         return wrapped
 
-    for name in IMPORTS:
-        counted(f"import {name}", import_module)(name)
+    gc.disable()  # as the command does
+    for label, (module, name) in IMPORTS.items():
+        counted(label, getattr(import_module(module), name))()
+    gc.freeze()
+    gc.enable()
     for label, (module, name) in PARTS.items():
         *owners, last = name.split(".")
         owner: Any = import_module(module)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...engine.errors import InputError
+from ...engine.errors import InputError, did_you_mean
 from .options import shortened
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def conditions_from(
         if is_control_picture(one, value):
             found[one.name] = _picture_of_each(value, batch, options[one.name])
         elif one.name in own or (one.default is None and one.name not in encoded):
-            found[one.name] = one.values(value, batch, options.get(one.name))
+            found[one.name] = one.values(value, batch, options.get(one.name, f"--{one.alias or one.name}"))
     return found
 
 
@@ -73,13 +73,16 @@ def given_conditions(given: Sequence[str], contract: Contract) -> dict[str, Any]
         name, equals, text = argument.removeprefix("--").partition("=")
         name = name if name in known else name.replace("-", "_")
         if not argument.startswith("--") or name not in known:
-            options = ", ".join(f"--{one.alias or one.name}" for one in contract.conditions) or "none"
+            options = [f"--{one.alias or one.name}" for one in contract.conditions]
+            hint = did_you_mean(argument, options) if argument.startswith("--") else ""
             raise InputError(
-                f"unknown argument '{shortened(argument)}'; this network's conditions are: {options}; see --help for "
-                "the rest"
+                f"unknown argument '{shortened(argument)}'; this network's conditions are: "
+                f"{', '.join(options) or 'none'}; see --help for the rest{hint}"
             )
         if not equals and not queue:
             raise InputError(f"{argument}: a value is missing; write {argument}=VALUE")
+        if name in found:
+            raise InputError(f"--{name} is given twice; give it once, several values as --{name}=3,5")
         found[name] = text if equals else queue.pop(0)
     contract.by_name(found)  # none twice
     return {name: _value_from(name, known[name], text) for name, text in found.items()}

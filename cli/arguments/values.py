@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from ...engine.errors import InputError
+from ...engine.errors import BackendError, InputError
+from ...engine.machine import torch_without_cuda
 from .options import shortened
 
 LAST_SEED = 2**64 - 1
@@ -103,7 +104,12 @@ def end_from(text: str) -> str | float:
 
 
 def device_from(text: str) -> str:
-    """The same, if it is spelled like a device; whether the machine has it is seen later. Raises InputError."""
+    """The same, if it is spelled like a device that torch was built for; whether the machine has it is seen later.
+
+    Raises InputError, BackendError.
+    """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
         raise InputError(f"device '{shortened(text)}', expected auto, cpu, cuda or cuda:N")
+    if text.startswith("cuda") and (problem := torch_without_cuda()):
+        raise BackendError(f"device '{text}': {problem}; give --device cpu or --device auto")
     return text

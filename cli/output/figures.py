@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...engine.errors import InputError
+from ...engine.errors import printable as one_line
 
 
 def printable(text: str) -> str:
     """Text from a file as it may be shown: control characters, which a terminal would obey, are escaped."""
     return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+
+
+def as_name(path: object) -> str:
+    """A file's name as it may be shown, on one line: bytes that are no letters are escaped."""
+    return one_line(str(path))
+
+
+def narrow(line: str, most: int = 80) -> str:
+    """A line of a build within `most` columns; what it says beside samplers stands on lines of its own."""
+    parts = line.replace("; pfdiff tune", "\npfdiff tune").replace(" (grid diffusers keeps", "\n(grid diffusers keeps")
+    first, *rest = parts.split("\n")
+    rest = [f"  {one.strip('()')}" for one in rest]
+    style = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(textwrap.fill(one, most, **style) for one in (first, *rest))
 
 
 def write_figures(path: Path, figures: dict[str, Any]) -> None:

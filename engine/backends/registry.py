@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ..contract.contract import QUANTISED
-from ..errors import BackendError, InputError
+from ..errors import BackendError, InputError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,8 @@ def check_backend(name: str) -> None:
     if name == "auto":
         return
     if name not in NAMES:
-        raise InputError(f"backend {name!r}, expected one of {', '.join(('auto', *NAMES))}")
+        hint = did_you_mean(str(name), NAMES)
+        raise InputError(f"backend {name!r}, expected one of {', '.join(('auto', *NAMES))}{hint}")
     if not is_installed(name):
         library, remedy = _library(name)
         raise BackendError(f"backend '{name}' needs the package {library}, which is not installed; {remedy}")

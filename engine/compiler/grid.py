@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..errors import InputError, shown
+from ..errors import InputError, did_you_mean, shown
 from .published_grids import AYS, ays, beta
 from .schedule import Float64s, Schedule
 
@@ -163,7 +163,10 @@ def _end(end: str | float, schedule: Schedule) -> tuple[float, float]:
 def _parse(grid: str) -> tuple[str, dict[str, float]]:
     name, _, query = grid.partition(":")
     if name not in RULES:
-        raise InputError(f"unknown grid {shown(grid)}; known: {', '.join(RULES)}, or a list of times")
+        raise InputError(
+            f"unknown grid {shown(grid)}; known: {', '.join(RULES)}, a list of times, or diffusers where a scheduler "
+            f"came with the network{did_you_mean(name, RULES)}"
+        )
     known = list(inspect.signature(RULES[name]).parameters)[4:]
     if "," in query and "=" not in query and query.count(",") == len(known) - 1:  # beta:0.6,0.6
         query = "&".join(f"{key}={value}" for key, value in zip(known, query.split(","), strict=True))
@@ -173,7 +176,8 @@ def _parse(grid: str) -> tuple[str, dict[str, float]]:
         raise InputError(f"grid {shown(grid)}: expected key=number after the colon") from error
     for key, value in options.items():
         if key not in known:
-            raise InputError(f"grid {name} has no parameter {shown(key)}; it has {', '.join(known) or 'none'}")
+            hint = did_you_mean(key, known)
+            raise InputError(f"grid {name} has no parameter {shown(key)}; it has {', '.join(known) or 'none'}{hint}")
         if value < LEAST.get(key, 1e-300) or (key == "fraction" and value > 1):
             raise InputError(f"grid {shown(grid)}: {key} {value:g} is out of range")
     return name, options

@@ -31,7 +31,7 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InputError, first_line, shown
+from ..errors import InputError, did_you_mean, first_line, shown
 from ..files.array_files import read_array, read_text
 
 Float64s = NDArray[np.floating]  # float64 throughout; NumPy types many results no narrower
@@ -340,7 +340,8 @@ def _parsed(text: str) -> Schedule:
     name, _, argument = head.partition(":")
     known = ", ".join([*DISCRETE, *CONTINUOUS, "alphas"])
     if name not in DISCRETE and name not in CONTINUOUS:
-        raise InputError(f"unknown schedule {shown(text)}; known: {known} (for example cosine:300)")
+        hint = did_you_mean(name, [*DISCRETE, *CONTINUOUS])
+        raise InputError(f"unknown schedule {shown(text)}; known: {known} (for example cosine:300){hint}")
     if name in CONTINUOUS:
         query = "&".join(filter(None, (argument, query)))
     options = _options(query, text)
@@ -367,4 +368,7 @@ def _options(query: str, text: str) -> dict[str, float]:
 def _reject_unknown(options: dict[str, float], known: tuple[str, ...] | list[str], text: str) -> None:
     unknown = [key for key in options if key not in known]
     if unknown:
-        raise InputError(f"schedule {shown(text)} has no parameter {shown(unknown[0])}; it has {', '.join(known)}")
+        raise InputError(
+            f"schedule {shown(text)} has no parameter {shown(unknown[0])}; it has {', '.join(known)}"
+            f"{did_you_mean(unknown[0], known)}"
+        )

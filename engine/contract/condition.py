@@ -119,13 +119,17 @@ class Condition:
         fed = np.empty((batch, *self.shape), self._fed)
         if given is None:
             if self.default is None:
-                what = f"{self.dtype} {list(self.shape)}" if self.shape else f"a {self.dtype} value"
-                raise InputError(f"{_place(called)} is missing; give {called}= {what}")
+                article = "an" if self.dtype.startswith("int") else "a"
+                what = f"{self.dtype} {list(self.shape)}" if self.shape else f"{article} {self.dtype} value"
+                option = called if called.startswith("--") else f"{called}="
+                raise InputError(f"{_place(called)} is missing; give {option} {what}")
             fed[...] = self.default
             return fed
         values = as_array(self._from_labels(given, called), called)
         if values.dtype.kind not in "biuf":
             raise InputError(f"{_place(called)}: got {values.dtype}, expected numbers of dtype {self.dtype}")
+        if values.dtype.kind == "b" and self.dtype != "bool" and not self.shape:
+            raise InputError(f"{_place(called)}: got true or false, expected numbers of dtype {self.dtype}")
         if values.shape not in (self.shape, (1, *self.shape), (batch, *self.shape)):
             if not self.shape and values.ndim == 1:
                 expected = "1 sample; give 1" if batch == 1 else f"{batch} samples; give 1 or {batch}"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..compiler.basis import PREDICTIONS
-from ..errors import InputError, shown
+from ..errors import InputError, did_you_mean, shown
 from ..json_fields import as_json, check_choice, check_name, check_shape, check_text, is_integer, is_number, read_fields
 from .condition import Condition
 from .policy import ObservationContract
@@ -126,7 +126,7 @@ class Contract:
         for name, value in given.items():
             if name not in names:
                 takes = f"takes {', '.join(one.name for one in self.conditions)}" if names else "takes none"
-                raise InputError(f"unknown condition '{name}'; this network {takes}")
+                raise InputError(f"unknown condition '{name}'; this network {takes}{did_you_mean(name, names)}")
             if names[name] in found:
                 raise InputError(f"condition '{names[name]}' is given twice, also as '{name}'; give it once")
             found[names[name]] = value

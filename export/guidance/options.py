@@ -25,13 +25,14 @@ from ...engine.compiler.basis import PRECONDITIONED
 from ...engine.compiler.schedule import parse_schedule
 from ...engine.contract.condition import Condition
 from ...engine.contract.contract import Contract
-from ...engine.errors import InputError
+from ...engine.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
 
 NAME = "guidance"
 AT_RUN_TIME = "input"
+WORDS = ("scale", "rescale", "interval", "classifier", "clip", "target")  # of our own in a text
 KEPT = ("", "rows", "patches")
 USAGE = (
     "label=10[,scale=2][,interval=100..800][,rescale=0.7], or "
@@ -149,7 +150,7 @@ class Halves:
             raise InputError(f"guidance: network '{contract.name}' has no conditions; use a classifier")
         self.values: dict[str, np.ndarray | str | None] = dict.fromkeys(known)
         extra: list[Condition] = []
-        for name, given in contract.by_name(guidance.unconditional).items():
+        for name, given in _named(guidance.unconditional, contract).items():
             one = known[name]
             if isinstance(given, str) and given == AT_RUN_TIME:
                 own, alias = f"{name}_unconditional", one.alias and f"negative_{one.alias}"
@@ -168,6 +169,17 @@ class Halves:
             Condition(NAME, "float32", default=float(guidance.scale)),
         )
         self.interval = None if guidance.interval is None else fed_interval(guidance.interval, contract)
+
+
+def _named(unconditional: Mapping[str, Any], contract: Contract) -> dict[str, Any]:
+    """`by_name`, which asks after our own words too. Raises InputError."""
+    try:
+        return contract.by_name(unconditional)
+    except InputError as error:
+        known = {name for one in contract.conditions for name in (one.name, one.alias)}
+        wrong = next((name for name in unconditional if name not in known), "")
+        hint = "" if "did you mean" in str(error) else did_you_mean(wrong, WORDS)
+        raise InputError(f"{error}{hint}") from None
 
 
 def _filled(condition: Condition, given: Any) -> np.ndarray:

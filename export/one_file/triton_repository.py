@@ -11,9 +11,10 @@ batched inputs have at least one further dimension, so it is [batch, 1] for clie
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ...engine.artifact import Artifact, read_artifact
@@ -71,15 +72,39 @@ def export_triton(
     targets = {count: repository / model_name(artifact, count) for count in chosen}
     for target in targets.values():
         _check_ours(target)
-    repository.mkdir(parents=True, exist_ok=True)
-    for count, target in targets.items():
-        with replacing_folder(target) as folder:
+    with _all_or_none(repository) as stack:
+        for count, target in targets.items():
+            folder = stack.enter_context(replacing_folder(target))
             (folder / "1").mkdir()
             export_sampler(engine, folder / "1" / "model.onnx", count, from_seeds=from_seeds, check=check, progress=say)
             (folder / CONFIG).write_text(config(artifact, count, from_seeds=from_seeds), encoding="utf-8")
     models = "1 model" if len(targets) == 1 else f"{len(targets)} models"
     say(f"{repository}: {models} for Triton, {', '.join(path.name for path in targets.values())}")
     return list(targets.values())
+
+
+@contextlib.contextmanager
+def _all_or_none(repository: Path) -> Iterator[contextlib.ExitStack]:
+    """The repository's folder, and a stack for its models, which appear at the end; folders that are new go with them.
+
+    Raises InputError for a disk on which they have no room.
+    """
+    new = [one for one in (repository, *repository.parents) if not one.exists()]
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            yield stack
+    except BaseException as error:
+        for one in new:
+            with contextlib.suppress(OSError):
+                one.rmdir()
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(
+            f"cannot write '{repository}': {cause.strerror or cause}; nothing was changed, free some space or choose "
+            "another place"
+        ) from cause
 
 
 def model_name(artifact: Artifact, nfe: int) -> str:

@@ -66,9 +66,9 @@ def _combined(W: Float64s, w: float, states: Sequence[Tensor], out: Tensor) -> T
 def step_count(steps: Any) -> int:
     """A number of steps, also a whole float or a tensor of one number. Raises InputError."""
     number = math.nan
-    if not isinstance(steps, str):
+    if not isinstance(steps, (str, bool)) and str(getattr(steps, "dtype", "")).removeprefix("torch.") != "bool":
         with contextlib.suppress(TypeError, ValueError, RuntimeError):  # no number, or a tensor of several
             number = float(steps)
-    if not (number >= 1 and number == math.floor(number)):
+    if not (1 <= number < math.inf and number == math.floor(number)):
         raise InputError(f"num_inference_steps {steps!r}, expected a whole number of at least 1")
     return int(number)

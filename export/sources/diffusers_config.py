@@ -60,6 +60,11 @@ def read_config(config: Values, mu: float | None = None) -> Convention:
 def _read(config: Values, mu: float | None) -> Convention:
     kind = scheduler_class(config)
     values = {key: default if config.get(key) is None else config[key] for key, default in kind.read.items()}
+    length = values.get("num_train_timesteps", 1000)
+    if isinstance(length, bool) or not isinstance(length, (int, float)) or not (length >= 2 and length == length // 1):
+        raise InputError(
+            f"this scheduler has num_train_timesteps {shown(length)}, expected a whole number of at least 2"
+        )
     for key, accepted in kind.only.items():
         value = config.get(key, accepted[0])
         if value not in accepted:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...engine.contract.condition import Condition
 from ...engine.contract.contract import Contract
-from ...engine.errors import InputError
+from ...engine.errors import InputError, did_you_mean
 from ...engine.tensors import TORCH_DTYPES
 from ..to_onnx import example_inputs, named_line, prepared
 from .module_imports import importing_beside
@@ -99,7 +99,9 @@ def load_factory(text: str) -> tuple[nn.Module, bytes]:
         make = getattr(loaded, factory, None)
         if not callable(make):
             own = [key for key, one in vars(loaded).items() if getattr(one, "__module__", "") == name and callable(one)]
-            raise InputError(f"network '{text}': {file} has no function '{factory}'; it has {', '.join(own) or 'none'}")
+            held = ", ".join(own[:8]) + (", ..." if len(own) > 8 else "")
+            hint = did_you_mean(factory, own)
+            raise InputError(f"network '{text}': {file} has no function '{factory}'; it has {held or 'none'}{hint}")
         try:
             module = make()
         except Exception as error:

@@ -7,9 +7,11 @@ or not its file was edited since. Installed packages are not followed: of their 
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import inspect
+import linecache
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -191,8 +193,34 @@ def _content_of(cell: types.CellType) -> Any:
 
 @functools.cache
 def _source(kind: type) -> str:
-    """Kept, as Python parses the whole file for each class of it."""
+    """The class's text, by its file's tree: Python would parse the whole file for each class of it."""
     try:
+        if not hasattr(kind, "__firstlineno__"):  # of Python 3.13, which needs no tree
+            file = inspect.getsourcefile(kind)
+            lines = linecache.getlines(file, vars(sys.modules[kind.__module__])) if file else []
+            first = _first_lines("".join(lines)).get(kind.__qualname__)
+            if first is not None:
+                return "".join(inspect.getblock(lines[first:]))
         return inspect.getsource(kind)
-    except (OSError, TypeError):
+    except (OSError, TypeError, KeyError, SyntaxError):
         return digest_name(kind)
+
+
+@functools.lru_cache(maxsize=16)
+def _first_lines(text: str) -> dict[str, int]:
+    """The index of each class's first line in a file's text, that of its first decorator, by qualified name."""
+    found: dict[str, int] = {}
+
+    def walk(node: ast.AST, scope: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef):
+                first = child.decorator_list[0].lineno if child.decorator_list else child.lineno
+                found.setdefault(f"{scope}{child.name}", first - 1)
+                walk(child, f"{scope}{child.name}.")
+            elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                walk(child, f"{scope}{child.name}.<locals>.")
+            else:
+                walk(child, scope)
+
+    walk(ast.parse(text), "")
+    return found

@@ -29,7 +29,20 @@ from ..search.candidates import Setting
 CHECKED = 2  # seeds on which the error of a short reference is found
 ENOUGH = 0.1  # of the default sampler's error
 PATH_BYTES = 64 << 20  # of states along the reference's way
+MOST_OUTSIDE = 0.9  # of the reference's values, beyond which errors are doubted
 MOST_OF_BUDGET = 0.4  # that an exacter reference may take; else the first is kept, and its error told
+
+
+def doubt_of_range(targets: Floats, data_range: tuple[float, float]) -> str | None:
+    """One line where nearly all of the reference lies outside of the data's range, so that errors say little."""
+    low, high = data_range
+    outside = float(np.mean((targets < low) | (targets > high))) if targets.size else 0.0
+    if outside < MOST_OUTSIDE:
+        return None
+    return (
+        f"{100 * outside:.0f} % of the reference's values lie outside of the data's range {low:g}..{high:g}, and "
+        "errors are those of clipped samples; give the range of your data (--data-range)"
+    )
 
 
 @final
@@ -50,6 +63,7 @@ class ErrorCriterion:
     ) -> None:
         self.pool = pool
         self.targets: Floats = np.clip(targets, *data_range)
+        self.doubt = doubt_of_range(targets, data_range)
         self.data_range = data_range
         self.budget = budget
         self.journal = journal

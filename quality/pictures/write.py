@@ -142,5 +142,7 @@ def _writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"cannot write {target}: {reason}; choose a place that can be written") from error
+        reason = error.strerror or str(error)
+        if "requested and" in reason:  # NumPy, of bytes that found no room
+            reason = "No space left on device"
+        raise InputError(f"cannot write {target}: {reason}; free some space or choose another place") from error

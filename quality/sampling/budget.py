@@ -56,7 +56,8 @@ class Budget:
         """Evaluations that the whole budget pays for: as many as it says, or at the speed of those that were run."""
         if self.evaluations is not None:
             return self.evaluations
-        return int((self.seconds or 0) * (self.speed or 0))
+        before = (self._began if self._run else time.monotonic()) - self.start  # loading, and what else came first
+        return int(max(0.0, (self.seconds or 0) - before) * (self.speed or 0))
 
     @contextmanager
     def reserving(self, evaluations: int) -> Iterator[None]:

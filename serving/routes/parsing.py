@@ -178,7 +178,7 @@ def body_from_npz(raw: bytes, query: Mapping[str, str], most_bytes: int) -> Samp
     try:
         return SamplesBody(**values, seeds=seeds.tolist(), conditions=arrays)
     except ValidationError as error:
-        raise NotDrawnError(400, first_of(error)) from None
+        raise NotDrawnError(400, first_of(error, SamplesBody)) from None
 
 
 def read_npz(raw: bytes, most_bytes: int) -> dict[str, NDArray[Any]]:

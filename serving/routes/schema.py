@@ -5,11 +5,13 @@ Conditions are checked afterwards, by the contract of the engine. No field is a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
+from ...engine.errors import did_you_mean
 from ..limits import MOST_PICTURES, MOST_PROMPT_LETTERS
 from ..orders import NotDrawnError
 
@@ -81,9 +83,14 @@ class EditsBody(PicturesBody):
 def read(model: type[Body], raw: bytes) -> Body:
     """Raises NotDrawnError 400 with the first thing that does not fit."""
     try:
-        return model.model_validate_json(raw)
+        body = model.model_validate_json(raw)
     except ValidationError as error:
-        raise NotDrawnError(400, first_of(error)) from None
+        raise NotDrawnError(400, first_of(error, model)) from None
+    try:
+        json.loads(raw, object_pairs_hook=_each_once)  # pydantic takes the last of several
+    except (ValueError, RecursionError):  # integers of thousands of digits
+        raise NotDrawnError(400, "body: numbers or levels beyond what is read; give smaller ones") from None
+    return body
 
 
 def read_fields(model: type[Body], fields: Mapping[str, str]) -> Body:
@@ -91,12 +98,23 @@ def read_fields(model: type[Body], fields: Mapping[str, str]) -> Body:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise NotDrawnError(400, first_of(error)) from None
+        raise NotDrawnError(400, first_of(error, model)) from None
 
 
-def first_of(error: ValidationError) -> str:
+def _each_once(pairs: list[tuple[str, Any]]) -> None:
+    """Raises NotDrawnError for an object with a name that stands twice."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise NotDrawnError(400, f"body: the field {twice[:40]!r} stands twice; give it once")
+
+
+def first_of(error: ValidationError, model: type[BaseModel]) -> str:
     """One line: where, and what was expected."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part)[:40] for part in first["loc"])
     message = " ".join(first["msg"].split())[:300]
+    if first["type"] == "extra_forbidden":
+        hint = did_you_mean(where, model.model_fields)
+        return f"unknown field {where!r}; expected {', '.join(model.model_fields)}{hint}"
     return f"{where}: {message}" if where else f"body: {message}"

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.cli.arguments.conditions import given_conditions
+from pfdiff.cli.arguments.typed import as_typed
 from pfdiff.cli.arguments.values import seeds_from
 from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.contract.condition import Condition
@@ -47,9 +49,11 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # Before torch.
+SAMPLE = ["sample", "small.engine", "--nfe", "4", "-o", "x.npy"]
+PICTURE = [*SAMPLE, "--image"]
 EARLY: list[tuple[list[str], str]] = [
-    (["sample", "small.engine", "-o", "x.npy"], "choose one of 4, 6"),
-    (["sample", "small.engine", "--nfe", "5", "-o", "x.npy"], "this engine has 4, 6"),
+    (["sample", "small.engine", "-o", "x.npy"], "--nfe is missing and this engine has several; choose one of 4, 6"),
+    (["sample", "small.engine", "--nfe", "5", "-o", "x.npy"], "--nfe 5, this engine has 4, 6"),
     (["sample", "small.engine", "--nfe", "4", "--label", "bags", "-o", "x.npy"], "--label 'bags'"),
     (["sample", "small.engine", "--nfe", "4", "-o", "x.png"], "no pictures"),
     (["sample", "small.engine", "--nfe", "4", "--device", "gpu", "-o", "x.npy"], "device 'gpu', expected auto"),
@@ -66,6 +70,15 @@ EARLY: list[tuple[list[str], str]] = [
         ["sample", "small.engine", "--nfe", "4", "-o", "x.npy", "--strength-counts", "whole"],
         "--strength-counts w",
     ),
+    ([*PICTURE, "wide.png"], "--image: got uint8 [4, 5, 1], expected uint8 [16, 3, 5, 2] or floats [16, 2, 3, 5]"),
+    ([*PICTURE, "nan.npy"], "--image has NaN or infinite values"),
+    ([*PICTURE, "text.npy"], "--image 'text.npy' is damaged"),
+    ([*PICTURE, "fit.npy", "--mask", "wide.png"], "--mask: got uint8 [4, 5], expected [3, 5]"),
+    ([*PICTURE, "fit.npy", "--mask", "nan.npy"], "--mask has values outside 0 to 1"),
+    ([*PICTURE, "fit.npy", "--mask", "text.npy"], "--mask 'text.npy' is damaged"),
+    ([*SAMPLE, "--label", "3", "--label", "4"], "--label is given twice"),
+    ([*SAMPLE, "--lable", "3"], "did you mean --label?"),
+    ([*SAMPLE, "--backend", "openvin"], "did you mean openvino?"),
     (["compare", "small.engine", "--nfe", "4", "-o", "plot.jpg"], "ends in '.jpg'"),
     (["compare", "small.engine", "--nfe", "4", "--csv", "/proc/x.csv"], "cannot write /proc/x.csv"),
     (["generate", "small.engine", "--nfe", "5", "--count", "9", "-o", "run"], "this engine has 4, 6"),
@@ -76,6 +89,8 @@ EARLY: list[tuple[list[str], str]] = [
     (["compare", "small.engine", "--nfe", "4", "--clip", "x"], "--clip 'x': expected a number"),
     (["build", "net.py:f", "--nfe", "4", "--schedule", "linaer:9"], "unknown schedule"),
     (["build", "net.py:f", "--nfe", "4", "--solver", "ddmi"], "unknown solver 'ddmi'"),
+    (["build", "net.py:f", "--nfe", "4", "--solver", "eulr"], "did you mean euler?"),
+    (["build", "net.py:f", "--nfe", "4", "--schedule", "lineer:9"], "did you mean linear?"),
     (["build", "net.py:f", "--nfe", "4", "--data-range", "1,0"], "the smaller number first"),
 ]
 NOTHING_LOADED = """import json, sys
@@ -86,6 +101,10 @@ print(statuses, sorted({"torch", "onnx", "onnxruntime", "openvino"} & set(sys.mo
 
 def test_bad_arguments_are_refused_without_loading_a_library(engine: Path) -> None:
     """All in one process, in which torch would stay."""
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(engine.parent / "wide.png")
+    for name, value in {"fit.npy": 0, "nan.npy": np.nan}.items():
+        np.save(engine.parent / name, np.full((2, 3, 5), value, np.float32))
+    (engine.parent / "text.npy").write_text("text")
     words = json.dumps([words for words, _ in EARLY])
     code = [sys.executable, "-c", NOTHING_LOADED, words]
     done = subprocess.run(code, capture_output=True, text=True, cwd=engine.parent, check=True)
@@ -94,6 +113,37 @@ def test_bad_arguments_are_refused_without_loading_a_library(engine: Path) -> No
     assert len(lines) == len(EARLY)
     for (_, message), line in zip(EARLY, lines, strict=True):
         assert message in line
+
+
+def test_python_words_become_what_is_typed() -> None:
+    for message, typed in (
+        ("give schedule= (--schedule linear:1000)", "give --schedule linear:1000"),
+        ("describe it: conditions={'y': ...} (--condition y:dtype:shape)", "describe it: --condition y:dtype:shape"),
+        ("give schedule='edm' and prediction='x0'", "give --schedule edm and --prediction x0"),
+        ("correct shape=, output= or learned_sigma=", "correct --shape, --output or --learned-sigma"),
+        ("contract: time_scale -1.0, expected", "--time-scale -1.0, expected"),
+        ("check the weights and the time_scale", "check the weights and the --time-scale"),
+        ("nfe=5, this engine has 4", "--nfe 5, this engine has 4"),
+        ("unknown solver 'nfe=3'; known: ddim (for example pfdiff:k=2,l=1)",) * 2,
+        ("'time=net' at time 0, batch 1",) * 2,
+    ):
+        assert as_typed(message) == typed
+
+
+def test_a_picture_for_each_seed_is_given_to_its_own_batch(engine: Path) -> None:
+    """Of an engine of batch 8, nine pictures for nine seeds."""
+    pictures = np.random.default_rng(0).standard_normal((9, 2, 3, 5)).astype(np.float32)
+    masks = np.random.default_rng(1).integers(0, 2, (9, 3, 5)).astype(np.float32)
+    np.save("pictures.npy", pictures)
+    np.save("masks.npy", masks)
+    words = ["--image", "pictures.npy", "--mask", "masks.npy", "--seeds", "0-8"]
+    assert main([*SAMPLE, "--strength", "0.5", *words]) == 0
+    with pfdiff.load(engine) as loaded:
+        assert max(loaded.batch) < 9
+        for seed in (0, 7, 8):
+            given = {"image": pictures[seed], "mask": masks[seed], "strength": 0.5}
+            alone = loaded.sample(seeds=[seed], nfe=4, **given)
+            np.testing.assert_array_equal(np.load("x.npy")[seed], alone[0].numpy())
 
 
 # Conditions.
@@ -328,9 +378,12 @@ def test_a_time_map_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["w.safetensors"], "weights alone hold no network; give FILE.py:FACTORY"),
         (["w.pt"], "weights alone hold no network; give FILE.py:FACTORY"),
         (["fashoin"], "did you mean 'fashion'?"),
+        (["stable-diffusion"], "no file or folder of this name is here; expected a path ending in .onnx"),
+        (["fashion", "--guidance", "lable=10"], "did you mean label?"),
+        (["fashion", "--guidance", "clasifier=fashion"], "did you mean classifier?"),
         (["fashion.engine"], "engine 'fashion.engine' does not exist; give a directory that 'pfdiff build' wrote"),
         (["fashion", "--prediction", "epsiln"], "did you mean epsilon?"),
-        (["fashion", "--time-map", "2*u"], "time_map '2*u'"),
+        (["fashion", "--time-map", "2*u"], "--time-map '2*u'"),
     ],
 )
 def test_what_is_often_tried_is_answered(capfd: pytest.CaptureFixture[str], words: list[str], message: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import pfdiff
 from pfdiff.cli import main
+from pfdiff.cli.output.figures import as_name, narrow
 from pfdiff.engine.api import Engine
 
 NETWORK = """
@@ -65,3 +66,22 @@ def test_a_large_engine_is_not_loaded_on_a_cpu(
     words = ["--nfe", "2", "--shape", "1x4x4", "--schedule", "linear:1000", "--prediction", "eps", "--solver", "ddim"]
     assert main(["build", "net.py:load", *words, "--device", "cpu", "-o", "net.engine"]) == 0
     assert calls == [tmp_path.resolve() / "net.engine"] * opened
+
+
+def test_a_choice_of_samplers_fits_80_columns() -> None:
+    line = (
+        "sampler by measurement (600 calls, 64 seeds, 12.3 s): NFE 4 pfdiff:k=2,l=1 on karras in eps, "
+        "NFE 8 ipndm:order=2 on trailing in x0 (grid diffusers keeps the scheduler's own times); "
+        "pfdiff tune may find a better one in about 25,000 evaluations for each NFE"
+    )
+    assert narrow(line).splitlines() == [
+        "sampler by measurement (600 calls, 64 seeds, 12.3 s): NFE 4 pfdiff:k=2,l=1 on",
+        "  karras in eps, NFE 8 ipndm:order=2 on trailing in x0",
+        "  grid diffusers keeps the scheduler's own times",
+        "  pfdiff tune may find a better one in about 25,000 evaluations for each NFE",
+    ]
+    assert narrow("int8: 2 layers") == "int8: 2 layers"
+
+
+def test_names_are_shown_on_one_line_without_what_a_terminal_obeys() -> None:
+    assert as_name("a\x1b[31m\nb.npy") == "a\\x1b[31m\\nb.npy"

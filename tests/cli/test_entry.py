@@ -405,3 +405,13 @@ def test_a_build_that_stops_half_way_leaves_the_former_engine(
     assert line in shown.err
     after = {name: data for name, data in content(work).items() if "__pycache__" not in name}
     assert after == before
+
+
+def test_a_deleted_directory_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["info", "x.engine"]) == 2
+    assert capsys.readouterr().err == "pfdiff: the current directory was deleted; change to another one\n"

@@ -49,7 +49,7 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
     [
         (["--load", "1"], "--load is of --loop"),
         (["--loop", "50Hz", "--batch", "4"], "leave --batch out"),
-        (["--loop", "50Hz", "--nfe", "7"], "nfe=7"),
+        (["--loop", "50Hz", "--nfe", "7"], "--nfe 7"),
         (["--loop", ""], "--loop '', expected calls a second"),
         (["--loop", "50Hz", "--seconds", "0"], "a time of at least one tick"),
         (["--loop", "50Hz", "--seconds", "-1"], "a time of at least one tick"),

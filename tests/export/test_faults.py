@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,28 @@ class InPlace(nn.Module):
     def forward(self, x, t):
         x *= 0.9
         return x
+class Halved(nn.Module):
+    def forward(self, x, t):
+        t /= 2
+        return x * t.reshape(-1, 1, 1, 1)
+class Random(nn.Module):
+    def forward(self, x, t):
+        return x + torch.randn_like(x)
+class Raises(nn.Module):
+    def forward(self, x, t):
+        raise KeyError("two\\nlines")
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(Plain())
+def function():
+    return lambda x, t: x
+def weights():
+    return Plain().state_dict()
+def nothing():
+    return None
+def fails():
+    raise RuntimeError("two\\nlines")
 def traced():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated
@@ -50,6 +73,14 @@ def traced():
         ("traced", "it is TorchScript"),
         ("Branch", "cannot be exported to ONNX"),
         ("InPlace", "forward writes to its input x"),
+        ("Halved", "forward writes to its input t"),
+        ("Random", "forward must not turn tensors into Python numbers or draw random ones"),
+        ("Raises", "forward failed with x [2, 1, 8, 8], t [2]"),
+        ("scripted", "it is TorchScript"),
+        ("function", "function() returned function, expected an nn.Module"),
+        ("weights", "weights() returned OrderedDict, expected an nn.Module"),
+        ("nothing", "nothing() returned NoneType, expected an nn.Module"),
+        ("fails", "fails() failed (RuntimeError: two); it is called without arguments"),
     ],
 )
 def test_a_module_that_cannot_be_exported_is_one_line(
@@ -65,12 +96,35 @@ def test_a_module_that_cannot_be_exported_is_one_line(
     assert not (tmp_path / "x.engine").exists()
 
 
-def test_a_shape_of_one_number() -> None:
-    class Line(nn.Module):
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            return x * 0.5
+class Line(nn.Module):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * 0.5
 
-    assert Network(Line(), shape=2, **WORDS).contract.shape == (2,)
+
+def test_a_shape_of_one_number() -> None:
+    for shape in (2, np.int64(2), torch.tensor(2), [2], torch.Size([2])):
+        assert Network(Line(), shape=shape, **WORDS).contract.shape == (2,)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("shape", 2.5, "shape 2.5, expected one sample's sizes"),
+        ("shape", "1x8x8", "shape '1x8x8', expected one sample's sizes"),
+        ("shape", {"a": 1}, "expected one sample's sizes"),
+        ("prediction", 3, "prediction: got int, expected a text"),
+        ("schedule", 3, "schedule: got int, expected a text"),
+        ("time_map", 3, "time_map: got int, expected a text"),
+        ("conditions", "label", "conditions: got str, expected values by the names"),
+        ("example", [1], "example: got list, expected values by the names"),
+        ("prediction", "score", "a score is -eps / sigma"),
+        ("prediction", "x_start", "did you mean x0?"),
+    ],
+)
+def test_options_of_another_type_are_one_line(option: str, value: Any, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Network(Line(), **{"shape": SHAPE, **WORDS, option: value})
+    assert said in str(caught.value)
 
 
 def test_a_denoiser_taken_for_raw_edm_is_told(tmp_path: Path) -> None:
@@ -85,14 +139,47 @@ def test_a_denoiser_taken_for_raw_edm_is_told(tmp_path: Path) -> None:
         network.write(tmp_path)
 
 
-def test_a_graph_that_is_nan_where_its_source_is_not_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fine(nn.Module):
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            return x * 0.5
+class Masked(nn.Module):
+    """Attention in which the first row sees nothing: zeros in PyTorch, 0 / 0 in ONNX's softmax."""
 
-    monkeypatch.setattr("pfdiff.export.check.OnnxRun.__call__", lambda self, values: values[0] * np.float32("nan"))
-    with pytest.raises(InputError, match=r"the exported fp32 graph returns NaN.*its source is finite there"):
-        Network(Fine(), shape=SHAPE, **WORDS).write(tmp_path)
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        rows = x.flatten(2)
+        hidden = torch.zeros(8, 8, dtype=x.dtype).masked_fill(torch.arange(8)[:, None] == 0, float("-inf"))
+        return torch.nn.functional.scaled_dot_product_attention(
+            *(rows.reshape(-1, 1, 8, 8),) * 3, attn_mask=hidden
+        ).reshape(x.shape)
+
+
+class Softplus(nn.Module):
+    """log(exp(100 x) + 1), which ONNX computes as it is written, and PyTorch without the large power."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.logaddexp(x * 100, torch.zeros_like(x)) * 0.01
+
+
+class Sum(nn.Module):
+    """A sum of 64 numbers, which ends above 65,504."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x + (x.abs() * 4000).sum((1, 2, 3), keepdim=True) * 1e-6
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("module", [Masked, Softplus])
+def test_a_graph_that_is_nan_where_its_source_is_not_is_told(
+    module: type[nn.Module], precision: str, tmp_path: Path
+) -> None:
+    says = rf"the source is finite, the exported {precision} graph is not: NaN or infinity .*write that part of forward"
+    with pytest.raises(InputError, match=says):
+        Network(module(), shape=SHAPE, **WORDS).write(tmp_path, precision)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_source_that_is_too_large_for_a_precision_is_told(tmp_path: Path) -> None:
+    network = Network(Sum(), shape=SHAPE, **WORDS)
+    network.write(tmp_path)
+    with pytest.raises(InputError, match=r"PyTorch at fp16 returns NaN or infinity.*build with bf16 or fp32$"):
+        network.write(tmp_path, "fp16")
 
 
 @pytest.mark.parametrize(
@@ -101,10 +188,17 @@ def test_a_graph_that_is_nan_where_its_source_is_not_is_told(tmp_path: Path, mon
         ("weights.safetensors", "file.py:factory"),
         ("weights.pt", "file.py:factory"),
         ("fasion", "did you mean fashion"),
+        ("", "network '': expected a path"),
+        ("nets.py", "nets.py:factory"),
+        ("nets.py:Plian", "did you mean Plain?"),
     ],
 )
-def test_a_network_by_a_name_that_is_none(text: str, said: str) -> None:
-    with pytest.raises(InputError, match=said) as caught:
+def test_a_network_by_a_name_that_is_none(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(FACTORIES)
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
         Network(text, **WORDS)
     assert "\n" not in str(caught.value)
 

@@ -358,9 +358,22 @@ def test_the_number_of_steps_is_a_whole_number_of_any_type() -> None:
     expected = times_of(ours, 5)
     for steps in (5.0, torch.tensor(5), np.int64(5)):
         assert times_of(ours, steps) == expected
-    for steps in ("5", 0, 2.5, torch.ones(2), float("nan")):
+    for steps in ("5", 0, 2.5, torch.ones(2), float("nan"), float("inf"), None, True, np.True_, torch.tensor(True)):
         with pytest.raises(InputError, match="num_inference_steps"):
             ours.set_timesteps(steps)
+
+
+@pytest.mark.parametrize("length", [0, -3, 1, 1.5, True, "1000", float("nan"), float("inf")])
+def test_the_number_of_trained_times_is_a_whole_number(length: Any) -> None:
+    with pytest.raises(InputError, match=r"num_train_timesteps .*, expected a whole number of at least 2"):
+        named("DDIM", num_train_timesteps=length)
+
+
+def test_an_unknown_grid_is_told_what_there_is() -> None:
+    ours = named("DDIM")
+    ours = pfdiff.PFDiffScheduler.from_config(ours.config, grid="trailling")
+    with pytest.raises(InputError, match=r"known: uniform, .*, or diffusers where .*; did you mean trailing\?"):
+        ours.set_timesteps(4)
 
 
 def test_other_schedulers_read_what_ours_saves(tmp_path: Path) -> None:

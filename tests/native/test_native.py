@@ -312,7 +312,10 @@ def sealed(manifest: dict) -> dict:
     [
         (["--nfe", "7"], "no program of NFE 7; it has 8"),
         (["--seeds", "5-3"], "runs backwards"),
-        (["--seeds", "x"], "expected a number"),
+        (["--seeds", "x"], "'x' is no seed; expected integers and ranges such as 0-15"),
+        (["--seeds", "-1"], "'-1' is no seed; expected integers and ranges such as 0-15"),
+        (["--seeds", "3,"], "'' is no seed"),
+        (["--seeds", "1-2-3"], "expected a number"),
         (["--network", "none"], "is not built in"),
         (["--threads", "0"], "expected 1..1024"),
         (["--frobnicate"], "unknown option '--frobnicate'"),

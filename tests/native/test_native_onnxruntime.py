@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +169,8 @@ def test_conditions_are_arrays(built: Path, tmp_path: Path, mock: Callable[[int]
         lines = [one for one in said.splitlines() if not one.startswith("mock: ")]
         assert len(lines) == bool(words)
         assert words in "".join(lines)
+    needed = replace(CONTRACT, conditions=tuple(replace(one, default=None) for one in CONTRACT.conditions))
+    write_manifest(Artifact(engine, needed, (1, 4), "fp32", {5: program}, {}, records_of(engine)))
+    words = ("--network", "onnxruntime", "--condition", "label=3", "-o", tmp_path / "y.npy")
+    said = run(built / "pfdiff-run", engine, *words, env=place, status=2)
+    assert "pfdiff-run: condition 'shift' is missing; give --condition shift=FILE.npy" in said

@@ -18,7 +18,7 @@ from pfdiff.engine.artifact import read_artifact, records_of, write_manifest
 from pfdiff.engine.contract.contract import DecoderContract
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.loop import make_tables
-from pfdiff.engine.runtime.pictures.masked import Masked, check_mask
+from pfdiff.engine.runtime.pictures.masked import Masked, mask_of
 from pfdiff.engine.runtime.pictures.picture_start import PictureStart, program_of
 from pfdiff.engine.runtime.session import Session
 
@@ -90,7 +90,7 @@ def test_the_same_bits_as_in_python(
         z = PictureStart(artifact, cast(Any, None)).noise(x_0, z, tables)
     masked = None
     if mask:
-        given = check_mask(np.load(folder / f"{mask}.npy"), SHAPE, artifact.contract, len(SEEDS))
+        given = mask_of(np.load(folder / f"{mask}.npy"), SHAPE, artifact.contract, len(SEEDS))
         masked = Masked(x_0, given.expand(len(SEEDS), -1))
     session = Session(Direct(lambda x, t: x / 2), artifact.contract, (1, 4))
     expected = session.run(tables, Inputs(None, z, (), masked=masked)).numpy()
@@ -198,6 +198,6 @@ def test_a_start_as_diffusers_counts(folder: Path, capsys: pytest.CaptureFixture
     path = start_of(folder, 0.5, strength_counts="whole")
     assert json.loads(path.read_text())["program"]["nfe"] == 3
     assert main(["table", "export", str(folder / "some.engine"), "--strength", "2", "-o", str(path)]) == 2
-    assert "strength=2.0, expected a number above 0 and at most 1" in capsys.readouterr().err
+    assert "--strength 2.0, expected a number above 0 and at most 1" in capsys.readouterr().err
     assert main(["table", "import", str(path), str(folder / "some.engine")]) == 2
     assert "format 'pfdiff-start 1', expected 'pfdiff-table 1'" in capsys.readouterr().err

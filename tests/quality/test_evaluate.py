@@ -248,7 +248,7 @@ BAD = {
     "features of other pictures": (["tiny.engine", "--nfe", "4", "--features", "fashion"], "take pictures of 28x28x1"),
     "an engine's options for files": (["real.npz", "--nfe", "4", "--features", "judge.py:both"], "leave them out"),
     "which NFE": (["tiny.engine", "--features", "judge.py:both"], "nfe is missing and this engine has several"),
-    "one sample": (["tiny.engine", "--nfe", "4", "--count", "1", "--features", "judge.py:both"], "count=1, expected"),
+    "one sample": (["tiny.engine", "--nfe", "4", "--count", "1", "--features", "judge.py:both"], "--count 1, expected"),
     "three": (["tiny.engine", "--nfe", "4", "--count", "3", "--features", "judge.py:both"], "expected more than 3"),
     "scale": (["real.npz", "--features", "judge.py:both", "--scale", "1"], "--scale '1': expected two numbers"),
     "condition": (["tiny.engine", "--nfe", "4", "--features", "judge.py:both", "--style", "3"], "unknown argument"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 import pfdiff
 from pfdiff.quality.comparison import Comparison, Point
+from pfdiff.quality.criteria.error import doubt_of_range
 from pfdiff.quality.ranking import Ranked, Ranking, error_text
+from pfdiff.quality.sampling.budget import Budget
 from pfdiff.quality.sampling.reference import Reference
 
 
@@ -27,11 +31,12 @@ def test_a_ranking_prints_as_a_table_without_gaps() -> None:
     lines = str(ranking()).splitlines()
     assert lines[0] == "NFE 4: RMS distance, 16 calibration and 32 held-out seeds"
     assert lines[1].split() == ["rank", "solver", "grid", "basis", "start", "error", "held", "out"]
-    rows = [line.split() for line in lines[2:]]
+    rows = [line.split() for line in lines[2:-1]]
     assert [row[0] for row in rows] == [*(str(rank) for rank in range(1, 11)), "79"]  # the last is the best DDIM
     assert rows[0] == ["1", "pfdiff:k=2,l=1,name=0", "uniform", "eps", "58", "0.0100", "0.0050"]
     assert rows[1][2:5] == ["5", "given", "times"]
     assert rows[-1][1] == "ddim"
+    assert lines[-1] == "held out: only the best on the calibration seeds are judged on them, 6 here"
     assert max(map(len, lines)) <= 80
 
 
@@ -87,3 +92,22 @@ def test_a_comparison_prints_as_one_line_and_as_a_table() -> None:
 
 def test_small_errors_keep_their_digits() -> None:
     assert [error_text(one) for one in (None, 0.12345, 0.00012345)] == ["", "0.1235", "1.2e-04"]
+
+
+def test_empty_held_out_cells_and_a_doubt_are_explained() -> None:
+    found = ranking(1)
+    assert [one.held_out_error is None for _, one in found.shown()] == [False, True]
+    assert found.held_out_note == "held out: only the best on the calibration seeds are judged on them, 1 here"
+    found.doubt = doubt_of_range(np.array([[3.0, 4.0, -2.0, 0.0]]), (-1.0, 1.0))
+    assert found.doubt is None
+    found.doubt = doubt_of_range(np.array([[3.0, 4.0, -2.0, 7.0]]), (-1.0, 1.0))
+    assert found.doubt is not None
+    assert found.doubt.startswith("100 % of the reference's values lie outside of the data's range -1..1")
+    assert str(found).splitlines()[-2:] == [found.held_out_note, found.doubt]
+
+
+def test_a_budget_in_seconds_pays_for_what_is_left_when_evaluations_begin() -> None:
+    budget = Budget(seconds=10.0)
+    budget.assumed = 100.0
+    budget.start -= 6.0
+    assert 390 <= budget.affords() <= 400

@@ -160,7 +160,7 @@ GOOD = {"image": png(SHIRT)}
         (GOOD, {"strength": "nan"}, "strength: Input should be"),
         (GOOD, {"strength_counts": "all"}, "strength_counts: Input should be 'part' or 'whole'"),
         (GOOD, {"seed": "many"}, "seed: Input should be a valid integer"),
-        (GOOD, {"path": "/etc/passwd"}, "path: Extra inputs are not permitted"),
+        (GOOD, {"path": "/etc/passwd"}, "unknown field 'path'; expected model"),
         (GOOD, {"image": "/etc/passwd"}, "image: got several, expected one"),
         (GOOD, {"size": "512x512"}, "size '512x512', this engine draws 6x8"),
         (GOOD, {"prompt": "a boat"}, "engine 'shade' takes no prompt"),

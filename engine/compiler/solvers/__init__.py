@@ -37,7 +37,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 
-from ...errors import InputError
+from ...errors import InputError, did_you_mean
 from .abstract import Solver
 from .ddim import CLIPPED, Ddim
 from .deis import Deis
@@ -171,7 +171,8 @@ def parse_solver(text: str) -> Solver:
     """A solver from its string. Raises InputError naming what is known."""
     name, _, query = text.partition(":")
     if name not in SOLVERS:
-        raise InputError(f"unknown solver {text!r}; known: {', '.join(SOLVERS)} (for example pfdiff:k=2,l=1)")
+        hint = did_you_mean(name, SOLVERS)
+        raise InputError(f"unknown solver {text!r}; known: {', '.join(SOLVERS)} (for example pfdiff:k=2,l=1){hint}")
     make, known = SOLVERS[name]
     options: Options = {}
     for part in filter(None, query.split(",")):
@@ -179,7 +180,7 @@ def parse_solver(text: str) -> Solver:
         key, value = (key.strip(), value.strip()) if equals else ("", key.strip())
         if key not in known:
             takes = ", ".join(k or "a variant" for k in known) or "no options"
-            raise InputError(f"solver {text!r}: unexpected {part!r}; {name} takes {takes}")
+            raise InputError(f"solver {text!r}: unexpected {part!r}; {name} takes {takes}{did_you_mean(key, known)}")
         if key in options:
             raise InputError(f"solver {text!r}: {key or 'the variant'} is given twice")
         options[key] = value

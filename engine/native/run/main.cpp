@@ -46,6 +46,18 @@ Sampler cpu_sampler(const pfd_program_t* program, pfd_network_t network, std::sh
     };
 }
 
+// Throws for a condition without a default and without a value. Networks notice it too, in the midst of sampling.
+void check_conditions(const pfd_engine_t* engine, const pfd_contract_view_t& contract, const Options& options) {
+    for (std::size_t i = 0; i < contract.condition_count; ++i) {
+        pfd_condition_view_t view{};
+        view.struct_size = sizeof view;
+        check(pfd_condition(engine, i, &view));
+        if (view.has_default == 0 && !options.conditions.contains(view.name))
+            throw input_error("condition " + quoted(view.name) + " is missing; give --condition " + view.name + "=" +
+                              (view.rank == 0 ? "VALUE" : "FILE.npy"));
+    }
+}
+
 #ifdef PFD_WITH_ONNXRUNTIME
 // Of the conditions that have a row for each seed: their elements a sample. Throws for another number of numbers.
 std::map<std::string, std::int64_t> conditions_by_seed(const pfd_engine_t* engine, const pfd_contract_view_t& contract,
@@ -156,6 +168,7 @@ void run(const Options& options) {
     pfd_contract_view_t contract{};
     contract.struct_size = sizeof contract;
     check(pfd_contract(engine.get(), &contract));
+    if (options.network != "gaussian") check_conditions(engine.get(), contract, options);
     std::unique_ptr<const Start> start;
     if (!options.start.empty()) start = std::make_unique<Start>(read_start(engine.get(), contract, options));
     if (start != nullptr && options.nfe != 0 && options.nfe != start->program.nfe)

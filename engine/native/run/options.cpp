@@ -48,6 +48,9 @@ std::vector<std::uint64_t> parse_seeds(const std::string& text) {
         const auto end = std::min(text.find(',', start), text.size());
         const auto part = text.substr(start, end - start);
         const auto dash = part.find('-');
+        if (part.empty() || dash == 0 || part.find_first_not_of("0123456789-") != std::string::npos)
+            throw input_error("--seeds " + quoted(text) + ": " + quoted(part) +
+                              " is no seed; expected integers and ranges such as 0-15 or 3,8,20-29");
         const auto first = parse_number<std::uint64_t>(part.substr(0, dash), "--seeds");
         const auto last =
             dash == std::string::npos ? first : parse_number<std::uint64_t>(part.substr(dash + 1), "--seeds");

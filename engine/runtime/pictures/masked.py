@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ...compiler.program import Program
 from ...compiler.schedule import parse_schedule
 from ...contract.contract import Contract
+from ...contract.pictures import check_mask
 from ...errors import InputError
 
 HALF = 128  # of 255: where a pixel of a mask counts as white
@@ -55,7 +56,7 @@ def known_factors(program: Program, *, mixed: bool = False) -> NDArray[np.float6
     return np.stack([a, b], axis=1)
 
 
-def check_mask(mask: Any, shown: tuple[int, ...], contract: Contract, count: int) -> torch.Tensor:
+def mask_of(mask: Any, shown: tuple[int, ...], contract: Contract, count: int) -> torch.Tensor:
     """uint8 [n or 1, elements] of ones and zeros on the host, from a mask of a picture or of samples.
 
     shown: the picture's shape, [C, H, W]; samples are of contract.shape. What is at least one half is drawn anew.
@@ -65,25 +66,13 @@ def check_mask(mask: Any, shown: tuple[int, ...], contract: Contract, count: int
         given = mask.detach().cpu() if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
     except (TypeError, ValueError):
         raise InputError(f"mask of type {type(mask).__name__}, expected an array [H, W] of ones and zeros") from None
+    size = check_mask(given, shown, contract, count)
     white = _white(given)
-    plane = len(contract.shape) == 3
-    for size in (shown[1:], contract.shape[1:]) if plane else (contract.shape,):
-        rows = white[None] if tuple(white.shape) == size else white
-        if tuple(rows.shape[1:]) == size and len(rows) in (1, count):
-            if plane:
-                small = torch.nn.functional.interpolate(rows[:, None].float(), size=contract.shape[1:])
-                rows = small.expand(-1, contract.shape[0], -1, -1)
-            return rows.reshape(len(rows), math.prod(contract.shape)).to(torch.uint8).contiguous()
-    size = list(shown[1:] if plane else contract.shape)
-    latent = f", {list(contract.shape[1:])} of latents" if plane and shown[1:] != contract.shape[1:] else ""
-    dtype = str(given.dtype).removeprefix("torch.")
-    remedy = f"resize it to {size[1]} x {size[0]} pixels" if plane else "give one of that shape"
-    if list(given.shape[1:]) == size:
-        remedy = f"give 1 or {count}" if count > 1 else "give 1"
-    raise InputError(
-        f"mask: got {dtype} {list(given.shape)}, expected {size}{latent}, or one for each sample, {[count, *size]}; "
-        f"{remedy}"
-    )
+    rows = white[None] if tuple(white.shape) == size else white
+    if len(contract.shape) == 3:
+        small = torch.nn.functional.interpolate(rows[:, None].float(), size=contract.shape[1:])
+        rows = small.expand(-1, contract.shape[0], -1, -1)
+    return rows.reshape(len(rows), math.prod(contract.shape)).to(torch.uint8).contiguous()
 
 
 def _white(given: torch.Tensor) -> torch.Tensor:
@@ -91,12 +80,6 @@ def _white(given: torch.Tensor) -> torch.Tensor:
     if given.dtype == torch.bool:
         return given
     if given.is_floating_point():
-        if not bool(torch.isfinite(given).all()) or (given.numel() and not 0 <= given.min() <= given.max() <= 1):
-            raise InputError("mask has values outside 0 to 1, expected 1 where is drawn anew and 0 elsewhere")
         return given >= 0.5
-    if given.is_complex():
-        raise InputError("mask of complex numbers, expected 1 where is drawn anew and 0 elsewhere")
-    low, high = (int(given.min()), int(given.max())) if given.numel() else (0, 0)
-    if low < 0 or high > (255 if given.dtype == torch.uint8 else 1):
-        raise InputError(f"mask has values {low} to {high}, expected 0 and 1, or uint8 0 to 255")
+    high = int(given.max()) if given.numel() else 0
     return given >= (HALF if high > 1 else 1)

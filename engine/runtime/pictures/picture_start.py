@@ -23,22 +23,17 @@ from ...backends.choose import Beside
 from ...compiler.part import last_part
 from ...compiler.program import Program
 from ...compiler.schedule import parse_schedule
-from ...contract.condition import INPAINT_MASK, INPAINTING, MASKED_IMAGE
+from ...contract.condition import INPAINT_MASK, MASKED_IMAGE
 from ...contract.contract import Contract
+from ...contract.pictures import check_picture, inpaints, is_pixels
 from ...errors import InputError
 from ..asked import Asked
 from ..later import LaterNetwork
 from ..loop import Tables, make_tables
-from .masked import Masked, check_mask
+from .masked import Masked, mask_of
 
 LARGEST_CACHE = 16
 COUNTS = ("part", "whole")
-FAR = 5.0  # widths of the data's range: no sample is so far from its middle, and floats in 0..255 are
-
-
-def inpaints(contract: Contract) -> bool:
-    """Whether the network takes mask and masked picture as conditions."""
-    return all(any(one.name == name for one in contract.conditions) for name in INPAINTING)
 
 
 def check_strength(strength: float, count: str) -> None:
@@ -99,7 +94,7 @@ class PictureStart:
         image = self._picture(asked.image, count)
         x_0, masked, conditions = self._samples(image), None, {}
         if asked.mask is not None:
-            mask = check_mask(asked.mask, self.shown, self._artifact.contract, count)
+            mask = mask_of(asked.mask, self.shown, self._artifact.contract, count)
             if inpaints(self._artifact.contract):
                 conditions = self._inpainted(image, asked.mask, mask, count)
             else:
@@ -117,7 +112,7 @@ class PictureStart:
                 f"image: got latents {list(image.shape[1:])}, expected pixels {list(self.shown)}: this network takes "
                 "the picture without what the mask covers, which is encoded anew"
             )
-        whole = check_mask(mask, self.shown, replace(self._artifact.contract, shape=self.shown), count)
+        whole = mask_of(mask, self.shown, replace(self._artifact.contract, shape=self.shown), count)
         kept = image * (whole.reshape(-1, *self.shown) == 0).to(image.device)
         latents = self.encoded(kept) if self._artifact.image_encoder else kept
         anew = small.reshape(-1, *self._artifact.contract.shape)[:, :1].float()
@@ -135,25 +130,16 @@ class PictureStart:
     @property
     def shown(self) -> tuple[int, ...]:
         """The shape of a picture: what the image encoder takes, or a sample's own."""
-        encoder = self._artifact.image_encoder
-        return encoder.shape if encoder else self._artifact.contract.shape
+        return self._artifact.pictures.shape
 
     def _picture(self, image: Any, count: int) -> torch.Tensor:
         """Floats [n or 1, ..]: pixels in the data's range, or samples. Raises InputError."""
         contract, shown = self._artifact.contract, self.shown
         given = image.detach() if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
-        if given.dtype == torch.uint8 and len(shown) == 3:
-            given = _from_pixels(given, shown, contract)
-        kinds = {"pixels": shown, "a sample": contract.shape}
-        for shape in kinds.values():
-            rows = given[None] if tuple(given.shape) == shape else given
-            if tuple(rows.shape[1:]) == shape and given.is_floating_point() and len(rows) in (1, count):
-                if not bool(torch.isfinite(rows).all()):
-                    raise InputError("image has NaN or infinite values, expected finite ones")
-                if shape == shown and len(shown) == 3:
-                    _check_range(rows, contract.data_range)
-                return rows
-        raise InputError(_misfit(given, shown, contract, self._artifact.image_encoder is not None, count))
+        check_picture(given, self._artifact.pictures, count)
+        if is_pixels(given, shown):
+            given = _from_pixels(given, contract)
+        return given[None] if tuple(given.shape) in (shown, contract.shape) else given
 
     def _samples(self, rows: torch.Tensor) -> torch.Tensor:
         """x_0 float32 [n or 1, elements] on the engine's device, of what `_picture` gives."""
@@ -166,39 +152,7 @@ class PictureStart:
         self.encoded.close()
 
 
-def _check_range(rows: torch.Tensor, data_range: tuple[float, float]) -> None:
-    """Refuses floats in 0..255; what overshoots the data's range is left as it is. Raises InputError."""
-    low, high = data_range
-    if bool(((rows - (low + high) / 2).abs() > FAR * (high - low)).any()):
-        raise InputError(
-            f"image: got floats in {float(rows.min()):.4g}..{float(rows.max()):.4g}, expected samples in "
-            f"{low:g}..{high:g}; scale them, or give pixels as uint8"
-        )
-
-
-def _from_pixels(given: torch.Tensor, shape: tuple[int, ...], contract: Contract) -> torch.Tensor:
-    """uint8 [n, H, W, C] or [H, W, C] as floats [.., C, H, W] in the data's range; other shapes as they are."""
-    channels, height, width = shape
-    if tuple(given.shape[-3:]) != (height, width, channels):
-        return given
+def _from_pixels(given: torch.Tensor, contract: Contract) -> torch.Tensor:
+    """uint8 [.., H, W, C] as floats [.., C, H, W] in the data's range."""
     low, high = contract.data_range
     return given.movedim(-1, -3).float() / 255 * (high - low) + low
-
-
-def _misfit(given: torch.Tensor, shown: tuple[int, ...], contract: Contract, encoded: bool, count: int) -> str:
-    floats = f"floats [{count}, {', '.join(map(str, shown))}] in {list(contract.data_range)}"
-    pixels = f"uint8 [{count}, {shown[1]}, {shown[2]}, {shown[0]}] or " if len(shown) == 3 else ""
-    latent = f", or latents {[count, *contract.shape]}" if encoded else ""
-    dtype = str(given.dtype).removeprefix("torch.")
-    got = f"image: got {dtype} {list(given.shape)}, expected {pixels}{floats}{latent}, or one for all samples"
-    return f"{got}; {_remedy(tuple(given.shape), shown, count)}" if len(shown) == 3 else got
-
-
-def _remedy(given: tuple[int, ...], shown: tuple[int, ...], count: int) -> str:
-    """What to do with pictures of that shape to have them [C, H, W]."""
-    channels, height, width = shown
-    if given[1:] in ((height, width, channels), shown):
-        return f"give 1 or {count}" if count > 1 else "give 1"
-    if given[-3:-1] == (height, width) or given[-2:] == (height, width):
-        return {1: "make it grey", 3: "make it RGB"}.get(channels, f"give {channels} channels")
-    return f"resize it to {width} x {height} pixels"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,25 @@ def test_what_was_not_written_here_is_left_alone(tmp_path: Path) -> None:
             export_triton(engine, out)
     with pytest.raises(InputError, match="nfe=5, this engine has 4, 6"):
         export_triton(engine, models, 5)
+
+
+def test_a_full_disk_leaves_the_repository_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for the first model's graph, and none for the second's."""
+    engine = write_engine(tmp_path / "small.engine").path
+    written, written_bytes = [], Path.write_bytes
+
+    def second_fails(path: Path, content: bytes) -> int:
+        written.append(path)
+        if len(written) % 2 == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return written_bytes(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", second_fails)
+    for repository in (tmp_path / "new" / "models", tmp_path / "old"):
+        with pytest.raises(InputError, match=f"cannot write '{repository}': No space left on device; nothing was"):
+            export_triton(engine, repository, check=False)
+        assert {one.name for one in tmp_path.iterdir()} == {"small.engine"}
+    assert len(written) == 4
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from pfdiff.export.network import Network
 from pfdiff.export.sources.module_call import Call, Normalised
-from pfdiff.export.sources.module_digest import content_digest, digest_name
+from pfdiff.export.sources.module_digest import _source, content_digest, digest_name
 from pfdiff.export.zoo.fashion import FashionUNet
 
 from ...small.modules import SHAPE, WORDS
@@ -180,3 +180,38 @@ def test_classes_of_ours_are_named_without_their_module(monkeypatch: pytest.Monk
     assert digest_name(Normalised) == "Normalised"
     assert digest_name(FashionUNet) == "pfdiff.export.zoo.fashion.FashionUNet"
     assert fashion == Network("fashion").digest
+
+
+def decorated(kind: type) -> type:
+    return kind
+
+
+class Outer:
+    @decorated
+    @decorated
+    class Inner:
+        """Nested, decorated, and with brackets over several lines."""
+
+        values = (
+            1,
+            2,
+        )  # and a comment
+
+    if hasattr(Path, "exists"):
+
+        class Conditional(Inner):
+            pass
+
+
+def made() -> type:
+    class Local(Outer):
+        async def later(self) -> None: ...
+
+    return Local
+
+
+def test_a_class_is_the_text_that_python_finds() -> None:
+    kinds = [Outer, Outer.Inner, Outer.Conditional, made(), Call, Normalised, FashionUNet, torch.nn.Conv2d, Path]
+    for kind in kinds:
+        assert _source(kind) == inspect.getsource(kind)
+    assert _source(int) == "builtins.int"

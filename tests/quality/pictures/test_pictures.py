@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,12 +114,15 @@ def test_a_bad_target_is_refused_before_sampling(tmp_path: Path, name: str, mess
         pictures.kind_of(tmp_path / name)
 
 
-def test_a_full_disk_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("said", [(28, "No space left on device"), ("6400 requested and 992 written",)])
+def test_a_full_disk_leaves_the_former_file(
+    said: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "x.npy"
     target.write_bytes(b"former")
 
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(*said)
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(InputError, match="No space left on device"):

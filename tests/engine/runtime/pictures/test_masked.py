@@ -23,7 +23,7 @@ from pfdiff.engine.runtime.draws import Draws
 from pfdiff.engine.runtime.inputs import Inputs
 from pfdiff.engine.runtime.loop import make_tables
 from pfdiff.engine.runtime.noise import noise
-from pfdiff.engine.runtime.pictures.masked import Masked, check_mask
+from pfdiff.engine.runtime.pictures.masked import Masked, mask_of
 from pfdiff.engine.runtime.session import Session
 
 from ....small.engine import CONTRACT, SHAPE, program, small, write_engine
@@ -254,13 +254,13 @@ def test_a_pictures_mask_becomes_that_of_its_latents() -> None:
     contract = replace(PLAIN, shape=(4, 2, 2))
     mask = np.zeros((4, 4), np.uint8)
     mask[0, 2], mask[2, 0], mask[3, 3] = 128, 127, 255
-    found = check_mask(mask, (3, 4, 4), contract, 1)
+    found = mask_of(mask, (3, 4, 4), contract, 1)
     assert found.dtype == torch.uint8
     assert found.view(4, 2, 2).tolist() == 4 * [[[0, 1], [0, 0]]]
-    ones = check_mask(torch.tensor([[1, 0], [0, 1]], dtype=torch.uint8), (3, 4, 4), contract, 1)
+    ones = mask_of(torch.tensor([[1, 0], [0, 1]], dtype=torch.uint8), (3, 4, 4), contract, 1)
     assert ones.view(4, 2, 2)[0].tolist() == [[1, 0], [0, 1]]
     with pytest.raises(pfdiff.InputError, match=r"expected \[4, 4\], \[2, 2\] of latents, or one"):
-        check_mask(np.ones((3, 3)), (3, 4, 4), contract, 1)
+        mask_of(np.ones((3, 3)), (3, 4, 4), contract, 1)
 
 
 def test_a_network_may_have_a_condition_of_that_name(tmp_path: Path) -> None:
