@@ -81,13 +81,15 @@ def print_evaluation(report: Evaluation) -> None:
         print(f"{as_name(source)}: {solver}{drawn['nfe']} evaluations, seeds {drawn['seeds']}")
     else:
         print(as_name(source))
-    print(f"{report.samples} samples, {report.real} real pictures of {report.reference}")
+    print(f"{report.samples} samples, {report.real} pictures of the reference {report.reference}")
     called = "" if report.names[0] == "FID" else "; so not FID"
     print(f"features {report.extractor}, SHA-256 {report.extractor_digest[:12]}{called}\n")
-    rows = [(report.names[0], f"{report.distance:.4f}")]
+    rows = [(report.names[0], f"{report.distance:z.4f}")]
     if report.spatial_distance is not None:
-        rows.append((report.names[1], f"{report.spatial_distance:.4f}"))
-    rows.append((report.names[2], f"{report.kernel_distance:.6f} ± {report.kernel_spread:.6f}"))
+        rows.append((report.names[1], f"{report.spatial_distance:z.4f}"))
+    spread = f"{report.kernel_spread:.6f}"  # none where every subset is all of both sets
+    spread = f" ± {spread}" if float(spread) else ""
+    rows.append((report.names[2], f"{report.kernel_distance:z.6f}{spread}"))
     rows.append(("precision", f"{report.precision:.4f}"))
     rows.append(("recall", f"{report.recall:.4f}, both of {report.compared} pictures each"))
     for name, value in rows:

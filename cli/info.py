@@ -217,6 +217,10 @@ def _precision(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         parts |= record.get("text_encoders") or {}
         rows += [(f"{name} holds", _inside(part)) for name, part in parts.items() if isinstance(part, dict)]
     if isinstance(choice := provenance.get("precision_choice"), dict):
+        added = choice.get("added", {}).get(choice.get("chosen"), {})
+        if not rows and any(added.values()):  # of a module in fp16 or bf16 there is no other record
+            errors = (f"NFE {nfe} {error:.2g}" for nfe, error in added.items())
+            rows.append(("added to samples", f"RMS {', '.join(errors)}"))
         times = (f"{name} {ms:.3g} ms" for name, ms in choice.get("milliseconds", {}).items())
         rows.append(("precision chosen", f"of {', '.join(times)} a sample"))
     return rows

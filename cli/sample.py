@@ -13,8 +13,6 @@ Out = Annotated[
     str, typer.Option("--out", "-o", help=".png (one sheet), .mp4, .npy, .npz, or a folder of PNGs, or frames.")
 ]
 Seeds = Annotated[str, typer.Option("--seeds", help="One image each: 0-15, or 0,3,7.")]
-PromptOption = Annotated[str | None, typer.Option("--prompt", help="Of engines with text encoders.")]
-NegativePrompt = Annotated[str | None, typer.Option("--negative-prompt", help="What guidance leads away from.")]
 Image = Annotated[str | None, options.valued("FILE", "--image", "A picture to start from; also .npy, such as latents.")]
 Mask = Annotated[
     str | None, options.valued("FILE", "--mask", "With --image: white where it is drawn anew, black is kept.")
@@ -36,8 +34,8 @@ def sample(
     out: Out,
     nfe: options.Evaluations = None,
     seeds: Seeds = "0-15",
-    prompt: PromptOption = None,
-    negative_prompt: NegativePrompt = None,
+    prompt: options.Prompts = None,
+    negative_prompt: options.NegativePrompts = None,
     image: Image = None,
     mask: Mask = None,
     strength: Strength = None,
@@ -54,7 +52,7 @@ def sample(
     from ..quality.pictures.write import kind_of, write_images, write_samples
     from .arguments.conditions import conditions_from
     from .arguments.networks import read_engine
-    from .arguments.prompts import ASKED, asked_from, check_asked, check_prompts, part_of
+    from .arguments.prompts import ASKED, asked_from, by_seed, check_asked, check_texts
     from .arguments.values import seeds_from
     from .output.figures import as_name
     from .output.progress import bar, opened
@@ -69,9 +67,10 @@ def sample(
         check_shape(shape, frames=kind != "grid" and artifact.decoder is not None)
         if kind == "video":
             check_video(shape, Path(out))
-    typed = {name: context.params[name] for name in ASKED if context.params[name] is not None}
+    typed = {name: context.params[name] for name in ASKED if context.params[name] not in (None, [], ())}
     extra, asked = asked_from(typed, artifact.contract, shape)
-    check_prompts(asked, artifact)
+    check_texts(asked, artifact)
+    each = by_seed(asked, chosen, len(shape))
     encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING, CONTROL_LATENTS}
     conditions = conditions_from([*context.args, *extra], artifact.contract, len(chosen), encoded)
     check_asked(asked, conditions, artifact, len(chosen))
@@ -82,8 +81,8 @@ def sample(
         parts = []
         for start in bar(range(0, len(chosen), batch), "sampling"):
             part = slice(start, start + batch)
-            values = {name: value[part] for name, value in conditions.items()}
-            parts.append(draw(seeds=chosen[part], nfe=evaluations, **part_of(asked, part, artifact), **values))
+            values = {**asked, **{name: value[part] for name, value in {**each, **conditions}.items()}}
+            parts.append(draw(seeds=chosen[part], nfe=evaluations, **values))
     import numpy as np
 
     results = np.concatenate([part.cpu().numpy() for part in parts])

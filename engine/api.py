@@ -191,10 +191,10 @@ class Engine:
         place of the conditions that they are encoded as. image: a picture to start from, in place of noise alone:
         uint8 [n, H, W, C], floats [n, C, H, W] in the data's range, or latents [n, *shape], or one without n for all.
         strength: above 0 and at most 1 (default 0.8), how much of the way from noise to samples is walked. nfe
-        evaluations walk this part; with strength_counts "whole" they would walk the whole way, and int(nfe strength)
-        of them are done, as in diffusers. mask: [H, W] or [n, H, W] of the picture, 1 (or white, uint8) where it is
-        drawn anew, 0 where it is kept; strength is then 1 if nothing is said. Words that are conditions of the network
-        mean these.
+        evaluations walk this part; with strength_counts "whole" they would walk the whole way, and nfe strength of
+        them are done, rounded as in diffusers: up on flows, else down. mask: [H, W] or [n, H, W] of the picture, 1
+        (or white, uint8) where it is drawn anew, 0 where it is kept; strength is then 1 if nothing is said. Words that
+        are conditions of the network mean these.
         On a CUDA device the call returns before the device is done, ordered on the current stream. Samples, and noise
         and conditions that are tensors on the device, are looked at (finite, in range) in the first call of each kind;
         on a CPU always.

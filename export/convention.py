@@ -18,7 +18,8 @@
 | flow, is_open     | shift(linspace(1 - 1 / T, 0, M + 1)), without the last        | DPM, DEIS                     |
 
 (arXiv 2305.08891, table 2.) `shift` is t -> s t / (1 + (s - 1) t); dynamic shifting is the same with s = exp(mu) or mu.
-A ramp places sigma / alpha by Karras' rule with rho = 7 (arXiv 2206.00364, equation 5) or evenly in its logarithm.
+A ramp places sigma / alpha by Karras' rule with rho = 7 (arXiv 2206.00364, equation 5), evenly in its logarithm, or at
+quantiles of a beta distribution (arXiv 2407.12173); on flows sigma.
 
 Times are integers on discrete schedules: where diffusers interpolates (Euler's linspace, ramps), they are rounded here
 and sigma is that of the rounded time; two that round to the same time are moved apart. Where its last evaluation is at
@@ -39,7 +40,7 @@ from ..engine.compiler.solvers.abstract import Solver
 from ..engine.compiler.solvers.deis import Deis
 from ..engine.compiler.solvers.dpm_solver import MultiStep
 from ..engine.compiler.solvers.unipc import UniPC
-from ..engine.errors import InputError
+from ..engine.errors import BackendError, InputError
 
 
 @final
@@ -55,8 +56,8 @@ class Convention:
     span, shift, shift_terminal: of flow spacing, in this order; span may end with None for 1 / M; latest: the time in
     place of any above it. dynamic: how the shift follows from mu, exponential or linear; "" where it is fixed.
     empirical: the patches of a sample whose mu depends on M too, as FLUX.2's does.
-    ramp: karras or exponential; ramp_of: spaced or all, what it goes between; ramp_span: the least and the largest
-    sigma instead of those.
+    ramp: karras, exponential or beta; ramp_of: spaced or all, what it goes between; ramp_span: the least and the
+    largest sigma instead of those.
     solver: the step of a scheduler that draws noise, which its network may be trained for: the default, on its own
     times. origin: of spacing distilled (LCM, TCD), how many times the network was distilled on.
     """
@@ -207,10 +208,24 @@ def empirical_mu(patches: int, count: int) -> float:
 
 
 def ramped(ramp: str, highest: float, lowest: float, count: int) -> Float64s:
-    """`count` falling sigmas: Karras' rule with rho = 7, or evenly spaced logarithms."""
+    """`count` falling sigmas: Karras' rule with rho = 7, evenly spaced logarithms, or quantiles of Beta(0.6, 0.6).
+
+    Raises BackendError without scipy, which has the quantiles.
+    """
     if ramp == "karras":
         return np.linspace(highest ** (1 / 7), lowest ** (1 / 7), count) ** 7
+    if ramp == "beta":
+        return lowest + _beta_quantiles(1 - np.linspace(0, 1, count)) * (highest - lowest)
     return np.exp(np.linspace(np.log(highest), np.log(lowest), count))
+
+
+def _beta_quantiles(p: Float64s) -> Float64s:
+    """Those of Beta(0.6, 0.6), as diffusers' beta sigmas have them ("Beta Sampling is All You Need", 2407.12173)."""
+    try:
+        from scipy.special import betaincinv
+    except ImportError as error:
+        raise BackendError(f"a scheduler with use_beta_sigmas needs scipy ({error}); pip install scipy") from None
+    return np.asarray(betaincinv(0.6, 0.6, p), np.float64)
 
 
 def _apart(points: Float64s, lowest: float) -> Float64s:

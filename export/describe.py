@@ -57,9 +57,10 @@ def describe(source: nn.Module | str | Path | DiffusionPipeline, given: Given) -
     elif roles == (None, None, None) and (found := open_policy(source)) is not None:
         pass
     elif roles == (None, None, None) and (found := open_diffusers(source, given)) is not None:
-        given = replace(given, conditions={})  # they are in it
+        given = replace(given, conditions={}, lora=(), controlnet=None)  # they are in it
     else:
         found = _bare(source, text)
+    _check_parts(found.name, given)
     described = _laid_over(found, given)
     _check(described)
     return replace(described, schedule=named_by_content(described.schedule))
@@ -124,6 +125,16 @@ def _time(found: Described, given: Given) -> tuple[float, TimeMap | None]:
         raise InputError(f"got time_map '{given.time_map}' and time_scale {given.time_scale:g}; give one of them")
     time_map = parse_time_map(given.time_map)
     return (time_map.scale, None) if time_map.is_scale else (1.0, time_map)
+
+
+def _check_parts(name: str, given: Given) -> None:
+    """Raises InputError for files that only a pipeline of diffusers takes, which would otherwise be left out."""
+    for option, got in (("lora", ", ".join(given.lora)), ("controlnet", given.controlnet)):
+        if got:
+            raise InputError(
+                f"network '{name}': got {option}={got} (--{option}), which belongs to a pipeline of diffusers; "
+                "give its folder, without input=, time= and output=, or leave it out"
+            )
 
 
 def _check(described: Described) -> None:

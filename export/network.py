@@ -37,6 +37,7 @@ from .encoders.open import Encoders, open_encoders
 from .guidance.apply import Source, guide
 from .policies.open import OpenedPolicy
 from .precision.write import Asked, Written, write_network
+from .sources.controlnet import controlnet_path
 from .sources.from_module import ModuleSource
 from .sources.open import open_source
 from .time_check import doubt_of_time
@@ -134,7 +135,7 @@ class Network:
             decoder=decoder,
             encoders=encoders,
             lora=tuple(map(str, (lora,) if isinstance(lora, (str, Path)) else lora)),
-            controlnet=None if controlnet is None else str(controlnet),
+            controlnet=controlnet_path(controlnet),
             policy=policy,
         )
         if decoder is not None:  # read and freed before the network is read

@@ -95,7 +95,11 @@ def _value_from(name: str, condition: Condition, text: str) -> Any:
     from ...engine.contract.controls import CONTROL_IMAGE, CONTROL_LATENTS
 
     if condition.name in (CONTROL_IMAGE, CONTROL_LATENTS) and Path(text).suffix.lower() in PICTURES:
-        return _picture_from(name, text.removeprefix("@"))
+        read = _picture_from(name, text.removeprefix("@"))
+        if condition.name == CONTROL_IMAGE and read.shape[1:] != condition.shape[1:]:
+            got, wanted = (f"{shape[2]} x {shape[1]}" for shape in (read.shape, condition.shape))
+            raise InputError(f"--{name} '{shortened(text)}': got {got} pixels, expected {wanted}; resize it")
+        return read
     if text.startswith("@") or text.lower().endswith(ARRAYS):
         return _array_from(name, condition, text.removeprefix("@"))
     values: list[Any] = []

@@ -200,7 +200,13 @@ def network_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def built_arguments(network: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """`network_arguments` of a network that is built: with LoRA, ControlNet and encoders of a pipeline."""
-    parts = {"lora": given["lora"] or (), "controlnet": given["controlnet"], "encoders": not given["no_encoders"]}
+    controlnets = given["controlnet"] or []
+    if len(controlnets) > 1:
+        raise InputError(
+            f"--controlnet is given {len(controlnets)} times, and an engine holds one; leave all others out"
+        )
+    parts = {"lora": given["lora"] or (), "controlnet": next(iter(controlnets), None)}
+    parts |= {"encoders": not given["no_encoders"]}
     return {**network_arguments(network, given), **parts}
 
 

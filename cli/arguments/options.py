@@ -103,7 +103,7 @@ LoraOption = Annotated[
     valued("FILE", "--lora", "Of a pipeline: FILE.safetensors[:0.8], fused into its weights; repeatable."),
 ]
 ControlnetOption = Annotated[
-    str | None, valued("FOLDER", "--controlnet", "Of a pipeline: FOLDER[:0.8]; its picture is --control_image.")
+    list[str] | None, valued("FOLDER", "--controlnet", "Of a pipeline: FOLDER[:0.8]; its picture is --control_image.")
 ]
 NoEncoders = Annotated[bool, typer.Option("--no-encoders", help="Leave out text encoders and image encoder.")]
 

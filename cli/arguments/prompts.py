@@ -18,36 +18,69 @@ if TYPE_CHECKING:
 ASKED = ("prompt", "negative_prompt", "image", "mask", "strength", "strength_counts")
 
 
-def asked_from(typed: Mapping[str, str], contract: Contract, shape: Sequence[int]) -> tuple[list[str], dict[str, Any]]:
+def asked_from(
+    typed: Mapping[str, str | Sequence[str]], contract: Contract, shape: Sequence[int]
+) -> tuple[list[str], dict[str, Any]]:
     """(arguments that are conditions of the network, the rest as keywords of `Engine.sample`). Raises InputError.
 
-    shape: [C, H, W] of the engine's pictures.
+    shape: [C, H, W] of the engine's pictures. Several texts stay a list: see `by_seed`.
     """
     names = {name for one in contract.conditions for name in (one.name, one.alias)}
-    extra = [word for name, text in typed.items() if name in names for word in (f"--{name}", text)]
-    asked: dict[str, Any] = {name: text for name, text in typed.items() if name not in names}
+    last = {name: text if isinstance(text, str) else text[-1] for name, text in typed.items()}
+    extra = [word for name, text in last.items() if name in names for word in (f"--{name}", text)]
+    asked: dict[str, Any] = {name: last[name] for name in typed if name not in names}
+    asked |= {name: list(typed[name]) for name in asked if not isinstance(typed[name], str) and len(typed[name]) > 1}
     if "strength" in asked:
         try:
             asked["strength"] = float(asked["strength"])
         except ValueError:
             raise InputError(f"--strength '{asked['strength']}': expected a number, such as 0.6") from None
     if "image" in asked:
-        asked["image"] = _out_of_sheet(asked["image"], picture_from("--image", asked["image"]), shape)
+        given = _out_of_sheet(asked["image"], picture_from("--image", asked["image"]), shape)
+        grey = len(shape) == 3 and shape[0] == 3 and given.ndim == 3 and given.shape[-1] == 1
+        asked["image"] = given.repeat(3, axis=-1) if grey else given
     if "mask" in asked:
         asked["mask"] = mask_from("--mask", asked["mask"])
     return extra, asked
 
 
-def check_prompts(asked: Mapping[str, Any], artifact: Artifact) -> None:
-    """Raises InputError for a prompt of an engine without text encoders."""
-    word = next((one for one in ("prompt", "negative_prompt") if one in asked), None)
-    if artifact.text_encoders is None and word is not None:
+def by_seed(asked: Mapping[str, Any], seeds: Sequence[int], rank: int) -> dict[str, Any]:
+    """Of what was asked for, what has a row for each seed: texts, pictures, masks. Raises InputError.
+
+    Of m texts seed s has number s mod m. rank: of a picture, 3 for [C, H, W].
+    """
+    found: dict[str, Any] = {}
+    texts = {name: asked[name] for name in ("prompt", "negative_prompt") if isinstance(asked.get(name), list)}
+    counts = {len(one) for one in texts.values()}
+    if len(counts) > 1 or (texts and "prompt" not in texts):
+        counted = [len(asked[name]) if name in texts else 1 for name in ("prompt", "negative_prompt")]
+        raise InputError(f"--negative-prompt: {counted[1]} for {counted[0]} of --prompt; give one, or as many")
+    for name, several in texts.items():
+        found[name] = [several[seed % len(several)] for seed in seeds]
+    for name, whole in (("image", rank + 1), ("mask", rank if rank == 3 else rank + 1)):
+        given = asked.get(name)
+        if given is None or given.ndim != whole or len(given) == 1:
+            continue
+        if len(given) != len(seeds):
+            raise InputError(f"--{name}: {len(given)} for {len(seeds)} seeds; give 1, or one for each seed")
+        found[name] = given
+    return found
+
+
+def check_texts(asked: Mapping[str, Any], artifact: Artifact) -> None:
+    """Raises InputError for prompts that the engine has no use for."""
+    from ...engine.contract.text_encoders import NEGATIVE
+
+    encoders, names = artifact.text_encoders, [one.name for one in artifact.contract.conditions]
+    if encoders is None and (word := next((one for one in ("prompt", "negative_prompt") if one in asked), None)):
         option = "--" + word.replace("_", "-")
         taken = ", ".join(f"--{one.alias or one.name}" for one in artifact.contract.conditions) or "none"
         raise InputError(
             f"{option}: this engine holds no text encoders; build it from a pipeline that has them, or give what they "
             f"make; its conditions: {taken}"
         )
+    if "negative_prompt" in asked and not any(name.endswith(NEGATIVE) for name in names):
+        raise InputError("--negative-prompt: this engine is not guided by one; leave it out")
 
 
 def check_asked(asked: Mapping[str, Any], conditions: Mapping[str, Any], artifact: Artifact, count: int) -> None:
@@ -83,12 +116,6 @@ def _check_pictures(asked: Mapping[str, Any], conditions: Mapping[str, Any], art
         check_mask(asked["mask"], artifact.pictures.shape, artifact.contract, count, called="--mask")
     if inpaints(artifact.contract) and "mask" not in asked and not {*INPAINTING} <= {*conditions}:
         raise InputError("this network inpaints; give --image and --mask, white where the picture is drawn anew")
-
-
-def part_of(asked: Mapping[str, Any], part: slice, artifact: Artifact) -> dict[str, Any]:
-    """The same for a part of the samples: of several pictures and masks those of the part."""
-    several = {name for name, rank in artifact.pictures.ranks.items() if name in asked and asked[name].ndim > rank}
-    return {name: value[part] if name in several else value for name, value in asked.items()}
 
 
 def prompted_conditions(

@@ -23,9 +23,9 @@ ROUNDING = 1e-9  # of the first time: nearer than that to the last one counts as
 def last_part(program: Program, strength: float, *, whole: bool = False) -> Program:
     """The program of the last `strength` (0 to 1) of the way of `program`.
 
-    It has as many evaluations as `program`, on as many points. With `whole` it has int(nfe strength) of them, on the
-    last points themselves, which is what diffusers' pipelines do. Raises InputError when discrete times do not suffice,
-    and for Analytic-DPM, whose variances are those of its own steps.
+    It has as many evaluations as `program`, on as many points. With `whole` it has as many of them as diffusers'
+    pipelines do, on the last points themselves: int(nfe strength), of flows nfe - int(nfe - nfe strength). Raises
+    InputError when discrete times do not suffice, and for Analytic-DPM, whose variances are those of its own steps.
     """
     schedule, solver = parse_schedule(program.schedule), parse_solver(program.solver)
     if isinstance(solver, Analytic) and solver.x0_var:
@@ -36,7 +36,7 @@ def last_part(program: Program, strength: float, *, whole: bool = False) -> Prog
     points = make_grid(
         program.grid, schedule, solver.intervals(program.nfe), program.t_start, program.end, solver.evaluations
     )
-    nfe = min(int(program.nfe * strength), program.nfe) if whole else program.nfe
+    nfe = _counted(program.nfe, strength, flow=schedule.velocity == "flow") if whole else program.nfe
     if nfe < 1:
         raise InputError(
             f"strength {strength:g} of {program.nfe} evaluations is none; give more of either, or leave "
@@ -44,6 +44,7 @@ def last_part(program: Program, strength: float, *, whole: bool = False) -> Prog
         )
     if whole:
         kept = points[solver.intervals(program.nfe) - solver.intervals(nfe) :]
+        kept = np.append(np.maximum(kept[:-1], schedule.first), kept[-1])  # rules miss it by a rounding
     else:
         kept = _stretched(points, strength, schedule.first)
         if schedule.discrete:
@@ -60,6 +61,12 @@ def last_part(program: Program, strength: float, *, whole: bool = False) -> Prog
     )
 
 
+def _counted(nfe: int, strength: float, *, flow: bool) -> int:
+    """Evaluations of diffusers' pipelines: rounded down on betas, up on flows (their `get_timesteps`)."""
+    share = nfe * strength  # a float that misses whole numbers as theirs does
+    return nfe - int(max(nfe - share, 0)) if flow else min(int(share), nfe)
+
+
 def _stretched(points: Float64s, strength: float, first: float) -> Float64s:
     """As many points on the last `strength` of the way. `first`: the least time at which a network is evaluated."""
     count = len(points)
@@ -69,7 +76,7 @@ def _stretched(points: Float64s, strength: float, first: float) -> Float64s:
     end = len(knots) - 1
     places = np.linspace((1 - strength) * end, end, count - (clean and not to_first))
     times = np.interp(places, np.arange(end + 1), knots)
-    times = np.maximum(times, first) if clean else times  # rules in lambda miss it by a rounding
+    times = np.maximum(times, first) if clean else times  # as above
     return np.append(times[: count - 1], points[-1]) if clean else times
 
 

@@ -26,8 +26,19 @@ from ..contract.text_encoders import NEGATIVE, TextEncoder
 from ..errors import BackendError, EngineFileError, InputError, first_line
 
 KEPT_BYTES = 256 << 20  # of encoded prompts
+LONGEST_LEFT = 160  # characters of what is cut off that are shown
 Prompt = str | Sequence[str]
 Text = tuple[str, bool]  # a prompt, and whether it is a negative one that is framed in another way
+
+
+@final
+@dataclass(frozen=True)
+class Cut:
+    """What an encoder leaves out of a text behind its first `most` tokens."""
+
+    encoder: str
+    most: int
+    left: str
 
 
 @final
@@ -126,7 +137,7 @@ class Prompts:
         assert self._artifact.text_encoders is not None
         other = any(one.negative_before is not None for one in self._artifact.text_encoders.encoders)
         wanted = [(one, other and word == "negative_prompt") for one in texts]
-        rows = self._rows(wanted)
+        rows = self._rows(wanted, word)
         stacked = np.stack([rows[one] for one in wanted])
         whole = stacked if len(texts) > 1 else stacked[0]
         found, start = {}, 0
@@ -136,12 +147,12 @@ class Prompts:
             start += size
         return found
 
-    def _rows(self, texts: Sequence[Text]) -> dict[Text, NDArray[np.float32]]:
-        """What each text is encoded as, float32 [size]; each is encoded once."""
+    def _rows(self, texts: Sequence[Text], word: str) -> dict[Text, NDArray[np.float32]]:
+        """What each text is encoded as, float32 [size]; each is encoded once. word: what the texts were given as."""
         with self._lock:
-            return self._locked_rows(texts)
+            return self._locked_rows(texts, word)
 
-    def _locked_rows(self, texts: Sequence[Text]) -> dict[Text, NDArray[np.float32]]:
+    def _locked_rows(self, texts: Sequence[Text], word: str) -> dict[Text, NDArray[np.float32]]:
         if self._closed:
             raise BackendError("this engine is closed; load it again with pfdiff.load")
         found = {text: self._kept[text] for text in texts if text in self._kept}
@@ -149,7 +160,9 @@ class Prompts:
         if new:
             if not self._loaded:
                 self._load()
-            rows = sum(self._run(one, new) for one in self._loaded)
+            cuts: list[Cut] = []
+            rows = sum(self._run(one, new, cuts) for one in self._loaded)
+            say_cuts(cuts, word.replace("_", " "))
             found |= dict(zip(new, np.asarray(rows, np.float32), strict=True))
         for text in dict.fromkeys(texts):
             self._kept[text] = found[text]
@@ -187,9 +200,9 @@ class Prompts:
         rows = [self._shapes[name][0] for name in held.conditions if len(self._shapes[name]) == 2]
         return min([length, *rows])
 
-    def _run(self, loaded: LoadedEncoder, texts: Sequence[Text]) -> NDArray[np.float32]:
-        """Encoded [n, size] of n texts, in parts of the bucket that the network is bound to."""
-        tokens = torch.from_numpy(_tokens(loaded, texts))
+    def _run(self, loaded: LoadedEncoder, texts: Sequence[Text], cuts: list[Cut]) -> NDArray[np.float32]:
+        """Encoded [n, size] of n texts, in parts of the bucket that the network is bound to; cuts: is added to."""
+        tokens = torch.from_numpy(_tokens(loaded, texts, cuts))
         size = len(loaded.buffers.x)
         rows = []
         for start in range(0, len(tokens), size):
@@ -241,8 +254,8 @@ def _tokenizer(artifact: Artifact, encoder: TextEncoder) -> Any:
     return tokenizer
 
 
-def _tokens(loaded: LoadedEncoder, texts: Sequence[Text]) -> NDArray[np.int64]:
-    """Ids and masks [n, 2, length]; what is cut off is said in one line. Raises EngineFileError."""
+def _tokens(loaded: LoadedEncoder, texts: Sequence[Text], cuts: list[Cut]) -> NDArray[np.int64]:
+    """Ids and masks [n, 2, length]; cuts: what is cut off is added. Raises EngineFileError."""
     encoder = loaded.encoder
     length, damaged = encoder.contract.length, f"the tokenizer of {encoder.contract.name}"
     framed = [encoder.framed(text, negative=negative) for text, negative in texts]
@@ -259,10 +272,20 @@ def _tokens(loaded: LoadedEncoder, texts: Sequence[Text]) -> NDArray[np.int64]:
         kept = max(end for _, end in one.offsets[:most])
         left = text[kept : len(text) - len(encoder.after)]
         if (one.overflowing or sum(one.attention_mask) > most) and left.strip():
-            warnings.warn(
-                f"the {'negative ' * negative}prompt is cut at {most} tokens of {encoder.contract.name}; left out is "
-                f"'{' '.join(left.split())}'",
-                RuntimeWarning,
-                stacklevel=7,
-            )
+            cuts.append(Cut(encoder.contract.name, most, " ".join(left.split())))
     return np.array([[one.ids, one.attention_mask] for one in encoded], np.int64)
+
+
+def say_cuts(cuts: Sequence[Cut], word: str) -> None:
+    """One line for each text that was cut; encoders that leave out the same share it. word: what the texts are."""
+    names: dict[tuple[int, str], list[str]] = {}
+    for one in cuts:
+        names.setdefault((one.most, one.left), []).append(one.encoder)
+    for (most, left), encoders in names.items():
+        long = len(left) > LONGEST_LEFT
+        said = f"'{left[:LONGEST_LEFT]} ...', {len(left.split())} words" if long else f"'{left}'"
+        warnings.warn(
+            f"the {word} is cut at {most} tokens of {' and '.join(encoders)}; left out is {said}",
+            RuntimeWarning,
+            stacklevel=7,
+        )

@@ -116,8 +116,10 @@ def described_choice(
 ) -> str:
     """One line: the samplers, how they were chosen, and what `tune` would cost. records: of `measured_choice`, now."""
     ways: dict[str, list[str]] = {}
+    found = records or {}
+    seconds = max((one.get("seconds", 0.0) for one in found.values()), default=0.0)  # one measurement, of all NFE
     for one in programs:
-        how = "as given" if solver != AUTO and settings["grid"] is not None else _way((records or {}).get(one.nfe))
+        how = "as given" if solver != AUTO and settings["grid"] is not None else _way(found.get(one.nfe), seconds)
         ways.setdefault(how, []).append(f"NFE {one.nfe} {one.solver} on {_named(one.grid)} in {one.basis}")
     names = "; ".join(f"{how}: {', '.join(of)}" for how, of in ways.items())
     if solver != AUTO and settings["grid"] is not None:
@@ -135,15 +137,15 @@ def described_choice(
     )
 
 
-def _way(record: Mapping[str, Any] | None) -> str:
-    """How the sampler of one NFE was chosen."""
+def _way(record: Mapping[str, Any] | None, seconds: float) -> str:
+    """How the sampler of one NFE was chosen; seconds: of the measurement in all."""
     if record is None:
         return "by rule"
     if not record["complete"]:
         return "by rule, as the time did not pay for a measurement"
     if record.get("remembered"):
         return "by measurement, when this engine was built"
-    return f"by measurement ({record['calls']} calls, {record['calibration_seeds']} seeds, {record['seconds']:.1f} s)"
+    return f"by measurement ({record['calls']} calls, {record['calibration_seeds']} seeds, {seconds:.1f} s)"
 
 
 def _named(grid: str | tuple[float, ...]) -> str:

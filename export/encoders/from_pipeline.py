@@ -18,7 +18,7 @@ from ...engine.artifact import ENCODERS
 from ...engine.backends.casting import cast_copy
 from ...engine.contract.contract import Contract, TextEncoderContract
 from ...engine.contract.text_encoders import TextEncoder, TextEncoders
-from ...engine.errors import InputError
+from ...engine.errors import InputError, shown
 from ...engine.progress import Lines
 from ...engine.tensors import PRECISION_DTYPES
 from ..check import TrialInputs, check_export
@@ -28,7 +28,7 @@ from ..pipelines.weights import free_weights, load_pretrained, return_memory, un
 from ..sources.module_digest import content_digest
 from ..to_onnx import export_module, prepared, quiet
 from .text import Encode, Place, Rows, places, size_of
-from .tokenizer import OUT, Around, around, longest, tokenizer_json, tokenizer_of, transformers_for
+from .tokenizer import OUT, Around, around, longest, tokenizer_json, tokenizer_of, transformers_for, why_not_read
 
 if TYPE_CHECKING:
     from torch import nn
@@ -247,10 +247,15 @@ def _class_name(source: Any) -> str:
     if not isinstance(source, Path):
         return type(source).__name__
     try:
-        names = json.loads((source / "config.json").read_text(encoding="utf-8")).get("architectures") or [None]
+        names = json.loads((source / "config.json").read_text(encoding="utf-8")).get("architectures")
     except (OSError, ValueError, AttributeError):
         raise InputError(f"'{source}' has no readable config.json; copy it again, or leave it out {OUT}") from None
-    return str(names[0])
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise InputError(
+            f"'{source}/config.json' names no class (architectures: {shown(names)}); copy it again, or leave it out "
+            f"{OUT}"
+        )
+    return names[0]
 
 
 def _config(name: str, source: Any) -> Any:
@@ -263,8 +268,13 @@ def _config(name: str, source: Any) -> Any:
     if not isinstance(source, Path):
         return source.config
     library = transformers_for(source)
-    with quiet():
-        return library.AutoConfig.from_pretrained(source, local_files_only=True)
+    try:
+        with quiet():
+            return library.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of transformers, without a common base
+        raise InputError(
+            f"'{source}/config.json' cannot be read ({why_not_read(error)}); copy it again, or leave it out {OUT}"
+        ) from error
 
 
 def load_encoder(folder: Path) -> nn.Module:

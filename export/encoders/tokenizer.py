@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
 
 from ...engine.errors import BackendError, InputError, first_line
 from ..families.family import Prompting
+from ..pipelines.weights import unseen
 
 OUT = "(encoders=False, --no-encoders)"
 # Either of these is enough; without any, transformers makes a tokenizer of no words.
 FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",), ("vocab.txt",))
+PIECES = ("spiece.model", "tokenizer.model")  # of SentencePiece
 MARK = "PROMPT"
 
 
@@ -45,14 +48,28 @@ def tokenizer_of(source: Any, name: str) -> Any:
     from ..to_onnx import quiet
 
     library = transformers_for(source)
+    pieces = [name for name in PIECES if (source / name).is_file()]
+    if pieces and not (source / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+        raise BackendError(
+            f"the tokenizer '{source}' has {pieces[0]} and no tokenizer.json, which needs sentencepiece; pip install "
+            f"sentencepiece, or leave the encoders out {OUT}"
+        )
     try:
-        with quiet():
-            return library.AutoTokenizer.from_pretrained(source, local_files_only=True, use_fast=True)
+        with quiet(), unseen(library):
+            return library.AutoTokenizer.from_pretrained(
+                source, local_files_only=True, use_fast=True, trust_remote_code=False
+            )
     except Exception as error:  # of transformers, tokenizers and sentencepiece, without a common base
         raise InputError(
-            f"the tokenizer '{source}' cannot be read ({first_line(error)}); save it again, or leave the encoders out "
-            f"{OUT}"
+            f"the tokenizer '{source}' cannot be read ({why_not_read(error)}); save it again, or leave the encoders "
+            f"out {OUT}"
         ) from error
+
+
+def why_not_read(error: Exception) -> str:
+    """The library's first line; of a folder with code of its own, which is never run, that."""
+    said = first_line(error)
+    return "its class is code in the folder, which is never run" if "trust_remote_code" in str(error) else said
 
 
 def longest(tokenizer: Any) -> int | None:

@@ -49,8 +49,6 @@ def patches(config: Config, shape: tuple[int, ...]) -> int:
 def conditions(config: Config, shape: tuple[int, ...], beside: Beside) -> tuple[Condition, ...]:
     if "cross_attention_dim" not in config:
         return _class_labels(config)
-    if "image_proj" in str(config.get("encoder_hid_dim_type")):
-        raise InputError("an IP-Adapter is loaded, which is not supported; unload it (pipeline.unload_ip_adapter())")
     known(config, "encoder_hid_dim_type", (None, "text_proj"))
     width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
     width = width[0] if isinstance(width, (list, tuple)) else width

@@ -28,7 +28,8 @@ def texts_in_folder(path: Path, index: Mapping[str, Any]) -> Texts:
     for number in NUMBERS:
         name, tokenizer = f"text_encoder{number}", f"tokenizer{number}"
         named = index.get(name)
-        if (isinstance(named, (list, tuple)) and any(named)) or (name not in index and (path / name).is_dir()):
+        null = named is None or (isinstance(named, list) and not any(named))
+        if not null or (name not in index and (path / name).is_dir()):
             found[name] = path / name, path / tokenizer
     return found
 
@@ -49,13 +50,22 @@ def prompts_of(prompting: Prompting | None, texts: Texts, *, zeros: bool) -> Pro
         return None
     needed = dict.fromkeys(part.encoder for part in prompting.parts)
     sources = {name: texts[name] for name in needed if name in texts}
+    if not sources:
+        return None
     for name, (encoder, _) in sources.items():
         if isinstance(encoder, Path) and not encoder.is_dir():
             raise InputError(
                 f"the folder {name}/ is missing, which model_index.json names; copy it there, or leave the encoders "
                 f"out {OUT}"
             )
-    return PromptSources(prompting, sources, zeros) if sources else None
+    for condition in dict.fromkeys(part.condition for part in prompting.parts):
+        makers = [part.encoder for part in prompting.parts if part.condition == condition]
+        if not any(name in sources for name in makers):
+            raise InputError(
+                f"its pipeline has no {' or '.join(makers)}, which makes '{condition}' of prompts; give the whole "
+                f"pipeline, or leave the encoders out {OUT}"
+            )
+    return PromptSources(prompting, sources, zeros)
 
 
 def guidance_of(prompts: PromptSources | None) -> ClassifierFree | None:

@@ -9,7 +9,7 @@ from ...engine.errors import BackendError, InputError, first_line, shown
 from ...engine.files.array_files import open_regular
 from ...engine.files.open_folder import read_at_most
 from ...engine.json_fields import is_integer, parse_json
-from .weights import load_pretrained, variant_of
+from .weights import load_pretrained, unseen, variant_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +53,8 @@ def load_model(folder: Path, class_name: str) -> nn.Module:
         raise BackendError(
             f"'{folder}' needs diffusers ({error}); install it with: pip install pfdiff[diffusers]"
         ) from None
-    return load_pretrained(getattr(diffusers, class_name), folder, variant, torch_dtype=torch.float32)
+    with unseen(diffusers):
+        return load_pretrained(getattr(diffusers, class_name), folder, variant, torch_dtype=torch.float32)
 
 
 def load_autoencoder(folder: Path) -> nn.Module:

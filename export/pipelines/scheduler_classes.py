@@ -30,7 +30,7 @@ class SchedulerClass:
     is_open     the last point of linspace and leading is dropped: N + 1 points, of which N are evaluated
     end         clean or first where no key says it
     terminal    alphabar at the last time after `rescale_betas_zero_snr`
-    ramp_of     what karras and exponential sigmas span: the spaced times, or all trained ones
+    ramp_of     what karras, exponential and beta sigmas span: the spaced times, or all trained ones
     keeps_eps   its step clips x0 and takes the network's eps as it is
     solver      ours that takes the same step; "" where none does
     draws       its step draws noise: `solver` is the default, on its own times (stochastic_classes.py)
@@ -62,13 +62,12 @@ EPSILON = {"prediction_type": "epsilon"}
 SPACED = {"timestep_spacing": "linspace", "steps_offset": 0}
 LEADING = {"timestep_spacing": "leading", "steps_offset": 0}
 CLIPPED = {"clip_sample": True, "clip_sample_range": 1.0}
-RAMPS = {"use_karras_sigmas": False, "use_exponential_sigmas": False}
+RAMPS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 DYNAMIC = {"use_dynamic_shifting": False, "time_shift_type": "exponential"}
 FLOW_SIGMAS = {"use_flow_sigmas": False, "flow_shift": 1.0, **DYNAMIC}
 ZERO = {"final_sigmas_type": "zero"}
 NO = (False, None)
 PLAIN = {"thresholding": NO}
-NO_BETA = {"use_beta_sigmas": NO}
 THRESHOLD = ("dynamic_thresholding_ratio", "sample_max_value")
 ORDER = ("solver_order", "solver_type", "lower_order_final")
 
@@ -120,22 +119,18 @@ CLASSES: dict[str, SchedulerClass] = {
             "timestep_type": "discrete",
             "rescale_betas_zero_snr": False,
         },
-        only={**NO_BETA, "interpolation_type": ("linear",)},
+        only={"interpolation_type": ("linear",)},
         terminal=SMALLEST_ALPHA,
     ),
     "HeunDiscreteScheduler": SchedulerClass(
         "betas",
         {**NARROW, **EPSILON, **SPACED, **RAMPS, **CLIPPED, "clip_sample": False},
-        only=NO_BETA,
         solver="edm",
     ),
-    "KDPM2DiscreteScheduler": SchedulerClass(
-        "betas", {**NARROW, **EPSILON, **SPACED, **RAMPS}, only=NO_BETA, solver=""
-    ),
+    "KDPM2DiscreteScheduler": SchedulerClass("betas", {**NARROW, **EPSILON, **SPACED, **RAMPS}, solver=""),
     "LMSDiscreteScheduler": SchedulerClass(
         "betas",
         {**BETAS, **EPSILON, **SPACED, **RAMPS},
-        only=NO_BETA,
         solver="deis:order=4,variant=rho",
     ),
     "DPMSolverMultistepScheduler": SchedulerClass(
@@ -151,7 +146,7 @@ CLASSES: dict[str, SchedulerClass] = {
             "lambda_min_clipped": -float("inf"),
             "rescale_betas_zero_snr": False,
         },
-        only={**PLAIN, **NO_BETA, "algorithm_type": ("dpmsolver++", "dpmsolver", "deis", "sde-dpmsolver++")},
+        only={**PLAIN, "algorithm_type": ("dpmsolver++", "dpmsolver", "deis", "sde-dpmsolver++")},
         step=(*THRESHOLD, *ORDER, "euler_at_final", "variance_type"),
         is_open=True,
         terminal=SMALLEST_ALPHA,
@@ -161,7 +156,7 @@ CLASSES: dict[str, SchedulerClass] = {
     "DPMSolverSinglestepScheduler": SchedulerClass(
         "betas",
         {**BETAS, **EPSILON, **RAMPS, **FLOW_SIGMAS, **ZERO, "lambda_min_clipped": -float("inf")},
-        only={**PLAIN, **NO_BETA, "algorithm_type": ("dpmsolver++", "dpmsolver", "deis")},
+        only={**PLAIN, "algorithm_type": ("dpmsolver++", "dpmsolver", "deis")},
         step=(*THRESHOLD, *ORDER, "variance_type"),
         is_open=True,
         ramp_of="all",
@@ -170,7 +165,7 @@ CLASSES: dict[str, SchedulerClass] = {
     "DEISMultistepScheduler": SchedulerClass(
         "betas",
         {**BETAS, **EPSILON, **SPACED, **RAMPS, **FLOW_SIGMAS},
-        only={**PLAIN, **NO_BETA},
+        only=PLAIN,
         step=(*THRESHOLD, *ORDER, "algorithm_type"),
         is_open=True,
         end="first",
@@ -191,7 +186,7 @@ CLASSES: dict[str, SchedulerClass] = {
             "shift_terminal": None,
             "rescale_betas_zero_snr": False,
         },
-        only={**PLAIN, **NO_BETA},
+        only=PLAIN,
         step=(*THRESHOLD, *ORDER, "predict_x0", "disable_corrector", "solver_p"),
         is_open=True,
         terminal=SMALLEST_ALPHA,
@@ -211,7 +206,7 @@ CLASSES: dict[str, SchedulerClass] = {
             "base_image_seq_len": 256,
             "max_image_seq_len": 4096,
         },
-        only={**NO_BETA, "invert_sigmas": NO, "stochastic_sampling": NO},
+        only={"invert_sigmas": NO, "stochastic_sampling": NO},
     ),
     "FlowMatchHeunDiscreteScheduler": SchedulerClass("flow", {**LENGTH, "shift": 1.0}, solver="edm"),
     "EDMEulerScheduler": SchedulerClass(
@@ -252,7 +247,7 @@ UNNAMED: dict[str, SchedulerClass] = {
             "lambda_min_clipped": -float("inf"),
             "shift_terminal": None,
         },
-        only={**PLAIN, **NO_BETA, "invert_sigmas": NO},
+        only={**PLAIN, "invert_sigmas": NO},
     ),
     "flow": CLASSES["FlowMatchEulerDiscreteScheduler"],
     "edm": CLASSES["EDMEulerScheduler"],

@@ -13,7 +13,6 @@ from .scheduler_classes import (
     LEADING,
     NARROW,
     NO,
-    NO_BETA,
     PLAIN,
     RAMPS,
     SMALLEST_ALPHA,
@@ -55,7 +54,7 @@ STOCHASTIC: dict[str, SchedulerClass] = {
     "FlowMatchLCMScheduler": SchedulerClass(
         "flow",
         FLOW_EULER.read,
-        only={**NO_BETA, "invert_sigmas": NO, "scale_factors": (None,)},
+        only={"invert_sigmas": NO, "scale_factors": (None,)},
         step=("upscale_mode",),
         solver="lcm",
         draws=True,
@@ -73,7 +72,7 @@ STOCHASTIC: dict[str, SchedulerClass] = {
             "predictor_order": 2,
             "corrector_order": 2,
         },
-        only={**PLAIN, **NO_BETA, "algorithm_type": ("data_prediction",), "tau_func": (None,)},
+        only={**PLAIN, "algorithm_type": ("data_prediction",), "tau_func": (None,)},
         step=(*THRESHOLD, "lower_order_final", "variance_type"),
         is_open=True,
         end="first",
@@ -84,7 +83,6 @@ STOCHASTIC: dict[str, SchedulerClass] = {
     "DPMSolverSDEScheduler": SchedulerClass(
         "betas",
         {**NARROW, **EPSILON, **SPACED, **RAMPS},
-        only=NO_BETA,
         step=("noise_sampler_seed",),
         solver="dpm++:sde",
         draws=True,

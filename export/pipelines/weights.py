@@ -25,10 +25,10 @@ COLLECTED_ABOVE_BYTES = 32 << 20  # of weights; looking for garbage takes half a
 
 def variant_of(folder: Path, stem: str) -> str | None:
     """None for the plain safetensors named `stem`, else a variant there, such as fp16. Raises InputError."""
-    found = [one.name for one in folder.glob(f"{stem}*.safetensors*")]
-    if any(one.removeprefix(stem).startswith((".safetensors", "-0")) for one in found):
+    found = [one.name.removeprefix(stem) for one in folder.glob(f"{stem}*.safetensors")]
+    if any(one.startswith((".safetensors", "-0")) for one in found):
         return None
-    variants = sorted({one.removeprefix(f"{stem}.").split(".")[0].split("-")[0] for one in found})
+    variants = sorted({one[1:].split(".")[0].split("-")[0] for one in found if one.startswith(".")})
     if variants:
         return variants[0]
     pickled = sorted(one.name for one in folder.iterdir() if one.suffix in PICKLED)
@@ -49,7 +49,7 @@ def load_pretrained(kind: Any, folder: Path, variant: str | None, **dtype: torch
         with quiet():
             model, report = kind.from_pretrained(folder, **given, **dtype)
     except Exception as error:  # of diffusers, transformers, safetensors and torch, without a common base
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:240]
+        said = " ".join(f"{type(error).__name__}: {error}".replace(f"{folder}/", "").split())[:240]
         raise InputError(f"'{folder}' cannot be loaded ({said}); save it again") from error
     for key in ("missing_keys", "mismatched_keys"):
         if report[key]:
@@ -59,10 +59,11 @@ def load_pretrained(kind: Any, folder: Path, variant: str | None, **dtype: torch
 
 
 @contextlib.contextmanager
-def unseen(transformers: Any) -> Iterator[None]:
-    """No bars and log lines of transformers: our own progress says what is read."""
-    bars = transformers.utils.logging
-    shown, level = bars.is_progress_bar_enabled(), bars.get_verbosity()
+def unseen(library: Any) -> Iterator[None]:
+    """No bars and log lines of transformers or diffusers: our own progress says what is read."""
+    bars = library.utils.logging
+    asked = getattr(bars, "is_progress_bar_enabled", lambda: True)  # not in older diffusers
+    shown, level = asked(), bars.get_verbosity()
     bars.disable_progress_bar()
     bars.set_verbosity(logging.CRITICAL)
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -86,6 +87,18 @@ def check_class(name: str, denoiser: str) -> None:
     raise InputError(
         f"the ControlNet is a {name}{of}, expected a {wanted.class_name} of {wanted.models}; give the ControlNet of "
         "this model"
+    )
+
+
+def controlnet_path(controlnet: object) -> str | None:
+    """`controlnet=` of `Network` as a text. Raises InputError for several, and for an object."""
+    if controlnet is None or isinstance(controlnet, (str, Path)):
+        return None if controlnet is None else str(controlnet)
+    if isinstance(controlnet, (list, tuple)):
+        raise InputError(f"controlnet: got {len(controlnet)} in a list, expected one; an engine holds at most one")
+    raise InputError(
+        f"controlnet: got {type(controlnet).__name__}, expected a folder that save_pretrained wrote; "
+        "or give the ControlNet's own pipeline as the network"
     )
 
 

@@ -28,7 +28,6 @@ NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v
 USUAL = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}  # of our schedules of the same names
 REASONS = {
     "thresholding": "thresholds dynamically, which no table can; set thresholding=False, or clip=1",
-    "use_beta_sigmas": "has use_beta_sigmas, for which there is no grid here; set it to False",
     "invert_sigmas": "has invert_sigmas, for which there is no grid here; set it to False",
     "interpolation_type": "has interpolation_type {value}, for which there is no grid here; set it to linear",
     "stochastic_sampling": "has stochastic_sampling, which draws noise: set it to False, or give solver='lcm'",
@@ -45,7 +44,7 @@ def read_config(config: Values, mu: float | None = None) -> Convention:
     """The convention of a scheduler's config. mu: of dynamic shifting, which needs it.
 
     Raises InputError for a class, a key or a value that is not understood: what draws noise, dynamic thresholding,
-    beta-distributed sigmas, processes other than VP, EDM and flow.
+    processes other than VP, EDM and flow.
     """
     try:
         return _read(config, mu)
@@ -208,7 +207,7 @@ def _discrete(values: Values, kind: SchedulerClass) -> Convention:
     if ramp is None:
         return convention
     span = (values.get("sigma_min"), values.get("sigma_max"))
-    grid = "karras:rho=7" if ramp == "karras" else "logsnr"
+    grid = {"karras": "karras:rho=7", "exponential": "logsnr"}.get(ramp, grid)
     return replace(convention, grid=grid, ramp=ramp, ramp_of=kind.ramp_of, ramp_span=span)
 
 
@@ -222,10 +221,12 @@ def _length(values: Values, schedule: str) -> int | None:
 
 
 def _ramp(values: Values) -> str | None:
-    """karras or exponential; Lu's lambdas are evenly spaced like exponential sigmas."""
+    """karras, exponential or beta; Lu's lambdas are evenly spaced like exponential sigmas."""
     if values.get("use_karras_sigmas"):
         return "karras"
-    return "exponential" if values.get("use_exponential_sigmas") or values.get("use_lu_lambdas") else None
+    if values.get("use_exponential_sigmas") or values.get("use_lu_lambdas"):
+        return "exponential"
+    return "beta" if values.get("use_beta_sigmas") else None
 
 
 def _schedule(values: Values, terminal: float | None) -> str:

@@ -266,6 +266,16 @@ def _check_parts(parts: PipelineParts, given: Given) -> None:
                 f"its pipeline {pipeline} has the part '{name}', which an engine does not hold yet; give the pipeline "
                 "without it, such as StableDiffusionPipeline.from_pipe(pipeline)"
             )
+    named = next((one for one in AUTOENCODERS if one in parts.held), None)
+    if named is not None and parts.vae is None and given.decoder is None:
+        raise InputError(
+            f"the folder {named}/ with its config.json is missing, which model_index.json names; copy it there, or "
+            f"give another decoder= (--decoder), or, for an engine of latents, write [null, null] for {named} there"
+        )
+    model: Any = parts.model
+    config = read_json(model / "config.json") if isinstance(model, Path) else model.config
+    if "image_proj" in str(config.get("encoder_hid_dim_type")) or _has_adapter(model):
+        raise InputError("an IP-Adapter is loaded, which is not supported; unload it (pipeline.unload_ip_adapter())")
     if parts.vae_class not in ("", *DECODERS) and given.decoder is None:
         raise InputError(
             f"its autoencoder is of class {parts.vae_class}, expected {' or '.join(DECODERS)}; give decoder= "
@@ -276,6 +286,11 @@ def _check_parts(parts: PipelineParts, given: Given) -> None:
             f"{pipeline} starts from a picture and more, of which an engine takes the picture alone: no mask, no edit",
             stacklevel=2,
         )
+
+
+def _has_adapter(model: Any) -> bool:
+    """Of Stable Diffusion 3, whose config does not say it."""
+    return not isinstance(model, Path) and getattr(model, "image_proj", None) is not None
 
 
 def _check_schedule(parts: PipelineParts, given: Given) -> None:

@@ -9,8 +9,6 @@ encoders that are part of the engine. What an engine computes afterwards costs w
 from __future__ import annotations
 
 import hashlib
-import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,12 +18,7 @@ from typing import Any, final
 from ...engine.errors import BackendError, InputError, first_line
 from ..pipelines.strength import with_strength
 from ..pipelines.weights import unseen
-
-DENOISER = "denoiser"
-# How layers of text encoders begin: kohya's names and diffusers'.
-TEXTS = {"lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te_": "text_encoder"}
-TEXTS |= {f"text_encoder{number}.": f"text_encoder{number}" for number in ("", "_2", "_3")}
-USAGE = "such as style.safetensors or style.safetensors:0.8"
+from .lora_files import DENOISER, TEXTS, USAGE, layers_of, with_alphas
 
 
 @final
@@ -50,7 +43,8 @@ def parse_lora(text: str) -> Lora:
     if not path.is_file():
         raise InputError(f"lora '{text}': the file {path} does not exist; give a file, {USAGE}")
     if path.suffix != ".safetensors":
-        raise InputError(f"lora '{text}': {path.suffix or 'this'} may run any code when it is read; give {USAGE}")
+        what = path.suffix or "this"
+        raise InputError(f"lora '{text}': {what} may run any code when it is read; give one in safetensors, {USAGE}")
     return Lora(path, strength)
 
 
@@ -73,11 +67,13 @@ def fuse(pipeline: str, module: Any, part: str, loras: Sequence[Lora], beside: M
         named = f"the pipeline {pipeline}" if kind else "a model alone"
         raise InputError(f"lora: diffusers loads none into {named}; give the folder of a pipeline that takes them")
     parts = _pipeline(kind, {**beside, part: module})
+    unet = "unet" in (part, *beside)
     for number, lora in enumerate(loras):
         wanted = layers_of(lora.path)[part if part in TEXTS.values() else DENOISER]
         if wanted:
             with unseen(transformers):
-                _fuse_one(parts, module, part, lora, wanted, f"lora_{number}")
+                alphas = with_alphas(lora.path) if unet else None
+                _fuse_one(parts, module, part, lora, wanted, f"lora_{number}", alphas)
 
 
 def _pipeline(kind: Any, modules: Mapping[str, Any]) -> Any:
@@ -96,16 +92,18 @@ def _pipeline(kind: Any, modules: Mapping[str, Any]) -> Any:
     return made
 
 
-def _fuse_one(pipeline: Any, module: Any, part: str, lora: Lora, wanted: int, adapter: str) -> None:
+def _fuse_one(
+    pipeline: Any, module: Any, part: str, lora: Lora, wanted: int, adapter: str, numbers: dict[str, Any] | None
+) -> None:
+    """numbers: in place of the file's own."""
     from ..to_onnx import quiet
 
     tuned = import_module("peft.tuners.tuners_utils").BaseTunerLayer
 
     try:
         with quiet():
-            pipeline.load_lora_weights(
-                str(lora.path.parent), weight_name=lora.path.name, adapter_name=adapter, local_files_only=True
-            )
+            file = {} if numbers else {"weight_name": lora.path.name, "local_files_only": True}
+            pipeline.load_lora_weights(numbers or str(lora.path.parent), adapter_name=adapter, **file)
         layers = (one for one in module.modules() if isinstance(one, tuned))
         found = sum(adapter in {**one.lora_A, **one.lora_embedding_A} for one in layers)  # type: ignore[operator]
         if found >= wanted:
@@ -114,8 +112,9 @@ def _fuse_one(pipeline: Any, module: Any, part: str, lora: Lora, wanted: int, ad
                 pipeline.unload_lora_weights()
             return
     except Exception as error:  # of diffusers, peft and torch, without a common base
+        why = first_line(Exception(" ".join(str(error).split())))
         raise InputError(
-            f"lora '{lora.path}' does not fit this model ({first_line(error)}); give one that was trained on it"
+            f"lora '{lora.path}' does not fit this model ({why}); give one that was trained on it"
         ) from error
     raise InputError(
         f"lora '{lora.path}': {found} of its {wanted} layers are in this model; give one that was trained on it"
@@ -129,20 +128,3 @@ def check_layers(loras: Sequence[Lora], encoders: Collection[str]) -> None:
         if not found.keys() & {DENOISER, *encoders}:
             names = ", ".join(found)
             raise InputError(f"lora '{lora.path}' has layers of {names} alone, which are not here; leave it out")
-
-
-def layers_of(path: Path) -> Counter[str]:
-    """How many layers the file has updates for, by text encoder and of the "denoiser". Raises InputError."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            keys = list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"lora '{path}' cannot be read ({first_line(error)}); copy it again") from None
-    downs = [
-        key for key in keys if re.search(r"\.(lora_A(\.default)?|lora_down|lora\.down|lora_linear_layer\.down)\.", key)
-    ]
-    if not downs:
-        raise InputError(f"lora '{path}' holds no LoRA ({keys[0] if keys else 'it is empty'}); give {USAGE}")
-    return Counter(next((TEXTS[one] for one in TEXTS if key.startswith(one)), DENOISER) for key in downs)

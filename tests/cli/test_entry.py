@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -18,6 +19,7 @@ from typer.models import OptionInfo
 import pfdiff
 from pfdiff.cli import app, main
 from pfdiff.cli.entry import FILE_OPTIONS
+from pfdiff.engine.artifact import read_artifact, write_manifest
 
 from ..small.engine import write_engine
 
@@ -160,6 +162,16 @@ def test_what_is_no_picture_is_refused_before_it_is_drawn(
     assert main(["sample", "two.engine", "-o", out]) == 2
     assert "no pictures: got samples [2, 3, 5], expected [1|3|4, H, W]" in capfd.readouterr().err
     assert main(["sample", "two.engine", "-o", "x.npy"]) == 0
+
+
+def test_info_says_what_auto_added_to_samples(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("tiny.engine", "auto.engine")
+    artifact = read_artifact(Path("auto.engine"))
+    choice = {"chosen": "bf16", "milliseconds": {"bf16": 2.5}, "added": {"bf16": {"5": 0.0042, "8": 0.0035}}}
+    known = {**artifact.provenance, "precision_choice": choice}
+    write_manifest(replace(artifact, provenance=known), Path("auto.engine"))
+    assert main(["info", "auto.engine"]) == 0
+    assert re.search(r"added to samples +RMS NFE 5 0.0042, NFE 8 0.0035 *\n", capsys.readouterr().out)
 
 
 def test_info_says_what_the_engine_holds(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import pfdiff
+from pfdiff.cli import main
 from pfdiff.cli.arguments.conditions import conditions_from
-from pfdiff.cli.arguments.prompts import picture_from
+from pfdiff.cli.arguments.prompts import asked_from, by_seed, picture_from
 from pfdiff.engine.contract.condition import Condition
 from pfdiff.engine.contract.contract import Contract
 
@@ -78,3 +80,49 @@ def test_what_is_transparent_becomes_white_and_is_said(tmp_path: Path, kind: str
     np.testing.assert_array_equal(found, [[[255, 0, 0], [255, 255, 255]]])
     Image.fromarray(np.full((1, 2, 4), 255, np.uint8)).save(path)  # an alpha that covers nothing
     assert picture_from("--image", str(path)).shape == (1, 2, 3)
+
+
+# What has a row for each seed.
+def test_a_grey_picture_starts_a_network_of_colours(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (6, 5), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "grey.png")
+    _, asked = asked_from({"image": str(tmp_path / "grey.png")}, controlled("control_image", (3, 6, 5)), (3, 6, 5))
+    np.testing.assert_array_equal(asked["image"], np.stack(3 * [pixels], axis=-1))
+
+
+def test_texts_are_taken_in_turn_and_pictures_by_place() -> None:
+    pictures, masks = np.zeros((3, 2, 2, 3), np.uint8), np.zeros((3, 2, 2), bool)
+    asked = {"prompt": ["a", "b"], "negative_prompt": "c", "image": pictures, "mask": masks, "strength": 0.5}
+    found = by_seed(asked, [5, 6, 8], 3)
+    assert found.pop("image") is pictures
+    assert found.pop("mask") is masks
+    assert found == {"prompt": ["b", "a", "a"]}
+    assert by_seed({"prompt": "a", "image": pictures[0], "mask": masks[:1]}, [5, 6], 3) == {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"image": np.zeros((3, 2, 2, 3), np.uint8)}, "--image: 3 for 2 seeds; give 1, or one for each seed"),
+        ({"mask": np.zeros((3, 2, 2), bool)}, "--mask: 3 for 2 seeds; give 1"),
+        (
+            {"prompt": "a", "negative_prompt": ["c", "d"]},
+            "--negative-prompt: 2 for 1 of --prompt; give one, or as many",
+        ),
+        ({"prompt": ["a", "b"], "negative_prompt": ["c", "d", "e"]}, "--negative-prompt: 3 for 2 of --prompt"),
+    ],
+)
+def test_other_numbers_of_them_are_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(pfdiff.InputError, match=message):
+        by_seed(asked, [0, 1], 3)
+
+
+def test_a_controlnets_picture_of_another_size_says_the_size(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 7, 3), np.uint8)).save(tmp_path / "edges.png")
+    with pytest.raises(pfdiff.InputError, match=r"--control_image '.*': got 7 x 8 pixels, expected 5 x 6; resize it"):
+        conditions_from(["--control_image", str(tmp_path / "edges.png")], controlled("control_image", (3, 6, 5)), 1)
+
+
+def test_a_second_controlnet_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "fashion", "--nfe", "4", "--controlnet", "a", "--controlnet", "b"]) == 2
+    assert "--controlnet is given 2 times, and an engine holds one" in capfd.readouterr().err

@@ -81,6 +81,10 @@ class NoTensor(Mixing):
             "owner/name of the Hugging Face hub, or a shipped netw",
         ),
         ("model.ckpt", {}, "not known"),
+        (Plain(), {"lora": "style.safetensors:0.8"}, r"got lora=style.safetensors:0.8 \(--lora\), which belongs"),
+        ("fashion", {"controlnet": "canny"}, r"got controlnet=canny \(--controlnet\), which belongs to a pipeline"),
+        (Plain(), {"controlnet": ["canny", "depth"]}, "controlnet: got 2 in a list, expected one"),
+        (Plain(), {"controlnet": Plain()}, "controlnet: got Plain, expected a folder that save_pretrained wrote"),
     ],
 )
 def test_bad_words_are_one_line(source: Any, words: dict[str, Any], message: str) -> None:

@@ -147,9 +147,10 @@ def test_without_a_negative_prompt(engines: Any, name: str) -> None:
     assert ((got - other).abs().max() > 1e-3) == (name == "sdxl")
 
 
+@pytest.mark.parametrize("strength", [0.6, 0.3])
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux"])
-def test_a_picture_to_start_from(engines: Any, name: str) -> None:
-    """As diffusers counts: int(steps strength) evaluations of the last part."""
+def test_a_picture_to_start_from(engines: Any, name: str, strength: float) -> None:
+    """As diffusers counts: of 5 steps 3, and of 1.5 the U-Nets' pipelines do 1, those of flows 2."""
     pipeline, _, path = engines(name)
     kind = type(pipeline).__name__.replace("Pipeline", "Img2ImgPipeline")
     other = getattr(diffusers, kind)(
@@ -165,7 +166,7 @@ def test_a_picture_to_start_from(engines: Any, name: str) -> None:
     wanted = other(
         prompt=PROMPTS[0],
         image=picture,
-        strength=0.6,
+        strength=strength,
         num_inference_steps=STEPS,
         guidance_scale=SCALE,
         generator=torch.Generator().manual_seed(2),
@@ -176,10 +177,10 @@ def test_a_picture_to_start_from(engines: Any, name: str) -> None:
     wanted = unpacked(wanted) if name == "flux" else wanted
     with pfdiff.load(path, device="cpu", backend="onnxruntime") as engine:
         given = {"noise": noise, "prompt": PROMPTS[0], "guidance": SCALE, **words}
-        got = engine.sample(**given, image=2 * picture - 1, strength=0.6, strength_counts="whole")
+        got = engine.sample(**given, image=2 * picture - 1, strength=strength, strength_counts="whole")
         latents = engine._pictures.encoded(2 * picture - 1)
-        again = engine.sample(**given, image=latents, strength=0.6, strength_counts="whole")
-        full = engine.sample(**given, image=latents[0], strength=0.6)
+        again = engine.sample(**given, image=latents, strength=strength, strength_counts="whole")
+        full = engine.sample(**given, image=latents[0], strength=strength)
     assert_same(got, wanted)
     assert torch.equal(got, again)
     assert not torch.equal(full, got)
@@ -270,6 +271,27 @@ def test_the_command_line_makes_pictures(engines: Any, tmp_path: Path, capfd: py
     assert np.abs(np.asarray(Image.open(picture)).astype(int) - pixels[0].numpy()).max() <= 1
 
 
+def test_the_command_line_gives_each_seed_its_own(engines: Any, tmp_path: Path, capfd: Any) -> None:
+    """Two prompts, in turn by the seeds; a picture and a mask for each; three seeds in batches of at most two."""
+    _, _, path = engines("sd1")
+    images, masks = np.random.default_rng(1).random((3, 3, 8, 8), np.float32), np.zeros((3, 8, 8), bool)
+    masks[0, 4:] = masks[1, :, 3:] = masks[2, :2] = True
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "masks.npy", masks)
+    texts = ["--prompt", PROMPTS[0], "--prompt", PROMPTS[1], "--negative-prompt", NEGATIVE, "--guidance", "3"]
+    given = ["--image", str(tmp_path / "images.npy"), "--mask", str(tmp_path / "masks.npy"), "--strength", "0.7"]
+    run = ["--seeds", "5-7", "--backend", "onnxruntime", "--device", "cpu", "-o", str(tmp_path / "o.npy")]
+    assert main(["sample", str(path), *texts, *given, *run]) == 0
+    with pfdiff.load(path, device="cpu", backend="onnxruntime") as engine:
+        words = {"prompt": [PROMPTS[seed % 2] for seed in (5, 6, 7)], "negative_prompt": NEGATIVE, "guidance": 3.0}
+        wanted = engine.sample(seeds=[5, 6, 7], **words, image=images, mask=masks, strength=0.7)
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "o.npy")), wanted, atol=1e-5, rtol=1e-5)
+    capfd.readouterr()
+    _, _, other = engines("flux")
+    assert main(["sample", str(other), "--prompt", "a", "--negative-prompt", "b", *run]) == 2
+    assert "--negative-prompt: this engine is not guided by one; leave it out" in capfd.readouterr().err
+
+
 def test_prompts_of_bulk_runs_and_comparisons(engines: Any, tmp_path: Path, capsys: Any) -> None:
     """Two prompts, in turn by the seeds; the commands equal Python's functions with the encoded conditions."""
     _, folder, path = engines("sd1")
@@ -348,6 +370,17 @@ def another_class(folder: Path) -> None:
     config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["LlamaModel"]}))
 
 
+def no_class(folder: Path) -> None:
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": "CLIPTextModel"}))
+
+
+def tokenizer_of_its_own(folder: Path) -> None:
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **own}))
+
+
 def no_tokenizer_files(folder: Path) -> None:
     for path in (folder / "tokenizer").iterdir():
         if path.name != "tokenizer_config.json":
@@ -360,6 +393,8 @@ def no_tokenizer_files(folder: Path) -> None:
         (lambda folder: shutil.rmtree(folder / "text_encoder"), r"text_encoder/ is missing.*leave the encoders out"),
         (lambda folder: shutil.rmtree(folder / "tokenizer"), r"tokenizer' is missing; copy .*--no-encoders"),
         (another_class, "text_encoder is a LlamaModel, expected CLIPTextModel or .*--no-encoders"),
+        (no_class, "config.json' names no class .architectures: 'CLIPTextModel'.; copy it again"),
+        (tokenizer_of_its_own, "tokenizer.* cannot be read .its class is code in the folder, which is never run"),
         (no_tokenizer_files, "tokenizer.* cannot be read: it needs tokenizer.json, or vocab.json and merges.txt"),
     ],
 )
@@ -370,6 +405,37 @@ def test_a_missing_part_is_named(engines: Any, tmp_path: Path, change: Any, mess
         pfdiff.Network(folder)
     assert "\n" not in str(error.value)
     assert pfdiff.Network(folder, encoders=False).contract.conditions[0].name == "encoder_hidden_states"
+
+
+def test_an_encoder_that_alone_makes_a_condition_is_needed(engines: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(engines("flux")[1], tmp_path / "tiny"))
+    index = json.loads((folder / "model_index.json").read_text())
+    nothing = {"text_encoder_2": [None, None], "tokenizer_2": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps({**index, **nothing}))
+    for name in nothing:
+        shutil.rmtree(folder / name)
+    words = {key: one for key, one in FAMILIES["flux"].words.items() if key != "guidance"}
+    with pytest.raises(
+        pfdiff.InputError, match="has no text_encoder_2, which makes 'encoder_hidden_states' of prompts"
+    ):
+        pfdiff.Network(folder, **words)
+    assert pfdiff.Network(folder, encoders=False, **words).encoders is None
+
+
+def test_pieces_alone_ask_for_their_library(
+    engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(engines("sd1")[1], tmp_path / "tiny"))
+    no_tokenizer_files(folder)
+    (folder / "tokenizer" / "spiece.model").write_bytes(b"damaged")
+    monkeypatch.setattr("pfdiff.export.encoders.tokenizer.find_spec", lambda _: None)
+    capfd.readouterr()
+    with pytest.raises(pfdiff.BackendError, match=r"has spiece.model and no tokenizer.json.*pip install sentencepiece"):
+        pfdiff.Network(folder)
+    monkeypatch.undo()
+    with pytest.raises((pfdiff.InputError, pfdiff.BackendError), match=r"tokenizer.*(cannot be read|sentencepiece)"):
+        pfdiff.Network(folder)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_pickled_encoders_are_refused(engines: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 import pfdiff
 from pfdiff import InputError
 from pfdiff.cli import main
+from pfdiff.cli.evaluate import print_evaluation
 from pfdiff.quality.distances.features import Extractor, extractor
 from pfdiff.quality.distances.metrics import FrechetDistance, kernel_distance, precision_recall, thinned
-from pfdiff.quality.evaluate import evaluate, reference_features
+from pfdiff.quality.evaluate import Evaluation, evaluate, reference_features
 from pfdiff.quality.pictures.write import write_images
 
 COUNT = 30
@@ -216,12 +218,28 @@ def test_the_command_names_what_the_figures_depend_on(work: Path, capsys: pytest
     assert main(["evaluate", "tiny.engine", *words, "--label", "c,0", "--json", str(work / "report.json")]) == 0
     shown = capsys.readouterr().out
     report = json.loads((work / "report.json").read_text())
-    for word in ("pfdiff:k=2,l=1, 6 evaluations, seeds 0-29", "30 samples, 50 real pictures of real.npz", "not FID"):
+    for word in (
+        "pfdiff:k=2,l=1, 6 evaluations, seeds 0-29",
+        "30 samples, 50 pictures of the reference real.npz",
+        "not FID",
+    ):
         assert word in shown
     assert f"{report['distance']:.4f}" in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert report["drawn"]["conditions"] == {"label": {"0": COUNT // 2, "2": COUNT // 2}}
     assert report["machine"]["cores"]
+
+
+def test_zeros_have_no_sign_and_no_spread(capsys: pytest.CaptureFixture[str]) -> None:
+    same = Evaluation("f", "0", 512, 512, 512, -1e-9, -1e-9, 1.0, 1.0, -0.002, 1e-9, {"files": "a"}, "a", "0")
+    print_evaluation(same)
+    assert capsys.readouterr().out.splitlines()[4:7] == [
+        "FD         0.0000",
+        "sFD        0.0000",
+        "KD         -0.002000",
+    ]
+    print_evaluation(replace(same, kernel_spread=0.0003))
+    assert "KD         -0.002000 ± 0.000300\n" in capsys.readouterr().out
 
 
 BAD = {

@@ -216,6 +216,7 @@ def wan() -> Any:
 # What each family is.
 SHIFTED = (FLOW, {"shift": 3.0})
 DYNAMIC = (FLOW, {"shift": 3.0, "use_dynamic_shifting": True})
+BETA = (FLOW, {"shift": 1.0, "use_beta_sigmas": True})  # as Chroma1-HD has it
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,7 @@ WHOLE = {
         _one(t5, t5_tokenizer),
         run={"clean_caption": False, "use_resolution_binning": False},
     ),
-    "chroma": Whole("ChromaPipeline", chroma, SHIFTED, kl, _one(t5, t5_tokenizer), words=SHAPE, packed=True),
+    "chroma": Whole("ChromaPipeline", chroma, BETA, kl, _one(t5, t5_tokenizer), words=SHAPE, packed=True),
     "auraflow": Whole("AuraFlowPipeline", aura_flow, SHIFTED, lambda: kl(shift_factor=None), _one(umt5, t5_tokenizer)),
     "hunyuan-dit": Whole(
         "HunyuanDiTPipeline",

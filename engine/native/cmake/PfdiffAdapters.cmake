@@ -60,9 +60,12 @@ if(CMAKE_CUDA_COMPILER AND CUDAToolkit_FOUND)
   set(CMAKE_CUDA_STANDARD 17) # CMake before 3.25.2 does not know that nvcc speaks C++20
   pfdiff_add_adapter(cuda engine/native/cuda/sampler.cpp engine/native/cuda/cubins.cpp kernels/native/step.cu
                      kernels/native/step_extras.cu kernels/native/noise.cu kernels/native/images.cu)
-  # -Xptxas -v reports registers and spills to the build log, where a test reads them.
+  set(reported -warn-spills)
+  if(PFDIFF_TESTS) # a test reads the registers of every kernel in the build log, which are thousands of lines
+    set(reported -v,-warn-spills)
+  endif()
   target_compile_options(pfdiff_cuda PRIVATE
-    $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -Xptxas -v,-warn-spills -Xcompiler -Wall,-Wextra -t2>)
+    $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -Xptxas ${reported} -Xcompiler -Wall,-Wextra -t2>)
   target_link_libraries(pfdiff_cuda PRIVATE CUDA::cudart_static)
   set(PFDIFF_WITH_CUDA TRUE)
 else()

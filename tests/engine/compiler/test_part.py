@@ -30,6 +30,18 @@ def test_diffusers_count_leaves_out_the_first_steps(strength: float) -> None:
     np.testing.assert_array_equal(part.times, program.times[8 - part.nfe :])
 
 
+@pytest.mark.parametrize(
+    ("nfe", "strength", "count"),
+    [(4, 0.3, 2), (8, 0.3, 3), (4, 0.6, 3), (8, 0.6, 5), (5, 0.6, 3), (10, 0.7, 7), (1, 0.5, 1)],
+)
+def test_on_flows_diffusers_count_rounds_up(nfe: int, strength: float, count: int) -> None:
+    """Their pipelines of flows leave out the first int(nfe - nfe strength) steps."""
+    program = pfdiff.compile("ddim", "flow:shift=3", nfe=nfe, grid="uniform", prediction="flow")
+    part = last_part(program, strength, whole=True)
+    assert part.nfe == count
+    np.testing.assert_allclose(part.times, program.times[nfe - count :], rtol=1e-12)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("schedule", ["linear:1000", "flow:shift=3", "edm"])
 def test_all_evaluations_walk_the_part(solver: str, schedule: str) -> None:

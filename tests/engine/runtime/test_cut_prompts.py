@@ -43,6 +43,25 @@ def loaded() -> Any:
     ],
 )
 def test_what_is_left_out_is_said(text: str, negative: bool, line: str, recwarn: pytest.WarningsRecorder) -> None:
-    found = prompts._tokens(loaded(), [(text, negative)])
+    cuts: list[prompts.Cut] = []
+    found = prompts._tokens(loaded(), [(text, negative)], cuts)
+    prompts.say_cuts(cuts, "negative prompt" if negative else "prompt")
     assert found.shape == (1, 2, LENGTH)
     assert [str(one.message) for one in recwarn] == ([line] if line else [])
+
+
+def test_encoders_that_leave_out_the_same_share_a_line(recwarn: pytest.WarningsRecorder) -> None:
+    words = [("text_encoder", 77, "in fog"), ("text_encoder_2", 77, "in fog"), ("text_encoder_3", 256, "fog")]
+    prompts.say_cuts([prompts.Cut(*one) for one in words], "prompt")
+    assert [str(one.message) for one in recwarn] == [
+        "the prompt is cut at 77 tokens of text_encoder and text_encoder_2; left out is 'in fog'",
+        "the prompt is cut at 256 tokens of text_encoder_3; left out is 'fog'",
+    ]
+
+
+def test_of_a_long_rest_the_first_words_are_shown(recwarn: pytest.WarningsRecorder) -> None:
+    prompts.say_cuts([prompts.Cut("text_encoder", 77, " ".join(500 * ["fog"]))], "negative prompt")
+    (line,) = (str(one.message) for one in recwarn)
+    assert line.startswith("the negative prompt is cut at 77 tokens of text_encoder; left out is 'fog fog fog")
+    assert line.endswith(" ...', 500 words")
+    assert len(line) < 260

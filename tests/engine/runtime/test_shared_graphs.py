@@ -70,6 +70,25 @@ def test_one_graph_for_all_starts(solver: str, masked: bool, cuda: Notes) -> Non
     assert len({one.numpy().tobytes() for one in alone.values()}) == len(STRENGTHS)
 
 
+def test_a_start_shares_the_graph_of_plain_noise(cuda: Notes) -> None:
+    """Seeds have a second one, whose first kernel makes the noise; only a mask has a third."""
+    loop, inputs, whole = loop_of(cuda), start(), make_tables(program(6, PLAIN), PLAIN)
+    plain = run(loop, whole, inputs)
+    started = run(loop, part(0.5), inputs)
+    assert cuda.count("record in pool") == 1
+    assert torch.equal(run(loop, whole, inputs), plain)
+    assert not torch.equal(started, plain)
+    run(loop, whole, Inputs(np.array([3, 4], np.uint64), None, ()))
+    assert cuda.count("record in pool") == 2
+    for tables in (whole, part(0.5), part(0.25)):
+        run(loop, tables, start(masked=True))
+    assert cuda.count("record in pool") == 3
+    run(loop, part(0.8), start(masked=True))
+    run(loop, whole, inputs)
+    run(loop, whole, Inputs(np.array([5, 6], np.uint64), None, ()))
+    assert cuda.count("record in pool") == 3
+
+
 def test_another_start_costs_one_copy_and_the_same_one_none(cuda: Notes) -> None:
     loop, inputs, one, two = loop_of(cuda), start(), part(0.5), part(0.8)
     run(loop, one, inputs)

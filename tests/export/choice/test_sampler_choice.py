@@ -101,6 +101,16 @@ def test_no_search_is_offered_for_a_sampler_that_draws_noise(stable):
     assert "pfdiff tune" not in described_choice([quiet, drawn], stable, "ddpm", OPEN)
 
 
+def test_a_measurement_of_several_nfe_is_said_once():
+    network = plain()
+    programs = [chosen_program(network, AUTO, nfe, OPEN) for nfe in (4, 8)]
+    record = {"complete": True, "calls": 240, "calibration_seeds": 21}
+    records = {4: {**record, "seconds": 20.44}, 8: {**record, "seconds": 20.47}}
+    line = described_choice(programs, network, AUTO, OPEN, records)
+    assert line.startswith("sampler by measurement (240 calls, 21 seeds, 20.5 s): NFE 4 ")
+    assert line.count("measurement") == 1
+
+
 def test_grid_diffusers_is_exact(stable, flow):
     exact = {**OPEN, "grid": "diffusers"}
     program = chosen_program(stable, "ddim", 5, exact)

@@ -57,7 +57,7 @@ SPACINGS = [
     {"timestep_spacing": "trailing"},
 ]
 PREDICTIONS = [{"prediction_type": kind} for kind in ("epsilon", "v_prediction", "sample")]
-RAMPS = [{"use_karras_sigmas": True}, {"use_exponential_sigmas": True}]
+RAMPS = [{"use_karras_sigmas": True}, {"use_exponential_sigmas": True}, {"use_beta_sigmas": True}]
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 RESCALED = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
 BETAS = [LATENT, SQUARED, {"trained_betas": np.linspace(2e-4, 0.03, 1000).tolist()}]

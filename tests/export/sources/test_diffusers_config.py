@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from pfdiff.engine.compiler.compile import compile
 from pfdiff.engine.compiler.grid import make_grid
 from pfdiff.engine.compiler.schedule import parse_schedule
-from pfdiff.engine.errors import InputError
+from pfdiff.engine.errors import BackendError, InputError
 from pfdiff.export.convention import Convention
 from pfdiff.export.sources.diffusers_config import dynamic_mu, read_config
 
@@ -78,7 +79,6 @@ def test_sigmas_of_a_discrete_schedule_become_its_nearest_times() -> None:
     ("config", "words"),
     [
         ({"beta_schedule": "linear", "thresholding": True}, "thresholds dynamically"),
-        ({"beta_schedule": "linear", "use_beta_sigmas": True}, "use_beta_sigmas"),
         ({"beta_schedule": "laplace"}, "beta_schedule 'laplace'"),
         ({"beta_schedule": "linear", "prediction_type": "trigflow"}, "prediction_type 'trigflow'"),
         ({"beta_schedule": "linear", "timestep_spacing": "even"}, "timestep_spacing 'even'"),
@@ -234,3 +234,22 @@ def test_edm_sigmas(kind: str) -> None:
     program = compile("ddim", convention.schedule, 6, convention.grid, prediction="edm", sigma_data=0.5)
     np.testing.assert_allclose(program.times, theirs.sigmas.numpy()[:-1], rtol=1e-5)
     np.testing.assert_allclose(program.network_times, theirs.timesteps.numpy(), rtol=1e-5, atol=1e-6)
+
+
+# Beta sigmas, as Chroma1-HD has them.
+def test_beta_sigmas_are_quantiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At sigma of a point between the ends, Beta(0.6, 0.6) has the mass that is left: the integral by itself."""
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "use_beta_sigmas": True}
+    points = read_config(config).points(5)
+    assert points is not None
+    assert (points[0], points[-1]) == (1.0, 0.0)
+    high, low = points[0], points[4]
+    assert low == pytest.approx(1e-3)
+    # x = sin(u)^2 takes the poles out of the density x^-0.4 (1 - x)^-0.4.
+    angles = np.arcsin(np.sqrt((np.array(points[:5]) - low) / (high - low)))
+    u = np.linspace(0, np.pi / 2, 200_001)
+    mass = np.cumsum((np.sin(u) * np.cos(u)) ** 0.2)
+    np.testing.assert_allclose(np.interp(angles, u, mass / mass[-1]), [1, 0.75, 0.5, 0.25, 0], atol=1e-4)
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    with pytest.raises(BackendError, match=r"a scheduler with use_beta_sigmas needs scipy .*; pip install scipy"):
+        read_config(config).points(5)

@@ -84,6 +84,21 @@ def test_a_half_precision_variant_is_read(copied: Path) -> None:
     assert pfdiff.Network(copied).contract.precision == "fp32"
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_shards_are_read_without_bars(copied: Path, variant: str | None, capfd: pytest.CaptureFixture[str]) -> None:
+    model = diffusers.UNet2DConditionModel.from_pretrained(copied / "unet")
+    digest = pfdiff.Network(copied).digest
+    shutil.rmtree(copied / "unet")
+    model.save_pretrained(copied / "unet", max_shard_size="20KB", variant=variant)
+    assert len(list((copied / "unet").glob("*.safetensors"))) > 2
+    capfd.readouterr()
+    assert pfdiff.Network(copied).digest == digest
+    assert capfd.readouterr() == ("", "")
+    min((copied / "unet").glob("*.safetensors")).unlink()
+    with pytest.raises(InputError, match=r"cannot be loaded .*-00001-of-.*save it again"):
+        pfdiff.Network(copied)
+
+
 def edited(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -113,6 +128,16 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     ),
     "no index": (lambda folder: (folder / "model_index.json").unlink(), {}, "neither model_index.json .* nor config"),
     "no model": (lambda folder: shutil.rmtree(folder / "unet"), {}, "no folder unet or transformer"),
+    "no autoencoder": (
+        lambda folder: edited(folder / "model_index.json", vae=["diffusers", "AutoencoderKL"]),
+        {},
+        r"the folder vae/ .*is missing, which model_index.json names; copy it there, or give another decoder= .*null",
+    ),
+    "IP-Adapter": (
+        lambda folder: edited(folder / "unet" / "config.json", encoder_hid_dim_type="ip_image_proj"),
+        {},
+        "an IP-Adapter is loaded, which is not supported",
+    ),
     "no config": (lambda folder: (folder / "unet" / "config.json").unlink(), {}, "config.json is missing"),
     "no JSON": (lambda folder: cut(folder / "unet" / "config.json"), {}, "cannot be read .*copy it again"),
     "unknown class": (
