@@ -208,9 +208,11 @@ def _came_from(key: str, value: Any) -> list[str]:
 
 def _precision(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the precision costs and how it was chosen; --json has the whole record."""
+    from ..export.precision.added import said
+
     rows: list[tuple[str, str]] = []
     if isinstance(record := provenance.get("precision_record"), dict) and isinstance(record.get("samples"), dict):
-        added = (f"{name} {one['added']:.2g}" for name, one in record["samples"].items())
+        added = (f"{name} {said(one)}" for name, one in record["samples"].items())
         rows.append(("added to samples", f"RMS {', '.join(added)}"))
         parts = {"decoder": record.get("decoder"), "image encoder": record.get("image_encoder")}
         parts["observation encoder"] = record.get("observation_encoder")

@@ -149,6 +149,9 @@ def _refinement_line(record: dict[str, Any]) -> str:
         regression = "by regression and " if (record.get("regression") or {}).get("kept") else ""
         how = "by regression" if record["method"] == "regression" else f"{regression}in {record['steps']} steps"
         return f"refined {record['from']} {how}, {trained_on(record)}{errors}"
+    if "gain" not in record and None in losses:
+        reason = "no step lowered the error, or the budget was spent"
+        return f"refining {record['from']} changed nothing: {reason}; the unrefined one is kept"
     return f"refining {record['from']} gained no more than chance on held-out seeds{errors}; the unrefined one is kept"
 
 

@@ -42,6 +42,7 @@ from .engine_directory import fixed_batch, former_at, write_programs
 from .network import Network
 from .precision.auto import AUTO as AUTO_PRECISION
 from .precision.calibration.given import Given, given_values
+from .precision.large.outside import check_module
 from .precision.prompts import prompts_from
 from .precision.records import check_quantise_error, is_for_gpu
 from .precision.write import ALL, Asked, check_for_target
@@ -185,6 +186,8 @@ def built(
     sizes = _check_batch(batch, source)
     targets = _check_targets(target)
     check_for_target(precision, targets)
+    if precision in QUANTISED and isinstance(source._source, ModuleSource):
+        check_module(source._source.module)
     runs = backend == "torch" or (backend == "auto" and not _is_cpu(device))  # PyTorch may
     module = _module_of(source, required=backend == "torch") if runs else None
     check_runnable(backend, "fp32" if precision == AUTO_PRECISION else precision, module, parse_device(device))

@@ -15,7 +15,7 @@ import openvino
 import torch
 
 from ..contract.contract import AnyContract, Contract
-from ..errors import BackendError, first_line
+from ..errors import BackendError, first_line, printable
 from .abstract import Buffers, Evaluate, NetworkFiles, OneByOne
 from .openvino_rewrites import rewrite
 from .openvino_time import time_in_float32
@@ -34,6 +34,17 @@ def cpu_precisions() -> tuple[str, ...]:
     """Those of fp32, fp16 and bf16 that this CPU computes in, as OpenVINO reports."""
     reported = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(precision for precision, name in CAPABILITIES.items() if name in reported)
+
+
+def reason(error: BaseException) -> str:
+    """What OpenVINO's exception says in one line: the operations without a conversion, else the first that is no place.
+
+    Its first lines are places in its own source, `Exception from src/inference/src/cpp/core.cpp:84:`.
+    """
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    told = [one for one in lines if one.startswith(("No conversion rule found", "Conversion is failed for"))]
+    others = [one for one in lines if one and not one.startswith("Exception from ")]
+    return printable("; ".join(told) or next(iter(others), first_line(error)))[:200]
 
 
 @final
@@ -63,7 +74,7 @@ class OpenVino(OneByOne[Any]):
         try:
             self._loaded = _with_float32_ends(_core().read_model(str(files.onnx)), contract)
         except RuntimeError as error:
-            raise BackendError(f"openvino refuses '{files.onnx}': {first_line(error)}") from error
+            raise BackendError(f"openvino refuses '{files.onnx}': {reason(error)}") from error
         self._compiled: dict[int, Any] = {}
         batch = files.artifact.batch[0] if files.artifact else contract.fixed_batch or 1
         used = self._for_batch(self._loaded, batch).get_property("INFERENCE_PRECISION_HINT").to_string()
@@ -89,7 +100,7 @@ class OpenVino(OneByOne[Any]):
                 rewrite(model, contract.precision)
                 self._compiled[batch] = _core().compile_model(model, "CPU", self._options)
             except RuntimeError as error:
-                raise BackendError(f"openvino refuses '{self._files.onnx}': {first_line(error)}") from error
+                raise BackendError(f"openvino refuses '{self._files.onnx}': {reason(error)}") from error
         return self._compiled[batch]
 
     def _bound(self, loaded: Any, buffers: Buffers) -> Evaluate:

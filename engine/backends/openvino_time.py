@@ -17,9 +17,10 @@ import numpy as np
 import openvino
 from openvino import opset13 as op
 
+from .openvino_affine import SHAPED, join_affine
+
 # Layers with weights, and nodes with a graph inside: the time's part ends before them.
 ENDS = ("MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData", "If", "Loop", "TensorIterator")
-SHAPED = ("Unsqueeze", "Squeeze", "Reshape")
 MARK = '<rt_info><attribute name="precise" version="0" /></rt_info>'
 # The head of a layer in OpenVINO's file, after which a mark may stand.
 LAYER = re.compile(r'<layer [^>]*type="(?!Const"|Parameter"|Result")[^"]*"[^>]*>\s*(?:<data [^>]*/>)?')
@@ -38,6 +39,7 @@ def time_in_float32(model: Any, time: str) -> None:
     ends = [value for value, found in readers.items() if found]
     results = [op.result(value) for value in ends]
     part: Any = openvino.Model(results, [start], "time")  # pyright: ignore[reportGeneralTypeIssues]  # two classes Model
+    join_affine(part)
     _with_own_shapes(part)
     made = _marked(part)
     for value, result in zip(ends, made.get_results(), strict=True):

@@ -7,8 +7,9 @@ fp8 too, where it has that.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +20,11 @@ import numpy as np
 from ...engine.backends.registry import is_installed
 from ...engine.errors import BackendError, InputError, first_line
 from ..choice.measured_choice import reference_of
+from .added import Added, said
 from .calibration.given import Given
 from .calibration.observations import Observations
 from .prompts import Texts
-from .tasks import HALF, rows_of
+from .tasks import ELEMENTS, HALF, MOST_SMALL, rows_of
 from .trajectory import CHECK_SEED, Array, Trajectories, untypical
 
 if TYPE_CHECKING:
@@ -61,12 +63,12 @@ def fastest(
     Engines are written into `folder`. given: what conditions have. Raises InputError, BackendError: fp32 itself fails.
     """
     made: dict[str, Artifact] = {}
-    said: list[str] = []
+    left_out: list[str] = []
     with ExitStack() as stack:
         engines: dict[str, Engine] = {}
         for precision in CANDIDATES:
             if why := runs(precision):
-                said.append(f"{precision}: {why}")
+                left_out.append(f"{precision}: {why}")
                 continue
             try:
                 artifact = make(precision, folder / f"{precision}.engine")
@@ -75,7 +77,7 @@ def fastest(
             except (InputError, BackendError) as error:
                 if precision == "fp32":
                     raise
-                said.append(f"{precision}: {first_line(error)}")
+                left_out.append(f"{precision}: {first_line(error)}")
         first = made["fp32"]
         tables = _tables(first, given)
         if untypical(first.contract, tables):
@@ -83,23 +85,26 @@ def fastest(
                 "precision auto compares samples, and a condition has no default or labels to sample with; "
                 "give values of it, or a policy's observations (calibrate_conditions), or name a precision"
             )
-        samples, trial = _samples(engines, first, tables, _seeds(made.values()), said)
+        samples, trial = _samples(engines, first, tables, _seeds(made), left_out)
         bounds, own = _bounds(open_engine, first, trial, samples["fp32"], bound)
         times = _times(engines, first, tables)
     errors = {
-        name: {nfe: trial.distance(found[nfe], samples["fp32"][nfe]) for nfe in found}
+        name: {nfe: trial.added(found[nfe], samples["fp32"][nfe], bounds[nfe]) for nfe in found}
         for name, found in samples.items()
     }
-    chosen = _chosen(errors, bounds, times)
-    for line in [*said, *_lines(times, errors, bounds, chosen)]:
+    chosen = _chosen(errors, times)
+    for line in [*left_out, *_lines(times, errors, chosen)]:
         say(line)
     record = {
         "chosen": chosen,
         "milliseconds": times,
-        "added": {name: {str(nfe): value for nfe, value in one.items()} for name, one in errors.items()},
+        "added": {name: {str(nfe): value.error for nfe, value in one.items()} for name, one in errors.items()},
+        "standard_error": {
+            name: {str(nfe): value.deviation for nfe, value in one.items()} for name, one in errors.items()
+        },
         "bound": {str(nfe): value for nfe, value in bounds.items()},
         "own": {str(nfe): value for nfe, value in own.items()},
-        "left_out": said,
+        "left_out": left_out,
         "batch": first.batch[0],
     }
     return Fastest(chosen, made[chosen], record)
@@ -130,14 +135,15 @@ def why_slow(precision: str, *, on_gpu: bool) -> str:
     return ""
 
 
-def _seeds(made: Iterable[Artifact]) -> int:
+def _seeds(made: Mapping[str, Artifact]) -> int:
     """As many as int8 or fp8 was checked on, so that its bound here is the bound that its layers were chosen by."""
-    counts = [one.provenance.get("precision_record", {}).get("calibration_seeds", 0) for one in made]
-    return max(counts) or SEEDS
+    counts = [one.provenance.get("precision_record", {}).get("calibration_seeds", 0) for one in made.values()]
+    small = min(MOST_SMALL, math.ceil(ELEMENTS / math.prod(made["fp32"].contract.shape)))
+    return max(counts) or max(SEEDS, small)
 
 
 def _samples(
-    engines: dict[str, Engine], first: Artifact, tables: Mapping[str, Array], count: int, said: list[str]
+    engines: dict[str, Engine], first: Artifact, tables: Mapping[str, Array], count: int, left_out: list[str]
 ) -> tuple[dict[str, dict[int, Array]], Trajectories]:
     """Of every engine by NFE. One whose samples fail, such as by values that are not finite, leaves `engines`."""
     contract = first.contract
@@ -151,7 +157,7 @@ def _samples(
         except (InputError, BackendError) as error:
             if name == "fp32":
                 raise
-            said.append(f"{name}: {first_line(error)}")
+            left_out.append(f"{name}: {first_line(error)}")
             del engines[name]
     return found, trial
 
@@ -196,31 +202,32 @@ def _times(engines: Mapping[str, Engine], first: Artifact, tables: Mapping[str, 
     return {name: float(value) for name, value in times.items()}
 
 
-def _chosen(errors: Mapping[str, Mapping[int, float]], bounds: Mapping[int, float], times: Mapping[str, float]) -> str:
+def _chosen(errors: Mapping[str, Mapping[int, Added]], times: Mapping[str, float]) -> str:
     """The fastest whose errors are within the bounds; a precision takes the place of those before by GAIN or more."""
     chosen = "fp32"
     for name, found in errors.items():
-        fits = all(error <= bounds[nfe] for nfe, error in found.items())
-        if fits and times[name] < GAIN * times[chosen]:
+        if _fits(found) and times[name] < GAIN * times[chosen]:
             chosen = name
     return chosen
 
 
-def _lines(
-    times: Mapping[str, float], errors: Mapping[str, Mapping[int, float]], bounds: Mapping[int, float], chosen: str
-) -> list[str]:
+def _fits(found: Mapping[int, Added]) -> bool:
+    return all(one.error <= one.bound for one in found.values())
+
+
+def _lines(times: Mapping[str, float], errors: Mapping[str, Mapping[int, Added]], chosen: str) -> list[str]:
     lines: list[str] = []
     before = ""
     for name, ms in times.items():
-        added = ", ".join(f"NFE {nfe} {value:.2g} (bound {bounds[nfe]:.2g})" for nfe, value in errors[name].items())
-        said = f"{name}: {ms:.3g} ms a sample" + (f", RMS added {added}" if name != "fp32" else "")
+        added = ", ".join(f"NFE {nfe} {said(one.record)} (bound {one.bound:.2g})" for nfe, one in errors[name].items())
+        line = f"{name}: {ms:.3g} ms a sample" + (f", RMS added {added}" if name != "fp32" else "")
         if before and ms > times[before]:
-            said += f"; slower here than {before}"
-        if any(value > bounds[nfe] for nfe, value in errors[name].items()):
-            said += "; beyond the bound"
-        lines.append(said)
+            line += f"; slower here than {before}"
+        if not _fits(errors[name]):
+            line += "; beyond the bound"
+        lines.append(line)
         before = name
-    fitting = [name for name in times if all(value <= bounds[nfe] for nfe, value in errors[name].items())]
+    fitting = [name for name in times if _fits(errors[name])]
     least = min(fitting, key=lambda name: times[name])
     if times[least] < times[chosen]:
         return [*lines, f"precision {chosen}: {least} is faster by less than {1 - GAIN:.0%}, at fewer bits"]

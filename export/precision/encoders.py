@@ -24,6 +24,7 @@ from ...engine.artifact import DECODER, IMAGE_ENCODER
 from ...engine.contract.contract import Contract, DecoderContract
 from ...engine.errors import InputError
 from ..check import OnnxRun, TrialInputs
+from .added import Added
 from .calibration.makers import Makers, Part
 from .large.outside import loaded
 from .large.outside import write as write_graph
@@ -62,9 +63,9 @@ class EncoderTask:
     def others(self, evaluate: Evaluate) -> list[TrialInputs]:
         return self.both[1]
 
-    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]:
+    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, Added]:
         found = np.concatenate([evaluate(one) for one in self.both[check]])
-        return {self.made: (_rms(found - self.exact[check]), self.bound)}
+        return {self.made: Added.of(found - self.exact[check], self.bound)}
 
 
 def encoding_task(part: Part, bound: float) -> EncoderTask:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 SWITCH = "pfdiff_quantised"
+MOST_BIAS = 2.0**29  # of a bias in int32: what takes back a mean error may add to it
 AXES_OPSET = 18  # from which ReduceMean takes its axes as an input
 
 
@@ -117,7 +118,7 @@ class _Writer:
         held = self._values[layer.weights].const_value
         assert held is not None
         exact = held.numpy().astype(np.float32)
-        scales = weight_scales(exact, layer.axis, self._kind)
+        scales = np.maximum(weight_scales(exact, layer.axis, self._kind), self._least(node, layer))
         numbers = quantised_weights(exact, scales, layer.axis, self._kind)
         stored = self._constant(f"{stem}_8", numbers, _stored_dtype(self._kind, weights=True))
         scale = self._constant(f"{stem}_scale", scales)
@@ -125,6 +126,17 @@ class _Writer:
         zero = self._constant(f"{stem}_zero", zeros, _stored_dtype(self._kind, weights=True))
         made = onnx_ir.node("DequantizeLinear", [stored, scale, zero], {"axis": layer.axis}, name=f"{stem}_dq")
         return self._placed(node, made, f"{stem}_dequantised")
+
+    def _least(self, node: onnx_ir.Node, layer: Layer) -> Array:
+        """The least scales of weights [channels], or 0: ONNX Runtime rounds a bias to int32 steps of both scales.
+
+        A channel whose weights are nothing beside its bias would have steps so small that the bias overflows.
+        """
+        place = None if self._kind.halves else _bias_of(node)
+        given = None if place is None or place[1] >= len(place[0].inputs) else place[0].inputs[place[1]]
+        if given is None:
+            return np.zeros(1, np.float32)
+        return (np.abs(_numbers(given)) / (MOST_BIAS * self._ranges[layer.input].scale)).astype(np.float32)
 
     def bias(self, node: onnx_ir.Node, shift: Array, flag: onnx_ir.Value | None) -> None:
         """`shift` [channels] added where a constant is added anyway; nothing where there is none."""

@@ -2,8 +2,9 @@
 
     int8 inside: 61 of 74 convolutions, 11 of 13 linear layers
 
-A layer counts when both its input and its weights come from a DequantizeLinear, whoever wrote it: ONNX Runtime,
-ModelOpt, NNCF or this project.
+A layer counts when its weights come from a DequantizeLinear, whoever wrote it: ONNX Runtime, ModelOpt, NNCF or this
+project. "int8 inside" has inputs and weights of 8 bits, "int16 and int8 inside" wider inputs, and where inputs are in
+floating point it is "int4 weights inside". Operators that are quantised themselves count too, such as QLinearConv.
 """
 
 from __future__ import annotations
@@ -20,28 +21,50 @@ if TYPE_CHECKING:
     import onnx
 
 UINT8, INT8 = 2, 3  # onnx.TensorProto's
-FLOAT8 = (17, 18, 19, 20)  # onnx.TensorProto.FLOAT8E4M3FN and its three relatives
+KINDS_OF_BITS = {UINT8: "int8", INT8: "int8", 4: "int16", 5: "int16", 21: "int4", 22: "int4", 23: "fp4"}
+KINDS_OF_BITS |= dict.fromkeys((17, 18, 19, 20), "fp8")  # FLOAT8E4M3FN and its three relatives
+# Quantised operators: kind, place of the weights, of the input's zero point (uint8 where it is not a constant).
+OPERATORS = {
+    "QLinearConv": ("convolution", 3, 2),
+    "QLinearMatMul": ("linear layer", 3, 2),
+    "QGemm": ("linear layer", 3, 2),
+    "ConvInteger": ("convolution", 1, 2),
+    "MatMulInteger": ("linear layer", 1, 2),
+    "MatMulIntegerToFloat": ("linear layer", 1, 4),
+    "DynamicQuantizeMatMul": ("linear layer", 1, -1),
+    "MatMulNBits": ("linear layer", 1, -1),
+}
+# Where their scales are; those of weights alone may be negative.
+SCALES = {"QuantizeLinear": (1,), "DequantizeLinear": (1,), "QLinearConv": (1, 4, 6), "QLinearMatMul": (1, 4, 6)}
+SCALES |= {"QGemm": (1, 4, 7), "QLinearAdd": (1, 4, 6), "QLinearMul": (1, 4, 6), "QLinearSigmoid": (1, 3)}
 # What a DequantizeLinear's output may pass through on its way to a layer.
 THROUGH = ("Transpose", "Reshape", "Cast", "Squeeze", "Unsqueeze", "Identity")
 
 
 def inside(model: onnx.ModelProto) -> dict[str, str]:
-    """{"int8 inside": "61 of 74 convolutions, ..."}; empty where nothing is quantised. Weights need not be loaded."""
+    """{"int8 inside": "61 of 74 convolutions, ..."}; empty where nothing is quantised. Weights need not be loaded.
+
+    Before it, such as in "int16 and int8 inside", what the input has and what the weights have.
+    """
     makers = {name: node for node in model.graph.node for name in node.output}
     constants = {one.name: one.data_type for one in model.graph.initializer}
     found: dict[str, dict[str, int]] = {}
     every: dict[str, int] = {}
     for node in model.graph.node:
-        kind = KINDS.get(node.op_type)
-        if kind is None or len(node.input) < 2:
+        if node.op_type in OPERATORS:
+            kind, place, _ = OPERATORS[node.op_type]
+            weighed, name = _is_constant(node.input[place], makers, constants), _of_operator(node, constants)
+        elif node.op_type in KINDS and len(node.input) > 1:
+            kind = KINDS[node.op_type]
+            before, stored = (_stored(one, makers, constants) for one in node.input[:2])
+            weighed = stored is not None or _is_constant(node.input[1], makers, constants)
+            name = _of_pair(before, stored)
+        else:
             continue
-        stored = [_stored(name, makers, constants) for name in node.input[:2]]
-        weighed = stored[1] is not None or _is_constant(node.input[1], makers, constants)
         if not weighed:
             continue  # a product of two activations
         every[kind] = every.get(kind, 0) + 1
-        if all(stored):
-            name = "fp8" if stored[0] in FLOAT8 else "int8"
+        if name:
             counts = found.setdefault(name, {})
             counts[kind] = counts.get(kind, 0) + 1
     kinds = sorted(every.items())
@@ -49,6 +72,25 @@ def inside(model: onnx.ModelProto) -> dict[str, str]:
         f"{name} inside": ", ".join(f"{counts.get(kind, 0)} of {_named(total, kind)}" for kind, total in kinds)
         for name, counts in found.items()
     }
+
+
+def _of_pair(before: int | None, weights: int | None) -> str:
+    """What a layer computes in, by what its input and its weights are dequantised from; "" in floating point."""
+    if weights is None:
+        return ""
+    name = KINDS_OF_BITS.get(weights, "int8")
+    if before is None:
+        return f"{name} weights"
+    of_input = KINDS_OF_BITS.get(before, "int8")
+    return name if of_input == name else f"{of_input} and {name}"
+
+
+def _of_operator(node: onnx.NodeProto, constants: Mapping[str, int]) -> str:
+    if node.op_type == "MatMulNBits":
+        bits = next((one.i for one in node.attribute if one.name == "bits"), 4)
+        return f"int{bits} weights"
+    weights = constants.get(node.input[OPERATORS[node.op_type][1]], INT8)
+    return KINDS_OF_BITS.get(weights, "int8")
 
 
 def _named(total: int, kind: str) -> str:
@@ -64,11 +106,19 @@ def widest_weight(model: onnx.ModelProto) -> int:
     constants = {name: one.data_type for name, one in tensors.items()}
     most = 0
     for node in model.graph.node:
-        if node.op_type not in KINDS or len(node.input) < 2 or _stored(node.input[0], makers, constants) != UINT8:
+        if node.op_type in OPERATORS:
+            _, place, zero = OPERATORS[node.op_type]
+            given = node.input[zero] if 0 <= zero < len(node.input) else ""
+            name, before = node.input[place], constants.get(given, UINT8)
+            weights = constants.get(name)
+        elif node.op_type in KINDS and len(node.input) > 1:
+            before, weights = (_stored(one, makers, constants) for one in node.input[:2])
+            name = node.input[1]
+        else:
             continue
-        if _stored(node.input[1], makers, constants) != INT8:
+        if before != UINT8 or weights != INT8:
             continue
-        tensor = tensors.get(_dequantised(node.input[1], makers))
+        tensor = tensors.get(name if name in tensors else _dequantised(name, makers))
         if tensor is None or tensor.data_location == 1:  # made in the graph, or beside the file
             most = 128
         else:
@@ -77,7 +127,10 @@ def widest_weight(model: onnx.ModelProto) -> int:
 
 
 def check_scales(model: onnx.ModelProto, path: object) -> None:
-    """Raises InputError when a scale of a Q or DQ node is not finite or not above 0, naming it."""
+    """Raises InputError when a scale of a quantised node is not finite or not above 0, naming it.
+
+    Those of constant weights may be negative, which weights in blocks of 4 bits of ONNX Runtime's are.
+    """
     from onnx import numpy_helper
 
     constants = {one.name: one for one in model.graph.initializer}
@@ -87,18 +140,18 @@ def check_scales(model: onnx.ModelProto, path: object) -> None:
                 if attribute.name == "value":
                     constants[node.output[0]] = attribute.t
     for node in model.graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 2:
-            continue
-        tensor = constants.get(node.input[1])
-        if tensor is None or tensor.data_location == 1:  # computed, or in another file: tiny tensors are not
-            continue
-        scale = np.asarray(numpy_helper.to_array(tensor)).astype(np.float64)
-        wrong = ~(np.isfinite(scale) & (scale > 0))
-        if wrong.any():
-            raise InputError(
-                f"network '{path}': the scale '{node.input[1]}' of {node.op_type} '{node.name or node.output[0]}' "
-                f"holds {scale[wrong].flat[0]:g}, expected finite numbers above 0; quantise the network again"
-            )
+        for name in (node.input[one] for one in SCALES.get(node.op_type, ()) if one < len(node.input)):
+            tensor = constants.get(name)
+            if tensor is None or tensor.data_location == 1:  # computed, or in another file: tiny tensors are not
+                continue
+            scale = np.asarray(numpy_helper.to_array(tensor)).astype(np.float64)
+            of_weights = node.op_type == "DequantizeLinear" and node.input[0] in constants
+            wrong = ~(np.isfinite(scale) & ((np.abs(scale) if of_weights else scale) > 0))
+            if wrong.any():
+                raise InputError(
+                    f"network '{path}': the scale '{name}' of {node.op_type} '{node.name or node.output[0]}' "
+                    f"holds {scale[wrong].flat[0]:g}, expected finite numbers above 0; quantise the network again"
+                )
 
 
 def layers_line(layers: Mapping[str, Any]) -> str:

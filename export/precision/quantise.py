@@ -21,6 +21,7 @@ import numpy as np
 
 from ...engine.errors import InputError
 from ..check import TrialInputs
+from .added import Added
 from .calibration.bias import shifts_of
 from .give_back import Chosen, Measure, choose
 from .half import convert, prepared
@@ -33,13 +34,15 @@ from .trajectory import Array, Evaluate, relative_error
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir
 
-    from ...engine.contract.contract import AnyContract
+    from ...engine.contract.contract import AnyContract, Contract
     from ...engine.progress import Lines, Stages
 
 LEAST_SHARE = 5e-4  # of all multiplications: a smaller layer gains nothing
 SATURATED = 0.01  # of a layer's inputs on other seeds: more beyond what calibration saw gets a line
 SECONDS_ALONE = 300.0  # that the errors of single layers may take: decides on how many evaluations
+PART = 1 << 24  # weights that are looked at together
 HALF_OPSET = 19  # from which Q/DQ have float16 scales, and float8
 
 
@@ -47,7 +50,7 @@ class Task(Protocol):
     """What a graph is for: its names, inputs to calibrate on, and errors of what comes out in the end.
 
     cases: of calibration's seeds; others: of the seeds of the check.
-    errors(evaluate, check) -> by name (error, bound): of calibration's seeds or, with `check`, of others.
+    errors(evaluate, check) -> by name: of calibration's seeds or, with `check`, of others.
     """
 
     inputs: tuple[str, ...]
@@ -58,7 +61,7 @@ class Task(Protocol):
 
     def others(self, evaluate: Evaluate) -> list[TrialInputs]: ...
 
-    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]: ...
+    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, Added]: ...
 
 
 @final
@@ -98,15 +101,18 @@ def quantise(
     kept = {layer.name for layer, flag in zip(layers, chosen.flags, strict=True) if not flag}
     taken = [layer for layer in layers if layer.name not in kept]
     if not taken:
+        beyond = _saturated(model, task, layers, seen, task.others(exact))
         raise InputError(
-            f"{kind.name}: no layer's error is within the bound, so nothing would be quantised; build with bf16 or "
-            "fp16, or allow more (quantise_error, --quantise-error)"
+            f"{kind.name}: no layer's error is within the bound, so nothing would be quantised"
+            f"{f' ({beyond})' if beyond else ''}; build with bf16 or fp16, or allow more (quantise_error, "
+            "--quantise-error)"
         )
     final = _inserted(model, taken, found, kind, outputs=outputs)
     if kind.halves:
         assert contract is not None
         final = convert(final, contract, "fp16", cases).model
-    _say_saturated(model, task, taken, seen, task.others(exact), kind, say)
+    if beyond := _saturated(model, task, taken, seen, task.others(exact)):
+        say(f"{kind.name}: {beyond} and are clipped; check the conditions, or build with bf16")
     record = _record(model, task, kind, layers, kept, chosen, final, exact, cases)
     record["seconds"] = round(time.monotonic() - start, 1)
     worst = max(error / bound for error, bound in ((one["added"], one["bound"]) for one in record["samples"].values()))
@@ -118,15 +124,39 @@ def quantise(
     return Quantised(final, record)
 
 
+def check_size(model: onnx.ModelProto, contract: Contract, case: TrialInputs) -> None:
+    """Raises InputError, before anything is sampled, when the layers worth it pass 2 GiB in eight bits.
+
+    case: inputs of an evaluation, which says what each layer multiplies.
+    """
+    import onnx_ir
+
+    graph = onnx_ir.from_proto(model).graph
+    try:
+        check_eight_bits(graph, {one.weights for one in quantisable(graph, contract.time)})
+    except InputError:  # of all layers, also those that are not worth it
+        worth_quantising(prepared(model), contract.inputs, contract.time, [case])
+
+
 # Calibration.
 def _calibrated(
     model: onnx.ModelProto, task: Task, cases: Sequence[TrialInputs], *, outputs: bool
 ) -> tuple[list[Layer], list[float], dict[str, Seen]]:
     """The layers worth it, multiplications of each, and what their tensors hold. Raises InputError."""
+    layers, costs, held = worth_quantising(model, task.inputs, task.time, cases)
+    wanted = {one.input for one in layers}
+    wanted |= {one.output for one in layers if one.kind == "convolution"} if outputs else set()
+    return layers, costs, {name: held[name] for name in wanted}
+
+
+def worth_quantising(
+    model: onnx.ModelProto, inputs: Sequence[str], time: str, cases: Sequence[TrialInputs]
+) -> tuple[list[Layer], list[float], dict[str, Seen]]:
+    """The layers, multiplications of each, and what all their tensors hold on the cases. Raises InputError."""
     import onnx_ir
 
     graph = onnx_ir.from_proto(model).graph
-    every = quantisable(graph, task.time)
+    every = quantisable(graph, time)
     if not every and any(node.op_type == "DequantizeLinear" for node in model.graph.node):
         raise InputError(
             "the network's layers are in eight bits already (Q/DQ); build with precision fp32, which keeps them so"
@@ -137,39 +167,46 @@ def _calibrated(
             "to quantise; build with fp16 or bf16"
         )
     names = [name for one in every for name in (one.input, one.output)]
-    held = observed(model, task.inputs, names, cases)
+    held = observed(model, inputs, names, cases)
     shapes = {name: one.shape for name, one in held.items()}
     weights = {name: one.const_value.shape.numpy() for name, one in graph.initializers.items() if one.const_value}
     costs = [one.products(shapes, weights[one.weights]) for one in every]
+    for one in every:
+        _check_finite(graph.initializers[one.weights], one)
     least = LEAST_SHARE * sum(costs)
     pairs = [(layer, cost) for layer, cost in zip(every, costs, strict=True) if cost >= least]
     check_eight_bits(graph, {one.weights for one, _ in pairs})
-    wanted = {one.input for one, _ in pairs}
-    wanted |= {one.output for one, _ in pairs if one.kind == "convolution"} if outputs else set()
-    return [one for one, _ in pairs], [cost for _, cost in pairs], {name: held[name] for name in wanted}
+    return [one for one, _ in pairs], [cost for _, cost in pairs], held
 
 
-def _say_saturated(
+def _check_finite(weights: onnx_ir.Value, layer: Layer) -> None:
+    """Raises InputError where a weight is infinite or NaN; weights outside the graph are looked at in parts."""
+    held = weights.const_value
+    assert held is not None
+    if not all(np.isfinite(part).all() for part in np.array_split(held.numpy().reshape(-1), -(-held.size // PART))):
+        raise InputError(
+            f"calibration: weights '{layer.weights}' of '{layer.name}' have infinite values or NaN; build with fp32 "
+            "and check the network"
+        )
+
+
+def _saturated(
     model: onnx.ModelProto,
     task: Task,
     layers: Sequence[Layer],
     calibrated: Mapping[str, Seen],
     cases: Sequence[TrialInputs],
-    kind: Kind,
-    say: Lines,
-) -> None:
-    """A line for the layer whose inputs on other seeds leave what calibration saw of them most."""
+) -> str:
+    """Of the layer whose inputs on other seeds leave what calibration saw of them most: how many; "" if few."""
     others = observed(model, task.inputs, {one.input for one in layers}, cases)
     beyond = {
         name: float(np.mean((one.values < calibrated[name].low) | (one.values > calibrated[name].high)))
         for name, one in others.items()
     }
     worst = max(beyond, key=beyond.__getitem__)
-    if beyond[worst] > SATURATED:
-        say(
-            f"{kind.name}: {100 * beyond[worst]:.1f} % of '{worst}' on other seeds lie beyond all that calibration "
-            "saw and are clipped; check the conditions, or build with bf16"
-        )
+    if beyond[worst] <= SATURATED:
+        return ""
+    return f"{100 * beyond[worst]:.1f} % of '{worst}' on other seeds lie beyond all that calibration saw"
 
 
 @final
@@ -208,7 +245,7 @@ def _best_of_rules(
 def _ratio(task: Task, session: GraphRun, flags: Array, *, check: bool) -> float:
     """The error with the layers of `flags` quantised, as a part of the bound; of all samples the largest part."""
     found = task.errors(_evaluate(session, task.output, **{SWITCH: flags}), check=check)
-    return max(error / bound for error, bound in found.values())
+    return max(one.part for one in found.values())
 
 
 def _chosen(
@@ -325,5 +362,5 @@ def _record(
         **({"weight_bits": 7 if kind.most == INT8_SMALL.most else 8} if kind.name == "int8" else {}),
         "evaluation_error": float(np.float32(error)),
         "all_quantised": chosen.all_quantised if np.isfinite(chosen.all_quantised) else None,
-        "samples": {name: {"added": added, "bound": bound} for name, (added, bound) in samples.items()},
+        "samples": {name: one.record for name, one in samples.items()},
     }

@@ -110,7 +110,7 @@ def activation_range(values: Array, low: float, high: float, kind: Kind, name: s
     best, least = None, np.inf
     for share in SHARES:
         tried = _range(low * share, high * share, kind)
-        error = float(np.mean(np.square(_rounded(values, tried, kind) - values)))
+        error = float(np.mean(np.square(_rounded(values, tried, kind) - values, dtype=np.float64)))
         if error < least:
             best, least = tried, error
     return best or _range(low, high, kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, final
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from ...engine.contract.contract import Contract, DecoderContract
 from ...engine.errors import InputError
 from ..check import TrialInputs
+from .added import Added
 from .quantise import SECONDS_ALONE
 from .trajectory import CALIBRATION_SEED, CHECK_SEED, Array, Evaluate, Trajectories
 
@@ -23,7 +25,8 @@ HALF = 0.5  # of the sampler's own error: what may be added to it
 MOST_SEEDS, FEWEST_SEEDS = 24, 2
 SECONDS = 60.0  # that the sampler's own error may take: decides how many seeds
 # Of small samples, such as actions, 24 say little: so many elements in all, or seeds, as far as they take seconds.
-ELEMENTS, MOST_SMALL, SECONDS_SMALL = 4096, 256, 5.0
+ELEMENTS, MOST_SMALL, SECONDS_SMALL = 16_384, 1024, 5.0
+TRIAL = 64  # small samples of the trial that says how long they take
 REFERENCE_NFE = 48
 PASSES = 24  # of every program, that int8 takes beside the reference; slower ones counted twice
 LONG = 600.0  # seconds, from which on it is said how long
@@ -75,10 +78,10 @@ class NetworkTask:
     def others(self, evaluate: Evaluate) -> list[TrialInputs]:
         return self.check.inputs(self._programs, evaluate)
 
-    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]:
+    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, Added]:
         of, exact = (self.check, self._exact[True]) if check else (self.calibration, self._exact[False])
         return {
-            f"NFE {nfe}": (of.distance(of.sample(program, evaluate), exact[nfe]), self.bounds[nfe])
+            f"NFE {nfe}": of.added(of.sample(program, evaluate), exact[nfe], self.bounds[nfe])
             for nfe, program in self._programs.items()
         }
 
@@ -89,6 +92,13 @@ class NetworkTask:
             nfe: of.distance(of.sample(program, evaluate), self._exact[True][nfe])
             for nfe, program in self._programs.items()
         }
+
+    def trial(self, evaluate: Evaluate) -> list[TrialInputs]:
+        """Inputs of single evaluations of one sample, or of a fixed batch, from a seed of the check."""
+        of, nfe = self.check, min(self._programs)
+        if not of.contract.fixed_batch:
+            of = replace(of, seeds=of.seeds[:1], conditions=tuple(one[:1] for one in of.conditions))
+        return of.inputs({nfe: self._programs[nfe]}, evaluate)
 
     def latents(self, evaluate: Evaluate) -> tuple[Array, Array, Array]:
         """Samples for a decoder: of calibration, of the check, and the check's by many evaluations."""
@@ -116,7 +126,7 @@ class DecoderTask:
         self._calibration, self._check, reference = (_cases(one, contract) for one in latents)
         self._exact = {check: self._pictures(evaluate, check) for check in (False, True)}
         truth = np.concatenate([evaluate(case) for case in reference])
-        self.own = self._distance(self._exact[True], truth)
+        self.own = self._added(self._exact[True], truth, math.inf).error
         self.bound = HALF * self.own if bound is None else bound
 
     def cases(self, evaluate: Evaluate) -> list[TrialInputs]:
@@ -125,15 +135,16 @@ class DecoderTask:
     def others(self, evaluate: Evaluate) -> list[TrialInputs]:
         return self._check
 
-    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, tuple[float, float]]:
-        return {"pictures": (self._distance(self._pictures(evaluate, check), self._exact[check]), self.bound)}
+    def errors(self, evaluate: Evaluate, *, check: bool) -> dict[str, Added]:
+        return {"pictures": self._added(self._pictures(evaluate, check), self._exact[check], self.bound)}
 
     def _pictures(self, evaluate: Evaluate, check: bool) -> Array:
         return np.concatenate([evaluate(case) for case in (self._check if check else self._calibration)])
 
-    def _distance(self, found: Array, wanted: Array) -> float:
-        difference = np.clip(found, *self._range).astype(np.float64) - np.clip(wanted, *self._range)
-        return float(np.sqrt(np.mean(np.square(difference)))) if np.isfinite(found).all() else float("inf")
+    def _added(self, found: Array, wanted: Array, bound: float) -> Added:
+        if not np.isfinite(found).all():
+            return Added(math.inf, bound, None)
+        return Added.of(np.clip(found, *self._range).astype(np.float64) - np.clip(wanted, *self._range), bound)
 
 
 def rows_of(tables: Mapping[str, Array], *, check: bool) -> dict[str, Array]:
@@ -149,15 +160,23 @@ def _cases(latents: Array, contract: DecoderContract) -> list[TrialInputs]:
 
 def seeds_for(contract: Contract, programs: Mapping[int, Program], evaluate: Evaluate, say: Lines) -> int:
     """How many seeds the reference takes in the time, by a timed evaluation; a fixed batch is one call."""
-    trial = Trajectories.of(contract, CALIBRATION_SEED, FEWEST_SEEDS)
-    program = programs[min(programs)]
-    start = time.monotonic()
-    trial.sample(program, evaluate)
-    seconds = (time.monotonic() - start) / program.nfe / len(trial.seeds)
-    count = seeds_in(math.prod(contract.shape), seconds * REFERENCE_NFE * len(programs))
+    elements = math.prod(contract.shape)
+    seconds = _seconds(contract, programs, evaluate, FEWEST_SEEDS)
+    if elements * MOST_SEEDS < ELEMENTS and seconds * TRIAL < 1:  # of two seeds a call costs more than the network
+        seconds = _seconds(contract, programs, evaluate, TRIAL)
+    count = seeds_in(elements, seconds * REFERENCE_NFE * len(programs))
     if (line := length_line(seconds * (contract.fixed_batch or count), programs)) is not None:
         say(line)
     return count
+
+
+def _seconds(contract: Contract, programs: Mapping[int, Program], evaluate: Evaluate, count: int) -> float:
+    """Of an evaluation of a sample, among so many."""
+    trial = Trajectories.of(contract, CALIBRATION_SEED, count)
+    program = programs[min(programs)]
+    start = time.monotonic()
+    trial.sample(program, evaluate)
+    return (time.monotonic() - start) / program.nfe / len(trial.seeds)
 
 
 def length_line(seconds: float, programs: Iterable[int]) -> str | None:

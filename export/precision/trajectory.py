@@ -23,7 +23,7 @@ from ...engine.errors import InputError
 from ...engine.runtime.noise import noise
 from ..check import TrialInputs, random_condition
 from ..choice.measured_choice import reference_of
-from ..choice.meter import class_numbers
+from .added import Added
 
 if TYPE_CHECKING:
     from ...engine.compiler.program import Program
@@ -32,6 +32,7 @@ Array = NDArray[Any]
 Evaluate = Callable[[TrialInputs], Array]
 
 CALIBRATION_SEED, CHECK_SEED = 1 << 42, 1 << 43  # those of `tune` and of the measured choice lie lower
+MOST_CLASSES = 23
 USUAL_NFE = 8  # of the program by rule, where no engine's programs are given
 
 
@@ -84,11 +85,14 @@ class Trajectories:
 
     def distance(self, found: Array, wanted: Array) -> float:
         """RMS; infinite where a sample is not finite."""
+        return self.added(found, wanted, math.inf).error
+
+    def added(self, found: Array, wanted: Array, bound: float) -> Added:
+        """The distance with its standard error; infinite where a sample is not finite."""
         low, high = self.contract.data_range if self.clips else (-math.inf, math.inf)
         if not np.isfinite(found).all():
-            return math.inf
-        difference = np.clip(found, low, high).astype(np.float64) - np.clip(wanted, low, high)
-        return float(np.sqrt(np.mean(np.square(difference))))
+            return Added(math.inf, bound, None)
+        return Added.of(np.clip(found, low, high).astype(np.float64) - np.clip(wanted, low, high), bound)
 
     def own_error(self, program: Program, evaluate: Evaluate, sample: Array | None = None) -> float:
         """RMS distance of the program's samples to those of many evaluations, in float32."""
@@ -120,8 +124,29 @@ def check_typical(contract: Contract, precision: str, tables: Mapping[str, Array
 
 def untypical(contract: Contract, tables: Mapping[str, Array]) -> list[str]:
     """Names of the conditions that have no values to measure with, in `tables` or of their own."""
-    own = {**class_numbers(contract), **tables}
+    own = {**every_class(contract), **tables}
     return [one.name for one in contract.conditions if one.default is None and not one.labels and one.name not in own]
+
+
+def every_class(contract: Contract) -> dict[str, Any]:
+    """Every class in turn and the default, which may be none of them: what is not seen would be clipped.
+
+    Of many classes the first, as many as a calibration may have seeds.
+    """
+    found: dict[str, Any] = {}
+    for one in contract.conditions:
+        if one.shape or not one.dtype.startswith("int"):
+            continue
+        if one.labels:
+            classes = [*range(len(one.labels))][:MOST_CLASSES]
+        elif one.low is not None and one.high is not None:
+            classes = [*range(one.low, min(one.high, one.low + MOST_CLASSES - 1) + 1)]
+        else:
+            continue
+        if one.default is not None and (usual := int(np.asarray(one.default))) not in classes:
+            classes.append(usual)
+        found[one.name] = np.array(classes)
+    return found
 
 
 def relative_error(found: Sequence[Array], wanted: Sequence[Array]) -> float:
@@ -137,5 +162,5 @@ def _conditions(contract: Contract, seeds: tuple[int, ...], tables: Mapping[str,
     if untypical(contract, tables):
         generator = np.random.default_rng(seeds[0])
         return tuple(random_condition(one, len(seeds), generator) for one in contract.conditions)
-    found = rows(condition_tables(contract, {**class_numbers(contract), **tables}), np.array(seeds, np.uint64))
+    found = rows(condition_tables(contract, {**every_class(contract), **tables}), np.array(seeds, np.uint64))
     return tuple(found[one.name] for one in contract.conditions)

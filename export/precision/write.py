@@ -6,6 +6,7 @@ made of the float32 graph.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from ...engine.contract.contract import PRECISIONS, QUANTISED, Contract, DecoderContract
+from ...engine.device import why_not_cuda
 from ...engine.errors import InputError
-from ..check import LARGE_BYTES, OnnxRun
+from ..check import LARGE_BYTES, OnnxRun, trial_inputs
 from ..sources.from_module import ModuleSource
+from .added import said
 from .calibration.given import Given
 from .calibration.makers import Makers
 from .calibration.observations import NAME as OBSERVATION
@@ -27,11 +30,11 @@ from .large.outside import loaded, size_of
 from .large.outside import write as write_graph
 from .observe import GraphRun
 from .prompts import Texts, digest_of
-from .quantise import quantise
+from .quantise import check_size, quantise
 from .ranges import fitted, kind_of
-from .speed import milliseconds
-from .tasks import DecoderTask, NetworkTask
-from .trajectory import CALIBRATION_SEED, Trajectories, check_typical, usual_programs
+from .speed import timed
+from .tasks import MOST_SMALL, DecoderTask, NetworkTask
+from .trajectory import CALIBRATION_SEED, CHECK_SEED, Trajectories, check_typical, relative_error, usual_programs
 
 if TYPE_CHECKING:
     from ...engine.compiler.program import Program
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
 ALL = (*PRECISIONS, *QUANTISED)
 TRIAL_SEEDS = 4  # of the inputs that a half-precision graph is compared on
+FAR, STEPS = 3.0, 0.02  # a library's error beside the graph's: few samples differ, values fall to either side of a step
+TRIAL_ELEMENTS = 4096  # of the samples that it is compared by, at least, where these are small
 
 
 @final
@@ -116,7 +121,12 @@ def write_network(
 
 
 def check_for_target(precision: str, targets: tuple[str, ...]) -> None:
-    """Raises InputError for fp8 and a compute capability without it."""
+    """Raises InputError for fp8 and a compute capability without it, and for what is measured where no GPU is."""
+    if precision == "auto" and targets and why_not_cuda():
+        raise InputError(
+            f"precision auto takes what is fastest on this machine, which has no GPU, and target {targets[0]} is "
+            "another; name a precision, such as fp16, or leave target out"
+        )
     old = [one for one in targets if int(one.removeprefix("sm")) < 89]
     if precision == "fp8" and old:
         raise InputError(
@@ -131,15 +141,17 @@ def _run_of(whole: Path, contract: Contract) -> OnnxRun:
 # Half precision.
 def _half(whole: Path, path: Path, contract: Contract, precision: str, asked: Asked, say: Lines) -> Written:
     run = _run_of(whole, contract)
-    trial = Trajectories.of(contract, CALIBRATION_SEED, TRIAL_SEEDS, clips=asked.clips)
-    cases = trial.inputs(asked.programs, lambda case: run(case.inputs))
+    few = Trajectories.of(contract, CALIBRATION_SEED, TRIAL_SEEDS, clips=asked.clips)
+    cases = few.inputs(asked.programs, lambda case: run(case.inputs))
+    count = max(TRIAL_SEEDS, min(MOST_SMALL, math.ceil(TRIAL_ELEMENTS / math.prod(contract.shape))))
+    trial = Trajectories.of(contract, CHECK_SEED, count, clips=asked.clips)
     half = convert(loaded(whole), contract, precision, cases)
     short = GraphRun(rounded(half.model) if precision == "bf16" else half.model, contract.inputs)
     samples: dict[str, Any] = {}
     for nfe, program in asked.programs.items():
         exact = trial.sample(program, lambda case: run(case.inputs))
         found = trial.sample(program, lambda case: short(case)[contract.output])
-        samples[f"NFE {nfe}"] = {"added": trial.distance(found, exact)}
+        samples[f"NFE {nfe}"] = trial.added(found, exact, math.inf).record
     write_graph(half.model, path)
     record = {
         "precision": precision,
@@ -158,10 +170,12 @@ def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, ask
     check_typical(contract, precision, tables)
     kind = kind_of(precision, for_gpu=asked.for_gpu)
     run = _run_of(whole, contract)
+    model = loaded(whole)
+    check_size(model, contract, next(trial_inputs(contract)))
     say(f"measuring samples in float32, to quantise {contract.name} by")
     task = NetworkTask(contract, asked.programs, lambda case: run(case.inputs), asked.bound, asked.clips, tables, say)
     made = quantise(
-        loaded(whole),
+        model,
         task,
         kind,
         contract=contract,
@@ -179,8 +193,15 @@ def _eight_bits(whole: Path, path: Path, contract: Contract, precision: str, ask
     written = replace(contract, precision=precision_between(precision, for_gpu=asked.for_gpu))
     say(described(record))
     if not kind.halves:  # those are for another machine
-        times = record["milliseconds"] = milliseconds({"fp32": (whole, contract), precision: (path, written)})
-        say(speed_line(times, precision))
+        trial = task.trial(lambda case: run(case.inputs))
+        here = timed({"fp32": (whole, contract), precision: (path, written)}, trial)
+        record["milliseconds"] = here.milliseconds
+        say(speed_line(here.milliseconds, precision))
+        wanted = [run(case.inputs) for case in trial]
+        errors = {name: relative_error(found, wanted) for name, found in here.outputs.get(precision, {}).items()}
+        record["libraries"] = {name: error if math.isfinite(error) else None for name, error in errors.items()}
+        for line in differing_lines(errors, record["evaluation_error"], precision):
+            say(line)
     makers = contract, task, lambda case: run(case.inputs), kind, say, asked.progress
     record["given"] = asked.given.digest
     if asked.texts is not None:
@@ -223,7 +244,7 @@ def precision_between(precision: str, *, for_gpu: bool) -> str:
 def described(record: Mapping[str, Any]) -> str:
     """One line: what was converted and the errors that it costs."""
     samples = [
-        f"{name} {one['added']:.2g}" + (f" (the sampler's own error {one['own']:.2g})" if "own" in one else "")
+        f"{name} {said(one)}" + (f" (the sampler's own error {one['own']:.2g})" if "own" in one else "")
         for name, one in record["samples"].items()
     ]
     if "layers" in record:
@@ -237,6 +258,17 @@ def described(record: Mapping[str, Any]) -> str:
         f"{record['precision']}: {what}; relative error of an evaluation {record['evaluation_error']:.2g}, "
         f"RMS added to samples: {', '.join(samples)}"
     )
+
+
+def differing_lines(errors: Mapping[str, float], stated: float, precision: str) -> list[str]:
+    """A line for each library whose evaluation is wrong by far more than the graph is. errors: relative, by library."""
+    most = FAR * stated + STEPS
+    return [
+        f"{precision}: {name} computes an evaluation here with a relative error of {error:.2g}, the graph itself has "
+        f"{stated:.2g}; name another backend for this engine"
+        for name, error in errors.items()
+        if not error <= most
+    ]
 
 
 def speed_line(times: Mapping[str, float], precision: str) -> str:

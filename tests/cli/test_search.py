@@ -53,6 +53,17 @@ def test_a_spent_budget_says_what_was_left_out(capsys):
     assert "without held-out seeds and refining" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("made", "said"), [({}, "changed nothing"), ({"gain": -1e-5, "gain_standard_error": 1e-5}, "no more than chance")]
+)
+def test_what_refining_did_not_gain_is_told_apart(capsys, made, said):
+    record = {"from": "ddim", "kept": False, "steps": 0, "held_out_before": 0.1, "held_out_after": None, **made}
+    found = ranking()
+    found.refinement = record
+    print_ranking(found)
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_options_become_the_words_of_network():
     names = ("shape", "output_name", "input_name", "time_name", "condition", "schedule", "guidance")
     options = dict.fromkeys(names) | {"shape": "3x8x8", "output_name": "1", "schedule": "vp", "nfe": "5"}

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import pfdiff
 from pfdiff.engine.atomic import replacing
 from pfdiff.quality.criteria.error import ErrorCriterion, make_error_criterion
+from pfdiff.quality.ranking import Ranked
 from pfdiff.quality.sampling.budget import Budget
 from pfdiff.quality.sampling.reference import Reference
 from pfdiff.quality.sampling.subject import Subject
@@ -105,7 +106,7 @@ def made(given: argparse.Namespace, kind: str, nfe: int, seed: int) -> dict[str,
         return json.loads(path.read_text(encoding="utf-8"))
     settings: dict[str, Any] = {"calibration": given.calibration, "held_out": given.held_out, "seed": seed}
     ranking = pfdiff.tune(network(), nfe, **settings, threads=1, local=kind == "table", refine=kind == "table")
-    best = ranking[0] if kind == "table" else min(ranking, key=lambda one: one.held_out_error or math.inf)
+    best = ranking[0] if kind == "table" else min(ranking, key=held_out_error)
     record = {
         "solver": best.solver,
         "grid": best.grid,
@@ -118,6 +119,11 @@ def made(given: argparse.Namespace, kind: str, nfe: int, seed: int) -> dict[str,
         part.write_text(json.dumps(record), encoding="utf-8")
     print(kind, nfe, seed, record["solver"], record["held_out_error"], record["error"], flush=True)
     return record
+
+
+def held_out_error(one: Ranked) -> float:
+    """Infinite where it was not measured."""
+    return math.inf if one.held_out_error is None else one.held_out_error
 
 
 def judged(program: pfdiff.Program) -> dict[str, float]:

@@ -118,7 +118,7 @@ def search_table(source: Network, nfe: int, given: argparse.Namespace) -> Iterat
 
 def table_of(rows: Mapping[str, Ranked], search: Ranking, given: argparse.Namespace) -> dict[str, Any]:
     """Rows, ratios and record as plain data."""
-    error = {name: float(one.held_out_error or np.nan) for name, one in rows.items()}
+    error = {name: np.nan if one.held_out_error is None else float(one.held_out_error) for name, one in rows.items()}
     ratios = {f"{a} / {b}": error[a] / error[b] for a, b in RATIOS if a in error}
     print(json.dumps(error), json.dumps(ratios), flush=True)
     return {

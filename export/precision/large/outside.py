@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 from ....engine.errors import InputError
 from ...to_onnx import EXTERNAL_ABOVE_BYTES, save_model
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 LARGEST_BYTES = (1 << 31) - (1 << 20)  # of a graph that is one protobuf message
 EXTERNAL = 1  # onnx.TensorProto's, of a tensor that lies outside
 FLOAT = 1  # onnx.TensorProto's float32
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 HALVES = ("FLOAT16", "BFLOAT16")
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"  # ONNX Runtime's
 
@@ -134,10 +136,24 @@ def check_eight_bits(graph: onnx_ir.Graph, names: set[str]) -> None:
     values = (graph.initializers[name].const_value for name in names)
     held = sum(math.prod(one.shape.numpy()) for one in values if one is not None)
     if held > LARGEST_BYTES:
-        raise InputError(
-            f"the weights have {held / 2**30:.1f} GiB in eight bits, and a graph to measure in memory holds at most 2; "
-            "build with bf16 or fp16"
-        )
+        raise _too_large(held)
+
+
+def check_module(module: nn.Module) -> None:
+    """Raises InputError, before anything is exported, where no choice of layers could be below 2 GiB in eight bits.
+
+    Layers that only see the time, or are small, stay in floating point: half of the weights are left to them.
+    """
+    held = sum(one.weight.numel() for one in module.modules() if isinstance(one, LAYERS))
+    if held > 2 * LARGEST_BYTES:
+        raise _too_large(held)
+
+
+def _too_large(held: int) -> InputError:
+    return InputError(
+        f"the weights have {held / 2**30:.1f} GiB in eight bits, and a graph to measure in memory holds at most 2; "
+        "build with bf16 or fp16"
+    )
 
 
 def _outside(model: onnx.ModelProto) -> list[onnx.TensorProto]:

@@ -115,3 +115,59 @@ def test_the_error_is_at_most_twice_pytorchs(files: NetworkFiles, t: float) -> N
         plain = cast_copy(Embedded(), torch.bfloat16).eval()(x.bfloat16(), time.float()).double()
     error, usual = ((one - exact).norm() / exact.norm() for one in (evaluate().double(), plain))
     assert 0 < error <= 2 * usual
+
+
+@final
+class Chained(nn.Module):
+    """Angles by several products and sums, which OpenVINO joins into nodes of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Linear(16, 8)
+        self.first, self.last = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        angles = ((t.float()[:, None] / 1000 + 0.5) * torch.linspace(1, 40, 8) + 0.25) * 2 * torch.pi
+        waves = torch.cat((angles.cos(), angles.sin()), 1).to(x.dtype)
+        return self.last(torch.tanh(self.first(x) + self.embed(waves)[:, :, None, None]))
+
+
+@pytest.fixture(scope="module")
+def chained(tmp_path_factory: pytest.TempPathFactory) -> NetworkFiles:
+    contract = Contract("chained", SHAPE, "linear:1000", "v", precision="bf16")
+    path = tmp_path_factory.mktemp("chained") / "network.onnx"
+    export_module(cast_copy(Chained(), torch.bfloat16).eval(), contract, path)
+    return NetworkFiles(path, contract)
+
+
+def test_what_openvino_joins_is_joined_before_it_is_marked(chained: NetworkFiles) -> None:
+    """A node that a library makes of two others has no mark, and would be rounded."""
+    model = static(chained)
+    times.time_in_float32(model, "t")
+    (angles,) = (one.input_value(0).get_node() for one in model.get_ordered_ops() if one.get_type_name() == "Cos")
+    chain: list[str] = []
+    while angles.get_type_name() in ("Multiply", "Add", "Divide", "Reshape"):
+        assert MARK in angles.get_rt_info()
+        chain.append(angles.get_type_name())
+        angles = angles.input_value(0).get_node()
+    assert angles.get_type_name() == "Parameter"
+    assert sorted(one for one in chain if one != "Reshape") == ["Add", "Multiply"]
+
+
+@pytest.mark.parametrize("t", [999.0, 640.37])
+def test_angles_of_several_products_are_as_pytorch_has_them(chained: NetworkFiles, t: float) -> None:
+    if "bf16" not in openvino_cpu.cpu_precisions():
+        pytest.skip("this CPU has no bf16 arithmetic")
+    backend = open_backend("openvino", chained, 1)
+    buffers = Buffers.of(chained.contract, 2, backend.dtype)
+    buffers.x.copy_(torch.randn(2, *SHAPE, generator=torch.manual_seed(1)))
+    assert buffers.t is not None
+    buffers.t.fill_(t)
+    (evaluate,) = backend.bind([buffers])
+    with torch.no_grad():
+        x, time = buffers.x.float(), torch.full((2,), t)
+        exact = Chained().eval()(x, time).double()
+        plain = cast_copy(Chained(), torch.bfloat16).eval()(x.bfloat16(), time).double()
+    error, usual = ((one - exact).norm() / exact.norm() for one in (evaluate().double(), plain))
+    assert 0 < error <= 2 * usual

@@ -24,6 +24,7 @@ from pfdiff.engine.contract.policy import Observed, PolicyContract
 from pfdiff.engine.errors import InputError
 from pfdiff.export.precision import tasks
 from pfdiff.export.precision.calibration.given import given_values
+from pfdiff.export.precision.trajectory import Trajectories
 
 CONTRACT = Contract(
     *("net", (4,), "linear:1000", "eps"),
@@ -204,3 +205,23 @@ def test_an_observation_encoder_is_quantised_by_the_actions_that_it_leads_to(
     assert 0 < np.sqrt(np.mean(((found - wanted) / (2, 1, 1, 0.5)) ** 2)) < 0.5  # of about 100
     if target:
         assert len(list((tmp_path / "e" / "plans").glob("*.plan"))) == 2
+
+
+def test_classes_are_calibrated_on_whatever_the_default() -> None:
+    """A default is one class: what the layers see of the others would be clipped."""
+    conditions = (
+        Condition("label", "int64", low=0, high=4, default=1),
+        Condition("text", "float32", (2,), default=0.5),
+    )
+    contract = Contract("net", (4,), "linear:1000", "eps", conditions=conditions)
+    labels, texts = Trajectories.of(contract, 0, 7).conditions
+    assert labels.tolist() == [0, 1, 2, 3, 4, 0, 1]
+    assert (texts == 0.5).all()
+    named = Condition("label", "int64", low=0, high=2, labels=("cat", "dog"), default=2)  # 2: no class
+    (labels,) = Trajectories.of(replace(contract, conditions=(named,)), 0, 4).conditions
+    assert labels.tolist() == [0, 1, 2, 0]
+    many = Condition("label", "int64", low=0, high=1000, default=1000)
+    (labels,) = Trajectories.of(replace(contract, conditions=(many,)), 0, 24).conditions
+    assert sorted(labels.tolist()) == [*range(23), 1000]
+    labels, _ = Trajectories.of(contract, 0, 3, tables={"label": np.array([2])}).conditions
+    assert labels.tolist() == [2, 2, 2]  # what is given is meant

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -137,7 +138,13 @@ def test_a_plan_of_a_quantised_file_is_built_without_a_gpu(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
-        ("int8", {"int8 inside": "2 of 4 convolutions, 2 of 4 linear layers"}),
+        (
+            "int8",
+            {
+                "int8 inside": "2 of 4 convolutions, 2 of 4 linear layers",
+                "int8 weights inside": "2 of 4 convolutions, 0 of 4 linear layers",
+            },
+        ),
         ("fp8", {"fp8 inside": "0 of 4 convolutions, 2 of 4 linear layers"}),
     ],
 )
@@ -153,3 +160,56 @@ def test_files_of_modelopts_sample_and_become_plans(tmp_path: Path, name: str, c
     assert len(list((tmp_path / "e").glob("plans/*.plan"))) == (2 if targets else 0)
     error = np.sqrt(np.mean((found - reference(program)) ** 2)) / np.sqrt(np.mean(reference(program) ** 2))
     assert 1e-4 < error < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("operators", {"int8 inside": "4 of 4 convolutions, 4 of 4 linear layers"}),
+        ("dynamic", {"int8 inside": "4 of 4 convolutions, 4 of 4 linear layers"}),
+        ("wide", {"int16 and int8 inside": "4 of 4 convolutions, 4 of 4 linear layers"}),
+        ("blocks", {"int4 weights inside": "0 of 4 convolutions, 2 of 4 linear layers"}),
+    ],
+)
+def test_other_kinds_of_onnxruntimes_are_named_and_sample_as_onnxruntime_does(
+    tmp_path: Path, name: str, counts: dict[str, str]
+) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    plain, path = small_file(tmp_path), tmp_path / "quantised.onnx"
+    if name == "dynamic":
+        quantize_dynamic(plain, path, weight_type=QuantType.QInt8)
+    elif name == "blocks":
+        model = onnx.load(plain)
+        of_blocks = MatMulNBitsQuantizer(model, block_size=16, is_symmetric=True, quant_format=QuantFormat.QDQ)
+        of_blocks.process()
+        of_blocks.model.save_model_to_file(str(path))  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        form = QuantFormat.QOperator if name == "operators" else QuantFormat.QDQ
+        activations = QuantType.QInt16 if name == "wide" else QuantType.QUInt8
+        given: dict[str, Any] = {"activation_type": activations, "weight_type": QuantType.QInt8}
+        quantize_static(plain, path, Batches(), quant_format=form, **given)
+    assert inside(onnx.load(path)) == counts
+    with build(Network(path, **WORDS), 2, **SAMPLER, out=tmp_path / "e", backend="onnxruntime") as engine:
+        found, program = engine.sample(seeds=range(4)).numpy(), engine.programs[2]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = lambda x, t: {"x": x.astype(np.float32), "t": np.full(len(x), t, np.float32)}  # noqa: E731  # one line
+    wanted = program.evaluate(lambda x, t: session.run(None, feed(x, t))[0], noise(range(4), SHAPE).numpy())
+    assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.02 * np.sqrt(np.mean(wanted**2))  # steps of rounded inputs
+
+
+def test_scales_of_weights_may_be_negative_and_no_others() -> None:
+    """ONNX Runtime's blocks of 4 bits have negative scales, so that the eighth negative number is used too."""
+    text = """<ir_version: 10, opset_import: ["" : 21]> net (float[b,2] x) => (float[b,2] out)
+    <int8[2,2] w = {{1,2,3,4}}, float scale = {{{}}}, float other = {{-0.5}}, uint8 zero = {{3}}> {{
+    q = QuantizeLinear(x, scale, zero)  d = DequantizeLinear(q, scale, zero)
+    v = DequantizeLinear(w, other)  out = MatMul(d, v) }}"""
+    check_scales(onnx.parser.parse_model(text.format("0.1")), "net.onnx")
+    with pytest.raises(InputError, match=r"the scale 'scale' of QuantizeLinear .* holds -0\.1"):
+        check_scales(onnx.parser.parse_model(text.format("-0.1")), "net.onnx")
+    operator = """<ir_version: 10, opset_import: ["" : 21]> net (uint8[b,2] x) => (uint8[b,2] out)
+    <float s = {0.1}, uint8 z = {3}, uint8[2,2] w = {1,2,3,4}, float none = {0.0}> {
+    out = QLinearMatMul(x, s, z, w, none, z, s, z) }"""
+    with pytest.raises(InputError, match="the scale 'none' of QLinearMatMul 'out' holds 0"):
+        check_scales(onnx.parser.parse_model(operator), "net.onnx")

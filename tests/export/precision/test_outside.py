@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,13 +12,14 @@ from onnx import TensorProto, numpy_helper
 
 from pfdiff.engine.compiler.compile import compile as compile_program
 from pfdiff.engine.errors import InputError
+from pfdiff.export.build import build
 from pfdiff.export.check import TrialInputs
 from pfdiff.export.network import Network
 from pfdiff.export.precision.large import outside
 from pfdiff.export.precision.observe import GraphRun
 from pfdiff.export.precision.write import Asked, write_network
 
-from ...small.precision import SAMPLER, WORDS, small_file
+from ...small.precision import SAMPLER, SHAPE, WORDS, Small, small_file
 
 PROGRAMS = {2: compile_program("ddim", WORDS["schedule"], 2, prediction=WORDS["prediction"], grid=SAMPLER["grid"])}
 
@@ -90,3 +92,20 @@ def test_more_than_2_gib_in_eight_bits_is_refused(file: Path, tmp_path: Path, mo
     monkeypatch.setattr(outside, "LARGEST_BYTES", 1000)
     with pytest.raises(InputError, match=r"GiB in eight bits, and a graph to measure in memory holds at most 2; build"):
         written(file, tmp_path / "refused", "int8")
+
+
+def test_it_is_refused_before_anything_is_sampled_or_exported(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def long(*args: object, **words: object) -> None:
+        raise AssertionError("what takes long has begun")
+
+    monkeypatch.setattr(outside, "LARGEST_BYTES", 500)
+    monkeypatch.setattr("pfdiff.export.precision.write.NetworkTask", long)
+    with pytest.raises(InputError, match="GiB in eight bits"):
+        written(file, tmp_path / "file", "int8")
+    monkeypatch.setattr("pfdiff.export.sources.from_module.ModuleSource.write", long)
+    given: dict[str, Any] = {**SAMPLER, "precision": "int8", "backend": "onnxruntime", "out": tmp_path / "e"}
+    with pytest.raises(InputError, match="GiB in eight bits"):
+        build(Network(Small(), shape=SHAPE, **WORDS), 2, **given)
+    assert not (tmp_path / "e").exists()
