@@ -52,7 +52,7 @@ def sample(
     from ..quality.pictures.write import kind_of, write_images, write_samples
     from .arguments.conditions import conditions_from
     from .arguments.networks import read_engine
-    from .arguments.prompts import ASKED, asked_from, check_asked, check_texts, part_of, texts_by_seed
+    from .arguments.prompts import ASKED, asked_from, by_seed, check_asked, check_texts
     from .arguments.values import seeds_from
     from .output.figures import as_name
     from .output.progress import bar, opened
@@ -70,7 +70,7 @@ def sample(
     typed = {name: context.params[name] for name in ASKED if context.params[name] not in (None, [], ())}
     extra, asked = asked_from(typed, artifact.contract, shape)
     check_texts(asked, artifact)
-    each = texts_by_seed(asked, chosen)
+    each = by_seed(asked, chosen, len(shape))
     encoded = {*(artifact.text_encoders.encoded if artifact.text_encoders else ()), *INPAINTING, CONTROL_LATENTS}
     conditions = conditions_from([*context.args, *extra], artifact.contract, len(chosen), encoded)
     check_asked(asked, conditions, artifact, len(chosen))
@@ -81,10 +81,8 @@ def sample(
         parts = []
         for start in bar(range(0, len(chosen), batch), "sampling"):
             part = slice(start, start + batch)
-            values = {name: value[part] for name, value in {**each, **conditions}.items()}
-            parts.append(
-                draw(seeds=chosen[part], nfe=evaluations, **{**part_of(asked, part, artifact.pictures), **values})
-            )
+            values = {**asked, **{name: value[part] for name, value in {**each, **conditions}.items()}}
+            parts.append(draw(seeds=chosen[part], nfe=evaluations, **values))
     import numpy as np
 
     results = np.concatenate([part.cpu().numpy() for part in parts])

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from ...engine.artifact import Artifact
     from ...engine.contract.contract import Contract
-    from ...engine.contract.pictures import Pictures
 
 ASKED = ("prompt", "negative_prompt", "image", "mask", "strength", "strength_counts")
 
@@ -24,7 +23,7 @@ def asked_from(
 ) -> tuple[list[str], dict[str, Any]]:
     """(arguments that are conditions of the network, the rest as keywords of `Engine.sample`). Raises InputError.
 
-    shape: [C, H, W] of the engine's pictures. Several texts stay a list: see `texts_by_seed`.
+    shape: [C, H, W] of the engine's pictures. Several texts stay a list: see `by_seed`.
     """
     names = {name for one in contract.conditions for name in (one.name, one.alias)}
     last = {name: text if isinstance(text, str) else text[-1] for name, text in typed.items()}
@@ -45,14 +44,27 @@ def asked_from(
     return extra, asked
 
 
-def texts_by_seed(asked: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, list[str]]:
-    """Of several prompts that of each seed: of m texts seed s has number s mod m. Raises InputError."""
+def by_seed(asked: Mapping[str, Any], seeds: Sequence[int], rank: int) -> dict[str, Any]:
+    """Of what was asked for, what has a row for each seed: texts, pictures, masks. Raises InputError.
+
+    Of m texts seed s has number s mod m. rank: of a picture, 3 for [C, H, W].
+    """
+    found: dict[str, Any] = {}
     texts = {name: asked[name] for name in ("prompt", "negative_prompt") if isinstance(asked.get(name), list)}
     counts = {len(one) for one in texts.values()}
     if len(counts) > 1 or (texts and "prompt" not in texts):
         counted = [len(asked[name]) if name in texts else 1 for name in ("prompt", "negative_prompt")]
         raise InputError(f"--negative-prompt: {counted[1]} for {counted[0]} of --prompt; give one, or as many")
-    return {name: [several[seed % len(several)] for seed in seeds] for name, several in texts.items()}
+    for name, several in texts.items():
+        found[name] = [several[seed % len(several)] for seed in seeds]
+    for name, whole in (("image", rank + 1), ("mask", rank if rank == 3 else rank + 1)):
+        given = asked.get(name)
+        if given is None or given.ndim != whole or len(given) == 1:
+            continue
+        if len(given) != len(seeds):
+            raise InputError(f"--{name}: {len(given)} for {len(seeds)} seeds; give 1, or one for each seed")
+        found[name] = given
+    return found
 
 
 def check_texts(asked: Mapping[str, Any], artifact: Artifact) -> None:
@@ -104,13 +116,6 @@ def _check_pictures(asked: Mapping[str, Any], conditions: Mapping[str, Any], art
         check_mask(asked["mask"], artifact.pictures.shape, artifact.contract, count, called="--mask")
     if inpaints(artifact.contract) and "mask" not in asked and not {*INPAINTING} <= {*conditions}:
         raise InputError("this network inpaints; give --image and --mask, white where the picture is drawn anew")
-
-
-def part_of(asked: Mapping[str, Any], part: slice, pictures: Pictures) -> dict[str, Any]:
-    """The same for a part of the samples: of several pictures and masks those of the part."""
-    ranks = pictures.ranks
-    several = {name for name in ranks if name in asked and asked[name].ndim > ranks[name] and len(asked[name]) > 1}
-    return {name: value[part] if name in several else value for name, value in asked.items()}
 
 
 def prompted_conditions(

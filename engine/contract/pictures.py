@@ -30,12 +30,6 @@ class Pictures:
     shape: Shape
     is_latent: bool
 
-    @property
-    def ranks(self) -> dict[str, int]:
-        """How many dimensions a single picture and a single mask have."""
-        is_plane = len(self.contract.shape) == 3
-        return {"image": len(self.shape), "mask": 2 if is_plane else len(self.contract.shape)}
-
 
 def inpaints(contract: Contract) -> bool:
     """Whether the network takes mask and masked picture as conditions."""
@@ -101,14 +95,10 @@ def _remedy(given: Shape, shown: Shape, count: int) -> str:
     """What to do with pictures of that shape to have them [C, H, W]."""
     channels, height, width = shown
     if given[1:] in ((height, width, channels), shown):
-        return _one_or(count)
+        return f"give 1 or {count}" if count > 1 else "give 1"
     if given[-3:-1] == (height, width) or given[-2:] == (height, width):
         return {1: "make it grey", 3: "make it RGB"}.get(channels, f"give {channels} channels")
     return f"resize it to {width} x {height} pixels"
-
-
-def _one_or(count: int) -> str:
-    return f"give 1 or {count}" if count > 1 else "give 1"
 
 
 # The mask.
@@ -127,7 +117,8 @@ def check_mask(given: Any, shown: Shape, contract: Contract, count: int, *, call
     size = list(shown[1:] if plane else contract.shape)
     latent = f", {list(contract.shape[1:])} of latents" if plane and shown[1:] != contract.shape[1:] else ""
     remedy = f"resize it to {size[1]} x {size[0]} pixels" if plane else "give one of that shape"
-    remedy = _one_or(count) if list(shape[1:]) == size else remedy
+    if list(shape[1:]) == size:
+        remedy = f"give 1 or {count}" if count > 1 else "give 1"
     raise InputError(
         f"{called}: got {_dtype(given)} {list(shape)}, expected {size}{latent}, or one for each sample, "
         f"{[count, *size]}; {remedy}"

@@ -74,7 +74,7 @@ EARLY: list[tuple[list[str], str]] = [
     ([*PICTURE, "nan.npy"], "--image has NaN or infinite values"),
     ([*PICTURE, "text.npy"], "--image 'text.npy' is damaged"),
     ([*PICTURE, "fit.npy", "--mask", "wide.png"], "--mask: got uint8 [4, 5], expected [3, 5]"),
-    ([*PICTURE, "fit.npy", "--mask", "nan.npy"], "--mask has values outside 0 to 1"),
+    ([*PICTURE, "fit.npy", "--mask", "nan-mask.npy"], "--mask has values outside 0 to 1"),
     ([*PICTURE, "fit.npy", "--mask", "text.npy"], "--mask 'text.npy' is damaged"),
     ([*SAMPLE, "--label", "3", "--label", "4"], "--label is given twice"),
     ([*SAMPLE, "--lable", "3"], "did you mean --label?"),
@@ -104,6 +104,7 @@ def test_bad_arguments_are_refused_without_loading_a_library(engine: Path) -> No
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(engine.parent / "wide.png")
     for name, value in {"fit.npy": 0, "nan.npy": np.nan}.items():
         np.save(engine.parent / name, np.full((2, 3, 5), value, np.float32))
+    np.save(engine.parent / "nan-mask.npy", np.full((3, 5), np.nan, np.float32))
     (engine.parent / "text.npy").write_text("text")
     words = json.dumps([words for words, _ in EARLY])
     code = [sys.executable, "-c", NOTHING_LOADED, words]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,9 @@ from PIL import Image
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.cli.arguments.conditions import conditions_from
-from pfdiff.cli.arguments.prompts import asked_from, part_of, picture_from, texts_by_seed
+from pfdiff.cli.arguments.prompts import asked_from, by_seed, picture_from
 from pfdiff.engine.contract.condition import Condition
 from pfdiff.engine.contract.contract import Contract
-from pfdiff.engine.contract.pictures import Pictures
 
 
 # The picture of a ControlNet.
@@ -91,31 +91,30 @@ def test_a_grey_picture_starts_a_network_of_colours(tmp_path: Path) -> None:
 
 
 def test_texts_are_taken_in_turn_and_pictures_by_place() -> None:
-    images, masks = np.arange(36).reshape(3, 2, 2, 3), np.zeros((3, 2, 2), bool)
-    asked = {"prompt": ["a", "b"], "negative_prompt": "c", "image": images, "mask": masks, "strength": 0.5}
-    assert texts_by_seed(asked, [5, 6, 8]) == {"prompt": ["b", "a", "a"]}
-    assert texts_by_seed({"prompt": "a"}, [5, 6]) == {}
-    pictures = Pictures(controlled("control_image", (3, 2, 2)), (3, 2, 2), is_latent=False)
-    found = part_of(asked, slice(2, 4), pictures)
-    np.testing.assert_array_equal(found.pop("image"), images[2:])
-    assert found.pop("mask").shape == (1, 2, 2)
-    assert found == {"prompt": ["a", "b"], "negative_prompt": "c", "strength": 0.5}
-    for image, mask in ((images[0], masks[0]), (images[:1], masks[:1])):  # of all samples
-        found = part_of({"image": image, "mask": mask}, slice(2, 4), pictures)
-        assert found["image"] is image
-        assert found["mask"] is mask
+    pictures, masks = np.zeros((3, 2, 2, 3), np.uint8), np.zeros((3, 2, 2), bool)
+    asked = {"prompt": ["a", "b"], "negative_prompt": "c", "image": pictures, "mask": masks, "strength": 0.5}
+    found = by_seed(asked, [5, 6, 8], 3)
+    assert found.pop("image") is pictures
+    assert found.pop("mask") is masks
+    assert found == {"prompt": ["b", "a", "a"]}
+    assert by_seed({"prompt": "a", "image": pictures[0], "mask": masks[:1]}, [5, 6], 3) == {}
 
 
 @pytest.mark.parametrize(
-    ("negative", "prompt", "message"),
+    ("asked", "message"),
     [
-        (["c", "d"], "a", "--negative-prompt: 2 for 1 of --prompt; give one, or as many"),
-        (["c", "d", "e"], ["a", "b"], "--negative-prompt: 3 for 2 of --prompt"),
+        ({"image": np.zeros((3, 2, 2, 3), np.uint8)}, "--image: 3 for 2 seeds; give 1, or one for each seed"),
+        ({"mask": np.zeros((3, 2, 2), bool)}, "--mask: 3 for 2 seeds; give 1"),
+        (
+            {"prompt": "a", "negative_prompt": ["c", "d"]},
+            "--negative-prompt: 2 for 1 of --prompt; give one, or as many",
+        ),
+        ({"prompt": ["a", "b"], "negative_prompt": ["c", "d", "e"]}, "--negative-prompt: 3 for 2 of --prompt"),
     ],
 )
-def test_other_numbers_of_texts_are_refused(negative: list[str], prompt: str | list[str], message: str) -> None:
+def test_other_numbers_of_them_are_refused(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(pfdiff.InputError, match=message):
-        texts_by_seed({"prompt": prompt, "negative_prompt": negative}, [0, 1])
+        by_seed(asked, [0, 1], 3)
 
 
 def test_a_controlnets_picture_of_another_size_says_the_size(tmp_path: Path) -> None:
