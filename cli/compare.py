@@ -63,12 +63,11 @@ def compare(
     with meter() as progress:
         progress("reading the network", 0, 0)
         found = opened(network, context)
-        from ..quality.compare import SOLVERS
         from ..quality.compare import compare as measure
 
         settings: dict[str, Any] = {name: context.params[name] for name in PASSED_ON}
         settings |= {"conditions": found.conditions, "clip": found.clip, "progress": progress}
-        result = measure(found.source, evaluations, solver or SOLVERS, **settings)
+        result = measure(found.source, evaluations, solver or None, **settings)
     print_comparison(result)
     for path in filter(None, (out, csv, sheet)):
         print(as_name(path))

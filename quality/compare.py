@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from ..engine.artifact import read_artifact
 from ..engine.compiler.basis import BASES
 from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import Program
 from ..engine.errors import InputError
 from ..engine.progress import Stages
 from ..export.network import Network
-from .comparison import TILE, Comparison, Point
+from .comparison import STORED, TILE, Comparison, Point
 from .criteria.error import ErrorCriterion, make_error_criterion
 from .output_files import OutputFiles
 from .pictures.pixels import MODES
@@ -31,7 +32,7 @@ from .pictures.plot import write_plot
 from .pictures.write import replaced, write_picture
 from .refusals import check_asked
 from .sampling.budget import parse_budget
-from .sampling.pool import Floats
+from .sampling.pool import Floats, stochastic_refused
 from .sampling.reference import Reference
 from .sampling.seeds import chosen_seeds
 from .sampling.subject import LATENTS, Subject
@@ -41,12 +42,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 SOLVERS = ("auto", "ddim", "dpm++:2m", "unipc:order=2", "ipndm:order=3", "pfdiff:k=1,l=1", "pfdiff:k=2,l=1")
+NAMED = AUTO, STORED  # what is no solver itself
 
 
 def compare(
     network: Network | nn.Module | str | Path,
     nfe: int | Sequence[int] = (4, 6, 8, 10),
-    solvers: Sequence[str] = SOLVERS,
+    solvers: Sequence[str] | None = None,
     *,
     grid: str | None = None,
     basis: str | None = None,
@@ -67,30 +69,33 @@ def compare(
 ) -> Comparison:
     """RMS error to a many-step reference of every solver at every NFE, on `seeds` seeds.
 
-    solvers: `solver`, `solver@grid` or `solver@grid/basis`, "auto" for the default sampler; `grid` and `basis` serve
-    where none is said, by default those of the default sampler. Grid "best" is the rule with the least error on
-    `calibration` further seeds.
+    solvers: `solver`, `solver@grid` or `solver@grid/basis`, "auto" for the default sampler by its rule, "stored" for
+    the sampler that an engine directory holds; by default SOLVERS, and of an engine the stored one before them. `grid`
+    and `basis` serve where none is said, by default those of the default sampler. Grid "best" is the rule with the
+    least error on `calibration` further seeds.
     out, csv, sheet: files to write: the log plot (.png, .svg, .pdf), the table, the samples (.png; images only). The
     rest: as in `pfdiff.tune`.
     Where a solver is not defined at an NFE its error is None and `note` says why. Raises InputError, BackendError.
     """
     counts = tuple(dict.fromkeys([nfe] if isinstance(nfe, int) else nfe))
-    samplers = tuple(dict.fromkeys(solvers))
-    _check_numbers(counts, samplers, seeds, calibration, seed)
     files = OutputFiles.of(out, csv, sheet)
     subject = Subject.of(network)
+    held = {} if subject.engine is None else read_artifact(subject.engine, verify=False).programs
+    usual = (STORED, *SOLVERS) if any(count in held for count in counts) else SOLVERS
+    samplers = tuple(dict.fromkeys(usual if solvers is None else solvers))
+    _check_numbers(counts, samplers, seeds, calibration, seed)
     _check_pictures(files.sheet, subject)
     settings = [make_setting(subject, count, clip, t_start, end) for count in counts]
     chosen = Reference.of(settings[0].schedule, settings[0].t_start, reference)
     candidates = {text: parse_sampler(text, grid or AUTO, basis) for text in samplers}
-    check_asked(max(counts), (one.solver for one in candidates.values() if one.solver != AUTO), reference)
+    check_asked(max(counts), (one.solver for one in candidates.values() if one.solver not in NAMED), reference)
     _check_noise(candidates.values(), settings[0])
     calibration = calibration if any(one.grid == "best" for one in candidates.values()) else 0
     tell, budget = progress or (lambda stage, done, expected: None), parse_budget(None)
     with subject.opened(backend, threads) as opened:
         drawn = chosen_seeds(seed, calibration, seeds)
         criterion = make_error_criterion(subject, opened, drawn, conditions, settings[0], chosen, budget, tell)
-        bench = _Bench(criterion, calibration, seeds)
+        bench = _Bench(criterion, calibration, seeds, held)
         result = bench.measure(subject.contract.name, chosen, candidates, settings, tell, keep=sheet is not None)
     _write(files, result)
     return result
@@ -108,7 +113,7 @@ def _check_numbers(counts: Sequence[int], samplers: Sequence[str], seeds: int, c
 def _check_noise(candidates: Iterable[Candidate], setting: Setting) -> None:
     """Raises InputError for a solver that draws noise, before any network is asked."""
     for candidate in candidates:
-        if candidate.solver != AUTO:
+        if candidate.solver not in NAMED:
             list(compiled([replace(candidate, grid="uniform")], setting, set()))
 
 
@@ -145,8 +150,9 @@ def parse_sampler(text: str, grid: str, basis: str | None) -> Candidate:
 class _Bench:
     """Errors of candidates on the last `seeds` rows of a criterion; grids are chosen on the first `calibration`."""
 
-    def __init__(self, criterion: ErrorCriterion, calibration: int, seeds: int) -> None:
+    def __init__(self, criterion: ErrorCriterion, calibration: int, seeds: int, held: Mapping[int, Program]) -> None:
         self._criterion = criterion
+        self._held = held
         self._calibration = np.arange(calibration)
         self._rows = np.arange(calibration, calibration + seeds)
         self._first = self._rows[: TILE * TILE]
@@ -191,11 +197,7 @@ class _Bench:
     def point(self, candidate: Candidate, setting: Setting) -> Point:
         """The candidate at one NFE, on its best grid where that is asked for."""
         try:
-            if AUTO in (candidate.solver, candidate.grid):
-                candidate = by_default(candidate, setting)
-            else:
-                candidate = replace(candidate, t_start=start_of(candidate.grid, setting.t_start))
-            program = self._best(candidate, setting) if candidate.grid == "best" else candidate.compile(setting)
+            program = self._program(candidate, setting)
         except InputError as error:
             return Point(candidate.solver, candidate.grid, candidate.basis or "", setting.nfe, None, str(error), None)
         error = math.sqrt(self._criterion.square(program, self._rows) / len(self._rows))
@@ -203,6 +205,25 @@ class _Bench:
         return Point(
             program.solver, program.grid, program.basis, setting.nfe, error if not note else None, note, program
         )
+
+    def _program(self, candidate: Candidate, setting: Setting) -> Program:
+        """Raises InputError where the candidate is not defined."""
+        if candidate.solver == STORED:
+            return self._stored(setting.nfe)
+        if AUTO in (candidate.solver, candidate.grid):
+            candidate = by_default(candidate, setting)
+        else:
+            candidate = replace(candidate, t_start=start_of(candidate.grid, setting.t_start))
+        return self._best(candidate, setting) if candidate.grid == "best" else candidate.compile(setting)
+
+    def _stored(self, nfe: int) -> Program:
+        program = self._held.get(nfe)
+        if program is None:
+            counts = ", ".join(map(str, sorted(self._held))) or "none, as the network is no engine"
+            raise InputError(f"no sampler of {nfe} evaluations is stored; stored: {counts}")
+        if program.noises:
+            raise InputError(stochastic_refused(program))
+        return program
 
     def _best(self, candidate: Candidate, setting: Setting) -> Program:
         found: list[tuple[float, int, Program]] = []

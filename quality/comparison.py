@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 COLUMNS = ("solver", "grid", "basis", "nfe", "error", "note")
+STORED = "stored"  # the sampler of an engine's own, of that NFE
 TILE = 2  # a cell of the sheet shows TILE x TILE samples
 
 
@@ -70,14 +71,15 @@ class Comparison:
     def table(self) -> list[list[str]]:
         """A row for each sampler: its name, its grid, then its error at each NFE, empty where there is none.
 
-        `auto` is followed by the sampler that it stands for, and where this or the grid differs by NFE, by them all.
+        `auto` and `stored` are followed by the sampler that they stand for, and where this or the grid differs by NFE,
+        by them all.
         """
         rows = []
         for sampler in self.samplers:
             found = self.of(sampler)
             grids = [one.grid if isinstance(one.grid, str) else f"{len(one.grid)} given times" for one in found]
             errors = (error_text(one.error) for one in found)
-            name = f"{sampler}: {_by_nfe(found, [one.solver for one in found])}" if _is_auto(sampler) else sampler
+            name = f"{sampler}: {_by_nfe(found, [one.solver for one in found])}" if _is_named(sampler) else sampler
             rows.append([name, _by_nfe(found, grids), *errors])
         return rows
 
@@ -152,8 +154,8 @@ class Comparison:
         return _tile(pixels_of(self.samples[sampler, nfe], self.data_range))
 
 
-def _is_auto(sampler: str) -> bool:
-    return sampler.partition("@")[0] == AUTO
+def _is_named(sampler: str) -> bool:
+    return sampler.partition("@")[0] in (AUTO, STORED)
 
 
 def _by_nfe(points: Sequence[Point], words: Sequence[str]) -> str:

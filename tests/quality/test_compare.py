@@ -14,9 +14,10 @@ from torch import nn
 
 import pfdiff
 from pfdiff.cli.compare import print_comparison
-from pfdiff.quality.compare import parse_sampler
+from pfdiff.quality.compare import SOLVERS, parse_sampler
 from pfdiff.quality.comparison import _range_of
 
+from ..small.engine import write_engine
 from .analytic import SCHEDULE, Analytic
 
 SETTINGS: dict[str, Any] = {"seeds": 4, "calibration": 4, "t_start": 58}
@@ -44,6 +45,23 @@ def test_compare_writes_table_plot_and_pictures(network, tmp_path):
             assert min(picture.size) > 100
     assert result.of("ddim")[1].error == pytest.approx(float(rows[1]["error"]), rel=1e-5)
     assert result.reference.nfe == 59
+
+
+def test_an_engine_is_compared_with_the_sampler_that_it_holds(network, tmp_path):
+    place = tmp_path / "small.engine"
+    artifact = write_engine(place, nfe=(4,), solver="unipc:order=2", grid="uniform")
+    settings: dict[str, Any] = {"seeds": 4, "reference": 12}
+    result = pfdiff.compare(place, [4, 6], **settings)
+    assert result.samplers == ("stored", *SOLVERS)
+    mine, missing = result.of("stored")
+    assert mine.program is not None
+    assert mine.program.digest == artifact.programs[4].digest
+    (same,) = pfdiff.compare(place, 4, ["unipc:order=2@uniform"], **settings).points
+    assert mine.error == same.error
+    assert result.table()[0][0].startswith("stored: ")
+    assert missing.note == "no sampler of 6 evaluations is stored; stored: 4"
+    (bare,) = pfdiff.compare(network, 3, ["stored"], **SETTINGS).points
+    assert bare.note == "no sampler of 3 evaluations is stored; stored: none, as the network is no engine"
 
 
 def test_the_table_names_the_grid_and_what_auto_stands_for(network, capsys):
