@@ -26,9 +26,9 @@ def ends_with(status: int) -> int:
 
 
 def _leave() -> None:
-    if not _statuses:
+    if not _statuses or hasattr(sys, "last_value"):  # whoever called `main` failed afterwards: Python's status is 1
         return
     with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads: Python says so in its own way
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed before Python began
+            stream.flush()
         os._exit(_statuses[-1])

@@ -1,0 +1,47 @@
+"""The process of a command: what it leaves behind with its streams closed, full or unread, and its exit status."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = f"{sys.executable} -m pfdiff"
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ("--version >&-", 0, ""),
+        ("--version 2>&-", 0, ""),
+        ("smaple >&-", 2, "pfdiff: No such command 'smaple'. Did you mean 'sample'?\n"),
+        ("smaple >&- 2>&-", 2, ""),
+    ],
+)
+def test_closed_streams_are_no_error(command: str, status: int, said: str) -> None:
+    done = shell(f"{COMMAND} {command}")
+    assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_a_full_disk_is_told() -> None:
+    done = shell(f"{COMMAND} --version > /dev/full")
+    assert done.returncode != 0
+    assert "No space left on device" in done.stderr
+
+
+def test_what_nobody_reads_leaves_no_traceback() -> None:
+    done = shell(f"{COMMAND} --help | true")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("after", "status"), [("raise RuntimeError('mine')", 1), ("sys.exit(status)", 0)])
+def test_the_status_is_of_whoever_called_main(after: str, status: int) -> None:
+    code = f"import sys\nfrom pfdiff.cli import main\nstatus = main()\n{after}"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert done.returncode == status
+    assert done.stdout.startswith("pfdiff ")
