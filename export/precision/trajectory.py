@@ -128,10 +128,10 @@ def untypical(contract: Contract, tables: Mapping[str, Array]) -> list[str]:
     return [one.name for one in contract.conditions if one.default is None and not one.labels and one.name not in own]
 
 
-def every_class(contract: Contract) -> dict[str, Any]:
+def every_class(contract: Contract, seeds: int = MOST_CLASSES + 1) -> dict[str, Any]:
     """Every class in turn and the default, which may be none of them: what is not seen would be clipped.
 
-    Of many classes the first, as many as a calibration may have seeds.
+    Of many classes the first, as many as there are seeds beside the default, which has one of them for certain.
     """
     found: dict[str, Any] = {}
     for one in contract.conditions:
@@ -145,6 +145,9 @@ def every_class(contract: Contract) -> dict[str, Any]:
             continue
         if one.default is not None and (usual := int(np.asarray(one.default))) not in classes:
             classes.append(usual)
+        if len(classes) > seeds:
+            kept = [] if one.default is None else [int(np.asarray(one.default))]
+            classes = [*[each for each in classes if each not in kept][: seeds - len(kept)], *kept]
         found[one.name] = np.array(classes)
     return found
 
@@ -162,5 +165,6 @@ def _conditions(contract: Contract, seeds: tuple[int, ...], tables: Mapping[str,
     if untypical(contract, tables):
         generator = np.random.default_rng(seeds[0])
         return tuple(random_condition(one, len(seeds), generator) for one in contract.conditions)
-    found = rows(condition_tables(contract, {**every_class(contract), **tables}), np.array(seeds, np.uint64))
+    classes = every_class(contract, len(seeds))
+    found = rows(condition_tables(contract, {**classes, **tables}), np.array(seeds, np.uint64))
     return tuple(found[one.name] for one in contract.conditions)

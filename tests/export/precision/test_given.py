@@ -24,7 +24,7 @@ from pfdiff.engine.contract.policy import Observed, PolicyContract
 from pfdiff.engine.errors import InputError
 from pfdiff.export.precision import tasks
 from pfdiff.export.precision.calibration.given import given_values
-from pfdiff.export.precision.trajectory import Trajectories
+from pfdiff.export.precision.trajectory import CALIBRATION_SEED, CHECK_SEED, Trajectories
 
 CONTRACT = Contract(
     *("net", (4,), "linear:1000", "eps"),
@@ -225,3 +225,16 @@ def test_classes_are_calibrated_on_whatever_the_default() -> None:
     assert sorted(labels.tolist()) == [*range(23), 1000]
     labels, _ = Trajectories.of(contract, 0, 3, tables={"label": np.array([2])}).conditions
     assert labels.tolist() == [2, 2, 2]  # what is given is meant
+
+
+@pytest.mark.parametrize("first", [CALIBRATION_SEED, CHECK_SEED])
+@pytest.mark.parametrize(
+    ("default", "count", "expected"),
+    [(1000, 2, [0, 1000]), (2, 3, [0, 1, 2]), (7, 2, [0, 7]), (1000, 1, [1000]), (None, 2, [0, 1]), (None, 1, [0])],
+)
+def test_of_few_seeds_one_has_the_default(first: int, default: int | None, count: int, expected: list[int]) -> None:
+    """A slow network is calibrated on 2 seeds: without the default the samples without a label would be clipped."""
+    many = Condition("label", "int64", low=0, high=1000, default=default)
+    contract = Contract("net", (4,), "linear:1000", "eps", conditions=(many,))
+    (labels,) = Trajectories.of(contract, first, count).conditions
+    assert sorted(labels.tolist()) == expected
