@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,17 @@ from ..contract.contract import QUANTISED, AnyContract
 from ..device import capability, why_not_cuda
 from ..errors import BackendError, first_line
 from .abstract import Backend, Buffers, Evaluate, NetworkFiles
-from .fastest import choose_fastest
-from .registry import ON_CUDA, TENSORRT, check_backend, check_precision, choose_backend, open_backend, why_not
+from .fastest import TIMED, choose_fastest, computed_in
+from .registry import (
+    ON_CUDA,
+    TENSORRT,
+    check_backend,
+    check_precision,
+    choose_backend,
+    is_installed,
+    open_backend,
+    why_not,
+)
 
 LEAST_FP8 = 89  # compute capability from which tensor cores have float8
 
@@ -62,12 +72,28 @@ def open_best(files: NetworkFiles, device: torch.device | None, name: str, threa
             if name in TENSORRT:
                 raise
             warnings.warn(refused, RuntimeWarning, stacklevel=3)
-    reason = "asked for"
-    if name == "auto":
-        name, reason = choose_fastest(files, threads)
     warn_of_overflow(files.artifact)
-    opened = open_backend(name, files, threads, torch.device("cpu"))
+    if name == "auto":
+        opened, reason = _open_fastest(files, threads)
+    else:
+        opened, reason = open_backend(name, files, threads, torch.device("cpu")), "asked for"
     return opened, "; ".join(filter(None, (reason, refused)))
+
+
+def _open_fastest(files: NetworkFiles, threads: int | None) -> tuple[Backend, str]:
+    """The fastest on this CPU, or another where its library refuses the network; and why. Raises its BackendError."""
+    name, reason = choose_fastest(files, threads)
+    cpu = torch.device("cpu")
+    try:
+        return open_backend(name, files, threads, cpu), reason
+    except BackendError as error:
+        for other in TIMED:
+            if other == name or not is_installed(other):
+                continue
+            with contextlib.suppress(BackendError):
+                check_precision(other, computed_in(files))
+                return open_backend(other, files, threads, cpu), first_line(error)
+        raise
 
 
 def warn_of_overflow(artifact: Artifact | None) -> None:

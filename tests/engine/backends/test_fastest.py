@@ -17,7 +17,7 @@ import torch
 import pfdiff
 from pfdiff.engine import cache
 from pfdiff.engine.artifact import Artifact
-from pfdiff.engine.backends import fastest
+from pfdiff.engine.backends import choose, fastest
 from pfdiff.engine.backends.abstract import Backend, Buffers, Evaluate, NetworkFiles
 from pfdiff.engine.errors import BackendError, InputError
 
@@ -158,6 +158,26 @@ def test_one_that_fails_on_made_up_inputs_is_not_timed(
     monkeypatch.setattr(Asleep, "bind", bind)
     assert fastest.choose_fastest(source_of(artifact), None) == (DEFAULT, "the default for fp32 on a CPU")
     assert sorted(made.closed) == sorted(made.loaded)
+
+
+@pytest.mark.parametrize("other", [0.002, None])
+def test_auto_takes_another_where_the_default_refuses_the_network(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, other: float | None
+) -> None:
+    """OpenVINO refuses some graphs of int8 that ONNX Runtime runs."""
+    made = Libraries(monkeypatch, tmp_path, onnxruntime=None, openvino=other)
+    monkeypatch.setattr(choose, "open_backend", lambda name, source, threads, device: made.open(name, source, threads))
+    monkeypatch.setattr(choose, "is_installed", lambda name: name in made.seconds)
+    monkeypatch.setattr(choose, "check_precision", lambda name, precision: None)
+    cpu = torch.device("cpu")
+    if other is None:
+        with pytest.raises(BackendError, match="onnxruntime refuses"):
+            choose.open_best(source_of(artifact), cpu, "auto", None)
+    else:
+        opened, reason = choose.open_best(source_of(artifact), cpu, "auto", None)
+        assert (opened.name, reason) == (OTHER, "onnxruntime refuses")
+    with pytest.raises(BackendError, match="onnxruntime refuses"):
+        choose.open_best(source_of(artifact), cpu, DEFAULT, None)  # what is asked for is not replaced
 
 
 def test_what_cannot_be_kept_is_not_taken(artifact: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
