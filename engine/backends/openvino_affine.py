@@ -40,7 +40,9 @@ def join_affine(part: Any) -> None:
         found = held.get(node.get_name())
         readers = [one.get_node().get_name() for one in node.output(0).get_target_inputs()] if found else []
         if found is not None and found.nodes > 1 and any(one not in held for one in readers):
-            node.output(0).replace(_made(found).output(0))
+            made = _made(found).output(0)
+            if made.get_partial_shape() == node.get_output_partial_shape(0):
+                node.output(0).replace(made)
 
 
 def _of(node: Any, held: dict[str, Affine]) -> Affine | None:
@@ -79,4 +81,6 @@ def _combined(before: Affine, kind: str, number: NDArray[np.float64], *, reverse
 
 def _made(form: Affine) -> Any:
     product = op.multiply(form.source, op.constant(form.a.astype(np.float32)))
-    return op.add(product, op.constant(form.b.astype(np.float32))) if form.b.any() else product
+    if form.b.ndim or form.b.any():  # zeros along an axis still say its size
+        return op.add(product, op.constant(form.b.astype(np.float32)))
+    return product

@@ -18,6 +18,7 @@ from pfdiff.export.to_onnx import export_module
 openvino = pytest.importorskip("openvino")
 openvino_cpu = pytest.importorskip("pfdiff.engine.backends.openvino_cpu")
 times = pytest.importorskip("pfdiff.engine.backends.openvino_time")
+affine = pytest.importorskip("pfdiff.engine.backends.openvino_affine")
 
 SHAPE = (2, 4, 4)
 MARK = "DisablePrecisionConversion_0"
@@ -171,3 +172,19 @@ def test_angles_of_several_products_are_as_pytorch_has_them(chained: NetworkFile
         plain = cast_copy(Chained(), torch.bfloat16).eval()(x.bfloat16(), time).double()
     error, usual = ((one - exact).norm() / exact.norm() for one in (evaluate().double(), plain))
     assert 0 < error <= 2 * usual
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_zeros_along_an_axis_keep_its_size(size: int) -> None:
+    """t 2 + [0, 0, 0] is of three elements, however little the sum adds."""
+    opset = openvino.opset13
+    start = opset.parameter([2, 1], np.float32, name="t")
+    doubled = opset.multiply(start, opset.constant(np.float32(2)))
+    summed = opset.add(doubled, opset.constant(np.zeros(size, np.float32)))
+    part = openvino.Model([opset.result(opset.sin(summed))], [start], "time")
+    affine.join_affine(part)
+    part.validate_nodes_and_infer_types()
+    assert list(part.output(0).shape) == [2, size]
+    t = np.array([[0.25], [1.5]], np.float32)
+    (found,) = openvino.Core().compile_model(part, "CPU")({0: t}).values()
+    np.testing.assert_allclose(found, np.sin(2 * t) * np.ones((1, size)), rtol=1e-6)
