@@ -140,7 +140,7 @@ def test_a_condition_without_default_is_calibrated_on_the_file(
     assert main(clipped) == 0
     assert "% of 'both' on other seeds lie beyond all that calibration saw" in capsys.readouterr().out
     assert main([*words[:-6], "--precision", "fp16", "--calibrate-conditions", "x.npy", "-o", str(tmp_path / "f")]) == 2
-    assert "calibrate_conditions with precision fp16, which is not calibrated" in capsys.readouterr().err
+    assert "--calibrate-conditions with precision fp16, which is not calibrated" in capsys.readouterr().err
 
 
 # A policy whose observations make its conditions.
