@@ -306,4 +306,4 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert out.read_bytes() == first  # the same engine gives the same bytes
     capsys.readouterr()
     assert main(["export", str(artifact.path), "--nfe", "9", "-o", str(out)]) == 2
-    assert capsys.readouterr().err.startswith("pfdiff: nfe=9, this engine has 4, 6")
+    assert capsys.readouterr().err.startswith("pfdiff: --nfe 9, this engine has 4, 6")

@@ -192,7 +192,7 @@ def test_a_bare_model_needs_schedule_and_prediction(saved: Path, capsys: pytest.
     assert main(["build", str(saved / "unet"), "--nfe", "4", "--prediction", "eps"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    line = "pfdiff: network 'unet': there is no scheduler, so say schedule= (--schedule), or give the folder of the"
+    line = "pfdiff: network 'unet': there is no scheduler, so say --schedule, or give the folder of the"
     assert captured.err.startswith(line)
     assert captured.err.count("\n") == 1
 
