@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -51,12 +51,18 @@ FILE_OPTIONS = (
 ClickException: Any = typer.BadParameter.__mro__[2]
 
 
+def command() -> NoReturn:
+    """The process `pfdiff`: run the command line, and end with its exit status."""
+    leave_at_once()
+    sys.exit(ends_with(_run(sys.argv[1:], OWN_PROCESS)))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, 2 after bad input, 130 after an interruption."""
-    if arguments is None:
-        leave_at_once()
-        return ends_with(_run(sys.argv[1:], OWN_PROCESS))
-    return _run(arguments, None)
+    """Run the command line; the exit status: 0, 2 after bad input, 130 after an interruption.
+
+    arguments: by default those of the process.
+    """
+    return _run(sys.argv[1:] if arguments is None else arguments, None)
 
 
 def _run(arguments: Sequence[str], process: object) -> int:

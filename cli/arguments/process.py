@@ -1,4 +1,4 @@
-"""The process of a command: the command line's own, or that of somebody who called `pfdiff.cli.main`."""
+"""The process of a command: the command line's own (`pfdiff.cli.command`), or that of whoever called `main`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ends_with(status: int) -> int:
 
 
 def _leave() -> None:
-    if not _statuses or hasattr(sys, "last_value"):  # whoever called `main` failed afterwards: Python's status is 1
+    if not _statuses:  # an error of our own: Python's status is 1
         return
     with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads: Python says so in its own way
         for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed before Python began

@@ -39,7 +39,9 @@ def test_what_nobody_reads_leaves_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("after", "status"), [("raise RuntimeError('mine')", 1), ("sys.exit(status)", 0)])
+@pytest.mark.parametrize(
+    ("after", "status"), [("raise RuntimeError('mine')", 1), ("sys.exit(status)", 0), ("sys.exit(3)", 3)]
+)
 def test_the_status_is_of_whoever_called_main(after: str, status: int) -> None:
     code = f"import sys\nfrom pfdiff.cli import main\nstatus = main()\n{after}"
     done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)

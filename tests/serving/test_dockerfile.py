@@ -118,7 +118,7 @@ def test_install_uses_the_arguments_and_the_pinned_versions(
 
 def test_the_command_and_its_options_exist(entry: list[str]) -> None:
     scripts = importlib.metadata.entry_points(group="console_scripts", name=entry[0])
-    assert [one.value for one in scripts][:1] == ["pfdiff.cli:main"]
+    assert [one.value for one in scripts][:1] == ["pfdiff.cli:command"]
     group = typer.main.get_command(app)
     command = group.commands[entry[1]]  # pyright: ignore[reportAttributeAccessIssue]  # a group has them
     with command.make_context(entry[1], [*entry[2:], "/engines/fashion.engine"]) as context:

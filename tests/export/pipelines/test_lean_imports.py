@@ -18,12 +18,13 @@ import scipy.stats
 print(scipy.stats.norm.cdf(0.0))
 """
 ENDS = """import atexit, sys
-from pfdiff.cli import main
+from pfdiff.cli import command
 atexit.register(print, "before")
 sys.argv = ["pfdiff", *sys.argv[1:]]
-code = main()
-atexit.register(print, "after")
-sys.exit(code)
+try:
+    command()
+finally:
+    atexit.register(print, "after")
 """
 
 
