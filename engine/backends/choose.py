@@ -87,7 +87,8 @@ def _open_fastest(files: NetworkFiles, threads: int | None) -> tuple[Backend, st
     try:
         return open_backend(name, files, threads, cpu), reason
     except BackendError as error:
-        for other in TIMED:
+        is_refused = str(error).startswith(f"{name} refuses")  # or the engine itself is at fault
+        for other in TIMED if is_refused else ():
             if other == name or not is_installed(other):
                 continue
             with contextlib.suppress(BackendError):
