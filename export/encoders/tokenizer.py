@@ -56,7 +56,7 @@ def tokenizer_of(source: Any, name: str) -> Any:
         )
     try:
         with quiet(), unseen(library):
-            return library.AutoTokenizer.from_pretrained(
+            found = library.AutoTokenizer.from_pretrained(
                 source, local_files_only=True, use_fast=True, trust_remote_code=False
             )
     except Exception as error:  # of transformers, tokenizers and sentencepiece, without a common base
@@ -64,6 +64,12 @@ def tokenizer_of(source: Any, name: str) -> Any:
             f"the tokenizer '{source}' cannot be read ({why_not_read(error)}); save it again, or leave the encoders "
             f"out {OUT}"
         ) from error
+    if not {*found.get_vocab()} - {*found.all_special_tokens}:  # the library passes over files that are no words of it
+        raise InputError(
+            f"the tokenizer '{source}' cannot be read: its files hold no words of a {type(found).__name__}; save it "
+            f"again, or leave the encoders out {OUT}"
+        )
+    return found
 
 
 def why_not_read(error: Exception) -> str:
