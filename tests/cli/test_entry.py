@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -87,19 +85,6 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 # What works.
-def test_help_is_quick_and_loads_no_torch() -> None:
-    code = """import sys
-import pfdiff
-from pfdiff.cli import app, main
-main(["--help"])
-print(sorted({"torch", "onnx", "onnxruntime", "numpy"} & set(sys.modules)))"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("build", "sample", "info", "bench", "demo"):
-        assert command in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
-
-
 @pytest.mark.parametrize(
     "command", [one.name or getattr(one.callback, "__name__", "") for one in app.registered_commands]
 )
@@ -111,12 +96,6 @@ def test_every_command_explains_itself_in_80_columns(
     lines = capsys.readouterr().out.splitlines()
     assert f"pfdiff {command}" in "".join(lines)
     assert max(map(len, lines)) <= 80
-
-
-def test_the_module_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "pfdiff", "smaple"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "pfdiff: No such command 'smaple'. Did you mean 'sample'?\n"
 
 
 def test_an_engine_that_is_up_to_date_is_left_alone(
@@ -405,13 +384,3 @@ def test_a_build_that_stops_half_way_leaves_the_former_engine(
     assert line in shown.err
     after = {name: data for name, data in content(work).items() if "__pycache__" not in name}
     assert after == before
-
-
-def test_a_deleted_directory_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (gone := tmp_path / "gone").mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    assert main(["info", "x.engine"]) == 2
-    assert capsys.readouterr().err == "pfdiff: the current directory was deleted; change to another one\n"

@@ -1,11 +1,14 @@
-"""The process of a command: what it leaves behind with its streams closed, full or unread, and its exit status."""
+"""The process of a command: what it loads, its streams closed, full or unread, its folder gone, its exit status."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from pfdiff.cli import main
 
 COMMAND = f"{sys.executable} -m pfdiff"
 
@@ -47,3 +50,32 @@ def test_the_status_is_of_whoever_called_main(after: str, status: int) -> None:
     done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
     assert done.returncode == status
     assert done.stdout.startswith("pfdiff ")
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "pfdiff", "smaple"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "pfdiff: No such command 'smaple'. Did you mean 'sample'?\n"
+
+
+def test_a_deleted_directory_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["info", "x.engine"]) == 2
+    assert capsys.readouterr().err == "pfdiff: the current directory was deleted; change to another one\n"
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    code = """import sys
+import pfdiff
+from pfdiff.cli import app, main
+main(["--help"])
+print(sorted({"torch", "onnx", "onnxruntime", "numpy"} & set(sys.modules)))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in ("build", "sample", "info", "bench", "demo"):
+        assert command in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80

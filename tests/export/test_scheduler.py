@@ -384,23 +384,6 @@ def test_other_schedulers_read_what_ours_saves(tmp_path: Path) -> None:
     theirs.set_timesteps(4)
 
 
-def test_pipelines_read_sigmas_alphas_and_betas() -> None:
-    theirs = diffusers.DDIMScheduler(**LATENT)
-    ours = make(theirs.config, solver="ddim")
-    assert torch.equal(ours.scale_model_input(start(), 5), start())  # before set_timesteps
-    assert_close(ours.alphas_cumprod, theirs.alphas_cumprod)
-    assert_close(ours.betas, theirs.betas, 1e-4)
-    euler = diffusers.EulerDiscreteScheduler(timestep_spacing="trailing", **LATENT)
-    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    for theirs in (euler, flow):
-        ours = make(theirs.config, solver="ddim")
-        for one in (theirs, ours):
-            one.set_timesteps(4)
-        assert_close(ours.sigmas, theirs.sigmas, 1e-4)
-    with pytest.raises(AttributeError):
-        _ = ours.alphas_cumprod
-
-
 def test_one_step_from_a_clean_time_is_warned_of() -> None:
     with pytest.warns(UserWarning, match="time 0"):
         named("DDIM", timestep_spacing="leading").set_timesteps(1)

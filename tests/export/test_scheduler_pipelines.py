@@ -265,3 +265,21 @@ def test_a_saved_pipeline_loads_with_its_scheduler(flow_pipeline: Any, tmp_path:
     again = diffusers.StableDiffusion3Pipeline.from_pretrained(tmp_path, **absent)
     assert type(again.scheduler) is pfdiff.PFDiffScheduler
     assert again.scheduler.config["solver"] == "pfdiff:k=1,l=1"
+
+
+def test_pipelines_read_sigmas_alphas_and_betas() -> None:
+    theirs = diffusers.DDIMScheduler(**LATENT)
+    ours = make(theirs.config, solver="ddim")
+    x = torch.ones(2, 4, 8, 8)
+    assert torch.equal(ours.scale_model_input(x, 5), x)  # before set_timesteps
+    assert_close(ours.alphas_cumprod, theirs.alphas_cumprod)
+    assert_close(ours.betas, theirs.betas, 1e-4)
+    euler = diffusers.EulerDiscreteScheduler(timestep_spacing="trailing", **LATENT)
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    for theirs in (euler, flow):
+        ours = make(theirs.config, solver="ddim")
+        for one in (theirs, ours):
+            one.set_timesteps(4)
+        assert_close(ours.sigmas, theirs.sigmas, 1e-4)
+    with pytest.raises(AttributeError):
+        _ = ours.alphas_cumprod
