@@ -143,6 +143,8 @@ def parse_sampler(text: str, grid: str, basis: str | None) -> Candidate:
     stored = stored if slash else basis
     if not solver or (at and not rule) or (stored is not None and stored not in BASES):
         raise InputError(f"sampler {text!r}, expected solver, solver@grid or solver@grid/basis, such as ddim@logsnr")
+    if solver == STORED and at:
+        raise InputError(f"sampler {text!r}: the stored sampler has a grid and a basis of its own; give stored alone")
     return Candidate(solver, rule or grid, stored, None)
 
 

@@ -60,6 +60,8 @@ def test_an_engine_is_compared_with_the_sampler_that_it_holds(network, tmp_path)
     assert mine.error == same.error
     assert result.table()[0][0].startswith("stored: ")
     assert missing.note == "no sampler of 6 evaluations is stored; stored: 4"
+    with pytest.raises(pfdiff.InputError, match="has a grid and a basis of its own"):
+        pfdiff.compare(place, 4, ["stored@logsnr"], **settings)
     (bare,) = pfdiff.compare(network, 3, ["stored"], **SETTINGS).points
     assert bare.note == "no sampler of 3 evaluations is stored; stored: none, as the network is no engine"
 
