@@ -23,6 +23,7 @@ from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import Program
 from ..engine.errors import InputError
 from ..engine.progress import Stages
+from ..export.choice.sampler_choice import is_exact
 from ..export.network import Network
 from .comparison import STORED, TILE, Comparison, Point
 from .criteria.error import ErrorCriterion, make_error_criterion
@@ -54,7 +55,7 @@ def compare(
     basis: str | None = None,
     clip: float | None = None,
     t_start: float | None = None,
-    end: str | float = "clean",
+    end: str | float | None = None,
     seeds: int = 32,
     calibration: int = 16,
     seed: int = 0,
@@ -69,9 +70,9 @@ def compare(
 ) -> Comparison:
     """RMS error to a many-step reference of every solver at every NFE, on `seeds` seeds.
 
-    solvers: `solver`, `solver@grid` or `solver@grid/basis`, "auto" for the default sampler by its rule, "stored" for
-    the sampler that an engine directory holds; by default SOLVERS, and of an engine the stored one before them. `grid`
-    and `basis` serve where none is said, by default those of the default sampler. Grid "best" is the rule with the
+    solvers: `solver`, `solver@grid` or `solver@grid/basis`, "auto" for the default sampler by its rule or scheduler,
+    "stored" for what an engine directory holds; by default SOLVERS, and of an engine the stored one before them. `grid`
+    and `basis` serve where none is said, by default those of `build`. Grid "best" is the rule with the
     least error on `calibration` further seeds.
     out, csv, sheet: files to write: the log plot (.png, .svg, .pdf), the table, the samples (.png; images only). The
     rest: as in `pfdiff.tune`.
@@ -200,6 +201,8 @@ class _Bench:
         """The candidate at one NFE, on its best grid where that is asked for."""
         try:
             program = self._program(candidate, setting)
+            if program.noises:
+                raise InputError(stochastic_refused(program))
         except InputError as error:
             return Point(candidate.solver, candidate.grid, candidate.basis or "", setting.nfe, None, str(error), None)
         error = math.sqrt(self._criterion.square(program, self._rows) / len(self._rows))
@@ -212,7 +215,7 @@ class _Bench:
         """Raises InputError where the candidate is not defined."""
         if candidate.solver == STORED:
             return self._stored(setting.nfe)
-        if AUTO in (candidate.solver, candidate.grid):
+        if AUTO in (candidate.solver, candidate.grid) or is_exact(candidate.grid):
             candidate = by_default(candidate, setting)
         else:
             candidate = replace(candidate, t_start=start_of(candidate.grid, setting.t_start))
@@ -223,8 +226,6 @@ class _Bench:
         if program is None:
             counts = ", ".join(map(str, sorted(self._held))) or "none, as the network is no engine"
             raise InputError(f"no sampler of {nfe} evaluations is stored; stored: {counts}")
-        if program.noises:
-            raise InputError(stochastic_refused(program))
         return program
 
     def _best(self, candidate: Candidate, setting: Setting) -> Program:

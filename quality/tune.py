@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.compiler.defaults import AUTO
 from ..engine.compiler.program import MOST_BUFFERS
 from ..engine.contract.seed_conditions import conditions_of
 from ..engine.errors import InputError
@@ -43,7 +42,7 @@ from .sampling.budget import Budget, BudgetSpentError, parse_budget
 from .sampling.reference import FEW, Reference
 from .sampling.seeds import chosen_seeds
 from .sampling.subject import Subject, speed_of
-from .search.candidates import Candidate, Setting, all_candidates, by_default, make_setting
+from .search.candidates import Setting, all_candidates, default_candidate, make_setting
 from .search.criterion import Criterion
 from .search.guard import guarded
 from .search.halving import Search, Trial
@@ -296,7 +295,7 @@ def _criterion(
             yield make_distance_criterion(subject, sampler, seeds, conditions, aim, limit, ahead)
         return
     try:
-        usual = by_default(Candidate(AUTO, AUTO, None, None), setting).compile(setting)
+        usual = default_candidate(setting).compile(setting)
     except InputError:  # not defined for so few times: then the reference is taken as it is
         usual = None
     with subject.opened(backend, threads) as running:

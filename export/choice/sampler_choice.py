@@ -41,22 +41,8 @@ def chosen_program(source: Network, solver: str, nfe: int, settings: Mapping[str
 
     Raises InputError.
     """
-    contract, convention = source.contract, source.convention
-    given = dict(settings)
-    if convention is not None:
-        stored = BASIS if solver == AUTO and convention.solver is None else convention.basis
-        own = {"basis": stored, "clip": convention.clip, "end": convention.end}
-        given |= {key: value for key, value in own.items() if given[key] is None}
-        taken = solver == AUTO and convention.solver is not None
-        solver = (convention.solver or SOLVER) if solver == AUTO else solver
-        if given["grid"] is None:
-            given["grid"] = (None if taken else few_step_grid(convention)) or EXACT
-    if is_exact(given["grid"]):
-        choice = _exact(source, solver, nfe, given)
-    else:
-        left_open = given["grid"], given["basis"], given["t_start"]
-        words = {"schedule": contract.schedule, "prediction": contract.prediction, "clip": given["clip"]}
-        choice = filled(solver, *left_open, **words, nfe=nfe)
+    contract = source.contract
+    choice, given = chosen(source, solver, nfe, settings)
     choice = with_variances(source, choice, nfe, given)
     program = compile_program(
         choice.solver,
@@ -74,6 +60,25 @@ def chosen_program(source: Network, solver: str, nfe: int, settings: Mapping[str
     if doubt := doubt_of_clean_start(program):
         warnings.warn(doubt, stacklevel=3)
     return program
+
+
+def chosen(source: Network, solver: str, nfe: int, settings: Mapping[str, Any]) -> tuple[Choice, dict[str, Any]]:
+    """The sampler of `chosen_program`, and its settings with the scheduler's in place of None. Raises InputError."""
+    contract, convention = source.contract, source.convention
+    given = dict(settings)
+    if convention is not None:
+        stored = BASIS if solver == AUTO and convention.solver is None else convention.basis
+        own = {"basis": stored, "clip": convention.clip, "end": convention.end}
+        given |= {key: value for key, value in own.items() if given[key] is None}
+        taken = solver == AUTO and convention.solver is not None
+        solver = (convention.solver or SOLVER) if solver == AUTO else solver
+        if given["grid"] is None:
+            given["grid"] = (None if taken else few_step_grid(convention)) or EXACT
+    if is_exact(given["grid"]):
+        return _exact(source, solver, nfe, given), given
+    left_open = given["grid"], given["basis"], given["t_start"]
+    words = {"schedule": contract.schedule, "prediction": contract.prediction, "clip": given["clip"]}
+    return filled(solver, *left_open, **words, nfe=nfe), given
 
 
 def few_step_grid(convention: Convention) -> str | None:

@@ -18,7 +18,7 @@ import numpy as np
 from ...engine.artifact import read_artifact
 from ...engine.compiler.basis import BASES
 from ...engine.compiler.compile import compile
-from ...engine.compiler.defaults import AUTO, filled
+from ...engine.compiler.defaults import AUTO, Choice, filled
 from ...engine.compiler.grid import Grid, listed, make_grid
 from ...engine.compiler.program import Program
 from ...engine.compiler.schedule import Schedule, parse_schedule
@@ -26,6 +26,8 @@ from ...engine.compiler.solvers import parse_solver
 from ...engine.compiler.solvers.stochastic.analytic import Analytic
 from ...engine.compiler.start import default_start
 from ...engine.errors import InputError
+from ...export.choice.sampler_choice import chosen
+from ...export.network import Network
 from ..sampling.pool import stochastic_refused
 from ..sampling.subject import Subject
 
@@ -100,6 +102,7 @@ class Setting:
     end: str | float = "clean"
     sigma_data: float = 0.5
     draws: bool = False  # candidates may draw noise on the way: for distances, not for errors
+    network: Network | None = None  # with a diffusers scheduler, which the default sampler then follows
 
 
 def make_setting(
@@ -117,7 +120,9 @@ def make_setting(
     process.alpha(start)
     if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
         raise InputError(f"nfe={nfe!r}, expected an integer of at least 1")
-    return Setting(contract.schedule, nfe, contract.prediction, start, clip, end, contract.sigma_data)
+    scheduled = subject.network if subject.network and subject.network.convention else None
+    words = (contract.schedule, nfe, contract.prediction, start, clip, end, contract.sigma_data)
+    return Setting(*words, network=scheduled)
 
 
 def _own(subject: Subject) -> tuple[float | None, str | float]:
@@ -169,7 +174,7 @@ def all_candidates(
     """
     process = parse_schedule(setting.schedule)
     if solvers is grids is bases is None:
-        yield by_default(Candidate(AUTO, AUTO, None, None), setting)
+        yield default_candidate(setting)
     known = solvers or SOLVERS + (() if process.discrete else FRACTIONAL) + (STOCHASTIC if setting.draws else ())
     for solver in known:
         free = solvers is not None or _parameterisation(solver) is None
@@ -180,12 +185,40 @@ def all_candidates(
 
 
 def by_default(candidate: Candidate, setting: Setting) -> Candidate:
-    """With solver and grid "auto" replaced by those of the default sampler, and its start; never above the latest."""
+    """With solver and grid "auto" replaced by those that `build` takes, and their start; never above the latest.
+
+    Raises InputError.
+    """
     grid = None if candidate.grid == AUTO else candidate.grid
-    words = {"schedule": setting.schedule, "prediction": setting.prediction, "nfe": setting.nfe}
-    choice = filled(candidate.solver, grid, candidate.basis, None if grid is None else setting.t_start, **words)
+    choice = _by_rule(candidate, grid, setting) if setting.network is None else _by_scheduler(candidate, grid, setting)
     start = setting.t_start if choice.t_start is None else min(choice.t_start, setting.t_start)
-    return Candidate(choice.solver, choice.grid, choice.basis, start)
+    return Candidate(choice.solver, choice.grid, choice.basis, start_of(choice.grid, start))
+
+
+def _by_rule(candidate: Candidate, grid: Grid | None, setting: Setting) -> Choice:
+    words = {"schedule": setting.schedule, "prediction": setting.prediction, "nfe": setting.nfe}
+    return filled(candidate.solver, grid, candidate.basis, None if grid is None else setting.t_start, **words)
+
+
+def _by_scheduler(candidate: Candidate, grid: Grid | None, setting: Setting) -> Choice:
+    """From the latest start where the scheduler's own is above it."""
+    assert setting.network is not None
+    given: dict[str, Any] = {"grid": grid, "basis": candidate.basis, "t_start": None}
+    given |= {"clip": setting.clip, "end": setting.end}
+    choice, _ = chosen(setting.network, candidate.solver, setting.nfe, given)
+    first = start_of(choice.grid, setting.t_start if choice.t_start is None else choice.t_start)
+    if first <= setting.t_start:
+        return choice
+    return chosen(setting.network, candidate.solver, setting.nfe, {**given, "t_start": setting.t_start})[0]
+
+
+def default_candidate(setting: Setting) -> Candidate:
+    """The default sampler; the rule's where the scheduler's draws noise and candidates may not. Raises InputError."""
+    usual = Candidate(AUTO, AUTO, None, None)
+    found = by_default(usual, setting)
+    if setting.draws or setting.network is None or not found.compile(setting).noises:
+        return found
+    return by_default(usual, replace(setting, network=None))
 
 
 def start_of(grid: Grid, t_start: float) -> float:

@@ -1,0 +1,81 @@
+"""Networks with a diffusers scheduler: `compare` and `tune` begin with the sampler that `build` takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pfdiff
+from pfdiff.engine.compiler.defaults import AUTO, by_rule
+from pfdiff.export.choice.sampler_choice import chosen_program
+from pfdiff.quality.sampling.subject import Subject
+from pfdiff.quality.search.candidates import (
+    Candidate,
+    all_candidates,
+    behaviour,
+    by_default,
+    default_candidate,
+    make_setting,
+)
+
+pytest.importorskip("diffusers")
+OPEN: dict[str, Any] = {"grid": None, "basis": None, "clip": None, "t_start": None, "end": None}
+FEW: dict[str, Any] = {"seeds": 2, "reference": 12, "conditions": {"prompt_embeds": np.zeros((77, 8), np.float32)}}
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, pfdiff.Network]:
+    """Small pipelines: leading spacing with an offset, flow at shift 3, and a scheduler that draws noise."""
+    from diffusers import LCMScheduler
+
+    from ..small.diffusers import FAMILIES, pipeline_of
+
+    distilled = pipeline_of(FAMILIES["sd1"])
+    distilled.scheduler = LCMScheduler.from_config(distilled.scheduler.config)
+    plain = {name: pfdiff.Network(pipeline_of(FAMILIES[name])) for name in ("sd1", "sd3")}
+    return {**plain, "lcm": pfdiff.Network(distilled)}
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd3"])
+@pytest.mark.parametrize("nfe", [4, 8])
+def test_the_default_is_what_build_takes(networks, name, nfe):
+    network = networks[name]
+    setting = make_setting(Subject.of(network), nfe, None, None, None)
+    built = chosen_program(network, AUTO, nfe, OPEN)
+    for candidate in (default_candidate(setting), next(iter(all_candidates(setting)))):
+        assert same(candidate.compile(setting), built)
+    for solver, grid in (("ddim", None), ("dpm++:2m", "diffusers")):
+        built = chosen_program(network, solver, nfe, {**OPEN, "grid": grid})
+        asked = by_default(Candidate(solver, grid or AUTO, None, None), setting)
+        assert same(asked.compile(setting), built)
+
+
+def same(one: pfdiff.Program, other: pfdiff.Program) -> bool:
+    """But for a start that is said or left open."""
+    return (one.solver, one.basis) == (other.solver, other.basis) and behaviour(one) == behaviour(other)
+
+
+def test_a_lower_start_is_kept(networks):
+    for name, start in (("sd1", 700.0), ("sd3", 0.7)):
+        setting = make_setting(Subject.of(networks[name]), 4, None, start, None)
+        assert default_candidate(setting).compile(setting).times[0] <= start
+
+
+def test_where_the_scheduler_draws_noise_the_search_begins_with_the_rule(networks):
+    network = networks["lcm"]
+    assert chosen_program(network, AUTO, 4, OPEN).noises
+    setting = make_setting(Subject.of(network), 4, None, None, None)
+    rule = by_rule(setting.schedule, setting.prediction, 4)
+    assert default_candidate(setting).solver == rule.solver
+    (point,) = pfdiff.compare(network, 4, ["auto"], **FEW).points
+    assert point.error is None
+    assert "noise" in point.note
+
+
+def test_compare_asks_the_times_of_the_engine(networks):
+    network = networks["sd1"]
+    auto, exact = pfdiff.compare(network, 4, ["auto", "ddim@diffusers"], **FEW).points
+    assert auto.program.times.tolist() == chosen_program(network, AUTO, 4, OPEN).times.tolist()
+    assert exact.program.times.tolist() == [751, 501, 251, 1]
