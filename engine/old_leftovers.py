@@ -21,10 +21,12 @@ AFTER_S = 24 * 3600.0
 
 def old_leftovers(target: Path, names: Iterable[str]) -> Iterator[Path]:
     """Of the `names` in the folder of `target`, the paths of what was left for it. Raises OSError."""
-    own = re.escape(f".{target.name}.")
-    numbered = re.compile(rf"{own}(?:(\d+)\.partial|partial-(\d+))")
-    lettered = re.compile(rf"{own}[a-z0-9_]{{8}}")
+    own = f".{target.name}."
+    numbered = re.compile(rf"{re.escape(own)}(?:(\d+)\.partial|partial-(\d+))")
+    lettered = re.compile(rf"{re.escape(own)}[a-z0-9_]{{8}}")
     for name in names:
+        if not name.startswith(own):  # a cache folder has thousands of others
+            continue
         path = target.with_name(name)
         if found := numbered.fullmatch(name):
             left = not _runs(int(found[1] or found[2]))

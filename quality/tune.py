@@ -234,13 +234,14 @@ def _refining(
     if pictures is not None and layers is not None:
         real = features_of_pictures(pictures, layers, subject.contract)
     elements = math.prod(subject.contract.shape)
+    module = subject.module() if backend in ("auto", "torch") else None
     words = {"perceptual": layers is not None, "whole": fits(nfe, buffers)}
+    words |= {"by_gradient": module is not None and (layers is None or layers.differentiable)}
     training, validation = sized(calibration, limit.affords() or None, aim.nfe, elements, nfe, **words)
     if not held_out and not validation:
         raise InputError(
             f"budget {limit} leaves no seeds that judge a refined sampler; give --held-out 4 or a larger budget"
         )
-    module = subject.module() if backend in ("auto", "torch") else None
     return Refining(training, validation, buffers, layers, real, module, subject.contract)
 
 

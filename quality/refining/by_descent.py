@@ -7,11 +7,12 @@ from typing import Any
 from ...engine.compiler.program import Program
 from .aim import as_tensor
 from .descend import Descent, Plan
-from .options import Found, Task, aim_of
+from .options import Found, Refining, Task, aim_of
 from .refine import finished
 from .through_module import ThroughModule
 
-STEPS, BATCH = 80, 32  # where no budget says otherwise
+STEPS = 80  # where no budget says otherwise
+BATCH, OF_TRAINING = 32, 8  # seeds of a step: so many at least, else an eighth of the training seeds
 FEWEST_STEPS = 20  # below which Gauss-Newton gains more from the same evaluations
 FOR_STEPS = 0.7  # of what is left; the Jacobian at the start and the validation seeds have the rest
 
@@ -39,20 +40,25 @@ def by_module(task: Task) -> Found:
 
 def module_steps(task: Task) -> int:
     """Steps that the budget pays for, a way back counting as two evaluations."""
-    left = task.criterion.budget.left()
-    return STEPS if left is None else int(min(FOR_STEPS * left * STEPS / adam_cost(task.start.program.nfe), 2 * STEPS))
+    left, cost = task.criterion.budget.left(), adam_cost(task.start.program.nfe, task.options)
+    return STEPS if left is None else int(min(FOR_STEPS * left * STEPS / cost, 2 * STEPS))
 
 
-def adam_cost(nfe: int) -> int:
+def adam_cost(nfe: int, options: Refining) -> int:
     """Evaluations of STEPS steps."""
-    return 3 * STEPS * BATCH * nfe
+    return 3 * STEPS * batch_of(options) * nfe
+
+
+def batch_of(options: Refining) -> int:
+    """Seeds of a step: the rare ones that carry much of the error in pixels should be in most batches."""
+    return BATCH if options.layers is not None else max(BATCH, options.training // OF_TRAINING)
 
 
 def _descended(task: Task, through: ThroughModule, steps: int) -> Found:
     criterion, options = task.criterion, task.options
     journal, budget, pool, validation = criterion.journal, criterion.budget, criterion.pool, task.validation
     aim, steps = aim_of(criterion, options), max(steps, 8)
-    key = f"descent 4 {task.key(steps)}"
+    key = f"descent 5 {task.key(steps)}"
     spent = budget.spent
 
     def charge(count: int) -> None:
@@ -69,7 +75,9 @@ def _descended(task: Task, through: ThroughModule, steps: int) -> Found:
         line = f"refining: step {state['step']} of {steps}, loss on validation seeds {state['checks'][-1]:.4f}"
         task.tell(line, budget.spent, budget.evaluations or budget.spent)
 
-    descent = Descent(through, aim, task.training, judge, Plan(steps=steps, batch=BATCH))
+    batch = batch_of(options)
+    plan = Plan(steps=steps, batch=batch, metric_seeds=batch * 3 // 4)
+    descent = Descent(through, aim, task.training, judge, plan)
     found, state = descent.run(journal.get(key) if journal else None, keep)
     real = options.real
     record = {"steps": state.step, "validation": state.checks, "real_pictures": None if real is None else len(real)}

@@ -19,7 +19,7 @@ from .aim import as_tensor
 from .by_descent import FEWEST_STEPS, adam_cost, by_module, module_steps
 from .dense import entries, fits, jacobian_cost
 from .gauss_newton import GaussNewton, Step
-from .options import TRAINING, VALIDATION, Found, Refining, Task, aim_of
+from .options import ELEMENTS, MOST_TRAINING, TRAINING, VALIDATION, Found, Refining, Task, aim_of
 from .refine import Refinement, finished
 from .regression import SHARE, SOLVERS, regressed, regressed_alone, usual_regression
 
@@ -46,13 +46,17 @@ def sized(
     *,
     perceptual: bool = False,
     whole: bool = True,
+    by_gradient: bool = False,
 ) -> tuple[int, int]:
     """(training, validation) seeds for so many affordable evaluations, the reference being a fifth of them at most.
 
-    Samples of few elements take more seeds, so that the table has fewer parameters than there is to fit. No validation
-    seeds where a whole table is fitted to pixels by regression alone, since the budget pays for little more.
+    Samples of few elements take more seeds, so that the table has fewer parameters than there is to fit, and by
+    gradient, which costs least, so many that all have ELEMENTS together. No validation seeds where a whole table is
+    fitted to pixels by regression alone, since the budget pays for little more.
     """
     training, validation = (PERCEPTUAL, PERCEPTUAL // 4) if perceptual else (TRAINING, VALIDATION)
+    if by_gradient and whole and (more := min(MOST_TRAINING, ELEMENTS // elements)) > training:
+        training, validation = more, more * 3 // 8
     if affordable is not None:
         both = affordable // (5 * reference)
         if whole and not perceptual and affordable < STEPS_PAID * METRIC_ROWS[1] * (jacobian_cost(nfe) + TRIED * nfe):
@@ -79,7 +83,7 @@ def usual_cost(options: Refining, nfe: int, elements: int) -> int:
         return USUAL_STEPS * options.training * columns * nfe * (nfe + 1) // 2
     regression = usual_regression(nfe, options.training)
     if options.by_gradient:
-        return regression + adam_cost(nfe) + 6 * nfe * options.validation
+        return regression + adam_cost(nfe, options) + 6 * nfe * options.validation
     rows = metric_rows(nfe, None, watched, elements)
     return regression + USUAL_STEPS * (rows * (jacobian_cost(nfe) + TRIED * nfe) + nfe * watched)
 

@@ -12,6 +12,9 @@ from torch import nn
 
 import pfdiff
 from pfdiff.engine.errors import InputError
+from pfdiff.quality.perceptual.layers import filter_bank
+from pfdiff.quality.refining.by_descent import batch_of
+from pfdiff.quality.refining.options import Refining
 from pfdiff.quality.refining.polish import sized
 
 from ..small.engine import write_onnx
@@ -103,6 +106,18 @@ def test_samples_of_few_elements_take_more_seeds() -> None:
     training, validation = sized(4, 30_000, 36, 12288, 8)
     assert 64 <= training <= 166
     assert validation >= 8
+
+
+def test_gradients_see_the_rare_seeds_of_small_samples() -> None:
+    """As many elements in all as they need, and in each step an eighth of the seeds."""
+    assert sized(16, None, 36, 784, 5, by_gradient=True) == (256, 96)
+    assert sized(16, None, 36, 64, 5, by_gradient=True) == (2048, 768)
+    assert sized(16, None, 36, 2, 5, by_gradient=True) == (2048, 768)
+    assert sized(16, None, 36, 64, 5, whole=False, by_gradient=True) == (256, 96)
+    assert sized(16, 20_000, 36, 64, 5, by_gradient=True)[0] <= 20_000 // (5 * 36)
+    assert batch_of(Refining(2048, 768)) == 256
+    assert batch_of(Refining(256, 96)) == 32
+    assert batch_of(Refining(512, 128, layers=filter_bank(1))) == 32
 
 
 def test_a_small_budget_leaves_no_validation_seeds() -> None:
