@@ -5,7 +5,7 @@
 
 x(t): the state of the reference's run at t, which the search has made anyway. z_m are the network's answers at the rows
 found so far, so one run of N evaluations gives the whole table of any times. Times are moved one after the other, the
-last first, along those of the reference's run; answers before the moved time are kept.
+last first, along those of the reference's run and then between them (way.py); answers before the moved time are kept.
 
 What is found is where refining begins: each row is the best for its state, not for the sample.
 """
@@ -29,13 +29,15 @@ from .dense import table_of, with_table
 from .jacobian import at_times
 from .options import Task
 from .through_module import combined
+from .way import PARTS, Way
 
-SLIDES = (1, -1, 2, -2, 4, -4)  # along the reference's times
+WIDE = tuple(PARTS * slide for slide in (1, -1, 2, -2, 4, -4))  # along the reference's times
+NARROW = 1, -1, 2, -2  # between them, when these gain nothing more
 RIDGE = 1e-6  # of the normal matrix's diagonal
 GAIN = 5e-3  # less than this part of the error gained in a round is the end
 SEEDS = 4, 64  # that choose times, least and most
 SHARE = 0.4  # of a budget
-USUAL_ROUNDS = 4  # of slides; a budget should pay for the first one, which gains most
+USUAL_ROUNDS = 5  # of wide slides, or as much; a budget should pay for the first one, which gains most
 SOLVERS = 4  # of the ranking whose times are tried
 SOLVED = 5  # times that the last row is solved, since which elements are clipped changes with it
 
@@ -43,7 +45,7 @@ SOLVED = 5  # times that the last row is solved, since which elements are clippe
 @final
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """places [N]: of the times among the reference's. table [N+1, N+1]. error: RMS on the seeds of the fit."""
+    """places [N]: of the times on the reference's way. table [N+1, N+1]. error: RMS on the seeds of the fit."""
 
     places: tuple[int, ...]
     table: Float64s
@@ -60,9 +62,9 @@ class Regression:
         assert criterion.paths is not None
         self.criterion = criterion
         self.program = program
-        self.paths = criterion.paths
+        self.way = Way(criterion.paths, program.schedule)
         self.rows = np.arange(seeds)
-        self.key = f"regression 1 {key} {seeds}"
+        self.key = f"regression 2 {key} {seeds}"
         self.best: Fit | None = None
         self._tell = tell or (lambda *_: None)
         self._noise = as_tensor(criterion.pool.noise[:seeds])
@@ -74,17 +76,22 @@ class Regression:
         with suppress(BudgetSpentError):
             for places in starts:
                 self._tried(places)
-            while self.best is not None:
-                before = self.best.error
-                for n in reversed(range(self.program.nfe)):
-                    self._slide(n)
-                if not self.best.error < (1 - GAIN) * before:
-                    break
+            for slides in (WIDE, NARROW):
+                self._slid(slides)
         return self.best
+
+    def _slid(self, slides: tuple[int, ...]) -> None:
+        """Rounds over all times, while they gain."""
+        while self.best is not None:
+            before = self.best.error
+            for n in reversed(range(self.program.nfe)):
+                self._slide(n, slides)
+            if not self.best.error < (1 - GAIN) * before:
+                break
 
     def program_of(self, found: Fit) -> Program:
         """With the table and the times of a fit."""
-        return with_table(self.program, found.table, self.paths.times[list(found.places)])
+        return with_table(self.program, found.table, self.way.times[list(found.places)])
 
     def last_row(self) -> Program:
         """The program on its own times, its last row solved anew. Raises BudgetSpentError."""
@@ -95,18 +102,18 @@ class Regression:
         table[-1], _ = self._last_row(_flat([self._noise, *map(as_tensor, way[1::2])]))
         return with_table(program, table)
 
-    def _slide(self, n: int) -> None:
+    def _slide(self, n: int, slides: tuple[int, ...]) -> None:
         """Move time n while that helps."""
         before = None
         while self.best is not None and self.best is not before:
             before, places = self.best, self.best.places
             first = places[n - 1] + 1 if n else 0
-            last = places[n + 1] - 1 if n + 1 < len(places) else len(self.paths.times) - 1
+            last = places[n + 1] - 1 if n + 1 < len(places) else len(self.way.times) - 1
             line = f"refining: regression on {len(self.rows)} seeds, error {self.best.error:.4f}"
             self._tell(
                 line, self.criterion.budget.spent, self.criterion.budget.evaluations or self.criterion.budget.spent
             )
-            for place in (places[n] + slide for slide in SLIDES):
+            for place in (places[n] + slide for slide in slides):
                 if first <= place <= last:
                     self._tried((*places[:n], place, *places[n + 1 :]))
 
@@ -133,7 +140,7 @@ class Regression:
 
     def _run(self, places: tuple[int, ...]) -> Fit:
         pool, budget, count = self.criterion.pool, self.criterion.budget, len(places)
-        fed = at_times(self.program, self.paths.times[list(places)])
+        fed = at_times(self.program, self.way.times[list(places)])
         shared = 0
         while shared < min(count, len(self._last[0])) and places[shared] == self._last[0][shared]:
             shared += 1
@@ -142,7 +149,7 @@ class Regression:
         columns = [self._noise, *answers]
         for n, place in enumerate(places):
             known = _flat(columns[: n + 1])
-            table[n, : n + 1] = _row(known, self.paths.states[place, : len(self.rows)].reshape(-1).astype(np.float64))
+            table[n, : n + 1] = _row(known, self.way.state(place, len(self.rows)))
             if n < shared:
                 continue
             budget.charge(len(self.rows))
@@ -202,7 +209,7 @@ def regressed(task: Task, further: Iterable[Program] = ()) -> tuple[Task, dict[s
     spent = criterion.budget.spent
     search = Regression(criterion, program, seeds, task.key(), task.tell)
     with criterion.budget.reserving(2 * len(task.validation) * program.nfe):
-        found = search.search(_starts(task, further))
+        found = search.search(_starts(search, task, further))
         found = found and _again(task, found, criterion.paths.states.shape[1])
     record: dict[str, Any] = {"seeds": seeds, "kept": False}
     with suppress(BudgetSpentError):
@@ -232,7 +239,7 @@ def regressed_alone(task: Task, further: Iterable[Program] = ()) -> list[Program
     seeds = most if left is None else min(most, max(SEEDS[0], (left - again) // _slides(program.nfe)))
     search = Regression(criterion, program, seeds, task.key(), task.tell)
     with budget.reserving(again if seeds < paths else 0):
-        found = search.search(_starts(task, further))
+        found = search.search(_starts(search, task, further))
     found = found and (_again(task, found, paths) if seeds < paths else found)
     programs = [None if found is None else search.program_of(found), last]
     return [one for one in programs if one is not None]
@@ -244,10 +251,9 @@ def has_paths(task: Task) -> bool:
     return paths is not None and len(paths.times) > task.start.program.nfe
 
 
-def _starts(task: Task, further: Iterable[Program]) -> dict[tuple[int, ...], None]:
+def _starts(search: Regression, task: Task, further: Iterable[Program]) -> dict[tuple[int, ...], None]:
     """Places of the start's times and of the further programs', each once."""
-    assert task.criterion.paths is not None
-    return dict.fromkeys(_places(task.criterion.paths.times, one.times) for one in (task.start.program, *further))
+    return dict.fromkeys(_places(search.way.times, one.times) for one in (task.start.program, *further))
 
 
 def _again(task: Task, found: Fit, seeds: int) -> Fit:
@@ -274,11 +280,11 @@ def usual_regression(nfe: int, seeds: int) -> int:
 
 def _slides(nfe: int) -> int:
     """Evaluations of a round on one seed: what follows each moved time."""
-    return len(SLIDES) * nfe * (nfe + 1) // 2
+    return len(WIDE) * nfe * (nfe + 1) // 2
 
 
 def _places(known: Float64s, times: Float64s) -> tuple[int, ...]:
-    """The nearest of the reference's times, falling, each another one."""
+    """The nearest of the way's times, falling, each another one."""
     places = [int(np.argmin(np.abs(known - t))) for t in sorted(times, reverse=True)]
     for n in range(1, len(places)):
         places[n] = max(places[n], places[n - 1] + 1)

@@ -42,15 +42,15 @@ def regression_of(criterion: ErrorCriterion, schedule: str, prediction: str, nfe
 @pytest.mark.parametrize(("schedule", "prediction"), [("linear:1000", "v"), ("vp", "eps"), ("edm", "edm")])
 def test_rows_are_least_squares_on_the_way(schedule, prediction):
     criterion, _ = criterion_of(schedule, prediction, bounds=(-np.inf, np.inf))
-    regression, places = regression_of(criterion, schedule, prediction), (1, 9, 20, 33)
+    regression, places = regression_of(criterion, schedule, prediction), (4, 27, 60, 99)
     found = regression.fit(places)
     assert criterion.paths is not None
-    program = with_table(regression.program, found.table, criterion.paths.times[list(places)])
+    program = with_table(regression.program, found.table, regression.way.times[list(places)])
     noise = criterion.pool.noise[:16].astype(np.float64)
     way: list[np.ndarray] = []
     sample = criterion.pool.sample(program, np.arange(16), way=way)
     columns = [noise, *way[1::2]]
-    wanted = [*(criterion.paths.states[place, :16] for place in places), criterion.targets[:16]]
+    wanted = [*(regression.way.state(place, 16) for place in places), criterion.targets[:16]]
     for n, target in enumerate(wanted):
         known = np.stack([one.reshape(-1) for one in columns[: n + 1]], axis=1).astype(np.float64)
         ridge = np.sqrt(RIDGE) * np.diag(np.linalg.norm(known, axis=0))
@@ -64,11 +64,11 @@ def test_rows_are_least_squares_on_the_way(schedule, prediction):
 def test_times_are_found_that_beat_every_solver():
     criterion, _ = criterion_of("vp", "eps")
     regression = regression_of(criterion, "vp", "eps")
-    found = regression.search([(0, 10, 20, 30)])
+    found = regression.search([(0, 30, 60, 90)])
     assert found is not None
-    assert found.error < 0.7 * regression.fit((0, 10, 20, 30)).error
+    assert found.error < 0.7 * regression.fit((0, 30, 60, 90)).error
     assert criterion.paths is not None
-    program = with_table(regression.program, found.table, criterion.paths.times[list(found.places)])
+    program = with_table(regression.program, found.table, regression.way.times[list(found.places)])
     others = np.arange(16, SEEDS)
     names = ("ddim", "dpm++:2m", "unipc:order=2", "ipndm:order=3", "pfdiff:k=2,l=1")
     rules = [pfdiff.compile(name, "vp", 4, grid, prediction="eps") for name in names for grid in ("uniform", "logsnr")]
@@ -78,7 +78,7 @@ def test_times_are_found_that_beat_every_solver():
 def test_clipped_elements_are_not_fitted():
     """With bounds inside the data the clipped sample is nearer than that of plain least squares."""
     criterion, _ = criterion_of("linear:1000", "v", bounds=(-0.4, 0.4))
-    regression, places = regression_of(criterion, "linear:1000", "v"), (1, 9, 20, 33)
+    regression, places = regression_of(criterion, "linear:1000", "v"), (4, 27, 60, 99)
     found = regression.fit(places)
     columns = [criterion.pool.noise[:16], *(one.numpy() for one in regression._last[1])]
     known = np.stack([one.reshape(-1) for one in columns], axis=1).astype(np.float64)
@@ -89,10 +89,10 @@ def test_clipped_elements_are_not_fitted():
 def test_an_interrupted_search_goes_on_and_a_budget_bounds_it(tmp_path):
     path = tmp_path / "journal.jsonl"
     criterion, calls = criterion_of("vp", "eps", Journal(path))
-    whole = regression_of(criterion, "vp", "eps").search([(0, 10, 20, 30)])
+    whole = regression_of(criterion, "vp", "eps").search([(0, 30, 60, 90)])
     again, fresh = criterion_of("vp", "eps", Journal(path))
     before = len(fresh)
-    resumed = regression_of(again, "vp", "eps").search([(0, 10, 20, 30)])
+    resumed = regression_of(again, "vp", "eps").search([(0, 30, 60, 90)])
     assert whole is not None
     assert resumed is not None
     assert resumed.places == whole.places
@@ -103,7 +103,7 @@ def test_an_interrupted_search_goes_on_and_a_budget_bounds_it(tmp_path):
 
     bounded, _ = criterion_of("vp", "eps")
     bounded.budget.evaluations = 1000
-    found = regression_of(bounded, "vp", "eps").search([(0, 10, 20, 30)])
+    found = regression_of(bounded, "vp", "eps").search([(0, 30, 60, 90)])
     assert found is not None
     assert bounded.budget.spent <= 1000
 
