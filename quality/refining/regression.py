@@ -29,15 +29,15 @@ from .dense import table_of, with_table
 from .jacobian import at_times
 from .options import Task
 from .through_module import combined
-from .way import PARTS, Way
+from .way import Way
 
-WIDE = tuple(PARTS * slide for slide in (1, -1, 2, -2, 4, -4))  # along the reference's times
-NARROW = 1, -1, 2, -2  # between them, when these gain nothing more
+SLIDES = 1, -1, 2, -2, 4, -4  # along the reference's times
+NARROW = 1, -1, 2, -2  # between them, when those gain nothing more
 RIDGE = 1e-6  # of the normal matrix's diagonal
 GAIN = 5e-3  # less than this part of the error gained in a round is the end
 SEEDS = 4, 64  # that choose times, least and most
 SHARE = 0.4  # of a budget
-USUAL_ROUNDS = 5  # of wide slides, or as much; a budget should pay for the first one, which gains most
+USUAL_ROUNDS = 5  # of slides, or as much; a budget should pay for the first one, which gains most
 SOLVERS = 4  # of the ranking whose times are tried
 SOLVED = 5  # times that the last row is solved, since which elements are clipped changes with it
 
@@ -76,16 +76,17 @@ class Regression:
         with suppress(BudgetSpentError):
             for places in starts:
                 self._tried(places)
-            for slides in (WIDE, NARROW):
-                self._slid(slides)
+            self._slid(SLIDES, along_known=True)
+            if self.way.has_between:
+                self._slid(NARROW, along_known=False)
         return self.best
 
-    def _slid(self, slides: tuple[int, ...]) -> None:
+    def _slid(self, slides: tuple[int, ...], *, along_known: bool) -> None:
         """Rounds over all times, while they gain."""
         while self.best is not None:
             before = self.best.error
             for n in reversed(range(self.program.nfe)):
-                self._slide(n, slides)
+                self._slide(n, slides, along_known=along_known)
             if not self.best.error < (1 - GAIN) * before:
                 break
 
@@ -102,7 +103,7 @@ class Regression:
         table[-1], _ = self._last_row(_flat([self._noise, *map(as_tensor, way[1::2])]))
         return with_table(program, table)
 
-    def _slide(self, n: int, slides: tuple[int, ...]) -> None:
+    def _slide(self, n: int, slides: tuple[int, ...], *, along_known: bool) -> None:
         """Move time n while that helps."""
         before = None
         while self.best is not None and self.best is not before:
@@ -113,8 +114,9 @@ class Regression:
             self._tell(
                 line, self.criterion.budget.spent, self.criterion.budget.evaluations or self.criterion.budget.spent
             )
-            for place in (places[n] + slide for slide in slides):
-                if first <= place <= last:
+            for slide in slides:
+                place = self.way.slid(places[n], slide, along_known=along_known)
+                if place is not None and first <= place <= last:
                     self._tried((*places[:n], place, *places[n + 1 :]))
 
     def _tried(self, places: tuple[int, ...]) -> None:
@@ -280,7 +282,7 @@ def usual_regression(nfe: int, seeds: int) -> int:
 
 def _slides(nfe: int) -> int:
     """Evaluations of a round on one seed: what follows each moved time."""
-    return len(WIDE) * nfe * (nfe + 1) // 2
+    return len(SLIDES) * nfe * (nfe + 1) // 2
 
 
 def _places(known: Float64s, times: Float64s) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ equation 12). Near the noisy end the reference has few times, and a table's firs
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from typing import final
 
 import numpy as np
@@ -21,17 +22,31 @@ PARTS = 3  # of each gap, even in arctan(alpha / sigma)
 
 @final
 class Way:
-    """times [M']: falling, the reference's among them. Discrete schedules have whole times, where there is room."""
+    """times [M']: falling, the reference's at the places `known`. Discrete schedules have whole times, where there is
+    room.
+    """
 
     def __init__(self, paths: Paths, schedule: str) -> None:
         process, self._states = parse_schedule(schedule), paths.states
-        times, self._weights = [], []
+        times, self._weights, self.known = [], [], list[int]()
         for first, (start, end) in enumerate(zip(paths.times[:-1], paths.times[1:], strict=True)):
+            self.known.append(len(times))
             for t in (float(start), *_between(process, float(start), float(end))):
                 times.append(t)
                 self._weights.append((first, *_weights(process, t, float(start), float(end))))
         self.times: Float64s = np.array([*times, paths.times[-1]])
+        self.known.append(len(times))
         self._weights.append((len(paths.times) - 1, 1.0, 0.0))
+
+    @property
+    def has_between(self) -> bool:
+        return len(self.known) < len(self.times)
+
+    def slid(self, place: int, slide: int, *, along_known: bool) -> int | None:
+        """The place so many of the reference's times further, or of all times; None beyond the ends."""
+        places = self.known if along_known else range(len(self.times))
+        found = (bisect_right(places, place) - 1 if slide > 0 else bisect_left(places, place)) + slide
+        return places[found] if 0 <= found < len(places) else None
 
     def state(self, place: int, seeds: int) -> Float64s:
         """x at times[place] of the first `seeds` seeds, [seeds * elements]."""

@@ -26,6 +26,7 @@ def test_states_between_are_nearly_exact(schedule):
     assert set(times) < set(way.times)
     assert len(times) < len(way.times) <= PARTS * (len(times) - 1) + 1
     assert np.all(np.diff(way.times) < 0)
+    np.testing.assert_array_equal(way.times[way.known], times)
     if process.discrete:
         assert np.all(way.times == way.times.round())
     for place, t in enumerate(way.times):
@@ -37,3 +38,14 @@ def test_without_room_the_times_are_the_references():
     times = np.array([5.0, 4.0, 2.0, 1.0])
     way = Way(Paths(times, np.zeros((4, 1, 1), np.float32)), "linear:1000")
     assert way.times.tolist() == [5, 4, 3, 2, 1]
+    assert way.known == [0, 1, 3, 4]
+    assert way.has_between
+    assert not Way(Paths(times[:2], np.zeros((2, 1, 1), np.float32)), "linear:1000").has_between
+
+
+def test_slides_go_along_the_references_times_or_all():
+    way = Way(Paths(np.array([9.0, 6.0, 3.0]), np.zeros((3, 1, 1), np.float32)), "linear:1000")
+    assert way.times.tolist() == [9, 8, 7, 6, 5, 4, 3]
+    assert [way.slid(0, slide, along_known=True) for slide in (1, 2, 3, -1)] == [3, 6, None, None]
+    assert [way.slid(4, slide, along_known=False) for slide in (1, -2, 3)] == [5, 2, None]
+    assert [way.slid(4, slide, along_known=True) for slide in (-1, 1)] == [3, 6]  # from between
