@@ -32,7 +32,7 @@ from .through_module import combined
 from .way import Way
 
 SLIDES = 1, -1, 2, -2, 4, -4  # along the reference's times
-NARROW = 1, -1, 2, -2  # between them, when those gain nothing more
+NARROW = 1, -1, 2, -2  # between them, when those gain nothing more; with the most seeds alone
 RIDGE = 1e-6  # of the normal matrix's diagonal
 GAIN = 5e-3  # less than this part of the error gained in a round is the end
 SEEDS = 4, 64  # that choose times, least and most
@@ -77,7 +77,7 @@ class Regression:
             for places in starts:
                 self._tried(places)
             self._slid(SLIDES, along_known=True)
-            if self.way.has_between:
+            if self.way.has_between and len(self.rows) >= SEEDS[1]:  # fewer would be fitted too well
                 self._slid(NARROW, along_known=False)
         return self.best
 
@@ -254,8 +254,11 @@ def has_paths(task: Task) -> bool:
 
 
 def _starts(search: Regression, task: Task, further: Iterable[Program]) -> dict[tuple[int, ...], None]:
-    """Places of the start's times and of the further programs', each once."""
-    return dict.fromkeys(_places(search.way.times, one.times) for one in (task.start.program, *further))
+    """Places of the start's times and of the further programs', each once; all among the reference's own."""
+    way, found = search.way, dict[tuple[int, ...], None]()
+    for one in (task.start.program, *further):
+        found[tuple(way.known[place] for place in _places(way.times[way.known], one.times))] = None
+    return found
 
 
 def _again(task: Task, found: Fit, seeds: int) -> Fit:
@@ -286,7 +289,7 @@ def _slides(nfe: int) -> int:
 
 
 def _places(known: Float64s, times: Float64s) -> tuple[int, ...]:
-    """The nearest of the way's times, falling, each another one."""
+    """The nearest of the known times, falling, each another one."""
     places = [int(np.argmin(np.abs(known - t))) for t in sorted(times, reverse=True)]
     for n in range(1, len(places)):
         places[n] = max(places[n], places[n - 1] + 1)
