@@ -57,6 +57,51 @@ def same(one: pfdiff.Program, other: pfdiff.Program) -> bool:
     return (one.solver, one.basis) == (other.solver, other.basis) and behaviour(one) == behaviour(other)
 
 
+def with_scheduler(name: str, **options: Any) -> pfdiff.Network:
+    """The small U-Net without conditions."""
+    import diffusers
+
+    from ..small.diffusers import FAMILIES, pipeline_of
+
+    pipeline = pipeline_of(FAMILIES["unet"])
+    pipeline.scheduler = getattr(diffusers, name)(**options)
+    return pfdiff.Network(pipeline)
+
+
+def test_own_times_above_the_default_start_are_kept():
+    """Squared cosines end at an alpha near 0, where eps-networks of their own start later: diffusers' do not."""
+    network = with_scheduler("EulerDiscreteScheduler", beta_schedule="squaredcos_cap_v2", use_karras_sigmas=True)
+    setting = make_setting(Subject.of(network), 4, None, None, None)
+    assert setting.t_start < 999
+    built = chosen_program(network, AUTO, 4, OPEN)
+    assert built.times[0] == 999
+    assert same(default_candidate(setting).compile(setting), built)
+    (point,) = pfdiff.compare(network, 4, ["ddim@diffusers"], seeds=2, reference=12).points
+    assert point.program is not None
+    assert point.program.times.tolist() == built.times.tolist()
+    setting = make_setting(Subject.of(network), 4, None, 800.0, None)
+    assert default_candidate(setting).compile(setting).times[0] == 800
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "nfe", "why"),
+    [
+        ("LCMScheduler", {"rescale_betas_zero_snr": True}, 4, "eps does not determine v at time 999"),
+        ("LCMScheduler", {}, 60, "distilled on 50 times"),
+    ],
+)
+def test_where_build_refuses_the_search_begins_with_the_rule(name, options, nfe, why):
+    network = with_scheduler(name, **options)
+    with pytest.raises(pfdiff.InputError, match=why):
+        chosen_program(network, AUTO, nfe, OPEN)
+    setting = make_setting(Subject.of(network), nfe, None, None, None)
+    found = default_candidate(setting)
+    assert found.solver == by_rule(setting.schedule, setting.prediction, nfe).solver
+    found.compile(setting)
+    (point,) = pfdiff.compare(network, nfe, ["auto"], seeds=1, reference=72).points
+    assert (point.error, why in point.note) == (None, True)
+
+
 def test_a_lower_start_is_kept(networks):
     for name, start in (("sd1", 700.0), ("sd3", 0.7)):
         setting = make_setting(Subject.of(networks[name]), 4, None, start, None)

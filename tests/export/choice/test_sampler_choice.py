@@ -121,6 +121,15 @@ def test_grid_diffusers_is_exact(stable, flow):
             assert chosen_program(network, solver, 5, exact).grid == grid
 
 
+def test_grid_diffusers_ends_where_it_is_told(stable):
+    exact = {**OPEN, "grid": "diffusers"}
+    for end, last in (("clean", -1), ("first", 0), (-1.0, -1)):
+        assert chosen_program(stable, "ddim", 5, {**exact, "end": end}).grid == (801, 601, 401, 201, 1, last)
+    for end in (3.0, "middle"):
+        with pytest.raises(InputError, match=f"end '?{end}'?: the times of grid 'diffusers' end at clean or first"):
+            chosen_program(stable, "ddim", 5, {**exact, "end": end})
+
+
 def test_grid_diffusers_needs_a_scheduler():
     with pytest.raises(InputError, match=r"grid 'diffusers': network 'Plain' has no scheduler; give a rule"):
         chosen_program(plain(), "ddim", 5, {**OPEN, "grid": "diffusers"})
