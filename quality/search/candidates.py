@@ -27,7 +27,7 @@ from ...engine.compiler.solvers import parse_solver
 from ...engine.compiler.solvers.stochastic.analytic import Analytic
 from ...engine.compiler.start import default_start
 from ...engine.errors import InputError
-from ...export.choice.sampler_choice import chosen
+from ...export.choice.sampler_choice import EXACT, chosen, is_exact
 from ...export.network import Network
 from ..sampling.pool import stochastic_refused
 from ..sampling.subject import Subject
@@ -182,6 +182,10 @@ def all_candidates(
         free = solvers is not None or _parameterisation(solver) is None
         for grid in grids or GRIDS:
             for basis in bases or (BASES if free else (None,)):
+                if is_exact(grid):
+                    with contextlib.suppress(InputError):
+                        yield by_default(Candidate(solver, EXACT, basis, None), setting)
+                    continue
                 times = grid if isinstance(grid, str) else tuple(grid)
                 yield Candidate(solver, times, basis, start_of(grid, setting.t_start))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from pfdiff.quality.search.candidates import (
     default_candidate,
     make_setting,
 )
+
+from .analytic import SCHEDULE, Analytic
 
 pytest.importorskip("diffusers")
 OPEN: dict[str, Any] = {"grid": None, "basis": None, "clip": None, "t_start": None, "end": None}
@@ -100,6 +103,35 @@ def test_where_build_refuses_the_search_begins_with_the_rule(name, options, nfe,
     found.compile(setting)
     (point,) = pfdiff.compare(network, nfe, ["auto"], seeds=1, reference=72).points
     assert (point.error, why in point.note) == (None, True)
+
+
+def test_unknown_grids_are_refused_before_the_network_is_asked(monkeypatch, networks):
+    monkeypatch.setattr(Subject, "opened", None)
+    network, bare = networks["sd1"], pfdiff.Network(Analytic(), shape=(1, 2, 2), schedule=SCHEDULE, prediction="eps")
+    for one, grid, why in (
+        (network, "trailng", "unknown grid 'trailng'.*did you mean trailing"),
+        (network, "karras:roh=3", "grid karras has no parameter 'roh'"),
+        (bare, "diffusers", "grid 'diffusers': network 'Analytic' has no scheduler; give a rule: trailing"),
+    ):
+        with pytest.raises(pfdiff.InputError, match=why):
+            pfdiff.compare(one, 4, ["ddim", f"ddim@{grid}"], conditions=FEW["conditions"])
+        with pytest.raises(pfdiff.InputError, match=why):
+            pfdiff.tune(one, 4, grids=["trailing", grid], conditions=FEW["conditions"])
+
+
+def test_a_search_takes_the_times_of_the_scheduler(networks):
+    setting = make_setting(Subject.of(networks["sd1"]), 4, None, None, None)
+    (found,) = all_candidates(setting, solvers=["ddim"], grids=["diffusers"], bases=["x0"])
+    assert found.compile(setting).times.tolist() == [751, 501, 251, 1]
+    assert not list(all_candidates(replace(setting, nfe=1001), solvers=["ddim"], grids=["diffusers"], bases=["x0"]))
+
+
+def test_consistency_models_have_a_reference_that_stops_early():
+    network = with_scheduler("CMStochasticIterativeScheduler")
+    points = pfdiff.compare(network, 2, ["ddim@trailing", "ddim@uniform", "auto"], seeds=1, reference=12).points
+    assert points[0].error is not None
+    assert "gives x_t itself at time 0.002" in points[1].note
+    assert "draws noise" in points[2].note
 
 
 def test_a_lower_start_is_kept(networks):
