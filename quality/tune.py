@@ -332,7 +332,7 @@ def _searched(
         cost = 0 if refining is None else usual_cost(refining, setting.nfe, elements)
         plan = plan_line(pace, limit, setting.nfe, cost)
         tell(plan, limit.spent, 0)
-    trials = search.run(candidates, seed, local=local, pace=pace)
+    trials = search.run(candidates, seed, local=local, pace=pace, default_first=only == (None, None, None))
     if not trials:
         raise InputError(nothing_found(setting, solvers, grids, bases, spent=not search.complete))
     if not math.isfinite(trials[0].error()):

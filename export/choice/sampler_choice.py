@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..network import Network
 
 EXACT = "diffusers"  # the grid that is a scheduler's own times
+LATE = "leading"  # the rule that begins below the start it is given
 TUNE_EVALUATIONS = 25_000  # that `tune` takes with its defaults for one NFE, the reference included
 
 
@@ -105,7 +106,8 @@ def _exact(source: Network, solver: str, nfe: int, given: Mapping[str, Any]) -> 
     if solver == "ddim" and convention.keeps_eps and given["clip"] is not None:
         solver = f"ddim:eps={OWN}"
     if t_start is not None:
-        return Choice(solver, convention.grid, given["basis"], t_start)
+        rule = convention.grid.partition(":")[0]
+        return Choice(solver, "trailing" if rule == LATE else convention.grid, given["basis"], t_start)
     return Choice(solver, _ending(convention, given["end"]).walk(parse_solver(solver), nfe), given["basis"])
 
 

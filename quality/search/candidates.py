@@ -211,11 +211,14 @@ def _by_scheduler(candidate: Candidate, grid: Grid | None, setting: Setting) -> 
     assert setting.network is not None
     given: dict[str, Any] = {"grid": grid, "basis": candidate.basis, "t_start": None}
     given |= {"clip": setting.clip, "end": setting.end}
-    choice, _ = chosen(setting.network, candidate.solver, setting.nfe, given)
-    first = start_of(choice.grid, setting.t_start if choice.t_start is None else choice.t_start)
-    if setting.latest is None or first <= setting.latest:
-        return choice
-    return chosen(setting.network, candidate.solver, setting.nfe, {**given, "t_start": setting.latest})[0]
+    words = (setting.network, candidate.solver, setting.nfe)
+    if setting.latest is None:
+        return chosen(*words, given)[0]
+    with contextlib.suppress(InputError):  # so many of its own times there may not be
+        choice, _ = chosen(*words, given)
+        if start_of(choice.grid, setting.t_start if choice.t_start is None else choice.t_start) <= setting.latest:
+            return choice
+    return chosen(*words, {**given, "t_start": setting.latest})[0]
 
 
 def default_candidate(setting: Setting) -> Candidate:

@@ -157,3 +157,24 @@ def test_compare_asks_the_times_of_the_engine(networks):
     auto, exact = (point.program.times.tolist() for point in found if point.program is not None)
     assert auto == chosen_program(network, AUTO, 4, OPEN).times.tolist()
     assert exact == [751, 501, 251, 1]
+
+
+@pytest.mark.parametrize("name", ["sd1", "lcm"])
+def test_a_distance_is_measured_of_the_default_first(networks, name):
+    """With a budget for three candidates of hundreds; the sampler that draws noise too."""
+    network, asked = networks[name], []
+
+    def cost(engine, nfe, seeds):
+        asked.append(engine.programs[nfe])
+        return 1.0
+
+    words = {"calibration": 2, "held_out": 0, "budget": 24, "conditions": FEW["conditions"]}
+    pfdiff.tune(network, 4, criterion=cost, **words)
+    assert same(asked[0], chosen_program(network, AUTO, 4, OPEN))
+
+
+def test_a_latest_start_serves_where_the_scheduler_has_too_few_times():
+    network = with_scheduler("LCMScheduler", original_inference_steps=4)
+    setting = make_setting(Subject.of(network), 8, None, 600.0, None)
+    built = chosen_program(network, AUTO, 8, {**OPEN, "t_start": 600.0})
+    assert same(by_default(Candidate(AUTO, AUTO, None, None), setting).compile(setting), built)
