@@ -69,7 +69,8 @@ def _conditions(samples: str, context: typer.Context) -> dict[str, Any] | None:
     if not (Path(samples) / MANIFEST).is_file() and not asked:
         return None
     artifact = read_engine(Path(samples), nfe=params["nfe"], backend=params["backend"], device=params["device"])
-    return prompted_conditions(context, artifact.contract, Path(samples)) if asked else None
+    found = prompted_conditions(context, artifact.contract, Path(samples))
+    return found if asked else None
 
 
 def print_evaluation(report: Evaluation) -> None:

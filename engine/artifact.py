@@ -287,7 +287,8 @@ def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
     Changes that another process made since `artifact` was read are lost, unless both read and write inside
     `locked_for_build`.
 
-    Raises EngineFileError when the disk is full or the directory cannot be written; the former manifest then stands.
+    Raises EngineFileError when the disk is full or the directory cannot be written, InputError when it would be larger
+    than what is read; the former manifest then stands.
     """
     folder = folder or artifact.path
     content: dict[str, Any] = {
@@ -310,8 +311,25 @@ def write_manifest(artifact: Artifact, folder: Path | None = None) -> None:
     if (alphas := held_alphas(artifact.contract.schedule)) is not None:
         content["alphas"] = alphas
     content["digest"] = _digest(content)
+    text = json.dumps(content, indent=1, allow_nan=False)
+    _check_size(len(text), artifact.programs)  # ASCII
     with writing(artifact.path), replacing(folder / MANIFEST) as part, open(part, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, allow_nan=False)
+        file.write(text)
+
+
+def check_room(programs: Mapping[int, Program]) -> None:
+    """Raises InputError for samplers that no manifest has room for: before the network is exported."""
+    _check_size(sum(len(json.dumps(one.to_dict(), indent=1)) for one in programs.values()), programs)
+
+
+def _check_size(size: int, programs: Mapping[int, Program]) -> None:
+    if size > LARGEST_MANIFEST_BYTES:
+        got, most = (f"{-(-100 * one >> 20) / 100:.4g} MiB" for one in (size, LARGEST_MANIFEST_BYTES))
+        counts = ", ".join(map(str, sorted(programs)))
+        raise InputError(
+            f"NFE {counts}: {MANIFEST} would be {got}, expected at most {most}, and its size grows with the square of "
+            "the evaluations; take fewer, or an engine for each"
+        )
 
 
 def records_of(folder: Path) -> dict[str, FileRecord]:

@@ -119,7 +119,8 @@ class Convention:
             points = _apart(points, last + 1) if self.ramp else points
         else:
             points = np.clip(points, process.first, process.last)  # powers and logarithms miss the ends by a rounding
-        if not np.all(np.diff(points) < 0) or (count > 0 and points[-1] <= last):
+        nearest = last + 1e-9 * abs(last)  # a rounding above the end is no step
+        if not np.all(np.diff(points) < 0) or (count > 0 and points[-1] <= nearest):
             raise InputError(f"{count} times do not fall strictly; take fewer steps, or give times that fall")
         return (*points.tolist(), float(last))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..engine.artifact import MANIFEST, Artifact, read_artifact, records_of, write_manifest
+from ..engine.artifact import MANIFEST, Artifact, check_room, read_artifact, records_of, write_manifest
 from ..engine.atomic import locked_for_build, replacing_folder, writing
 from ..engine.compiler.program import Program
 from ..engine.contract.contract import QUANTISED
@@ -38,6 +38,7 @@ def write_programs(
     another network or precision; without it that is an InputError. search: by NFE, the record to keep of a program.
     asked: how a precision is measured, where it is.
     """
+    check_room(programs)
     asked = asked or Asked(programs, clips=source.decoder is None)
     say(f"comparing {source.contract.name} with what is built")
     with locked_for_build(place, say):

@@ -19,6 +19,7 @@ x_0 - eps, as the tutorials have it in which t = 0 is noise and t = 1 is data; `
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from ..engine.errors import InputError
 
 QUANTITIES = ("t", "sigma", "logsnr", "c_noise")
 USAGE = "1-t, 1000*t, 1000-1000*t, sigma, logsnr or c_noise, with numbers before * and around + and -"
+TERM = r"[+-]?(?:\d[eE][+-]|[^+-])+"  # of a sum
 # What others call the predictions.
 ALIASES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 MEANT = {
@@ -82,15 +84,24 @@ class TimeMap:
         return fed
 
     def __str__(self) -> str:
-        scaled = self.quantity if self.scale == 1 else f"{self.scale:g}*{self.quantity}"
-        return scaled if self.offset == 0 else f"{self.offset:g}{'' if self.scale < 0 else '+'}{scaled}"
+        scaled = self.quantity if self.scale == 1 else f"{_exact(self.scale)}*{self.quantity}"
+        return scaled if self.offset == 0 else f"{_exact(self.offset)}{'' if self.scale < 0 else '+'}{scaled}"
+
+
+def _exact(value: float) -> str:
+    """All digits, as two maps with the same text are the same network."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
 
 
 def parse_time_map(text: str) -> TimeMap:
     """The map that a text means, such as '1-t'. Raises InputError."""
     found: TimeMap | None = None
-    offset = 0.0
-    for term in re.findall(r"[+-]?(?:\d[eE][+-]|[^+-])+", re.sub(r"\s", "", text)):
+    offset, whole = 0.0, re.sub(r"\s", "", text)
+    terms = re.findall(TERM, whole)
+    if "".join(terms) != whole:
+        raise InputError(f"time_map '{text}': got a sign without a number, expected {USAGE}")
+    for term in terms:
         match = re.fullmatch(rf"([+-]?)(?:([\d.eE+-]+)\*)?({'|'.join(QUANTITIES)})(?:([*/])([\d.eE+-]+))?", term)
         try:
             if match is None:
@@ -103,6 +114,8 @@ def parse_time_map(text: str) -> TimeMap:
         if found is not None or factor == 0:
             raise InputError(f"time_map '{text}': expected one of {', '.join(QUANTITIES)} once, such as 1-t")
         found = TimeMap(quantity, -factor if sign == "-" else factor)
+    if not math.isfinite(offset) or (found is not None and not math.isfinite(found.scale)):
+        raise InputError(f"time_map '{text}': expected finite numbers, such as 1000*t")
     if found is None:
         raise InputError(f"time_map '{text}': it names none of {', '.join(QUANTITIES)}; expected {USAGE}")
     return TimeMap(found.quantity, found.scale, offset)

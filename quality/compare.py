@@ -31,7 +31,7 @@ from .output_files import OutputFiles
 from .pictures.pixels import MODES
 from .pictures.plot import write_plot
 from .pictures.write import replaced, write_picture
-from .refusals import check_asked
+from .refusals import check_asked, check_grids
 from .sampling.budget import parse_budget
 from .sampling.pool import Floats, stochastic_refused
 from .sampling.reference import Reference
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 SOLVERS = ("auto", "ddim", "dpm++:2m", "unipc:order=2", "ipndm:order=3", "pfdiff:k=1,l=1", "pfdiff:k=2,l=1")
 NAMED = AUTO, STORED  # what is no solver itself
+BEST = "best"  # what is no grid itself
 
 
 def compare(
@@ -87,11 +88,12 @@ def compare(
     _check_numbers(counts, samplers, seeds, calibration, seed)
     _check_pictures(files.sheet, subject)
     settings = [make_setting(subject, count, clip, t_start, end) for count in counts]
-    chosen = Reference.of(settings[0].schedule, settings[0].t_start, reference)
+    chosen = Reference.of(settings[0].schedule, settings[0].t_start, reference, settings[0].prediction)
     candidates = {text: parse_sampler(text, grid or AUTO, basis) for text in samplers}
+    check_grids((one.grid for one in candidates.values() if one.grid not in (AUTO, BEST)), subject)
     check_asked(max(counts), (one.solver for one in candidates.values() if one.solver not in NAMED), reference)
     _check_noise(candidates.values(), settings[0])
-    calibration = calibration if any(one.grid == "best" for one in candidates.values()) else 0
+    calibration = calibration if any(one.grid == BEST for one in candidates.values()) else 0
     tell, budget = progress or (lambda stage, done, expected: None), parse_budget(None)
     with subject.opened(backend, threads) as opened:
         drawn = chosen_seeds(seed, calibration, seeds)
@@ -219,7 +221,7 @@ class _Bench:
             candidate = by_default(candidate, setting)
         else:
             candidate = replace(candidate, t_start=start_of(candidate.grid, setting.t_start))
-        return self._best(candidate, setting) if candidate.grid == "best" else candidate.compile(setting)
+        return self._best(candidate, setting) if candidate.grid == BEST else candidate.compile(setting)
 
     def _stored(self, nfe: int) -> Program:
         program = self._held.get(nfe)

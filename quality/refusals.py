@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ..engine.compiler.grid import Grid, check_grid
 from ..engine.compiler.solvers import parse_solver
 from ..engine.errors import InputError
+from ..export.choice.sampler_choice import EXACT, is_exact
 from .sampling.budget import Budget
 from .sampling.reference import Reference
+from .sampling.subject import Subject
 from .search.candidates import Setting
 from .search.left_out import left_out
 
@@ -24,6 +27,18 @@ def check_asked(nfe: int, solvers: Iterable[str], reference: int | None) -> None
             f"a reference of {reference} evaluations for NFE {nfe}, expected more than {nfe}; leave it out for the "
             "usual one"
         )
+
+
+def check_grids(grids: Iterable[Grid], subject: Subject) -> None:
+    """Raises InputError for a rule that nobody knows, and for a scheduler's times where there is no scheduler."""
+    for grid in grids:
+        if not is_exact(grid):
+            check_grid(grid)
+        elif subject.engine is not None:
+            raise InputError(f"grid '{EXACT}': an engine holds no scheduler; give the folder that it was built from")
+        elif subject.network is None or subject.network.convention is None:
+            name = subject.contract.name
+            raise InputError(f"grid '{EXACT}': network '{name}' has no scheduler; give a rule: trailing")
 
 
 def no_refining(limit: Budget, nfe: int) -> str:

@@ -37,7 +37,7 @@ from .refining.dense import fits
 from .refining.options import Refining
 from .refining.polish import FEWEST as FEWEST_REFINING
 from .refining.polish import refined, sized, usual_cost
-from .refusals import LEAST_RUNS, check_asked, no_refining, nothing_found, too_little
+from .refusals import LEAST_RUNS, check_asked, check_grids, no_refining, nothing_found, too_little
 from .sampling.budget import Budget, BudgetSpentError, parse_budget
 from .sampling.reference import FEW, Reference
 from .sampling.seeds import chosen_seeds
@@ -135,6 +135,7 @@ def tune(
         limit.assumed = speed_of(subject, conditions, backend, threads)
     calibration, held_out = _checked_seeds(metric, calibration, held_out, limit)
     check_asked(nfe, solvers or (), reference)
+    check_grids(grids or (), subject)
     setting = replace(make_setting(subject, nfe, clip, t_start, end), draws=metric != "error")
     aim = _aim(metric, pictures, features, scale, criterion, setting, refine=refine, reference=reference)
     check_destination(subject, out)
@@ -332,7 +333,7 @@ def _searched(
         cost = 0 if refining is None else usual_cost(refining, setting.nfe, elements)
         plan = plan_line(pace, limit, setting.nfe, cost)
         tell(plan, limit.spent, 0)
-    trials = search.run(candidates, seed, local=local, pace=pace)
+    trials = search.run(candidates, seed, local=local, pace=pace, default_first=only == (None, None, None))
     if not trials:
         raise InputError(nothing_found(setting, solvers, grids, bases, spent=not search.complete))
     if not math.isfinite(trials[0].error()):

@@ -7,7 +7,7 @@ see `engine/contract/seed_conditions.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,19 @@ def conditions_from(
         elif one.name in own or (one.default is None and one.name not in encoded):
             found[one.name] = one.values(value, batch, options.get(one.name, f"--{one.alias or one.name}"))
     return found
+
+
+def check_in_turn(given: Mapping[str, Any], contract: Contract, encoded: Collection[str] = ()) -> None:
+    """What the seeds cannot take in turn of the values that were typed, and what is missing.
+
+    encoded: conditions that need not be given, since prompts stand for them. Raises InputError that names the option.
+    """
+    from ...engine.contract.seed_conditions import condition_table
+
+    own, called = contract.by_name(given), contract.called(given)
+    for one in contract.conditions:
+        if one.name in own or (one.default is None and one.name not in encoded):
+            condition_table(one, own.get(one.name), f"--{called.get(one.name) or one.alias or one.name}")
 
 
 def _picture_of_each(value: Any, batch: int, option: str) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +127,7 @@ def prompted_conditions(
     network. extra: in place of the context's own arguments. Raises InputError, EngineFileError, BackendError.
     """
     from ...engine.contract.controls import control_condition, is_control_picture
-    from .conditions import given_conditions
+    from .conditions import check_in_turn, given_conditions
 
     params = context.params
     words = {name: params[name] for name in ("prompt", "negative_prompt") if params[name]}
@@ -138,6 +138,7 @@ def prompted_conditions(
     control = control_condition(contract)
     shown = control is not None and is_control_picture(control, contract.by_name(given).get(control.name))
     if not texts and not shown:
+        check_in_turn(given, contract, () if engine is None else _encoded(engine))
         return given
     if engine is None and shown:
         raise InputError("--control_image needs an engine, which holds the image encoder; build it, and name it here")
@@ -147,6 +148,14 @@ def prompted_conditions(
 
     where = {name: params[name] for name in ("device", "backend", "threads") if params.get(name) is not None}
     return prompt_conditions(engine, texts.get("prompt"), texts.get("negative_prompt"), given, **where)
+
+
+def _encoded(engine: Path) -> Collection[str]:
+    """The conditions that its text encoders make."""
+    from ...engine.artifact import read_artifact
+
+    encoders = read_artifact(engine, verify=False).text_encoders
+    return () if encoders is None else encoders.conditions
 
 
 def _out_of_sheet(text: str, given: Any, shape: Sequence[int]) -> Any:

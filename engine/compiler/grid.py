@@ -103,6 +103,12 @@ def listed(grid: Grid) -> Float64s | None:
         raise InputError(f"grid {shown(grid)} is not a list of numbers") from error
 
 
+def check_grid(grid: Grid) -> None:
+    """Raises InputError for what is neither a rule with parameters of its own nor a list of numbers."""
+    if listed(grid) is None:
+        _parse(str(grid))
+
+
 def make_grid(
     grid: Grid,
     schedule: Schedule,

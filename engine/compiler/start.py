@@ -26,10 +26,11 @@ def default_start(schedule: str, prediction: str, clip: float | None = None) -> 
     """The schedule's last time; for eps-networks on schedules that end below alpha 0.005, where alpha is 0.01.
 
     Cosine schedules end near alpha = 1e-4. There, computing x0 multiplies the error of an eps-network by 10,000, unless
-    x0 is clipped. Raises InputError.
+    x0 is clipped. At alpha = 0 no clip helps. Raises InputError.
     """
     process = parse_schedule(schedule)
-    if prediction != "eps" or clip is not None or float(process.alpha(process.last)) >= LOW_ALPHA:
+    alpha = float(process.alpha(process.last))
+    if prediction != "eps" or alpha >= LOW_ALPHA or (clip is not None and alpha > 0):
         return process.last
     return time_of_alpha(process, SOUND_ALPHA)
 

@@ -100,9 +100,9 @@ class Condition:
         if low <= least and most <= high:  # false for NaN
             return
         if not (is_number(least) and is_number(most)):
-            raise InputError(f"{_place(called)}: got NaN, infinity or beyond, expected finite numbers")
+            raise InputError(f"{place_of(called)}: got NaN, infinity or beyond, expected finite numbers")
         got = shown(least) if least == most else f"{shown(least)}..{shown(most)}"
-        raise InputError(f"{_place(called)}: got {got}, expected values in {low}..{high} ({self.dtype})")
+        raise InputError(f"{place_of(called)}: got {got}, expected values in {low}..{high} ({self.dtype})")
 
     def values(
         self, given: ArrayLike | str | Sequence[str] | None, batch: int, called: str | None = None
@@ -122,25 +122,25 @@ class Condition:
                 article = "an" if self.dtype.startswith("int") else "a"
                 what = f"{self.dtype} {list(self.shape)}" if self.shape else f"{article} {self.dtype} value"
                 option = called if called.startswith("--") else f"{called}="
-                raise InputError(f"{_place(called)} is missing; give {option} {what}")
+                raise InputError(f"{place_of(called)} is missing; give {option} {what}")
             fed[...] = self.default
             return fed
         values = as_array(self._from_labels(given, called), called)
         if values.dtype.kind not in "biuf":
-            raise InputError(f"{_place(called)}: got {values.dtype}, expected numbers of dtype {self.dtype}")
+            raise InputError(f"{place_of(called)}: got {values.dtype}, expected numbers of dtype {self.dtype}")
         if values.dtype.kind == "b" and self.dtype != "bool" and not self.shape:
-            raise InputError(f"{_place(called)}: got true or false, expected numbers of dtype {self.dtype}")
+            raise InputError(f"{place_of(called)}: got true or false, expected numbers of dtype {self.dtype}")
         if values.shape not in (self.shape, (1, *self.shape), (batch, *self.shape)):
             if not self.shape and values.ndim == 1:
                 expected = "1 sample; give 1" if batch == 1 else f"{batch} samples; give 1 or {batch}"
-                raise InputError(f"{_place(called)}: {len(values)} values for {expected}")
+                raise InputError(f"{place_of(called)}: {len(values)} values for {expected}")
             raise InputError(
-                f"{_place(called)}: got shape {list(values.shape)}, expected {list(self.shape)} for all samples "
+                f"{place_of(called)}: got shape {list(values.shape)}, expected {list(self.shape)} for all samples "
                 f"or {[batch, *self.shape]}, one for each"
             )
         self._check_range(values, called)
         if self._fed.kind != "f" and values.dtype.kind == "f" and (values != np.trunc(values)).any():
-            raise InputError(f"{_place(called)}: got fractions, expected integers ({self.dtype})")
+            raise InputError(f"{place_of(called)}: got fractions, expected integers ({self.dtype})")
         fed[...] = values
         return fed
 
@@ -151,12 +151,12 @@ class Condition:
         for name in names:
             if name not in self.labels:
                 known = ", ".join(self.labels) or "none, this condition takes numbers"
-                raise InputError(f"{_place(called)}: unknown label '{name}'; known labels: {known}")
+                raise InputError(f"{place_of(called)}: unknown label '{name}'; known labels: {known}")
         numbers = [self.labels.index(name) for name in names]
         return numbers[0] if isinstance(given, str) else numbers
 
 
-def _place(called: str) -> str:
+def place_of(called: str) -> str:
     """How a message begins: with the option as it was typed, or `condition 'name'`."""
     return called if called.startswith("--") else f"condition '{called}'"
 
@@ -166,9 +166,9 @@ def as_array(given: Any, called: str) -> NDArray[Any]:
     try:
         values = np.asarray(given)
     except (ValueError, TypeError, OverflowError):
-        raise InputError(f"{_place(called)}: got lists of unequal lengths, expected one number or row each") from None
+        raise InputError(f"{place_of(called)}: got lists of unequal lengths, expected one number or row each") from None
     if values.dtype == object and all(isinstance(one, int) for one in values.flat):
-        raise InputError(f"{_place(called)}: got an integer beyond 64 bits, expected a smaller one")
+        raise InputError(f"{place_of(called)}: got an integer beyond 64 bits, expected a smaller one")
     return values
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .condition import Condition, as_array
+from .condition import Condition, as_array, place_of
 from .contract import Contract
 
 
@@ -41,7 +41,7 @@ def condition_table(condition: Condition, given: Any, called: str | None = None)
     shape: tuple[int, ...] = () if given is None or isinstance(given, str) else as_array(given, called).shape
     count = next(iter(shape)) if len(shape) > len(condition.shape) else 1
     if not count:
-        raise InputError(f"condition '{called}': got no values, expected at least one")
+        raise InputError(f"{place_of(called)}: got no values, expected at least one")
     return condition.values(given, count, called)
 
 

@@ -171,5 +171,5 @@ def chosen(held: Sequence[str], names: Sequence[str], where: str) -> str:
     if len(held) == 1:
         return held[0]
     listed = ", ".join(sorted(held)[:8]) + (", ..." if len(held) > 8 else "")
-    wanted = " or ".join(names) or "a single array"
+    wanted = " or ".join(dict.fromkeys(filter(None, names))) or "a single array"
     raise InputError(f"{where} holds {listed or 'nothing'}; expected {wanted}")

@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...engine.compiler.compile import compile as compile_program
 from ...engine.compiler.defaults import AUTO, BASIS, SOLVER, Choice, filled, open_grid
 from ...engine.compiler.program import Program
+from ...engine.compiler.schedule import parse_schedule
 from ...engine.compiler.solvers import parse_solver
 from ...engine.compiler.solvers.ddim import OWN
 from ...engine.compiler.start import doubt_of_clean_start
-from ...engine.errors import InputError
+from ...engine.errors import InputError, shown
 from .x0_variance import with_variances
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from ..network import Network
 
 EXACT = "diffusers"  # the grid that is a scheduler's own times
+LATE = "leading"  # the rule that begins below the start it is given
 TUNE_EVALUATIONS = 25_000  # that `tune` takes with its defaults for one NFE, the reference included
 
 
@@ -102,8 +105,21 @@ def _exact(source: Network, solver: str, nfe: int, given: Mapping[str, Any]) -> 
         raise InputError(f"grid 'diffusers': network '{source.contract.name}' has no scheduler; give a rule: trailing")
     if solver == "ddim" and convention.keeps_eps and given["clip"] is not None:
         solver = f"ddim:eps={OWN}"
-    grid = convention.walk(parse_solver(solver), nfe) if t_start is None else convention.grid
-    return Choice(solver, grid, given["basis"], t_start)
+    if t_start is not None:
+        rule = convention.grid.partition(":")[0]
+        return Choice(solver, "trailing" if rule == LATE else convention.grid, given["basis"], t_start)
+    return Choice(solver, _ending(convention, given["end"]).walk(parse_solver(solver), nfe), given["basis"])
+
+
+def _ending(convention: Convention, end: str | float) -> Convention:
+    """With times that end there. Raises InputError for a time between the least noisy one and the others."""
+    process = parse_schedule(convention.schedule)
+    named = {process.clean: "clean", process.first: "first"}.get(end, end) if isinstance(end, float | int) else end
+    if convention.spacing == "rule" or named == convention.end:
+        return convention
+    if named not in ("clean", "first"):
+        raise InputError(f"end {shown(end)}: the times of grid '{EXACT}' end at clean or first; give a rule: trailing")
+    return replace(convention, end=str(named))
 
 
 def is_open(source: Network, solver: str, settings: Mapping[str, Any]) -> bool:

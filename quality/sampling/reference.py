@@ -22,6 +22,7 @@ from .pool import Floats, Pool
 
 EVALUATIONS = 200
 FEW = 36  # of a search
+OPEN = "angle:power=1.5"  # a grid that stops before the first time
 BLOCK = 16  # samples computed, and kept, at once
 
 
@@ -35,8 +36,11 @@ class Reference:
     nfe: int
 
     @staticmethod
-    def of(schedule: str, t_start: float, nfe: int | None = None) -> Reference:
-        """The reference of a schedule from `t_start`; `nfe` evaluations in place of its own number."""
+    def of(schedule: str, t_start: float, nfe: int | None = None, prediction: str = "") -> Reference:
+        """The reference of a schedule from `t_start`; `nfe` evaluations in place of its own number.
+
+        A consistency model gives x itself at the schedule's first time, so its grid stops before.
+        """
         process = parse_schedule(schedule)
         every = int(t_start - process.first) + 1
         if process.discrete and every <= SHORT and nfe in (None, every):
@@ -44,6 +48,8 @@ class Reference:
         count = nfe or EVALUATIONS
         if process.discrete:
             return Reference("dpm++:2m", "uniform", min(count, every))
+        if prediction == "consistency":
+            return Reference("dpm++:2m", OPEN, count)
         return Reference("dpm++:2m", "karras" if process.velocity != "flow" else "uniform", count)
 
     @staticmethod
@@ -57,9 +63,9 @@ class Reference:
         process = parse_schedule(schedule)
         short = process.discrete and int(t_start - process.first) + 1 <= SHORT
         if nfe is not None or short:
-            return Reference.of(schedule, t_start, nfe)
+            return Reference.of(schedule, t_start, nfe, prediction)
         finite = process.velocity != "flow" and float(process.alpha(t_start)) > 0
-        return Reference("unipc:order=2", "karras" if prediction == "eps" and finite else "angle:power=1.5", FEW)
+        return Reference("unipc:order=2", "karras" if prediction == "eps" and finite else OPEN, FEW)
 
     def doubled(self) -> Reference:
         """With twice the evaluations, whose distance to this is nearly this one's error."""

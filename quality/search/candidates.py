@@ -7,6 +7,7 @@ on a made-up network, and one of each is kept.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,7 @@ from ...engine.compiler.solvers import parse_solver
 from ...engine.compiler.solvers.stochastic.analytic import Analytic
 from ...engine.compiler.start import default_start
 from ...engine.errors import InputError
-from ...export.choice.sampler_choice import chosen
+from ...export.choice.sampler_choice import EXACT, chosen, is_exact
 from ...export.network import Network
 from ..sampling.pool import stochastic_refused
 from ..sampling.subject import Subject
@@ -103,6 +104,7 @@ class Setting:
     sigma_data: float = 0.5
     draws: bool = False  # candidates may draw noise on the way: for distances, not for errors
     network: Network | None = None  # with a diffusers scheduler, which the default sampler then follows
+    latest: float | None = None  # the caller's latest start, above which the scheduler's own times may not be either
 
 
 def make_setting(
@@ -122,7 +124,7 @@ def make_setting(
         raise InputError(f"nfe={nfe!r}, expected an integer of at least 1")
     scheduled = subject.network if subject.network and subject.network.convention else None
     words = (contract.schedule, nfe, contract.prediction, start, clip, end, contract.sigma_data)
-    return Setting(*words, network=scheduled)
+    return Setting(*words, network=scheduled, latest=None if t_start is None else start)
 
 
 def _own(subject: Subject) -> tuple[float | None, str | float]:
@@ -180,6 +182,10 @@ def all_candidates(
         free = solvers is not None or _parameterisation(solver) is None
         for grid in grids or GRIDS:
             for basis in bases or (BASES if free else (None,)):
+                if is_exact(grid):
+                    with contextlib.suppress(InputError):
+                        yield by_default(Candidate(solver, EXACT, basis, None), setting)
+                    continue
                 times = grid if isinstance(grid, str) else tuple(grid)
                 yield Candidate(solver, times, basis, start_of(grid, setting.t_start))
 
@@ -201,23 +207,32 @@ def _by_rule(candidate: Candidate, grid: Grid | None, setting: Setting) -> Choic
 
 
 def _by_scheduler(candidate: Candidate, grid: Grid | None, setting: Setting) -> Choice:
-    """From the latest start where the scheduler's own is above it."""
+    """From the caller's latest start where the scheduler's own is above it."""
     assert setting.network is not None
     given: dict[str, Any] = {"grid": grid, "basis": candidate.basis, "t_start": None}
     given |= {"clip": setting.clip, "end": setting.end}
-    choice, _ = chosen(setting.network, candidate.solver, setting.nfe, given)
-    first = start_of(choice.grid, setting.t_start if choice.t_start is None else choice.t_start)
-    if first <= setting.t_start:
-        return choice
-    return chosen(setting.network, candidate.solver, setting.nfe, {**given, "t_start": setting.t_start})[0]
+    words = (setting.network, candidate.solver, setting.nfe)
+    if setting.latest is None:
+        return chosen(*words, given)[0]
+    with contextlib.suppress(InputError):  # so many of its own times there may not be
+        choice, _ = chosen(*words, given)
+        if start_of(choice.grid, setting.t_start if choice.t_start is None else choice.t_start) <= setting.latest:
+            return choice
+    return chosen(*words, {**given, "t_start": setting.latest})[0]
 
 
 def default_candidate(setting: Setting) -> Candidate:
-    """The default sampler; the rule's where the scheduler's draws noise and candidates may not. Raises InputError."""
+    """The default sampler; the rule's where the scheduler's is not defined, or draws noise and candidates may not.
+
+    Raises InputError.
+    """
     usual = Candidate(AUTO, AUTO, None, None)
-    found = by_default(usual, setting)
-    if setting.draws or setting.network is None or not found.compile(setting).noises:
-        return found
+    if setting.network is None:
+        return by_default(usual, setting)
+    with contextlib.suppress(InputError):
+        found = by_default(usual, setting)
+        if not found.compile(setting).noises or setting.draws:
+            return found
     return by_default(usual, replace(setting, network=None))
 
 

@@ -18,7 +18,7 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, final
 
 import numpy as np
@@ -85,24 +85,33 @@ class Search:
         self.rungs = rungs_of(calibration)
 
     def run(
-        self, candidates: Iterable[Candidate], seed: int = 0, *, local: bool = True, pace: Pace | None = None
+        self,
+        candidates: Iterable[Candidate],
+        seed: int = 0,
+        *,
+        local: bool = True,
+        pace: Pace | None = None,
+        default_first: bool = True,
     ) -> list[Trial]:
         """The trials that were run on all calibration seeds, best first; the best have held-out errors.
 
-        candidates: with a pace in the order in which they are tried, otherwise in any. When the budget is spent, those
-        that got furthest: then `complete` is False.
+        candidates: with a pace in the order in which they are tried, otherwise the first, and then the others in any.
+        default_first: the first is the default. When the budget is spent, those that got furthest: then `complete` is
+        False.
         """
         self.pace, self._begun = pace, self.criterion.budget.spent
+        every = iter(candidates)
+        first = list(islice(every, 1))
         if pace is None:
-            order = list(candidates)
+            order = list(every)
             random.Random(seed).shuffle(order)  # when the budget ends the first round, it has seen a fair part
-            fresh = [Trial(*pair) for pair in compiled(order, self.setting, self._seen)]
+            fresh = [Trial(*pair) for pair in compiled([*first, *order], self.setting, self._seen)]
         else:
             self.rungs = rungs_of(pace.seeds)
-            few = islice(compiled(candidates, self.setting, self._seen), pace.candidates)
+            few = islice(compiled(chain(first, every), self.setting, self._seen), pace.candidates)
             fresh = [Trial(*pair) for pair in few]
-            for trial in fresh[:1]:
-                trial.stays = True
+        for trial in fresh[:1]:
+            trial.stays = default_first and [trial.candidate] == first
         self._expected = self.criterion.budget.spent + self._forecast(len(fresh))
         try:
             self._halve(fresh)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import pfdiff
 from pfdiff.cli import main
-from pfdiff.cli.arguments.conditions import given_conditions
+from pfdiff.cli.arguments.conditions import check_in_turn, given_conditions
 from pfdiff.cli.arguments.typed import as_typed
 from pfdiff.engine.artifact import read_artifact
 from pfdiff.engine.contract.condition import Condition
@@ -184,6 +184,17 @@ def test_a_bad_condition_is_named_as_it_was_typed(
 
 
 @pytest.mark.parametrize("name", ["prompt_embeds", "encoder_hidden_states"])
+def test_values_in_turn_are_checked_by_the_option_that_was_typed(name: str) -> None:
+    for value, message in ((np.zeros((4, 3, 3)), "got shape"), (np.zeros((0, 2, 3)), "got no values")):
+        with pytest.raises(pfdiff.InputError, match=rf"^--{name}: {message}"):
+            check_in_turn({name: value, "label": 1}, CONTRACT)
+    with pytest.raises(pfdiff.InputError, match=r"^--prompt_embeds is missing; give --prompt_embeds float32 \[2, 3\]"):
+        check_in_turn({"label": 1}, CONTRACT)
+    check_in_turn({"label": 1}, CONTRACT, ["encoder_hidden_states"])
+    check_in_turn({name: np.zeros((3, 2, 3)), "label": [1, 2]}, CONTRACT)
+
+
+@pytest.mark.parametrize("name", ["prompt_embeds", "encoder_hidden_states"])
 def test_messages_use_the_name_that_the_caller_used(name: str) -> None:
     for value, message in (
         (np.zeros((3, 3)), "got shape"),
@@ -221,6 +232,21 @@ def test_every_command_takes_a_file(engine: Path, capsys: pytest.CaptureFixture[
         lines = capsys.readouterr().out.splitlines()
         shown.append([line for line in lines if "ddim" in line and "evaluations" not in line])
     assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "--count", "2", "-o", "x"],
+        ["tune"],
+        ["compare"],
+        ["evaluate", "--reference", "x.npy", "--features", "fashion"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_command_names_the_option(engine: Path, capfd: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert main([words[0], "small.engine", *words[1:], "--nfe", "4", "--label", "1.5"]) == 2
+    assert capfd.readouterr().err.startswith("pfdiff: --label: got fractions, expected integers (int64)")
 
 
 # Sizes and texts that nobody means.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pfdiff.engine import artifact
 from pfdiff.engine.artifact import FileRecord, read_artifact
 from pfdiff.engine.errors import BackendError, EngineFileError, InputError, PfdiffError
 from pfdiff.export import engine_directory
@@ -96,6 +97,20 @@ def test_a_further_nfe_is_added_without_export(tmp_path: Path, monkeypatch: pyte
         assert engine.programs[5].grid == "quadratic"
     assert before == state_of_network == (out / "network.onnx").stat().st_ino
     assert (out / "plans").is_dir()
+
+
+def test_a_manifest_that_nobody_would_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """990 evaluations make an engine.json of 18 MiB; here 40 are too many."""
+    network, out = onnx_network(tmp_path), tmp_path / "e"
+    build(network, 20, "ddim", out=out).close()
+    before = state(out)
+    monkeypatch.setattr(artifact, "LARGEST_MANIFEST_BYTES", len(before["engine.json"][0]) + 8_000)
+    no_export(monkeypatch)
+    for nfe, place, counts in ((40, out, "40"), (40, tmp_path / "new", "40"), (19, out, "19, 20")):
+        with pytest.raises(InputError, match=f"NFE {counts}: engine.json would be .* MiB, expected at most"):
+            build(network, nfe, "ddim", out=place)
+    assert state(out) == before
+    assert not (tmp_path / "new").exists()
 
 
 def test_another_network_replaces_the_engine(tmp_path: Path) -> None:
@@ -302,9 +317,9 @@ def test_of_two_builds_one_waits_and_both_are_kept(
 
 def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
     build(onnx_network(tmp_path), 4, out=tmp_path / "e").close()
-    artifact = read_artifact(tmp_path / "e")
+    held = read_artifact(tmp_path / "e")
     data = (tmp_path / "e" / "network.onnx").read_bytes()
-    assert artifact.files["network.onnx"] == FileRecord(hashlib.sha256(data).hexdigest(), len(data))
+    assert held.files["network.onnx"] == FileRecord(hashlib.sha256(data).hexdigest(), len(data))
 
 
 @pytest.mark.parametrize("name", [".engine", ".png", ".ONNX"])

@@ -34,6 +34,8 @@ SHAPE = (2, 3, 3)
         ("sigma", TimeMap("sigma")),
         ("-0.5*logsnr", TimeMap("logsnr", -0.5)),
         ("c_noise", TimeMap("c_noise")),
+        ("999.9996 - 1000.00004*t", TimeMap("t", -1000.00004, 999.9996)),
+        ("1e-3*t-1e+2", TimeMap("t", 1e-3, -100)),
     ],
 )
 def test_texts(text: str, expected: TimeMap) -> None:
@@ -41,7 +43,13 @@ def test_texts(text: str, expected: TimeMap) -> None:
     assert parse_time_map(str(expected)) == expected
 
 
-@pytest.mark.parametrize("text", ["", "1", "x", "t+t", "sigma*t", "0*t", "t**2", "t/0", "1-", "cosine(t)", "1-t; 2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "1", "x", "t+t", "sigma*t", "0*t", "t**2", "t/0", "1-", "cosine(t)", "1-t; 2"),
+        *("t--1", "1--t", "1-+t", "--t", "t-", "+-t", "nan+t", "inf-t", "1e400*t", "t+1e999"),
+    ],
+)
 def test_other_texts_are_refused_in_one_line(text: str) -> None:
     with pytest.raises(InputError, match="time_map") as caught:
         parse_time_map(text)

@@ -73,6 +73,18 @@ def test_a_search_ends_within_its_budget_and_is_complete() -> None:
     assert any(trial.stays and trial.held_out_error is not None for trial in trials)
 
 
+@pytest.mark.parametrize("paced", [True, False])
+def test_only_a_default_that_is_defined_stays(paced: bool) -> None:
+    """Not the first of the solvers that were asked for, nor the next where the default does not compile."""
+    undefined, two = Candidate("heun", "uniform", "eps", 999), [Candidate("ddim", "uniform", "eps", 999)]
+    for candidates, default_first, stays in ((two, False, 0), ([undefined, *two], True, 0), (two, True, 1)):
+        judge, setting, _ = judge_of("linear:1000", seeds=8, nfe=5)
+        pace = pace_of(judge.budget, 5, 4, 4) if paced else None
+        search = Search(judge, setting, 4, np.arange(4, 8), lambda *_: None)
+        trials = search.run(candidates, pace=pace, local=False, default_first=default_first)
+        assert sum(trial.stays for trial in trials) == stays
+
+
 # The order.
 def test_the_default_and_ddim_come_first_and_nothing_is_lost() -> None:
     setting = Setting("vp", 5, "v", 1.0)

@@ -34,3 +34,6 @@ def test_default_start_is_where_an_eps_network_is_sound():
     assert default_start(SCHEDULE, "v") == 59
     assert default_start("linear:1000", "v") == 999
     assert default_start("edm", "edm") == 80
+    zero = "linear:1000?terminal=0"
+    assert default_start(zero, "eps", clip=1.0) == default_start(zero, "eps") < 999
+    assert pfdiff.compile("auto", zero, 4, "trailing", clip=1.0).times[0] == default_start(zero, "eps")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pfdiff.engine.compiler.defaults import AUTO, by_rule
 from pfdiff.engine.compiler.solvers import parse_solver
 from pfdiff.engine.errors import InputError
 from pfdiff.export.choice.sampler_choice import chosen_program, described_choice
+from pfdiff.export.sources.diffusers_config import read_config
 
 THEN = Path(__file__).parents[2] / "data" / "e9258ea"
 OPEN: dict[str, Any] = {"grid": None, "basis": None, "clip": None, "t_start": None, "end": None}
@@ -119,6 +121,29 @@ def test_grid_diffusers_is_exact(stable, flow):
         for solver in ("ddim", "pfdiff:k=2,l=1"):
             grid = network.convention.walk(parse_solver(solver), 5)
             assert chosen_program(network, solver, 5, exact).grid == grid
+
+
+def test_grid_diffusers_ends_where_it_is_told(stable):
+    exact = {**OPEN, "grid": "diffusers"}
+    for end, last in (("clean", -1), ("first", 0), (-1.0, -1)):
+        assert chosen_program(stable, "ddim", 5, {**exact, "end": end}).grid == (801, 601, 401, 201, 1, last)
+    for end in (3.0, "middle"):
+        with pytest.raises(InputError, match=f"end '?{end}'?: the times of grid 'diffusers' end at clean or first"):
+            chosen_program(stable, "ddim", 5, {**exact, "end": end})
+
+
+def test_a_last_step_of_a_rounding_is_refused():
+    """Exponential sigmas of a flow end at its first time, but for 1e-19."""
+    convention = read_config({"_class_name": "FlowMatchLCMScheduler", "use_exponential_sigmas": True})
+    with pytest.raises(InputError, match="4 times do not fall strictly"):
+        replace(convention, end="first").walk(parse_solver("unipc:order=2"), 4)
+
+
+def test_a_start_with_grid_diffusers_is_the_start(stable):
+    """Leading spacing of its own would begin with half of it."""
+    assert stable.convention.spacing == "leading"
+    found = chosen_program(stable, "ddim", 2, {**OPEN, "grid": "diffusers", "t_start": 600.0})
+    assert found.times.tolist()[0] == 600
 
 
 def test_grid_diffusers_needs_a_scheduler():
