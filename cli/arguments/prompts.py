@@ -90,10 +90,7 @@ def check_asked(asked: Mapping[str, Any], conditions: Mapping[str, Any], artifac
     """
     encoders = artifact.text_encoders
     if encoders is not None and "prompt" not in asked:
-        given = artifact.contract.by_name(conditions)
-        needed = [one.name for one in artifact.contract.conditions if one.default is None]
-        if missing := [name for name in encoders.conditions if name in needed and name not in given]:
-            raise InputError(f"the prompt is missing; give --prompt '...', or what it stands for: {', '.join(missing)}")
+        check_prompted(conditions, artifact.contract, encoders.conditions)
     for name, what in (("strength", "start from"), ("strength_counts", "start from"), ("mask", "keep a part of")):
         if name in asked and "image" not in asked:
             option = "--" + name.replace("_", "-")
@@ -118,6 +115,14 @@ def _check_pictures(asked: Mapping[str, Any], conditions: Mapping[str, Any], art
         raise InputError("this network inpaints; give --image and --mask, white where the picture is drawn anew")
 
 
+def check_prompted(given: Mapping[str, Any], contract: Contract, encoded: Collection[str]) -> None:
+    """Raises InputError where nothing stands for a condition that the text encoders make."""
+    own = contract.by_name(given)
+    needed = [one.name for one in contract.conditions if one.default is None and one.name not in own]
+    if missing := [name for name in encoded if name in needed]:
+        raise InputError(f"the prompt is missing; give --prompt '...', or what it stands for: {', '.join(missing)}")
+
+
 def prompted_conditions(
     context: typer.Context, contract: Contract, engine: Path | None, extra: Sequence[str] | None = None
 ) -> dict[str, Any]:
@@ -138,7 +143,9 @@ def prompted_conditions(
     control = control_condition(contract)
     shown = control is not None and is_control_picture(control, contract.by_name(given).get(control.name))
     if not texts and not shown:
-        check_in_turn(given, contract, () if engine is None else _encoded(engine))
+        encoded = () if engine is None else _encoded(engine)
+        check_in_turn(given, contract, encoded)
+        check_prompted(given, contract, encoded)
         return given
     if engine is None and shown:
         raise InputError("--control_image needs an engine, which holds the image encoder; build it, and name it here")
