@@ -144,8 +144,8 @@ def prompted_conditions(
     shown = control is not None and is_control_picture(control, contract.by_name(given).get(control.name))
     if not texts and not shown:
         encoded = () if engine is None else _encoded(engine)
-        check_in_turn(given, contract, encoded)
         check_prompted(given, contract, encoded)
+        check_in_turn(given, contract, encoded)
         return given
     if engine is None and shown:
         raise InputError("--control_image needs an engine, which holds the image encoder; build it, and name it here")

@@ -261,8 +261,9 @@ def test_the_command_line_makes_pictures(engines: Any, tmp_path: Path, capfd: py
     capfd.readouterr()
     assert main(["sample", str(path), "--seeds", "5", "-o", str(second)]) == 2
     assert "the prompt is missing" in capfd.readouterr().err
-    for words in (["generate", "--count", "4", "-o", str(tmp_path / "many")], ["compare", "--nfe", "4"], ["tune", "--nfe", "4"]):
-        assert main([words[0], str(path), *words[1:]]) == 2
+    many = ["--count", "4", "--out", str(tmp_path / "many")]
+    for command, *words in (["generate", *many], ["compare", "--nfe", "4"], ["tune", "--nfe", "4"]):
+        assert main([command, str(path), *words]) == 2
         assert "the prompt is missing; give --prompt '...', or what it stands for: " in capfd.readouterr().err
     assert main(["sample", str(path), *prompt, "--image", "none.png", "-o", str(second)]) == 2
     assert "--image 'none.png' does not exist" in capfd.readouterr().err
