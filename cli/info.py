@@ -253,7 +253,8 @@ def _search(record: Mapping[str, Any]) -> str:
         words.append(f"refined {trained_on(refinement)}")
     rivals = len(record["ranking"]) - 1
     words += [f"best of {rivals + 1}"] if rivals else []
-    return ", ".join((f"NFE {record['nfe']}: {best['solver']} on {best['grid']}", *words))
+    placed = "from" if refinement.get("kept") else "on"  # the programs below have the times that refining moved to
+    return ", ".join((f"NFE {record['nfe']}: {best['solver']} {placed} {best['grid']}", *words))
 
 
 def _programs(programs: Mapping[int, Program]) -> Table:

@@ -127,8 +127,9 @@ def print_ranking(ranking: Ranking) -> None:
     best = ranking[0]
     for line in filter(None, (ranking.held_out_note, ranking.doubt, *ranking.left_out, ranking.guard, ranking.stored)):
         print(line)
-    if not isinstance(best.grid, str):
-        print(f"times of 1: {','.join(f'{t:.6g}' for t in best.grid)}")
+    times = best.program.times if best.solver.endswith(" refined") else best.grid  # refining moves times
+    if not isinstance(times, str):
+        print(f"times of 1: {','.join(f'{t:.6g}' for t in times)}")
     ended = "" if ranking.complete else "; the budget ended the search early, without held-out seeds and refining"
     console.print(f"{ranking.evaluations} evaluations, {ranking.cached} of them cached, {ranking.seconds:.1f} s{ended}")
     if ranking.refinement:

@@ -37,7 +37,7 @@ from .refining.dense import fits
 from .refining.options import Refining
 from .refining.polish import FEWEST as FEWEST_REFINING
 from .refining.polish import refined, sized, usual_cost
-from .refusals import LEAST_RUNS, check_asked, check_grids, no_refining, nothing_found, too_little
+from .refusals import LEAST_RUNS, check_asked, check_grids, no_refining, nothing_found, too_few_to_fit, too_little
 from .sampling.budget import Budget, BudgetSpentError, parse_budget
 from .sampling.reference import FEW, Reference
 from .sampling.seeds import chosen_seeds
@@ -325,11 +325,13 @@ def _searched(
         measured = ReferenceGrids(way).candidates(setting) if way is not None and grids is None else ()
         candidates = in_order(candidates, setting, only, measured)
         left = limit.left()
-        if refining and not refining.validation and left is not None and left < LEAST_RUNS * setting.nfe:
-            refining, skipped = None, no_refining(limit, setting.nfe)
+        elements = criterion.pool.noise.shape[1]
+        if refining and not refining.validation and left is not None:
+            skipped = too_few_to_fit(limit, setting.nfe, refining.training, elements)
+            skipped = no_refining(limit, setting.nfe) if left < LEAST_RUNS * setting.nfe else skipped
+            refining = refining if skipped is None else None
         share = 1.0 if refining is None else FOR_SEARCH if refining.validation else FOR_LONE_SEARCH
         pace = pace_of(limit, setting.nfe, search.calibration, len(search.held_out), share)
-        elements = criterion.pool.noise.shape[1]
         cost = 0 if refining is None else usual_cost(refining, setting.nfe, elements)
         plan = plan_line(pace, limit, setting.nfe, cost)
         tell(plan, limit.spent, 0)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pfdiff
 from pfdiff.cli import main
 from pfdiff.cli.arguments.networks import network_arguments
+from pfdiff.cli.info import _search
 from pfdiff.cli.tune import _report, print_ranking
 from pfdiff.quality.sampling.reference import Reference
 from pfdiff.quality.tune import Ranked, Ranking
@@ -46,6 +49,22 @@ def test_samplers_that_differ_in_one_time_are_one_row(capsys):
     assert [(row[0], row[1]) for row in rows] == [("1", "ipndm:order=3"), ("2", "ipndm:order=3"), ("3", "ddim")]
     assert [row[-1] for row in rows] == ["1.0e-05", "0.0300", "0.1200"]
     assert "times of 1: 58,40,9,2,-1" in lines
+
+
+def test_the_times_of_a_refined_sampler_are_those_that_it_has(capsys):
+    start = ranking()[0]
+    program = replace(start.program, solver="ipndm:order=3 refined", times=np.array([57.0, 41.0, 10.0, 1.0]))
+    refined = replace(start, solver=program.solver, program=program)
+    found = ranking()
+    found.insert(0, refined)
+    print_ranking(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert "times of 1: 57,41,10,1" in lines
+    best = {"solver": refined.solver, "grid": [58, 40], "error": None, "held_out_error": None}
+    record = {"nfe": 4, "ranking": [best]}
+    kept = {"kept": True, "training_seeds": 16, "buffers": 3}
+    assert _search(record | {"refinement": kept}).startswith("NFE 4: ipndm:order=3 refined from [58, 40]")
+    assert _search(record).startswith("NFE 4: ipndm:order=3 refined on [58, 40]")
 
 
 def test_a_spent_budget_says_what_was_left_out(capsys):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import pfdiff
 from pfdiff.engine.errors import InputError
@@ -17,6 +18,17 @@ from .test_refine_features import network
 
 SEEDS = range(10_000, 10_064)
 FEW: dict[str, Any] = {"solvers": ["ddim", "unipc:order=2"], "grids": ["trailing", "logsnr"], "threads": 1}
+
+
+class Pull(torch.nn.Module):
+    """The exact flow to points at 0.6 and -0.6 with deviation 0.1, each element by itself."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        t = t.reshape(-1, *[1] * (x.dim() - 1)).clamp(1e-3, 1)
+        variance = (0.1 * (1 - t)) ** 2 + t**2
+        side = torch.tanh(x * 0.6 * (1 - t) / variance)
+        clean = 0.6 * side + 0.01 * (1 - t) / variance * (x - 0.6 * (1 - t) * side)
+        return (x - clean) / t
 
 
 def error_of(program: pfdiff.Program) -> float:
@@ -53,6 +65,22 @@ def test_the_smallest_budgets_belong_to_the_search() -> None:
     assert refined.refinement is not None
     assert refined.refinement["skipped"].startswith("not refined: behind the reference budget 700 pays for fewer than")
     assert [one.program.digest for one in refined] == [one.program.digest for one in tuned]
+
+
+@pytest.mark.parametrize(("elements", "told"), [(1, True), (2, True), (64, False)])
+def test_a_table_is_not_fitted_to_fewer_elements_than_tell_it(elements: int, told: bool) -> None:
+    source = pfdiff.Network(Pull(), shape=(elements,), schedule="flow", prediction="flow", name=f"pull {elements}")
+    words: dict[str, Any] = {"solvers": ["ddim", "pfdiff:k=2,l=1"], "budget": 2000, "threads": 1}
+    refined = pfdiff.tune(source, 5, refine=True, **words)
+    record = refined.refinement
+    assert record is not None
+    said = f"not refined: budget 2000 pays for 5 samples to fit a table to, expected {12 // elements} or more"
+    assert record.get("skipped", "").startswith(said) == told
+    if told:
+        tuned = pfdiff.tune(source, 5, **words)
+        assert [one.program.digest for one in refined] == [one.program.digest for one in tuned]
+    else:
+        assert record["method"] == "regression"
 
 
 def test_without_held_out_seeds_those_judge_that_no_step_has_watched() -> None:
