@@ -160,7 +160,7 @@ def tune(
             result = against_stored(result, stored, search, out)
     except BudgetSpentError:  # before the search, which ends with what it has
         assert isinstance(aim, Reference)
-        own = sum(FEWEST_REFINING) if refining is not None and refining.validation else 0
+        own = max(own, sum(FEWEST_REFINING)) if refining is not None and refining.validation else 0
         raise InputError(too_little(limit, aim, len(seeds), own)) from None
     write_winner(subject, result, out, lambda line: tell(line, limit.spent, limit.spent))
     return result

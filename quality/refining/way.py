@@ -3,7 +3,7 @@
     x(t) = u x(t_i) + w x(t_i+1),   (alpha, sigma)(t) = u (alpha, sigma)(t_i) + w (alpha, sigma)(t_i+1)
 
 Between two of the reference's times the network's answer is taken as constant, as in a step of DDIM (arXiv 2010.02502,
-equation 12). Near the noisy end the reference has few times, and a table's first time wants to lie between them.
+equation 12). Near the noisy end the reference has few times, and the best first time of a table lies between two.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ PARTS = 3  # of each gap, even in arctan(alpha / sigma)
 
 @final
 class Way:
-    """times [M']: falling, the reference's at the places `known`. Discrete schedules have whole times, where there is
-    room.
-    """
+    """times [M]: falling; the reference's own are at the places `known`. On discrete schedules all are whole."""
 
     def __init__(self, paths: Paths, schedule: str) -> None:
         process, self._states = parse_schedule(schedule), paths.states
@@ -43,7 +41,7 @@ class Way:
         return len(self.known) < len(self.times)
 
     def slid(self, place: int, slide: int, *, along_known: bool) -> int | None:
-        """The place so many of the reference's times further, or of all times; None beyond the ends."""
+        """The place `slide` times after `place`, of the reference's own times or of all; None beyond the ends."""
         places = self.known if along_known else range(len(self.times))
         found = (bisect_right(places, place) - 1 if slide > 0 else bisect_left(places, place)) + slide
         return places[found] if 0 <= found < len(places) else None

@@ -96,3 +96,12 @@ def test_without_held_out_seeds_those_judge_that_no_step_has_watched() -> None:
 def test_without_seeds_that_judge_nothing_is_refined() -> None:
     with pytest.raises(InputError, match="leaves no seeds that judge a refined sampler; give --held-out 4"):
         pfdiff.tune(network(), 3, budget=1500, refine=True, held_out=0, **FEW)
+
+
+def test_what_is_advised_for_too_small_a_budget_is_taken() -> None:
+    """Refining of two elements needs seeds of its own, which fewer seeds for the search do not spare."""
+    source = pfdiff.Network(Pull(), shape=(2,), schedule="flow", prediction="flow")
+    words: dict[str, Any] = {**FEW, "refine": True, "buffers": 1}
+    with pytest.raises(InputError, match="give at least 4032, or leave refine out$"):
+        pfdiff.tune(source, 5, budget=2000, **words)
+    assert pfdiff.tune(source, 5, budget=4032, **words)
