@@ -102,6 +102,6 @@ def test_what_is_advised_for_too_small_a_budget_is_taken() -> None:
     """Refining of two elements needs seeds of its own, which fewer seeds for the search do not spare."""
     source = pfdiff.Network(Pull(), shape=(2,), schedule="flow", prediction="flow")
     words: dict[str, Any] = {**FEW, "refine": True, "buffers": 1}
-    with pytest.raises(InputError, match="give at least 4032, or leave refine out$"):
+    with pytest.raises(InputError, match=r"give at least 4032, or leave refine out$"):
         pfdiff.tune(source, 5, budget=2000, **words)
     assert pfdiff.tune(source, 5, budget=4032, **words)
